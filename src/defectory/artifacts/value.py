@@ -1,0 +1,41 @@
+"""The base of all frozen values that stages exchange through the run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from defectory.errors import InputError
+from defectory.run import digest_json, write_json
+
+
+class Value(BaseModel):
+    """A frozen value with a content digest, stored as one JSON file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def digest(self) -> str:
+        """Give the SHA-256 hex digest of the value's content."""
+        return digest_json(self.model_dump(mode="json"))
+
+    def save(self, path: Path) -> None:
+        """Write the value to a JSON file atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a value back from its JSON file.
+
+        Raises:
+            InputError: the file is missing or does not hold such a value.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(path, f"no {cls.__name__} here", "run the stage that makes it first") from None
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            raise InputError(path, f"not a valid {cls.__name__} ({field}: {first['msg']})", "run the stage that makes it again") from None

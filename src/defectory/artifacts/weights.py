@@ -1,0 +1,24 @@
+"""Weights on disk: a folder and its digest."""
+
+from __future__ import annotations
+
+from defectory.artifacts.value import Value
+
+
+class Concept(Value):
+    """The outcome of phase 1: a base folder in Stable Diffusion layout, adapted, with its token and prompt."""
+
+    method: str
+    token: str
+    class_noun: str
+    base_digest: str
+    digest: str
+    """Digest of the weights folder."""
+
+
+class Control(Value):
+    """The outcome of phase 2: a `ControlNetModel` folder."""
+
+    concept_digest: str
+    driver_config_digest: str
+    digest: str

@@ -1,0 +1,26 @@
+"""Configuration of phase 1."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from defectory.artifacts.config import Section
+from defectory.engine.training.config import TrainingConfig
+
+
+class ConceptConfig(Section):
+    """Learn the concept: DreamBooth with prior preservation (paper, section 3.1)."""
+
+    method: Literal["dreambooth"] = "dreambooth"
+    token: str = "sks"
+    """The rare token [V]."""
+    class_noun: str = "industrial surface"
+    prior_weight: float = Field(default=0.3, ge=0)
+    """lambda of the prior term; 0 turns prior preservation off."""
+    num_class_images: int = Field(default=64, ge=1)
+    prior_steps: int = Field(default=20, ge=1)
+    """Steps of the ancestral sampler that draws the class images."""
+    train_text_encoder: bool = True
+    training: TrainingConfig = TrainingConfig(num_steps=400, learning_rate=2e-4)

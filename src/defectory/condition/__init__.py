@@ -1,0 +1,1 @@
+"""condition room."""

@@ -1,0 +1,17 @@
+"""Configuration of curation."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from defectory.artifacts.config import Section
+
+
+class CurationConfig(Section):
+    """Which drafts are kept."""
+
+    difference_threshold: float = Field(default=18.0, gt=0)
+    """Grey-level difference of a counterfactual pair that counts as drawn; fixed once on procedural data."""
+    min_fidelity: float = Field(default=0.35, ge=0, le=1)
+    """Drafts with a lower counterfactual fidelity are rejected."""
+    enabled: bool = True

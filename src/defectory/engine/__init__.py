@@ -1,0 +1,1 @@
+"""What rooms share: the base, the training loop, samplers and encoders."""

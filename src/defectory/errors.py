@@ -1,0 +1,70 @@
+"""Every exception a user may meet, drawn as one tree.
+
+DefectoryError                  exit code 1: a run failed
+├── StageError                  a stage could not finish
+│   └── FirewallError           an image of validation or test was about to reach training
+├── InterruptedRun              exit code 130: stopped, resumable
+└── InputError                  exit code 2: bad input, nothing was written
+    ├── ImageError              an image or mask file
+    ├── AnnotationError         an annotation file or one of its entries
+    ├── ConfigError             a project file, an option or an environment variable
+    └── WeightsError            a base, a checkpoint or an adapter
+
+Every message is one line: where, what was found, what to do.
+"""
+
+from __future__ import annotations
+
+
+class DefectoryError(Exception):
+    """The base of all errors Defectory raises on purpose."""
+
+    exit_code = 1
+
+
+class StageError(DefectoryError):
+    """A stage could not finish."""
+
+
+class FirewallError(StageError):
+    """An image of validation or test was about to reach a training stage."""
+
+
+class InterruptedRun(DefectoryError):
+    """The run was stopped and can be resumed."""
+
+    exit_code = 130
+
+
+class InputError(DefectoryError):
+    """Bad input, told as where it is, what was found and what to do about it.
+
+    Args:
+        where: file, entry or option at fault.
+        found: what was found there (and what was expected).
+        todo: what the user can do.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: object, found: str, todo: str) -> None:
+        self.where = str(where)
+        self.found = found
+        self.todo = todo
+        super().__init__(f"{self.where}: {found}; {todo}")
+
+
+class ImageError(InputError):
+    """An image or mask file that cannot be used."""
+
+
+class AnnotationError(InputError):
+    """An annotation file, or one of its entries, that cannot be used."""
+
+
+class ConfigError(InputError):
+    """A project file, option or environment variable that cannot be used."""
+
+
+class WeightsError(InputError):
+    """A base, checkpoint or adapter that cannot be used."""

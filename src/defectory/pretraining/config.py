@@ -1,0 +1,58 @@
+"""Configuration of base pretraining: one recipe file serves CPU and GPU."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from defectory.artifacts.config import Section
+
+
+class StageConfig(Section):
+    """One training stage of the pretraining."""
+
+    num_steps: int = Field(ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    weight_decay: float = Field(default=1e-2, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    checkpoint_every: int = Field(default=500, ge=1)
+
+
+class PretrainConfig(Section):
+    """Everything the embedded base, its control network and its encoder depend on."""
+
+    seed: int = 0
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    tile_px: int = Field(default=128, ge=32)
+    num_images: int = Field(default=16000, ge=8)
+    """Procedural images in the corpus."""
+    num_held_out: int = Field(default=256, ge=1)
+    """Images after the corpus, seen by no training step, for held-out figures."""
+    num_workers: int = Field(default=2, ge=1)
+    """Processes that render the corpus; the images do not depend on it."""
+    latent_channels: int = Field(default=8, ge=1)
+    vae_channels: tuple[int, ...] = (32, 48, 64)
+    """Three stages: factor 4, so that thin cracks survive."""
+    unet_channels: tuple[int, ...] = (64, 112, 160)
+    text_width: int = Field(default=128, ge=8)
+    text_layers: int = Field(default=2, ge=1)
+    text_length: int = Field(default=32, ge=8)
+    vocabulary_size: int = Field(default=768, ge=300)
+    norm_groups: int = Field(default=16, ge=1)
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    short_caption_share: float = Field(default=0.3, ge=0, le=1)
+    """Share of samples whose caption is reduced to `an image of a ... with a ...`, the form the two phases use."""
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    defect_weight: float = Field(default=2.0, ge=1)
+    """Loss weight of latent pixels under a defect while the base trains."""
+    control_defect_weight: float = Field(default=4.0, ge=1)
+    vae: StageConfig = StageConfig(num_steps=1500, learning_rate=1.5e-3, ema_decay=0.995)
+    vae_crop_px: int = Field(default=64, ge=16)
+    diffusion: StageConfig = StageConfig(num_steps=4000, learning_rate=7e-4)
+    control: StageConfig = StageConfig(num_steps=900, learning_rate=4e-4, ema_decay=0.995)
+    encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)

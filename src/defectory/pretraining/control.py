@@ -1,0 +1,75 @@
+"""Stage 4: a control network from the same world, the start of phase 2 on the embedded base.
+
+Class colours are drawn anew per image, so that the network learns that bright colour means
+defect and leaves which defect to the prompt.
+"""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import ControlNetModel
+from numpy.typing import NDArray
+from torch import Tensor
+
+from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.diffusion import LatentCorpus, Noising, PriorModel, build_scheduler, stratified_timesteps
+from defectory.pretraining.loop import PretrainEvent, fit
+
+GeometryOf = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.uint8]]
+"""Image uint8 [H,W,3] and defect mask bool [H,W] to the dim geometry map uint8 [H,W,3] of a driver."""
+
+
+def paint(geometry: NDArray[np.uint8], class_map: NDArray[np.uint8], hue_offset: float) -> NDArray[np.uint8]:
+    """Paint each class of a class map [H,W] on a geometry map [H,W,3] in a bright colour of its own."""
+    driver = geometry.copy()
+    for index in np.unique(class_map[class_map > 0]):
+        colour = colorsys.hsv_to_rgb((hue_offset + 0.381966 * int(index)) % 1.0, 1.0, 1.0)
+        driver[class_map == index] = np.round(np.array(colour) * 255).astype(np.uint8)
+    return driver
+
+
+def train_control(
+    config: PretrainConfig, data: LatentCorpus, prior: PriorModel, geometry_of: GeometryOf, *, checkpoint: Path
+) -> Iterator[PretrainEvent | ControlNetModel]:
+    """Train a copy of the frozen base's encoder to obey drivers; the last value yielded is the control network."""
+    device = torch.device(config.device)
+    torch.manual_seed(config.seed + 3)
+    control = ControlNetModel.from_unet(prior.unet, conditioning_embedding_out_channels=(16, 32, 64)).to(device)
+    prior.requires_grad_(False)
+    noising = Noising(build_scheduler(), device)
+    size = config.control.batch_size
+    corpus = data.corpus
+
+    def drivers(indices: Tensor, hues: Tensor) -> Tensor:
+        batch: list[NDArray[np.uint8]] = []
+        for index, hue in zip(indices.tolist(), hues.tolist(), strict=True):
+            class_map = corpus.class_maps[index]
+            batch.append(paint(geometry_of(corpus.images[index], class_map > 0), class_map, hue))
+        return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255
+
+    def loss_of(_step: int, generator: torch.Generator) -> Tensor:
+        indices = data.indices(size, generator)
+        clean = data.clean(indices).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timesteps = stratified_timesteps(size, 1000, generator).to(device)
+        token_ids = data.token_ids(indices, generator).to(device)
+        condition = drivers(indices, torch.rand(size, generator=generator)).to(device)
+        weight = data.defect_weight(indices, config.control_defect_weight).to(device)
+        noisy, target = noising.add(clean, noise, timesteps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with torch.no_grad():
+                context = prior.text_encoder(input_ids=token_ids).last_hidden_state
+            down, mid = control(noisy, timesteps, encoder_hidden_states=context, controlnet_cond=condition, return_dict=False)
+            predicted = prior.unet(
+                noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
+            ).sample
+        per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
+        return (noising.min_snr_weight(timesteps, config.min_snr_gamma) * per_image).mean()
+
+    yield from fit(control, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint)
+    yield control

@@ -1,0 +1,76 @@
+"""The procedural corpus as memory-mapped arrays, rendered once by several processes."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.procedural.world import render
+from defectory.run import write_json
+
+CHUNK_IMAGES = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corpus:
+    """Images uint8 [N,H,W,3], class maps uint8 [N,H,W] (0 none, else defect word + 1) and what each image shows."""
+
+    images: NDArray[np.uint8]
+    class_maps: NDArray[np.uint8]
+    captions: list[str]
+    materials: list[str]
+    defect_words: list[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+
+def _render_chunk(job: tuple[str, int, int, int, int]) -> None:
+    folder, first, count, tile_px, seed = job
+    images = np.empty((count, tile_px, tile_px, 3), np.uint8)
+    class_maps = np.empty((count, tile_px, tile_px), np.uint8)
+    words: list[dict[str, Any]] = []
+    for index in range(count):
+        sample = render(seed * 100_000_000 + first + index, (tile_px, tile_px))
+        images[index], class_maps[index] = sample.image, sample.class_map
+        words.append({"caption": sample.caption, "material": sample.material, "defects": list(sample.defect_words)})
+    np.save(Path(folder) / f"images-{first:07d}.npy", images)
+    np.save(Path(folder) / f"classes-{first:07d}.npy", class_maps)
+    write_json(Path(folder) / f"words-{first:07d}.json", words)
+
+
+def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_workers: int) -> Corpus:
+    """Render what is missing of the corpus into a folder and open it.
+
+    Args:
+        folder: holds one array file per chunk; a chunk whose words file is there is complete.
+        num_images: images in all.
+        tile_px: side of every image, pixels.
+        seed: of the whole corpus; image i depends on (seed, i) alone.
+        num_workers: processes.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(0, num_images, CHUNK_IMAGES)
+    missing = [
+        (str(folder), first, min(CHUNK_IMAGES, num_images - first), tile_px, seed)
+        for first in starts
+        if not (folder / f"words-{first:07d}.json").is_file()
+    ]
+    if missing:
+        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+            list(pool.map(_render_chunk, missing))
+    words = [entry for first in starts for entry in json.loads((folder / f"words-{first:07d}.json").read_text())]
+    return Corpus(
+        images=np.concatenate([np.load(folder / f"images-{first:07d}.npy") for first in starts]),
+        class_maps=np.concatenate([np.load(folder / f"classes-{first:07d}.npy") for first in starts]),
+        captions=[entry["caption"] for entry in words],
+        materials=[entry["material"] for entry in words],
+        defect_words=[tuple(entry["defects"]) for entry in words],
+    )

@@ -1,0 +1,174 @@
+"""Stage 2: the latent diffusion prior, with its text encoder.
+
+v-prediction on a zero-terminal-SNR schedule (Lin et al. 2024, Common Diffusion Noise Schedules
+and Sample Steps Are Flawed), so that very dark and very bright images can be drawn; min-SNR
+weighting (Hang et al. 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.corpus import Corpus
+from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.text import build_text_encoder, build_tokenizer, short_caption
+from defectory.pretraining.vae import encode
+from defectory.run import atomic_path
+
+
+def build_unet(config: PretrainConfig) -> UNet2DConditionModel:
+    """Build an untrained UNet: text enters at the lowest resolution alone, where it is cheap on a CPU."""
+    torch.manual_seed(config.seed + 2)
+    return UNet2DConditionModel(
+        sample_size=config.tile_px // 4,
+        in_channels=config.latent_channels,
+        out_channels=config.latent_channels,
+        block_out_channels=config.unet_channels,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+        attention_head_dim=config.unet_channels[-1] // 32 or 1,
+        cross_attention_dim=config.text_width,
+        norm_num_groups=config.norm_groups,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """Build the base's scheduler: v-prediction, zero terminal SNR, trailing steps."""
+    return DDIMScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        steps_offset=1,
+    )
+
+
+class Noising:
+    """The forward process of a schedule, eq. numbers as in Salimans & Ho 2022."""
+
+    def __init__(self, scheduler: DDIMScheduler, device: torch.device) -> None:
+        self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
+
+    def add(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Give the noisy latents and the v target: x_t = a x + s e, v = a e - s x (app. D)."""
+        alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
+        return alpha * clean + sigma * noise, alpha * noise - sigma * clean
+
+    def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
+        """Give the min-SNR weight of a v-prediction loss, float [B], at least that of SNR 0.1 so that tones are learned."""
+        alpha_bar = self.alpha_bar[timesteps]
+        snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
+        return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(0.25)
+
+
+class LatentCorpus:
+    """Scaled latents of the corpus (fp16), captions as token ids, defect masks."""
+
+    def __init__(self, config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, cache: Path) -> None:
+        self.config, self.corpus, self.tokenizer = config, corpus, tokenizer
+        self.num_train = len(corpus) - config.num_held_out
+        if cache.is_file():
+            self.latents = load_file(cache)["latents"]
+        else:
+            scale = float(vae.config["scaling_factor"])
+            self.latents = (encode(vae, corpus, range(len(corpus)), config) * scale).half().contiguous()
+            with atomic_path(cache) as temporary:
+                save_file({"latents": self.latents}, temporary)
+        self.factor = config.tile_px // self.latents.shape[-1]
+
+    def indices(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Draw training image indices."""
+        return torch.randint(self.num_train, (batch_size,), generator=generator)
+
+    def clean(self, indices: Tensor) -> Tensor:
+        """Give scaled latents float32 [B,C,h,w]."""
+        return self.latents[indices].float()
+
+    def token_ids(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Give token ids [B,L]; some captions shortened, some dropped."""
+        draws = torch.rand(len(indices), generator=generator).tolist()
+        captions: list[str] = []
+        for index, draw in zip(indices.tolist(), draws, strict=True):
+            if draw < self.config.caption_dropout:
+                captions.append("")
+            elif draw < self.config.caption_dropout + self.config.short_caption_share:
+                captions.append(short_caption(self.corpus.materials[index], self.corpus.defect_words[index]))
+            else:
+                captions.append(self.corpus.captions[index])
+        return self.tokenize(captions)
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """Give token ids [B,L] of captions."""
+        batch: Any = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.config.text_length, return_tensors="pt")
+        return batch.input_ids
+
+    def defect_weight(self, indices: Tensor, weight: float) -> Tensor:
+        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel, 1 elsewhere."""
+        masks = torch.stack([torch.from_numpy(self.corpus.class_maps[i] > 0) for i in indices.tolist()]).float()[:, None]
+        return 1 + (weight - 1) * nn.functional.max_pool2d(masks, self.factor)
+
+
+class PriorModel(nn.Module):
+    """UNet and text encoder, trained together."""
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet, text_encoder
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
+        """Give the predicted v, [B,C,h,w]."""
+        context = self.text_encoder(input_ids=token_ids).last_hidden_state
+        return self.unet(noisy, timesteps, encoder_hidden_states=context).sample
+
+
+def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """Draw one timestep per equal stratum of the range, int64 [B]: same expectation as uniform, less variance."""
+    offsets = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
+    return (offsets * num_timesteps).long().clamp(max=num_timesteps - 1)
+
+
+def train_prior(config: PretrainConfig, data: LatentCorpus, tokenizer: CLIPTokenizer, *, checkpoint: Path) -> Iterator[PretrainEvent | PriorModel]:
+    """Train UNet and text encoder on the cached latents; the last value yielded is the model with EMA weights."""
+    device = torch.device(config.device)
+    model = PriorModel(build_unet(config), build_text_encoder(tokenizer, config)).to(device)
+    scheduler = build_scheduler()
+    noising = Noising(scheduler, device)
+    size = config.diffusion.batch_size
+
+    def loss_of(_step: int, generator: torch.Generator) -> Tensor:
+        indices = data.indices(size, generator)
+        clean = data.clean(indices).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timesteps = stratified_timesteps(size, 1000, generator).to(device)
+        token_ids = data.token_ids(indices, generator).to(device)
+        weight = data.defect_weight(indices, config.defect_weight).to(device)
+        noisy, target = noising.add(clean, noise, timesteps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            predicted = model(noisy, timesteps, token_ids)
+        per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
+        return (noising.min_snr_weight(timesteps, config.min_snr_gamma) * per_image).mean()
+
+    yield from fit(model, loss_of, config.diffusion, stage="diffusion", seed=config.seed, checkpoint=checkpoint)
+    yield model
+
+
+def make_tokenizer(config: PretrainConfig, corpus: Corpus) -> CLIPTokenizer:
+    """Fit the base's tokenizer to the corpus's captions, long and short."""
+    short = [short_caption(m, d) for m, d in zip(corpus.materials, corpus.defect_words, strict=True)]
+    return build_tokenizer([*corpus.captions, *short], config)

@@ -1,0 +1,113 @@
+"""The training loop of the pretraining stages: deterministic per step, resumable, one event per step.
+
+Every batch and all noise are functions of (seed, step), so that resuming needs no generator state.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from defectory.pretraining.config import StageConfig
+from defectory.run import atomic_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainEvent:
+    """One step of one stage: `step` of `num_steps`, the loss, and the seconds since the stage began."""
+
+    stage: str
+    step: int
+    num_steps: int
+    loss: float
+    seconds: float
+
+
+def learning_rate_at(step: int, config: StageConfig) -> float:
+    """Give the learning rate of a step: linear warm-up, then cosine to 2% of the peak."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
+    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+
+
+def step_rng_seed(seed: int, stage: str, step: int) -> int:
+    """Give the seed of one step's batch and noise."""
+    return (seed * 1_000_003 + sum(stage.encode()) * 7_919 + step * 104_729) % (2**31)
+
+
+def fit(
+    model: nn.Module,
+    loss_of: Callable[[int, torch.Generator], Tensor],
+    config: StageConfig,
+    *,
+    stage: str,
+    seed: int,
+    checkpoint: Path,
+) -> Iterator[PretrainEvent]:
+    """Train a model in place and leave its EMA weights in it.
+
+    Args:
+        model: its parameters that require a gradient are trained.
+        loss_of: gives the scalar loss of a step; draws only from the generator it is given.
+        config: steps, batch, optimiser.
+        stage: name, part of the noise seed.
+        seed: of the whole pretraining.
+        checkpoint: safetensors file; found, training resumes from it, and it is kept at the end.
+    """
+    names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
+    average = [p.detach().clone() for p in parameters]
+    start = 0
+    if checkpoint.is_file():
+        start = _restore(checkpoint, names, parameters, average, optimizer)
+    began = time.monotonic()
+    for step in range(start, config.num_steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate_at(step, config)
+        generator = torch.Generator().manual_seed(step_rng_seed(seed, stage, step))
+        loss = loss_of(step, generator)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(config.ema_decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)  # pyright: ignore[reportPrivateUsage]
+        done = step + 1
+        if done % config.checkpoint_every == 0 or done == config.num_steps:
+            _save(checkpoint, done, names, parameters, average, optimizer)
+        yield PretrainEvent(stage=stage, step=done, num_steps=config.num_steps, loss=float(loss.detach()), seconds=time.monotonic() - began)
+    with torch.no_grad():
+        for parameter, mean in zip(parameters, average, strict=True):
+            parameter.copy_(mean)
+
+
+def _save(path: Path, step: int, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
+    for name, parameter, mean in zip(names, parameters, average, strict=True):
+        state = optimizer.state[parameter]
+        tensors |= {f"p.{name}": parameter.detach(), f"ema.{name}": mean, f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
+    with atomic_path(path) as temporary:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
+
+
+def _restore(path: Path, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer) -> int:
+    tensors = load_file(path)
+    step = int(tensors["step"])
+    with torch.no_grad():
+        for name, parameter, mean in zip(names, parameters, average, strict=True):
+            parameter.copy_(tensors[f"p.{name}"])
+            mean.copy_(tensors[f"ema.{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(step)),
+                "exp_avg": tensors[f"m.{name}"].to(parameter.device),
+                "exp_avg_sq": tensors[f"v.{name}"].to(parameter.device),
+            }
+    return step

@@ -1,0 +1,98 @@
+"""Makes the embedded base and its companions: corpus, autoencoder, prior, control network, encoder, in this order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
+
+from defectory.errors import StageError
+from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.control import GeometryOf, train_control
+from defectory.pretraining.corpus import make_corpus
+from defectory.pretraining.diffusion import LatentCorpus, PriorModel, build_scheduler, make_tokenizer, train_prior
+from defectory.pretraining.encoder import train_encoder
+from defectory.pretraining.loop import PretrainEvent
+from defectory.pretraining.vae import build_vae, train_vae
+from defectory.run import atomic_folder, digest_file, write_json
+
+
+def pretrain(config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path, geometry_of: GeometryOf) -> Iterator[PretrainEvent]:
+    """Make the base folder (Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`) and the encoder folder.
+
+    Args:
+        config: the recipe.
+        work: corpus, cached latents and checkpoints; a second call with the same recipe resumes from it.
+        base_out: base folder, replaced when everything is trained.
+        encoder_out: encoder folder, likewise.
+        geometry_of: the geometry part of driver extraction.
+
+    Raises:
+        StageError: `work` belongs to another recipe.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    recipe, recipe_file = config.model_dump(mode="json"), work / "recipe.json"
+    if recipe_file.is_file() and json.loads(recipe_file.read_text()) != recipe:
+        raise StageError(f"{work}: holds checkpoints of another recipe; choose another work folder or remove it")
+    write_json(recipe_file, recipe)
+    corpus = make_corpus(
+        work / "corpus",
+        num_images=config.num_images + config.num_held_out,
+        tile_px=config.tile_px,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+    vae = build_vae(config)
+    if (work / "vae").is_dir():
+        vae = AutoencoderKL.from_pretrained(work / "vae", local_files_only=True).to(config.device)
+    else:
+        for event in train_vae(config, corpus, checkpoint=work / "vae.safetensors"):
+            if isinstance(event, PretrainEvent):
+                yield event
+            else:
+                vae = event
+        with atomic_folder(work / "vae") as folder:
+            vae.save_pretrained(folder)
+    vae.requires_grad_(False)
+    tokenizer = make_tokenizer(config, corpus)
+    data = LatentCorpus(config, corpus, vae, tokenizer, cache=work / "latents.safetensors")
+    prior: PriorModel | None = None
+    for event in train_prior(config, data, tokenizer, checkpoint=work / "diffusion.safetensors"):
+        if isinstance(event, PretrainEvent):
+            yield event
+        else:
+            prior = event
+    assert prior is not None
+    control: ControlNetModel | None = None
+    for event in train_control(config, data, prior, geometry_of, checkpoint=work / "control.safetensors"):
+        if isinstance(event, PretrainEvent):
+            yield event
+        else:
+            control = event
+    yield from train_encoder(config, corpus, checkpoint=work / "encoder.safetensors", out=encoder_out)
+    write_base(base_out, vae=vae, prior=prior, tokenizer=tokenizer, control=control)
+
+
+def write_base(out: Path, *, vae: AutoencoderKL, prior: PriorModel, tokenizer: Any, control: ControlNetModel | None) -> None:
+    """Write a base folder in Stable Diffusion layout, fp16 safetensors, with the digest of every file."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=prior.text_encoder,
+        tokenizer=tokenizer,
+        unet=prior.unet,
+        scheduler=build_scheduler(),
+        safety_checker=None,  # pyright: ignore[reportArgumentType]
+        feature_extractor=None,  # pyright: ignore[reportArgumentType]
+        requires_safety_checker=False,
+    )
+    half = pipeline.to("cpu", torch.float16)
+    with atomic_folder(out) as folder:
+        half.save_pretrained(folder, safe_serialization=True)
+        if control is not None:
+            control.to("cpu", torch.float16).save_pretrained(folder / "controlnet")
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        write_json(folder / "digests.json", {path.relative_to(folder).as_posix(): digest_file(path) for path in files})

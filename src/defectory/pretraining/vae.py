@@ -1,0 +1,105 @@
+"""Stage 1: the autoencoder, factor 4, reconstruction first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from defectory.engine.tensors import images_to_tensor
+from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.corpus import Corpus
+from defectory.pretraining.loop import PretrainEvent, fit
+
+KL_WEIGHT = 2e-6
+
+
+def build_vae(config: PretrainConfig) -> AutoencoderKL:
+    """Build an untrained autoencoder of the configured size."""
+    stages = len(config.vae_channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * stages,
+        up_block_types=("UpDecoderBlock2D",) * stages,
+        block_out_channels=config.vae_channels,
+        layers_per_block=1,
+        latent_channels=config.latent_channels,
+        norm_num_groups=config.norm_groups,
+        sample_size=config.tile_px,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+
+
+def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Give L1 plus squared error plus L1 of image gradients, so that thin edges weigh more than flat areas.
+
+    Args:
+        predicted: float [B,3,H,W] in [-1,1].
+        target: float [B,3,H,W] in [-1,1].
+    """
+    error = predicted - target
+    gradients = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+    return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * gradients
+
+
+def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Iterator[PretrainEvent | AutoencoderKL]:
+    """Train the autoencoder on random crops of the corpus; the last value yielded is the autoencoder itself.
+
+    Its `scaling_factor` is set so that latents have unit standard deviation over the corpus.
+    """
+    torch.manual_seed(config.seed)
+    device = torch.device(config.device)
+    vae = build_vae(config).to(device)
+    num_train = len(corpus) - config.num_held_out
+    crop = min(config.vae_crop_px, config.tile_px)
+
+    def loss_of(_step: int, generator: torch.Generator) -> Tensor:
+        indices = torch.randint(num_train, (config.vae.batch_size,), generator=generator)
+        corners = torch.randint(config.tile_px - crop + 1, (config.vae.batch_size, 2), generator=generator)
+        batch = [corpus.images[i, y : y + crop, x : x + crop] for i, (y, x) in zip(indices.tolist(), corners.tolist(), strict=True)]
+        pixels = images_to_tensor(batch).to(device)
+        noise = torch.randn(len(batch), config.latent_channels, crop // 4, crop // 4, generator=generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            posterior = vae.encode(pixels).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            decoded = vae.decode(mean + noise * torch.exp(0.5 * logvar)).sample
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
+        return reconstruction_loss(decoded.float(), pixels) + KL_WEIGHT * kl
+
+    yield from fit(vae, loss_of, config.vae, stage="vae", seed=config.seed, checkpoint=checkpoint)
+    latents = encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config)
+    vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 4))
+    yield vae
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainConfig) -> Tensor:
+    """Give the posterior means (not scaled) of corpus images, float32 [N,C,h,w]."""
+    device = torch.device(config.device)
+    parts: list[Tensor] = []
+    for start in range(0, len(indices), 64):
+        chosen = indices[start : start + 64]
+        pixels = images_to_tensor([corpus.images[i] for i in chosen]).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            mean = vae.encode(pixels).latent_dist.mean
+        parts.append(mean.float().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def reconstruction_psnr_db(vae: AutoencoderKL, images: list[Tensor]) -> list[float]:
+    """Give the PSNR in dB of the autoencoder's round trip, per image.
+
+    Args:
+        vae: the autoencoder.
+        images: float [3,H,W] in [-1,1], sides divisible by 4.
+    """
+    result: list[float] = []
+    for image in images:
+        decoded = vae.decode(vae.encode(image[None]).latent_dist.mean).sample.clamp(-1, 1)
+        error = ((decoded - image[None]) / 2).square().mean()
+        result.append(float(-10 * torch.log10(error)))
+    return result

@@ -1,0 +1,96 @@
+"""Light and camera: shading of a height map, exposure, blur, noise, compression and colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.procedural.noise import Field, coordinates
+
+Size = tuple[int, int]
+LIGHTS = ("flat light", "point light", "line light", "ring light", "side light")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """Light of a scene: its word, `falloff` float32 [H,W] (1 = full) and direction of the relief shading."""
+
+    word: str
+    falloff: Field
+    direction_xy: tuple[float, float]
+    relief: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Camera:
+    """Camera of a shot; `noise` float32 [H,W,3] in grey levels is drawn with the shot, so that a twin can share it."""
+
+    blur_px: float
+    noise: NDArray[np.float32]
+    jpeg_quality: int | None
+    cast_rgb: tuple[float, float, float]
+    grey: bool
+
+
+def draw_light(rng: np.random.Generator, size: Size) -> Light:
+    """Draw a light: mostly flat or gently falling off; never the round dark vignette of a borescope."""
+    word = LIGHTS[int(rng.choice(len(LIGHTS), p=[0.4, 0.15, 0.15, 0.1, 0.2]))]
+    xs, ys = coordinates(size)
+    u, v = xs / size[1] - 0.5, ys / size[0] - 0.5
+    theta = rng.uniform(0, 2 * np.pi)
+    depth = rng.uniform(0.15, 0.6)
+    if word == "flat light":
+        falloff = np.ones(size, np.float32)
+    elif word == "point light":
+        distance = np.hypot(u - rng.uniform(-0.4, 0.4), v - rng.uniform(-0.4, 0.4))
+        falloff = 1 - depth * np.clip(distance * 1.3, 0, 1)
+    elif word == "line light":
+        across = u * np.cos(theta) + v * np.sin(theta) - rng.uniform(-0.3, 0.3)
+        falloff = 1 - depth * (1 - np.exp(-((across / rng.uniform(0.15, 0.5)) ** 2)))
+    elif word == "ring light":
+        falloff = 1 - depth * 0.5 * np.abs(np.hypot(u, v) * 2 - 0.6)
+    else:
+        falloff = 1 + depth * (u * np.cos(theta) + v * np.sin(theta))
+    return Light(word=word, falloff=falloff.astype(np.float32), direction_xy=(float(np.cos(theta)), float(np.sin(theta))), relief=float(rng.uniform(0.05, 0.25)))
+
+
+def shade_relief(height: Field, light: Light) -> Field:
+    """Give the relative brightness change of a height map under a light, float32 [H,W]."""
+    dx = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
+    dy = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)
+    return np.clip((dx * light.direction_xy[0] + dy * light.direction_xy[1]) * light.relief * 2, -0.6, 0.6)
+
+
+def draw_camera(rng: np.random.Generator, size: Size) -> Camera:
+    """Draw a camera: half of all images grey, mild blur and noise, rarely JPEG."""
+    sigma = float(rng.choice([0.5, rng.uniform(0.5, 3), rng.uniform(2, 6)], p=[0.4, 0.4, 0.2]))
+    noise = rng.standard_normal((*size, 3), dtype=np.float32) * np.float32(sigma)
+    grey = bool(rng.random() < 0.5)
+    cast = tuple(float(v) for v in 1 + rng.normal(0, 0.03, 3))
+    return Camera(
+        blur_px=float(rng.choice([0.0, rng.uniform(0.3, 0.9)], p=[0.5, 0.5])),
+        noise=noise[..., :1].repeat(3, axis=2) if grey else noise,
+        jpeg_quality=int(rng.integers(50, 90)) if rng.random() < 0.1 else None,
+        cast_rgb=(cast[0], cast[1], cast[2]),
+        grey=grey,
+    )
+
+
+def expose(scene: NDArray[np.float32], camera: Camera) -> NDArray[np.uint8]:
+    """Turn scene brightness float32 [H,W,3] in [0,1] into an image uint8 [H,W,3]."""
+    if camera.blur_px > 0:
+        scene = cv2.GaussianBlur(scene, (0, 0), camera.blur_px)
+    if camera.grey:
+        scene = (scene @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=2)
+    else:
+        scene = scene * np.array(camera.cast_rgb, np.float32)
+    image = np.clip(np.round(scene * 255 + camera.noise), 0, 255).astype(np.uint8)
+    if camera.jpeg_quality is not None:
+        _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, camera.jpeg_quality])
+        image = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+        if camera.grey:
+            image = image[..., 1:2].repeat(3, axis=2)
+    return image

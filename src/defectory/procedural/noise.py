@@ -1,0 +1,77 @@
+"""Band-limited noise fields, drawn from a generator that is passed in."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Field = NDArray[np.float32]
+
+
+def value_noise(
+    rng: np.random.Generator, size_hw: tuple[int, int], cell_px: float, octaves: int = 1, anisotropy_xy: tuple[float, float] = (1.0, 1.0)
+) -> Field:
+    """Give smooth noise float32 [H,W] in [0,1].
+
+    Args:
+        rng: source of randomness.
+        size_hw: height and width, pixels.
+        cell_px: feature size of the coarsest octave, pixels.
+        octaves: each further octave halves feature size and amplitude.
+        anisotropy_xy: stretch of the features along x and y.
+    """
+    height, width = size_hw
+    total = np.zeros(size_hw, np.float32)
+    for octave in range(octaves):
+        cell = max(1.0, cell_px / 2**octave)
+        rows = max(2, int(np.ceil(height / (cell * anisotropy_xy[1]))) + 1)
+        columns = max(2, int(np.ceil(width / (cell * anisotropy_xy[0]))) + 1)
+        small = rng.random((min(rows, height), min(columns, width)), dtype=np.float32)
+        total += cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC) * np.float32(0.5**octave)
+    low, high = float(total.min()), float(total.max())
+    return (total - np.float32(low)) / np.float32(max(high - low, 1e-6))
+
+
+def grain(rng: np.random.Generator, size_hw: tuple[int, int], sigma_px: float) -> Field:
+    """Give blurred white noise float32 [H,W] of zero mean and unit standard deviation.
+
+    Args:
+        rng: source of randomness.
+        size_hw: height and width, pixels.
+        sigma_px: blur radius, pixels; 0 for white noise.
+    """
+    field = rng.standard_normal(size_hw, dtype=np.float32)
+    if sigma_px > 0:
+        field = cv2.GaussianBlur(field, (0, 0), sigma_px).astype(np.float32)
+    field -= field.mean()
+    return field / np.float32(max(float(field.std()), 1e-6))
+
+
+def streaks(rng: np.random.Generator, size_hw: tuple[int, int], length_px: float, angle_degrees: float, thickness_px: float = 0.7) -> Field:
+    """Give streaky noise float32 [H,W], zero mean and unit standard deviation.
+
+    Args:
+        rng: source of randomness.
+        size_hw: height and width, pixels.
+        length_px: length of the streaks.
+        angle_degrees: their direction, 0 along x.
+        thickness_px: blur across the streaks.
+    """
+    height, width = size_hw
+    side = int(np.ceil(np.hypot(height, width))) + 2
+    field = rng.standard_normal((side, side), dtype=np.float32)
+    field = cv2.GaussianBlur(field, (0, 0), sigmaX=max(length_px, 0.5), sigmaY=max(thickness_px, 0.3))
+    if angle_degrees % 180 != 0:
+        turn = cv2.getRotationMatrix2D((side / 2, side / 2), angle_degrees, 1.0)
+        field = cv2.warpAffine(field, turn, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+    top, left = (side - height) // 2, (side - width) // 2
+    field = np.ascontiguousarray(field[top : top + height, left : left + width])
+    field -= field.mean()
+    return field / np.float32(max(float(field.std()), 1e-6))
+
+
+def coordinates(size_hw: tuple[int, int]) -> tuple[Field, Field]:
+    """Give pixel coordinates (x, y), each float32 [H,W]."""
+    ys, xs = np.mgrid[0 : size_hw[0], 0 : size_hw[1]].astype(np.float32)
+    return xs, ys

@@ -1,0 +1,165 @@
+"""The procedural world: material x part x light x defects x camera, with exact masks and a caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.procedural.camera import Camera, Light, draw_camera, draw_light, expose, shade_relief
+from defectory.procedural.defects import DEFECT_SHARES, DEFECT_WORDS, DEFECTS, Defect
+from defectory.procedural.materials import MATERIAL_SHARES, MATERIALS, Texture
+from defectory.procedural.parts import PART_SHARES, PARTS, Part
+
+MIN_CONTRAST = 22.0
+"""Grey levels by which a defect differs from the surface under it, in the median over its mask."""
+SURFACE_SUPPORT = 0.7
+"""Share of a defect's mask that must lie on solid surface."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An image uint8 [H,W,3], its `class_map` uint8 [H,W] (0 none, else index into DEFECT_WORDS + 1), instances and caption."""
+
+    image: NDArray[np.uint8]
+    class_map: NDArray[np.uint8]
+    instances: tuple[tuple[str, NDArray[np.bool_]], ...]
+    caption: str
+    material: str
+    part: str
+    defect_words: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scene:
+    material: str
+    part_word: str
+    texture: Texture
+    part: Part
+    light: Light
+    camera: Camera
+    level: float
+    colour_word: str
+
+
+def _choose(rng: np.random.Generator, shares: dict[str, float]) -> str:
+    words = list(shares)
+    weights = np.array([shares[word] for word in words])
+    return words[int(rng.choice(len(words), p=weights / weights.sum()))]
+
+
+def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Scene:
+    material = _choose(rng, MATERIAL_SHARES)
+    part_word = _choose(rng, PART_SHARES)
+    texture = MATERIALS[material](rng, size_hw)
+    part = PARTS[part_word](rng, size_hw)
+    camera = draw_camera(rng, size_hw)
+    tint = np.array(texture.tint_rgb)
+    names = {0: "red", 1: "green", 2: "blue"}
+    colour = "grey" if camera.grey or tint.max() - tint.min() < 0.12 else names[int(tint.argmax())]
+    return _Scene(
+        material=material, part_word=part_word, texture=texture, part=part, light=draw_light(rng, size_hw), camera=camera,
+        level=float(rng.uniform(0.10, 0.92)), colour_word=colour,
+    )  # fmt: skip
+
+
+def _radiance(scene: _Scene, defects: list[Defect]) -> NDArray[np.float32]:
+    """Give scene brightness float32 [H,W,3]; defects change the surface before the light falls on it."""
+    height = scene.texture.height + scene.part.height
+    lit = 1 + scene.texture.shade + scene.part.shade + shade_relief(height, scene.light)
+    surface = (scene.level * scene.light.falloff * np.clip(lit, 0.05, 3))[..., None] * np.array(scene.texture.tint_rgb, np.float32)
+    surface = np.clip(surface, 0.0, 1.0)
+    void = np.full_like(surface, scene.part.void_level)
+    image = np.where(scene.part.solid[..., None], surface, void).astype(np.float32)
+    for defect in defects:
+        relief = shade_relief(defect.height, scene.light) * np.sign(defect.coverage)
+        target = np.clip(defect.target + relief, 0.0, 3.0)[..., None]
+        tint = 1 - defect.colour_strength * (1 - np.array(defect.tint_rgb, np.float32))
+        base = np.maximum(image, np.float32(0.12)) if float(np.median(defect.target)) > 1 else image
+        changed = np.clip(base * target * tint, 0, 1)
+        image = image + defect.coverage[..., None] * (changed - image)
+    return np.minimum(image, np.float32(1.0))
+
+
+def _is_visible(with_defect: NDArray[np.float32], without: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
+    difference = np.abs(with_defect - without).max(axis=2)[mask]
+    return bool(np.median(difference) * 255 >= MIN_CONTRAST)
+
+
+def _draw_defects(rng: np.random.Generator, scene: _Scene, size_hw: tuple[int, int]) -> list[Defect]:
+    wanted = int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))
+    chosen: list[Defect] = []
+    taken = np.zeros(size_hw, bool)
+    plain = _radiance(scene, [])
+    for _ in range(wanted * 6):
+        if len(chosen) == wanted:
+            break
+        defect = DEFECTS[_choose(rng, DEFECT_SHARES)](rng, size_hw)
+        mask = defect.mask
+        if mask.sum() < 12 or (mask & scene.part.solid).sum() < SURFACE_SUPPORT * mask.sum() or (cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) > 0)[taken].any():
+            continue
+        if not _is_visible(_radiance(scene, [defect]), plain, mask):
+            continue
+        chosen.append(defect)
+        taken |= mask
+    return chosen
+
+
+def lightness_word(mean_level: float) -> str:
+    """Name the lightness of a mean grey level 0..255, as captions do."""
+    for limit, word in ((45, "very dark"), (90, "dark"), (150, "medium"), (205, "bright")):
+        if mean_level < limit:
+            return word
+    return "very bright"
+
+
+def _caption(rng: np.random.Generator, scene: _Scene, image: NDArray[np.uint8], defects: list[Defect]) -> str:
+    words = list(dict.fromkeys(defect.word for defect in defects))
+    with_part = "" if scene.part_word == "plain surface" else f" with {scene.part_word}"
+    head = f"a {lightness_word(float(image.mean()))} {scene.colour_word} {scene.material} surface{with_part}"
+    tail = "without defect" if not words else "with a " + " and a ".join(words)
+    lead = ("a photo of ", "an image of ", "")[int(rng.integers(3))]
+    light = f", {scene.light.word}" if rng.random() < 0.5 else ""
+    return f"{lead}{head}{light}, {tail}"
+
+
+def _sample(rng: np.random.Generator, scene: _Scene, defects: list[Defect]) -> Sample:
+    image = expose(_radiance(scene, defects), scene.camera)
+    class_map = np.zeros(image.shape[:2], np.uint8)
+    for defect in defects:
+        class_map[defect.mask] = DEFECT_WORDS.index(defect.word) + 1
+    return Sample(
+        image=image, class_map=class_map, instances=tuple((defect.word, defect.mask) for defect in defects),
+        caption=_caption(rng, scene, image, defects), material=scene.material, part=scene.part_word,
+        defect_words=tuple(defect.word for defect in defects),
+    )  # fmt: skip
+
+
+def render(seed: int, size_hw: tuple[int, int] = (128, 128), *, with_defect: bool | None = None) -> Sample:
+    """Render one image of the world; a pure function of its arguments.
+
+    Args:
+        seed: of everything in the image.
+        size_hw: height and width, pixels.
+        with_defect: None draws defects with probability 0.65.
+    """
+    rng = np.random.default_rng([20261124, seed])
+    scene = _draw_scene(rng, size_hw)
+    wanted = bool(rng.random() < 0.65) if with_defect is None else with_defect
+    defects = _draw_defects(rng, scene, size_hw) if wanted else []
+    return _sample(rng, scene, defects)
+
+
+def render_pair(seed: int, size_hw: tuple[int, int] = (128, 128)) -> tuple[Sample, Sample]:
+    """Render one scene twice, with and without its defects: same light, camera and noise.
+
+    Args:
+        seed: as for `render`.
+        size_hw: height and width, pixels.
+    """
+    rng = np.random.default_rng([20261124, seed])
+    scene = _draw_scene(rng, size_hw)
+    defects = _draw_defects(rng, scene, size_hw)
+    return _sample(rng, scene, defects), _sample(rng, scene, [])

@@ -1,0 +1,32 @@
+"""Configuration of the downstream segmenter."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from defectory.artifacts.config import Section
+
+Arm = Literal["real", "synthetic", "synthetic_then_real"]
+
+
+class SegmentationConfig(Section):
+    """Mask R-CNN and the arms it is trained in; all arms take the same number of optimiser steps."""
+
+    model: Literal["auto", "light", "resnet50"] = "auto"
+    """`auto`: resnet50 on a GPU, light on a CPU."""
+    arms: tuple[Arm, ...] = ("real", "synthetic", "synthetic_then_real")
+    num_steps: int = Field(default=400, ge=2)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-3, ge=0)
+    defect_free_share: float = Field(default=0.15, ge=0, lt=1)
+    """Share of each batch that is defect-free real tiles, the same in every arm."""
+    real_share_of_steps: float = Field(default=0.5, gt=0, lt=1)
+    """synthetic_then_real: share of the steps spent on real tiles at the end."""
+    validate_every: int = Field(default=100, ge=1)
+    checkpoint_every: int = Field(default=100, ge=1)
+    score_threshold: float = Field(default=0.5, ge=0, le=1)
+    """Detections under this score count neither for IoU nor for Hausdorff distance."""
+    seeds: tuple[int, ...] = (0,)

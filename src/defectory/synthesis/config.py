@@ -1,0 +1,25 @@
+"""Configuration of synthesis."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from defectory.artifacts.config import Section
+
+
+class SynthesisConfig(Section):
+    """Drivers of defect-free images + shuffled, perturbed masks -> drafts."""
+
+    num_images: int = Field(default=200, ge=1)
+    augmentations_per_image: int = Field(default=10, ge=0)
+    """Offline augmented versions of each pool image (paper: 10); 0 uses pool tiles as they are."""
+    max_seeds_per_driver: int = Field(default=15, ge=1)
+    """At most this many images per driver (paper: 15)."""
+    scheduler: Literal["base", "ddim", "ddpm", "euler", "dpm-solver"] = "base"
+    num_steps: int = Field(default=20, ge=1)
+    guidance_scale: float = Field(default=1.0, ge=1)
+    control_scale: float = Field(default=1.0, ge=0)
+    batch_size: int = Field(default=16, ge=1)
+    seed: int = 0
