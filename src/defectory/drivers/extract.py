@@ -1,0 +1,84 @@
+"""The topological driver, steps 1 to 6 (paper, section 3.2); step 7, to 0..1, is where it meets the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.drivers.config import DriverConfig
+from defectory.drivers.palette import palette
+
+Mask = NDArray[np.bool_]
+
+
+def geometry_map(image: NDArray[np.uint8], *, config: DriverConfig, blind: Sequence[Mask] = (), valid_hw: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Give the dim coarse geometry of an image, steps 1 to 5.
+
+    Args:
+        image: RGB uint8 [H,W,3].
+        config: the constants of the steps.
+        blind: labelled defects bool [H,W] that are filled from their surroundings first, when `defect_blind`.
+        valid_hw: the part of the image, from its upper left corner, that is not padding.
+
+    Returns:
+        uint8 [H,W,3], 0 or `background_level`.
+    """
+    height, width = valid_hw or image.shape[:2]
+    window = image[:height, :width]
+    ratio = config.grid_px / max(image.shape[:2])
+    grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
+    low = cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA)  # 1. downscale
+    grey = cv2.cvtColor(low, cv2.COLOR_RGB2GRAY)  # 2. grayscale
+    if config.defect_blind and len(blind) > 0:
+        grey = _fill(grey, np.any([mask[:height, :width] for mask in blind], axis=0))
+    block = min(config.threshold_block_px | 1, (min(grid_wh) - 1) | 1)
+    binary = cv2.adaptiveThreshold(  # 3. adaptive threshold
+        grey, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, max(3, block), config.threshold_constant
+    )
+    full = cv2.resize(binary, (width, height), interpolation=cv2.INTER_NEAREST)  # 4. resize back
+    dim = np.round(full.astype(np.float32) * config.background_level / 255).astype(np.uint8)  # 5. 0..255 to 0..50
+    result = np.zeros(image.shape, np.uint8)
+    result[:height, :width] = dim[..., None]
+    return result
+
+
+def extract_driver(
+    image: NDArray[np.uint8],
+    instances: Sequence[tuple[int, Mask]],
+    *,
+    num_classes: int,
+    config: DriverConfig,
+    blind: Sequence[Mask] | None = None,
+    valid_hw: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Extract the topological driver of an image with defects painted on it.
+
+    Args:
+        image: RGB uint8 [H,W,3].
+        instances: category id and mask bool [H,W] of each defect to paint; larger ones are painted first.
+        num_classes: classes of the data set, decides the colours.
+        config: the constants of the steps.
+        blind: real defects in the image; None means the painted ones, which is right for annotated images.
+        valid_hw: the part of the image that is not padding.
+
+    Returns:
+        RGB uint8 [H,W,3] in 0..255.
+    """
+    real = [mask for _, mask in instances] if blind is None else list(blind)
+    driver = geometry_map(image, config=config, blind=real, valid_hw=valid_hw)
+    colours = palette(num_classes)
+    for category_id, mask in sorted(instances, key=lambda item: -int(item[1].sum())):
+        driver[mask] = colours[category_id - 1]  # 6. paint the mask
+    return driver
+
+
+def _fill(grey: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:
+    """Fill grid cells that hold any defect pixel from the surrounding cells, so that the defect's own tone is gone."""
+    cover = cv2.resize(defect.astype(np.float32), (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA) > 0.02
+    hole = cv2.dilate(cover.astype(np.uint8), np.ones((3, 3), np.uint8))
+    if not hole.any() or hole.all():
+        return grey
+    return cv2.inpaint(grey, hole, 2, cv2.INPAINT_TELEA).astype(np.uint8)

@@ -1,0 +1,100 @@
+"""Augmentation: one geometric transform for image, masks and driver together, and the paper's photometric changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Strength = Literal["train", "offline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """A concrete augmentation: an affine map from output to source pixels inside the valid window, then photometric changes.
+
+    `matrix` maps output (x, y, 1) to source (x, y). Only the window `valid_hw` (from the upper left corner) is
+    touched; padding outside it stays as it is.
+    """
+
+    valid_hw: tuple[int, int]
+    matrix: tuple[tuple[float, float, float], tuple[float, float, float]]
+    noise_sigma: float = 0.0
+    """Standard deviation, grey levels."""
+    contrast: float = 1.0
+    noise_seed: int = 0
+
+    @classmethod
+    def identity(cls, valid_hw: tuple[int, int]) -> Self:
+        """Give the augmentation that changes nothing."""
+        return cls(valid_hw=valid_hw, matrix=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
+
+    @classmethod
+    def sample(cls, seed: int, valid_hw: tuple[int, int], *, strength: Strength, flip: bool = True) -> Self:
+        """Draw an augmentation, a pure function of its arguments.
+
+        Every output pixel comes from inside the valid window: zoom makes up for rotation and translation.
+
+        Args:
+            seed: of everything drawn.
+            valid_hw: height and width of the image part of the tile, pixels.
+            strength: `train` is geometric alone, so that tones stay as they are in the data; `offline` is the paper's
+                crop, zoom, roto-translation, noise and contrast.
+            flip: allow mirroring, and quarter turns where the window is square.
+        """
+        rng = np.random.default_rng([7, seed])
+        height, width = valid_hw
+        degrees = rng.uniform(-6, 6) if strength == "train" else rng.uniform(-12, 12)
+        theta = np.deg2rad(degrees)
+        ratio = max(width / height, height / width)
+        # the largest factor at which a turned window still fits into the valid one
+        fit = 1.0 / (abs(np.cos(theta)) + ratio * abs(np.sin(theta)))
+        shrink = fit * (rng.uniform(0.92, 1.0) if strength == "train" else rng.uniform(0.78, 1.0))
+        turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]]) * shrink
+        if flip:
+            turn = turn @ np.diag(rng.choice([-1.0, 1.0], 2))
+            if height == width and rng.random() < 0.5:
+                turn = turn @ np.array([[0.0, 1.0], [1.0, 0.0]])
+        extent = np.abs(turn) @ np.array([(width - 1) / 2, (height - 1) / 2])
+        slack = np.maximum(0.0, np.array([(width - 1) / 2, (height - 1) / 2]) - extent)
+        shift = rng.uniform(-1, 1, 2) * slack
+        centre = np.array([(width - 1) / 2, (height - 1) / 2])
+        offset = centre + shift - turn @ centre
+        rows = np.concatenate([turn, offset[:, None]], axis=1)
+        photometric = strength == "offline"
+        return cls(
+            valid_hw=valid_hw,
+            matrix=((float(rows[0, 0]), float(rows[0, 1]), float(rows[0, 2])), (float(rows[1, 0]), float(rows[1, 1]), float(rows[1, 2]))),
+            noise_sigma=float(rng.uniform(0, 3)) if photometric else 0.0,
+            contrast=float(rng.uniform(0.9, 1.1)) if photometric else 1.0,
+            noise_seed=int(rng.integers(2**31)),
+        )
+
+    def _warp(self, window: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
+        height, width = self.valid_hw
+        warped = cv2.warpAffine(
+            window, np.array(self.matrix), (width, height), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+        )
+        return warped.astype(np.uint8)
+
+    def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Transform an image uint8 [H,W,3]; same size and type."""
+        height, width = self.valid_hw
+        window = self._warp(np.ascontiguousarray(image[:height, :width]), cv2.INTER_LINEAR)
+        if self.contrast != 1.0 or self.noise_sigma > 0:
+            noise = np.random.default_rng([11, self.noise_seed]).standard_normal((height, width, 1)) * self.noise_sigma
+            mean = window.mean()
+            window = np.clip(np.round((window - mean) * self.contrast + mean + noise), 0, 255).astype(np.uint8)
+        result = image.copy()
+        result[:height, :width] = window
+        return result
+
+    def apply_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Transform a mask bool [H,W] by the same geometry (half coverage counts)."""
+        height, width = self.valid_hw
+        result = np.zeros_like(mask)
+        result[:height, :width] = self._warp(mask[:height, :width].astype(np.uint8) * 255, cv2.INTER_LINEAR) >= 128
+        return result
