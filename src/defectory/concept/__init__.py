@@ -1,1 +1,1 @@
-"""concept room."""
+"""Phase 1: learn the concept of the user's part."""

@@ -19,6 +19,8 @@ class ConceptConfig(Section):
     class_noun: str = "industrial surface"
     prior_weight: float = Field(default=0.3, ge=0)
     """lambda of the prior term; 0 turns prior preservation off."""
+    prior_share: float = Field(default=0.25, gt=0, lt=1)
+    """Share of each batch that is class images, at least one."""
     num_class_images: int = Field(default=64, ge=1)
     prior_steps: int = Field(default=20, ge=1)
     """Steps of the ancestral sampler that draws the class images."""

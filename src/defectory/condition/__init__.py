@@ -1,1 +1,1 @@
-"""condition room."""
+"""Phase 2: learn to obey drivers."""

@@ -1,1 +1,1 @@
-"""training room."""
+"""The one training loop both phases share: data and caches, loss, loop, checkpoint, events."""

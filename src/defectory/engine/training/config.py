@@ -24,10 +24,14 @@ class TrainingConfig(Section):
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     min_snr_gamma: float | None = 5.0
     """Min-SNR weighting (Hang et al. 2023); None turns it off."""
+    min_snr_floor: float = Field(default=0.25, ge=0)
+    """Least weight of a timestep under v-prediction; min-SNR alone gives pure noise no weight, where tones are learned."""
     defect_weight: float = Field(default=1.0, ge=1)
     """Loss weight of latent pixels under a defect mask; 1 is the paper's plain loss."""
     variants_per_image: int = Field(default=8, ge=1)
     """Cached augmented variants per tile (image, masks and driver transformed together)."""
+    flip: bool = True
+    """Mirror (and turn by quarters, where tiles are square) among the augmented variants."""
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
     precision: Literal["fp32", "bf16"] = "bf16"
     gradient_checkpointing: bool = False

@@ -1,0 +1,91 @@
+"""Class images for prior preservation: drawn once from the frozen model by its own ancestral sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+from torch import Tensor
+
+from defectory.engine.base.load import LoadedModels
+from defectory.engine.base.prompts import class_prompt
+from defectory.engine.training.checkpoint import write_tensors
+from defectory.engine.training.embeddings import PromptEmbeddings
+from defectory.engine.training.events import Preparing
+from defectory.engine.training.noise import generator_of
+from defectory.run import digest_json
+
+PIXELS_PER_BATCH = 16 * 128 * 128
+
+
+def class_latents(
+    models: LoadedModels,
+    *,
+    class_noun: str,
+    size_hw: tuple[int, int],
+    num_images: int,
+    num_steps: int,
+    seed: int,
+    base_digest: str,
+    precision: str,
+    cache: Path,
+) -> Generator[Preparing, None, Tensor]:
+    """Draw the class images as latents; returns all of them, scaled, float16 [N,C,h,w].
+
+    The samples stay latents: decoding and encoding them again would only blur what the model is to remember.
+    Image i has noise of its own, a function of (seed, i).
+
+    Args:
+        models: the frozen base.
+        class_noun: of the prompt `a [class noun]`.
+        size_hw: of the tiles, pixels.
+        num_images: how many.
+        num_steps: of the sampler.
+        seed: of all noise.
+        base_digest: of the base's folder.
+        precision: `bf16` or `fp32`.
+        cache: folder; finished batches are kept in it by content.
+    """
+    height, width = (side // models.latent_factor for side in size_hw)
+    batch_size = max(1, PIXELS_PER_BATCH // (size_hw[0] * size_hw[1]))
+    parts: list[Tensor] = []
+    for start in range(0, num_images, batch_size):
+        indices = range(start, min(start + batch_size, num_images))
+        content = [base_digest, class_noun, height, width, num_steps, seed, precision, indices.start, indices.stop]
+        path = cache / "class_images" / f"{digest_json(content)}.safetensors"
+        if path.is_file():
+            drawn = load_file(path)["latents"]
+        else:
+            shape = (models.latent_channels, height, width)
+            generators = [generator_of(seed, "class image", index) for index in indices]
+            drawn = _ancestral(models, class_prompt(class_noun), shape, generators, num_steps, precision).half().cpu()
+            write_tensors(path, {"latents": drawn})
+        parts.append(drawn)
+        yield Preparing(what="class images", done=indices.stop, total=num_images)
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _ancestral(
+    models: LoadedModels, prompt: str, shape: tuple[int, int, int], generators: list[torch.Generator], num_steps: int, precision: str
+) -> Tensor:
+    """Sample ancestrally (Ho et al. 2020, algorithm 2, on a strided schedule: Song et al. 2021, eq. 12 with eta = 1)."""
+    device = models.unet.device
+    unet: Any = models.unet
+    scheduler: Any = DDIMScheduler.from_config(models.scheduler.config)
+    scheduler.set_timesteps(num_steps, device=device)
+
+    def draw() -> Tensor:
+        return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
+
+    context = PromptEmbeddings(models.tokenizer, models.text_encoder, device)([prompt] * len(generators))
+    x = draw() * scheduler.init_noise_sigma
+    for timestep in scheduler.timesteps:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            predicted = unet(scheduler.scale_model_input(x, timestep), timestep, encoder_hidden_states=context).sample
+        x = scheduler.step(predicted.float(), int(timestep), x, eta=1.0, variance_noise=draw()).prev_sample
+    return x

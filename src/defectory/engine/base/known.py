@@ -1,0 +1,80 @@
+"""The bases Defectory knows by name, and how a name or a path becomes a folder. Knows nothing of torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from defectory.errors import WeightsError
+
+EMBEDDED = "embedded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownBase:
+    """A base with a name: its licence, the side of its native tiles in pixels, and its digest where one is pinned.
+
+    `digest` is None where weights come from the user's own copy.
+    """
+
+    name: str
+    description: str
+    licence: str
+    tile_px: int
+    digest: str | None = None
+
+
+KNOWN_BASES = (
+    KnownBase(
+        name=EMBEDDED,
+        description="Defectory's own small base, trained on procedural images alone; shipped in the package",
+        licence="Apache-2.0",
+        tile_px=128,
+    ),
+    KnownBase(
+        name="sd15",
+        description="Stable Diffusion 1.5, from your own copy in Stable Diffusion layout",
+        licence="CreativeML Open RAIL-M: use-based restrictions travel with the weights and with what is tuned from them",
+        tile_px=512,
+    ),
+    KnownBase(
+        name="sd21",
+        description="Stable Diffusion 2.1 (768 px, v-prediction), from your own copy in Stable Diffusion layout",
+        licence="CreativeML Open RAIL++-M: use-based restrictions travel with the weights and with what is tuned from them",
+        tile_px=768,
+    ),
+)
+
+
+def embedded_folder() -> Path:
+    """Give the folder of the shipped base."""
+    return Path(str(files("defectory.engine.base") / "weights"))
+
+
+def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path:
+    """Give the folder of a base named or pointed at by the user.
+
+    Args:
+        name_or_path: `embedded`, another known name, or the path of a folder in Stable Diffusion layout.
+        bases_folder: where named bases lie on this machine, one folder per name; None where there are none.
+
+    Raises:
+        WeightsError: no such folder, a single-file checkpoint, or a known base that is not on this machine.
+    """
+    if name_or_path == EMBEDDED:
+        return embedded_folder()
+    if any(base.name == name_or_path for base in KNOWN_BASES):
+        folder = None if bases_folder is None else bases_folder / name_or_path
+        if folder is not None and folder.is_dir():
+            return folder
+        raise WeightsError(name_or_path, "known by name, but its weights are not on this machine", "give the path of its folder instead")
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        raise WeightsError(
+            path, "a single file, a folder in Stable Diffusion layout was expected", "convert it with diffusers and give the folder"
+        )
+    if not path.is_dir():
+        names = ", ".join(base.name for base in KNOWN_BASES)
+        raise WeightsError(path, f"neither a folder nor a known base ({names})", "check the path")
+    return path

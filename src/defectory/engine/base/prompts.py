@@ -1,0 +1,33 @@
+"""The prompts of both phases, as the paper has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def concept_prompt(token: str) -> str:
+    """Give phase 1's prompt, `an image of a [V]`; also that of a defect-free tile in phase 2."""
+    return f"an image of a {token}"
+
+
+def class_prompt(noun: str) -> str:
+    """Give the prompt of the class images, `a [class noun]`."""
+    return f"a {noun}"
+
+
+def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str = "") -> str:
+    """Give phase 2's prompt, `an image of a [V] with a [class] crack`, several classes joined by `and`.
+
+    Args:
+        token: [V].
+        class_names: class of each defect; each class is named once, in this order; empty gives the concept prompt.
+        defect_noun: word after each class name that does not hold it already: `crack` in the paper, whose classes are
+            kinds of crack; empty where class names say it all.
+    """
+    phrases: list[str] = []
+    for name in dict.fromkeys(class_names):
+        words = name.replace("_", " ").replace("-", " ").lower().split()
+        if defect_noun and defect_noun.lower() not in words:
+            words.append(defect_noun.lower())
+        phrases.append("a " + " ".join(words))
+    return concept_prompt(token) if not phrases else f"{concept_prompt(token)} with {' and '.join(phrases)}"

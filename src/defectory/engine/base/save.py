@@ -1,0 +1,91 @@
+"""Writes bases and finished pipelines in Stable Diffusion layout, the same bytes wherever they are written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from defectory.engine.base.load import quiet
+from defectory.run import atomic_folder, write_json
+
+_LIBRARIES = {
+    "scheduler": "diffusers",
+    "text_encoder": "transformers",
+    "tokenizer": "transformers",
+    "unet": "diffusers",
+    "vae": "diffusers",
+    "controlnet": "diffusers",
+}
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Write one model as safetensors; its configuration names no path of this machine."""
+    with quiet():
+        model.save_pretrained(folder, safe_serialization=True)
+    for path in folder.glob("*config.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:
+            write_json(path, content)
+    # safetensors are written readable for their owner alone, which breaks shared run folders
+    for path in folder.iterdir():
+        path.chmod(0o644)
+
+
+def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:
+    """Write a base folder that equals another but for some parts; a control network beside the base is kept.
+
+    Args:
+        folder: base in Stable Diffusion layout.
+        out: new folder, replaced as a whole.
+        replaced: new models by part name (`unet`, `text_encoder`), written in their own precision.
+
+    Raises:
+        StageError: `out` cannot be written.
+    """
+    with atomic_folder(out) as temporary:
+        classes = _classes_of(folder)
+        for part in classes:
+            if part in replaced:
+                save_model(replaced[part], temporary / part)
+            else:
+                shutil.copytree(folder / part, temporary / part)
+        if (folder / "controlnet").is_dir():
+            shutil.copytree(folder / "controlnet", temporary / "controlnet", dirs_exist_ok=True)
+        _write_index(temporary, "StableDiffusionPipeline", classes)
+
+
+def save_pipeline(models: Mapping[str, Any], out: Path, *, dtype: torch.dtype = torch.float32) -> None:
+    """Write a finished pipeline folder that plain diffusers opens as `StableDiffusionControlNetPipeline`.
+
+    Args:
+        models: the parts by name: unet, vae, text_encoder, tokenizer, scheduler, controlnet.
+        out: new folder, replaced as a whole.
+        dtype: one precision for all parts: plain loaders keep the text encoder's as it is and cast the others.
+
+    Raises:
+        StageError: `out` cannot be written.
+    """
+    with atomic_folder(out) as temporary:
+        for part, model in models.items():
+            save_model(model.to("cpu", dtype) if isinstance(model, torch.nn.Module) else model, temporary / part)
+        classes = {part: (_LIBRARIES[part], type(model).__name__) for part, model in models.items()}
+        _write_index(temporary, "StableDiffusionControlNetPipeline", classes)
+
+
+def _classes_of(folder: Path) -> dict[str, tuple[str, str]]:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    parts = [part for part in _LIBRARIES if part != "controlnet"]
+    return {part: (str(index[part][0]), str(index[part][1])) for part in parts if part in index}
+
+
+def _write_index(folder: Path, kind: str, classes: Mapping[str, tuple[str, str]]) -> None:
+    index: dict[str, object] = {part: list(names) for part, names in classes.items()}
+    index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
+    index |= {"_class_name": kind, "_diffusers_version": diffusers.__version__, "requires_safety_checker": False}
+    write_json(folder / "model_index.json", index)

@@ -1,0 +1,168 @@
+"""Augmented variants of training tiles: latents and drivers made once, kept on disk by content."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn.functional import max_pool2d
+
+from defectory.engine.tensors import images_to_tensor, masks_to_tensor
+from defectory.engine.training.checkpoint import write_tensors
+from defectory.engine.training.data import TrainingTile, augment, augmentation_of
+from defectory.engine.training.events import Preparing
+from defectory.run import digest_json
+
+MakeDriver = Callable[[NDArray[np.uint8], Sequence[tuple[int, NDArray[np.bool_]]], tuple[int, int]], NDArray[np.uint8]]
+"""Image uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to the driver uint8 [H,W,3]."""
+
+PIXELS_PER_ENCODING = 8 * 128 * 128
+"""The autoencoder sees about this many pixels at once, whatever the tile size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileVariants:
+    """All variants of one tile.
+
+    Attributes:
+        latents: float16 [V,C,h,w], scaled posterior means.
+        defect: bool [V,1,h,w], latent pixels that hold any defect pixel.
+        class_names: per variant, the class names of the instances that are still in it.
+        drivers: per variant, a deflated uint8 [H,W,3]; empty in phase 1.
+        size_hw: of the tile, pixels.
+    """
+
+    latents: Tensor
+    defect: Tensor
+    class_names: tuple[tuple[str, ...], ...]
+    drivers: tuple[bytes, ...]
+    size_hw: tuple[int, int]
+
+    def driver(self, variant: int) -> Tensor:
+        """Give a variant's driver, uint8 [H,W,3]."""
+        buffer = bytearray(zlib.decompress(self.drivers[variant]))
+        return torch.frombuffer(buffer, dtype=torch.uint8).view(*self.size_hw, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantRecipe:
+    """What the variants of a tile depend on, besides the tile.
+
+    Attributes:
+        vae: the autoencoder.
+        vae_digest: of its weights and configuration.
+        num_variants: per tile; the first is the tile as it is.
+        seed: of the augmentations.
+        flip: allow mirroring.
+        precision: `bf16` or `fp32`, of the encoding.
+        make_driver: None in phase 1.
+        driver_digest: of the driver's configuration.
+    """
+
+    vae: AutoencoderKL
+    vae_digest: str
+    num_variants: int
+    seed: int
+    flip: bool
+    precision: str
+    make_driver: MakeDriver | None = None
+    driver_digest: str = ""
+
+
+def prepare_variants(
+    tiles: Sequence[TrainingTile], held_out: Sequence[TrainingTile], recipe: VariantRecipe, *, cache: Path
+) -> Generator[Preparing, None, tuple[list[TileVariants], list[TileVariants]]]:
+    """Make or read the variants of every tile, and return those of the training and of the held-out tiles.
+
+    Args:
+        tiles: training tiles; all of one size, sides divisible by the autoencoder's factor.
+        held_out: tiles of which only the unaugmented variant is made.
+        recipe: what the variants depend on.
+        cache: folder; its files are named by the content they were made from, so that runs may share it.
+    """
+    result: list[TileVariants] = []
+    plain = replace(recipe, num_variants=1)
+    for done, tile in enumerate([*tiles, *held_out], start=1):
+        result.append(tile_variants(tile, recipe if done <= len(tiles) else plain, cache=cache))
+        yield Preparing(what="latents", done=done, total=len(tiles) + len(held_out))
+    return result[: len(tiles)], result[len(tiles) :]
+
+
+def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> TileVariants:
+    """Make or read the variants of one tile."""
+    augmentations = [augmentation_of(tile, variant, seed=recipe.seed, flip=recipe.flip) for variant in range(recipe.num_variants)]
+    content = {"tile": tile.digest(), "augmentations": [asdict(augmentation) for augmentation in augmentations]}
+    moved: list[TrainingTile] = []
+
+    def variants() -> list[TrainingTile]:
+        if not moved:
+            moved.extend(augment(tile, augmentation) for augmentation in augmentations)
+        return moved
+
+    latents = _cached(
+        cache / "latents",
+        digest_json({**content, "vae": recipe.vae_digest, "precision": recipe.precision}),
+        lambda: {"latents": encode(recipe.vae, [variant.image for variant in variants()], precision=recipe.precision)},
+    )["latents"]
+    drivers: tuple[bytes, ...] = ()
+    make_driver = recipe.make_driver
+    if make_driver is not None:
+        stored = _cached(
+            cache / "drivers",
+            digest_json({**content, "driver": recipe.driver_digest}),
+            lambda: _deflated([make_driver(variant.image, variant.instances, variant.valid_hw) for variant in variants()]),
+        )
+        drivers = tuple(stored[str(index)].numpy().tobytes() for index in range(recipe.num_variants))
+    masks = [augmentation.apply_mask(tile.defect) for augmentation in augmentations]
+    names = tuple(
+        tuple(name for (_, mask), name in zip(tile.instances, tile.class_names, strict=True) if augmentation.apply_mask(mask).any())
+        for augmentation in augmentations
+    )
+    factor = tile.image.shape[0] // latents.shape[-2]
+    defect = max_pool2d(masks_to_tensor(masks), factor) > 0
+    return TileVariants(
+        latents=latents, defect=defect, class_names=names, drivers=drivers, size_hw=(tile.image.shape[0], tile.image.shape[1])
+    )
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Sequence[NDArray[np.uint8]], *, precision: str) -> Tensor:
+    """Give the scaled posterior means of images uint8 [H,W,3] of one size, float16 [N,C,h,w] on the CPU."""
+    height, width = images[0].shape[:2]
+    size = max(1, PIXELS_PER_ENCODING // (height * width))
+    parts: list[Tensor] = []
+    posterior_of: Any = vae.encode
+    for start in range(0, len(images), size):
+        pixels = images_to_tensor(images[start : start + size]).to(vae.device)
+        with torch.autocast(vae.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            mean = posterior_of(pixels).latent_dist.mean
+        parts.append((mean.float() * float(vae.config["scaling_factor"])).half().cpu())
+    return torch.cat(parts)
+
+
+def _deflated(drivers: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
+    packed = (bytearray(zlib.compress(np.ascontiguousarray(driver).tobytes(), 1)) for driver in drivers)
+    return {str(index): torch.frombuffer(data, dtype=torch.uint8) for index, data in enumerate(packed)}
+
+
+def _cached(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Give the tensors stored under a key, made and stored where they are not; a damaged file is made again."""
+    path = folder / key[:2] / f"{key}.safetensors"
+    if path.is_file():
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError):
+            path.unlink()
+    tensors = make()
+    write_tensors(path, tensors)
+    return tensors

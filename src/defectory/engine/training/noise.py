@@ -1,0 +1,78 @@
+"""The forward process of a base's schedule, its targets and its loss weights."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from defectory.errors import WeightsError
+
+
+def generator_of(*key: object) -> torch.Generator:
+    """Give a CPU generator seeded by a key: the same key draws the same numbers on every device and in every run."""
+    digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
+    """Draw one timestep per equal stratum of the range, int64 [B], in random order: uniform, with less variance."""
+    offsets = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
+    order = torch.randperm(batch_size, generator=generator)
+    return (offsets * num_timesteps).long().clamp(max=num_timesteps - 1)[order]
+
+
+class NoiseSchedule:
+    """alpha_bar of a base's scheduler and what its UNet predicts (`epsilon` or `v_prediction`).
+
+    Raises:
+        WeightsError: the scheduler names another prediction type.
+    """
+
+    def __init__(self, scheduler: Any, device: torch.device | str) -> None:
+        self.prediction_type = str(scheduler.config.get("prediction_type", "epsilon"))
+        if self.prediction_type not in ("epsilon", "v_prediction"):
+            raise WeightsError("scheduler", f"predicts {self.prediction_type}", "give a base that predicts epsilon or v")
+        self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
+
+    @property
+    def num_timesteps(self) -> int:
+        """Give the number of training timesteps."""
+        return len(self.alpha_bar)
+
+    def add(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """Give noisy latents and the UNet's target.
+
+        x_t = a x + s e with a^2 = alpha_bar, s^2 = 1 - alpha_bar; the target is e, or v = a e - s x
+        (Salimans & Ho 2022, appendix D).
+
+        Args:
+            clean: float [B,C,h,w], scaled latents x.
+            noise: float [B,C,h,w], e.
+            timesteps: int64 [B].
+        """
+        alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
+        noisy = alpha * clean + sigma * noise
+        return noisy, noise if self.prediction_type == "epsilon" else alpha * noise - sigma * clean
+
+    def weight(self, timesteps: Tensor, *, gamma: float | None, floor: float = 0.0) -> Tensor:
+        """Give the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).
+
+        min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v; 1 everywhere where gamma is None.
+
+        Args:
+            timesteps: int64 [B].
+            gamma: bound of the SNR.
+            floor: least weight under v-prediction.
+        """
+        alpha_bar = self.alpha_bar[timesteps]
+        if gamma is None:
+            return torch.ones_like(alpha_bar)
+        snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
+        if self.prediction_type == "v_prediction":
+            return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(floor)
+        # at zero terminal SNR the ratio's limit is 1
+        return torch.where(snr < gamma, torch.ones_like(snr), gamma / snr.clamp_min(1e-8))
