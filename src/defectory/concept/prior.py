@@ -16,7 +16,7 @@ from defectory.engine.base.prompts import class_prompt
 from defectory.engine.training.checkpoint import write_tensors
 from defectory.engine.training.embeddings import PromptEmbeddings
 from defectory.engine.training.events import Preparing
-from defectory.engine.training.noise import generator_of
+from defectory.engine.training.noise import NoiseSchedule, generator_of
 from defectory.run import digest_json
 
 PIXELS_PER_BATCH = 16 * 128 * 128
@@ -73,19 +73,28 @@ def class_latents(
 def _ancestral(
     models: LoadedModels, prompt: str, shape: tuple[int, int, int], generators: list[torch.Generator], num_steps: int, precision: str
 ) -> Tensor:
-    """Sample ancestrally (Ho et al. 2020, algorithm 2, on a strided schedule: Song et al. 2021, eq. 12 with eta = 1)."""
+    """Sample ancestrally: Ho et al. 2020, algorithm 2 with eq. 6 and 7, over a stride of the schedule."""
     device = models.unet.device
     unet: Any = models.unet
-    scheduler: Any = DDIMScheduler.from_config(models.scheduler.config)
-    scheduler.set_timesteps(num_steps, device=device)
+    schedule = NoiseSchedule(models.scheduler, device)
+    stride: Any = DDIMScheduler.from_config(models.scheduler.config)
+    stride.set_timesteps(num_steps, device=device)
+    timesteps = [int(timestep) for timestep in stride.timesteps]
 
     def draw() -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
     context = PromptEmbeddings(models.tokenizer, models.text_encoder, device)([prompt] * len(generators))
-    x = draw() * scheduler.init_noise_sigma
-    for timestep in scheduler.timesteps:
+    x = draw()
+    for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
+        times = torch.full((len(generators),), timestep, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            predicted = unet(scheduler.scale_model_input(x, timestep), timestep, encoder_hidden_states=context).sample
-        x = scheduler.step(predicted.float(), int(timestep), x, eta=1.0, variance_noise=draw()).prev_sample
-    return x
+            predicted = unet(x, times, encoder_hidden_states=context).sample
+        clean = schedule.clean(x, predicted.float(), times)
+        if following is None:
+            return clean
+        bar, bar_next = schedule.alpha_bar[timestep], schedule.alpha_bar[following]
+        alpha = bar / bar_next
+        mean = (bar_next.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - bar_next) * x) / (1 - bar)
+        x = mean + ((1 - alpha) * (1 - bar_next) / (1 - bar)).sqrt() * draw()
+    raise AssertionError("a sampler has at least one step")

@@ -1,1 +1,1 @@
-"""dataset room."""
+"""Data in: import, check, frozen split, tiles and frames. No torch."""

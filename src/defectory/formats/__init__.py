@@ -1,1 +1,1 @@
-"""formats room."""
+"""Data set formats: one file per format, load and save side by side. No torch."""

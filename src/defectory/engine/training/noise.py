@@ -58,6 +58,14 @@ class NoiseSchedule:
         noisy = alpha * clean + sigma * noise
         return noisy, noise if self.prediction_type == "epsilon" else alpha * noise - sigma * clean
 
+    def clean(self, noisy: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
+        """Give the clean latents that a prediction stands for, float [B,C,h,w]: the inverse of `add`."""
+        alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
+        if self.prediction_type == "epsilon":
+            return (noisy - sigma * predicted) / alpha.clamp_min(1e-4)
+        return alpha * noisy - sigma * predicted
+
     def weight(self, timesteps: Tensor, *, gamma: float | None, floor: float = 0.0) -> Tensor:
         """Give the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).
 

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from defectory.artifacts.weights import Concept, Control
+from defectory.condition.config import ConditionConfig
+from defectory.condition.control import learn_condition, start_control
+from defectory.engine.base.load import load_base, load_controlnet
+from defectory.engine.base.save import save_base_like
+from defectory.engine.training.config import TrainingConfig
+from defectory.engine.training.events import Finished, Started, Step, Validated
+from defectory.errors import InputError, WeightsError
+from defectory.run import digest_file, digest_folder
+
+Tiles = Callable[..., list[Any]]
+TRAINING = TrainingConfig(
+    num_steps=6,
+    batch_size=4,
+    variants_per_image=2,
+    warmup_steps=1,
+    checkpoint_every=2,
+    validate_every=3,
+    learning_rate=1e-3,
+    defect_weight=5.0,
+)
+CONFIG = ConditionConfig(training=TRAINING)
+
+
+def concept_of(base: Path, out: Path) -> Path:
+    save_base_like(base, out / "base", replaced={})
+    concept = Concept(method="dreambooth", token="sks", class_noun="surface", base_digest="b", digest=digest_folder(out / "base"))
+    concept.save(out / "concept.json")
+    return out
+
+
+@pytest.fixture(scope="module")
+def concept(tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return concept_of(tiny_base_folder, tmp_path_factory.mktemp("concept"))
+
+
+def make_driver(image: Any, instances: Sequence[Any], _valid_hw: tuple[int, int]) -> Any:
+    driver = np.where(image.mean(axis=2, keepdims=True) > 128, 50, 0).astype(np.uint8).repeat(3, axis=2)
+    for category_id, mask in instances:
+        driver[mask] = ((255, 0, 0), (0, 255, 0))[category_id - 1]
+    return driver
+
+
+def learn(tiles: list[Any], concept: Path, out: Path, config: ConditionConfig = CONFIG, **options: Any) -> list[Any]:
+    return list(
+        learn_condition(tiles, concept=concept, config=config, make_driver=make_driver, driver_digest="d", seed=3, out=out, **options)
+    )
+
+
+def outcome(out: Path) -> dict[str, str]:
+    return {
+        path.relative_to(out).as_posix(): digest_file(path)
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and "cache" not in path.parts
+    }
+
+
+def test_control_network_is_trained_and_the_concept_is_untouched(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+    before = digest_folder(concept)
+    events = learn(training_tiles(), concept, tmp_path, held_out=training_tiles(3, seed=8))
+    assert digest_folder(concept) == before
+    assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events if isinstance(event, Validated)] == [3, 6]
+    control = Control.load(tmp_path / "control.json")
+    assert events[-1] == Finished(digest=control.digest)
+    assert control.digest == digest_folder(tmp_path / "controlnet")
+    assert control.concept_digest == Concept.load(concept / "concept.json").digest
+    start, end = load_controlnet(concept / "base" / "controlnet"), load_controlnet(tmp_path / "controlnet")
+    assert all(not torch.equal(a, b) for (name, a), b in zip(start.named_parameters(), end.parameters(), strict=True) if "conv_in" in name)
+
+
+def test_same_seed_gives_the_same_files_and_another_cache_does_not_matter(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+    learn(training_tiles(), concept, tmp_path / "a", cache=tmp_path / "cache")
+    learn(training_tiles(), concept, tmp_path / "b", cache=tmp_path / "cache")
+    learn(training_tiles(), concept, tmp_path / "c")
+    assert outcome(tmp_path / "a") == outcome(tmp_path / "b") == outcome(tmp_path / "c")
+
+
+def test_copy_starts_as_the_base_and_changes_nothing_at_first(concept: Path) -> None:
+    models = load_base(concept / "base")
+    control = start_control(models, init="copy", seed=1)
+    assert torch.equal(control.conv_in.weight, models.unet.conv_in.weight)
+    assert torch.equal(
+        start_control(models, init="copy", seed=1).controlnet_cond_embedding.conv_in.weight,
+        control.controlnet_cond_embedding.conv_in.weight,
+    )
+    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 16)
+    with torch.no_grad():
+        down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
+        plain = models.unet(x, timesteps, context).sample
+        steered = models.unet(x, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+    assert torch.equal(plain, steered)
+
+
+def test_gradient_reaches_every_control_weight_and_no_base_weight(concept: Path) -> None:
+    models = load_base(concept / "base")
+    control = start_control(models, init="embedded", seed=1).requires_grad_(True)
+    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 16)
+    down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
+    seen: list[bool] = []
+    handle = models.unet.down_blocks[-1].register_forward_hook(lambda _m, _i, result: seen.append(result[0].requires_grad))
+    models.unet(
+        x, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle
+    ).sample.square().mean().backward()
+    handle.remove()
+    assert seen == [False], "the frozen encoder keeps no graph"
+    assert all(parameter.grad is not None for parameter in control.parameters())
+    assert all(parameter.grad is None for parameter in models.unet.parameters())
+
+
+def test_start_is_chosen_by_what_lies_beside_the_base(concept: Path, tiny_stable_diffusion_folder: Path) -> None:
+    models = load_base(concept / "base")
+    assert start_control(models, init="auto", seed=0) is models.controlnet
+    plain = load_base(tiny_stable_diffusion_folder)
+    assert torch.equal(start_control(plain, init="auto", seed=0).conv_in.weight, plain.unet.conv_in.weight)
+    with pytest.raises(WeightsError, match="no control network lies beside"):
+        start_control(plain, init="embedded", seed=0)
+
+
+def test_stable_diffusion_layout_is_learned_from_too(tiny_stable_diffusion_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+    concept = concept_of(tiny_stable_diffusion_folder, tmp_path / "concept")
+    training = TRAINING.model_copy(update={"num_steps": 2, "gradient_checkpointing": True, "accumulation": 2})
+    learn(training_tiles(), concept, tmp_path / "control", CONFIG.model_copy(update={"training": training}))
+    control = load_controlnet(tmp_path / "control" / "controlnet")
+    assert tuple(control.config["conditioning_embedding_out_channels"]) == (16, 32, 96, 256)
+
+
+def test_defect_weight_counts_defect_pixels_more(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+    def first_loss(weight: float) -> float:
+        training = TRAINING.model_copy(update={"num_steps": 1, "precision": "fp32", "defect_weight": weight})
+        events = learn(
+            training_tiles(), concept, tmp_path / str(weight), CONFIG.model_copy(update={"training": training}), cache=tmp_path / "cache"
+        )
+        return next(event.loss for event in events if isinstance(event, Step))
+
+    plain, double, triple = first_loss(1), first_loss(2), first_loss(3)
+    assert double > plain
+    assert triple - double == pytest.approx(double - plain, rel=1e-3)
+
+
+@pytest.mark.parametrize("left_after_step", [1, 4])
+def test_run_left_at_any_step_ends_with_the_same_files(concept: Path, training_tiles: Tiles, tmp_path: Path, left_after_step: int) -> None:
+    learn(training_tiles(), concept, tmp_path / "whole")
+    events = learn_condition(
+        training_tiles(), concept=concept, config=CONFIG, make_driver=make_driver, driver_digest="d", seed=3, out=tmp_path / "left"
+    )
+    for event in events:
+        if isinstance(event, Step) and event.step == left_after_step:
+            break
+    events.close()  # type: ignore[attr-defined]
+    resumed = learn(training_tiles(), concept, tmp_path / "left")
+    assert next(event.resumed_at for event in resumed if isinstance(event, Started)) == left_after_step
+    assert outcome(tmp_path / "left") == outcome(tmp_path / "whole")
+
+
+def test_tiles_without_any_defect_are_one_clear_line(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+    defect_free = [tile for tile in training_tiles() if not tile.instances]
+    with pytest.raises(InputError, match="none has a defect"):
+        learn(defect_free, concept, tmp_path)
