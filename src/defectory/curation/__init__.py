@@ -1,1 +1,1 @@
-"""curation room."""
+"""Curation: counterfactual fidelity and decisions. No torch."""

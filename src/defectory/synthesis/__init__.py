@@ -1,1 +1,1 @@
-"""synthesis room."""
+"""Synthesis: the plan, full images from drivers, export."""

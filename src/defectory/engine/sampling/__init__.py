@@ -1,1 +1,1 @@
-"""sampling room."""
+"""Samplers: schedulers by name, one noise stream per sample, batches."""

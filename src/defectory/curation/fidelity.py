@@ -1,0 +1,107 @@
+"""Counterfactual fidelity: where the model really drew a defect, against the label.
+
+The same noise drawn with and without the mask; their difference shows what the mask made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.plan import Fidelity
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+THIN_PX = 6.0
+TOLERANCE_PX = 2
+NEAR_PX = 12
+SMOOTH_SIGMA_PX = 0.8
+MIN_SPECK_PX = 4
+
+
+def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float) -> Mask:
+    """Give where the two halves of a counterfactual pair differ, bool [H,W].
+
+    The smooth low-frequency drift away from the label is estimated outside it and removed first; single specks are too.
+
+    Args:
+        with_mask: RGB uint8 [H,W,3].
+        without_mask: RGB uint8 [H,W,3], same noise, no mask.
+        label: union of the masks.
+        difference_threshold: grey levels.
+    """
+    signed = with_mask.astype(np.float32) - without_mask.astype(np.float32)
+    outside = (cv2.dilate(label.astype(np.uint8), np.ones((2 * NEAR_PX + 1, 2 * NEAR_PX + 1), np.uint8)) == 0).astype(np.float32)
+    sigma = max(8.0, 0.12 * max(label.shape))
+    weight = cv2.GaussianBlur(outside, (0, 0), sigma)
+    drift = cv2.GaussianBlur(signed * outside[..., None], (0, 0), sigma) / np.maximum(weight, 1e-3)[..., None]
+    # where no outside pixel is near, there is nothing to estimate drift from
+    signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
+    difference = np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2)
+    drawn = difference > difference_threshold
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
+    keep = [index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= MIN_SPECK_PX]
+    return np.isin(labels, keep)
+
+
+def score(with_mask: Image, without_mask: Image, masks: Sequence[Mask], *, difference_threshold: float) -> Fidelity:
+    """Score one draft.
+
+    Args:
+        with_mask: the draft, RGB uint8 [H,W,3].
+        without_mask: its half without mask.
+        masks: bool [H,W] per instance, at least one.
+        difference_threshold: grey levels that count as drawn.
+    """
+    label = np.any(masks, axis=0)
+    drawn = drawn_map(with_mask, without_mask, label, difference_threshold=difference_threshold)
+    return score_map(drawn, masks)
+
+
+def score_map(drawn: Mask, masks: Sequence[Mask]) -> Fidelity:
+    """Compare a map of what was drawn, bool [H,W], with the label's masks."""
+    label = np.any(masks, axis=0)
+    total = int(drawn.sum())
+    per_instance: list[float] = []
+    thin: list[float | None] = []
+    for mask in masks:
+        own = drawn & _neighbourhood(mask, masks)
+        per_instance.append(iou(own, mask))
+        width_px = 2 * float(cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 5).max())
+        thin.append(f1_with_tolerance(own, mask) if width_px < THIN_PX else None)
+    return Fidelity(
+        iou=iou(drawn, label),
+        per_instance_iou=tuple(per_instance),
+        outside_fraction=float((drawn & ~label).sum() / total) if total else 0.0,
+        f1_2px=tuple(thin),
+    )
+
+
+def iou(first: Mask, second: Mask) -> float:
+    """Give intersection over union; 0 where both are empty."""
+    union = int((first | second).sum())
+    return float((first & second).sum() / union) if union else 0.0
+
+
+def f1_with_tolerance(drawn: Mask, mask: Mask, tolerance_px: int = TOLERANCE_PX) -> float:
+    """Give the F1 of drawn pixels against a mask where `tolerance_px` of displacement count as right."""
+    if not drawn.any() or not mask.any():
+        return 0.0
+    to_mask = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
+    to_drawn = cv2.distanceTransform((~drawn).astype(np.uint8), cv2.DIST_L2, 5)
+    precision = float((to_mask[drawn] <= tolerance_px).mean())
+    recall = float((to_drawn[mask] <= tolerance_px).mean())
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def _neighbourhood(mask: Mask, masks: Sequence[Mask]) -> Mask:
+    """Pixels within NEAR_PX of a mask and nearer to it than to any other."""
+    own = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
+    result = own <= NEAR_PX
+    for other in masks:
+        if other is not mask:
+            result &= own <= cv2.distanceTransform((~other).astype(np.uint8), cv2.DIST_L2, 5)
+    return result

@@ -1,0 +1,112 @@
+"""Sampling from latents: noise per sample, control residuals, optional guidance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from defectory.engine.base.load import LoadedModels
+from defectory.engine.tensors import drivers_to_tensor, tensor_to_images
+from defectory.errors import ConfigError
+
+SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "euler": "EulerDiscreteScheduler", "dpm-solver": "DPMSolverMultistepScheduler"}
+
+
+def make_scheduler(models: LoadedModels, name: str) -> Any:
+    """Give a fresh scheduler by name, on the base's own noise schedule; `base` is the one the base names.
+
+    Raises:
+        ConfigError: no such name.
+    """
+    config = dict(models.scheduler.config)
+    if name == "base":
+        return type(models.scheduler).from_config(config)
+    if name not in SCHEDULERS:
+        raise ConfigError("synthesis.scheduler", f"{name!r} is not one of base, {', '.join(SCHEDULERS)}", "choose one of them")
+    return getattr(diffusers, SCHEDULERS[name]).from_config(config)
+
+
+@torch.no_grad()
+def encode_prompts(models: LoadedModels, prompts: Sequence[str]) -> Tensor:
+    """Give text embeddings float [B,L,D]; each distinct prompt is encoded once."""
+    distinct = list(dict.fromkeys(prompts))
+    device = next(models.text_encoder.parameters()).device
+    rows: dict[str, Tensor] = {}
+    for prompt in distinct:
+        # one at a time: an embedding must not depend on what else is in the batch
+        tokens: Any = models.tokenizer(prompt, padding="max_length", truncation=True, return_tensors="pt")
+        rows[prompt] = models.text_encoder(input_ids=tokens.input_ids.to(device)).last_hidden_state[0]
+    return torch.stack([rows[prompt] for prompt in prompts])
+
+
+def sample_noise(seeds: Sequence[int], shape_chw: tuple[int, int, int]) -> Tensor:
+    """Give standard normal noise float32 [B,C,h,w], each sample from its own seed."""
+    return torch.stack([torch.randn(shape_chw, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def denoise(
+    models: LoadedModels,
+    *,
+    prompt_embeddings: Tensor,
+    empty_embedding: Tensor,
+    drivers: Sequence[np.ndarray] | None,
+    seeds: Sequence[int],
+    scheduler_name: str,
+    num_steps: int,
+    guidance_scale: float = 1.0,
+    control_scale: float = 1.0,
+) -> np.ndarray:
+    """Draw images.
+
+    Args:
+        models: base and control network.
+        prompt_embeddings: float [B,L,D].
+        empty_embedding: float [L,D] of the empty prompt, used when `guidance_scale` > 1.
+        drivers: RGB uint8 [H,W,3] per sample, or None for the base alone.
+        seeds: one per sample; all noise of a sample comes from its own.
+        scheduler_name: as for `make_scheduler`.
+        num_steps: denoising steps.
+        guidance_scale: classifier-free guidance; 1 is none.
+        control_scale: strength of the control network's residuals.
+
+    Returns:
+        RGB uint8 [B,H,W,3].
+    """
+    device = prompt_embeddings.device
+    scheduler = make_scheduler(models, scheduler_name)
+    scheduler.set_timesteps(num_steps, device=device)
+    factor = models.latent_factor
+    height, width = drivers[0].shape[:2] if drivers is not None else (models.tile_px, models.tile_px)
+    shape = (models.latent_channels, height // factor, width // factor)
+    latents = sample_noise(seeds, shape).to(device) * scheduler.init_noise_sigma
+    condition = None if drivers is None else drivers_to_tensor(drivers).to(device)
+    generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds]
+    stochastic = scheduler_name == "ddpm"
+    for timestep in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(latents, timestep)
+        predicted = _predict(models, scaled, timestep, prompt_embeddings, condition, control_scale)
+        if guidance_scale > 1.0:
+            unguided = _predict(models, scaled, timestep, empty_embedding.expand_as(prompt_embeddings), condition, control_scale)
+            predicted = unguided + guidance_scale * (predicted - unguided)
+        extra = {"generator": generators} if stochastic else {}
+        latents = scheduler.step(predicted, timestep, latents, **extra).prev_sample
+    decoded: Any = models.vae.decode(latents / models.scaling_factor)
+    return tensor_to_images(decoded.sample)
+
+
+def _predict(models: LoadedModels, latents: Tensor, timestep: Tensor, context: Tensor, condition: Tensor | None, control_scale: float) -> Tensor:
+    residuals: dict[str, Any] = {}
+    if condition is not None:
+        control: Any = models.controlnet
+        down, mid = control(
+            latents, timestep, encoder_hidden_states=context, controlnet_cond=condition, conditioning_scale=control_scale, return_dict=False
+        )
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+    unet: Any = models.unet
+    return unet(latents, timestep, encoder_hidden_states=context, **residuals).sample

@@ -1,0 +1,108 @@
+"""Full synthesis (the paper's): the whole image from the driver, and its counterfactual half without the mask."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from defectory.artifacts.plan import Job, Plan
+from defectory.engine.base.load import LoadedModels
+from defectory.engine.sampling.denoise import denoise, encode_prompts
+from defectory.imageio import save_png
+from defectory.synthesis.config import SynthesisConfig
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftDone:
+    """A batch of drafts is on disk: `done` of `total`, `seconds` since this call began drawing."""
+
+    done: int
+    total: int
+    resumed_at: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftInput:
+    """What one job draws from: its driver, the same driver without a mask, the pool tile and its valid size."""
+
+    driver: Image
+    empty_driver: Image
+    tile: Image
+    valid_hw: tuple[int, int]
+
+
+def batches_of(plan: Plan, batch_size: int) -> list[tuple[Job, ...]]:
+    """Give the batches a plan is drawn in; a resumed run forms the same ones."""
+    return [plan.jobs[start : start + batch_size] for start in range(0, len(plan.jobs), batch_size)]
+
+
+def draft_paths(out: Path, job_id: str) -> tuple[Path, Path, Path]:
+    """Give the files of a draft: image, its half without mask, driver."""
+    return out / "images" / f"{job_id}.png", out / "without" / f"{job_id}.png", out / "drivers" / f"{job_id}.png"
+
+
+def synthesize(
+    plan: Plan, *, models: LoadedModels, input_of: Callable[[Job], DraftInput], prompt_without: str, config: SynthesisConfig, out: Path
+) -> Iterator[DraftDone]:
+    """Draw all drafts of a plan that are not on disk yet, each twice from the same noise: with and without its mask.
+
+    A batch is drawn whole or not at all, so that a run that was killed ends with the same bytes.
+
+    Args:
+        plan: jobs.
+        models: adapted base and control network, float32 for sameness across batch sizes.
+        input_of: gives a job's drivers and pool tile.
+        prompt_without: prompt of the half without mask.
+        config: sampler, steps, batch size.
+        out: folder with `images/`, `without/` and `drivers/`.
+    """
+    device = next(models.unet.parameters()).device
+    empty = encode_prompts(models, [""])[0]
+    began, done, resumed = time.monotonic(), 0, 0
+    for batch in batches_of(plan, config.batch_size):
+        if all(path.is_file() for job in batch for path in draft_paths(out, job.id)):
+            done += len(batch)
+            resumed = done
+            continue
+        inputs = [input_of(job) for job in batch]
+        embeddings = encode_prompts(models, [job.prompt for job in batch] + [prompt_without] * len(batch)).to(device)
+        images = denoise(
+            models,
+            prompt_embeddings=embeddings,
+            empty_embedding=empty,
+            drivers=[item.driver for item in inputs] + [item.empty_driver for item in inputs],
+            seeds=[job.seed for job in batch] * 2,
+            scheduler_name=config.scheduler,
+            num_steps=config.num_steps,
+            guidance_scale=config.guidance_scale,
+            control_scale=config.control_scale,
+        )
+        for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
+            image_file, without_file, driver_file = draft_paths(out, job.id)
+            save_png(driver_file, item.driver)
+            save_png(without_file, _keep_padding(images[len(batch) + index], item))
+            save_png(image_file, _keep_padding(images[index], item))
+        done += len(batch)
+        yield DraftDone(done=done, total=len(plan.jobs), resumed_at=resumed, seconds=time.monotonic() - began)
+
+
+def _keep_padding(image: Image, item: DraftInput) -> Image:
+    """Put the tile's padding back: it is no image, and no network draws it exactly."""
+    result = item.tile.copy()
+    height, width = item.valid_hw
+    result[:height, :width] = image[:height, :width]
+    return result
+
+
+def working_precision() -> torch.dtype:
+    """Give the precision drafts are drawn in: float32, since bf16 makes a picture depend on its batch."""
+    return torch.float32

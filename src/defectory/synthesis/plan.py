@@ -1,0 +1,130 @@
+"""The plan: every job of a synthesis, written before the first image is drawn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Instance
+from defectory.artifacts.plan import Job, MaskBank, MaskBankEntry, MaskSource, Plan
+from defectory.artifacts.tiles import Tile, TileSet
+from defectory.errors import ConfigError
+from defectory.rle import decode, encode
+from defectory.synthesis.config import SynthesisConfig
+
+Mask = NDArray[np.bool_]
+Perturb = Callable[[Mask, int], Mask]
+Place = Callable[[Mask, Mask, Mask, np.random.Generator], Mask | None]
+"""Cropped mask, allowed and taken pixels of the tile and a generator, to the placed mask or None."""
+
+
+def make_plan(
+    tileset: TileSet,
+    bank: MaskBank,
+    *,
+    config: SynthesisConfig,
+    perturb: Perturb,
+    place: Place,
+    allowed_of: Callable[[Tile, int | None], Mask],
+    prompt_of: Callable[[Sequence[str]], str],
+    concept_digest: str,
+    control_digest: str,
+    driver_config_digest: str,
+    keep_place: bool = False,
+) -> Plan:
+    """Pair pool tiles (and their augmented versions) with perturbed masks of the bank.
+
+    How many defects an image gets, and of which classes, follows the train tiles. One driver serves at most
+    `max_seeds_per_driver` jobs; with fewer images than drivers each serves one.
+
+    Args:
+        tileset: pool tiles, and train tiles for the mix of classes and counts.
+        bank: masks that may be used.
+        config: how many images, augmentations and seeds.
+        perturb: mask and seed to a cropped, perturbed mask.
+        place: puts it on a tile.
+        allowed_of: tile and augmentation seed to where defects may lie, bool [H,W].
+        prompt_of: class names to the prompt.
+        concept_digest: of the concept.
+        control_digest: of the control network.
+        driver_config_digest: of the driver configuration.
+        keep_place: masks stay where they were on their source tile.
+
+    Raises:
+        ConfigError: no pool tile or no mask.
+    """
+    pool = tileset.of("pool")
+    if not pool:
+        raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
+    if not bank.entries:
+        raise ConfigError("mask bank", "no mask in train", "add annotated images")
+    mixes = [tuple(i.category_id for i in tile.instances) for tile in tileset.of("train") if tile.instances]
+    by_class: dict[int, list[MaskBankEntry]] = {}
+    for entry in bank.entries:
+        by_class.setdefault(entry.category_id, []).append(entry)
+    versions = max(1, config.augmentations_per_image)
+    num_drivers = max(-(-config.num_images // config.max_seeds_per_driver), min(config.num_images, len(pool) * versions))
+    order = np.random.default_rng([41, config.seed]).permutation(len(pool))
+    jobs: list[Job] = []
+    for driver_index in range(num_drivers):
+        rng = np.random.default_rng([42, config.seed, driver_index])
+        tile = pool[int(order[driver_index % len(pool)])]
+        augmentation_seed = int(rng.integers(2**31)) if config.augmentations_per_image > 0 else None
+        instances, sources = _label(tile, augmentation_seed, mixes, by_class, rng, perturb, place, allowed_of, keep_place)
+        names = [tileset.categories[i.category_id - 1].name for i in instances]
+        # jobs driver_index, driver_index + num_drivers, ... share a driver
+        for number in range(driver_index, config.num_images, num_drivers):
+            seed = int(np.random.default_rng([43, config.seed, number]).integers(2**31))
+            jobs.append(
+                Job(
+                    id=f"{number:06d}", tile_id=tile.id, augmentation_seed=augmentation_seed, instances=instances, mask_sources=sources,
+                    prompt=prompt_of(names), seed=seed,
+                )
+            )  # fmt: skip
+    return Plan(
+        concept_digest=concept_digest, control_digest=control_digest, driver_config_digest=driver_config_digest,
+        categories=tileset.categories, jobs=tuple(sorted(jobs, key=lambda job: job.id)),
+    )  # fmt: skip
+
+
+def _label(
+    tile: Tile, augmentation_seed: int | None, mixes: Sequence[tuple[int, ...]], by_class: dict[int, list[MaskBankEntry]], rng: np.random.Generator,
+    perturb: Perturb, place: Place, allowed_of: Callable[[Tile, int | None], Mask], keep_place: bool,
+) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:  # fmt: skip
+    allowed = allowed_of(tile, augmentation_seed)
+    taken = np.zeros_like(allowed)
+    instances: list[Instance] = []
+    sources: list[MaskSource] = []
+    for _ in range(20):
+        for category_id in mixes[int(rng.integers(len(mixes)))]:
+            entries = by_class.get(category_id, [])
+            if not entries:
+                continue
+            entry = entries[int(rng.integers(len(entries)))]
+            seed = int(rng.integers(2**31))
+            source = decode(entry.mask.rle)
+            placed = source & allowed if keep_place else place(perturb(source, seed), allowed, taken, rng)
+            if placed is None or not placed.any() or (placed & taken).any():
+                continue
+            taken |= placed
+            instances.append(Instance(category_id=category_id, rle=encode(placed)))
+            sources.append(MaskSource(bank_id=entry.id, perturbation_seed=seed))
+        if instances:
+            break
+    if not instances:
+        raise ConfigError(f"pool tile {tile.id}", "no mask of the bank finds a place on it", "use larger tiles or more masks")
+    return tuple(instances), tuple(sources)
+
+
+def plan_summary(plan: Plan) -> dict[str, object]:
+    """Count a plan's images, drivers, pool tiles and instances per class, for inspection before synthesis."""
+    names = {category.id: category.name for category in plan.categories}
+    return {
+        "images": len(plan.jobs),
+        "pool_tiles": len({job.tile_id for job in plan.jobs}),
+        "drivers": len({(job.tile_id, job.augmentation_seed, job.mask_sources) for job in plan.jobs}),
+        "instances_per_class": dict(Counter(names[i.category_id] for job in plan.jobs for i in job.instances)),
+    }
