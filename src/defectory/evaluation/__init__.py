@@ -1,1 +1,1 @@
-"""evaluation room."""
+"""Evaluation: mask metrics of segmenters and image metrics of sets. No torch."""

@@ -1,1 +1,1 @@
-"""segmentation room."""
+"""The downstream segmenter: models, arms, training, prediction."""

@@ -29,4 +29,6 @@ class SegmentationConfig(Section):
     checkpoint_every: int = Field(default=100, ge=1)
     score_threshold: float = Field(default=0.5, ge=0, le=1)
     """Detections under this score count neither for IoU nor for Hausdorff distance."""
+    init_encoder: bool = True
+    """Start the light backbone from the shipped encoder; False starts every arm from random weights."""
     seeds: tuple[int, ...] = (0,)

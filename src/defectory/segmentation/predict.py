@@ -1,0 +1,120 @@
+"""Prediction on whole images at the tiling's scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchvision.ops import batched_nms
+
+from defectory.artifacts.annotation import Category
+from defectory.artifacts.tiles import Tiling
+from defectory.artifacts.value import Value
+from defectory.drawing import draw_outlines
+from defectory.imageio import save_png
+from defectory.rle import Rle, box_xyxy, decode, encode
+
+MAX_SIDE_PX = 1024
+"""Larger scaled images are predicted in overlapping windows."""
+OVERLAP_PX = 128
+Image = NDArray[np.uint8]
+
+
+class Prediction(Value):
+    """One detected instance in the pixel frame of its image."""
+
+    image_id: int
+    category_id: int
+    score: float
+    rle: Rle
+
+
+@torch.no_grad()
+def predict_images(model: Any, images: Iterable[tuple[int, Image]], tiling: Tiling, *, min_score: float = 0.05) -> Iterator[list[Prediction]]:
+    """Predict whole images one after the other.
+
+    Args:
+        model: a segmenter.
+        images: image id and RGB uint8 [H,W,3].
+        tiling: mode and scale the segmenter was trained at.
+        min_score: weaker detections are dropped.
+
+    Yields:
+        The predictions of each image, strongest first.
+    """
+    model.eval()
+    for image_id, image in images:
+        yield _predict_one(model, image_id, image, tiling, min_score)
+
+
+def _predict_one(model: Any, image_id: int, image: Image, tiling: Tiling, min_score: float) -> list[Prediction]:
+    height, width = image.shape[:2]
+    scale = min(tiling.scale, tiling.tile_px / max(height, width)) if tiling.mode == "frame" else tiling.scale
+    size = (max(1, round(height * scale)), max(1, round(width * scale)))
+    shrink = cv2.INTER_AREA if size[0] < height else cv2.INTER_CUBIC
+    scaled = image if size == (height, width) else cv2.resize(image, (size[1], size[0]), interpolation=shrink).astype(np.uint8)
+    if tiling.mode == "frame":
+        scaled = np.pad(scaled, ((0, tiling.tile_px - size[0]), (0, tiling.tile_px - size[1]), (0, 0)))
+    found: list[tuple[float, int, NDArray[np.bool_]]] = []
+    for y, x in _windows(scaled.shape[:2]):
+        window = scaled[y : y + MAX_SIDE_PX, x : x + MAX_SIDE_PX]
+        device = next(model.parameters()).device
+        output = model([torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1).float().to(device) / 255])[0]
+        for score, label, soft in zip(output["scores"].tolist(), output["labels"].tolist(), output["masks"][:, 0].cpu().numpy(), strict=True):
+            if score < min_score:
+                continue
+            full = np.zeros(scaled.shape[:2], np.float32)
+            full[y : y + window.shape[0], x : x + window.shape[1]] = soft
+            cut = full[: size[0], : size[1]]
+            back = cut if size == (height, width) else cv2.resize(cut, (width, height), interpolation=cv2.INTER_LINEAR)
+            mask = back >= 0.5
+            if mask.any():
+                found.append((float(score), int(label), mask))
+    found = _merge(found)
+    return [Prediction(image_id=image_id, category_id=label, score=score, rle=encode(mask)) for score, label, mask in found]
+
+
+def _windows(size_hw: tuple[int, ...]) -> list[tuple[int, int]]:
+    def starts(length: int) -> list[int]:
+        if length <= MAX_SIDE_PX:
+            return [0]
+        stride = MAX_SIDE_PX - OVERLAP_PX
+        return [min(i * stride, length - MAX_SIDE_PX) for i in range(-(-(length - OVERLAP_PX) // stride))]
+
+    return [(y, x) for y in starts(size_hw[0]) for x in starts(size_hw[1])]
+
+
+def _merge(found: list[tuple[float, int, NDArray[np.bool_]]]) -> list[tuple[float, int, NDArray[np.bool_]]]:
+    if not found:
+        return []
+    boxes = torch.tensor([box_xyxy(mask) for _, _, mask in found], dtype=torch.float32)
+    keep = batched_nms(boxes, torch.tensor([s for s, _, _ in found]), torch.tensor([label for _, label, _ in found]), 0.5)
+    return [found[i] for i in keep.tolist()]
+
+
+def coco_results(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
+    """Give predictions as a COCO results list (RLE)."""
+    results: list[dict[str, object]] = []
+    for p in predictions:
+        x0, y0, x1, y1 = box_xyxy(decode(p.rle))
+        rle = {"size": list(p.rle.size_hw), "counts": p.rle.counts}
+        results.append(
+            {"image_id": p.image_id, "category_id": p.category_id, "score": p.score, "segmentation": rle, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        )
+    return results
+
+
+def write_overlay(path: Path, image: Image, predictions: Sequence[Prediction], categories: Sequence[Category], *, min_score: float = 0.5) -> None:
+    """Write a PNG with the outline of every prediction of at least `min_score`, named."""
+    canvas = draw_outlines(image, [((255, 60, 30), decode(p.rle)) for p in predictions if p.score >= min_score])
+    for p in predictions:
+        if p.score >= min_score:
+            x0, y0, _, _ = box_xyxy(decode(p.rle))
+            text = f"{categories[p.category_id - 1].name} {p.score:.2f}"
+            cv2.putText(canvas, text, (x0, max(10, y0 - 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 230, 0), 1, cv2.LINE_AA)
+    save_png(path, canvas)
