@@ -27,6 +27,8 @@ class SegmentationConfig(Section):
     """synthetic_then_real: share of the steps spent on real tiles at the end."""
     validate_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=100, ge=1)
+    max_val_images: int = Field(default=60, ge=1)
+    """Val images scored at each validation; defect-free ones at most as many as defective ones."""
     score_threshold: float = Field(default=0.5, ge=0, le=1)
     """Detections under this score count neither for IoU nor for Hausdorff distance."""
     init_encoder: bool = True

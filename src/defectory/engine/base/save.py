@@ -10,6 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 
 from defectory.engine.base.load import quiet
 from defectory.run import atomic_folder, write_json
@@ -25,9 +26,16 @@ _LIBRARIES = {
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write one model as safetensors; its configuration names no path of this machine."""
-    with quiet():
-        model.save_pretrained(folder, safe_serialization=True)
+    """Write one model as safetensors; its configuration names no path of this machine.
+
+    Raises:
+        OSError: the folder cannot be written or is full.
+    """
+    try:
+        with quiet():
+            model.save_pretrained(folder, safe_serialization=True)
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     for path in folder.glob("*config.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("_name_or_path", None) is not None:

@@ -55,7 +55,7 @@ def denoising_errors(batch: Batch, predict: Predict, schedule: NoiseSchedule, co
     clean, noise, timesteps = (x.to(device, non_blocking=True) for x in (batch.clean, batch.noise, batch.timesteps))
     noisy, target = schedule.add(clean, noise, timesteps)
     # on a CPU the plain kernel is faster for few tokens (4% of a whole step on the embedded base), but needs their square in memory
-    few_tokens = device.type == "cpu" and clean.shape[-2] * clean.shape[-1] <= FEW_TOKENS
+    few_tokens = device.type == "cpu" and not config.gradient_checkpointing and clean.shape[-2] * clean.shape[-1] <= FEW_TOKENS
     attention = sdpa_kernel(SDPBackend.MATH) if few_tokens else nullcontext()
     with attention, torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         predicted = predict(noisy, timesteps)

@@ -1,0 +1,1 @@
+"""The only code, with recipes, that knows the order of the rooms."""

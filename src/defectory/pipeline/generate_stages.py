@@ -1,0 +1,260 @@
+"""Stages of generation: concept, condition, plan, synthesis, curation, export, finished pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from defectory.artifacts.plan import Decisions, Job, MaskBank, Plan
+from defectory.artifacts.tiles import Tile
+from defectory.artifacts.weights import Concept, Control
+from defectory.curation.decide import FidelitySummary, Scored, decide
+from defectory.curation.decide import write_contact_sheet as write_curation_sheet
+from defectory.imageio import load_rgb
+from defectory.masks.bank import build_bank
+from defectory.masks.perturb import perturb
+from defectory.masks.placement import place
+from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, tileset_of
+from defectory.rle import decode
+from defectory.run import digest_json
+from defectory.synthesis.export import export_synthetic
+from defectory.synthesis.plan import make_plan, plan_summary
+
+PLACE_MARGIN_PX = 2
+DARK_LEVEL = 24
+"""Pool pixels darker than this, in a blurred tile that is not all dark, are background or vignette: no defect goes there."""
+
+
+def device_of(project: Project) -> str:
+    """Give the device a run uses: a GPU where there is one, unless told otherwise."""
+    import torch
+
+    if project.config.threads:
+        torch.set_num_threads(project.config.threads)
+    if project.config.device != "auto":
+        return project.config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def training_tiles(project: Project, tiles: Iterable[Tile]) -> list[Any]:
+    """Load tiles for training; the firewall has seen them when they were cut, and sees them again here."""
+    from defectory.engine.training.data import TrainingTile
+
+    tileset = tileset_of(project)
+    names = {c.id: c.name for c in tileset.categories}
+    return [
+        TrainingTile(
+            id=tile.id, image=load_rgb(project.path("tiles", tile.file_name)), instances=masks_of(tile.instances),
+            class_names=tuple(names[i.category_id] for i in tile.instances), valid_hw=tile.valid_hw,
+        )
+        for tile in tiles
+    ]  # fmt: skip
+
+
+def phase_tiles(project: Project) -> tuple[list[Any], list[Any]]:
+    """Give training tiles (defective ones and up to half as many defect-free ones) and held-out val tiles."""
+    tileset = tileset_of(project)
+    defective = [tile for tile in tileset.of("train") if tile.instances]
+    free = [*tileset.of("pool"), *(tile for tile in tileset.of("train") if not tile.instances)]
+    split_of(project).require_training_ids((tile.image_id for tile in [*defective, *free]), stage="training")
+    limit = max(1, len(defective) // 2)
+    free = [free[i] for i in np.unique(np.linspace(0, len(free) - 1, min(limit, len(free))).round().astype(int))] if free else []
+    held_out = [tile for tile in tileset.of("val") if tile.instances][:32]
+    return training_tiles(project, [*defective, *free]), training_tiles(project, held_out)
+
+
+def _training_progress(stage: str, events: Iterator[Any]) -> Iterator[Progress | str]:
+    from defectory.engine.training.events import Finished, Preparing, Step, Validated
+
+    held_out = ""
+    for event in events:
+        if isinstance(event, Preparing):
+            yield Progress(stage=stage, done=event.done, total=event.total, note=f"preparing {event.what}")
+        elif isinstance(event, Validated):
+            held_out = f", held-out loss {event.held_out_loss:.4f}"
+        elif isinstance(event, Step):
+            yield Progress(stage=stage, done=event.step, total=event.num_steps, note=f"loss {event.loss:.4f}{held_out}")
+        elif isinstance(event, Finished):
+            yield f"digest {event.digest[:12]}{held_out}"
+
+
+def run_concept(project: Project) -> Iterator[Progress | str]:
+    """Phase 1."""
+    from defectory.concept.dreambooth import learn_concept
+    from defectory.engine.base.known import resolve_base
+
+    tiles, held_out = phase_tiles(project)
+    yield from _training_progress(
+        "learn-concept",
+        learn_concept(
+            tiles, base=resolve_base(project.config.base), config=project.config.concept, seed=project.config.seed, out=project.path("concept"),
+            device=device_of(project), held_out=held_out, cache=project.path("cache"),
+        ),
+    )  # fmt: skip
+
+
+def run_condition(project: Project) -> Iterator[Progress | str]:
+    """Phase 2."""
+    from defectory.condition.control import learn_condition
+
+    tiles, held_out = phase_tiles(project)
+    num_classes = len(tileset_of(project).categories)
+    yield from _training_progress(
+        "learn-condition",
+        learn_condition(
+            tiles, concept=project.path("concept"), config=project.config.condition, make_driver=driver_maker(project, num_classes),
+            seed=project.config.seed, out=project.path("control"), device=device_of(project),
+            driver_digest=driver_digest(project), held_out=held_out, cache=project.path("cache"),
+        ),
+    )  # fmt: skip
+
+
+def driver_digest(project: Project) -> str:
+    """Give the digest of the driver configuration and of the number of classes, which decides colours."""
+    return digest_json({"drivers": project.config.drivers.model_dump(mode="json"), "classes": len(dataset_of(project).categories)})
+
+
+def allowed_pixels(image: np.ndarray, valid_hw: tuple[int, int]) -> Mask:
+    """Give where on a pool tile a defect may lie: inside the image, off dark background or vignette."""
+    import cv2
+
+    allowed = np.zeros(image.shape[:2], bool)
+    height, width = valid_hw
+    margin = PLACE_MARGIN_PX
+    allowed[margin : height - margin, margin : width - margin] = True
+    soft = cv2.GaussianBlur(cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY), (0, 0), 4)
+    lit = np.zeros_like(allowed)
+    lit[:height, :width] = soft > DARK_LEVEL
+    return allowed & lit if (allowed & lit).sum() > 0.25 * allowed.sum() else allowed
+
+
+def run_plan(project: Project) -> Iterator[Progress | str]:
+    """Build the mask bank and write the plan."""
+    from defectory.engine.base.prompts import condition_prompt
+
+    tileset = tileset_of(project)
+    config = project.config
+    bank = build_bank(tileset, split_of(project), min_area_px=config.masks.min_area_px)
+    bank.save(project.path("plan", "bank.json"))
+    pool = PoolTiles(project, tileset)
+    concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
+
+    def allowed_of(tile: Tile, augmentation_seed: int | None) -> Mask:
+        job = Job(id="", tile_id=tile.id, augmentation_seed=augmentation_seed, instances=(), mask_sources=(), prompt="", seed=0)
+        return allowed_pixels(pool.image(job), tile.valid_hw)
+
+    plan = make_plan(
+        tileset, bank, config=config.synthesis,
+        perturb=lambda mask, seed: perturb(mask, seed=seed, config=config.masks),
+        place=lambda mask, allowed, taken, rng: place(mask, size_hw=allowed.shape, allowed=allowed, taken=taken, rng=rng),
+        allowed_of=allowed_of,
+        prompt_of=lambda names: condition_prompt(concept.token, names, defect_noun=config.condition.defect_noun),
+        concept_digest=concept.digest, control_digest=control.digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
+    )  # fmt: skip
+    plan.save(project.path("plan", "plan.json"))
+    summary = plan_summary(plan)
+    yield f"{summary['images']} images on {summary['drivers']} drivers of {summary['pool_tiles']} pool tiles; masks {summary['instances_per_class']}"
+
+
+def plan_of(project: Project) -> Plan:
+    """Read the plan."""
+    return Plan.load(project.path("plan", "plan.json"))
+
+
+def bank_of(project: Project) -> MaskBank:
+    """Read the mask bank."""
+    return MaskBank.load(project.path("plan", "bank.json"))
+
+
+def run_synthesis(project: Project) -> Iterator[Progress | str]:
+    """Draw all drafts of the plan."""
+    from dataclasses import replace
+
+    from defectory.engine.base.load import load_base, load_controlnet
+    from defectory.engine.base.prompts import concept_prompt
+    from defectory.synthesis.full import DraftInput, synthesize, working_precision
+
+    plan, pool = plan_of(project), PoolTiles(project, tileset_of(project))
+    device = device_of(project)
+    concept = Concept.load(project.path("concept", "concept.json"))
+    control = load_controlnet(project.path("control", "controlnet"), device, working_precision())
+    models = replace(load_base(project.path("concept", "base"), device, working_precision()), controlnet=control)
+
+    def input_of(job: Job) -> DraftInput:
+        driver, empty, tile = pool.drivers(job)
+        return DraftInput(driver=driver, empty_driver=empty, tile=tile, valid_hw=pool.tile(job).valid_hw)
+
+    seconds = 0.0
+    for event in synthesize(
+        plan, models=models, input_of=input_of, prompt_without=concept_prompt(concept.token), config=project.config.synthesis, out=project.path("drafts")
+    ):
+        seconds = event.seconds
+        yield Progress(stage="synthesize", done=event.done, total=event.total)
+    yield f"{len(plan.jobs)} drafts with their counterfactual halves in {seconds:.0f} s"
+
+
+def run_curation(project: Project) -> Iterator[Progress | str]:
+    """Score, decide, show."""
+    plan, drafts = plan_of(project), project.path("drafts")
+
+    def pair_of(job: Job) -> tuple[Any, Any]:
+        return drafts / "images" / f"{job.id}.png", drafts / "without" / f"{job.id}.png"
+
+    for event in decide(plan, pair_of=pair_of, config=project.config.curation):
+        if isinstance(event, Scored):
+            if event.done % 20 == 0 or event.done == event.total:
+                yield Progress(stage="curate", done=event.done, total=event.total)
+            continue
+        decisions, summary = event
+        decisions.save(project.path("curation", "decisions.json"))
+        summary.save(project.path("curation", "fidelity.json"))
+        write_curation_sheet(plan, decisions, pair_of=pair_of, out=project.path("curation", "contact_sheet.png"))
+        yield f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f}), {summary.accepted_share:.0%} accepted"
+
+
+def fidelity_of(project: Project) -> FidelitySummary:
+    """Read the fidelity summary."""
+    return FidelitySummary.load(project.path("curation", "fidelity.json"))
+
+
+def decisions_of(project: Project) -> Decisions:
+    """Read the decisions."""
+    return Decisions.load(project.path("curation", "decisions.json"))
+
+
+def run_export(project: Project) -> Iterator[Progress | str]:
+    """Write the synthetic set."""
+    dataset, pool = dataset_of(project), PoolTiles(project, tileset_of(project))
+
+    def pool_image_of(job: Job) -> dict[str, object]:
+        record = dataset.image(pool.tile(job).image_id)
+        return {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256}
+
+    count = export_synthetic(
+        plan_of(project), decisions_of(project), drafts=project.path("drafts"), out=project.path("synthetic"),
+        base_digest=Concept.load(project.path("concept", "concept.json")).base_digest, pool_image_of=pool_image_of,
+        valid_hw_of=lambda job: pool.tile(job).valid_hw,
+    )  # fmt: skip
+    yield f"{count} images in synthetic/annotations.json"
+
+
+def run_finalize(project: Project) -> Iterator[Progress | str]:
+    """Write the finished pipeline for plain diffusers."""
+    from defectory.condition.control import finalize_pipeline
+
+    digest = finalize_pipeline(project.path("concept"), project.path("control"), project.path("pipeline"))
+    yield f"loads with StableDiffusionControlNetPipeline.from_pretrained, digest {digest[:12]}"
+
+
+def accepted_jobs(plan: Plan, decisions: Decisions) -> Sequence[Job]:
+    """Give the jobs whose drafts were accepted."""
+    accepted = {d.job_id for d in decisions.decisions if d.status == "accepted"}
+    return [job for job in plan.jobs if job.id in accepted]
+
+
+def union_of(job: Job) -> Mask:
+    """Give the union of a job's masks, bool [H,W]."""
+    return np.any([decode(i.rle) for i in job.instances], axis=0)

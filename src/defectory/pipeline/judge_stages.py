@@ -1,0 +1,169 @@
+"""Stages of judgement: segmenters, evaluation, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from defectory.artifacts.dataset import ImageRecord, image_path
+from defectory.artifacts.scores import SegmenterScores
+from defectory.evaluation.image_metrics import score_image_sets
+from defectory.evaluation.mask_metrics import score_segmenter
+from defectory.imageio import load_rgb
+from defectory.pipeline.generate_stages import accepted_jobs, decisions_of, device_of, fidelity_of, plan_of
+from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.values import dataset_of, split_of, tileset_of
+from defectory.run import atomic_folder, write_json
+from defectory.segmentation.config import Arm
+
+SCORE_KEYS = ("segm_map", "bbox_map", "ap50", "iou", "iou_matched", "hausdorff")
+
+
+def arm_folder(arm: Arm, seed: int) -> str:
+    """Give the folder of one trained segmenter, relative to the run."""
+    return f"segment/{arm}-seed{seed}"
+
+
+def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress | str]]:
+    """Give the stage that trains one arm with one seed and predicts test once."""
+
+    def run(project: Project) -> Iterator[Progress | str]:
+        from defectory.segmentation.data import SegmentationTile
+        from defectory.segmentation.predict import coco_results, predict_images
+        from defectory.segmentation.training import load_segmenter, train_segmenter
+
+        dataset, split, tileset = dataset_of(project), split_of(project), tileset_of(project)
+        config, device, name = project.config.segmentation, device_of(project), f"segment {arm} seed {seed}"
+
+        def load(tiles: Any) -> list[SegmentationTile]:
+            return [
+                SegmentationTile(
+                    id=t.id, image=load_rgb(project.path("tiles", t.file_name)), instances=tuple((i.category_id, i.rle) for i in t.instances if not i.is_crowd)
+                )
+                for t in tiles
+            ]
+
+        defective = [t for t in tileset.of("train") if t.instances]
+        pool = tileset.of("pool")[:400]
+        split.require_training_ids((t.image_id for t in [*defective, *pool]), stage=name)
+        synthetic = [
+            SegmentationTile(
+                id=job.id, image=load_rgb(project.path("drafts", "images", f"{job.id}.png")), instances=tuple((i.category_id, i.rle) for i in job.instances)
+            )
+            for job in accepted_jobs(plan_of(project), decisions_of(project))
+        ]
+        if arm != "real" and not synthetic:
+            write_json(project.path(arm_folder(arm, seed), "skipped.json"), {"reason": "curation accepted no draft"})
+            yield "skipped: curation accepted no draft"
+            return
+        val = _with_few_defect_free([dataset.image(i) for i in split.val], config.max_val_images)
+
+        def validate(model: Any) -> float:
+            results = _predict(project, model, val, tileset.tiling, predict_images, coco_results)
+            return score_segmenter(val, dataset.categories, results, score_threshold=config.score_threshold).segm_map
+
+        kind = config.model if config.model != "auto" else ("light" if device == "cpu" else "resnet50")
+        out = project.path(arm_folder(arm, seed))
+        best = 0.0
+        for event in train_segmenter(
+            arm=arm, real=load(defective), synthetic=synthetic, defect_free=load(pool), validate=validate, kind=kind, categories=dataset.categories,
+            tiling=tileset.tiling, config=config, seed=seed, out=out, device=device,
+        ):  # fmt: skip
+            best = max(best, event.val_map or 0.0)
+            yield Progress(stage=name, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}, best val mAP {best:.3f}")
+        model, _, _ = load_segmenter(out, device)
+        test = [dataset.image(i) for i in split.test]
+        results = _predict(project, model, test, tileset.tiling, predict_images, coco_results)
+        write_json(out / "predictions.json", results)
+        scores = score_segmenter(test, dataset.categories, results, score_threshold=config.score_threshold)
+        scores.save(out / "scores.json")
+        yield f"test segm mAP {scores.segm_map:.3f}, box mAP {scores.bbox_map:.3f}, AP50 {scores.ap50:.3f}, IoU {scores.iou:.3f}, HD {scores.hausdorff:.3f}"
+
+    return run
+
+
+def _with_few_defect_free(records: list[ImageRecord], limit: int) -> list[ImageRecord]:
+    """Give defective val images and as many defect-free ones at most, within a limit: val is scored often."""
+    defective = [r for r in records if r.instances]
+    free = [r for r in records if not r.instances]
+    chosen = defective[: max(1, limit * 2 // 3)]
+    return chosen + free[: min(len(chosen), max(0, limit - len(chosen)))]
+
+
+def _predict(project: Project, model: Any, records: list[ImageRecord], tiling: Any, predict_images: Any, coco_results: Any) -> list[dict[str, object]]:
+    images = ((record.id, load_rgb(image_path(project.path("data"), record))) for record in records)
+    return [row for found in predict_images(model, images, tiling) for row in coco_results(found)]
+
+
+def run_evaluation(project: Project) -> Iterator[Progress | str]:
+    """Gather all scores into `scores.json` of the stage and of the run."""
+    from defectory.engine.features.encoder import load_encoder
+    from defectory.engine.tensors import images_to_tensor
+
+    config = project.config
+    arms: dict[str, Any] = {}
+    for arm in config.segmentation.arms:
+        per_seed = [s for seed in config.segmentation.seeds if (s := _scores(project, arm, seed)) is not None]
+        if not per_seed:
+            continue
+        arms[arm] = {key: float(np.mean([getattr(s, key) for s in per_seed])) for key in SCORE_KEYS}
+        arms[arm]["per_seed"] = [s.model_dump(mode="json") for s in per_seed]
+    plan, decisions = plan_of(project), decisions_of(project)
+    tileset, test_tiles = tileset_of(project), tileset_of(project, "test_tiles")
+    limit = config.evaluation.max_kid_tiles
+    synthetic = [load_rgb(project.path("drafts", "images", f"{job.id}.png")) for job in list(accepted_jobs(plan, decisions))[:limit]]
+    synthetic = synthetic or [load_rgb(project.path("drafts", "images", f"{job.id}.png")) for job in plan.jobs[:limit]]
+    train = [load_rgb(project.path("tiles", t.file_name)) for t in tileset.of("train") if t.instances][:limit]
+    test = [load_rgb(project.path("test_tiles", t.file_name)) for t in test_tiles.tiles if t.instances][:limit]
+    image_sets: dict[str, Any] | None = None
+    if min(len(synthetic), len(train), len(test)) >= 4:
+        encoder, name = load_encoder()
+
+        def features(images: list[Any]) -> Any:
+            return np.concatenate([encoder.embed(images_to_tensor(images[i : i + 64])).numpy() for i in range(0, len(images), 64)]).astype(np.float64)
+
+        image_sets = score_image_sets(
+            synthetic=synthetic, real_train=train, real_test=test, features=(features(synthetic), features(train), features(test)),
+            encoder_name=name, config=config.evaluation, seed=config.seed,
+        ).model_dump(mode="json")  # fmt: skip
+    scores = {"arms": arms, "fidelity": fidelity_of(project).model_dump(mode="json"), "image_sets": image_sets, "verdict": verdict(arms)}
+    with atomic_folder(project.path("evaluation")) as folder:
+        write_json(folder / "scores.json", scores)
+    write_json(project.path("scores.json"), {**arms, **{k: v for k, v in scores.items() if k != "arms"}})
+    yield str(scores["verdict"]["sentence"])
+
+
+def _scores(project: Project, arm: Arm, seed: int) -> SegmenterScores | None:
+    path = project.path(arm_folder(arm, seed), "scores.json")
+    return SegmenterScores.load(path) if path.is_file() else None
+
+
+def verdict(arms: dict[str, Any]) -> dict[str, Any]:
+    """Judge synthetic-then-real against real by segm mAP: use it, do not use it, or not enough evidence.
+
+    Three seeds or more are needed; the mean paired difference must exceed twice its standard error.
+    """
+    if "real" not in arms or "synthetic_then_real" not in arms:
+        return {"outcome": "not enough evidence", "sentence": "Not enough evidence: the arms real and synthetic_then_real were not both trained."}
+    real = [s["segm_map"] for s in arms["real"]["per_seed"]]
+    both = [s["segm_map"] for s in arms["synthetic_then_real"]["per_seed"]]
+    count = min(len(real), len(both))
+    gains = np.array(both[:count]) - np.array(real[:count])
+    gain = float(gains.mean())
+    text = f"segm mAP {np.mean(real):.3f} with real images alone, {np.mean(both):.3f} with synthetic then real ({gain:+.3f}, {count} seed{'s' if count > 1 else ''})"
+    if count < 3:
+        return {"outcome": "not enough evidence", "gain": gain, "sentence": f"Not enough evidence from {count} seed{'s' if count > 1 else ''}: {text}."}
+    error = float(gains.std(ddof=1) / np.sqrt(count))
+    if gain > 2 * error and gain > 0:
+        return {"outcome": "use it", "gain": gain, "standard_error": error, "sentence": f"Use it: {text}, standard error {error:.3f}."}
+    if gain < 0:
+        return {"outcome": "do not use it", "gain": gain, "standard_error": error, "sentence": f"Do not use it: {text}, standard error {error:.3f}."}
+    return {"outcome": "not enough evidence", "gain": gain, "standard_error": error, "sentence": f"Not enough evidence: {text}, standard error {error:.3f}."}
+
+
+def read_scores(project: Project) -> dict[str, Any]:
+    """Read the evaluation's scores."""
+    return json.loads(project.path("evaluation", "scores.json").read_text())

@@ -1,0 +1,90 @@
+"""Reads stage outcomes back as values and turns them into what the rooms take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Instance
+from defectory.artifacts.dataset import MANIFEST, Dataset
+from defectory.artifacts.plan import Job
+from defectory.artifacts.split import Split
+from defectory.artifacts.tiles import Tile, TileSet
+from defectory.drivers.extract import extract_driver
+from defectory.geometry import Augmentation
+from defectory.imageio import load_rgb
+from defectory.pipeline.stage import Project
+from defectory.rle import decode
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+def dataset_of(project: Project) -> Dataset:
+    """Read the data set."""
+    return Dataset.load(project.path("data", MANIFEST))
+
+
+def split_of(project: Project) -> Split:
+    """Read the split."""
+    return Split.load(project.path("split", "split.json"))
+
+
+def tileset_of(project: Project, name: str = "tiles") -> TileSet:
+    """Read a tile set: `tiles` (train, pool, val) or `test_tiles`."""
+    return TileSet.load(project.path(name, "tileset.json"))
+
+
+def masks_of(instances: Sequence[Instance]) -> tuple[tuple[int, Mask], ...]:
+    """Decode instances to (category id, mask bool [H,W])."""
+    return tuple((i.category_id, decode(i.rle)) for i in instances)
+
+
+def driver_maker(project: Project, num_classes: int) -> Callable[[Image, Sequence[tuple[int, Mask]], tuple[int, int]], Image]:
+    """Give the function that extracts drivers of annotated tiles."""
+    config = project.config.drivers
+
+    def make(image: Image, instances: Sequence[tuple[int, Mask]], valid_hw: tuple[int, int]) -> Image:
+        return extract_driver(image, instances, num_classes=num_classes, config=config, valid_hw=valid_hw)
+
+    return make
+
+
+class PoolTiles:
+    """Pool tiles by id, with a job's augmentation applied."""
+
+    def __init__(self, project: Project, tileset: TileSet) -> None:
+        self._folder = project.path("tiles")
+        self._tiles = {tile.id: tile for tile in tileset.of("pool")}
+        self.num_classes = len(tileset.categories)
+        self._config = project.config.drivers
+        self._flip = project.config.condition.training.flip
+
+    def tile(self, job: Job) -> Tile:
+        """Give a job's pool tile."""
+        return self._tiles[job.tile_id]
+
+    def image(self, job: Job) -> Image:
+        """Give a job's pool tile, augmented, RGB uint8 [H,W,3]."""
+        tile = self.tile(job)
+        image = load_rgb(self._folder / tile.file_name)
+        if job.augmentation_seed is None:
+            return image
+        return Augmentation.sample(job.augmentation_seed, tile.valid_hw, strength="offline", flip=self._flip).apply_image(image)
+
+    def drivers(self, job: Job) -> tuple[Image, Image, Image]:
+        """Give a job's driver, the same without mask, and the tile they come from."""
+        tile, image = self.tile(job), self.image(job)
+        make: Any = extract_driver
+        common = {"num_classes": self.num_classes, "config": self._config, "blind": (), "valid_hw": tile.valid_hw}
+        return make(image, masks_of(job.instances), **common), make(image, (), **common), image
+
+
+def source_listing(path: Path) -> list[tuple[str, int, int]]:
+    """Give name, size and time of every file a source may read, so that a changed source is noticed."""
+    root = path if path.is_dir() else path.parent
+    return sorted((p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file())

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from defectory.engine.training import checkpoint
+from defectory.engine.training.checkpoint import TrainingState, clear_leftovers, restore_checkpoint, save_checkpoint
+from defectory.errors import StageError
+
+
+def fresh_state() -> TrainingState:
+    parameters = {"a": torch.zeros(2, 3, requires_grad=True), "b": torch.zeros(4, requires_grad=True)}
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.1)
+    return TrainingState(parameters=parameters, average=[p.detach().clone() for p in parameters.values()], optimizer=optimizer)
+
+
+def stepped_state() -> TrainingState:
+    state = fresh_state()
+    for parameter in state.parameters.values():
+        parameter.grad = torch.rand_like(parameter)
+    state.optimizer.step()
+    state.average = [mean + 0.25 for mean in state.average]
+    state.step, state.log, state.held_out = 1, [(0.1 + 0.2, 1e-4)], [(1, 0.7)]
+    return state
+
+
+def test_state_that_was_saved_equals_the_one_restored(tmp_path: Path) -> None:
+    saved, restored = stepped_state(), fresh_state()
+    save_checkpoint(tmp_path, saved, recipe="r")
+    assert restore_checkpoint(tmp_path, restored, recipe="r")
+    assert (restored.step, restored.log, restored.held_out) == (saved.step, saved.log, saved.held_out)
+    for name, parameter in saved.parameters.items():
+        other = restored.parameters[name]
+        assert torch.equal(parameter, other)
+        for key in ("exp_avg", "exp_avg_sq", "step"):
+            assert torch.equal(saved.optimizer.state[parameter][key], restored.optimizer.state[other][key])
+    assert all(torch.equal(a, b) for a, b in zip(saved.average, restored.average, strict=True))
+
+
+def test_full_disk_is_one_clear_line_and_the_earlier_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, stepped_state(), recipe="r")
+    before = (tmp_path / checkpoint.FILE_NAME).read_bytes()
+
+    def full(*_args: object) -> None:
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(StageError, match="No space left"):
+        save_checkpoint(tmp_path, stepped_state(), recipe="r")
+    assert (tmp_path / checkpoint.FILE_NAME).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [checkpoint.FILE_NAME]
+
+
+def test_leftovers_of_a_killed_process_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".base.ab12.tmp", ".base.old.77"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".concept.json.77.tmp.json").write_text("x")
+    (tmp_path / "base").mkdir()
+    (tmp_path / ".keep").write_text("x")
+    clear_leftovers(tmp_path, names=("base", "concept.json"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".keep", "base"]

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from defectory.engine.base.load import load_base
+from defectory.engine.training.config import TrainingConfig
+from defectory.engine.training.embeddings import PromptEmbeddings
+from defectory.engine.training.loss import Batch, denoising_errors
+from defectory.engine.training.noise import NoiseSchedule
+
+SCHEDULE = NoiseSchedule(DDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True), "cpu")
+
+
+def batch() -> Batch:
+    defect = torch.zeros(2, 1, 6, 8, dtype=torch.bool)
+    defect[0, 0, 2, 3:7] = True
+    clean, noise = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 6, 8)
+    return Batch(clean=clean, noise=noise, timesteps=torch.tensor([300, 999]), prompts=["a", "b"], defect=defect)
+
+
+def test_errors_equal_the_closed_form() -> None:
+    given = batch()
+    config = TrainingConfig(precision="fp32", defect_weight=5.0, min_snr_gamma=5.0, min_snr_floor=0.25)
+    errors = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config)
+    plain = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config, weighted=False)
+    for row, timestep in enumerate((300, 999)):
+        bar = float(SCHEDULE.alpha_bar[timestep])
+        squared = (bar**0.5 * given.noise[row] - (1 - bar) ** 0.5 * given.clean[row]).square()
+        snr = bar / (1 - bar)
+        weight = max(min(snr, 5.0) / (snr + 1), 0.25)
+        assert float(plain[row]) == pytest.approx(float(squared.mean()), rel=1e-5)
+        assert float(errors[row]) == pytest.approx(weight * float((squared * (1 + 4 * given.defect[row])).mean()), rel=1e-5)
+
+
+def test_perfect_prediction_has_no_error() -> None:
+    given = batch()
+    _, target = SCHEDULE.add(given.clean, given.noise, given.timesteps)
+    assert denoising_errors(given, lambda _x, _t: target, SCHEDULE, TrainingConfig(precision="fp32")).tolist() == [0.0, 0.0]
+
+
+def test_frozen_text_is_encoded_once_and_trained_text_every_time(tiny_base_folder: Any) -> None:
+    models = load_base(tiny_base_folder)
+    calls: list[int] = []
+    models.text_encoder.register_forward_hook(lambda _m, _a, result: calls.append(len(result.last_hidden_state)))
+    prompts = ["a crack", "", "a crack"]
+    frozen = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
+    first, second = frozen(prompts), frozen(prompts)
+    assert first.shape == (3, 16, 16)
+    assert torch.equal(first, second)
+    assert torch.equal(first[0], first[2])
+    assert not torch.allclose(first[0], first[1])
+    assert calls == [1, 1]
+    models.text_encoder.requires_grad_(True)
+    trained = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
+    again = trained(prompts)
+    trained(prompts)
+    assert calls == [1, 1, 2, 2]
+    assert again.requires_grad
+    assert torch.allclose(again, first, atol=1e-5)
