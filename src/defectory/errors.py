@@ -8,7 +8,8 @@ DefectoryError                  exit code 1: a run failed
     ├── ImageError              an image or mask file
     ├── AnnotationError         an annotation file or one of its entries
     ├── ConfigError             a project file, an option or an environment variable
-    └── WeightsError            a base, a checkpoint or an adapter
+    ├── WeightsError            a base, a checkpoint or an adapter
+    └── OutputError             an output folder that cannot be written or is full (a StageError too)
 
 Every message is one line: where, what was found, what to do.
 """
@@ -68,3 +69,9 @@ class ConfigError(InputError):
 
 class WeightsError(InputError):
     """A base, checkpoint or adapter that cannot be used."""
+
+
+class OutputError(InputError, StageError):
+    """An output folder that cannot be written or is full."""
+
+    exit_code = 2

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from defectory.errors import StageError
+from defectory.errors import OutputError
 
 MANIFEST_NAME = "stage.json"
 
@@ -61,7 +61,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary file name beside `path`; on success fsync it and rename it to `path`.
 
     Raises:
-        StageError: the folder cannot be written or is full; nothing is left behind.
+        OutputError: the folder cannot be written or is full; nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
@@ -72,7 +72,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _fsync_folder(path.parent)
     except OSError as error:
-        raise StageError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another output folder") from error
+        raise OutputError(path, f"cannot be written ({error.strerror or error})", "free space or choose another output folder") from error
     finally:
         temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
 
@@ -98,13 +98,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success replace `path` by it, else remove it.
 
     Raises:
-        StageError: the parent cannot be written or is full; an earlier `path` is kept.
+        OutputError: the parent cannot be written or is full; an earlier `path` is kept.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     except OSError as error:
-        raise StageError(f"{path}: cannot be written ({error.strerror or error}); choose another output folder") from error
+        raise OutputError(path, f"cannot be written ({error.strerror or error})", "choose another output folder") from error
     temporary.chmod(0o755)
     try:
         yield temporary
@@ -117,7 +117,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-        raise StageError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another output folder") from error
+        raise OutputError(path, f"cannot be written ({error.strerror or error})", "free space or choose another output folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

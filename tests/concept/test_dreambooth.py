@@ -45,8 +45,8 @@ def test_concept_is_a_base_whose_unet_and_text_encoder_moved(tiny_base_folder: P
     assert [event.step for event in events if isinstance(event, Validated)] == [3, 6]
     assert {event.what for event in events if isinstance(event, Preparing)} == {"class images", "latents"}
     concept = Concept.load(tmp_path / "concept.json")
-    assert events[-1] == Finished(digest=concept.digest)
-    assert (concept.digest, concept.base_digest) == (digest_folder(tmp_path / "base"), before)
+    assert events[-1] == Finished(digest=concept.weights_digest)
+    assert (concept.weights_digest, concept.base_digest) == (digest_folder(tmp_path / "base"), before)
     assert not (tmp_path / "checkpoint").exists()
     old, new = load_base(tiny_base_folder), load_base(tmp_path / "base")
     assert not torch.equal(old.unet.conv_in.weight, new.unet.conv_in.weight)

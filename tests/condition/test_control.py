@@ -72,9 +72,9 @@ def test_control_network_is_trained_and_the_concept_is_untouched(concept: Path, 
     assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in events if isinstance(event, Validated)] == [3, 6]
     control = Control.load(tmp_path / "control.json")
-    assert events[-1] == Finished(digest=control.digest)
-    assert control.digest == digest_folder(tmp_path / "controlnet")
-    assert control.concept_digest == Concept.load(concept / "concept.json").digest
+    assert events[-1] == Finished(digest=control.weights_digest)
+    assert control.weights_digest == digest_folder(tmp_path / "controlnet")
+    assert control.concept_digest == Concept.load(concept / "concept.json").weights_digest
     start, end = load_controlnet(concept / "base" / "controlnet"), load_controlnet(tmp_path / "controlnet")
     assert all(not torch.equal(a, b) for (name, a), b in zip(start.named_parameters(), end.parameters(), strict=True) if "conv_in" in name)
 

@@ -12,7 +12,7 @@ class Concept(Value):
     token: str
     class_noun: str
     base_digest: str
-    digest: str
+    weights_digest: str
     """Digest of the weights folder."""
 
 
@@ -21,4 +21,4 @@ class Control(Value):
 
     concept_digest: str
     driver_config_digest: str
-    digest: str
+    weights_digest: str

@@ -1,1 +1,1 @@
-"""cli room."""
+"""The command line."""

@@ -158,11 +158,11 @@ def learn_concept(
     )
     save_base_like(base, out / "base", replaced=trained)
     concept = Concept(
-        method=config.method, token=config.token, class_noun=config.class_noun, base_digest=base_digest, digest=digest_folder(out / "base")
+        method=config.method, token=config.token, class_noun=config.class_noun, base_digest=base_digest, weights_digest=digest_folder(out / "base")
     )
     concept.save(out / "concept.json")
     remove_checkpoint(out / "checkpoint")
-    yield Finished(digest=concept.digest)
+    yield Finished(digest=concept.weights_digest)
 
 
 class _Predictor:

@@ -139,7 +139,7 @@ def learn_condition(
                 "phase": "condition",
                 "tiles": [tile.digest() for tile in tiles],
                 "held_out": [tile.digest() for tile in validation_tiles],
-                "concept": learned.digest,
+                "concept": learned.weights_digest,
                 "drivers": driver_digest,
                 "config": config.model_dump(mode="json"),
                 "seed": seed,
@@ -150,10 +150,10 @@ def learn_condition(
     )
     with atomic_folder(out / "controlnet") as folder:
         save_model(control, folder)
-    result = Control(concept_digest=learned.digest, driver_config_digest=driver_digest, digest=digest_folder(out / "controlnet"))
+    result = Control(concept_digest=learned.weights_digest, driver_config_digest=driver_digest, weights_digest=digest_folder(out / "controlnet"))
     result.save(out / "control.json")
     remove_checkpoint(out / "checkpoint")
-    yield Finished(digest=result.digest)
+    yield Finished(digest=result.weights_digest)
 
 
 def start_control(models: LoadedModels, *, init: str, seed: int) -> ControlNetModel:

@@ -152,7 +152,7 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         place=lambda mask, allowed, taken, rng: place(mask, size_hw=allowed.shape, allowed=allowed, taken=taken, rng=rng),
         allowed_of=allowed_of,
         prompt_of=lambda names: condition_prompt(concept.token, names, defect_noun=config.condition.defect_noun),
-        concept_digest=concept.digest, control_digest=control.digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
+        concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
     )  # fmt: skip
     plan.save(project.path("plan", "plan.json"))
     summary = plan_summary(plan)

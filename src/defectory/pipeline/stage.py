@@ -93,6 +93,20 @@ def inputs_digest(project: Project, stage: Stage, stages: Sequence[Stage]) -> st
     )
 
 
+def states_of(project: Project, stages: Sequence[Stage]) -> dict[str, str]:
+    """Tell of each stage whether it is up to date, can go on from partial work, or has to run (again)."""
+    states: dict[str, str] = {}
+    for stage in stages:
+        folder = project.path(stage.folder)
+        if read_manifest(folder) is None:
+            states[stage.name] = "to be resumed" if stage.resumable and (folder / INPUTS_NAME).is_file() else "to be run"
+        elif any(states[name] != "up to date" for name in stage.needs) or not stage_is_done(folder, inputs_digest(project, stage, stages)):
+            states[stage.name] = "to be run again"
+        else:
+            states[stage.name] = "up to date"
+    return states
+
+
 def run_stage(project: Project, stage: Stage, stages: Sequence[Stage]) -> Iterator[Event]:
     """Run one stage unless it is up to date; its manifest is written last."""
     folder = project.path(stage.folder)

@@ -52,6 +52,11 @@ def embedded_folder() -> Path:
     return Path(str(files("defectory.engine.base") / "weights"))
 
 
+def is_known(name: str) -> bool:
+    """Tell whether a base is known by this name."""
+    return any(base.name == name for base in KNOWN_BASES)
+
+
 def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path:
     """Give the folder of a base named or pointed at by the user.
 
@@ -64,7 +69,7 @@ def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path
     """
     if name_or_path == EMBEDDED:
         return embedded_folder()
-    if any(base.name == name_or_path for base in KNOWN_BASES):
+    if is_known(name_or_path):
         folder = None if bases_folder is None else bases_folder / name_or_path
         if folder is not None and folder.is_dir():
             return folder

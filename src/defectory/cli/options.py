@@ -1,0 +1,51 @@
+"""Options that verbs share, and how a project is opened from them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from defectory.pipeline.stage import Project
+
+ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file.")]
+OverrideOption = Annotated[list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set any setting, for example synthesis.num_images=50.")]
+PresetOption = Annotated[str | None, typer.Option("--preset", help="demo, demo-full, cpu or gpu-sd15.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the whole project.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, do nothing.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
+
+RESERVED = ("DEFECTORY_BASES",)
+
+
+def open_project(
+    file: Path, *, overrides: list[str] | None = None, preset: str | None = None, seed: int | None = None, device: str | None = None, save: bool = True
+) -> Project:
+    """Resolve a project file with command line and environment, and save what came out with the run.
+
+    Raises:
+        ConfigError: an unknown or wrong setting.
+        OutputError: the run folder cannot be written.
+    """
+    from defectory import __version__
+    from defectory.engine.base.known import is_known
+    from defectory.pipeline.stage import Project
+    from defectory.recipes.resolve import resolve
+
+    wanted = list(overrides or [])
+    wanted += [f"seed={seed}"] if seed is not None else []
+    wanted += [f'device="{device}"'] if device is not None else []
+    environment = {name: value for name, value in os.environ.items() if name not in RESERVED}
+    resolved = resolve(project_file=file, preset=preset, environment=environment, overrides=wanted)
+    source = file.resolve().parent
+    base = resolved.config.base
+    if not is_known(base):
+        resolved = resolved.with_value("base", str(source / Path(base).expanduser()))
+    folder = source / resolved.config.out
+    if save:
+        resolved.save(folder / "project.json", version=__version__)
+    return Project(config=resolved.config, folder=folder, source_folder=source)

@@ -1,0 +1,123 @@
+"""Verbs that run a project or one of its stages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from defectory.cli.options import ConfigOption, DeviceOption, DryRunOption, JsonOption, OverrideOption, PresetOption, SeedOption, open_project
+
+STAGE_VERBS = {
+    "learn-concept": ("learn-concept", "Phase 1: teach the base what your parts look like (DreamBooth with prior preservation)."),
+    "learn-condition": ("learn-condition", "Phase 2: teach a control network to obey drivers."),
+    "plan": ("plan", "Write the synthesis plan: pool image, augmentation, masks, prompt and seed of every draft."),
+    "synthesize": ("synthesize", "Draw the drafts of the plan, each with its counterfactual half."),
+    "curate": ("curate", "Measure counterfactual fidelity; accept or reject each draft."),
+    "export": ("export", "Write the accepted drafts as a COCO data set with provenance."),
+    "segment": ("segment", "Train the segmenter in all its arms."),
+    "evaluate": ("evaluate", "Gather all scores."),
+    "report": ("report", "Write the report, one self-contained HTML file."),
+    "finalize": ("finalize", "Write the finished pipeline, which plain diffusers loads."),
+}
+"""Verb -> (stage, help)."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command("demo")(demo)
+    app.command("init")(init)
+    app.command("run")(run)
+    for verb, (stage, text) in STAGE_VERBS.items():
+        app.command(verb, help=f"{text} What it needs and is not up to date is run before it.")(_stage_verb(stage))
+
+
+def demo(
+    full: Annotated[bool, typer.Option("--full", help="Three seeds and longer phases; about an hour on two cores.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/demo, or runs/demo-full.")] = None,
+    override: OverrideOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Do all of it on a procedural borescope data set: data, both phases, synthesis, curation, segmenters, report."""
+    from defectory.recipes.demo import write_demo
+
+    folder = out or Path("runs") / ("demo-full" if full else "demo")
+    _run(write_demo(folder, full=full), None, override, None, seed, device, dry_run, as_json)
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="Project file to write.")] = Path("project.toml"),
+    data: Annotated[str, typer.Option("--data", help="COCO file, mask folder, YOLO data.yaml or data set folder.")] = "annotations.json",
+    defect_free: Annotated[str | None, typer.Option("--defect-free", help="Folder of further defect-free images.")] = None,
+    preset: PresetOption = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it is there.")] = False,
+) -> None:
+    """Write a commented project file with every setting."""
+    from defectory.errors import ConfigError
+    from defectory.recipes.presets import PRESETS
+    from defectory.recipes.template import project_template
+    from defectory.run import write_text
+
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r}", "no such preset", f"choose among {', '.join(PRESETS)}")
+    if file.exists() and not force:
+        raise ConfigError(file, "is there already", "give another name, or --force to replace it")
+    name = file.resolve().parent.name or "project"
+    values: dict[str, object] = {"name": name, "out": f"runs/{name}", "data": {"path": data, **({"defect_free": defect_free} if defect_free else {})}}
+    write_text(file, project_template(values, preset=preset))
+    print(f"{file} written; `defectory run {file}` does every stage")
+
+
+def run(
+    project: Annotated[Path, typer.Argument(help="Project file.")] = Path("project.toml"),
+    only: Annotated[list[str] | None, typer.Option("--only", help="Run this stage alone (repeatable); what it needs must be there.")] = None,
+    override: OverrideOption = None,
+    preset: PresetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Do every stage of a project; a stage whose inputs are unchanged is not run again."""
+    _run(project, only, override, preset, seed, device, dry_run, as_json)
+
+
+def _stage_verb(stage: str):  # noqa: ANN202  # typer reads the signature
+    def verb(
+        config: ConfigOption = Path("project.toml"),
+        override: OverrideOption = None,
+        preset: PresetOption = None,
+        seed: SeedOption = None,
+        device: DeviceOption = None,
+        dry_run: DryRunOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run(config, [stage], override, preset, seed, device, dry_run, as_json, with_needs=True)
+
+    return verb
+
+
+def _run(
+    file: Path, only: list[str] | None, override: list[str] | None, preset: str | None, seed: int | None, device: str | None, dry_run: bool,
+    as_json: bool, *, with_needs: bool = False,
+) -> None:  # fmt: skip
+    from defectory.cli.show import show_events, show_table
+
+    project = open_project(file, overrides=override, preset=preset, seed=seed, device=device, save=not dry_run)
+    from defectory.pipeline.run import needed_for, run_project, stages_of
+    from defectory.pipeline.stage import states_of
+
+    stages = stages_of(project)
+    names = None if only is None else (needed_for(stages, only) if with_needs else only)
+    if dry_run:
+        states = states_of(project, stages)
+        rows = [(stage.name, states[stage.name], project.path(stage.folder)) for stage in stages if names is None or stage.name in names]
+        show_table(f"{project.config.name}: what would be done", ("stage", "state", "folder"), rows)
+        return
+    show_events(run_project(project, only=names), as_json=as_json)
+    if not as_json and (only is None or "report" in only):
+        print(f"report: {project.path('report.html')}")

@@ -1,0 +1,98 @@
+"""Shows events as progress bars with an ETA, plain lines, or JSON lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from defectory.pipeline.stage import Event
+
+PLAIN_EVERY_S = 20.0
+
+
+def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
+    """Consume a run's events and show them; leaving early (Ctrl-C) closes the run, which stays resumable."""
+    console = Console()
+    if as_json:
+        for event in events:
+            print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
+    elif console.is_terminal:
+        _show_bars(events, console)
+    else:
+        _show_lines(events)
+
+
+def _show_bars(events: Iterable[Event], console: Console) -> None:
+    from defectory.pipeline.stage import StageEnded
+
+    columns = (
+        TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
+        TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+    )  # fmt: skip
+    with Progress(*columns, console=console, transient=True) as progress:
+        task: TaskID | None = None
+        shown = ("", 0)
+        for event in events:
+            if isinstance(event, StageEnded):
+                if task is not None:
+                    progress.remove_task(task)
+                    task, shown = None, ("", 0)
+                console.print(_line(event), highlight=False, markup=False)
+                continue
+            if task is None or shown != (event.stage, event.total):
+                if task is not None:
+                    progress.remove_task(task)
+                task, shown = progress.add_task(event.stage, total=event.total, note=""), (event.stage, event.total)
+            progress.update(task, completed=event.done, note=event.note)
+
+
+def _show_lines(events: Iterable[Event]) -> None:
+    from defectory.pipeline.stage import StageEnded
+
+    began = last = time.monotonic()
+    current, first_done = ("", 0), 0
+    for event in events:
+        if isinstance(event, StageEnded):
+            print(_line(event), flush=True)
+            continue
+        now = time.monotonic()
+        if (event.stage, event.total) != current:
+            current, began, last, first_done = (event.stage, event.total), now, now, event.done
+        elif now - last >= PLAIN_EVERY_S:
+            last = now
+            left_s = (now - began) / max(1, event.done - first_done) * (event.total - event.done)
+            print(f"  {event.stage} {event.done}/{event.total}, about {format_seconds(left_s)} left{', ' + event.note if event.note else ''}", flush=True)
+
+
+def _line(event: Event) -> str:
+    from defectory.pipeline.stage import StageEnded
+
+    assert isinstance(event, StageEnded)
+    took = "up to date" if event.skipped else format_seconds(event.seconds)
+    return f"{event.stage:<28} {took:>10}  {event.summary}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Give a duration as people write it."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a table."""
+    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    Console().print(table)

@@ -1,0 +1,96 @@
+"""Verbs about bases and the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, pretrain.")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    base_app.command("list")(list_bases)
+    base_app.command("verify")(verify_base)
+    base_app.command("pretrain")(pretrain_base)
+    app.add_typer(base_app, name="base")
+    app.command("doctor")(doctor)
+
+
+@base_app.callback()
+def _base() -> None:
+    """Bases: list, verify, pretrain."""
+
+
+def list_bases() -> None:
+    """List the bases known by name."""
+    from defectory.cli.show import show_table
+    from defectory.engine.base.known import KNOWN_BASES
+
+    show_table("Known bases", ("name", "tile px", "what", "licence"), [(b.name, b.tile_px, b.description, b.licence) for b in KNOWN_BASES])
+    print("Any other base: the path of a folder in Stable Diffusion layout.")
+
+
+def verify_base(name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base.")] = "embedded") -> None:
+    """Check that a base is whole: parts there, safetensors readable, digests as recorded."""
+    from defectory.engine.base.known import resolve_base
+    from defectory.engine.base.verify import verify
+
+    folder = resolve_base(name_or_path)
+    verify(folder)
+    print(f"{folder}: whole")
+
+
+def pretrain_base(
+    out: Annotated[Path, typer.Option("--out", help="Folder for base/ and encoder/.")],
+    work: Annotated[Path | None, typer.Option("--work", help="Folder for corpus and checkpoints; <out>/work.")] = None,
+    override: Annotated[list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example diffusion.num_steps=8000.")] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network, encoder."""
+    from defectory.cli.show import show_events
+    from defectory.pipeline.pretrain import pretrain_config, run_pretrain
+
+    config = pretrain_config(override or [], device=device, seed=seed)
+    show_events(run_pretrain(config, out=out, work=work or out / "work"))
+    print(f"use it with `base = \"{out / 'base'}\"` in a project file")
+
+
+def doctor() -> None:
+    """Say whether this machine can run Defectory: versions, devices, memory, disk, embedded base."""
+    import os
+    import platform
+    import shutil
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from defectory import __version__
+    from defectory.cli.show import show_table
+    from defectory.engine.base.known import embedded_folder
+    from defectory.engine.base.verify import verify
+
+    def version_of(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "missing"
+
+    rows: list[tuple[str, str]] = [("defectory", __version__), ("python", platform.python_version())]
+    rows += [(name, version_of(name)) for name in ("torch", "torchvision", "diffusers", "transformers", "accelerate", "faster-coco-eval")]
+    rows.append(("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"))
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            found = torch.cuda.get_device_properties(index)
+            rows.append((f"cuda:{index}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB"))
+    else:
+        rows.append(("gpu", "none; the embedded base runs on the CPU, Stable Diffusion wants a GPU"))
+    if hasattr(os, "sysconf"):
+        rows.append(("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"))
+    rows.append(("disk here", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB free"))
+    verify(embedded_folder())
+    rows.append(("embedded base", "whole"))
+    show_table("Doctor", ("what", "found"), rows)

@@ -1,0 +1,118 @@
+"""The order of the stages, one line each, and the running of all or one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from defectory.errors import ConfigError
+from defectory.pipeline import data_stages as data
+from defectory.pipeline import generate_stages as generate
+from defectory.pipeline import judge_stages as judge
+from defectory.pipeline import report_stage as report
+from defectory.pipeline.stage import Event, Project, Stage, run_stage
+
+
+def stages_of(project: Project) -> tuple[Stage, ...]:
+    """Give a project's stages in the order in which they run."""
+    seg = project.config.segmentation
+    arms = tuple((f"segment-{arm}-seed{seed}", arm, seed) for seed in seg.seeds for arm in seg.arms)
+    made = ("tiles", "split")
+    return (
+        Stage(name="import", folder="data", needs=(), settings=data.import_settings, run=data.run_import),
+        Stage(name="split", folder="split", needs=("import",), settings=lambda p: p.config.split.model_dump(mode="json"), run=data.run_split),
+        Stage(name="tiles", folder="tiles", needs=("import", "split"), settings=_tiling, run=data.run_tiles),
+        Stage(name="learn-concept", folder="concept", needs=made, settings=_concept, run=generate.run_concept, resumable=True),
+        Stage(name="learn-condition", folder="control", needs=(*made, "learn-concept"), settings=_condition, run=generate.run_condition, resumable=True),
+        Stage(name="plan", folder="plan", needs=(*made, "learn-concept", "learn-condition"), settings=_plan, run=generate.run_plan),
+        Stage(
+            name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition"), settings=_synthesis,
+            run=generate.run_synthesis, resumable=True,
+        ),
+        Stage(name="curate", folder="curation", needs=("plan", "synthesize"), settings=lambda p: p.config.curation.model_dump(mode="json"), run=generate.run_curation),
+        Stage(name="export", folder="synthetic", needs=("import", "plan", "synthesize", "curate"), settings=lambda _: None, run=generate.run_export),
+        Stage(name="finalize", folder="pipeline", needs=("learn-concept", "learn-condition"), settings=lambda _: None, run=generate.run_finalize),
+        *(
+            Stage(
+                name=name, folder=judge.arm_folder(arm, seed), needs=("import", *made, *(() if arm == "real" else ("synthesize", "curate"))),
+                settings=_segmentation, run=judge.segment_runner(arm, seed), resumable=True,
+            )
+            for name, arm, seed in arms
+        ),
+        Stage(name="test-tiles", folder="test_tiles", needs=("import", *made), settings=_tiling, run=data.run_test_tiles),
+        Stage(
+            name="evaluate", folder="evaluation", needs=("test-tiles", "tiles", "synthesize", "curate", *(name for name, _, _ in arms)),
+            settings=lambda p: p.config.evaluation.model_dump(mode="json"), run=judge.run_evaluation,
+        ),
+        Stage(
+            name="report", folder="report",
+            needs=("import", *made, "learn-concept", "learn-condition", "plan", "synthesize", "curate", "test-tiles", "evaluate", *(name for name, _, _ in arms)),
+            settings=report.report_settings, run=report.run_report,
+        ),
+    )  # fmt: skip
+
+
+def run_project(project: Project, *, only: Sequence[str] | None = None) -> Iterator[Event]:
+    """Run all stages in order, or those named; stages that are up to date are not run again.
+
+    Args:
+        only: stage names, or `segment` for all arms; what they need must have been run.
+
+    Raises:
+        ConfigError: an unknown stage, or one whose needs have not been run.
+    """
+    stages = stages_of(project)
+    for stage in stages if only is None else select(stages, only):
+        yield from run_stage(project, stage, stages)
+
+
+def select(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
+    """Give the stages with the names, `segment` standing for all arms.
+
+    Raises:
+        ConfigError: a name that no stage has.
+    """
+    known = {stage.name for stage in stages}
+    for name in names:
+        if name not in known and name != "segment":
+            raise ConfigError(f"stage {name!r}", "no such stage", f"choose among {', '.join(sorted(known | {'segment'}))}")
+    return [stage for stage in stages if stage.name in names or ("segment" in names and stage.name.startswith("segment-"))]
+
+
+def needed_for(stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
+    """Give the names of the stages and of all they need, in order."""
+    wanted = {stage.name for stage in select(stages, names)}
+    for stage in reversed(stages):
+        if stage.name in wanted:
+            wanted.update(stage.needs)
+    return [stage.name for stage in stages if stage.name in wanted]
+
+
+def _tiling(project: Project) -> object:
+    return {"tiling": project.config.tiling.model_dump(mode="json"), "seed": project.config.seed, "base": project.config.base}
+
+
+def _concept(project: Project) -> object:
+    from defectory.engine.base.known import resolve_base
+    from defectory.run import digest_folder
+
+    return {"concept": project.config.concept.model_dump(mode="json"), "base": digest_folder(resolve_base(project.config.base)), "seed": project.config.seed}
+
+
+def _condition(project: Project) -> object:
+    return {"condition": project.config.condition.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json"), "seed": project.config.seed}
+
+
+def _plan(project: Project) -> object:
+    config = project.config
+    return {
+        "masks": config.masks.model_dump(mode="json"), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
+        "synthesis": config.synthesis.model_dump(mode="json"), "defect_noun": config.condition.defect_noun,
+    }  # fmt: skip
+
+
+def _synthesis(project: Project) -> object:
+    return {**project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
+
+
+def _segmentation(project: Project) -> object:
+    return project.config.segmentation.model_dump(mode="json", exclude={"arms", "seeds"})

@@ -1,0 +1,38 @@
+"""Named sets of settings, measured on the machines they are named after."""
+
+from __future__ import annotations
+
+from typing import Any
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "concept": {"training": {"num_steps": 120, "variants_per_image": 4, "validate_every": 60}, "num_class_images": 32},
+        "condition": {"training": {"num_steps": 320, "variants_per_image": 4, "validate_every": 80}, "defect_noun": "crack"},
+        "synthesis": {"num_images": 160},
+        "segmentation": {"num_steps": 200, "validate_every": 50},
+    },
+    "demo-full": {
+        "concept": {"training": {"num_steps": 400}},
+        "condition": {"training": {"num_steps": 1200}, "defect_noun": "crack"},
+        "synthesis": {"num_images": 400},
+        "segmentation": {"num_steps": 400, "validate_every": 100, "seeds": [0, 1, 2]},
+    },
+    "cpu": {
+        "concept": {"training": {"num_steps": 400}},
+        "condition": {"training": {"num_steps": 1000}},
+        "synthesis": {"num_images": 320},
+        "segmentation": {"num_steps": 400},
+    },
+    "gpu-sd15": {
+        "tiling": {"tile_px": 512},
+        "drivers": {"grid_px": 96, "threshold_block_px": 11},
+        "concept": {
+            "prior_weight": 1.0, "num_class_images": 200,
+            "training": {"num_steps": 800, "batch_size": 4, "learning_rate": 2e-6, "gradient_checkpointing": True},
+        },
+        "condition": {"init": "copy", "training": {"num_steps": 8000, "batch_size": 8, "learning_rate": 1e-5, "gradient_checkpointing": True}},
+        "synthesis": {"num_images": 1000, "num_steps": 30, "guidance_scale": 4.0, "batch_size": 8},
+        "segmentation": {"num_steps": 4000, "batch_size": 8, "validate_every": 500, "seeds": [0, 1, 2]},
+    },
+}  # fmt: skip
+"""`demo` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU. `gpu-sd15`: Stable Diffusion 1.5 on one 24 GB GPU."""
