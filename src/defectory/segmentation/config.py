@@ -9,6 +9,7 @@ from pydantic import Field
 from defectory.artifacts.config import Section
 
 Arm = Literal["real", "synthetic", "synthetic_then_real"]
+Init = Literal["segmenter", "encoder", "random"]
 
 
 class SegmentationConfig(Section):
@@ -31,6 +32,6 @@ class SegmentationConfig(Section):
     """Val images scored at each validation; defect-free ones at most as many as defective ones."""
     score_threshold: float = Field(default=0.5, ge=0, le=1)
     """Detections under this score count neither for IoU nor for Hausdorff distance."""
-    init_encoder: bool = True
-    """Start the light backbone from the shipped encoder; False starts every arm from random weights."""
+    init: Init = "segmenter"
+    """What every arm of the light segmenter starts from: the shipped segmenter for procedural defects, the shipped encoder alone, or random weights."""
     seeds: tuple[int, ...] = (0,)

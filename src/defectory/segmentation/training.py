@@ -74,7 +74,7 @@ def train_segmenter(
     for name, tiles, needed in (("real", real, arm != "synthetic"), ("synthetic", synthetic, arm != "real")):
         if needed and not tiles:
             raise ConfigError(f"arm {arm}", f"no {name} tiles", "check curation's acceptance" if name == "synthetic" else "add annotated images")
-    model = build_segmenter(kind, len(categories), seed=seed, init_encoder=config.init_encoder).to(device)
+    model = build_segmenter(kind, len(categories), seed=seed, init=config.init).to(device)
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     state = _State()
@@ -148,7 +148,7 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
     if digest_file(weights) != content["sha256"]:
         raise WeightsError(weights, "digest differs from segmenter.json", "copy the segmenter again")
     categories = tuple(Category.model_validate(c) for c in content["categories"])
-    model = build_segmenter(content["kind"], len(categories), seed=0, init_encoder=False)
+    model = build_segmenter(content["kind"], len(categories), seed=0, init="random")
     model.load_state_dict(load_file(weights))
     return model.to(device).eval(), categories, Tiling.model_validate(content["tiling"])
 

@@ -1,0 +1,84 @@
+"""The light segmenter's start: one class, `defect`, learned from procedural images alone, so that no arm begins from nothing.
+
+Users of larger Mask R-CNNs start from COCO weights for the same reason. Every arm starts from the same weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from defectory.errors import WeightsError
+from defectory.rle import encode
+from defectory.run import atomic_folder, digest_file, write_json
+from defectory.segmentation.data import SegmentationTile
+
+CLASS_NAME = "defect"
+CLASS_HEADS = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred", "roi_heads.mask_predictor.2")
+"""Layers with rows per class: background first, then classes; box regression has four rows per class."""
+MIN_AREA_PX = 12
+
+
+def shipped_start() -> Path:
+    """Give the folder of the shipped start."""
+    return Path(str(files("defectory.segmentation") / "weights"))
+
+
+def tiles_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[np.uint8]) -> SegmentationTile:
+    """Give a procedural image as a tile whose instances are the connected regions of each defect word, class 1."""
+    instances: list[tuple[int, Any]] = []
+    for word in np.unique(class_map[class_map > 0]):
+        count, labels = cv2.connectedComponents((class_map == word).astype(np.uint8), connectivity=8)
+        regions = (labels == index for index in range(1, count))
+        instances += [(1, encode(region)) for region in regions if region.sum() >= MIN_AREA_PX]
+    return SegmentationTile(id=name, image=image, instances=tuple(instances))
+
+
+def save_start(trained: Path, out: Path) -> None:
+    """Write a one-class segmenter trained on procedural images as fp16 weights with their digest."""
+    state = load_file(trained / "model.safetensors")
+    with atomic_folder(out) as folder:
+        save_file({name: value.half().contiguous() for name, value in state.items()}, folder / "model.safetensors")
+        write_json(folder / "config.json", {"class": CLASS_NAME, "sha256": digest_file(folder / "model.safetensors")})
+
+
+def apply_start(model: nn.Module, num_classes: int, folder: Path | None = None) -> None:
+    """Load the start into a light segmenter; rows of every class begin as those of `defect`.
+
+    Raises:
+        WeightsError: the start is missing or not what its digest says.
+    """
+    folder = folder or shipped_start()
+    weights, about = folder / "model.safetensors", folder / "config.json"
+    if not weights.is_file() or not about.is_file():
+        raise WeightsError(folder, "no segmenter start here (model.safetensors and config.json expected)", "reinstall defectory")
+    if f'"{digest_file(weights)}"' not in about.read_text():
+        raise WeightsError(weights, "digest differs from config.json", "reinstall defectory, the file is damaged or was changed")
+    state = {name: value.float() for name, value in load_file(weights).items()}
+    for layer in CLASS_HEADS:
+        rows = 4 if layer.endswith("bbox_pred") else 1
+        for part in ("weight", "bias"):
+            state[f"{layer}.{part}"] = spread_rows(state[f"{layer}.{part}"], rows, num_classes)
+    # the chance of `defect` is shared among the classes
+    state[f"{CLASS_HEADS[0]}.bias"][1:] -= float(np.log(num_classes))
+    model.load_state_dict(state)
+
+
+def spread_rows(rows_of_two: Tensor, rows: int, num_classes: int) -> Tensor:
+    """Give the rows of background and `defect` as those of background and `num_classes` classes."""
+    background, defect = rows_of_two[:rows], rows_of_two[rows : 2 * rows]
+    return torch.cat([background, *([defect] * num_classes)])
+
+
+def split_tiles(tiles: Sequence[SegmentationTile]) -> tuple[list[SegmentationTile], list[SegmentationTile]]:
+    """Give the tiles with instances and those without."""
+    return [t for t in tiles if t.instances], [t for t in tiles if not t.instances]
