@@ -19,15 +19,24 @@ PLAIN_EVERY_S = 20.0
 
 
 def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
-    """Consume a run's events and show them; leaving early (Ctrl-C) closes the run, which stays resumable."""
+    """Consume a run's events and show them; Ctrl-C leaves the run resumable.
+
+    Raises:
+        InterruptedRun: the user stopped it.
+    """
+    from defectory.errors import InterruptedRun
+
     console = Console()
-    if as_json:
-        for event in events:
-            print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
-    elif console.is_terminal:
-        _show_bars(events, console)
-    else:
-        _show_lines(events)
+    try:
+        if as_json:
+            for event in events:
+                print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
+        elif console.is_terminal:
+            _show_bars(events, console)
+        else:
+            _show_lines(events)
+    except KeyboardInterrupt:
+        raise InterruptedRun("interrupted; run the same command again to go on from here") from None
 
 
 def _show_bars(events: Iterable[Event], console: Console) -> None:

@@ -55,17 +55,19 @@ def decide(plan: Plan, *, pair_of: PairOf, config: CurationConfig) -> Iterator[S
         config: thresholds.
     """
     decisions: list[Decision] = []
-    maps: list[NDArray[np.bool_]] = []
+    shuffled: list[float] = []
+    shift = len(plan.jobs) // 2
     for number, job in enumerate(plan.jobs, start=1):
         image, without = (load_rgb(path) for path in pair_of(job))
         masks = [decode(instance.rle) for instance in job.instances]
-        label = np.any(masks, axis=0)
-        drawn = drawn_map(image, without, label, difference_threshold=config.difference_threshold)
-        maps.append(drawn)
+        drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=config.difference_threshold)
         decisions.append(_decision(job, image, score_map(drawn, masks), config))
+        if shift:
+            other = np.any([decode(i.rle) for i in plan.jobs[(number - 1 + shift) % len(plan.jobs)].instances], axis=0)
+            shuffled.append(iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other))
         yield Scored(done=number, total=len(plan.jobs))
     outcome = Decisions(plan_digest=plan.digest(), threshold=config.min_fidelity, decisions=tuple(decisions))
-    yield outcome, _summary(plan, outcome, maps)
+    yield outcome, _summary(plan, outcome, shuffled)
 
 
 def _decision(job: Job, image: Image, fidelity: Fidelity, config: CurationConfig) -> Decision:
@@ -87,7 +89,7 @@ def _decision(job: Job, image: Image, fidelity: Fidelity, config: CurationConfig
     return Decision(job_id=job.id, status="accepted" if accepted else "rejected", reason=reason, fidelity=fidelity)
 
 
-def _summary(plan: Plan, outcome: Decisions, maps: list[NDArray[np.bool_]]) -> FidelitySummary:
+def _summary(plan: Plan, outcome: Decisions, shuffled: list[float]) -> FidelitySummary:
     names = {category.id: category.name for category in plan.categories}
     per_class: dict[str, list[float]] = {}
     accepted: dict[str, list[bool]] = {}
@@ -97,13 +99,10 @@ def _summary(plan: Plan, outcome: Decisions, maps: list[NDArray[np.bool_]]) -> F
             per_class.setdefault(names[instance.category_id], []).append(value)
             accepted.setdefault(names[instance.category_id], []).append(decision.status == "accepted")
         thin += [value for value in decision.fidelity.f1_2px if value is not None]
-    labels = [np.any([decode(i.rle) for i in job.instances], axis=0) for job in plan.jobs]
-    shift = max(1, len(labels) // 2)
-    shuffled = [iou(drawn, labels[(index + shift) % len(labels)]) for index, drawn in enumerate(maps)] if len(labels) > 1 else [0.0]
     return FidelitySummary(
         mean=float(np.mean([d.fidelity.iou for d in outcome.decisions])),
         per_class={name: float(np.mean(values)) for name, values in sorted(per_class.items())},
-        shuffled=float(np.mean(shuffled)),
+        shuffled=float(np.mean(shuffled)) if shuffled else 0.0,
         thin_f1_2px=float(np.mean(thin)) if thin else None,
         num_thin=len(thin),
         num_drafts=len(outcome.decisions),

@@ -82,6 +82,8 @@ def detect_format(path: Path) -> str:
         return "coco"
     if path.suffix.lower() in (".yaml", ".yml"):
         return "yolo"
+    if path.suffix.lower() == ".csv":
+        return "masks"
     if (path / MANIFEST).is_file():
         return "defectory"
     if (path / "data.yaml").is_file():
@@ -104,6 +106,8 @@ def _load(config: DataConfig, base_folder: Path) -> RawDataset:
     if kind == "yolo":
         return load_yolo(path / "data.yaml" if path.is_dir() else path, image_root=root, skip_bad=config.skip_bad)
     index = None if config.index is None else base_folder / config.index
+    if path.suffix.lower() == ".csv":
+        path, index = path.parent, index or path
     return load_mask_folder(path, index=index, image_root=root, min_area_px=config.min_area_px, skip_bad=config.skip_bad)
 
 
