@@ -1,17 +1,249 @@
-"""The report stage."""
+"""The report stage: gathers what the stages left and hands it to the report room as plain values."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory import __version__
+from defectory.artifacts.plan import Decision, Decisions, Job, Plan
+from defectory.artifacts.tiles import Tile
+from defectory.drawing import draw_outlines
+from defectory.drivers.extract import geometry_map
+from defectory.drivers.leakage import Leakage, leakage
+from defectory.drivers.palette import palette
+from defectory.imageio import load_rgb
+from defectory.pipeline.generate_stages import decisions_of, fidelity_of, plan_of
+from defectory.pipeline.judge_stages import arm_folder, read_scores
+from defectory.pipeline.signatures import Memorisation, memorisation, signatures
 from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.values import dataset_of, masks_of, split_of, tileset_of
+from defectory.recipes.resolve import flatten
+from defectory.report.charts import smooth
+from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Table
+from defectory.report.page import render_report, write_report
+from defectory.run import read_manifest, write_json, write_text
+
+NUM_CELLS = 8
+MAX_LEAKAGE_TILES = 150
+OUTLINE_COLOURS = {"accepted": (40, 220, 60), "rejected": (255, 60, 60)}
+ARM_NAMES = {"real": "real", "synthetic": "synthetic", "synthetic_then_real": "synthetic then real"}
+SCORE_COLUMNS = (
+    ("segm_map", "segm mAP"), ("bbox_map", "bbox mAP"), ("ap50", "AP50"), ("iou", "IoU, missed count 0"), ("iou_matched", "IoU, matched"), ("hausdorff", "Hausdorff"),
+)  # fmt: skip
 
 
 def report_settings(project: Project) -> object:
-    """Give the settings the report depends on."""
-    return project.config.name
+    """Give the settings the report depends on: it shows them all."""
+    return project.config.model_dump(mode="json", exclude={"out", "threads"})
 
 
 def run_report(project: Project) -> Iterator[Progress | str]:
-    """Write the report."""
-    yield project.config.name
+    """Write `report.html`, into the stage's folder and beside the stages."""
+    scores, plan, decisions = read_scores(project), plan_of(project), decisions_of(project)
+    leak, copied = _leakage(project), memorisation(project, plan)
+    content = ReportContent(
+        title=f"{project.config.name}: does synthetic data help?",
+        outcome=Outcome(outcome=scores["verdict"]["outcome"], sentence=scores["verdict"]["sentence"]),
+        facts=_facts(project),
+        scores=_score_tables(scores),
+        grids=[_main_grid(project, plan, decisions), _decision_grid(project, plan, decisions)],
+        signatures=signatures(scores, leak, copied),
+        measures=_measures(project, scores, leak, copied),
+        charts=_charts(project),
+        appendix=_appendix(project, decisions),
+    )
+    write_report(content, project.path("report", "report.html"))
+    write_json(
+        project.path("report", "summary.json"),
+        {
+            "leakage_auc": None if leak is None else {"auc": leak.auc, "interval": leak.interval},
+            "memorisation": None if copied is None else {"draft_to_train": copied.draft_to_train, "train_to_train": copied.train_to_train},
+            "signatures": {s.name: s.detected for s in content.signatures},
+        },
+    )
+    write_text(project.path("report.html"), render_report(content))
+    found = [s.name for s in content.signatures if s.detected]
+    yield f"report.html; failures found: {', '.join(found) or 'none'}"
+
+
+def _facts(project: Project) -> list[tuple[str, str]]:
+    split, tiling, categories = split_of(project), tileset_of(project).tiling, dataset_of(project).categories
+    seeds = len(project.config.segmentation.seeds)
+    return [
+        ("train", f"{len(split.train)} images"), ("val", f"{len(split.val)}"), ("test", f"{len(split.test)}"), ("defect-free pool", f"{len(split.pool)}"),
+        ("classes", ", ".join(c.name for c in categories)), ("mode", f"{tiling.mode}, {tiling.tile_px} px, scale {tiling.scale:.2f}"),
+        ("base", project.config.base if project.config.base == "embedded" else Path(project.config.base).name), ("seeds per arm", str(seeds)),
+    ]  # fmt: skip
+
+
+def _score_tables(scores: dict[str, Any]) -> list[Table]:
+    rows: list[list[str]] = []
+    for arm, values in scores["arms"].items():
+        rows.append([ARM_NAMES.get(arm, arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
+        if len(values["per_seed"]) > 1:
+            rows.append(["  lowest to highest", *(f"{min(s[key] for s in values['per_seed']):.3f} - {max(s[key] for s in values['per_seed']):.3f}" for key, _ in SCORE_COLUMNS)])
+    note = (
+        "Real test images, read once. All arms: the same number of steps, tiles and defect-free images; checkpoint chosen on real validation images. "
+        "Hausdorff distance is a share of the image diagonal, 1 for a missed defect; lower is better."
+    )
+    tables = [Table(title="Segmenter, by arm", columns=["arm", *(name for _, name in SCORE_COLUMNS)], rows=rows, note=note)]
+    classes = sorted({name for values in scores["arms"].values() for seed in values["per_seed"] for name in seed["per_class_segm_map"]})
+    per_class = [
+        [ARM_NAMES.get(arm, arm), *(f"{np.mean([s['per_class_segm_map'].get(name, 0.0) for s in values['per_seed']]):.3f}" for name in classes)]
+        for arm, values in scores["arms"].items()
+    ]
+    tables.append(Table(title="segm mAP per class", columns=["arm", *classes], rows=per_class))
+    return tables
+
+
+def _spread(items: Sequence[Any], count: int = NUM_CELLS) -> list[Any]:
+    if len(items) <= count:
+        return list(items)
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
+
+
+def _main_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
+    tileset = tileset_of(project)
+    colours = palette(len(tileset.categories))
+    names = {c.id: c.name for c in tileset.categories}
+
+    def outlined(image: NDArray[np.uint8], instances: Any) -> NDArray[np.uint8]:
+        return draw_outlines(image, [(tuple(int(v) for v in colours[number - 1]), mask) for number, mask in masks_of(instances)])
+
+    def real(tile: Tile) -> Cell:
+        image = load_rgb(project.path("tiles", tile.file_name))
+        return Cell(image=outlined(image, tile.instances), caption=", ".join(dict.fromkeys(names[i.category_id] for i in tile.instances)))
+
+    accepted = {d.job_id for d in decisions.decisions if d.status == "accepted"}
+    jobs = _spread([job for job in plan.jobs if job.id in accepted] or plan.jobs)
+
+    def draft(folder: str, job: Job, outline: bool) -> Cell:
+        image = load_rgb(project.path("drafts", folder, f"{job.id}.png"))
+        return Cell(image=outlined(image, job.instances) if outline else image, caption=f"#{job.id}")
+
+    rows = [
+        ("real, labels outlined", [real(tile) for tile in _spread([t for t in tileset.of("train") if t.instances])]),
+        ("driver", [draft("drivers", job, False) for job in jobs]),
+        ("synthetic", [draft("images", job, False) for job in jobs]),
+        ("synthetic, labels outlined", [draft("images", job, True) for job in jobs]),
+        ("same noise, no mask", [draft("without", job, False) for job in jobs]),
+    ]
+    legend = ", ".join(c.name for c in tileset.categories)
+    return Grid(title="Real, driver, synthetic", rows=rows, note=f"Classes in the order of their colours: {legend}. Columns from the second row down belong together.")
+
+
+def _decision_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
+    rows: list[tuple[str, list[Cell]]] = []
+    jobs = {job.id: job for job in plan.jobs}
+    for status, colour in OUTLINE_COLOURS.items():
+        chosen: list[Decision] = _spread([d for d in decisions.decisions if d.status == status])
+        cells: list[Cell] = []
+        for decision in chosen:
+            image = load_rgb(project.path("drafts", "images", f"{decision.job_id}.png"))
+            shown = draw_outlines(image, [(colour, mask) for _, mask in masks_of(jobs[decision.job_id].instances)])
+            cells.append(Cell(image=shown, caption=f"#{decision.job_id} fidelity {decision.fidelity.iou:.2f}: {decision.reason}"))
+        rows.append((status, cells))
+    return Grid(title="Accepted and rejected", rows=rows, note="Fidelity compares the label with where the pair with and without mask differs.")
+
+
+def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None) -> list[Table]:
+    fidelity = fidelity_of(project)
+    rows = [["all drafts", f"{fidelity.mean:.3f}", f"{fidelity.accepted_share:.0%}"], ["labels shuffled", f"{fidelity.shuffled:.3f}", ""]]
+    rows += [[f"class {name}", f"{value:.3f}", f"{fidelity.accepted_share_per_class[name]:.0%}"] for name, value in fidelity.per_class.items()]
+    if fidelity.thin_f1_2px is not None:
+        rows.append([f"instances under 6 px wide ({fidelity.num_thin}), F1 at 2 px tolerance", f"{fidelity.thin_f1_2px:.3f}", ""])
+    tables = [Table(title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation", columns=["", "mean IoU", "accepted"], rows=rows)]
+    sets = scores["image_sets"]
+    if sets is not None:
+        name = sets["encoder"]
+        low, high = sets["kid_interval"]
+        tables.append(
+            Table(
+                title="Images: synthetic against real test, and real train against real test as the floor",
+                columns=["measure", "synthetic", "real train"],
+                rows=[
+                    [f"KID[{name}]", f"{sets['kid']:.4f} ({low:.4f} to {high:.4f})", f"{sets['kid_floor']:.4f}"],
+                    [f"FID[{name}]", f"{sets['fid']:.2f}", f"{sets['fid_floor']:.2f}"],
+                    ["Wasserstein distance of tile mean, grey levels", f"{sets['mean_wasserstein']:.2f}", f"{sets['mean_wasserstein_floor']:.2f}"],
+                    ["Wasserstein distance of tile standard deviation", f"{sets['std_wasserstein']:.2f}", f"{sets['std_wasserstein_floor']:.2f}"],
+                ],
+                note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as right up to twice the floor.",
+            )
+        )
+    others: list[list[str]] = []
+    if leak is not None:
+        others.append(["driver leakage, AUC (0.5 is none)", f"{leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f})"])
+    if copied is not None:
+        others.append(["nearest train tile, synthetic: median distance", f"{copied.draft_to_train:.3f}"])
+        others.append(["nearest other train tile, real: median distance", f"{copied.train_to_train:.3f}"])
+    if others:
+        tables.append(Table(title="Leakage and memorisation", columns=["measure", "value"], rows=others))
+    return tables
+
+
+def _leakage(project: Project) -> Leakage | None:
+    tileset, config = tileset_of(project), project.config.drivers
+
+    def pair(tile: Tile, labels: Tile) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        masks = [mask for _, mask in masks_of(labels.instances)]
+        image = load_rgb(project.path("tiles", tile.file_name))
+        return geometry_map(image, config=config, blind=masks, valid_hw=tile.valid_hw)[..., 0], np.any(masks, axis=0)
+
+    defective = _spread([t for t in tileset.of("train") if t.instances], MAX_LEAKAGE_TILES)
+    free = _spread(tileset.of("pool"), MAX_LEAKAGE_TILES)
+    if not defective:
+        return None
+    laid = [pair(tile, defective[index % len(defective)]) for index, tile in enumerate(free)]
+    return leakage([pair(tile, tile) for tile in defective], laid, seed=project.config.seed)
+
+
+def _charts(project: Project) -> list[Chart]:
+    charts: list[Chart] = []
+    for title, folder in (("Learn the concept", "concept"), ("Learn the condition", "control")):
+        lines = [json.loads(line) for line in project.path(folder, "log.jsonl").read_text().splitlines()]
+        losses = [line["loss"] for line in lines if "loss" in line]
+        held_out = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
+        curves = [Curve(name="train, mean of 20", points=smooth(losses, 20))]
+        curves += [Curve(name="held out, unweighted", points=held_out)] if held_out else []
+        charts.append(Chart(title=title, x_label="step", y_label="loss", curves=curves))
+    losses_of: list[Curve] = []
+    maps_of: list[Curve] = []
+    seed = project.config.segmentation.seeds[0]
+    for arm in project.config.segmentation.arms:
+        path = project.path(arm_folder(arm, seed), "log.json")
+        if path.is_file():
+            log = json.loads(path.read_text())
+            losses_of.append(Curve(name=ARM_NAMES[arm], points=smooth(log["losses"], 20)))
+            maps_of.append(Curve(name=ARM_NAMES[arm], points=[(step, value) for step, value in log["val_map"]]))
+    charts.append(Chart(title=f"Segmenter, seed {seed}", x_label="step", y_label="loss, mean of 20", curves=losses_of))
+    charts.append(Chart(title=f"Segmenter on real validation, seed {seed}", x_label="step", y_label="segm mAP", curves=maps_of))
+    return charts
+
+
+def _appendix(project: Project, decisions: Decisions) -> list[Table]:
+    stages: list[list[str]] = []
+    for manifest in sorted(project.folder.rglob("stage.json"), key=lambda p: p.stat().st_mtime_ns):
+        about = (read_manifest(manifest.parent) or {}).get("info", {})
+        stages.append([manifest.parent.relative_to(project.folder).as_posix(), f"{about.get('seconds', 0):.0f}", str(about.get("output_digest", ""))[:16], str(about.get("summary", ""))])
+    reasons: dict[str, int] = {}
+    for decision in decisions.decisions:
+        key = "accepted" if decision.status == "accepted" else decision.reason.split(":")[-1].strip()
+        reasons[key] = reasons.get(key, 0) + 1
+    saved = project.path("project.json")
+    origins: dict[str, str] = json.loads(saved.read_text())["origins"] if saved.is_file() else {}
+    settings = [
+        [key, json.dumps(value), Path(origins.get(key, "")).name if origins.get(key, "").endswith(".toml") else origins.get(key, "")]
+        for key, value in flatten(project.config.model_dump(mode="json")).items()
+        if key not in ("base", "out", "data.path")
+    ]
+    return [
+        Table(title="Stages", columns=["stage", "seconds", "digest", "outcome"], rows=stages),
+        Table(title="Why drafts were kept or rejected", columns=["reason", "drafts"], rows=[[k, str(v)] for k, v in sorted(reasons.items(), key=lambda i: -i[1])]),
+        Table(title=f"Settings, Defectory {__version__}", columns=["setting", "value", "from"], rows=settings),
+    ]

@@ -77,11 +77,14 @@ class PoolTiles:
         return Augmentation.sample(job.augmentation_seed, tile.valid_hw, strength="offline", flip=self._flip).apply_image(image)
 
     def drivers(self, job: Job) -> tuple[Image, Image, Image]:
-        """Give a job's driver, the same without mask, and the tile they come from."""
-        tile, image = self.tile(job), self.image(job)
+        """Give a job's driver, the same without mask, and the tile they come from.
+
+        Both are filled under the masks as drivers of annotated images are: else the geometry beside a mask would tell them apart.
+        """
+        tile, image, instances = self.tile(job), self.image(job), masks_of(job.instances)
         make: Any = extract_driver
-        common = {"num_classes": self.num_classes, "config": self._config, "blind": (), "valid_hw": tile.valid_hw}
-        return make(image, masks_of(job.instances), **common), make(image, (), **common), image
+        common = {"num_classes": self.num_classes, "config": self._config, "blind": [mask for _, mask in instances], "valid_hw": tile.valid_hw}
+        return make(image, instances, **common), make(image, (), **common), image
 
 
 def source_listing(path: Path) -> list[tuple[str, int, int]]:

@@ -26,6 +26,8 @@ class PretrainConfig(Section):
     """Everything the embedded base, its control network and its encoder depend on."""
 
     seed: int = 0
+    start: str | None = None
+    """Base folder of the same sizes whose weights training goes on from; its tokenizer is kept. None starts from random weights."""
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
     tile_px: int = Field(default=128, ge=32)

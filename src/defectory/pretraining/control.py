@@ -34,12 +34,15 @@ def paint(geometry: NDArray[np.uint8], class_map: NDArray[np.uint8], hue_offset:
 
 
 def train_control(
-    config: PretrainConfig, data: LatentCorpus, prior: PriorModel, geometry_of: GeometryOf, *, checkpoint: Path
+    config: PretrainConfig, data: LatentCorpus, prior: PriorModel, geometry_of: GeometryOf, *, checkpoint: Path,
+    start: ControlNetModel | None = None,
 ) -> Iterator[PretrainEvent | ControlNetModel]:
     """Train a copy of the frozen base's encoder to obey drivers; the last value yielded is the control network."""
     device = torch.device(config.device)
     torch.manual_seed(config.seed + 3)
     control = ControlNetModel.from_unet(prior.unet, conditioning_embedding_out_channels=(16, 32, 64)).to(device)
+    if start is not None:
+        control.load_state_dict(start.state_dict())
     prior.requires_grad_(False)
     noising = Noising(build_scheduler(), device)
     size = config.control.batch_size

@@ -143,10 +143,14 @@ def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.G
     return (offsets * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
-def train_prior(config: PretrainConfig, data: LatentCorpus, tokenizer: CLIPTokenizer, *, checkpoint: Path) -> Iterator[PretrainEvent | PriorModel]:
+def train_prior(
+    config: PretrainConfig, data: LatentCorpus, tokenizer: CLIPTokenizer, *, checkpoint: Path, start: PriorModel | None = None
+) -> Iterator[PretrainEvent | PriorModel]:
     """Train UNet and text encoder on the cached latents; the last value yielded is the model with EMA weights."""
     device = torch.device(config.device)
     model = PriorModel(build_unet(config), build_text_encoder(tokenizer, config)).to(device)
+    if start is not None:
+        model.load_state_dict(start.state_dict())
     scheduler = build_scheduler()
     noising = Noising(scheduler, device)
     size = config.diffusion.batch_size

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 
+from defectory.engine.base.load import load_base, load_controlnet
 from defectory.errors import StageError
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.control import GeometryOf, train_control
@@ -21,14 +22,14 @@ from defectory.pretraining.vae import build_vae, train_vae
 from defectory.run import atomic_folder, digest_file, write_json
 
 
-def pretrain(config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path, geometry_of: GeometryOf) -> Iterator[PretrainEvent]:
+def pretrain(config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path | None, geometry_of: GeometryOf) -> Iterator[PretrainEvent]:
     """Make the base folder (Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`) and the encoder folder.
 
     Args:
         config: the recipe.
         work: corpus, cached latents and checkpoints; a second call with the same recipe resumes from it.
         base_out: base folder, replaced when everything is trained.
-        encoder_out: encoder folder, likewise.
+        encoder_out: encoder folder, likewise; None leaves the encoder out.
         geometry_of: the geometry part of driver extraction.
 
     Raises:
@@ -46,11 +47,12 @@ def pretrain(config: PretrainConfig, *, work: Path, base_out: Path, encoder_out:
         seed=config.seed,
         num_workers=config.num_workers,
     )
+    start = None if config.start is None else load_base(Path(config.start))
     vae = build_vae(config)
     if (work / "vae").is_dir():
         vae = AutoencoderKL.from_pretrained(work / "vae", local_files_only=True).to(config.device)
     else:
-        for event in train_vae(config, corpus, checkpoint=work / "vae.safetensors"):
+        for event in train_vae(config, corpus, checkpoint=work / "vae.safetensors", start=None if start is None else start.vae):
             if isinstance(event, PretrainEvent):
                 yield event
             else:
@@ -58,22 +60,25 @@ def pretrain(config: PretrainConfig, *, work: Path, base_out: Path, encoder_out:
         with atomic_folder(work / "vae") as folder:
             vae.save_pretrained(folder)
     vae.requires_grad_(False)
-    tokenizer = make_tokenizer(config, corpus)
+    tokenizer = make_tokenizer(config, corpus) if start is None else start.tokenizer
     data = LatentCorpus(config, corpus, vae, tokenizer, cache=work / "latents.safetensors")
     prior: PriorModel | None = None
-    for event in train_prior(config, data, tokenizer, checkpoint=work / "diffusion.safetensors"):
+    begin = None if start is None else PriorModel(start.unet, start.text_encoder)
+    for event in train_prior(config, data, tokenizer, checkpoint=work / "diffusion.safetensors", start=begin):
         if isinstance(event, PretrainEvent):
             yield event
         else:
             prior = event
     assert prior is not None
     control: ControlNetModel | None = None
-    for event in train_control(config, data, prior, geometry_of, checkpoint=work / "control.safetensors"):
+    copied = None if config.start is None else load_controlnet(Path(config.start) / "controlnet")
+    for event in train_control(config, data, prior, geometry_of, checkpoint=work / "control.safetensors", start=copied):
         if isinstance(event, PretrainEvent):
             yield event
         else:
             control = event
-    yield from train_encoder(config, corpus, checkpoint=work / "encoder.safetensors", out=encoder_out)
+    if encoder_out is not None:
+        yield from train_encoder(config, corpus, checkpoint=work / "encoder.safetensors", out=encoder_out)
     write_base(base_out, vae=vae, prior=prior, tokenizer=tokenizer, control=control)
 
 

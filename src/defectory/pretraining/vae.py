@@ -15,6 +15,9 @@ from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.loop import PretrainEvent, fit
 
 KL_WEIGHT = 2e-6
+COLOUR_WEIGHT = 2.0
+ANCHOR_WEIGHT = 0.2
+"""How strongly latents of grey images are held where the start had them, so that a start's UNet stays valid."""
 
 
 def build_vae(config: PretrainConfig) -> AutoencoderKL:
@@ -34,7 +37,10 @@ def build_vae(config: PretrainConfig) -> AutoencoderKL:
 
 
 def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Give L1 plus squared error plus L1 of image gradients, so that thin edges weigh more than flat areas.
+    """Give L1 plus squared error plus L1 of image gradients and of colour.
+
+    Gradients make thin edges weigh more than flat areas. Without the term of colour (each channel's difference from the
+    mean of the channels) an autoencoder this small reconstructs grey.
 
     Args:
         predicted: float [B,3,H,W] in [-1,1].
@@ -42,17 +48,21 @@ def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """
     error = predicted - target
     gradients = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
-    return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * gradients
+    colour = (error - error.mean(dim=1, keepdim=True)).abs().mean()
+    return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * gradients + COLOUR_WEIGHT * colour
 
 
-def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Iterator[PretrainEvent | AutoencoderKL]:
+def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, start: AutoencoderKL | None = None) -> Iterator[PretrainEvent | AutoencoderKL]:
     """Train the autoencoder on random crops of the corpus; the last value yielded is the autoencoder itself.
 
-    Its `scaling_factor` is set so that latents have unit standard deviation over the corpus.
+    Its `scaling_factor` is set so that latents have unit standard deviation over the corpus; with a `start` the start's is kept.
     """
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
     vae = build_vae(config).to(device)
+    if start is not None:
+        vae.load_state_dict(start.state_dict())
+        start.requires_grad_(False).to(device)
     num_train = len(corpus) - config.num_held_out
     crop = min(config.vae_crop_px, config.tile_px)
 
@@ -67,11 +77,20 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> It
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             decoded = vae.decode(mean + noise * torch.exp(0.5 * logvar)).sample
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-        return reconstruction_loss(decoded.float(), pixels) + KL_WEIGHT * kl
+        loss = reconstruction_loss(decoded.float(), pixels) + KL_WEIGHT * kl
+        if start is not None:
+            grey = pixels.mean(dim=1, keepdim=True).expand_as(pixels)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                moved = vae.encode(grey).latent_dist.mean - start.encode(grey).latent_dist.mean
+            loss = loss + ANCHOR_WEIGHT * moved.float().square().mean()
+        return loss
 
     yield from fit(vae, loss_of, config.vae, stage="vae", seed=config.seed, checkpoint=checkpoint)
-    latents = encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config)
-    vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 4))
+    if start is not None:
+        vae.register_to_config(scaling_factor=float(start.config["scaling_factor"]))
+    else:
+        latents = encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config)
+        vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 4))
     yield vae
 
 

@@ -33,6 +33,8 @@ class Camera:
     jpeg_quality: int | None
     cast_rgb: tuple[float, float, float]
     grey: bool
+    saturation: float
+    """Factor on the difference of each colour from grey."""
 
 
 def draw_light(rng: np.random.Generator, size: Size) -> Light:
@@ -65,17 +67,18 @@ def shade_relief(height: Field, light: Light) -> Field:
 
 
 def draw_camera(rng: np.random.Generator, size: Size) -> Camera:
-    """Draw a camera: half of all images grey, mild blur and noise, rarely JPEG."""
+    """Draw a camera: a third of all images grey, mild blur and noise, rarely JPEG."""
     sigma = float(rng.choice([0.5, rng.uniform(0.5, 3), rng.uniform(2, 6)], p=[0.4, 0.4, 0.2]))
     noise = rng.standard_normal((*size, 3), dtype=np.float32) * np.float32(sigma)
-    grey = bool(rng.random() < 0.5)
-    cast = tuple(float(v) for v in 1 + rng.normal(0, 0.03, 3))
+    grey = bool(rng.random() < 0.35)
+    cast = tuple(float(v) for v in 1 + rng.normal(0, 0.06, 3))
     return Camera(
         blur_px=float(rng.choice([0.0, rng.uniform(0.3, 0.9)], p=[0.5, 0.5])),
         noise=noise[..., :1].repeat(3, axis=2) if grey else noise,
         jpeg_quality=int(rng.integers(50, 90)) if rng.random() < 0.1 else None,
         cast_rgb=(cast[0], cast[1], cast[2]),
         grey=grey,
+        saturation=float(rng.uniform(0.8, 3.5)),
     )
 
 
@@ -86,7 +89,8 @@ def expose(scene: NDArray[np.float32], camera: Camera) -> NDArray[np.uint8]:
     if camera.grey:
         scene = (scene @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=2)
     else:
-        scene = scene * np.array(camera.cast_rgb, np.float32)
+        grey = (scene @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+        scene = (grey + (scene - grey) * np.float32(camera.saturation)) * np.array(camera.cast_rgb, np.float32)
     image = np.clip(np.round(scene * 255 + camera.noise), 0, 255).astype(np.uint8)
     if camera.jpeg_quality is not None:
         _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, camera.jpeg_quality])

@@ -58,7 +58,7 @@ def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Scene:
     camera = draw_camera(rng, size_hw)
     tint = np.array(texture.tint_rgb)
     names = {0: "red", 1: "green", 2: "blue"}
-    colour = "grey" if camera.grey or tint.max() - tint.min() < 0.12 else names[int(tint.argmax())]
+    colour = "grey" if camera.grey or (tint.max() - tint.min()) * camera.saturation < 0.12 else names[int(tint.argmax())]
     return _Scene(
         material=material, part_word=part_word, texture=texture, part=part, light=draw_light(rng, size_hw), camera=camera,
         level=float(rng.uniform(0.10, 0.92)), colour_word=colour,

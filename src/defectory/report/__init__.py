@@ -1,1 +1,1 @@
-"""report room."""
+"""The report: one self-contained HTML file, outcome on top."""

@@ -1,0 +1,97 @@
+"""The failure signatures of synthesis, each with the figures that say so and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from defectory.artifacts.plan import Plan
+from defectory.drivers.leakage import Leakage
+from defectory.imageio import load_rgb
+from defectory.pipeline.stage import Project
+from defectory.pipeline.values import tileset_of
+from defectory.report.content import Signature
+
+MAX_TILES = 200
+TONE_RATIO = 2.0
+LOW_FIDELITY = 0.15
+LOW_ACCEPTANCE = 0.25
+COPY_RATIO = 0.5
+LEAK_AUC = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorisation:
+    """Median distance, in the embedded encoder's features, of drafts and of train tiles to the nearest (other) train tile."""
+
+    draft_to_train: float
+    train_to_train: float
+    copied_share: float
+    """Share of drafts nearer to a train tile than half the closest two train tiles are to each other (5% quantile)."""
+
+
+def memorisation(project: Project, plan: Plan) -> Memorisation | None:
+    """Compare drafts with train tiles; None with fewer than four of either."""
+    from defectory.engine.features.encoder import load_encoder
+    from defectory.engine.tensors import images_to_tensor
+
+    tiles = [t for t in tileset_of(project).of("train") if t.instances][:MAX_TILES]
+    jobs = plan.jobs[:MAX_TILES]
+    if min(len(tiles), len(jobs)) < 4:
+        return None
+    encoder, _ = load_encoder()
+
+    def embed(paths: list[Any]) -> Any:
+        parts = [encoder.embed(images_to_tensor([load_rgb(p) for p in paths[i : i + 32]])).numpy() for i in range(0, len(paths), 32)]
+        return np.concatenate(parts).astype(np.float64)
+
+    train = embed([project.path("tiles", t.file_name) for t in tiles])
+    drafts = embed([project.path("drafts", "images", f"{job.id}.png") for job in jobs])
+    scale = train.std(axis=0) + 1e-6
+    train, drafts = train / scale, drafts / scale
+    own = np.linalg.norm(train[:, None] - train[None], axis=2) / np.sqrt(train.shape[1])
+    np.fill_diagonal(own, np.inf)
+    between = np.linalg.norm(drafts[:, None] - train[None], axis=2) / np.sqrt(train.shape[1])
+    limit = COPY_RATIO * float(np.quantile(own.min(axis=1), 0.05))
+    nearest = between.min(axis=1)
+    return Memorisation(draft_to_train=float(np.median(nearest)), train_to_train=float(np.median(own.min(axis=1))), copied_share=float((nearest < limit).mean()))
+
+
+def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None) -> list[Signature]:
+    """Judge every failure signature from the evaluation's scores, driver leakage and memorisation."""
+    fidelity, sets, verdict = scores["fidelity"], scores["image_sets"], scores["verdict"]
+    poor: bool | None = fidelity["accepted_share"] < LOW_ACCEPTANCE
+    quality = f"{fidelity['accepted_share']:.0%} of drafts accepted"
+    if sets is not None:
+        ratios = [sets[f"{key}_wasserstein"] / max(sets[f"{key}_wasserstein_floor"], 1e-6) for key in ("mean", "std")]
+        poor = poor or max(ratios) > TONE_RATIO
+        quality += f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
+    gain = verdict.get("gain")
+    return [
+        Signature(
+            name="synthetic quality too poor", detected=poor, evidence=quality,
+            advice="Look at the pictures. Train both phases longer, or start from a larger base.",
+        ),
+        Signature(
+            name="no downstream gain", detected=None if verdict["outcome"] == "not enough evidence" else verdict["outcome"] == "do not use it",
+            evidence="" if gain is None else f"gain in segm mAP {gain:+.3f}; {verdict['outcome']}",
+            advice="Set at least three seeds to know. Without a gain, more annotated images help more than more synthetic ones.",
+        ),
+        Signature(
+            name="control collapse", detected=bool(fidelity["mean"] < LOW_FIDELITY or fidelity["mean"] < 2 * fidelity["shuffled"]),
+            evidence=f"mean fidelity {fidelity['mean']:.2f}, with labels shuffled {fidelity['shuffled']:.2f}",
+            advice="Train phase 2 longer, raise condition.training.defect_weight, or raise condition.defect_free_share.",
+        ),
+        Signature(
+            name="memorisation", detected=None if copied is None else copied.copied_share > 0.05,
+            evidence="" if copied is None else f"{copied.copied_share:.0%} of drafts much nearer to a train tile than train tiles are to each other; median distance {copied.draft_to_train:.2f} against {copied.train_to_train:.2f}",
+            advice="Shorten phase 1, raise concept.prior_weight, or add training images.",
+        ),
+        Signature(
+            name="driver leakage", detected=None if leak is None else leak.interval[0] > LEAK_AUC,
+            evidence="" if leak is None else f"AUC {leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f}); 0.5 is none",
+            advice="Keep drivers.defect_blind on, and check that labels cover the whole defect.",
+        ),
+    ]  # fmt: skip

@@ -1,0 +1,89 @@
+"""What a report page shows, as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The verdict: `use it`, `do not use it` or `not enough evidence`, and the sentence that says why."""
+
+    outcome: str
+    sentence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of texts; the first column is left-aligned, the others right-aligned."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Points (x, y) of one line."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chart:
+    """A line chart."""
+
+    title: str
+    x_label: str
+    y_label: str
+    curves: Sequence[Curve]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A picture, RGB uint8 [H,W,3], with a caption."""
+
+    image: Image
+    caption: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Rows of pictures, each row with a name."""
+
+    title: str
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """A way in which synthesis fails: detected, not detected, or None where it cannot be told."""
+
+    name: str
+    detected: bool | None
+    evidence: str
+    advice: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportContent:
+    """All of a page, in the order in which it is shown."""
+
+    title: str
+    outcome: Outcome
+    facts: Sequence[tuple[str, str]]
+    scores: Sequence[Table]
+    grids: Sequence[Grid]
+    signatures: Sequence[Signature]
+    measures: Sequence[Table]
+    charts: Sequence[Chart]
+    appendix: Sequence[Table]
