@@ -25,7 +25,10 @@ def main() -> None:
     found = calibrate(pairs, THRESHOLDS)
     for threshold, fidelity in found.items():
         labels = [np.any(masks, axis=0) for _, _, masks in pairs]
-        other = [iou(drawn_map(a, b, labels[(i + 1) % len(labels)], difference_threshold=threshold), labels[(i + 1) % len(labels)]) for i, (a, b, _) in enumerate(pairs)]
+        other = [
+            iou(drawn_map(a, b, labels[(i + 1) % len(labels)], difference_threshold=threshold), labels[(i + 1) % len(labels)])
+            for i, (a, b, _) in enumerate(pairs)
+        ]
         print(f"threshold {threshold:5.1f}: fidelity {fidelity:.3f}, labels shuffled {np.mean(other):.3f}")
     print(f"best: {max(found, key=lambda t: found[t])} on {len(pairs)} pairs")
 

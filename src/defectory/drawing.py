@@ -28,10 +28,12 @@ def draw_outlines(image: Image, masks: Sequence[tuple[Colour, NDArray[np.bool_]]
         big = np.kron(mask, np.ones((zoom, zoom), bool)) if zoom > 1 else mask
         grown = cv2.dilate(big.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0
         canvas[grown & ~big] = colour
-    return np.ascontiguousarray(canvas)
+    return np.ascontiguousarray(canvas, dtype=np.uint8)
 
 
-def contact_sheet(cells: Sequence[Image], *, columns: int, labels: Sequence[str] | None = None, gap_px: int = 4, cell_px: int = 160) -> Image:
+def contact_sheet(
+    cells: Sequence[Image], *, columns: int, labels: Sequence[str] | None = None, gap_px: int = 4, cell_px: int = 160
+) -> Image:
     """Lay images out in a grid on white, each fitted into a square cell, an optional label under it.
 
     Args:

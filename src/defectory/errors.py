@@ -31,7 +31,7 @@ class FirewallError(StageError):
     """An image of validation or test was about to reach a training stage."""
 
 
-class InterruptedRun(DefectoryError):
+class InterruptedRun(DefectoryError):  # noqa: N818  # not an error, a stop
     """The run was stopped and can be resumed."""
 
     exit_code = 130

@@ -36,7 +36,8 @@ class Augmentation:
     def sample(cls, seed: int, valid_hw: tuple[int, int], *, strength: Strength, flip: bool = True) -> Self:
         """Draw an augmentation, a pure function of its arguments.
 
-        Every output pixel comes from inside the valid window: zoom makes up for rotation and translation.
+        What comes from beyond the window's border is reflected at it, image and mask alike. (Zooming in until nothing is
+        missing would cut off what lies at the border, a dark vignette for one, and shift the tones of the whole set.)
 
         Args:
             seed: of everything drawn.
@@ -49,18 +50,15 @@ class Augmentation:
         height, width = valid_hw
         degrees = rng.uniform(-6, 6) if strength == "train" else rng.uniform(-12, 12)
         theta = np.deg2rad(degrees)
-        ratio = max(width / height, height / width)
-        # the largest factor at which a turned window still fits into the valid one
-        fit = 1.0 / (abs(np.cos(theta)) + ratio * abs(np.sin(theta)))
-        shrink = fit * (rng.uniform(0.92, 1.0) if strength == "train" else rng.uniform(0.78, 1.0))
+        low, high = (0.94, 1.06) if strength == "train" else (0.85, 1.15)
+        shrink = 1.0 / rng.uniform(low, high)
         turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]]) * shrink
         if flip:
             turn = turn @ np.diag(rng.choice([-1.0, 1.0], 2))
             if height == width and rng.random() < 0.5:
                 turn = turn @ np.array([[0.0, 1.0], [1.0, 0.0]])
-        extent = np.abs(turn) @ np.array([(width - 1) / 2, (height - 1) / 2])
-        slack = np.maximum(0.0, np.array([(width - 1) / 2, (height - 1) / 2]) - extent)
-        shift = rng.uniform(-1, 1, 2) * slack
+        reach = 0.02 if strength == "train" else 0.05
+        shift = rng.uniform(-reach, reach, 2) * np.array([width, height])
         centre = np.array([(width - 1) / 2, (height - 1) / 2])
         offset = centre + shift - turn @ centre
         rows = np.concatenate([turn, offset[:, None]], axis=1)
@@ -76,7 +74,7 @@ class Augmentation:
     def _warp(self, window: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
         height, width = self.valid_hw
         warped = cv2.warpAffine(
-            window, np.array(self.matrix), (width, height), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE
+            window, np.array(self.matrix), (width, height), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101
         )
         return warped.astype(np.uint8)
 

@@ -38,14 +38,18 @@ def _open(path: Path) -> Image.Image:
             image = Image.open(path)
             width, height = image.size
             if width * height > MAX_PIXELS:
-                raise ImageError(path, f"{height}x{width} pixels, more than {MAX_PIXELS // 1_000_000} megapixels", "cut the image into parts")
+                raise ImageError(
+                    path, f"{height}x{width} pixels, more than {MAX_PIXELS // 1_000_000} megapixels", "cut the image into parts"
+                )
             image.load()
     except Image.DecompressionBombError:
         raise ImageError(path, f"more than {MAX_PIXELS // 1_000_000} megapixels", "cut the image into parts") from None
     except UnidentifiedImageError:
         raise ImageError(path, "not an image in a known format", f"give one of {', '.join(sorted(IMAGE_SUFFIXES))}") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(path, f"damaged or truncated ({str(error).splitlines()[0] or type(error).__name__})", "copy the image again") from None
+        raise ImageError(
+            path, f"damaged or truncated ({str(error).splitlines()[0] or type(error).__name__})", "copy the image again"
+        ) from None
     return image
 
 

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,7 @@ def digest_file(path: Path) -> str:
 def digest_folder(folder: Path, *, exclude: tuple[str, ...] = (MANIFEST_NAME,)) -> str:
     """Give the SHA-256 hex digest of all files under a folder, names included, order independent."""
     entries = {
-        path.relative_to(folder).as_posix(): digest_file(path)
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in exclude
+        path.relative_to(folder).as_posix(): digest_file(path) for path in folder.rglob("*") if path.is_file() and path.name not in exclude
     }
     return digest_json(entries)
 
@@ -57,7 +55,7 @@ def _fsync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Generator[Path]:
     """Yield a temporary file name beside `path`; on success fsync it and rename it to `path`.
 
     Raises:
@@ -94,7 +92,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextlib.contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path) -> Generator[Path]:
     """Yield a temporary folder beside `path`; on success replace `path` by it, else remove it.
 
     Raises:

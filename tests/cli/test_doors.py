@@ -66,7 +66,10 @@ def test_init_does_not_replace_a_file(defectory: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[data]\npath = 'a.json'\n[synthesis]\nnum_imagess = 3\n", ("synthesis.num_imagess", "no such setting", "did you mean 'synthesis.num_images'")),
+        (
+            "[data]\npath = 'a.json'\n[synthesis]\nnum_imagess = 3\n",
+            ("synthesis.num_imagess", "no such setting", "did you mean 'synthesis.num_images'"),
+        ),
         ("[data]\npath = 'a.json'\n[synthesis]\nnum_images = 'many'\n", ("synthesis.num_images", "valid integer", "'many'")),
         ("[data]\npath = 'a.json'\n[split]\nfraction = 1.5\n", ("split.fraction", "less than or equal to 1", "1.5")),
         ("[synthesis]\nnum_images = 3\n", ("data", "is missing")),
@@ -244,10 +247,10 @@ def test_the_shipped_base_is_whole_and_listed(defectory: Cli) -> None:
 def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path) -> None:
     from defectory.artifacts.annotation import Category
     from defectory.artifacts.tiles import Tiling
+    from defectory.rle import encode
     from defectory.segmentation.config import SegmentationConfig
     from defectory.segmentation.data import SegmentationTile
     from defectory.segmentation.training import train_segmenter
-    from defectory.rle import encode
 
     mask = np.zeros((64, 64), bool)
     mask[20:40, 10:50] = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pydantic import PrivateAttr
+
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
 
@@ -31,17 +33,16 @@ class Dataset(Value):
 
     categories: tuple[Category, ...]
     images: tuple[ImageRecord, ...]
+    _index: dict[int, ImageRecord] | None = PrivateAttr(default=None)
 
     def image(self, image_id: int) -> ImageRecord:
         """Give the record with this id."""
         return self._by_id()[image_id]
 
     def _by_id(self) -> dict[int, ImageRecord]:
-        cached = self.__dict__.get("_index")
-        if cached is None:
-            cached = {record.id: record for record in self.images}
-            self.__dict__["_index"] = cached
-        return cached
+        if self._index is None:
+            self._index = {record.id: record for record in self.images}
+        return self._index
 
     def category_name(self, category_id: int) -> str:
         """Give the class name of a category id."""

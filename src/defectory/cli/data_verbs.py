@@ -69,7 +69,9 @@ def import_data(
     if as_json:
         print(json.dumps(summary))
         return
-    print(f"{out}: {summary['images']} images ({defect_free_count} defect-free), {summary['instances']} instances of {', '.join(summary['classes'])}")
+    print(
+        f"{out}: {summary['images']} images ({defect_free_count} defect-free), {summary['instances']} instances of {', '.join(c.name for c in result.dataset.categories)}"
+    )
     for rejected in result.rejected:
         print(f"skipped {rejected.id}: {rejected.reason}")
 
@@ -98,7 +100,10 @@ def check(
         ("images", f"{report.num_images} ({report.num_defect_free} defect-free)"),
         ("instances", report.num_instances),
         ("groups", report.num_groups),
-        *((f"class {name}", f"{count} instances in {report.images_per_class.get(name, 0)} images") for name, count in report.instances_per_class.items()),
+        *(
+            (f"class {name}", f"{count} instances in {report.images_per_class.get(name, 0)} images")
+            for name, count in report.instances_per_class.items()
+        ),
         *((f"size {size} (height x width)", f"{count} images") for size, count in list(report.sizes_hw.items())[:8]),
         *((f"instance area, quantile {q}", f"{area:.0f} px") for q, area in report.area_quantiles_px.items()),
     ]
@@ -136,7 +141,11 @@ def extract(
             instances: list[tuple[int, np.ndarray]] = []
             if labels is not None:
                 if labels.shape != image.shape[:2]:
-                    raise ImageError(mask, f"mask is {labels.shape[0]}x{labels.shape[1]}, {path} is {image.shape[0]}x{image.shape[1]}", "give a mask of the image's size")
+                    raise ImageError(
+                        mask,
+                        f"mask is {labels.shape[0]}x{labels.shape[1]}, {path} is {image.shape[0]}x{image.shape[1]}",
+                        "give a mask of the image's size",
+                    )
                 instances = [(int(value), labels == value) for value in np.unique(labels) if value]
             count = max([1, *(category for category, _ in instances)])
             save_png(out / f"{path.stem}.png", extract_driver(image, instances, num_classes=count, config=drivers))
@@ -156,7 +165,9 @@ def extract(
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    segmenter: Annotated[Path, typer.Option("--segmenter", "-m", help="Folder of a trained segmenter, for example runs/demo/segment/real-seed0.")],
+    segmenter: Annotated[
+        Path, typer.Option("--segmenter", "-m", help="Folder of a trained segmenter, for example runs/demo/segment/real-seed0.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.json and overlays.")] = Path("predictions"),
     min_score: Annotated[float, typer.Option("--min-score", min=0, max=1, help="Detections under this score are not drawn.")] = 0.5,
     device: DeviceOption = None,

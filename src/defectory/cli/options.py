@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from defectory.pipeline.stage import Project
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file.")]
-OverrideOption = Annotated[list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set any setting, for example synthesis.num_images=50.")]
+OverrideOption = Annotated[
+    list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set any setting, for example synthesis.num_images=50.")
+]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="demo, demo-full, cpu or gpu-sd15.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the whole project.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
@@ -23,7 +25,13 @@ RESERVED = ("DEFECTORY_BASES",)
 
 
 def open_project(
-    file: Path, *, overrides: list[str] | None = None, preset: str | None = None, seed: int | None = None, device: str | None = None, save: bool = True
+    file: Path,
+    *,
+    overrides: list[str] | None = None,
+    preset: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    save: bool = True,
 ) -> Project:
     """Resolve a project file with command line and environment, and save what came out with the run.
 

@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from defectory.cli.options import ConfigOption, DeviceOption, DryRunOption, JsonOption, OverrideOption, PresetOption, SeedOption, open_project
+from defectory.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    OverrideOption,
+    PresetOption,
+    SeedOption,
+    open_project,
+)
 
 STAGE_VERBS = {
     "learn-concept": ("learn-concept", "Phase 1: teach the base what your parts look like (DreamBooth with prior preservation)."),
@@ -67,14 +76,20 @@ def init(
     if file.exists() and not force:
         raise ConfigError(file, "is there already", "give another name, or --force to replace it")
     name = file.resolve().parent.name or "project"
-    values: dict[str, object] = {"name": name, "out": f"runs/{name}", "data": {"path": data, **({"defect_free": defect_free} if defect_free else {})}}
+    values: dict[str, object] = {
+        "name": name,
+        "out": f"runs/{name}",
+        "data": {"path": data, **({"defect_free": defect_free} if defect_free else {})},
+    }
     write_text(file, project_template(values, preset=preset))
     print(f"{file} written; `defectory run {file}` does every stage")
 
 
 def run(
     project: Annotated[Path, typer.Argument(help="Project file.")] = Path("project.toml"),
-    only: Annotated[list[str] | None, typer.Option("--only", help="Run this stage alone (repeatable); what it needs must be there.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Run this stage alone (repeatable); what it needs must be there.")
+    ] = None,
     override: OverrideOption = None,
     preset: PresetOption = None,
     seed: SeedOption = None,
@@ -86,7 +101,7 @@ def run(
     _run(project, only, override, preset, seed, device, dry_run, as_json)
 
 
-def _stage_verb(stage: str):  # noqa: ANN202  # typer reads the signature
+def _stage_verb(stage: str):  # typer reads the signature
     def verb(
         config: ConfigOption = Path("project.toml"),
         override: OverrideOption = None,

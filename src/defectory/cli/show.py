@@ -78,7 +78,10 @@ def _show_lines(events: Iterable[Event]) -> None:
         elif now - last >= PLAIN_EVERY_S:
             last = now
             left_s = (now - began) / max(1, event.done - first_done) * (event.total - event.done)
-            print(f"  {event.stage} {event.done}/{event.total}, about {format_seconds(left_s)} left{', ' + event.note if event.note else ''}", flush=True)
+            print(
+                f"  {event.stage} {event.done}/{event.total}, about {format_seconds(left_s)} left{', ' + event.note if event.note else ''}",
+                flush=True,
+            )
 
 
 def _line(event: Event) -> str:

@@ -46,7 +46,9 @@ def verify_base(name_or_path: Annotated[str, typer.Argument(help="`embedded`, or
 def pretrain_base(
     out: Annotated[Path, typer.Option("--out", help="Folder for base/ and encoder/.")],
     work: Annotated[Path | None, typer.Option("--work", help="Folder for corpus and checkpoints; <out>/work.")] = None,
-    override: Annotated[list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example diffusion.num_steps=8000.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example diffusion.num_steps=8000.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
@@ -56,7 +58,7 @@ def pretrain_base(
 
     config = pretrain_config(override or [], device=device, seed=seed)
     show_events(run_pretrain(config, out=out, work=work or out / "work"))
-    print(f"use it with `base = \"{out / 'base'}\"` in a project file")
+    print(f'use it with `base = "{out / "base"}"` in a project file')
 
 
 def doctor() -> None:

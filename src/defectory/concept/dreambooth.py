@@ -158,7 +158,11 @@ def learn_concept(
     )
     save_base_like(base, out / "base", replaced=trained)
     concept = Concept(
-        method=config.method, token=config.token, class_noun=config.class_noun, base_digest=base_digest, weights_digest=digest_folder(out / "base")
+        method=config.method,
+        token=config.token,
+        class_noun=config.class_noun,
+        base_digest=base_digest,
+        weights_digest=digest_folder(out / "base"),
     )
     concept.save(out / "concept.json")
     remove_checkpoint(out / "checkpoint")

@@ -150,7 +150,9 @@ def learn_condition(
     )
     with atomic_folder(out / "controlnet") as folder:
         save_model(control, folder)
-    result = Control(concept_digest=learned.weights_digest, driver_config_digest=driver_digest, weights_digest=digest_folder(out / "controlnet"))
+    result = Control(
+        concept_digest=learned.weights_digest, driver_config_digest=driver_digest, weights_digest=digest_folder(out / "controlnet")
+    )
     result.save(out / "control.json")
     remove_checkpoint(out / "checkpoint")
     yield Finished(digest=result.weights_digest)

@@ -18,7 +18,11 @@ def degrade(image: NDArray[np.uint8], *, seed: int, blur_px: float, noise_sigma:
     rng = np.random.default_rng([61, seed])
     height, width = image.shape[:2]
     field = cv2.resize(rng.standard_normal((3, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    noisy = cv2.GaussianBlur(image.astype(np.float32), (0, 0), blur_px) + rng.standard_normal(image.shape) * noise_sigma + (field * drift)[..., None]
+    noisy = (
+        cv2.GaussianBlur(image.astype(np.float32), (0, 0), blur_px)
+        + rng.standard_normal(image.shape) * noise_sigma
+        + (field * drift)[..., None]
+    )
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
 
 
@@ -31,8 +35,6 @@ def calibrate(pairs: Sequence[Pair], thresholds: Sequence[float]) -> dict[float,
     """
     result: dict[float, float] = {}
     for threshold in thresholds:
-        scores = [
-            score_map(drawn_map(a, b, np.any(masks, axis=0), difference_threshold=threshold), masks).iou for a, b, masks in pairs
-        ]
+        scores = [score_map(drawn_map(a, b, np.any(masks, axis=0), difference_threshold=threshold), masks).iou for a, b, masks in pairs]
         result[threshold] = float(np.mean(scores))
     return result

@@ -56,18 +56,28 @@ def decide(plan: Plan, *, pair_of: PairOf, config: CurationConfig) -> Iterator[S
     """
     decisions: list[Decision] = []
     shuffled: list[float] = []
-    shift = len(plan.jobs) // 2
     for number, job in enumerate(plan.jobs, start=1):
         image, without = (load_rgb(path) for path in pair_of(job))
         masks = [decode(instance.rle) for instance in job.instances]
         drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=config.difference_threshold)
         decisions.append(_decision(job, image, score_map(drawn, masks), config))
-        if shift:
-            other = np.any([decode(i.rle) for i in plan.jobs[(number - 1 + shift) % len(plan.jobs)].instances], axis=0)
+        stranger = _stranger(plan, number - 1)
+        if stranger is not None:
+            other = np.any([decode(i.rle) for i in stranger.instances], axis=0)
             shuffled.append(iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other))
         yield Scored(done=number, total=len(plan.jobs))
     outcome = Decisions(plan_digest=plan.digest(), threshold=config.min_fidelity, decisions=tuple(decisions))
     yield outcome, _summary(plan, outcome, shuffled)
+
+
+def _stranger(plan: Plan, index: int) -> Job | None:
+    """Give a job far from the one at `index` whose label is another: drafts of one driver share theirs."""
+    count = len(plan.jobs)
+    for step in range(count):
+        job = plan.jobs[(index + count // 2 + step) % count]
+        if job.instances != plan.jobs[index].instances:
+            return job
+    return None
 
 
 def _decision(job: Job, image: Image, fidelity: Fidelity, config: CurationConfig) -> Decision:
@@ -83,7 +93,10 @@ def _decision(job: Job, image: Image, fidelity: Fidelity, config: CurationConfig
             else:
                 reason = f"fidelity {fidelity.iou:.2f} under {config.min_fidelity:.2f}: the defect is not visible in all of its label"
         elif min(fidelity.per_instance_iou) < config.min_fidelity / 3:
-            accepted, reason = False, f"one of {len(job.instances)} defects was not drawn (its fidelity {min(fidelity.per_instance_iou):.2f})"
+            accepted, reason = (
+                False,
+                f"one of {len(job.instances)} defects was not drawn (its fidelity {min(fidelity.per_instance_iou):.2f})",
+            )
     else:
         reason = "curation is off"
     return Decision(job_id=job.id, status="accepted" if accepted else "rejected", reason=reason, fidelity=fidelity)

@@ -65,9 +65,7 @@ def check_dataset(folder: Path, dataset: Dataset) -> CheckReport:
             if areas[-1] < 9:
                 problems.append(f"{record.file_name}: {name} of {areas[-1]} px, too small to learn from")
         images.update({dataset.category_name(i.category_id) for i in record.instances})
-    for category in dataset.categories:
-        if instances[category.name] == 0:
-            problems.append(f"class {category.name} has no instance")
+    problems += [f"class {category.name} has no instance" for category in dataset.categories if instances[category.name] == 0]
     sizes = Counter(f"{record.size_hw[0]} x {record.size_hw[1]}" for record in dataset.images)
     quantiles = {f"{share:.0%}": float(np.quantile(areas, share)) for share in (0.05, 0.25, 0.5, 0.75, 0.95)} if areas else {}
     return CheckReport(

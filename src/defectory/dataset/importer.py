@@ -58,7 +58,12 @@ def import_dataset(config: DataConfig, out: Path, *, base_folder: Path = Path())
             instances = tuple(Instance(category_id=id_of[i.class_name], rle=i.rle, is_crowd=i.is_crowd) for i in image.instances)
             records.append(
                 ImageRecord(
-                    id=number, file_name=image.file_name, size_hw=image.size_hw, sha256=digest_file(target), group=image.group, instances=instances
+                    id=number,
+                    file_name=image.file_name,
+                    size_hw=image.size_hw,
+                    sha256=digest_file(target),
+                    group=image.group,
+                    instances=instances,
                 )
             )
         dataset = Dataset(categories=categories, images=tuple(records))
@@ -121,7 +126,14 @@ def _defect_free(folder: Path, taken: set[str], sieve: Sieve) -> list[RawImage]:
         if size_hw is not None:
             unique = name if name not in taken else f"defect_free/{name}"
             images.append(
-                RawImage(path=path, file_name=unique, size_hw=size_hw, group=Path(unique).with_suffix("").as_posix(), instances=(), is_defect_free=True)
+                RawImage(
+                    path=path,
+                    file_name=unique,
+                    size_hw=size_hw,
+                    group=Path(unique).with_suffix("").as_posix(),
+                    instances=(),
+                    is_defect_free=True,
+                )
             )
     return images
 
@@ -138,7 +150,12 @@ def _keep_classes(images: list[RawImage], names: tuple[str, ...], config: DataCo
         if instances or image.is_defect_free:
             kept.append(
                 RawImage(
-                    path=image.path, file_name=image.file_name, size_hw=image.size_hw, group=image.group, instances=instances, is_defect_free=image.is_defect_free
+                    path=image.path,
+                    file_name=image.file_name,
+                    size_hw=image.size_hw,
+                    group=image.group,
+                    instances=instances,
+                    is_defect_free=image.is_defect_free,
                 )
             )
     return kept, tuple(wanted)

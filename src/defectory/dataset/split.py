@@ -43,7 +43,9 @@ def make_split(folder: Path, dataset: Dataset, config: SplitConfig) -> Split:
     labelled = {name: [r for r in records if not r.is_defect_free] for name, records in groups.items()}
     ordered = _interleave({name: records for name, records in labelled.items() if records}, config.seed)
     if len(ordered) < 3:
-        raise ConfigError("split", f"{len(ordered)} groups with defects, at least 3 needed", "label more images or give them groups of their own")
+        raise ConfigError(
+            "split", f"{len(ordered)} groups with defects, at least 3 needed", "label more images or give them groups of their own"
+        )
     test_groups, rest = _test_groups(ordered, labelled, config)
     chosen = _prefix(rest, labelled, config.fraction, len(dataset.categories))
     val_groups, train_groups = _val_groups(chosen, labelled, config.val_share / (1 - config.test_share))
@@ -109,7 +111,9 @@ def _interleave(labelled: dict[str, list[ImageRecord]], seed: int) -> list[str]:
 def _test_groups(ordered: list[str], labelled: dict[str, list[ImageRecord]], config: SplitConfig) -> tuple[list[str], list[str]]:
     if config.folds is not None:
         if config.fold >= config.folds or config.folds > len(ordered):
-            raise ConfigError("split.folds", f"fold {config.fold} of {config.folds} with {len(ordered)} groups", "use fewer folds or another fold")
+            raise ConfigError(
+                "split.folds", f"fold {config.fold} of {config.folds} with {len(ordered)} groups", "use fewer folds or another fold"
+            )
         test = ordered[config.fold :: config.folds]
     else:
         wanted = config.test_share * sum(len(labelled[name]) for name in ordered)
@@ -159,7 +163,10 @@ def _val_groups(chosen: list[str], labelled: dict[str, list[ImageRecord]], share
             have |= missing
     if not val:
         # the last group doubles no other: a class may then be left to val alone only where there is a single group of it
-        spare = next((n for n in reversed(train) if {i.category_id for r in labelled[n] for i in r.instances} <= _others(train, n, labelled)), train[-1])
+        spare = next(
+            (n for n in reversed(train) if {i.category_id for r in labelled[n] for i in r.instances} <= _others(train, n, labelled)),
+            train[-1],
+        )
         val, train = [spare], [name for name in train if name != spare]
     return val, train
 

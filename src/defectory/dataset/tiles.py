@@ -47,10 +47,16 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
         mode = "frame" if fits or large else "tile"
     if mode == "frame":
         scale = config.scale or side / max(max(record.size_hw) for record in dataset.images)
-        why = f"images of about {long_image:.0f} px fit a {side} px frame at scale {scale:.2f}" if fits else f"defects of about {long_defect:.0f} px ask for frames"
+        why = (
+            f"images of about {long_image:.0f} px fit a {side} px frame at scale {scale:.2f}"
+            if fits
+            else f"defects of about {long_defect:.0f} px ask for frames"
+        )
     else:
         scale = config.scale or 1.0
-        why = f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} px at scale {scale:.2f}"
+        why = (
+            f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} px at scale {scale:.2f}"
+        )
     return Tiling(mode=mode, tile_px=side, scale=round(scale, 4), reason=why)
 
 
@@ -108,14 +114,14 @@ def resize_mask(mask: Mask, size_hw: tuple[int, int]) -> Mask:
     """Resize a mask; half coverage counts, and a mask that would vanish keeps every pixel it touches."""
     if mask.shape == size_hw:
         return mask
-    cover = cv2.resize(mask.astype(np.float32), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if size_hw[0] < mask.shape[0] else cv2.INTER_LINEAR)
+    cover = cv2.resize(
+        mask.astype(np.float32), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if size_hw[0] < mask.shape[0] else cv2.INTER_LINEAR
+    )
     half = cover >= 0.5
     return half if half.any() else cover > 0
 
 
-def _cut_image(
-    folder: Path, record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, target: Path, seed: int
-) -> list[Tile]:
+def _cut_image(folder: Path, record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, target: Path, seed: int) -> list[Tile]:
     image = load_rgb(image_path(folder, record))
     masks = [(i.category_id, decode(i.rle)) for i in record.instances]
     if tiling.mode == "frame":
@@ -123,7 +129,9 @@ def _cut_image(
             return []
         square, valid_hw = frame_image(image, tiling)
         scaled = [(category, _padded(resize_mask(mask, valid_hw), tiling.tile_px)) for category, mask in masks]
-        return [_write(record, part, 0, square, scaled, (0.0, 0.0), min(tiling.scale, tiling.tile_px / max(record.size_hw)), valid_hw, target)]
+        return [
+            _write(record, part, 0, square, scaled, (0.0, 0.0), min(tiling.scale, tiling.tile_px / max(record.size_hw)), valid_hw, target)
+        ]
     size_hw = (max(1, round(image.shape[0] * tiling.scale)), max(1, round(image.shape[1] * tiling.scale)))
     image = resize_image(image, size_hw)
     masks = [(category, resize_mask(mask, size_hw)) for category, mask in masks]
@@ -199,7 +207,14 @@ def _write(
     save_png(target / file_name, square)
     instances = tuple(Instance(category_id=category, rle=encode(mask)) for category, mask in masks if mask.any())
     return Tile(
-        id=tile_id, file_name=file_name, image_id=record.id, part=part, offset_xy=offset_xy, scale=scale, valid_hw=valid_hw, instances=instances
+        id=tile_id,
+        file_name=file_name,
+        image_id=record.id,
+        part=part,
+        offset_xy=offset_xy,
+        scale=scale,
+        valid_hw=valid_hw,
+        instances=instances,
     )
 
 

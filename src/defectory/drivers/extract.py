@@ -14,7 +14,9 @@ from defectory.drivers.palette import palette
 Mask = NDArray[np.bool_]
 
 
-def geometry_map(image: NDArray[np.uint8], *, config: DriverConfig, blind: Sequence[Mask] = (), valid_hw: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+def geometry_map(
+    image: NDArray[np.uint8], *, config: DriverConfig, blind: Sequence[Mask] = (), valid_hw: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """Give the dim coarse geometry of an image, steps 1 to 5.
 
     Args:
@@ -31,7 +33,7 @@ def geometry_map(image: NDArray[np.uint8], *, config: DriverConfig, blind: Seque
     ratio = config.grid_px / max(image.shape[:2])
     grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
     low = cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA)  # 1. downscale
-    grey = cv2.cvtColor(low, cv2.COLOR_RGB2GRAY)  # 2. grayscale
+    grey = np.asarray(cv2.cvtColor(low, cv2.COLOR_RGB2GRAY), np.uint8)  # 2. grayscale
     if config.defect_blind and len(blind) > 0:
         grey = _fill(grey, np.any([mask[:height, :width] for mask in blind], axis=0))
     block = min(config.threshold_block_px | 1, (min(grid_wh) - 1) | 1)
@@ -77,7 +79,7 @@ def extract_driver(
 
 def _fill(grey: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:
     """Fill grid cells that hold any defect pixel from the surrounding cells, so that the defect's own tone is gone."""
-    cover = cv2.resize(defect.astype(np.float32), (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA) > 0.02
+    cover = cv2.resize(defect.astype(np.float32), (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA) > 0
     hole = cv2.dilate(cover.astype(np.uint8), np.ones((3, 3), np.uint8))
     if not hole.any() or hole.all():
         return grey

@@ -7,6 +7,7 @@ painted over.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,7 +33,9 @@ class Leakage:
     num_defect_free: int
 
 
-def leakage(defective: Sequence[tuple[Geometry, Mask]], defect_free: Sequence[tuple[Geometry, Mask]], *, seed: int, num_bootstrap: int = 200) -> Leakage | None:
+def leakage(
+    defective: Sequence[tuple[Geometry, Mask]], defect_free: Sequence[tuple[Geometry, Mask]], *, seed: int, num_bootstrap: int = 200
+) -> Leakage | None:
     """Measure leakage by a cross-validated logistic regression.
 
     Args:
@@ -70,7 +73,7 @@ def features(geometry: Geometry, mask: Mask) -> list[float]:
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     overall = float(dark[~mask].mean()) if not mask.all() else 0.0
     values: list[float] = []
-    for inner, outer in zip(RINGS_PX, RINGS_PX[1:], strict=False):
+    for inner, outer in itertools.pairwise(RINGS_PX):
         ring = (distance > inner) & (distance <= outer)
         values.append(float(dark[ring].mean()) - overall if ring.any() else 0.0)
     return values

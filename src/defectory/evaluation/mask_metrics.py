@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import cv2
 import numpy as np
@@ -31,6 +31,9 @@ def score_segmenter(
         categories: classes.
         results: COCO results with RLE, in the frame of the whole image.
         score_threshold: weaker detections count neither for IoU nor for Hausdorff distance.
+
+    Returns:
+        The scores. Where no image has a true instance, nothing can be found: all are 0, and the Hausdorff distance is 1.
     """
     truth = coco_truth(images, categories)
     num_instances = sum(not i.is_crowd for record in images for i in record.instances)
@@ -77,11 +80,12 @@ def coco_truth(images: Sequence[ImageRecord], categories: Sequence[Category]) ->
 
 
 def _average_precision(
-    truth: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: str, categories: Sequence[Category]
+    truth: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: Literal["segm", "bbox"], categories: Sequence[Category]
 ) -> tuple[tuple[float, float], dict[str, float]]:
     """Give (mAP, AP50) and mAP per class; a class without true instances is left out, no result at all scores 0."""
-    if not results or not truth["annotations"]:
-        return (0.0, 0.0), {c.name: 0.0 for c in categories}
+    present = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
+    if not results or not present:
+        return (0.0, 0.0), {c.name: 0.0 for c in categories if c.id in present}
     from faster_coco_eval import COCO, COCOeval_faster
 
     with contextlib.redirect_stdout(io.StringIO()):
@@ -97,7 +101,7 @@ def _average_precision(
         valid = values[values > -1]
         return float(valid.mean()) if valid.size else 0.0
 
-    per_class = {c.name: mean(whole[:, :, index]) for index, c in enumerate(categories)}
+    per_class = {c.name: mean(whole[:, :, index]) for index, c in enumerate(categories) if c.id in present}
     return (mean(whole), mean(whole[0])), per_class
 
 
@@ -112,7 +116,12 @@ def _matched(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]]
         true = [(i.category_id, decode(i.rle)) for i in record.instances if not i.is_crowd]
         found = [(int(r["category_id"]), _decode(r), float(r["score"])) for r in by_image.get(record.id, [])]
         pairs = sorted(
-            ((_iou(mask, other), t, f) for t, (label, mask) in enumerate(true) for f, (category, other, _) in enumerate(found) if label == category),
+            (
+                (_iou(mask, other), t, f)
+                for t, (label, mask) in enumerate(true)
+                for f, (category, other, _) in enumerate(found)
+                if label == category
+            ),
             reverse=True,
         )
         partner: dict[int, int] = {}

@@ -44,7 +44,9 @@ def load_coco(path: Path, *, image_root: Path | None = None, skip_bad: bool = Fa
             by_image.setdefault(image_id, []).append(entry)
     images: list[RawImage] = []
     for entry in content["images"]:
-        made = sieve.attempt(f"image {entry['id']}", lambda entry=entry: _image(path, root, entry, by_image.get(entry["id"], []), names, sieve))
+        made = sieve.attempt(
+            f"image {entry['id']}", lambda entry=entry: _image(path, root, entry, by_image.get(entry["id"], []), names, sieve)
+        )
         if made is not None:
             images.append(made)
     _refuse_same_files(images, path)
@@ -132,7 +134,9 @@ def _refuse_same_files(images: Sequence[RawImage], path: Path) -> None:
 
 
 def _raise_orphan(path: Path, entry: Mapping[str, Any]) -> None:
-    raise AnnotationError(path, f"annotation {entry['id']} names image {entry.get('image_id')}, which is not listed", "add the image or remove the annotation")
+    raise AnnotationError(
+        path, f"annotation {entry['id']} names image {entry.get('image_id')}, which is not listed", "add the image or remove the annotation"
+    )
 
 
 def _image(
@@ -173,7 +177,9 @@ def _rle(segmentation: Mapping[str, Any], size_hw: tuple[int, int], where: objec
 
     size, counts = segmentation.get("size"), segmentation.get("counts")
     if size is None or [int(v) for v in size] != list(size_hw):
-        raise AnnotationError(where, f"mask size {size}, image is {size_hw[0]}x{size_hw[1]} (height x width)", "re-export the mask at image size")
+        raise AnnotationError(
+            where, f"mask size {size}, image is {size_hw[0]}x{size_hw[1]} (height x width)", "re-export the mask at image size"
+        )
     try:
         if isinstance(counts, str):
             rle = Rle(size_hw=size_hw, counts=counts)

@@ -56,7 +56,9 @@ def load_mask_folder(
     else:
         values: set[int] = set()
         for path in _image_files(images):
-            made = sieve.attempt(path.name, lambda path=path: _indexed(path, _mask_of(root / "masks", path), path.stem, {}, min_area_px, path.name))
+            made = sieve.attempt(
+                path.name, lambda path=path: _indexed(path, _mask_of(root / "masks", path), path.stem, {}, min_area_px, path.name)
+            )
             if made is not None:
                 loaded.append(made)
                 values |= {int(instance.class_name) for instance in made.instances}
@@ -76,7 +78,11 @@ def _image_files(folder: Path) -> list[Path]:
 def _mask_of(masks: Path, image: Path) -> Path:
     path = masks / f"{image.stem}.png"
     if not path.is_file():
-        raise AnnotationError(image, f"no mask {path.name} for this image", "add it, all zero for a defect-free image, or move the image to the defect-free folder")
+        raise AnnotationError(
+            image,
+            f"no mask {path.name} for this image",
+            "add it, all zero for a defect-free image, or move the image to the defect-free folder",
+        )
     return path
 
 
@@ -112,12 +118,18 @@ def _column(columns: Sequence[str], wanted: Sequence[str]) -> str | None:
     return next((column for column in columns if column.strip().lower() in wanted), None)
 
 
-def _value_names(root: Path, index: Path, rows: Sequence[dict[str, str]], mask_column: str, class_column: str | None, sieve: Sieve) -> dict[int, str]:
+def _value_names(
+    root: Path, index: Path, rows: Sequence[dict[str, str]], mask_column: str, class_column: str | None, sieve: Sieve
+) -> dict[int, str]:
     """Learn which mask value is which class from rows of one class; values never told apart keep their number."""
     names: dict[int, str] = {}
     seen: set[int] = set()
     for row in rows:
-        listed = [name for name in (row.get(class_column) or "").replace(";", "|").replace(",", "|").split("|") if name.strip()] if class_column else []
+        listed = (
+            [name for name in (row.get(class_column) or "").replace(";", "|").replace(",", "|").split("|") if name.strip()]
+            if class_column
+            else []
+        )
         mask_file = root / row[mask_column]
         if not mask_file.is_file():
             continue
@@ -129,7 +141,11 @@ def _value_names(root: Path, index: Path, rows: Sequence[dict[str, str]], mask_c
         if len(listed) == 1 and len(values) == 1:
             known = names.setdefault(values[0], listed[0].strip())
             if known != listed[0].strip():
-                raise AnnotationError(f"{index}: {row[mask_column]}", f"value {values[0]} is {listed[0].strip()!r} here and {known!r} elsewhere", "correct the index")
+                raise AnnotationError(
+                    f"{index}: {row[mask_column]}",
+                    f"value {values[0]} is {listed[0].strip()!r} here and {known!r} elsewhere",
+                    "correct the index",
+                )
     return {value: names.get(value, str(value)) for value in sorted(seen)}
 
 
@@ -140,14 +156,18 @@ def _indexed(path: Path, mask_file: Path, group: str, names: dict[int, str], min
     class_map = load_class_mask(mask_file)
     if class_map.shape != size_hw:
         raise AnnotationError(
-            mask_file, f"mask is {class_map.shape[0]}x{class_map.shape[1]}, image is {size_hw[0]}x{size_hw[1]} (height x width)", "re-export the mask at image size"
+            mask_file,
+            f"mask is {class_map.shape[0]}x{class_map.shape[1]}, image is {size_hw[0]}x{size_hw[1]} (height x width)",
+            "re-export the mask at image size",
         )
     instances = [
         RawInstance(class_name=names.get(int(value), str(int(value))), rle=encode(part))
         for value in np.unique(class_map[class_map > 0])
         for part in components(class_map == value, min_area_px)
     ]
-    return RawImage(path=path, file_name=file_name, size_hw=size_hw, group=group, instances=tuple(instances), is_defect_free=not class_map.any())
+    return RawImage(
+        path=path, file_name=file_name, size_hw=size_hw, group=group, instances=tuple(instances), is_defect_free=not class_map.any()
+    )
 
 
 def _per_class(path: Path, folders: Sequence[Path], min_area_px: int) -> RawImage:
@@ -161,8 +181,12 @@ def _per_class(path: Path, folders: Sequence[Path], min_area_px: int) -> RawImag
         mask = load_class_mask(mask_file) > 0
         if mask.shape != size_hw:
             raise AnnotationError(
-                mask_file, f"mask is {mask.shape[0]}x{mask.shape[1]}, image is {size_hw[0]}x{size_hw[1]} (height x width)", "re-export the mask at image size"
+                mask_file,
+                f"mask is {mask.shape[0]}x{mask.shape[1]}, image is {size_hw[0]}x{size_hw[1]} (height x width)",
+                "re-export the mask at image size",
             )
         any_pixel |= bool(mask.any())
         instances += [RawInstance(class_name=folder.name, rle=encode(part)) for part in components(mask, min_area_px)]
-    return RawImage(path=path, file_name=path.name, size_hw=size_hw, group=path.stem, instances=tuple(instances), is_defect_free=not any_pixel)
+    return RawImage(
+        path=path, file_name=path.name, size_hw=size_hw, group=path.stem, instances=tuple(instances), is_defect_free=not any_pixel
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,21 +25,19 @@ def polygons_to_rle(rings: Sequence[Sequence[float]], size_hw: tuple[int, int], 
     Raises:
         AnnotationError: a ring is empty, out of bounds or crosses itself.
     """
-    from faster_coco_eval.core import mask as mask_api
-
     if not rings:
         raise AnnotationError(where, "segmentation is an empty list", "draw the polygon or remove the annotation")
     points = [_checked(ring, size_hw, where) for ring in rings]
-    height, width = size_hw
-    masks = [
-        mask_api.decode(mask_api.merge(mask_api.frPyObjects([ring.reshape(-1).tolist()], height, width))).astype(bool) for ring in points
-    ]
+    masks = [_raster(ring, size_hw) for ring in points]
     areas = [_signed_area(ring) for ring in points]
     result = np.zeros(size_hw, bool)
     holes: list[int] = []
     for index, mask in enumerate(masks):
         inside = any(
-            other != index and areas[other] * areas[index] < 0 and abs(areas[other]) > abs(areas[index]) and not (mask & ~masks[other]).any()
+            other != index
+            and areas[other] * areas[index] < 0
+            and abs(areas[other]) > abs(areas[index])
+            and not (mask & ~masks[other]).any()
             for other in range(len(masks))
         )
         if inside:
@@ -83,13 +82,17 @@ def _checked(ring: Sequence[float], size_hw: tuple[int, int], where: object) -> 
     low, high = points.min(axis=0), points.max(axis=0)
     if low.min() < -OUTSIDE_TOLERANCE_PX or high[0] > width + OUTSIDE_TOLERANCE_PX or high[1] > height + OUTSIDE_TOLERANCE_PX:
         raise AnnotationError(
-            where, f"polygon reaches ({high[0]:.0f}, {high[1]:.0f}), image is {height}x{width} (height x width)", "clip it to the image or re-export"
+            where,
+            f"polygon reaches ({high[0]:.0f}, {high[1]:.0f}), image is {height}x{width} (height x width)",
+            "clip it to the image or re-export",
         )
     if abs(_signed_area(points)) < 1e-9:
         raise AnnotationError(where, "polygon has no area", "draw it again or remove the annotation")
     crossing = _first_crossing(points)
     if crossing is not None:
-        raise AnnotationError(where, f"polygon crosses itself near ({crossing[0]:.0f}, {crossing[1]:.0f})", "draw it without crossing, or as several parts")
+        raise AnnotationError(
+            where, f"polygon crosses itself near ({crossing[0]:.0f}, {crossing[1]:.0f})", "draw it without crossing, or as several parts"
+        )
     return points
 
 
@@ -123,3 +126,10 @@ def _side(a: NDArray[np.float64], b: NDArray[np.float64], points: NDArray[np.flo
 
 def _side2(c: NDArray[np.float64], d: NDArray[np.float64], point: NDArray[np.float64]) -> NDArray[np.float64]:
     return (d[:, 0] - c[:, 0]) * (point[1] - c[:, 1]) - (d[:, 1] - c[:, 1]) * (point[0] - c[:, 0])
+
+
+def _raster(ring: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    from faster_coco_eval.core import mask as mask_api
+
+    rles: Any = mask_api.frPyObjects([ring.reshape(-1).tolist()], *size_hw)
+    return np.asarray(mask_api.decode(mask_api.merge(rles)), bool)

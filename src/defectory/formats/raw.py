@@ -82,10 +82,14 @@ def safe_image_path(root: Path, file_name: str, where: object) -> Path:
     """
     name = Path(file_name)
     if not file_name or name.is_absolute() or ".." in name.parts or "\\" in file_name:
-        raise AnnotationError(where, f"file_name {file_name!r} is not a plain relative path", "name files relative to the image root, without '..'")
+        raise AnnotationError(
+            where, f"file_name {file_name!r} is not a plain relative path", "name files relative to the image root, without '..'"
+        )
     path = root / name
     if not path.resolve().is_relative_to(root.resolve()):
-        raise AnnotationError(where, f"file_name {file_name!r} leads outside {root.name}/ through a link", "copy the image into the image root")
+        raise AnnotationError(
+            where, f"file_name {file_name!r} leads outside {root.name}/ through a link", "copy the image into the image root"
+        )
     return path
 
 

@@ -37,7 +37,9 @@ def load_yolo(data_yaml: Path, *, image_root: Path | None = None, skip_bad: bool
     images: list[RawImage] = []
     for path in sorted(p for p in root.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
         relative = path.relative_to(root)
-        made = sieve.attempt(relative.as_posix(), lambda path=path, relative=relative: _image(path, relative, labels / relative.with_suffix(".txt"), names))
+        made = sieve.attempt(
+            relative.as_posix(), lambda path=path, relative=relative: _image(path, relative, labels / relative.with_suffix(".txt"), names)
+        )
         if made is not None:
             images.append(made)
     known = {image.file_name.rsplit(".", 1)[0] for image in images} | {entry.id.rsplit(".", 1)[0] for entry in sieve.rejected}
@@ -81,5 +83,10 @@ def _image(path: Path, relative: Path, label: Path, names: dict[int, str]) -> Ra
         ring = [value * (width if position % 2 == 0 else height) for position, value in enumerate(values)]
         instances.append(RawInstance(class_name=names[class_index], rle=polygons_to_rle([ring], size_hw, where)))
     return RawImage(
-        path=path, file_name=relative.as_posix(), size_hw=size_hw, group=relative.with_suffix("").as_posix(), instances=tuple(instances), is_defect_free=not instances
+        path=path,
+        file_name=relative.as_posix(),
+        size_hw=size_hw,
+        group=relative.with_suffix("").as_posix(),
+        instances=tuple(instances),
+        is_defect_free=not instances,
     )

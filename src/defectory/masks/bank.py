@@ -22,7 +22,9 @@ def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskB
     tiles = [tile for tile in tileset.of("train") if tile.instances]
     split.require_training_ids((tile.image_id for tile in tiles), stage="mask bank")
     entries = [
-        MaskBankEntry(id=f"{tile.id}-m{number:02d}", tile_id=tile.id, image_id=tile.image_id, category_id=instance.category_id, mask=instance)
+        MaskBankEntry(
+            id=f"{tile.id}-m{number:02d}", tile_id=tile.id, image_id=tile.image_id, category_id=instance.category_id, mask=instance
+        )
         for tile in tiles
         for number, instance in enumerate(tile.instances)
         if not instance.is_crowd and area_px(instance.rle) >= min_area_px

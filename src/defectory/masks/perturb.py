@@ -66,7 +66,9 @@ def _elastic(mask: Mask, rng: np.random.Generator, config: MaskConfig) -> Mask:
     shift: list[NDArray[np.float32]] = []
     for _ in range(2):
         field = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), sigma)
-        shift.append((field / max(float(np.sqrt((field**2).mean())), 1e-9) * min(config.elastic_px, 0.15 * max(mask.shape))).astype(np.float32))
+        shift.append(
+            (field / max(float(np.sqrt((field**2).mean())), 1e-9) * min(config.elastic_px, 0.15 * max(mask.shape))).astype(np.float32)
+        )
     return cv2.remap(padded.astype(np.float32), xs + shift[0], ys + shift[1], cv2.INTER_LINEAR) >= 0.5
 
 

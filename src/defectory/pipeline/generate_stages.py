@@ -189,7 +189,12 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
 
     seconds = 0.0
     for event in synthesize(
-        plan, models=models, input_of=input_of, prompt_without=concept_prompt(concept.token), config=project.config.synthesis, out=project.path("drafts")
+        plan,
+        models=models,
+        input_of=input_of,
+        prompt_without=concept_prompt(concept.token),
+        config=project.config.synthesis,
+        out=project.path("drafts"),
     ):
         seconds = event.seconds
         yield Progress(stage="synthesize", done=event.done, total=event.total)

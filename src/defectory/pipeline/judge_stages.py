@@ -41,7 +41,9 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
         def load(tiles: Any) -> list[SegmentationTile]:
             return [
                 SegmentationTile(
-                    id=t.id, image=load_rgb(project.path("tiles", t.file_name)), instances=tuple((i.category_id, i.rle) for i in t.instances if not i.is_crowd)
+                    id=t.id,
+                    image=load_rgb(project.path("tiles", t.file_name)),
+                    instances=tuple((i.category_id, i.rle) for i in t.instances if not i.is_crowd),
                 )
                 for t in tiles
             ]
@@ -51,7 +53,9 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
         split.require_training_ids((t.image_id for t in [*defective, *pool]), stage=name)
         synthetic = [
             SegmentationTile(
-                id=job.id, image=load_rgb(project.path("drafts", "images", f"{job.id}.png")), instances=tuple((i.category_id, i.rle) for i in job.instances)
+                id=job.id,
+                image=load_rgb(project.path("drafts", "images", f"{job.id}.png")),
+                instances=tuple((i.category_id, i.rle) for i in job.instances),
             )
             for job in accepted_jobs(plan_of(project), decisions_of(project))
         ]
@@ -93,7 +97,9 @@ def _with_few_defect_free(records: list[ImageRecord], limit: int) -> list[ImageR
     return chosen + free[: min(len(chosen), max(0, limit - len(chosen)))]
 
 
-def _predict(project: Project, model: Any, records: list[ImageRecord], tiling: Any, predict_images: Any, coco_results: Any) -> list[dict[str, object]]:
+def _predict(
+    project: Project, model: Any, records: list[ImageRecord], tiling: Any, predict_images: Any, coco_results: Any
+) -> list[dict[str, object]]:
     images = ((record.id, load_rgb(image_path(project.path("data"), record))) for record in records)
     return [row for found in predict_images(model, images, tiling) for row in coco_results(found)]
 
@@ -123,17 +129,20 @@ def run_evaluation(project: Project) -> Iterator[Progress | str]:
         encoder, name = load_encoder()
 
         def features(images: list[Any]) -> Any:
-            return np.concatenate([encoder.embed(images_to_tensor(images[i : i + 64])).numpy() for i in range(0, len(images), 64)]).astype(np.float64)
+            return np.concatenate([encoder.embed(images_to_tensor(images[i : i + 64])).numpy() for i in range(0, len(images), 64)]).astype(
+                np.float64
+            )
 
         image_sets = score_image_sets(
             synthetic=synthetic, real_train=train, real_test=test, features=(features(synthetic), features(train), features(test)),
             encoder_name=name, config=config.evaluation, seed=config.seed,
         ).model_dump(mode="json")  # fmt: skip
-    scores = {"arms": arms, "fidelity": fidelity_of(project).model_dump(mode="json"), "image_sets": image_sets, "verdict": verdict(arms)}
+    judged = verdict(arms)
+    scores = {"arms": arms, "fidelity": fidelity_of(project).model_dump(mode="json"), "image_sets": image_sets, "verdict": judged}
     with atomic_folder(project.path("evaluation")) as folder:
         write_json(folder / "scores.json", scores)
     write_json(project.path("scores.json"), {**arms, **{k: v for k, v in scores.items() if k != "arms"}})
-    yield str(scores["verdict"]["sentence"])
+    yield str(judged["sentence"])
 
 
 def _scores(project: Project, arm: Arm, seed: int) -> SegmenterScores | None:
@@ -147,7 +156,10 @@ def verdict(arms: dict[str, Any]) -> dict[str, Any]:
     Three seeds or more are needed; the mean paired difference must exceed twice its standard error.
     """
     if "real" not in arms or "synthetic_then_real" not in arms:
-        return {"outcome": "not enough evidence", "sentence": "Not enough evidence: the arms real and synthetic_then_real were not both trained."}
+        return {
+            "outcome": "not enough evidence",
+            "sentence": "Not enough evidence: the arms real and synthetic_then_real were not both trained.",
+        }
     real = [s["segm_map"] for s in arms["real"]["per_seed"]]
     both = [s["segm_map"] for s in arms["synthetic_then_real"]["per_seed"]]
     count = min(len(real), len(both))
@@ -155,13 +167,27 @@ def verdict(arms: dict[str, Any]) -> dict[str, Any]:
     gain = float(gains.mean())
     text = f"segm mAP {np.mean(real):.3f} with real images alone, {np.mean(both):.3f} with synthetic then real ({gain:+.3f}, {count} seed{'s' if count > 1 else ''})"
     if count < 3:
-        return {"outcome": "not enough evidence", "gain": gain, "sentence": f"Not enough evidence from {count} seed{'s' if count > 1 else ''}: {text}."}
+        return {
+            "outcome": "not enough evidence",
+            "gain": gain,
+            "sentence": f"Not enough evidence from {count} seed{'s' if count > 1 else ''}: {text}.",
+        }
     error = float(gains.std(ddof=1) / np.sqrt(count))
     if gain > 2 * error and gain > 0:
         return {"outcome": "use it", "gain": gain, "standard_error": error, "sentence": f"Use it: {text}, standard error {error:.3f}."}
     if gain < 0:
-        return {"outcome": "do not use it", "gain": gain, "standard_error": error, "sentence": f"Do not use it: {text}, standard error {error:.3f}."}
-    return {"outcome": "not enough evidence", "gain": gain, "standard_error": error, "sentence": f"Not enough evidence: {text}, standard error {error:.3f}."}
+        return {
+            "outcome": "do not use it",
+            "gain": gain,
+            "standard_error": error,
+            "sentence": f"Do not use it: {text}, standard error {error:.3f}.",
+        }
+    return {
+        "outcome": "not enough evidence",
+        "gain": gain,
+        "standard_error": error,
+        "sentence": f"Not enough evidence: {text}, standard error {error:.3f}.",
+    }
 
 
 def read_scores(project: Project) -> dict[str, Any]:

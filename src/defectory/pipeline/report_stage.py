@@ -85,9 +85,17 @@ def _facts(project: Project) -> list[tuple[str, str]]:
 def _score_tables(scores: dict[str, Any]) -> list[Table]:
     rows: list[list[str]] = []
     for arm, values in scores["arms"].items():
-        rows.append([ARM_NAMES.get(arm, arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
+        rows.append([_arm_name(arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
         if len(values["per_seed"]) > 1:
-            rows.append(["  lowest to highest", *(f"{min(s[key] for s in values['per_seed']):.3f} - {max(s[key] for s in values['per_seed']):.3f}" for key, _ in SCORE_COLUMNS)])
+            rows.append(
+                [
+                    "  lowest to highest",
+                    *(
+                        f"{min(s[key] for s in values['per_seed']):.3f} - {max(s[key] for s in values['per_seed']):.3f}"
+                        for key, _ in SCORE_COLUMNS
+                    ),
+                ]
+            )
     note = (
         "Real test images, read once. All arms: the same number of steps, tiles and defect-free images; checkpoint chosen on real validation images. "
         "Hausdorff distance is a share of the image diagonal, 1 for a missed defect; lower is better."
@@ -95,11 +103,18 @@ def _score_tables(scores: dict[str, Any]) -> list[Table]:
     tables = [Table(title="Segmenter, by arm", columns=["arm", *(name for _, name in SCORE_COLUMNS)], rows=rows, note=note)]
     classes = sorted({name for values in scores["arms"].values() for seed in values["per_seed"] for name in seed["per_class_segm_map"]})
     per_class = [
-        [ARM_NAMES.get(arm, arm), *(f"{np.mean([s['per_class_segm_map'].get(name, 0.0) for s in values['per_seed']]):.3f}" for name in classes)]
+        [
+            _arm_name(arm),
+            *(f"{np.mean([s['per_class_segm_map'].get(name, 0.0) for s in values['per_seed']]):.3f}" for name in classes),
+        ]
         for arm, values in scores["arms"].items()
     ]
     tables.append(Table(title="segm mAP per class", columns=["arm", *classes], rows=per_class))
     return tables
+
+
+def _arm_name(arm: str) -> str:
+    return ARM_NAMES.get(arm, arm)
 
 
 def _spread(items: Sequence[Any], count: int = NUM_CELLS) -> list[Any]:
@@ -108,13 +123,17 @@ def _spread(items: Sequence[Any], count: int = NUM_CELLS) -> list[Any]:
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
+def _colour(row: NDArray[np.uint8]) -> tuple[int, int, int]:
+    return int(row[0]), int(row[1]), int(row[2])
+
+
 def _main_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
     tileset = tileset_of(project)
     colours = palette(len(tileset.categories))
     names = {c.id: c.name for c in tileset.categories}
 
     def outlined(image: NDArray[np.uint8], instances: Any) -> NDArray[np.uint8]:
-        return draw_outlines(image, [(tuple(int(v) for v in colours[number - 1]), mask) for number, mask in masks_of(instances)])
+        return draw_outlines(image, [(_colour(colours[number - 1]), mask) for number, mask in masks_of(instances)])
 
     def real(tile: Tile) -> Cell:
         image = load_rgb(project.path("tiles", tile.file_name))
@@ -135,7 +154,11 @@ def _main_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
         ("same noise, no mask", [draft("without", job, False) for job in jobs]),
     ]
     legend = ", ".join(c.name for c in tileset.categories)
-    return Grid(title="Real, driver, synthetic", rows=rows, note=f"Classes in the order of their colours: {legend}. Columns from the second row down belong together.")
+    return Grid(
+        title="Real, driver, synthetic",
+        rows=rows,
+        note=f"Classes in the order of their colours: {legend}. Columns from the second row down belong together.",
+    )
 
 
 def _decision_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
@@ -149,16 +172,26 @@ def _decision_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
             shown = draw_outlines(image, [(colour, mask) for _, mask in masks_of(jobs[decision.job_id].instances)])
             cells.append(Cell(image=shown, caption=f"#{decision.job_id} fidelity {decision.fidelity.iou:.2f}: {decision.reason}"))
         rows.append((status, cells))
-    return Grid(title="Accepted and rejected", rows=rows, note="Fidelity compares the label with where the pair with and without mask differs.")
+    return Grid(
+        title="Accepted and rejected", rows=rows, note="Fidelity compares the label with where the pair with and without mask differs."
+    )
 
 
 def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None) -> list[Table]:
     fidelity = fidelity_of(project)
     rows = [["all drafts", f"{fidelity.mean:.3f}", f"{fidelity.accepted_share:.0%}"], ["labels shuffled", f"{fidelity.shuffled:.3f}", ""]]
-    rows += [[f"class {name}", f"{value:.3f}", f"{fidelity.accepted_share_per_class[name]:.0%}"] for name, value in fidelity.per_class.items()]
+    rows += [
+        [f"class {name}", f"{value:.3f}", f"{fidelity.accepted_share_per_class[name]:.0%}"] for name, value in fidelity.per_class.items()
+    ]
     if fidelity.thin_f1_2px is not None:
         rows.append([f"instances under 6 px wide ({fidelity.num_thin}), F1 at 2 px tolerance", f"{fidelity.thin_f1_2px:.3f}", ""])
-    tables = [Table(title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation", columns=["", "mean IoU", "accepted"], rows=rows)]
+    tables = [
+        Table(
+            title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation",
+            columns=["", "mean IoU", "accepted"],
+            rows=rows,
+        )
+    ]
     sets = scores["image_sets"]
     if sets is not None:
         name = sets["encoder"]
@@ -170,8 +203,16 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
                 rows=[
                     [f"KID[{name}]", f"{sets['kid']:.4f} ({low:.4f} to {high:.4f})", f"{sets['kid_floor']:.4f}"],
                     [f"FID[{name}]", f"{sets['fid']:.2f}", f"{sets['fid_floor']:.2f}"],
-                    ["Wasserstein distance of tile mean, grey levels", f"{sets['mean_wasserstein']:.2f}", f"{sets['mean_wasserstein_floor']:.2f}"],
-                    ["Wasserstein distance of tile standard deviation", f"{sets['std_wasserstein']:.2f}", f"{sets['std_wasserstein_floor']:.2f}"],
+                    [
+                        "Wasserstein distance of tile mean, grey levels",
+                        f"{sets['mean_wasserstein']:.2f}",
+                        f"{sets['mean_wasserstein_floor']:.2f}",
+                    ],
+                    [
+                        "Wasserstein distance of tile standard deviation",
+                        f"{sets['std_wasserstein']:.2f}",
+                        f"{sets['std_wasserstein_floor']:.2f}",
+                    ],
                 ],
                 note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as right up to twice the floor.",
             )
@@ -230,7 +271,14 @@ def _appendix(project: Project, decisions: Decisions) -> list[Table]:
     stages: list[list[str]] = []
     for manifest in sorted(project.folder.rglob("stage.json"), key=lambda p: p.stat().st_mtime_ns):
         about = (read_manifest(manifest.parent) or {}).get("info", {})
-        stages.append([manifest.parent.relative_to(project.folder).as_posix(), f"{about.get('seconds', 0):.0f}", str(about.get("output_digest", ""))[:16], str(about.get("summary", ""))])
+        stages.append(
+            [
+                manifest.parent.relative_to(project.folder).as_posix(),
+                f"{about.get('seconds', 0):.0f}",
+                str(about.get("output_digest", ""))[:16],
+                str(about.get("summary", "")),
+            ]
+        )
     reasons: dict[str, int] = {}
     for decision in decisions.decisions:
         key = "accepted" if decision.status == "accepted" else decision.reason.split(":")[-1].strip()
@@ -244,6 +292,10 @@ def _appendix(project: Project, decisions: Decisions) -> list[Table]:
     ]
     return [
         Table(title="Stages", columns=["stage", "seconds", "digest", "outcome"], rows=stages),
-        Table(title="Why drafts were kept or rejected", columns=["reason", "drafts"], rows=[[k, str(v)] for k, v in sorted(reasons.items(), key=lambda i: -i[1])]),
+        Table(
+            title="Why drafts were kept or rejected",
+            columns=["reason", "drafts"],
+            rows=[[k, str(v)] for k, v in sorted(reasons.items(), key=lambda i: -i[1])],
+        ),
         Table(title=f"Settings, Defectory {__version__}", columns=["setting", "value", "from"], rows=settings),
     ]

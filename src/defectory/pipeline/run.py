@@ -10,12 +10,13 @@ from defectory.pipeline import generate_stages as generate
 from defectory.pipeline import judge_stages as judge
 from defectory.pipeline import report_stage as report
 from defectory.pipeline.stage import Event, Project, Stage, run_stage
+from defectory.segmentation.config import Arm
 
 
 def stages_of(project: Project) -> tuple[Stage, ...]:
     """Give a project's stages in the order in which they run."""
     seg = project.config.segmentation
-    arms = tuple((f"segment-{arm}-seed{seed}", arm, seed) for seed in seg.seeds for arm in seg.arms)
+    arms: list[tuple[str, Arm, int]] = [(f"segment-{arm}-seed{seed}", arm, seed) for seed in seg.seeds for arm in seg.arms]
     made = ("tiles", "split")
     return (
         Stage(name="import", folder="data", needs=(), settings=data.import_settings, run=data.run_import),
@@ -55,6 +56,7 @@ def run_project(project: Project, *, only: Sequence[str] | None = None) -> Itera
     """Run all stages in order, or those named; stages that are up to date are not run again.
 
     Args:
+        project: resolved configuration and folders.
         only: stage names, or `segment` for all arms; what they need must have been run.
 
     Raises:
@@ -95,11 +97,19 @@ def _concept(project: Project) -> object:
     from defectory.engine.base.known import resolve_base
     from defectory.run import digest_folder
 
-    return {"concept": project.config.concept.model_dump(mode="json"), "base": digest_folder(resolve_base(project.config.base)), "seed": project.config.seed}
+    return {
+        "concept": project.config.concept.model_dump(mode="json"),
+        "base": digest_folder(resolve_base(project.config.base)),
+        "seed": project.config.seed,
+    }
 
 
 def _condition(project: Project) -> object:
-    return {"condition": project.config.condition.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json"), "seed": project.config.seed}
+    return {
+        "condition": project.config.condition.model_dump(mode="json"),
+        "drivers": project.config.drivers.model_dump(mode="json"),
+        "seed": project.config.seed,
+    }
 
 
 def _plan(project: Project) -> object:

@@ -56,7 +56,11 @@ def memorisation(project: Project, plan: Plan) -> Memorisation | None:
     between = np.linalg.norm(drafts[:, None] - train[None], axis=2) / np.sqrt(train.shape[1])
     limit = COPY_RATIO * float(np.quantile(own.min(axis=1), 0.05))
     nearest = between.min(axis=1)
-    return Memorisation(draft_to_train=float(np.median(nearest)), train_to_train=float(np.median(own.min(axis=1))), copied_share=float((nearest < limit).mean()))
+    return Memorisation(
+        draft_to_train=float(np.median(nearest)),
+        train_to_train=float(np.median(own.min(axis=1))),
+        copied_share=float((nearest < limit).mean()),
+    )
 
 
 def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None) -> list[Signature]:

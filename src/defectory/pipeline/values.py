@@ -83,7 +83,12 @@ class PoolTiles:
         """
         tile, image, instances = self.tile(job), self.image(job), masks_of(job.instances)
         make: Any = extract_driver
-        common = {"num_classes": self.num_classes, "config": self._config, "blind": [mask for _, mask in instances], "valid_hw": tile.valid_hw}
+        common = {
+            "num_classes": self.num_classes,
+            "config": self._config,
+            "blind": [mask for _, mask in instances],
+            "valid_hw": tile.valid_hw,
+        }
         return make(image, instances, **common), make(image, (), **common), image
 
 

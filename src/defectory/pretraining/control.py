@@ -4,6 +4,8 @@ Class colours are drawn anew per image, so that the network learns that bright c
 defect and leaves which defect to the prompt.
 """
 
+# diffusers and transformers wrap their methods in decorators that lose the signatures
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
 import colorsys
@@ -34,7 +36,12 @@ def paint(geometry: NDArray[np.uint8], class_map: NDArray[np.uint8], hue_offset:
 
 
 def train_control(
-    config: PretrainConfig, data: LatentCorpus, prior: PriorModel, geometry_of: GeometryOf, *, checkpoint: Path,
+    config: PretrainConfig,
+    data: LatentCorpus,
+    prior: PriorModel,
+    geometry_of: GeometryOf,
+    *,
+    checkpoint: Path,
     start: ControlNetModel | None = None,
 ) -> Iterator[PretrainEvent | ControlNetModel]:
     """Train a copy of the frozen base's encoder to obey drivers; the last value yielded is the control network."""

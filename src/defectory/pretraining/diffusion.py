@@ -71,7 +71,7 @@ class Noising:
         return alpha * clean + sigma * noise, alpha * noise - sigma * clean
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
-        """Give the min-SNR weight of a v-prediction loss, float [B], at least that of SNR 0.1 so that tones are learned."""
+        """Give the min-SNR weight of a v-prediction loss, float [B], at least 0.25 (that of SNR 1/3) so that tones are learned."""
         alpha_bar = self.alpha_bar[timesteps]
         snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
         return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(0.25)
@@ -115,7 +115,9 @@ class LatentCorpus:
 
     def tokenize(self, captions: list[str]) -> Tensor:
         """Give token ids [B,L] of captions."""
-        batch: Any = self.tokenizer(captions, padding="max_length", truncation=True, max_length=self.config.text_length, return_tensors="pt")
+        batch: Any = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=self.config.text_length, return_tensors="pt"
+        )
         return batch.input_ids
 
     def defect_weight(self, indices: Tensor, weight: float) -> Tensor:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from defectory.engine.features.encoder import ConvEncoder, save_encoder
 from defectory.engine.features.heads import EncoderHeads
@@ -54,7 +54,7 @@ def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, o
         target = dominant_class(class_maps, defect_logits.shape[-2:])
         weight = torch.ones(num_defects, device=device)
         weight[0] = 0.3
-        return F.cross_entropy(defect_logits.float(), target, weight=weight) + 0.3 * F.cross_entropy(
+        return functional.cross_entropy(defect_logits.float(), target, weight=weight) + 0.3 * functional.cross_entropy(
             material_logits.float(), material_of[indices].to(device)
         )
 
@@ -70,4 +70,4 @@ def dominant_class(class_maps: Tensor, size_hw: torch.Size) -> Tensor:
         size_hw: output height and width, whole fractions of H and W.
     """
     factor = class_maps.shape[-1] // size_hw[-1]
-    return F.max_pool2d(class_maps.float()[:, None], factor)[:, 0].long()
+    return functional.max_pool2d(class_maps.float()[:, None], factor)[:, 0].long()

@@ -89,7 +89,9 @@ def fit(
             parameter.copy_(mean)
 
 
-def _save(path: Path, step: int, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer) -> None:
+def _save(
+    path: Path, step: int, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer
+) -> None:
     tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
     for name, parameter, mean in zip(names, parameters, average, strict=True):
         state = optimizer.state[parameter]
@@ -98,7 +100,9 @@ def _save(path: Path, step: int, names: tuple[str, ...], parameters: tuple[Tenso
         save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
 
 
-def _restore(path: Path, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    path: Path, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer
+) -> int:
     tensors = load_file(path)
     step = int(tensors["step"])
     with torch.no_grad():

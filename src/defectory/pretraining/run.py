@@ -1,5 +1,7 @@
 """Makes the embedded base and its companions: corpus, autoencoder, prior, control network, encoder, in this order."""
 
+# diffusers and transformers wrap their methods in decorators that lose the signatures
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
 import json
@@ -22,7 +24,9 @@ from defectory.pretraining.vae import build_vae, train_vae
 from defectory.run import atomic_folder, digest_file, write_json
 
 
-def pretrain(config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path | None, geometry_of: GeometryOf) -> Iterator[PretrainEvent]:
+def pretrain(
+    config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path | None, geometry_of: GeometryOf
+) -> Iterator[PretrainEvent]:
     """Make the base folder (Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`) and the encoder folder.
 
     Args:

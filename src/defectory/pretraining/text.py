@@ -1,5 +1,7 @@
 """Captions, the base's own small vocabulary and its CLIP-style text encoder."""
 
+# diffusers and transformers wrap their methods in decorators that lose the signatures
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
 import json

@@ -1,5 +1,7 @@
 """Stage 1: the autoencoder, factor 4, reconstruction first."""
 
+# diffusers and transformers wrap their methods in decorators that lose the signatures
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -52,7 +54,9 @@ def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * gradients + COLOUR_WEIGHT * colour
 
 
-def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, start: AutoencoderKL | None = None) -> Iterator[PretrainEvent | AutoencoderKL]:
+def train_vae(
+    config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, start: AutoencoderKL | None = None
+) -> Iterator[PretrainEvent | AutoencoderKL]:
     """Train the autoencoder on random crops of the corpus; the last value yielded is the autoencoder itself.
 
     Its `scaling_factor` is set so that latents have unit standard deviation over the corpus; with a `start` the start's is kept.

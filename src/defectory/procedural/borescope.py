@@ -56,7 +56,6 @@ def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -
     turn = np.deg2rad(rng.uniform(-7, 7))
     xs, ys = coordinates(size_hw)
     cx, cy = width / 2 + rng.uniform(-4, 4) * unit, height / 2 + rng.uniform(-3, 3) * unit
-    u = (xs - cx) * np.cos(turn) + (ys - cy) * np.sin(turn) + shift[0]
     v = -(xs - cx) * np.sin(turn) + (ys - cy) * np.cos(turn) + shift[1]
     texture = np.random.default_rng([32, texture_seed, int(rng.integers(2**31))])
     shade = 0.035 * streaks(texture, size_hw, 14 * unit, float(np.rad2deg(turn)), 0.8) + 0.025 * grain(texture, size_hw, 0.6)
@@ -82,7 +81,12 @@ def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -
     falloff = np.clip(1.12 - 0.55 * np.hypot((xs - cx) / width * 2, (ys - cy) / height * 2) ** 1.6, 0.15, 1.2) * rng.uniform(0.88, 1.08)
     falloff = falloff * np.clip((1.0 - lens) * 14 + 0.5, 0.0, 1.0)
     return _Wall(
-        surface=surface.astype(np.float32), tint_rgb=tint, lit=lens < 0.90, falloff=falloff.astype(np.float32), holes=tuple(holes), hole_mask=hole_mask
+        surface=surface.astype(np.float32),
+        tint_rgb=tint,
+        lit=lens < 0.90,
+        falloff=falloff.astype(np.float32),
+        holes=tuple(holes),
+        hole_mask=hole_mask,
     )
 
 
@@ -124,7 +128,9 @@ def _coverage(word: str, rng: np.random.Generator, wall: _Wall, size_hw: tuple[i
             cover = np.maximum(cover, _polyline(size_hw, branch, np.linspace(4.0, 2.4, len(branch)) * unit))
         return cover
     if word == "edge":
-        inside = [hole for hole in wall.holes if 0 <= hole[0] < size_hw[1] and 0 <= hole[1] < size_hw[0] and wall.lit[int(hole[1]), int(hole[0])]]
+        inside = [
+            hole for hole in wall.holes if 0 <= hole[0] < size_hw[1] and 0 <= hole[1] < size_hw[0] and wall.lit[int(hole[1]), int(hole[0])]
+        ]
         x, y, a, b = inside[int(rng.integers(len(inside)))] if inside else (*start, 1.0, 1.0)
         rim = np.array([x + (a + 0.5) * np.cos(heading), y + (b + 0.5) * np.sin(heading)])
         path = _walk(rng, rim, heading, rng.uniform(20, 36) * unit, 0.15)
@@ -139,7 +145,7 @@ def _coverage(word: str, rng: np.random.Generator, wall: _Wall, size_hw: tuple[i
     return np.clip((border - distance) / 1.4 + 0.5, 0, 1).astype(np.float32)
 
 
-def _paint(word: str, rng: np.random.Generator, wall: _Wall, surface: NDArray[np.float32], cover: Field) -> NDArray[np.float32]:
+def _paint(word: str, rng: np.random.Generator, wall: _Wall, surface: Field, cover: Field) -> Field:
     """Blend one defect into the surface float32 [H,W,3], before the light falls on it."""
     size_hw = cover.shape[:2]
     level = float(np.median(wall.surface[wall.lit & ~wall.hole_mask]))
@@ -172,7 +178,12 @@ def _draw(seed: int, scene_seed: int, size_hw: tuple[int, int], wanted: bool, ke
         mask = cover > 0.45
         grown = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
         least = 0.5 if word == "burn" else 0.75
-        if mask.sum() < 40 or (grown & taken).any() or (mask & wall.lit).sum() < least * mask.sum() or cv2.connectedComponents(mask.astype(np.uint8))[0] != 2:
+        if (
+            mask.sum() < 40
+            or (grown & taken).any()
+            or (mask & wall.lit).sum() < least * mask.sum()
+            or cv2.connectedComponents(mask.astype(np.uint8))[0] != 2
+        ):
             continue
         painted = _paint(word, rng, wall, surface, cover)
         change = np.abs(painted - plain).max(axis=2) * wall.falloff * 255

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -56,7 +57,12 @@ def draw_light(rng: np.random.Generator, size: Size) -> Light:
         falloff = 1 - depth * 0.5 * np.abs(np.hypot(u, v) * 2 - 0.6)
     else:
         falloff = 1 + depth * (u * np.cos(theta) + v * np.sin(theta))
-    return Light(word=word, falloff=falloff.astype(np.float32), direction_xy=(float(np.cos(theta)), float(np.sin(theta))), relief=float(rng.uniform(0.05, 0.25)))
+    return Light(
+        word=word,
+        falloff=falloff.astype(np.float32),
+        direction_xy=(float(np.cos(theta)), float(np.sin(theta))),
+        relief=float(rng.uniform(0.05, 0.25)),
+    )
 
 
 def shade_relief(height: Field, light: Light) -> Field:
@@ -82,10 +88,10 @@ def draw_camera(rng: np.random.Generator, size: Size) -> Camera:
     )
 
 
-def expose(scene: NDArray[np.float32], camera: Camera) -> NDArray[np.uint8]:
+def expose(scene: NDArray[np.floating[Any]], camera: Camera) -> NDArray[np.uint8]:
     """Turn scene brightness float32 [H,W,3] in [0,1] into an image uint8 [H,W,3]."""
     if camera.blur_px > 0:
-        scene = cv2.GaussianBlur(scene, (0, 0), camera.blur_px)
+        scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), camera.blur_px), np.float32)
     if camera.grey:
         scene = (scene @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=2)
     else:
@@ -94,7 +100,7 @@ def expose(scene: NDArray[np.float32], camera: Camera) -> NDArray[np.uint8]:
     image = np.clip(np.round(scene * 255 + camera.noise), 0, 255).astype(np.uint8)
     if camera.jpeg_quality is not None:
         _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, camera.jpeg_quality])
-        image = np.ascontiguousarray(cv2.imdecode(coded, cv2.IMREAD_COLOR)[..., ::-1])
+        image = np.ascontiguousarray(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])
         if camera.grey:
             image = image[..., 1:2].repeat(3, axis=2)
     return image

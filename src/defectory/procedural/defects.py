@@ -18,7 +18,8 @@ SUPERSAMPLE = 3
 @dataclass(frozen=True, kw_only=True)
 class Defect:
     """One defect: `coverage` float32 [H,W] in [0,1], `target` the brightness it pulls to, relative to the surface
-    (0 black, 1 unchanged, above 1 brighter), `height` (pixels) for edge lighting, and a colour cast."""
+    (0 black, 1 unchanged, above 1 brighter), `height` (pixels) for edge lighting, and a colour cast.
+    """
 
     word: str
     coverage: Field
@@ -33,7 +34,9 @@ class Defect:
         return self.coverage > 0.4
 
 
-def _curve(rng: np.random.Generator, size: Size, length_px: float, wander: float, start: tuple[float, float] | None, heading: float | None) -> NDArray[np.float32]:
+def _curve(
+    rng: np.random.Generator, size: Size, length_px: float, wander: float, start: tuple[float, float] | None, heading: float | None
+) -> NDArray[np.float32]:
     step = 3.0
     count = max(3, int(length_px / step))
     first = rng.uniform(0, 2 * np.pi) if heading is None else heading
@@ -84,7 +87,9 @@ def _crack(rng: np.random.Generator, size: Size) -> Defect:
     if rng.random() < 0.4:
         for _ in range(int(rng.integers(1, 4))):
             at = int(rng.integers(len(main)))
-            branch = _curve(rng, size, length * rng.uniform(0.2, 0.5), 0.3, (float(main[at, 0]), float(main[at, 1])), float(rng.uniform(0, 6.3)))
+            branch = _curve(
+                rng, size, length * rng.uniform(0.2, 0.5), 0.3, (float(main[at, 0]), float(main[at, 1])), float(rng.uniform(0, 6.3))
+            )
             paths.append((branch, np.linspace(width * 0.8, 0.9, len(branch)).astype(np.float32)))
     coverage = _stroke(size, paths)
     return Defect(word="crack", coverage=coverage, target=_dark(rng, size, 0.05, 0.45), height=-coverage * 1.5)
@@ -139,7 +144,14 @@ def _corrosion(rng: np.random.Generator, size: Size) -> Defect:
     holes = value_noise(rng, size, 7, 2) < 0.22
     coverage = np.where(holes, np.float32(0), coverage).astype(np.float32)
     target = (_dark(rng, size, 0.35, 0.65, 0.12) + 0.2 * (value_noise(rng, size, 6, 2) - 0.5)).astype(np.float32)
-    return Defect(word="corrosion", coverage=coverage, target=target, height=coverage * grain(rng, size, 1.2), tint_rgb=(1.0, 0.62, 0.38), colour_strength=0.9)
+    return Defect(
+        word="corrosion",
+        coverage=coverage,
+        target=target,
+        height=coverage * grain(rng, size, 1.2),
+        tint_rgb=(1.0, 0.62, 0.38),
+        colour_strength=0.9,
+    )
 
 
 def _dent(rng: np.random.Generator, size: Size) -> Defect:
@@ -150,7 +162,9 @@ def _dent(rng: np.random.Generator, size: Size) -> Defect:
     slope = (gx * np.cos(direction) + gy * np.sin(direction)).astype(np.float32)
     slope /= max(float(np.abs(slope).max()), 1e-6)
     target = 1 + slope * rng.uniform(0.5, 0.9) - 0.15
-    return Defect(word="dent", coverage=(coverage > 0.3).astype(np.float32), target=target.astype(np.float32), height=np.zeros(size, np.float32))
+    return Defect(
+        word="dent", coverage=(coverage > 0.3).astype(np.float32), target=target.astype(np.float32), height=np.zeros(size, np.float32)
+    )
 
 
 def _break(rng: np.random.Generator, size: Size) -> Defect:
@@ -166,7 +180,9 @@ def _fray(rng: np.random.Generator, size: Size) -> Defect:
     base = _curve(rng, size, float(rng.uniform(25, 60)), 0.1, None, heading)
     paths: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     for point in base[:: int(rng.integers(1, 3))]:
-        hair = _curve(rng, size, float(rng.uniform(6, 20)), 0.25, (float(point[0]), float(point[1])), heading + np.pi / 2 + float(rng.normal(0, 0.5)))
+        hair = _curve(
+            rng, size, float(rng.uniform(6, 20)), 0.25, (float(point[0]), float(point[1])), heading + np.pi / 2 + float(rng.normal(0, 0.5))
+        )
         paths.append((hair, np.full(len(hair), rng.uniform(1, 2.2), np.float32)))
     coverage = _stroke(size, paths)
     target = _dark(rng, size, 0.2, 0.55) if rng.random() < 0.5 else _dark(rng, size, 1.4, 2.0)

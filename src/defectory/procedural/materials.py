@@ -100,13 +100,17 @@ def _concrete(rng: np.random.Generator, size: Size) -> Texture:
 def _asphalt(rng: np.random.Generator, size: Size) -> Texture:
     stones = grain(rng, size, rng.uniform(0.6, 1.4)) + 0.6 * grain(rng, size, rng.uniform(1.5, 2.5))
     cloud = value_noise(rng, size, 50, 2) - 0.5
-    return Texture(shade=stones * rng.uniform(0.08, 0.2) + cloud * 0.15, height=stones * 0.6, tint_rgb=(1.0, 0.99, float(rng.uniform(0.9, 1.0))))
+    return Texture(
+        shade=stones * rng.uniform(0.08, 0.2) + cloud * 0.15, height=stones * 0.6, tint_rgb=(1.0, 0.99, float(rng.uniform(0.9, 1.0)))
+    )
 
 
 def _plastic(rng: np.random.Generator, size: Size) -> Texture:
     slow = value_noise(rng, size, rng.uniform(60, 140)) - 0.5
     tint = tuple(float(v) for v in rng.uniform(0.5, 1.0, 3))
-    return Texture(shade=slow * rng.uniform(0.05, 0.25) + grain(rng, size, 0.4) * 0.01, height=slow * 2, tint_rgb=(tint[0], tint[1], tint[2]))
+    return Texture(
+        shade=slow * rng.uniform(0.05, 0.25) + grain(rng, size, 0.4) * 0.01, height=slow * 2, tint_rgb=(tint[0], tint[1], tint[2])
+    )
 
 
 def _board(rng: np.random.Generator, size: Size) -> Texture:

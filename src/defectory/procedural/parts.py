@@ -17,7 +17,8 @@ Size = tuple[int, int]
 @dataclass(frozen=True, kw_only=True)
 class Part:
     """Part geometry: `height` (pixels) and `shade` (relative brightness) float32 [H,W], `solid` bool [H,W] (False = hole or background),
-    `void_level` the brightness of what is not solid."""
+    `void_level` the brightness of what is not solid.
+    """
 
     height: Field
     shade: Field
@@ -112,7 +113,10 @@ def _edge(rng: np.random.Generator, size: Size) -> Part:
     distance = (limit - normal + bend).astype(np.float32)
     bevel = np.exp(-((distance / rng.uniform(2, 6)) ** 2)).astype(np.float32)
     return Part(
-        height=height - bevel * 2, shade=shade + bevel * rng.uniform(-0.4, 0.5), solid=distance > 0, void_level=float(rng.choice([0.02, 0.06, 0.15, 0.6, 0.97]))
+        height=height - bevel * 2,
+        shade=shade + bevel * rng.uniform(-0.4, 0.5),
+        solid=distance > 0,
+        void_level=float(rng.choice([0.02, 0.06, 0.15, 0.6, 0.97])),
     )
 
 

@@ -98,7 +98,11 @@ def _draw_defects(rng: np.random.Generator, scene: _Scene, size_hw: tuple[int, i
             break
         defect = DEFECTS[_choose(rng, DEFECT_SHARES)](rng, size_hw)
         mask = defect.mask
-        if mask.sum() < 12 or (mask & scene.part.solid).sum() < SURFACE_SUPPORT * mask.sum() or (cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) > 0)[taken].any():
+        if (
+            mask.sum() < 12
+            or (mask & scene.part.solid).sum() < SURFACE_SUPPORT * mask.sum()
+            or (cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) > 0)[taken].any()
+        ):
             continue
         if not _is_visible(_radiance(scene, [defect]), plain, mask):
             continue

@@ -6,10 +6,13 @@ from typing import Any
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
-        "concept": {"training": {"num_steps": 120, "variants_per_image": 4, "validate_every": 60}, "num_class_images": 32},
-        "condition": {"training": {"num_steps": 320, "variants_per_image": 4, "validate_every": 80}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 160},
-        "segmentation": {"num_steps": 200, "validate_every": 50},
+        "concept": {
+            "num_class_images": 32,
+            "training": {"num_steps": 200, "learning_rate": 5e-4, "ema_decay": 0.97, "variants_per_image": 4, "validate_every": 50},
+        },
+        "condition": {"defect_noun": "crack", "training": {"num_steps": 360, "variants_per_image": 4, "validate_every": 90}},
+        "synthesis": {"num_images": 160, "num_steps": 16},
+        "segmentation": {"num_steps": 240, "validate_every": 60},
     },
     "demo-full": {
         "concept": {"training": {"num_steps": 400}},

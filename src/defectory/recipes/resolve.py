@@ -52,7 +52,9 @@ def read_project_file(path: Path) -> Tree:
     except UnicodeDecodeError:
         raise ConfigError(path, "is not UTF-8 text", "save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(path, f"is not TOML ({str(error).splitlines()[0]})", "correct the line; `defectory init` shows the form") from None
+        raise ConfigError(
+            path, f"is not TOML ({str(error).splitlines()[0]})", "correct the line; `defectory init` shows the form"
+        ) from None
 
 
 def resolve(
@@ -103,7 +105,9 @@ def resolve(
         found = first["msg"][0].lower() + first["msg"][1:]
         if first["type"] == "missing":
             raise ConfigError(f"{origin}: {key}", "is missing", "set it; `defectory init` shows the form") from None
-        raise ConfigError(f"{origin}: {key}", f"{found}, found {_short(first.get('input'))}", "correct the value; `defectory init` shows the form") from None
+        raise ConfigError(
+            f"{origin}: {key}", f"{found}, found {_short(first.get('input'))}", "correct the value; `defectory init` shows the form"
+        ) from None
     everything = {key: origins.get(key, "default") for key in flatten(config.model_dump(mode="json"))}
     return Resolved(config=config, origins=everything)
 
@@ -126,7 +130,9 @@ def defaults() -> dict[str, tuple[Any, str]]:
 
 def _settings(model: type[BaseModel], prefix: str, values: BaseModel | None = None) -> Iterator[tuple[str, tuple[Any, str]]]:
     for name, field in model.model_fields.items():
-        default = getattr(values, name) if values is not None else (None if field.is_required() else field.get_default(call_default_factory=True))
+        default = (
+            getattr(values, name) if values is not None else (None if field.is_required() else field.get_default(call_default_factory=True))
+        )
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _settings(kind, f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
@@ -163,7 +169,9 @@ def _put(tree: Tree, key: str, value: Any) -> None:
 
 
 def _advice(key: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+        key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
+    )
     return f"did you mean {close[0]!r}?" if close else "`defectory init` lists every setting"
 
 

@@ -35,7 +35,9 @@ def line_chart(chart: Chart) -> str:
 
     for value in ticks(y_low, y_high):
         _, y = place(x_low, value)
-        parts.append(f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="grid-line"/><text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>')
+        parts.append(
+            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="grid-line"/><text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>'
+        )
     for value in ticks(x_low, x_high):
         x, _ = place(value, y_low)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
@@ -52,7 +54,9 @@ def line_chart(chart: Chart) -> str:
             parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dash}"/>')
         x = LEFT + (index % 3) * 132
         y = HEIGHT - 16 + (index // 3) * 13
-        parts.append(f'<path d="M{x} {y - 4}h20" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/><text x="{x + 25}" y="{y}">{escape(name)}</text>')
+        parts.append(
+            f'<path d="M{x} {y - 4}h20" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/><text x="{x + 25}" y="{y}">{escape(name)}</text>'
+        )
     parts.append("</svg>")
     return "".join(parts)
 

@@ -95,7 +95,9 @@ def _figure(cell: Cell) -> str:
 
 
 def _grid(grid: Grid) -> str:
-    rows = "".join(f'<div class="row"><div>{escape(name)}</div>{"".join(_figure(cell) for cell in cells)}</div>' for name, cells in grid.rows if cells)
+    rows = "".join(
+        f'<div class="row"><div>{escape(name)}</div>{"".join(_figure(cell) for cell in cells)}</div>' for name, cells in grid.rows if cells
+    )
     note = f'<p class="note">{escape(grid.note)}</p>' if grid.note else ""
     return f"<h3>{escape(grid.title)}</h3>{note}{rows or '<p>none</p>'}"
 

@@ -47,7 +47,13 @@ def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor,
 
 
 def draw_batch(
-    defective: Sequence[SegmentationTile], defect_free: Sequence[SegmentationTile], *, batch_size: int, defect_free_share: float, seed: int, step: int
+    defective: Sequence[SegmentationTile],
+    defect_free: Sequence[SegmentationTile],
+    *,
+    batch_size: int,
+    defect_free_share: float,
+    seed: int,
+    step: int,
 ) -> list[tuple[Tensor, dict[str, Tensor]]]:
     """Give one step's batch, a pure function of its arguments; epochs are shuffled without repeats."""
     rng = np.random.default_rng([71, seed, step])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,18 @@ MAX_SIDE_PX = 1024
 """Larger scaled images are predicted in overlapping windows."""
 OVERLAP_PX = 128
 Image = NDArray[np.uint8]
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Found:
+    """A detection in the pixel frame of its image, and the windows (boxes xyxy) it was seen in."""
+
+    score: float
+    label: int
+    box: Box
+    rle: Rle
+    windows: tuple[Box, ...]
 
 
 class Prediction(Value):
@@ -35,7 +48,9 @@ class Prediction(Value):
 
 
 @torch.no_grad()
-def predict_images(model: Any, images: Iterable[tuple[int, Image]], tiling: Tiling, *, min_score: float = 0.05) -> Iterator[list[Prediction]]:
+def predict_images(
+    model: Any, images: Iterable[tuple[int, Image]], tiling: Tiling, *, min_score: float = 0.05
+) -> Iterator[list[Prediction]]:
     """Predict whole images one after the other.
 
     Args:
@@ -60,12 +75,14 @@ def _predict_one(model: Any, image_id: int, image: Image, tiling: Tiling, min_sc
     scaled = image if size == (height, width) else cv2.resize(image, (size[1], size[0]), interpolation=shrink).astype(np.uint8)
     if tiling.mode == "frame":
         scaled = np.pad(scaled, ((0, tiling.tile_px - size[0]), (0, tiling.tile_px - size[1]), (0, 0)))
-    found: list[tuple[float, int, NDArray[np.bool_]]] = []
+    found: list[_Found] = []
     for y, x in _windows(scaled.shape[:2]):
         window = scaled[y : y + MAX_SIDE_PX, x : x + MAX_SIDE_PX]
         device = next(model.parameters()).device
         output = model([torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1).float().to(device) / 255])[0]
-        for score, label, soft in zip(output["scores"].tolist(), output["labels"].tolist(), output["masks"][:, 0].cpu().numpy(), strict=True):
+        for score, label, soft in zip(
+            output["scores"].tolist(), output["labels"].tolist(), output["masks"][:, 0].cpu().numpy(), strict=True
+        ):
             if score < min_score:
                 continue
             full = np.zeros(scaled.shape[:2], np.float32)
@@ -74,9 +91,11 @@ def _predict_one(model: Any, image_id: int, image: Image, tiling: Tiling, min_sc
             back = cut if size == (height, width) else cv2.resize(cut, (width, height), interpolation=cv2.INTER_LINEAR)
             mask = back >= 0.5
             if mask.any():
-                found.append((float(score), int(label), mask))
-    found = _merge(found)
-    return [Prediction(image_id=image_id, category_id=label, score=score, rle=encode(mask)) for score, label, mask in found]
+                sides = (x / scale, y / scale, (x + window.shape[1]) / scale, (y + window.shape[0]) / scale)
+                seen = (round(sides[0]), round(sides[1]), min(width, round(sides[2])), min(height, round(sides[3])))
+                # coded at once: the masks of a 20 MP image would fill the memory
+                found.append(_Found(score=float(score), label=int(label), box=box_xyxy(mask), rle=encode(mask), windows=(seen,)))
+    return [Prediction(image_id=image_id, category_id=f.label, score=f.score, rle=f.rle) for f in _merge(found)]
 
 
 def _windows(size_hw: tuple[int, ...]) -> list[tuple[int, int]]:
@@ -89,12 +108,53 @@ def _windows(size_hw: tuple[int, ...]) -> list[tuple[int, int]]:
     return [(y, x) for y in starts(size_hw[0]) for x in starts(size_hw[1])]
 
 
-def _merge(found: list[tuple[float, int, NDArray[np.bool_]]]) -> list[tuple[float, int, NDArray[np.bool_]]]:
+def _merge(found: list[_Found]) -> list[_Found]:
+    """Join the parts of a defect that windows cut, and drop what is found twice."""
     if not found:
         return []
-    boxes = torch.tensor([box_xyxy(mask) for _, _, mask in found], dtype=torch.float32)
-    keep = batched_nms(boxes, torch.tensor([s for s, _, _ in found]), torch.tensor([label for _, label, _ in found]), 0.5)
+    if len({f.windows for f in found}) > 1:
+        found = _join(found)
+    boxes = torch.tensor([f.box for f in found], dtype=torch.float32)
+    scores, labels = torch.tensor([f.score for f in found]), torch.tensor([f.label for f in found])
+    keep = batched_nms(boxes, scores, labels, 0.5)
     return [found[i] for i in keep.tolist()]
+
+
+def _join(found: list[_Found]) -> list[_Found]:
+    joined: list[_Found] = []
+    for part in sorted(found, key=lambda f: -f.score):
+        rest: list[_Found] = []
+        # a part may hold together two that were apart so far
+        for other in joined:
+            if _is_same(part, other):
+                mask = decode(part.rle) | decode(other.rle)
+                windows = (*other.windows, *part.windows)
+                part = replace(other, rle=encode(mask), box=box_xyxy(mask), windows=windows)
+            else:
+                rest.append(other)
+        joined = [*rest, part]
+    return joined
+
+
+def _is_same(first: _Found, second: _Found) -> bool:
+    """Tell whether two detections agree where windows of theirs overlap."""
+    if first.label != second.label or not _overlap(first.box, second.box):
+        return False
+    for a in first.windows:
+        for b in second.windows:
+            shared = _overlap(a, b)
+            if a == b or shared is None or not _overlap(shared, first.box) or not _overlap(shared, second.box):
+                continue
+            x0, y0, x1, y1 = shared
+            one, two = decode(first.rle)[y0:y1, x0:x1], decode(second.rle)[y0:y1, x0:x1]
+            if (one & two).sum() >= 0.5 * max(1, (one | two).sum()):
+                return True
+    return False
+
+
+def _overlap(a: Box, b: Box) -> Box | None:
+    box = (max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3]))
+    return box if box[0] < box[2] and box[1] < box[3] else None
 
 
 def coco_results(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
@@ -104,12 +164,20 @@ def coco_results(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
         x0, y0, x1, y1 = box_xyxy(decode(p.rle))
         rle = {"size": list(p.rle.size_hw), "counts": p.rle.counts}
         results.append(
-            {"image_id": p.image_id, "category_id": p.category_id, "score": p.score, "segmentation": rle, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+            {
+                "image_id": p.image_id,
+                "category_id": p.category_id,
+                "score": p.score,
+                "segmentation": rle,
+                "bbox": [x0, y0, x1 - x0, y1 - y0],
+            }
         )
     return results
 
 
-def write_overlay(path: Path, image: Image, predictions: Sequence[Prediction], categories: Sequence[Category], *, min_score: float = 0.5) -> None:
+def write_overlay(
+    path: Path, image: Image, predictions: Sequence[Prediction], categories: Sequence[Category], *, min_score: float = 0.5
+) -> None:
     """Write a PNG with the outline of every prediction of at least `min_score`, named."""
     canvas = draw_outlines(image, [((255, 60, 30), decode(p.rle)) for p in predictions if p.score >= min_score])
     for p in predictions:

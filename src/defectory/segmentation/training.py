@@ -73,7 +73,9 @@ def train_segmenter(
     """
     for name, tiles, needed in (("real", real, arm != "synthetic"), ("synthetic", synthetic, arm != "real")):
         if needed and not tiles:
-            raise ConfigError(f"arm {arm}", f"no {name} tiles", "check curation's acceptance" if name == "synthetic" else "add annotated images")
+            raise ConfigError(
+                f"arm {arm}", f"no {name} tiles", "check curation's acceptance" if name == "synthetic" else "add annotated images"
+            )
     model = build_segmenter(kind, len(categories), seed=seed, init=config.init).to(device)
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -115,7 +117,9 @@ def train_segmenter(
                 state.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         if state.step % config.checkpoint_every == 0 and state.step < config.num_steps:
             _save(checkpoint, model, parameters, optimizer, state)
-        yield SegmenterEvent(step=state.step, num_steps=config.num_steps, loss=state.losses[-1], seconds=time.monotonic() - began, val_map=val_map)
+        yield SegmenterEvent(
+            step=state.step, num_steps=config.num_steps, loss=state.losses[-1], seconds=time.monotonic() - began, val_map=val_map
+        )
     best = state.best or {name: value.detach().cpu() for name, value in model.state_dict().items()}
     with atomic_path(out / "model.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in best.items()}, temporary)
@@ -140,9 +144,15 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
     """
     weights, about = folder / "model.safetensors", folder / "segmenter.json"
     if not weights.is_file() or not about.is_file():
-        pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl")) if folder.is_dir() else []
+        pickles = (
+            sorted(path.name for path in folder.glob("*") if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".pkl"))
+            if folder.is_dir()
+            else []
+        )
         if pickles:
-            raise WeightsError(folder / pickles[0], "a pickle, which can run code when opened; refused", "give a folder made by `defectory segment`")
+            raise WeightsError(
+                folder / pickles[0], "a pickle, which can run code when opened; refused", "give a folder made by `defectory segment`"
+            )
         raise WeightsError(folder, "no segmenter here (model.safetensors and segmenter.json)", "run `defectory segment` first")
     content: dict[str, Any] = json.loads(about.read_text())
     if digest_file(weights) != content["sha256"]:

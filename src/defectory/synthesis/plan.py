@@ -71,8 +71,10 @@ def make_plan(
     jobs: list[Job] = []
     for driver_index in range(num_drivers):
         rng = np.random.default_rng([42, config.seed, driver_index])
-        tile = pool[int(order[driver_index % len(pool)])]
-        augmentation_seed = int(rng.integers(2**31)) if config.augmentations_per_image > 0 else None
+        place_in_pool = int(order[driver_index % len(pool)])
+        tile, version = pool[place_in_pool], driver_index // len(pool) % versions
+        version_rng = np.random.default_rng([44, config.seed, place_in_pool, version])
+        augmentation_seed = int(version_rng.integers(2**31)) if config.augmentations_per_image > 0 else None
         instances, sources = _label(tile, augmentation_seed, mixes, by_class, rng, perturb, place, allowed_of, keep_place)
         names = [tileset.categories[i.category_id - 1].name for i in instances]
         # jobs driver_index, driver_index + num_drivers, ... share a driver

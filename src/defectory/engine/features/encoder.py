@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from importlib.resources import files
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from defectory.errors import WeightsError
 from defectory.run import atomic_folder, digest_file, write_json
@@ -37,7 +38,7 @@ class _Block(nn.Module):
         self.skip = nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.body(x) + self.skip(x))
+        return functional.relu(self.body(x) + self.skip(x))
 
 
 class ConvEncoder(nn.Module):
@@ -51,9 +52,7 @@ class ConvEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(3, CHANNELS[0], 5, 2, 2, bias=False), _norm(CHANNELS[0]), nn.ReLU(inplace=True))
-        self.stages = nn.ModuleList(
-            [nn.Sequential(_Block(a, b, 2), _Block(b, b, 1)) for a, b in zip(CHANNELS[:-1], CHANNELS[1:], strict=True)]
-        )
+        self.stages = nn.ModuleList([nn.Sequential(_Block(a, b, 2), _Block(b, b, 1)) for a, b in itertools.pairwise(CHANNELS)])
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Give feature maps at strides 2, 4, 8 and 16."""
@@ -81,7 +80,9 @@ def save_encoder(encoder: ConvEncoder, out: Path) -> None:
     with atomic_folder(out) as folder:
         state = {name: value.detach().half().contiguous() for name, value in encoder.state_dict().items()}
         save_file(state, folder / "model.safetensors")
-        write_json(folder / "config.json", {"name": EMBEDDED_NAME, "channels": list(CHANNELS), "sha256": digest_file(folder / "model.safetensors")})
+        write_json(
+            folder / "config.json", {"name": EMBEDDED_NAME, "channels": list(CHANNELS), "sha256": digest_file(folder / "model.safetensors")}
+        )
 
 
 def load_encoder(folder: Path | None = None) -> tuple[ConvEncoder, str]:
@@ -93,7 +94,9 @@ def load_encoder(folder: Path | None = None) -> tuple[ConvEncoder, str]:
     folder = folder or embedded_encoder_folder()
     weights, config_file = folder / "model.safetensors", folder / "config.json"
     if not weights.is_file() or not config_file.is_file():
-        raise WeightsError(folder, "no encoder here (model.safetensors and config.json expected)", "reinstall defectory or give another encoder")
+        raise WeightsError(
+            folder, "no encoder here (model.safetensors and config.json expected)", "reinstall defectory or give another encoder"
+        )
     config = json.loads(config_file.read_text())
     if digest_file(weights) != config["sha256"]:
         raise WeightsError(weights, "digest differs from config.json", "copy the encoder again, the file is damaged or was changed")

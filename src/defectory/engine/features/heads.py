@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from defectory.engine.features.encoder import CHANNELS
 
@@ -21,5 +21,5 @@ class EncoderHeads(nn.Module):
         """Give material logits [B,M] and defect logits [B,D,h,w] at stride 4."""
         top = self.lateral[-1](maps[-1])
         for lateral, feature in zip(list(self.lateral)[-2::-1], maps[-2:0:-1], strict=True):
-            top = lateral(feature) + F.interpolate(top, size=feature.shape[-2:], mode="bilinear")
+            top = lateral(feature) + functional.interpolate(top, size=feature.shape[-2:], mode="bilinear")
         return self.material(maps[-1].mean(dim=(2, 3))), self.defect(top)

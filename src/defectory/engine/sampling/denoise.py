@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,12 @@ from defectory.engine.base.load import LoadedModels
 from defectory.engine.tensors import drivers_to_tensor, tensor_to_images
 from defectory.errors import ConfigError
 
-SCHEDULERS = {"ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "euler": "EulerDiscreteScheduler", "dpm-solver": "DPMSolverMultistepScheduler"}
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm-solver": "DPMSolverMultistepScheduler",
+}
 
 
 def make_scheduler(models: LoadedModels, name: str) -> Any:
@@ -87,20 +93,23 @@ def denoise(
     latents = sample_noise(seeds, shape).to(device) * scheduler.init_noise_sigma
     condition = None if drivers is None else drivers_to_tensor(drivers).to(device)
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds]
-    stochastic = scheduler_name == "ddpm"
+    # a base may name a scheduler that draws noise at every step
+    draws_noise = "generator" in inspect.signature(scheduler.step).parameters
+    extra: dict[str, Any] = {"generator": generators} if draws_noise else {}
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
         predicted = _predict(models, scaled, timestep, prompt_embeddings, condition, control_scale)
         if guidance_scale > 1.0:
             unguided = _predict(models, scaled, timestep, empty_embedding.expand_as(prompt_embeddings), condition, control_scale)
             predicted = unguided + guidance_scale * (predicted - unguided)
-        extra = {"generator": generators} if stochastic else {}
         latents = scheduler.step(predicted, timestep, latents, **extra).prev_sample
     decoded: Any = models.vae.decode(latents / models.scaling_factor)
     return tensor_to_images(decoded.sample)
 
 
-def _predict(models: LoadedModels, latents: Tensor, timestep: Tensor, context: Tensor, condition: Tensor | None, control_scale: float) -> Tensor:
+def _predict(
+    models: LoadedModels, latents: Tensor, timestep: Tensor, context: Tensor, condition: Tensor | None, control_scale: float
+) -> Tensor:
     residuals: dict[str, Any] = {}
     if condition is not None:
         control: Any = models.controlnet

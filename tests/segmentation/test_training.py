@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from defectory.artifacts.annotation import Category
+from defectory.artifacts.tiles import Tiling
+from defectory.errors import ConfigError, WeightsError
+from defectory.segmentation import data
+from defectory.segmentation.config import Arm, SegmentationConfig
+from defectory.segmentation.data import SegmentationTile
+from defectory.segmentation.predict import predict_images
+from defectory.segmentation.training import SegmenterEvent, load_segmenter, train_segmenter
+
+MakeTiles = Callable[..., list[SegmentationTile]]
+CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
+TILING = Tiling(mode="tile", tile_px=64, scale=1.0, reason="test")
+ARMS: tuple[Arm, ...] = ("real", "synthetic", "synthetic_then_real")
+CONFIG = SegmentationConfig(num_steps=6, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2)
+
+
+def train(
+    make_tiles: MakeTiles, out: Path, arm: Arm, *, config: SegmentationConfig = CONFIG, validate: Callable[[Any], float] = lambda _: 0.0
+) -> list[SegmenterEvent]:
+    return list(
+        train_segmenter(
+            arm=arm, real=make_tiles("real", 5), synthetic=make_tiles("made", 7, seed=1), defect_free=make_tiles("free", 9, with_defect=False),
+            validate=validate, kind="light", categories=CATEGORIES, tiling=TILING, config=config, seed=3, out=out,
+        )
+    )  # fmt: skip
+
+
+def test_all_arms_take_the_same_steps_and_the_same_defect_free_tiles(
+    make_tiles: MakeTiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    steps = 0
+    to_sample, adam_step = data.to_sample, torch.optim.AdamW.step
+
+    def seen(tile: SegmentationTile, rng: Any) -> Any:
+        drawn.append(tile.id)
+        return to_sample(tile, rng)
+
+    def counted(self: Any, *args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return adam_step(self, *args)
+
+    monkeypatch.setattr(data, "to_sample", seen)
+    monkeypatch.setattr(torch.optim.AdamW, "step", counted)
+    per_arm: dict[str, list[list[str]]] = {}
+    for arm in ARMS:
+        drawn.clear()
+        steps = 0
+        events = train(make_tiles, tmp_path / arm, arm)
+        assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+        assert steps == 6
+        per_arm[arm] = [drawn[start : start + 4] for start in range(0, len(drawn), 4)]
+        assert len(per_arm[arm]) == 6
+    free = {arm: [[t for t in batch if t.startswith("free")] for batch in batches] for arm, batches in per_arm.items()}
+    assert all(len(batch) == 1 for batch in free["real"])
+    assert free["real"] == free["synthetic"] == free["synthetic_then_real"]
+    kinds = {arm: ["".join(sorted({t[:4] for t in batch} - {"free"})) for batch in batches] for arm, batches in per_arm.items()}
+    assert kinds == {"real": ["real"] * 6, "synthetic": ["made"] * 6, "synthetic_then_real": ["made"] * 3 + ["real"] * 3}
+
+
+def test_the_checkpoint_with_the_best_val_score_is_kept(make_tiles: MakeTiles, tmp_path: Path) -> None:
+    scores = iter([0.1, 0.9, 0.3])
+    states: list[dict[str, torch.Tensor]] = []
+
+    def validate(model: Any) -> float:
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(scores)
+
+    events = train(make_tiles, tmp_path, "real", validate=validate)
+    assert [event.val_map for event in events] == [None, 0.1, None, 0.9, None, 0.3]
+    kept = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in states[1].items())
+    assert any(not torch.equal(kept[name], value) for name, value in states[2].items())
+    assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.9
+
+
+def test_training_lowers_the_loss_and_finds_the_rectangles(make_tiles: MakeTiles, tmp_path: Path) -> None:
+    config = SegmentationConfig(num_steps=50, batch_size=4, defect_free_share=0, validate_every=50, checkpoint_every=50, learning_rate=3e-3)
+    losses = [event.loss for event in train(make_tiles, tmp_path, "real", config=config)]
+    assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+    model, categories, tiling = load_segmenter(tmp_path)
+    assert (categories, tiling) == (CATEGORIES, TILING)
+    tiles = make_tiles("real", 2)
+    for tile, found in zip(tiles, predict_images(model, ((i, t.image) for i, t in enumerate(tiles)), tiling), strict=True):
+        from defectory.rle import decode
+
+        assert found, "nothing found"
+        mask, truth = decode(found[0].rle), decode(tile.instances[0][1])
+        assert mask.shape == tile.image.shape[:2]
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.5
+
+
+def test_an_arm_without_its_tiles_is_refused(make_tiles: MakeTiles, tmp_path: Path) -> None:
+    def run(arm: Arm) -> None:
+        real = make_tiles("real", 2)
+        common: Any = {"validate": lambda _: 0.0, "kind": "light", "categories": CATEGORIES, "tiling": TILING, "config": CONFIG, "seed": 0}
+        list(train_segmenter(arm=arm, real=real if arm != "real" else [], synthetic=[], defect_free=[], out=tmp_path, **common))
+
+    with pytest.raises(ConfigError, match=r"arm synthetic: no synthetic tiles; check curation"):
+        run("synthetic")
+    with pytest.raises(ConfigError, match=r"no real tiles"):
+        run("real")
+
+
+def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callable[..., tuple[Path, Path]]) -> None:
+    whole, killed = kill_three_times(
+        """
+        import numpy as np
+        from defectory.artifacts.annotation import Category
+        from defectory.artifacts.tiles import Tiling
+        from defectory.rle import encode
+        from defectory.segmentation.config import SegmentationConfig
+        from defectory.segmentation.data import SegmentationTile
+        from defectory.segmentation.training import train_segmenter
+        def tiles(seed, with_defect=True):
+            mask = np.zeros((48, 64), bool)
+            mask[8:20, 10:40] = True
+            images = np.random.default_rng(seed).integers(0, 255, (4, 48, 64, 3)).astype(np.uint8)
+            return [SegmentationTile(id=str(i), image=im, instances=((1, encode(mask)),) * with_defect) for i, im in enumerate(images)]
+        def stage(out):
+            config = SegmentationConfig(num_steps=16, batch_size=3, defect_free_share=0.3, validate_every=3, checkpoint_every=2)
+            for _ in train_segmenter(
+                arm="synthetic_then_real", real=tiles(0), synthetic=tiles(1), defect_free=tiles(2, False),
+                validate=lambda model: float(next(model.parameters()).abs().sum()) % 1, kind="light", categories=(Category(id=1, name="crack"),),
+                tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"), config=config, seed=5, out=out,
+            ):
+                pass
+        """
+    )
+    names = sorted(path.name for path in whole.iterdir())
+    assert names == ["log.json", "model.safetensors", "segmenter.json"]
+    assert sorted(path.name for path in killed.iterdir()) == names
+    assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
+
+
+def test_a_run_goes_on_from_its_checkpoint(make_tiles: MakeTiles, tmp_path: Path) -> None:
+    from itertools import islice
+
+    whole = train(make_tiles, tmp_path / "whole", "real")
+    common: Any = {
+        "arm": "real", "real": make_tiles("real", 5), "synthetic": [], "defect_free": make_tiles("free", 9, with_defect=False),
+        "validate": lambda _: 0.0, "kind": "light", "categories": CATEGORIES, "tiling": TILING, "config": CONFIG, "seed": 3, "out": tmp_path / "cut",
+    }  # fmt: skip
+    list(islice(train_segmenter(**common), 5))
+    resumed = list(train_segmenter(**common))
+    assert [event.step for event in resumed] == [5, 6]
+    assert [event.loss for event in resumed] == [event.loss for event in whole[4:]]
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+def test_a_pickle_or_a_damaged_segmenter_is_refused(make_tiles: MakeTiles, tmp_path: Path) -> None:
+    (tmp_path / "pickled").mkdir()
+    (tmp_path / "pickled" / "model.pt").write_bytes(b"\x80\x04")
+    with pytest.raises(WeightsError, match=r"model\.pt: a pickle"):
+        load_segmenter(tmp_path / "pickled")
+    with pytest.raises(WeightsError, match="no segmenter here"):
+        load_segmenter(tmp_path / "nowhere")
+    train(make_tiles, tmp_path / "made", "real", config=SegmentationConfig(num_steps=2, batch_size=2))
+    weights = tmp_path / "made" / "model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(WeightsError, match="digest differs"):
+        load_segmenter(tmp_path / "made")
