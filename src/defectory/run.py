@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -20,6 +21,8 @@ from typing import Any
 from defectory.errors import OutputError
 
 MANIFEST_NAME = "stage.json"
+_LEFTOVER = re.compile(r"\.(.+\.tmp(\..+)?|.+\.old\.\d+|tmp[0-9A-Za-z]{6})")
+"""Names of what is half-written: ours, and those of safetensors."""
 
 
 def canonical_json(value: object) -> str:
@@ -118,6 +121,13 @@ def atomic_folder(path: Path) -> Generator[Path]:
         raise OutputError(path, f"cannot be written ({error.strerror or error})", "free space or choose another output folder") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written anywhere in a folder, so that it ends as if never killed."""
+    for path in sorted(folder.rglob(".*")):
+        if _LEFTOVER.fullmatch(path.name):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def stage_is_done(folder: Path, inputs_digest: str) -> bool:

@@ -47,8 +47,9 @@ def make_split(folder: Path, dataset: Dataset, config: SplitConfig) -> Split:
             "split", f"{len(ordered)} groups with defects, at least 3 needed", "label more images or give them groups of their own"
         )
     test_groups, rest = _test_groups(ordered, labelled, config)
-    chosen = _prefix(rest, labelled, config.fraction, len(dataset.categories))
-    val_groups, train_groups = _val_groups(chosen, labelled, config.val_share / (1 - config.test_share))
+    val_share = config.val_share / (1 - config.test_share)
+    chosen = _prefix(rest, labelled, config.fraction, val_share)
+    val_groups, train_groups = _val_groups(chosen, labelled, val_share)
     rng = np.random.default_rng([2, config.seed])
     clean_only = [name for name in sorted(groups) if not labelled[name]]
     clean_only = [clean_only[i] for i in rng.permutation(len(clean_only))]
@@ -132,20 +133,19 @@ def _spread(ordered: list[str], share: float) -> list[str]:
     return [ordered[i] for offset in range(step) for i in range(step - 1 - offset, len(ordered), step)]
 
 
-def _prefix(rest: list[str], labelled: dict[str, list[ImageRecord]], fraction: float, num_classes: int) -> list[str]:
-    """Give the shortest prefix that holds the fraction of images, every class there is, and two groups."""
+def _prefix(rest: list[str], labelled: dict[str, list[ImageRecord]], fraction: float, val_share: float) -> list[str]:
+    """Give the shortest prefix that holds the fraction of images and, once val is drawn from it, every class there is in train."""
     total = sum(len(labelled[name]) for name in rest)
     available = {i.category_id for name in rest for r in labelled[name] for i in r.instances}
     chosen: list[str] = []
-    seen: set[int] = set()
     count = 0
     for name in rest:
-        enough = count >= fraction * total - 1e-9 and len(seen) >= min(num_classes, len(available)) and len(chosen) >= 2
-        if enough:
-            break
+        if count >= fraction * total - 1e-9 and len(chosen) >= 2:
+            train = _val_groups(chosen, labelled, val_share)[1]
+            if available <= {i.category_id for n in train for r in labelled[n] for i in r.instances}:
+                break
         chosen.append(name)
         count += len(labelled[name])
-        seen |= {i.category_id for r in labelled[name] for i in r.instances}
     return chosen
 
 

@@ -45,7 +45,8 @@ def fid(first: Features, second: Features) -> float:
     values, vectors = linalg.eigh(a)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     cross = np.sqrt(np.clip(linalg.eigvalsh(root @ b @ root), 0, None)).sum()
-    return float(mean @ mean + np.trace(a) + np.trace(b) - 2 * cross)
+    # rounding may leave equal sets a hair under 0
+    return max(0.0, float(mean @ mean + np.trace(a) + np.trace(b) - 2 * cross))
 
 
 def tones(images: Sequence[Image]) -> tuple[Features, Features]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
 from defectory.errors import ConfigError, WeightsError
-from defectory.run import atomic_path, digest_file, write_json
+from defectory.run import atomic_path, digest_file, remove_leftovers, write_json
 from defectory.segmentation.config import Arm, SegmentationConfig
 from defectory.segmentation.data import SegmentationTile, draw_batch
 from defectory.segmentation.models import build_segmenter
@@ -81,6 +81,7 @@ def train_segmenter(
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     state = _State()
     out.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(out)
     checkpoint = out / "checkpoint.safetensors"
     if checkpoint.is_file():
         _restore(checkpoint, model, parameters, optimizer, state)

@@ -15,6 +15,7 @@ from defectory.artifacts.plan import Job, Plan
 from defectory.engine.base.load import LoadedModels
 from defectory.engine.sampling.denoise import denoise, encode_prompts
 from defectory.imageio import save_png
+from defectory.run import remove_leftovers
 from defectory.synthesis.config import SynthesisConfig
 
 Image = NDArray[np.uint8]
@@ -66,6 +67,7 @@ def synthesize(
         out: folder with `images/`, `without/` and `drivers/`.
     """
     device = next(models.unet.parameters()).device
+    remove_leftovers(out)
     empty = encode_prompts(models, [""])[0]
     began, done, resumed = time.monotonic(), 0, 0
     for batch in batches_of(plan, config.batch_size):

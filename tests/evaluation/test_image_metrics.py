@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy import linalg
+from scipy.stats import wasserstein_distance
+
+from defectory.evaluation.config import EvaluationConfig
+from defectory.evaluation.image_metrics import fid, kid, kid_interval, score_image_sets, tones
+
+
+def features(seed: int, count: int, *, dimension: int = 6, shift: float = 0.0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, dimension)) + shift
+
+
+def test_kid_is_the_unbiased_sum_over_pairs() -> None:
+    first, second = features(0, 5), features(1, 7, shift=0.5)
+
+    def k(x: np.ndarray, y: np.ndarray) -> float:
+        return float((x @ y / 6 + 1) ** 3)
+
+    xx = [k(first[i], first[j]) for i in range(5) for j in range(5) if i != j]
+    yy = [k(second[i], second[j]) for i in range(7) for j in range(7) if i != j]
+    xy = [k(a, b) for a in first for b in second]
+    assert kid(first, second) == pytest.approx(np.mean(xx) + np.mean(yy) - 2 * np.mean(xy))
+
+
+def test_kid_is_torchmetrics_polynomial_mmd() -> None:
+    from torchmetrics.image.kid import poly_mmd
+
+    first, second = features(0, 40), features(1, 40, shift=0.3)
+    expected = poly_mmd(torch.from_numpy(first), torch.from_numpy(second), degree=3, gamma=None, coef=1.0)
+    assert kid(first, second) == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_kid_is_near_zero_for_one_distribution_and_grows_with_distance() -> None:
+    near, same = kid(features(0, 300), features(1, 300)), kid(features(0, 300), features(2, 300))
+    far, farther = (kid(features(0, 300), features(1, 300, shift=shift)) for shift in (0.5, 1.0))
+    assert abs(near) < 0.05
+    assert abs(same) < 0.05
+    assert 0.1 < far < farther
+
+
+def test_the_interval_is_seeded_and_holds_kid() -> None:
+    first, second = features(0, 60), features(1, 80, shift=0.5)
+    low, high = kid_interval(first, second, num_samples=100, seed=3)
+    assert low < kid(first, second) < high
+    assert kid_interval(first, second, num_samples=100, seed=3) == (low, high)
+    assert kid_interval(first, second, num_samples=100, seed=4) != (low, high)
+
+
+def test_fid_is_the_closed_form() -> None:
+    first, second = features(0, 50), features(1, 70, shift=0.4) * 1.5
+    mean = first.mean(axis=0) - second.mean(axis=0)
+    a, b = np.cov(first.T), np.cov(second.T)
+    expected = mean @ mean + np.trace(a + b - 2 * np.real(linalg.sqrtm(a @ b)))
+    assert fid(first, second) == pytest.approx(expected, rel=1e-6)
+    assert fid(first, first) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_fid_is_stable_where_there_are_fewer_images_than_features() -> None:
+    first, second = features(0, 5, dimension=40), features(1, 6, dimension=40)
+    assert 0.0 <= fid(first, first) < 1e-4
+    assert fid(first, second) == pytest.approx(fid(second, first), rel=1e-6)
+    shifted = first + 2.0
+    assert fid(first, shifted) == pytest.approx(4.0 * 40, rel=1e-6)
+
+
+def test_tones_are_mean_and_deviation_of_grey() -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    image[:, :3] = (30, 60, 90)
+    means, deviations = tones([image])
+    assert (float(means[0]), float(deviations[0])) == (30.0, 30.0)
+
+
+def test_scores_of_sets_carry_floors_and_wasserstein_is_scipys() -> None:
+    rng = np.random.default_rng(0)
+
+    def images(count: int, level: int) -> list[np.ndarray]:
+        return [np.clip(rng.normal(level, 10 + 3 * i, (12, 20, 3)), 0, 255).astype(np.uint8) for i in range(count)]
+
+    made, train, test = images(5, 150), images(6, 104), images(7, 100)
+    sets = features(0, 5, shift=1.0), features(1, 6), features(2, 7)
+    scores = score_image_sets(
+        synthetic=made, real_train=train, real_test=test, features=sets, encoder_name="embedded-v1",
+        config=EvaluationConfig(bootstrap_samples=20), seed=0,
+    )  # fmt: skip
+    assert scores.encoder == "embedded-v1"
+    assert (scores.kid, scores.kid_floor) == (kid(sets[0], sets[2]), kid(sets[1], sets[2]))
+    assert (scores.fid, scores.fid_floor) == (fid(sets[0], sets[2]), fid(sets[1], sets[2]))
+
+    def statistics(images: list[np.ndarray]) -> tuple[list[float], list[float]]:
+        return [i.mean() for i in images], [i.mean(axis=2).std() for i in images]
+
+    for index, name in enumerate(("mean", "std")):
+        made_values, train_values, test_values = (statistics(s)[index] for s in (made, train, test))
+        assert getattr(scores, f"{name}_wasserstein") == pytest.approx(wasserstein_distance(made_values, test_values))
+        assert getattr(scores, f"{name}_wasserstein_floor") == pytest.approx(wasserstein_distance(train_values, test_values))
+    assert 40 < scores.mean_wasserstein < 60
+    assert (scores.num_synthetic, scores.num_real) == (5, 7)

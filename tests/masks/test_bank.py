@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from defectory.artifacts.annotation import Category, Instance
+from defectory.artifacts.split import Split
+from defectory.artifacts.tiles import Part, Tile, TileSet, Tiling
+from defectory.errors import FirewallError
+from defectory.masks.bank import build_bank
+from defectory.rle import encode
+
+SPLIT = Split(dataset_digest="d", seed=0, fraction=1.0, train=(1, 2), val=(3,), test=(4,), pool=(5,), pool_source="images")
+
+
+def instance(category_id: int, area: int, *, crowd: bool = False) -> Instance:
+    mask = np.zeros((32, 48), bool)
+    mask[4, 2 : 2 + area] = True
+    return Instance(category_id=category_id, rle=encode(mask), is_crowd=crowd)
+
+
+def tile(tile_id: str, image_id: int, part: Part, *instances: Instance) -> Tile:
+    return Tile(
+        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=(32, 48), instances=instances
+    )  # fmt: skip
+
+
+def tileset(*tiles: Tile) -> TileSet:
+    categories = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
+    return TileSet(tiling=Tiling(mode="tile", tile_px=48, scale=1, reason=""), categories=categories, split_digest="s", tiles=tiles)
+
+
+def test_the_bank_holds_the_masks_of_train_alone() -> None:
+    tiles = tileset(
+        tile("a", 1, "train", instance(1, 10), instance(2, 12)),
+        tile("b", 2, "train"),
+        tile("c", 3, "val", instance(1, 14)),
+        tile("d", 4, "test", instance(1, 16)),
+        tile("e", 5, "pool", instance(1, 18)),
+    )
+    bank = build_bank(tiles, SPLIT)
+    assert [(e.tile_id, e.image_id, e.category_id) for e in bank.entries] == [("a", 1, 1), ("a", 1, 2)]
+    assert len({e.id for e in bank.entries}) == 2
+    assert [e.mask for e in bank.entries] == list(tiles.tiles[0].instances)
+    assert bank.split_digest == SPLIT.digest()
+
+
+@pytest.mark.parametrize("image_id", [3, 4, 99])
+def test_a_train_tile_from_an_image_of_val_or_test_is_refused(image_id: int) -> None:
+    tiles = tileset(tile("a", 1, "train", instance(1, 10)), tile("b", image_id, "train", instance(1, 10)))
+    with pytest.raises(FirewallError, match=rf"mask bank: image ids \[{image_id}\]"):
+        build_bank(tiles, SPLIT)
+
+
+def test_crowds_and_specks_stay_out() -> None:
+    tiles = tileset(tile("a", 1, "train", instance(1, 3), instance(2, 9), instance(1, 30, crowd=True)))
+    assert [e.category_id for e in build_bank(tiles, SPLIT, min_area_px=9).entries] == [2]
