@@ -40,8 +40,9 @@ def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_
     drift = cv2.GaussianBlur(signed * outside[..., None], (0, 0), sigma) / np.maximum(weight, 1e-3)[..., None]
     # where no outside pixel is near, there is nothing to estimate drift from
     signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
-    difference = np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2)
-    drawn = difference > difference_threshold
+    smooth = np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2)
+    # smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border
+    drawn = np.minimum(smooth, np.abs(signed).max(axis=2)) > difference_threshold
     count, labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
     keep = [index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= MIN_SPECK_PX]
     return np.isin(labels, keep)

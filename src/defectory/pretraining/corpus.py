@@ -54,7 +54,7 @@ def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_w
         num_images: images in all.
         tile_px: side of every image, pixels.
         seed: of the whole corpus; image i depends on (seed, i) alone.
-        num_workers: processes.
+        num_workers: processes; one renders in this process.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, num_images, CHUNK_IMAGES)
@@ -63,7 +63,10 @@ def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_w
         for first in starts
         if not (folder / f"words-{first:07d}.json").is_file()
     ]
-    if missing:
+    if min(num_workers, len(missing)) == 1:
+        for job in missing:
+            _render_chunk(job)
+    elif missing:
         with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(_render_chunk, missing))
     words = [entry for first in starts for entry in json.loads((folder / f"words-{first:07d}.json").read_text())]

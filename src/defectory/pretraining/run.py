@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 
-from defectory.engine.base.load import load_base, load_controlnet
+from defectory.engine.base.load import load_base, load_controlnet, quiet
 from defectory.errors import StageError
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.control import GeometryOf, train_control
@@ -52,9 +52,12 @@ def pretrain(
         num_workers=config.num_workers,
     )
     start = None if config.start is None else load_base(Path(config.start))
-    vae = build_vae(config)
+    vae = build_vae(config).to(config.device)
     if (work / "vae").is_dir():
-        vae = AutoencoderKL.from_pretrained(work / "vae", local_files_only=True).to(config.device)
+        # its values alone: the loaded model would carry this machine's path into the base
+        done = AutoencoderKL.from_pretrained(work / "vae", local_files_only=True)
+        vae.load_state_dict(done.state_dict())
+        vae.register_to_config(scaling_factor=float(done.config["scaling_factor"]))
     else:
         for event in train_vae(config, corpus, checkpoint=work / "vae.safetensors", start=None if start is None else start.vae):
             if isinstance(event, PretrainEvent):
@@ -98,10 +101,15 @@ def write_base(out: Path, *, vae: AutoencoderKL, prior: PriorModel, tokenizer: A
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
-    half = pipeline.to("cpu", torch.float16)
-    with atomic_folder(out) as folder:
+    # padding and truncation of the last call are no part of the vocabulary
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    with quiet(), atomic_folder(out) as folder:
+        half = pipeline.to("cpu", torch.float16)
         half.save_pretrained(folder, safe_serialization=True)
         if control is not None:
             control.to("cpu", torch.float16).save_pretrained(folder / "controlnet")
+        for path in folder.rglob("*.safetensors"):
+            path.chmod(0o644)  # safetensors are written readable for their owner alone
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         write_json(folder / "digests.json", {path.relative_to(folder).as_posix(): digest_file(path) for path in files})

@@ -4,11 +4,12 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from defectory.pretraining.config import PretrainConfig
@@ -18,34 +19,52 @@ RESERVED_WORDS = ("sks", "industrial", "defect", "image", "surface", "hairline",
 
 
 def build_tokenizer(captions: Iterable[str], config: PretrainConfig) -> CLIPTokenizer:
-    """Fit a byte-level BPE vocabulary to the words of the captions, in CLIP's own format."""
+    """Fit a byte-level BPE vocabulary to the words of the captions, in CLIP's own format; the same words give the same one."""
     words = sorted({word for caption in captions for word in caption.lower().replace(",", " ").split()} | set(RESERVED_WORDS))
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary_size,
-        min_frequency=1,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        end_of_word_suffix="</w>",
-        special_tokens=[start, end],
-        show_progress=False,
-    )
-    tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=end))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.train_from_iterator(words, trainer)
-    learned = _parse(tokenizer)
-    vocabulary: dict[str, int] = {}
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pieces = sorted({piece for word in words for piece, _ in spell.pre_tokenize_str(word)})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    for token in [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in learned)]:
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    merges = learn_merges(pieces, max(0, config.vocabulary_size - 2 * len(alphabet) - 2))
+    vocabulary: dict[str, int] = {}
+    for token in [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), start, end]:
         vocabulary.setdefault(token, len(vocabulary))
-    vocabulary[start] = len(vocabulary)
-    vocabulary[end] = len(vocabulary)
-    return CLIPTokenizer(vocab=vocabulary, merges=list(learned), model_max_length=config.text_length)
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=config.text_length)
 
 
-def _parse(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    merges = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [tuple(pair) if not isinstance(pair, str) else tuple(pair.split(" ")) for pair in merges]
+def learn_merges(words: Sequence[str], limit: int) -> list[tuple[str, str]]:
+    """Give the merges of byte pair encoding, most frequent pair first (Sennrich et al. 2016).
+
+    Ties go by the alphabet: the trainer of `tokenizers` breaks them by chance, and a resumed run would read captions
+    by another vocabulary than the one its text encoder has learned.
+
+    Args:
+        words: distinct words, spelled in byte-level letters.
+        limit: at most so many merges.
+    """
+    parts = [(*word[:-1], word[-1] + "</w>") for word in words]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < limit:
+        counts = Counter(pair for part in parts for pair in pairwise(part))
+        if not counts:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        merges.append(best)
+        parts = [_merged(part, best) for part in parts]
+    return merges
+
+
+def _merged(part: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
+    result: list[str] = []
+    index = 0
+    while index < len(part):
+        if part[index : index + 2] == pair:
+            result.append("".join(pair))
+            index += 2
+        else:
+            result.append(part[index])
+            index += 1
+    return tuple(result)
 
 
 def build_text_encoder(tokenizer: CLIPTokenizer, config: PretrainConfig) -> CLIPTextModel:

@@ -124,6 +124,7 @@ def train_segmenter(
     best = state.best or {name: value.detach().cpu() for name, value in model.state_dict().items()}
     with atomic_path(out / "model.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in best.items()}, temporary)
+        temporary.chmod(0o644)  # safetensors are written readable for their owner alone
     write_json(
         out / "segmenter.json",
         {

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectory.drivers.leakage import auc, features, fit_logistic, leakage, predict
+
+SIZE_HW = (40, 56)
+
+
+def tiles(count: int, *, seed: int, leak: float) -> list[tuple[NDArray[np.uint8], NDArray[np.bool_]]]:
+    """Random dim geometry, and a mask each; `leak` of the tiles are dark around it."""
+    made: list[tuple[NDArray[np.uint8], NDArray[np.bool_]]] = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        geometry = np.where(rng.random((10, 14)) < 0.3, 0, 50).astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
+        mask = np.zeros(SIZE_HW, bool)
+        y, x = rng.integers(8, 20, 2)
+        mask[y : y + 10, x : x + 14] = True
+        if rng.random() < leak:
+            geometry[y - 4 : y + 14, x - 4 : x + 18] = 0
+        made.append((geometry, mask))
+    return made
+
+
+def test_geometry_that_knows_of_the_defect_is_told_apart() -> None:
+    found = leakage(tiles(40, seed=0, leak=0.9), tiles(40, seed=1, leak=0.0), seed=0)
+    assert found is not None
+    assert found.auc > 0.85
+    assert 0.5 < found.interval[0] < found.auc < found.interval[1]
+    assert (found.num_defective, found.num_defect_free) == (40, 40)
+
+
+def test_geometry_that_does_not_know_is_near_a_half() -> None:
+    found = leakage(tiles(60, seed=0, leak=0.0), tiles(60, seed=1, leak=0.0), seed=0)
+    assert found is not None
+    assert found.interval[0] < 0.5 + 0.1
+    assert abs(found.auc - 0.5) < 0.15
+
+
+def test_it_is_seeded_and_needs_ten_tiles_of_either_kind() -> None:
+    defective, free = tiles(12, seed=0, leak=0.5), tiles(12, seed=1, leak=0.0)
+    assert leakage(defective, free, seed=3) == leakage(defective, free, seed=3)
+    assert leakage(defective[:9], free, seed=3) is None
+
+
+def test_auc_counts_ordered_pairs_and_ties_half() -> None:
+    rng = np.random.default_rng(0)
+    scores, labels = rng.integers(0, 6, 40).astype(float), rng.integers(0, 2, 40)
+    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels == 1] for b in scores[labels == 0]]
+    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
+
+
+def test_logistic_regression_finds_the_weights_that_made_the_labels() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4000, 2))
+    log_odds = 0.5 + 2.0 * x[:, 0] - 1.0 * x[:, 1]
+    labels = (rng.random(4000) < 1 / (1 + np.exp(-log_odds))).astype(int)
+    weights = fit_logistic(x, labels)
+    assert weights == pytest.approx([0.5, 2.0, -1.0], abs=0.2)
+    assert np.corrcoef(predict(weights, x), log_odds)[0, 1] > 0.99
+
+
+def test_features_see_rings_and_not_what_is_under_the_mask() -> None:
+    ((geometry, mask),) = tiles(1, seed=4, leak=0.0)
+    under = geometry.copy()
+    under[mask] = 0
+    assert features(under, mask) == pytest.approx(features(geometry, mask))
+    ringed = geometry.copy()
+    ringed[~mask] = 50
+    assert features(ringed, mask) == pytest.approx([0.0] * 4)

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline
+
+from defectory.engine.base.load import LoadedModels, load_base
+from defectory.engine.sampling.denoise import denoise, encode_prompts, make_scheduler, sample_noise
+from defectory.errors import ConfigError
+
+PROMPTS = ["an image of a sks with a crack", "an image of a sks", "an image of a sks with a blowhole"]
+SEEDS = [11, 12, 13]
+
+
+@pytest.fixture(scope="module")
+def models(tiny_base_folder: Path) -> LoadedModels:
+    return load_base(tiny_base_folder)
+
+
+def drivers() -> list[np.ndarray]:
+    made = [np.zeros((32, 48, 3), np.uint8) for _ in SEEDS]
+    for index, driver in enumerate(made):
+        driver[::5] = 50
+        driver[8:16, 4 + 8 * index : 16 + 8 * index] = (255, 0, 0)
+    return made
+
+
+def draw(models: LoadedModels, which: list[int], *, scheduler: str = "base", **changes: Any) -> np.ndarray:
+    settings: dict[str, Any] = {"num_steps": 3, "guidance_scale": 1.0, "control_scale": 1.0} | changes
+    return denoise(
+        models, prompt_embeddings=encode_prompts(models, [PROMPTS[i] for i in which]), empty_embedding=encode_prompts(models, [""])[0],
+        drivers=[drivers()[i] for i in which], seeds=[SEEDS[i] for i in which], scheduler_name=scheduler, **settings,
+    ).astype(np.int64)  # fmt: skip
+
+
+def test_noise_is_each_samples_own() -> None:
+    noise = sample_noise([5, 6, 5], (4, 8, 12))
+    assert noise.shape == (3, 4, 8, 12)
+    assert torch.equal(noise[0], noise[2])
+    assert not torch.equal(noise[0], noise[1])
+    assert torch.equal(sample_noise([6], (4, 8, 12))[0], noise[1])
+    assert abs(float(sample_noise(list(range(50)), (4, 8, 12)).std()) - 1) < 0.02
+
+
+def test_an_embedding_does_not_depend_on_its_batch(models: LoadedModels) -> None:
+    together = encode_prompts(models, [*PROMPTS, PROMPTS[0]])
+    assert together.shape[:2] == (4, 16)
+    assert torch.equal(together[0], together[3])
+    assert all(torch.equal(encode_prompts(models, [prompt])[0], row) for prompt, row in zip(PROMPTS, together, strict=False))
+
+
+@pytest.mark.parametrize("scheduler", ["base", "ddim", "ddpm", "euler", "dpm-solver"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_a_sample_does_not_depend_on_its_batch(models: LoadedModels, scheduler: str, guidance: float) -> None:
+    together = draw(models, [0, 1, 2], scheduler=scheduler, guidance_scale=guidance)
+    assert together.shape == (3, 32, 48, 3)
+    alone = np.concatenate([draw(models, [i], scheduler=scheduler, guidance_scale=guidance) for i in (0, 1, 2)])
+    assert (np.abs(together - alone) <= 1).mean() >= 0.999
+    assert np.ptp(together) > 20
+    assert all((np.abs(together[a] - together[b]) > 1).mean() > 0.2 for a, b in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_a_base_with_a_sampler_that_draws_noise_is_seeded_too(models: LoadedModels) -> None:
+    from dataclasses import replace
+
+    noisy = replace(models, scheduler=DDPMScheduler.from_config(dict(models.scheduler.config)))
+    torch.manual_seed(0)
+    first = draw(noisy, [0, 1])
+    torch.manual_seed(1)
+    assert np.array_equal(draw(noisy, [0, 1]), first)
+    assert (np.abs(draw(noisy, [1])[0] - first[1]) <= 1).mean() >= 0.999
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+def test_it_draws_what_diffusers_own_pipeline_draws(models: LoadedModels, tiny_base_folder: Path, guidance: float) -> None:
+    control = ControlNetModel.from_pretrained(tiny_base_folder / "controlnet")
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+        tiny_base_folder, controlnet=control, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    driver = torch.from_numpy(drivers()[0]).permute(2, 0, 1)[None].float() / 255
+    expected = pipeline(
+        PROMPTS[0], image=driver, height=32, width=48, num_inference_steps=4, guidance_scale=guidance, negative_prompt="",
+        latents=sample_noise([SEEDS[0]], (4, 8, 12)), output_type="np",
+    ).images[0]  # fmt: skip
+    drawn = draw(models, [0], num_steps=4, guidance_scale=guidance)[0]
+    assert np.abs(drawn - expected * 255).max() < 1.5
+
+
+def test_the_control_networks_strength_scales_its_effect(models: LoadedModels) -> None:
+    def effect(scale: float) -> float:
+        return float(np.abs(draw(models, [0], control_scale=scale) - draw(models, [0], control_scale=0.0)).mean())
+
+    assert effect(0.0) == 0
+    assert 0 < effect(0.3) < effect(1.0)
+
+
+def test_without_drivers_the_base_alone_draws_its_native_size(models: LoadedModels) -> None:
+    embeddings = encode_prompts(models, PROMPTS[:2])
+    drawn = denoise(
+        models, prompt_embeddings=embeddings, empty_embedding=embeddings[0], drivers=None, seeds=[1, 2], scheduler_name="base", num_steps=2
+    )
+    assert drawn.shape == (2, models.tile_px, models.tile_px, 3)
+
+
+def test_a_scheduler_keeps_the_bases_noise_schedule(models: LoadedModels) -> None:
+    for name in ("base", "ddim", "ddpm", "euler", "dpm-solver"):
+        scheduler = make_scheduler(models, name)
+        assert scheduler is not models.scheduler
+        assert scheduler.config["prediction_type"] == "v_prediction"
+        assert scheduler.config["beta_end"] == models.scheduler.config["beta_end"]
+    with pytest.raises(ConfigError, match=r"'heun' is not one of base, ddim, ddpm, euler, dpm-solver"):
+        make_scheduler(models, "heun")

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from defectory.pretraining.config import PretrainConfig, StageConfig
+from defectory.pretraining.control import paint
+from defectory.pretraining.corpus import make_corpus
+from defectory.pretraining.diffusion import Noising, build_scheduler, stratified_timesteps
+from defectory.pretraining.encoder import dominant_class
+from defectory.pretraining.loop import fit, learning_rate_at
+from defectory.pretraining.text import RESERVED_WORDS, build_text_encoder, build_tokenizer, learn_merges, short_caption
+from defectory.pretraining.vae import build_vae, reconstruction_loss, reconstruction_psnr_db
+from defectory.procedural.defects import DEFECT_WORDS
+from defectory.procedural.world import render
+
+CAPTIONS = [
+    "a photo of a dark grey brushed metal surface with hole, flat light, with a crack",
+    "a bright blue ceramic surface, without defect",
+]
+
+
+def test_the_corpus_is_rendered_once_and_does_not_depend_on_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defectory.pretraining.corpus.CHUNK_IMAGES", 3)
+    corpus = make_corpus(tmp_path / "one", num_images=7, tile_px=32, seed=2, num_workers=1)
+    assert (len(corpus), corpus.images.shape, corpus.class_maps.shape) == (7, (7, 32, 32, 3), (7, 32, 32))
+    for index in (0, 4, 6):
+        sample = render(200_000_000 + index, (32, 32))
+        assert np.array_equal(corpus.images[index], sample.image)
+        assert np.array_equal(corpus.class_maps[index], sample.class_map)
+        assert (corpus.captions[index], corpus.defect_words[index]) == (sample.caption, sample.defect_words)
+    (tmp_path / "one" / "words-0000003.json").unlink()
+    kept = (tmp_path / "one" / "images-0000000.npy").stat().st_mtime_ns
+    again = make_corpus(tmp_path / "one", num_images=7, tile_px=32, seed=2, num_workers=1)
+    assert np.array_equal(again.images, corpus.images)
+    assert (tmp_path / "one" / "images-0000000.npy").stat().st_mtime_ns == kept
+
+
+def test_worker_processes_render_the_same_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("defectory.pretraining.corpus.CHUNK_IMAGES", 3)
+    alone = make_corpus(tmp_path / "one", num_images=6, tile_px=32, seed=2, num_workers=1)
+    together = make_corpus(tmp_path / "two", num_images=6, tile_px=32, seed=2, num_workers=2)
+    assert np.array_equal(alone.images, together.images)
+    assert alone.captions == together.captions
+
+
+def test_reserved_words_are_one_token_each() -> None:
+    tokenizer = build_tokenizer(CAPTIONS, PretrainConfig())
+    for word in (*RESERVED_WORDS, "ceramic", "brushed"):
+        assert len(tokenizer(word)["input_ids"]) == 3, word
+    ids = tokenizer(CAPTIONS, padding="max_length", truncation=True, max_length=32)["input_ids"]
+    assert {len(row) for row in ids} == {32}
+    assert ids[0] != ids[1]
+    unknown = tokenizer("zyxwv")["input_ids"]
+    assert len(unknown) > 3, "spelled letter by letter"
+
+
+def test_the_vocabulary_is_the_same_in_another_process() -> None:
+    """A resumed run must read captions by the vocabulary its text encoder has learned."""
+    code = (
+        "from defectory.pretraining.text import build_tokenizer; from defectory.pretraining.config import PretrainConfig; import sys;"
+        f"sys.stdout.write(build_tokenizer({CAPTIONS!r}, PretrainConfig()).backend_tokenizer.to_str())"
+    )
+    env = {**os.environ, "PYTHONHASHSEED": "17"}
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env).stdout
+    assert other == build_tokenizer(CAPTIONS, PretrainConfig()).backend_tokenizer.to_str()
+
+
+def test_merges_go_by_frequency_then_by_the_alphabet() -> None:
+    merges = learn_merges(["lows", "lowt", "be"], 10)
+    assert merges[:2] == [("l", "o"), ("lo", "w")]
+    assert merges[2:] == [("b", "e</w>"), ("low", "s</w>"), ("low", "t</w>")]
+    assert learn_merges(["lows", "lowt", "be"], 1) == [("l", "o")]
+    # a, a, a, a</w> -> aa, a, a</w> -> aa, aa</w> -> aaaa</w>
+    assert learn_merges(["aaaa"], 10) == [("a", "a"), ("a", "a</w>"), ("aa", "aa</w>")]
+
+
+def test_the_text_encoder_takes_every_token() -> None:
+    config = PretrainConfig(text_width=16, text_layers=1)
+    tokenizer = build_tokenizer(CAPTIONS, config)
+    encoder = build_text_encoder(tokenizer, config)
+    out = encoder(input_ids=torch.tensor([[0, len(tokenizer) - 1]])).last_hidden_state
+    assert out.shape == (1, 2, 16)
+
+
+def test_short_captions_are_the_prompts_of_both_phases() -> None:
+    assert short_caption("ceramic", ()) == "an image of a ceramic"
+    assert short_caption("ceramic", ("crack", "pit", "crack")) == "an image of a ceramic with a crack and a pit"
+
+
+def test_noise_and_target_follow_the_schedule() -> None:
+    scheduler = build_scheduler()
+    noising = Noising(scheduler, torch.device("cpu"))
+    clean, noise = torch.randn(3, 4, 4, 6, generator=torch.Generator().manual_seed(0)), torch.ones(3, 4, 4, 6)
+    steps = torch.tensor([0, 500, 999])
+    noisy, target = noising.add(clean, noise, steps)
+    assert torch.allclose(noisy, scheduler.add_noise(clean, noise, steps), atol=1e-6)
+    assert torch.allclose(target, scheduler.get_velocity(clean, noise, steps), atol=1e-6)
+    assert torch.allclose(noisy[2], noise[2], atol=1e-4), "zero terminal SNR"
+
+
+def test_min_snr_weights_are_bounded() -> None:
+    noising = Noising(build_scheduler(), torch.device("cpu"))
+    weights = noising.min_snr_weight(torch.arange(1000), 5.0)
+    snr = noising.alpha_bar / (1 - noising.alpha_bar)
+    middle = (snr < 5) & (snr > 1 / 3)
+    assert torch.allclose(weights[middle], (snr / (snr + 1))[middle], atol=1e-5)
+    assert float(weights[snr < 0.3].max()) == 0.25
+    assert float(weights.min()) < 1.0
+
+
+def test_timesteps_are_one_per_stratum() -> None:
+    drawn = stratified_timesteps(10, 1000, torch.Generator().manual_seed(0))
+    assert (drawn // 100).tolist() == list(range(10))
+
+
+def test_each_class_is_painted_bright_on_dim_geometry() -> None:
+    geometry = np.full((6, 9, 3), 50, np.uint8)
+    class_map = np.zeros((6, 9), np.uint8)
+    class_map[1:3, 2:4], class_map[4, 5:8] = 2, 7
+    driver = paint(geometry, class_map, 0.3)
+    assert (driver[class_map == 0] == 50).all()
+    assert (driver.max(axis=2)[class_map > 0] == 255).all()
+    assert (driver[1, 2] != driver[4, 5]).any()
+    assert (paint(geometry, class_map, 0.8)[1, 2] != driver[1, 2]).any()
+    assert (geometry == 50).all()
+
+
+def test_a_thin_defect_survives_in_the_encoders_target() -> None:
+    class_maps = torch.zeros(1, 8, 12, dtype=torch.uint8)
+    class_maps[0, 3, 5] = 4
+    small = dominant_class(class_maps, torch.Size((2, 3)))
+    assert small.tolist() == [[[0, 4, 0], [0, 0, 0]]]
+
+
+def test_reconstruction_loss_is_zero_for_equals_and_sees_colour() -> None:
+    image = torch.rand(2, 3, 8, 12) * 2 - 1
+    assert float(reconstruction_loss(image, image)) == 0.0
+    grey_error, colour_error = torch.full((2, 3, 8, 12), 0.1), torch.zeros(2, 3, 8, 12)
+    colour_error[:, 0] = 0.3  # the same mean error
+    assert float(reconstruction_loss(image + colour_error, image)) > float(reconstruction_loss(image + grey_error, image))
+
+
+def test_psnr_of_the_autoencoder_is_the_closed_form() -> None:
+    vae = build_vae(PretrainConfig(vae_channels=(8, 8, 8), norm_groups=4)).eval()
+    image = torch.rand(3, 16, 24) * 2 - 1
+    with torch.no_grad():
+        decoded = vae.decode(vae.encode(image[None]).latent_dist.mean).sample.clamp(-1, 1)[0]
+    mse_255 = float((((decoded + 1) - (image + 1)) * 127.5).square().mean())
+    (psnr_db,) = reconstruction_psnr_db(vae, [image])
+    assert psnr_db == pytest.approx(20 * np.log10(255) - 10 * np.log10(mse_255), abs=1e-3)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_two_percent() -> None:
+    config = StageConfig(num_steps=100, warmup_steps=10, learning_rate=1.0)
+    rates = [learning_rate_at(step, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert max(rates) == pytest.approx(1.0)
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[-1] == pytest.approx(0.02, abs=0.005)
+
+
+def test_fit_trains_leaves_the_average_and_resumes(tmp_path: Path) -> None:
+    target = torch.tensor([1.0, -2.0])
+
+    def run(checkpoint: Path, num_steps: int, stop: int | None = None) -> tuple[torch.Tensor, list[float]]:
+        model = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(model.weight)
+
+        def loss_of(_step: int, generator: torch.Generator) -> torch.Tensor:
+            x = torch.randn(16, 2, generator=generator)
+            return (model(x)[:, 0] - x @ target).square().mean()
+
+        config = StageConfig(num_steps=num_steps, learning_rate=0.1, warmup_steps=5, ema_decay=0.9, weight_decay=0, checkpoint_every=7)
+        losses: list[float] = []
+        for event in fit(model, loss_of, config, stage="toy", seed=3, checkpoint=checkpoint):
+            losses.append(event.loss)
+            if event.step == stop:
+                break
+        return model.weight.detach()[0], losses
+
+    weight, losses = run(tmp_path / "whole.safetensors", 120)
+    assert torch.allclose(weight, target, atol=0.1)
+    assert losses[-1] < 0.01 * losses[0]
+    run(tmp_path / "cut.safetensors", 120, stop=40)
+    resumed, rest = run(tmp_path / "cut.safetensors", 120)
+    assert len(rest) == 120 - 35
+    assert torch.equal(resumed, weight)
+    assert rest == losses[35:]

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from defectory.report.charts import line_chart, smooth, thin, ticks
+from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Signature, Table
+from defectory.report.page import render_report
+
+HOSTILE = '<script>alert("x")</script> & "quotes"'
+VOID = {"meta", "img", "br"}
+
+
+class Balance(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        pass
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def content(**changes: object) -> ReportContent:
+    image = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
+    large = np.zeros((200, 300, 3), np.uint8)
+    values: dict[str, object] = {
+        "title": f"demo {HOSTILE}",
+        "outcome": Outcome(outcome="do not use it", sentence=f"No gain {HOSTILE}"),
+        "facts": [("train", "12 images")],
+        "scores": [Table(title="Scores", columns=["arm", "mAP"], rows=[["real", "0.300"], [HOSTILE, "0.2"]], note="a note")],
+        "grids": [Grid(title="Pictures", rows=[("real", [Cell(image=image, caption=HOSTILE)]), ("large", [Cell(image=large)]), ("none", [])])],
+        "signatures": [Signature(name="control collapse", detected=d, evidence="0.4", advice="train") for d in (True, False, None)],
+        "measures": [],
+        "charts": [Chart(title="Loss", x_label="step", y_label="loss", curves=[Curve(name="train", points=[(1, 2.0), (2, 1.0)])])],
+        "appendix": [Table(title="Settings", columns=["key", "value"], rows=[["seed", "0"]])],
+    }
+    return ReportContent(**(values | changes))  # type: ignore[arg-type]
+
+
+def test_the_page_is_balanced_self_contained_and_says_the_outcome_first() -> None:
+    page = render_report(content())
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    assert len(parser.images) == 2
+    assert all(uri.startswith("data:image/") for uri in parser.images)
+    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert "url(" not in page
+    assert "http" not in page
+    assert page.index("do not use it") < page.index("Scores") < page.index("Pictures")
+
+
+def test_texts_are_escaped() -> None:
+    page = render_report(content())
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") >= 4
+
+
+def test_three_states_of_a_signature_are_told_apart() -> None:
+    page = render_report(content())
+    for words in ("detected", "not detected", "cannot be told"):
+        assert f">{words}</td>" in page
+
+
+def test_an_empty_report_still_renders() -> None:
+    page = render_report(content(scores=[], grids=[], charts=[], signatures=[], appendix=[]))
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+
+
+@pytest.mark.parametrize("points", [[], [(1.0, 2.0)], [(1.0, math.nan), (2.0, math.inf)], [(1.0, 3.0), (2.0, 3.0)]])
+def test_charts_of_no_one_bad_or_equal_points_hold_only_finite_numbers(points: list[tuple[float, float]]) -> None:
+    svg = line_chart(Chart(title="t", x_label="x", y_label="y", curves=[Curve(name="c", points=points)]))
+    assert "nan" not in svg
+    assert "inf" not in svg
+    assert svg.endswith("</svg>")
+
+
+def test_a_line_runs_from_left_to_right_and_higher_values_are_higher() -> None:
+    svg = line_chart(Chart(title="t", x_label="x", y_label="y", curves=[Curve(name="c", points=[(0, 0), (10, 5)])]))
+    path = re.search(r'd="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)" fill="none"', svg)
+    assert path is not None
+    x0, y0, x1, y1 = (float(v) for v in path.groups())
+    assert x0 < x1
+    assert y0 > y1
+
+
+def test_smoothing_is_a_running_mean_and_thinning_keeps_the_ends() -> None:
+    assert smooth([1, 3, 5, 7], 2) == [(1, 1.0), (2, 2.0), (3, 4.0), (4, 6.0)]
+    line = [(float(i), 0.0) for i in range(1001)]
+    kept = thin(line, 100)
+    assert (kept[0], kept[-1]) == (line[0], line[-1])
+    assert len(kept) < 110
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    for low, high in ((0.013, 0.027), (-5, 1234), (3, 3.1)):
+        found = ticks(low, high)
+        assert 3 <= len(found) <= 8
+        assert low <= found[0] <= found[-1] <= high

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category, Instance
+from defectory.artifacts.plan import MaskBank, MaskBankEntry, Plan
+from defectory.artifacts.tiles import Tile, TileSet, Tiling
+from defectory.errors import ConfigError
+from defectory.masks.config import MaskConfig
+from defectory.masks.perturb import perturb
+from defectory.masks.placement import place
+from defectory.rle import decode, encode
+from defectory.synthesis.config import SynthesisConfig
+from defectory.synthesis.plan import make_plan, plan_summary
+
+SIZE_HW = (40, 56)
+CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
+Mask = NDArray[np.bool_]
+
+
+def instance(category_id: int, top: int = 6) -> Instance:
+    mask = np.zeros(SIZE_HW, bool)
+    mask[top : top + 6, 8 : 20 if category_id == 1 else 14] = True
+    return Instance(category_id=category_id, rle=encode(mask))
+
+
+def tile(tile_id: str, image_id: int, part: Any, *instances: Instance) -> Tile:
+    return Tile(
+        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=SIZE_HW, instances=instances
+    )  # fmt: skip
+
+
+TRAIN = (
+    tile("t0", 1, "train", instance(1)), tile("t1", 2, "train", instance(1)), tile("t2", 3, "train", instance(1)),
+    tile("t3", 4, "train", instance(2), instance(2, top=24)),
+)  # fmt: skip
+BANK = MaskBank(
+    split_digest="s",
+    entries=tuple(
+        MaskBankEntry(id=f"{t.id}-m{n}", tile_id=t.id, image_id=t.image_id, category_id=i.category_id, mask=i)
+        for t in TRAIN
+        for n, i in enumerate(t.instances)
+    ),
+)
+
+
+def tileset(num_pool: int) -> TileSet:
+    pool = tuple(tile(f"p{i}", 10 + i, "pool") for i in range(num_pool))
+    return TileSet(
+        tiling=Tiling(mode="tile", tile_px=56, scale=1, reason=""), categories=CATEGORIES, split_digest="s", tiles=(*TRAIN, *pool)
+    )
+
+
+def allowed(_: Tile, __: int | None) -> Mask:
+    result = np.zeros(SIZE_HW, bool)
+    result[3:37, 4:50] = True
+    return result
+
+
+def plan_of(num_pool: int = 4, *, bank: MaskBank = BANK, keep_place: bool = False, **config: Any) -> Plan:
+    return make_plan(
+        tileset(num_pool), bank, config=SynthesisConfig(**config), perturb=lambda mask, seed: perturb(mask, seed=seed, config=MaskConfig()),
+        place=lambda mask, allowed, taken, rng: place(mask, size_hw=SIZE_HW, allowed=allowed, taken=taken, rng=rng), allowed_of=allowed,
+        prompt_of=lambda names: "an image of a sks with " + " and ".join(names), concept_digest="c", control_digest="k",
+        driver_config_digest="d", keep_place=keep_place,
+    )  # fmt: skip
+
+
+def drivers_of(plan: Plan) -> dict[tuple[Any, ...], list[str]]:
+    drivers: dict[tuple[Any, ...], list[str]] = {}
+    for job in plan.jobs:
+        drivers.setdefault((job.tile_id, job.augmentation_seed, job.mask_sources, job.instances), []).append(job.id)
+    return drivers
+
+
+def test_the_same_seed_gives_the_same_plan_and_another_seed_another() -> None:
+    assert plan_of(num_images=30) == plan_of(num_images=30)
+    assert plan_of(num_images=30).digest() != plan_of(num_images=30, seed=1).digest()
+
+
+def test_batch_size_sampler_and_steps_change_no_job() -> None:
+    changed = plan_of(num_images=30, batch_size=3, num_steps=7, scheduler="ddpm", guidance_scale=2.0)
+    assert changed.digest() == plan_of(num_images=30, batch_size=16).digest()
+
+
+def test_every_job_has_a_seed_and_an_id_of_its_own() -> None:
+    jobs = plan_of(num_images=120, max_seeds_per_driver=15, augmentations_per_image=2).jobs
+    assert len(jobs) == 120
+    assert len({job.seed for job in jobs}) == 120
+    assert [job.id for job in jobs] == sorted({job.id for job in jobs})
+
+
+@pytest.mark.parametrize(("num_images", "num_pool", "augmentations"), [(100, 3, 2), (100, 40, 10), (7, 2, 0), (400, 2, 3)])
+def test_a_driver_serves_a_limited_number_of_jobs(num_images: int, num_pool: int, augmentations: int) -> None:
+    plan = plan_of(num_pool, num_images=num_images, augmentations_per_image=augmentations, max_seeds_per_driver=15)
+    sizes = [len(ids) for ids in drivers_of(plan).values()]
+    assert sum(sizes) == num_images
+    assert max(sizes) <= 15
+    assert plan_summary(plan)["drivers"] == len(sizes) >= min(num_images, num_pool * max(1, augmentations))
+
+
+def test_a_pool_tile_has_at_most_the_configured_versions() -> None:
+    plan = plan_of(3, num_images=150, augmentations_per_image=4, max_seeds_per_driver=2)
+    versions: dict[str, set[int | None]] = {}
+    for job in plan.jobs:
+        versions.setdefault(job.tile_id, set()).add(job.augmentation_seed)
+    assert {len(seeds) for seeds in versions.values()} == {4}
+    as_they_are = plan_of(3, num_images=9, augmentations_per_image=0)
+    assert {job.augmentation_seed for job in as_they_are.jobs} == {None}
+
+
+def test_pool_tiles_are_used_evenly() -> None:
+    uses = Counter(job.tile_id for job in plan_of(7, num_images=35).jobs)
+    assert uses == {f"p{i}": 5 for i in range(7)}
+
+
+def test_classes_and_counts_follow_the_train_tiles() -> None:
+    plan = plan_of(40, num_images=400)
+    mixes = Counter(tuple(i.category_id for i in job.instances) for job in plan.jobs)
+    assert set(mixes) <= {(1,), (2, 2), (2,)}  # (2,): the second found no place
+    assert mixes[(1,)] / 400 == pytest.approx(0.75, abs=0.07)
+    assert mixes[(2, 2)] > 5 * mixes[(2,)]
+    assert all(job.prompt.split(" with ")[1].split(" and ")[0] == CATEGORIES[job.instances[0].category_id - 1].name for job in plan.jobs)
+
+
+def test_labels_lie_on_allowed_pixels_apart_and_name_their_source() -> None:
+    sources = {entry.id: entry.category_id for entry in BANK.entries}
+    for job in plan_of(num_images=60).jobs:
+        masks = [decode(i.rle) for i in job.instances]
+        assert all(mask.shape == SIZE_HW and mask.any() and not (mask & ~allowed(tileset(1).tiles[0], None)).any() for mask in masks)
+        assert sum(int(mask.sum()) for mask in masks) == np.any(masks, axis=0).sum()
+        assert [sources[s.bank_id] for s in job.mask_sources] == [i.category_id for i in job.instances]
+
+
+def test_masks_may_keep_their_place() -> None:
+    originals = {entry.mask.rle.counts for entry in BANK.entries}
+    assert {i.rle.counts for job in plan_of(num_images=20, keep_place=True).jobs for i in job.instances} <= originals
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path: Any) -> None:
+    plan = plan_of(num_images=5)
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+
+
+def test_without_pool_or_masks_there_is_no_plan() -> None:
+    with pytest.raises(ConfigError, match=r"pool: no defect-free tile; add defect-free images"):
+        plan_of(0)
+    with pytest.raises(ConfigError, match=r"mask bank: no mask in train"):
+        plan_of(bank=MaskBank(split_digest="s", entries=()))
+
+
+def test_the_summary_counts() -> None:
+    plan = plan_of(4, num_images=20, augmentations_per_image=1)
+    summary = plan_summary(plan)
+    assert (summary["images"], summary["pool_tiles"], summary["drivers"]) == (20, 4, 4)
+    per_class: Any = summary["instances_per_class"]
+    assert sum(per_class.values()) == sum(len(job.instances) for job in plan.jobs)
