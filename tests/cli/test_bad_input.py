@@ -27,7 +27,8 @@ def write_coco(root: Path) -> dict[str, Any]:
         save_png(root / "images" / f"p{index}.png", np.full((HEIGHT, WIDTH, 3), 100 + 20 * index, np.uint8))
         images.append({"id": index + 1, "file_name": f"p{index}.png", "height": HEIGHT, "width": WIDTH})
     annotations = [
-        {"id": n, "image_id": n, "category_id": 1, "segmentation": [SQUARE], "bbox": [10, 10, 20, 15], "area": 300, "iscrowd": 0} for n in (1, 2)
+        {"id": n, "image_id": n, "category_id": 1, "segmentation": [SQUARE], "bbox": [10, 10, 20, 15], "area": 300, "iscrowd": 0}
+        for n in (1, 2)
     ]
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "scratch"}]}
 

@@ -18,7 +18,9 @@ from defectory.run import digest_file
 SIZE_HW = (64, 96)
 
 
-def make_dataset(folder: Path, *, groups: int = 20, per_group: int = 2, clean_groups: int = 8, classes: int = 2, twin: bool = False) -> Dataset:
+def make_dataset(
+    folder: Path, *, groups: int = 20, per_group: int = 2, clean_groups: int = 8, classes: int = 2, twin: bool = False
+) -> Dataset:
     records: list[ImageRecord] = []
 
     def add(group: str, instances: tuple[Instance, ...], image: np.ndarray) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,6 @@ from defectory.pretraining.encoder import dominant_class
 from defectory.pretraining.loop import fit, learning_rate_at
 from defectory.pretraining.text import RESERVED_WORDS, build_text_encoder, build_tokenizer, learn_merges, short_caption
 from defectory.pretraining.vae import build_vae, reconstruction_loss, reconstruction_psnr_db
-from defectory.procedural.defects import DEFECT_WORDS
 from defectory.procedural.world import render
 
 CAPTIONS = [
@@ -163,7 +163,7 @@ def test_the_learning_rate_warms_up_and_falls_to_two_percent() -> None:
     rates = [learning_rate_at(step, config) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert max(rates) == pytest.approx(1.0)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.02, abs=0.005)
 
 

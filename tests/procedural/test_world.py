@@ -73,7 +73,7 @@ def test_masks_class_map_words_and_caption_say_the_same(samples: list[Sample]) -
         assert np.array_equal(sample.class_map > 0, union)
         assert sample.material in sample.caption
         assert sample.caption.endswith("without defect") != bool(sample.instances)
-        assert f" {lightness_word(float(sample.image.mean()))} " in f" {sample.caption} ".replace("a photo of a ", " ").replace("a ", " ")
+        assert f"a {lightness_word(float(sample.image.mean()))} " in sample.caption
 
 
 def test_with_and_without_defect_can_be_asked_for() -> None:
@@ -97,7 +97,8 @@ def test_a_pair_differs_in_and_beside_its_masks_alone(pairs: list[tuple[Sample, 
             assert difference[far].mean() < 3
         else:
             assert difference[far].max(initial=0) < 70
-        assert np.mean(difference[union]) > 4 * np.mean(difference[far]) if far.any() else True
+        if far.any():
+            assert np.mean(difference[union]) > 4 * np.mean(difference[far])
         checked += 1
     assert checked > 50
 
