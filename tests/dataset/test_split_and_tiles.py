@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -60,9 +61,9 @@ def test_groups_never_straddle_parts_and_the_seed_decides(tmp_path: Path) -> Non
 def test_fractions_are_nested_share_their_test_and_keep_every_class(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, groups=40, per_group=1, classes=3)
     splits = [make_split(tmp_path, dataset, SplitConfig(fraction=f)) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
-    for small, large in zip(splits, splits[1:], strict=False):
+    for small, large in itertools.pairwise(splits):
         assert set(small.train + small.val) <= set(large.train + large.val)
-        assert set(i for i in small.test if dataset.image(i).instances) == set(i for i in large.test if dataset.image(i).instances)
+        assert {i for i in small.test if dataset.image(i).instances} == {i for i in large.test if dataset.image(i).instances}
     for split in splits:
         assert {i.category_id for n in split.train for i in dataset.image(n).instances} == {1, 2, 3}
         assert any(dataset.image(n).instances for n in split.val)

@@ -140,3 +140,10 @@ def test_streaks_run_along_their_angle() -> None:
     flat, steep = (streaks(np.random.default_rng(0), SIZE_HW, 15, angle) for angle in (0.0, 90.0))
     assert np.abs(np.diff(flat, axis=1)).mean() < 0.5 * np.abs(np.diff(flat, axis=0)).mean()
     assert np.abs(np.diff(steep, axis=0)).mean() < 0.5 * np.abs(np.diff(steep, axis=1)).mean()
+
+
+def test_the_world_has_colour_and_grey() -> None:
+    images = [render(seed, (72, 96)).image for seed in range(30)]
+    chroma = [float((image.max(axis=2).astype(int) - image.min(axis=2)).mean()) for image in images]
+    assert np.quantile(chroma, 0.75) > 15
+    assert np.quantile(chroma, 0.1) < 8

@@ -10,8 +10,5 @@ from defectory.artifacts.config import Section
 class EvaluationConfig(Section):
     """Scores of segmenters and of image sets."""
 
-    encoder: str = "embedded"
-    """`embedded`, or a path of Inception weights with `encoder_digest` set."""
-    encoder_digest: str | None = None
     bootstrap_samples: int = Field(default=200, ge=10)
     max_kid_tiles: int = Field(default=500, ge=10)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from defectory.errors import ConfigError
 from defectory.recipes.project import ProjectConfig
-from defectory.run import digest_folder, digest_json, finish_stage, read_manifest, stage_is_done, write_text
+from defectory.run import digest_folder, digest_json, finish_stage, read_manifest, remove_leftovers, stage_is_done, write_text
 
 CODE_VERSION = 1
 """Raised whenever a stage's outcome changes for equal inputs."""
@@ -120,6 +120,7 @@ def run_stage(project: Project, stage: Stage, stages: Sequence[Stage]) -> Iterat
     if folder.exists() and not (stage.resumable and marker.is_file() and marker.read_text() == digest and read_manifest(folder) is None):
         shutil.rmtree(folder)
     if stage.resumable:
+        remove_leftovers(folder)
         write_text(marker, digest)
     summary = ""
     for event in stage.run(project):
