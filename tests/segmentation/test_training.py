@@ -88,6 +88,20 @@ def test_the_checkpoint_with_the_best_val_score_is_kept(make_tiles: MakeTiles, t
     assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.9
 
 
+def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_tiles: MakeTiles, tmp_path: Path) -> None:
+    scores = iter([0.9, 0.2, 0.1])
+    states: list[dict[str, torch.Tensor]] = []
+
+    def validate(model: Any) -> float:
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+        return next(scores)
+
+    train(make_tiles, tmp_path, "synthetic_then_real", validate=validate)
+    kept = load_file(tmp_path / "model.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in states[1].items())
+    assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.2
+
+
 def test_training_lowers_the_loss_and_finds_the_rectangles(make_tiles: MakeTiles, tmp_path: Path) -> None:
     config = SegmentationConfig(num_steps=30, batch_size=3, defect_free_share=0, validate_every=30, checkpoint_every=30, learning_rate=3e-3)
     losses = [event.loss for event in train(make_tiles, tmp_path, "real", config=config)]

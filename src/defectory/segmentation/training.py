@@ -113,7 +113,8 @@ def train_segmenter(
         if state.step % config.validate_every == 0 or state.step == config.num_steps:
             val_map = validate(model)
             state.val.append((state.step, val_map))
-            if val_map >= state.best_map:
+            # an arm that ends on real tiles is judged by what they made of it, else it could equal the synthetic arm
+            if val_map >= state.best_map and (arm != "synthetic_then_real" or state.step > first_real_step(config)):
                 state.best_map = val_map
                 state.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
         if state.step % config.checkpoint_every == 0 and state.step < config.num_steps:
@@ -179,9 +180,12 @@ def _tiles_of(
 ) -> Sequence[SegmentationTile]:
     if arm == "real":
         return real
-    if arm == "synthetic" or step < round(config.num_steps * (1 - config.real_share_of_steps)):
-        return synthetic
-    return real
+    return synthetic if arm == "synthetic" or step < first_real_step(config) else real
+
+
+def first_real_step(config: SegmentationConfig) -> int:
+    """Give the step, counted from 0, from which `synthetic_then_real` sees real tiles."""
+    return round(config.num_steps * (1 - config.real_share_of_steps))
 
 
 def _schedule(step: int, num_steps: int) -> float:
