@@ -43,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="Three seeds and longer phases; about an hour on two cores.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Three seeds and longer phases; not timed yet.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/demo, or runs/demo-full.")] = None,
     override: OverrideOption = None,
     seed: SeedOption = None,
