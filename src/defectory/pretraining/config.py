@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from defectory.artifacts.config import Section
+
+PATCH_VALUES = 48
+"""Values of a patch of 4x4 pixels in three colours."""
+NUM_CONSTANTS = 4
+"""Constant channels per group that hold a normalisation's scale in the patch code."""
 
 
 class StageConfig(Section):
@@ -22,12 +27,25 @@ class StageConfig(Section):
     checkpoint_every: int = Field(default=500, ge=1)
 
 
+def room_for_patch_code(vae_channels: tuple[int, ...], *, latent_channels: int, norm_groups: int) -> bool:
+    """Tell whether an autoencoder of these sizes has the channels a patch code needs."""
+    signed = 2 * -(-max(latent_channels, 3) // norm_groups) + NUM_CONSTANTS
+    return (
+        len(vae_channels) == 3
+        and vae_channels[0] >= max(12, signed * norm_groups)
+        and vae_channels[1] >= PATCH_VALUES
+        and vae_channels[2] >= max(PATCH_VALUES, signed * norm_groups)
+        and all(count % norm_groups == 0 for count in vae_channels)
+    )
+
+
 class PretrainConfig(Section):
     """Everything the embedded base, its control network and its encoder depend on."""
 
     seed: int = 0
     start: str | None = None
-    """Base folder of the same sizes whose weights training goes on from; its tokenizer is kept. None starts from random weights."""
+    """Base folder of the same sizes whose UNet, text encoder and control network training goes on from; its autoencoder and
+    tokenizer are kept as they are. None starts from nothing."""
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
     tile_px: int = Field(default=128, ge=32)
@@ -45,7 +63,11 @@ class PretrainConfig(Section):
     text_layers: int = Field(default=2, ge=1)
     text_length: int = Field(default=32, ge=8)
     vocabulary_size: int = Field(default=768, ge=300)
+    vae_start: Literal["patch-code", "random"] = "patch-code"
+    """`patch-code`: the autoencoder begins as a linear code of 4x4 patches; small autoencoders have no room for it."""
     norm_groups: int = Field(default=16, ge=1)
+    """Of the UNet."""
+    vae_norm_groups: int = Field(default=4, ge=1)
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     short_caption_share: float = Field(default=0.3, ge=0, le=1)
     """Share of samples whose caption is reduced to `an image of a ... with a ...`, the form the two phases use."""
@@ -58,3 +80,11 @@ class PretrainConfig(Section):
     diffusion: StageConfig = StageConfig(num_steps=4000, learning_rate=7e-4)
     control: StageConfig = StageConfig(num_steps=900, learning_rate=4e-4, ema_decay=0.995)
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
+
+    @model_validator(mode="after")
+    def _room_for_the_patch_code(self) -> PretrainConfig:
+        if self.vae_start == "patch-code" and not room_for_patch_code(
+            self.vae_channels, latent_channels=self.latent_channels, norm_groups=self.vae_norm_groups
+        ):
+            raise ValueError(f"vae_channels {self.vae_channels} with {self.vae_norm_groups} groups are too few for vae_start patch-code")
+        return self

@@ -53,13 +53,13 @@ def pretrain(
     )
     start = None if config.start is None else load_base(Path(config.start))
     vae = build_vae(config).to(config.device)
-    if (work / "vae").is_dir():
+    if start is not None:
+        _copy_vae(start.vae, vae)
+    elif (work / "vae").is_dir():
         # its values alone: the loaded model would carry this machine's path into the base
-        done = AutoencoderKL.from_pretrained(work / "vae", local_files_only=True)
-        vae.load_state_dict(done.state_dict())
-        vae.register_to_config(scaling_factor=float(done.config["scaling_factor"]))
+        _copy_vae(AutoencoderKL.from_pretrained(work / "vae", local_files_only=True), vae)
     else:
-        for event in train_vae(config, corpus, checkpoint=work / "vae.safetensors", start=None if start is None else start.vae):
+        for event in train_vae(config, corpus, checkpoint=work / "vae.safetensors"):
             if isinstance(event, PretrainEvent):
                 yield event
             else:
@@ -87,6 +87,11 @@ def pretrain(
     if encoder_out is not None:
         yield from train_encoder(config, corpus, checkpoint=work / "encoder.safetensors", out=encoder_out)
     write_base(base_out, vae=vae, prior=prior, tokenizer=tokenizer, control=control)
+
+
+def _copy_vae(source: AutoencoderKL, target: AutoencoderKL) -> None:
+    target.load_state_dict(source.state_dict())
+    target.register_to_config(scaling_factor=float(source.config["scaling_factor"]))
 
 
 def write_base(out: Path, *, vae: AutoencoderKL, prior: PriorModel, tokenizer: Any, control: ControlNetModel | None) -> None:

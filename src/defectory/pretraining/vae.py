@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
@@ -15,11 +16,14 @@ from defectory.engine.tensors import images_to_tensor
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.patch_code import start_as_patch_code
 
-KL_WEIGHT = 2e-6
-COLOUR_WEIGHT = 2.0
-ANCHOR_WEIGHT = 0.2
-"""How strongly latents of grey images are held where the start had them, so that a start's UNet stays valid."""
+KL_WEIGHT = 2e-7
+COLOUR_WEIGHT = 1.0
+NUM_PATCH_IMAGES = 400
+"""Corpus images whose patches give the code that training starts from."""
+EVENNESS = 0.5
+"""Latent channels of standard deviation s end with the square root of s: 0 leaves them as trained, 1 makes them equal."""
 
 
 def build_vae(config: PretrainConfig) -> AutoencoderKL:
@@ -31,7 +35,7 @@ def build_vae(config: PretrainConfig) -> AutoencoderKL:
         block_out_channels=config.vae_channels,
         layers_per_block=1,
         latent_channels=config.latent_channels,
-        norm_num_groups=config.norm_groups,
+        norm_num_groups=config.vae_norm_groups,
         sample_size=config.tile_px,
         mid_block_add_attention=False,
         scaling_factor=1.0,
@@ -54,20 +58,18 @@ def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
     return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * gradients + COLOUR_WEIGHT * colour
 
 
-def train_vae(
-    config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, start: AutoencoderKL | None = None
-) -> Iterator[PretrainEvent | AutoencoderKL]:
+def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Iterator[PretrainEvent | AutoencoderKL]:
     """Train the autoencoder on random crops of the corpus; the last value yielded is the autoencoder itself.
 
-    Its `scaling_factor` is set so that latents have unit standard deviation over the corpus; with a `start` the start's is kept.
+    Its latents have mean 0 per channel and standard deviation 1 over all channels of the corpus, `scaling_factor` included.
     """
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
-    vae = build_vae(config).to(device)
-    if start is not None:
-        vae.load_state_dict(start.state_dict())
-        start.requires_grad_(False).to(device)
+    vae = build_vae(config)
     num_train = len(corpus) - config.num_held_out
+    if config.vae_start == "patch-code":
+        start_as_patch_code(vae, corpus.images[: min(num_train, NUM_PATCH_IMAGES)])
+    vae = vae.to(device)
     crop = min(config.vae_crop_px, config.tile_px)
 
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
@@ -81,21 +83,38 @@ def train_vae(
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             decoded = vae.decode(mean + noise * torch.exp(0.5 * logvar)).sample
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-        loss = reconstruction_loss(decoded.float(), pixels) + KL_WEIGHT * kl
-        if start is not None:
-            grey = pixels.mean(dim=1, keepdim=True).expand_as(pixels)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                moved = vae.encode(grey).latent_dist.mean - start.encode(grey).latent_dist.mean
-            loss = loss + ANCHOR_WEIGHT * moved.float().square().mean()
-        return loss
+        return reconstruction_loss(decoded.float(), pixels) + KL_WEIGHT * kl
 
     yield from fit(vae, loss_of, config.vae, stage="vae", seed=config.seed, checkpoint=checkpoint)
-    if start is not None:
-        vae.register_to_config(scaling_factor=float(start.config["scaling_factor"]))
-    else:
-        latents = encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config)
-        vae.register_to_config(scaling_factor=round(1.0 / float(latents.std()), 4))
+    latents = encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config)
+    centre_latents(vae, latents)
+    vae.register_to_config(
+        scaling_factor=round(1.0 / float(encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config).std()), 4)
+    )
     yield vae
+
+
+@torch.no_grad()
+def centre_latents(vae: AutoencoderKL, latents: Tensor) -> None:
+    """Fold a change of latents into the 1x1 convolutions around them: mean 0, and channels of more equal spread.
+
+    The round trip stays the same. Stable Diffusion's layout has one `scaling_factor` for all channels, so channels of small
+    spread would hardly count in the diffusion loss.
+
+    Args:
+        vae: the autoencoder.
+        latents: float [N,C,h,w], its posterior means over a corpus.
+    """
+    mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)).clamp_min(1e-4)
+    factor = deviation.pow(-EVENNESS).to(vae.device)
+    mean, count = mean.to(vae.device), len(factor)
+    quant: Any = vae.quant_conv
+    post: Any = vae.post_quant_conv
+    quant.bias[:count] = (quant.bias[:count] - mean) * factor
+    quant.weight[:count] *= factor.view(-1, 1, 1, 1)
+    quant.bias[count:] += 2 * factor.log()  # the log-variances move with the scale
+    post.bias += post.weight[:, :, 0, 0] @ mean
+    post.weight /= factor.view(1, -1, 1, 1)
 
 
 @torch.no_grad()
