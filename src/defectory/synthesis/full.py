@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Job, Plan
 from defectory.engine.base.load import LoadedModels
-from defectory.engine.sampling.denoise import denoise, encode_prompts
+from defectory.engine.sampling.denoise import Without, denoise, encode_prompts
 from defectory.imageio import save_png
 from defectory.run import remove_leftovers
 from defectory.synthesis.config import SynthesisConfig
@@ -87,6 +87,8 @@ def synthesize(
             num_steps=config.num_steps,
             guidance_scale=config.guidance_scale,
             control_scale=config.control_scale,
+            without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[item.empty_driver for item in inputs]),
+            mask_guidance=config.mask_guidance,
         )
         for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
             image_file, without_file, driver_file = draft_paths(out, job.id)

@@ -9,7 +9,7 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline
 
 from defectory.engine.base.load import LoadedModels, load_base
-from defectory.engine.sampling.denoise import denoise, encode_prompts, make_scheduler, sample_noise
+from defectory.engine.sampling.denoise import Without, denoise, encode_prompts, make_scheduler, sample_noise
 from defectory.errors import ConfigError
 
 PROMPTS = ["an image of a sks with a crack", "an image of a sks", "an image of a sks with a blowhole"]
@@ -115,3 +115,40 @@ def test_a_scheduler_keeps_the_bases_noise_schedule(models: LoadedModels) -> Non
         assert scheduler.config["beta_end"] == models.scheduler.config["beta_end"]
     with pytest.raises(ConfigError, match=r"'heun' is not one of base, ddim, ddpm, euler, dpm-solver"):
         make_scheduler(models, "heun")
+
+
+class Listening:
+    """An autoencoder that keeps the latents it was given."""
+
+    def __init__(self, vae: Any) -> None:
+        self.vae = vae
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.vae, name)
+
+    def decode(self, latents: torch.Tensor) -> Any:
+        self.latents = latents
+        return self.vae.decode(latents)
+
+
+def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(models: LoadedModels) -> None:
+    from dataclasses import replace
+
+    plain = np.zeros((32, 48, 3), np.uint8)
+    plain[::5] = 50
+    without = Without(prompt_embeddings=encode_prompts(models, [PROMPTS[1]]), drivers=[plain])
+
+    def latents(mask_guidance: float) -> torch.Tensor:
+        vae = Listening(models.vae)
+        denoise(
+            replace(models, vae=vae), prompt_embeddings=encode_prompts(models, PROMPTS[:2]), empty_embedding=encode_prompts(models, [""])[0],
+            drivers=[drivers()[0], plain], seeds=[SEEDS[0]] * 2, scheduler_name="ddim", num_steps=1, without=without,
+            mask_guidance=mask_guidance,
+        )  # fmt: skip
+        return vae.latents
+
+    with_mask, no_mask = latents(1.0)
+    assert float((with_mask - no_mask).abs().max()) > 1e-3
+    guided = latents(2.5)
+    torch.testing.assert_close(guided[0], no_mask + 2.5 * (with_mask - no_mask), atol=1e-4, rtol=1e-4)
+    assert torch.equal(guided[1], no_mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import diffusers
@@ -55,6 +56,14 @@ def sample_noise(seeds: Sequence[int], shape_chw: tuple[int, int, int]) -> Tenso
     return torch.stack([torch.randn(shape_chw, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Without:
+    """What samples would be drawn from without their masks: embeddings float [B,L,D] and drivers RGB uint8 [H,W,3]."""
+
+    prompt_embeddings: Tensor
+    drivers: Sequence[np.ndarray]
+
+
 @torch.no_grad()
 def denoise(
     models: LoadedModels,
@@ -67,8 +76,13 @@ def denoise(
     num_steps: int,
     guidance_scale: float = 1.0,
     control_scale: float = 1.0,
+    without: Without | None = None,
+    mask_guidance: float = 1.0,
 ) -> np.ndarray:
     """Draw images.
+
+    Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the empty
+    prompt), as Ho & Salimans 2022, and (mask_guidance - 1) (p - p without the mask), ours.
 
     Args:
         models: base and control network.
@@ -80,6 +94,8 @@ def denoise(
         num_steps: denoising steps.
         guidance_scale: classifier-free guidance; 1 is none.
         control_scale: strength of the control network's residuals.
+        without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
+        mask_guidance: how strongly masks are drawn; 1 is none.
 
     Returns:
         RGB uint8 [B,H,W,3].
@@ -92,6 +108,7 @@ def denoise(
     shape = (models.latent_channels, height // factor, width // factor)
     latents = sample_noise(seeds, shape).to(device) * scheduler.init_noise_sigma
     condition = None if drivers is None else drivers_to_tensor(drivers).to(device)
+    plain_condition = None if without is None else drivers_to_tensor(without.drivers).to(device)
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds]
     # a base may name a scheduler that draws noise at every step
     draws_noise = "generator" in inspect.signature(scheduler.step).parameters
@@ -99,10 +116,16 @@ def denoise(
     for timestep in scheduler.timesteps:
         scaled = scheduler.scale_model_input(latents, timestep)
         predicted = _predict(models, scaled, timestep, prompt_embeddings, condition, control_scale)
+        guided = predicted
         if guidance_scale > 1.0:
             unguided = _predict(models, scaled, timestep, empty_embedding.expand_as(prompt_embeddings), condition, control_scale)
-            predicted = unguided + guidance_scale * (predicted - unguided)
-        latents = scheduler.step(predicted, timestep, latents, **extra).prev_sample
+            guided = guided + (guidance_scale - 1) * (predicted - unguided)
+        if without is not None and mask_guidance > 1.0:
+            count = len(without.drivers)
+            plain = _predict(models, scaled[:count], timestep, without.prompt_embeddings, plain_condition, control_scale)
+            guided = guided.clone()
+            guided[:count] += (mask_guidance - 1) * (predicted[:count] - plain)
+        latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
     decoded: Any = models.vae.decode(latents / models.scaling_factor)
     return tensor_to_images(decoded.sample)
 
