@@ -158,3 +158,16 @@ def test_the_map_of_what_was_drawn_is_a_mask_of_the_image() -> None:
     found = drawn_map(drawn(surface(), LABEL), surface(), LABEL, difference_threshold=THRESHOLD)
     assert found.dtype == bool
     assert np.array_equal(found, LABEL)
+
+
+@pytest.mark.parametrize("light", [0.5, 0.25])
+def test_less_light_scores_the_same_until_the_difference_is_noise(light: float) -> None:
+    bright = np.full((*SIZE_HW, 3), 160, np.uint8)
+    shown, faint = drawn(bright, LABEL, -60), drawn(bright, LABEL, -18)
+
+    def fidelity(image: Image) -> float:
+        dimmed = [np.round(half * light).astype(np.uint8) for half in (image, bright)]
+        return score(dimmed[0], dimmed[1], [LABEL], difference_threshold=24.0).iou
+
+    assert fidelity(shown) == pytest.approx(1.0)
+    assert fidelity(faint) == 0.0

@@ -20,18 +20,23 @@ TOLERANCE_PX = 2
 NEAR_PX = 12
 SMOOTH_SIGMA_PX = 0.8
 MIN_SPECK_PX = 4
+MID_GREY = 128.0
+MIN_THRESHOLD = 8.0
+"""Least difference in grey levels that counts as drawn, however dark the surface: less is noise."""
+SURFACE_SIGMA_PX = 8.0
 
 
 def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float) -> Mask:
     """Give where the two halves of a counterfactual pair differ, bool [H,W].
 
     The smooth low-frequency drift away from the label is estimated outside it and removed first; single specks are too.
+    The threshold is in proportion to the surface's brightness, since half the light is half the contrast.
 
     Args:
         with_mask: RGB uint8 [H,W,3].
         without_mask: RGB uint8 [H,W,3], same noise, no mask.
         label: union of the masks.
-        difference_threshold: grey levels.
+        difference_threshold: grey levels on a surface of grey level 128.
     """
     signed = with_mask.astype(np.float32) - without_mask.astype(np.float32)
     outside = (cv2.dilate(label.astype(np.uint8), np.ones((2 * NEAR_PX + 1, 2 * NEAR_PX + 1), np.uint8)) == 0).astype(np.float32)
@@ -42,7 +47,9 @@ def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_
     signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
     smooth = np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2)
     # smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border
-    drawn = np.minimum(smooth, np.abs(signed).max(axis=2)) > difference_threshold
+    surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX)
+    threshold = np.maximum(difference_threshold * surface / MID_GREY, MIN_THRESHOLD)
+    drawn = np.minimum(smooth, np.abs(signed).max(axis=2)) > threshold
     count, labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
     keep = [index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= MIN_SPECK_PX]
     return np.isin(labels, keep)
@@ -55,7 +62,7 @@ def score(with_mask: Image, without_mask: Image, masks: Sequence[Mask], *, diffe
         with_mask: the draft, RGB uint8 [H,W,3].
         without_mask: its half without mask.
         masks: bool [H,W] per instance, at least one.
-        difference_threshold: grey levels that count as drawn.
+        difference_threshold: grey levels that count as drawn on a surface of grey level 128.
     """
     label = np.any(masks, axis=0)
     drawn = drawn_map(with_mask, without_mask, label, difference_threshold=difference_threshold)
