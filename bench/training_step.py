@@ -109,7 +109,9 @@ def main() -> int:
         folder = Path(name)
         save_base_like(base, folder / "base", replaced={})
         digest = digest_folder(folder / "base")
-        Concept(method="dreambooth", token="sks", class_noun="surface", base_digest=digest, digest=digest).save(folder / "concept.json")
+        Concept(method="dreambooth", token="sks", class_noun="surface", tone_words=True, base_digest=digest, weights_digest=digest).save(
+            folder / "concept.json"
+        )
         side_px = load_base(base).tile_px
         training = TrainingConfig(
             num_steps=arguments.steps + 4, batch_size=arguments.batch_size, defect_weight=5.0, checkpoint_every=10_000

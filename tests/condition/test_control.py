@@ -34,7 +34,9 @@ CONFIG = ConditionConfig(training=TRAINING)
 
 def concept_of(base: Path, out: Path) -> Path:
     save_base_like(base, out / "base", replaced={})
-    concept = Concept(method="dreambooth", token="sks", class_noun="surface", base_digest="b", weights_digest=digest_folder(out / "base"))
+    concept = Concept(
+        method="dreambooth", token="sks", class_noun="surface", tone_words=True, base_digest="b", weights_digest=digest_folder(out / "base")
+    )
     concept.save(out / "concept.json")
     return out
 

@@ -21,9 +21,14 @@ def test_killed_three_times_it_ends_with_the_same_files(
 ) -> None:
     concept = tmp_path / "concept"
     save_base_like(tiny_base_folder, concept / "base", replaced={})
-    Concept(method="dreambooth", token="sks", class_noun="surface", base_digest="b", weights_digest=digest_folder(concept / "base")).save(
-        concept / "concept.json"
-    )
+    Concept(
+        method="dreambooth",
+        token="sks",
+        class_noun="surface",
+        tone_words=True,
+        base_digest="b",
+        weights_digest=digest_folder(concept / "base"),
+    ).save(concept / "concept.json")
     whole, killed = kill_three_times(
         f"""
         import numpy as np

@@ -35,7 +35,7 @@ class Drafts:
     def add(self, labels: list[tuple[int, Mask]], drawn: list[Mask], *, blank: bool = False) -> None:
         number = len(self.jobs)
         job = Job(
-            id=f"{number:06d}", tile_id="p", augmentation_seed=None, mask_sources=(), prompt="", seed=number,
+            id=f"{number:06d}", tile_id="p", augmentation_seed=None, mask_sources=(), prompt="", prompt_without="", seed=number,
             instances=tuple(Instance(category_id=c, rle=encode(m)) for c, m in labels),
         )  # fmt: skip
         without = np.random.default_rng(number).integers(100, 140, (*SIZE_HW, 3)).astype(np.uint8)

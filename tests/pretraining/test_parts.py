@@ -91,8 +91,8 @@ def test_the_text_encoder_takes_every_token() -> None:
 
 
 def test_short_captions_are_the_prompts_of_both_phases() -> None:
-    assert short_caption("ceramic", ()) == "an image of a ceramic"
-    assert short_caption("ceramic", ("crack", "pit", "crack")) == "an image of a ceramic with a crack and a pit"
+    assert short_caption("dim mild", "ceramic", ()) == "an image of a dim mild ceramic"
+    assert short_caption("dim mild", "ceramic", ("crack", "pit", "crack")) == "an image of a dim mild ceramic with a crack and a pit"
 
 
 def test_noise_and_target_follow_the_schedule() -> None:

@@ -11,7 +11,8 @@ from defectory.procedural.defects import DEFECT_WORDS
 from defectory.procedural.materials import MATERIALS
 from defectory.procedural.noise import grain, streaks, value_noise
 from defectory.procedural.parts import PARTS
-from defectory.procedural.world import Sample, lightness_word, render, render_pair
+from defectory.procedural.world import Sample, render, render_pair
+from defectory.tones import tone_words
 
 SIZE_HW = (72, 104)
 SEEDS = range(60)
@@ -73,7 +74,8 @@ def test_masks_class_map_words_and_caption_say_the_same(samples: list[Sample]) -
         assert np.array_equal(sample.class_map > 0, union)
         assert sample.material in sample.caption
         assert sample.caption.endswith("without defect") != bool(sample.instances)
-        assert f"a {lightness_word(float(sample.image.mean()))} " in sample.caption
+        assert sample.tone == tone_words(sample.image, without=union)
+        assert f"a {sample.tone} " in sample.caption
 
 
 def test_with_and_without_defect_can_be_asked_for() -> None:
@@ -117,10 +119,6 @@ def test_all_materials_parts_and_defects_occur() -> None:
         seen.update([sample.material, sample.part, *sample.defect_words])
     assert set(seen) >= set(MATERIALS) | set(PARTS)
     assert len(set(DEFECT_WORDS) & set(seen)) >= 8
-
-
-def test_lightness_has_five_words() -> None:
-    assert [lightness_word(level) for level in (10, 60, 120, 180, 230)] == ["very dark", "dark", "medium", "bright", "very bright"]
 
 
 def test_noise_fields_have_the_range_they_name() -> None:

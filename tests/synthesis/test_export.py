@@ -31,7 +31,7 @@ def exported(tmp_path: Path) -> tuple[Path, Plan]:
     labels = ((1, ring), (2, mask(24, 5, 34, 12))), ((1, mask(35, 10, 46, 20)),), ((2, mask(2, 2, 9, 9)), (1, mask(42, 2, 47, 9)))
     jobs = tuple(
         Job(
-            id=f"{n:06d}", tile_id=f"p{n}", augmentation_seed=n or None, prompt=f"prompt {n}", seed=40 + n,
+            id=f"{n:06d}", tile_id=f"p{n}", augmentation_seed=n or None, prompt=f"prompt {n}", prompt_without="", seed=40 + n,
             instances=tuple(Instance(category_id=c, rle=encode(m)) for c, m in label),
             mask_sources=tuple(MaskSource(bank_id=f"b{n}", perturbation_seed=k) for k in range(len(label))),
         )

@@ -36,7 +36,7 @@ def make_plan(count: int = 7) -> Plan:
         jobs.append(
             Job(
                 id=f"{index:06d}", tile_id="p", augmentation_seed=None, instances=(Instance(category_id=1, rle=encode(mask)),), mask_sources=(),
-                prompt="an image of a sks with a crack", seed=100 + index,
+                prompt="an image of a sks with a crack", prompt_without="an image of a sks", seed=100 + index,
             )
         )  # fmt: skip
     return Plan(
@@ -54,9 +54,7 @@ def input_of(job: Job) -> DraftInput:
 
 def draw(models: LoadedModels, out: Path, *, plan: Plan | None = None, **changes: Any) -> list[Any]:
     config = CONFIG.model_copy(update=changes)
-    return list(
-        synthesize(plan or make_plan(), models=models, input_of=input_of, prompt_without="an image of a sks", config=config, out=out)
-    )
+    return list(synthesize(plan or make_plan(), models=models, input_of=input_of, config=config, out=out))
 
 
 def pictures(out: Path, which: int) -> NDArray[np.int64]:
@@ -102,7 +100,8 @@ def test_both_halves_start_from_the_same_noise(models: LoadedModels, tmp_path: P
         return replace(item, driver=item.empty_driver)
 
     plan = make_plan()
-    list(synthesize(plan, models=models, input_of=same, prompt_without=plan.jobs[0].prompt, config=CONFIG, out=tmp_path))
+    plan = plan.model_copy(update={"jobs": tuple(job.model_copy(update={"prompt_without": job.prompt}) for job in plan.jobs)})
+    list(synthesize(plan, models=models, input_of=same, config=CONFIG, out=tmp_path))
     assert (np.abs(pictures(tmp_path, 0) - pictures(tmp_path, 1)) <= 1).mean() >= 0.999
 
 
@@ -150,7 +149,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
             (out / "images" / ".000003.png.12.tmp.png").write_bytes(b"left by a killed write")
             config = SynthesisConfig(num_steps=4, batch_size=2)
             models = load_base(Path({str(tiny_base_folder)!r}))
-            for _ in synthesize(plan, models=models, input_of=input_of, prompt_without="an image of a sks", config=config, out=out):
+            for _ in synthesize(plan, models=models, input_of=input_of, config=config, out=out):
                 pass
         """
     )

@@ -66,7 +66,8 @@ def plan_of(num_pool: int = 4, *, bank: MaskBank = BANK, keep_place: bool = Fals
     return make_plan(
         tileset(num_pool), bank, config=SynthesisConfig(**config), perturb=lambda mask, seed: perturb(mask, seed=seed, config=MaskConfig()),
         place=lambda mask, allowed, taken, rng: place(mask, size_hw=SIZE_HW, allowed=allowed, taken=taken, rng=rng), allowed_of=allowed,
-        prompt_of=lambda names: "an image of a sks with " + " and ".join(names), concept_digest="c", control_digest="k",
+        prompt_of=lambda names, tone: f"an image of a {tone} sks" + (" with " + " and ".join(names) if names else ""),
+        tone_of=lambda tile: f"tone-{tile.id}", concept_digest="c", control_digest="k",
         driver_config_digest="d", keep_place=keep_place,
     )  # fmt: skip
 
@@ -126,6 +127,13 @@ def test_classes_and_counts_follow_the_train_tiles() -> None:
     assert mixes[(1,)] / 400 == pytest.approx(0.75, abs=0.07)
     assert mixes[(2, 2)] > 5 * mixes[(2,)]
     assert all(job.prompt.split(" with ")[1].split(" and ")[0] == CATEGORIES[job.instances[0].category_id - 1].name for job in plan.jobs)
+
+
+def test_a_job_has_the_tones_of_a_train_tile_with_its_classes() -> None:
+    for job in plan_of(num_images=60).jobs:
+        tone = job.prompt.split(" ")[4]
+        assert tone in (("tone-t3",) if job.instances[0].category_id == 2 else ("tone-t0", "tone-t1", "tone-t2"))
+        assert job.prompt_without == f"an image of a {tone} sks"
 
 
 def test_labels_lie_on_allowed_pixels_apart_and_name_their_source() -> None:

@@ -45,6 +45,8 @@ class Job(Value):
     """Label, in the tile's frame after augmentation, largest painted first."""
     mask_sources: tuple[MaskSource, ...]
     prompt: str
+    prompt_without: str
+    """Prompt of the half without mask."""
     seed: int
 
 

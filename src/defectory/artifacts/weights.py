@@ -11,6 +11,8 @@ class Concept(Value):
     method: str
     token: str
     class_noun: str
+    tone_words: bool
+    """Prompts hold words for the tones of a tile."""
     base_digest: str
     weights_digest: str
     """Digest of the weights folder."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -120,8 +121,9 @@ def _run(
     file: Path, only: list[str] | None, override: list[str] | None, preset: str | None, seed: int | None, device: str | None, dry_run: bool,
     as_json: bool, *, with_needs: bool = False,
 ) -> None:  # fmt: skip
-    from defectory.cli.show import show_events, show_table
+    from defectory.cli.show import format_seconds, peak_memory_gb, show_events, show_table
 
+    began = time.monotonic()
     project = open_project(file, overrides=override, preset=preset, seed=seed, device=device, save=not dry_run)
     from defectory.pipeline.run import needed_for, run_project, stages_of
     from defectory.pipeline.stage import states_of
@@ -134,5 +136,9 @@ def _run(
         show_table(f"{project.config.name}: what would be done", ("stage", "state", "folder"), rows)
         return
     show_events(run_project(project, only=names), as_json=as_json)
-    if not as_json and (only is None or "report" in only):
+    if as_json:
+        return
+    peak = peak_memory_gb()
+    print(f"done in {format_seconds(time.monotonic() - began)}" + (f", at most {peak:.1f} GB of memory" if peak is not None else ""))
+    if only is None or "report" in only:
         print(f"report: {project.path('report.html')}")

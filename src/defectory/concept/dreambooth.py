@@ -18,7 +18,7 @@ from defectory.concept.prior import class_latents
 from defectory.engine.base.load import LoadedModels, load_base
 from defectory.engine.base.prompts import class_prompt, concept_prompt
 from defectory.engine.base.save import save_base_like
-from defectory.engine.training.cache import VariantRecipe, prepare_variants
+from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import clear_leftovers, remove_checkpoint
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
 from defectory.engine.training.embeddings import PromptEmbeddings
@@ -94,7 +94,6 @@ def learn_concept(
     )
     variants, validation_variants = yield from prepare_variants(tiles, validation_tiles, recipe, cache=cache)
 
-    prompt = concept_prompt(config.token)
     trained: dict[str, nn.Module] = {"unet": models.unet}
     if config.train_text_encoder:
         trained["text_encoder"] = models.text_encoder
@@ -103,6 +102,10 @@ def learn_concept(
     if training.gradient_checkpointing:
         models.unet.enable_gradient_checkpointing()
     predict = _Predictor(models, device)
+
+    def prompt_of(tile: TileVariants, _variant: int) -> str:
+        return concept_prompt(config.token, tile.tone if config.tone_words else "")
+
     plan = BatchPlan(range(len(tiles)), (), batch_size=num_instance, share=0, num_variants=training.variants_per_image, seed=seed)
 
     def batch_of(index: int) -> Batch:
@@ -110,7 +113,9 @@ def learn_concept(
         members = plan.batch(index)
         x = torch.stack([variants[tile].latents[variant] for tile, variant in members])
         dropped = torch.rand(num_instance, generator=generator) < training.prompt_dropout
-        prompts = ["" if drop else prompt for drop in dropped.tolist()]
+        prompts = [
+            "" if drop else prompt_of(variants[tile], variant) for drop, (tile, variant) in zip(dropped.tolist(), members, strict=True)
+        ]
         defect = torch.stack([variants[tile].defect[variant] for tile, variant in members])
         timesteps = stratified_timesteps(num_instance, schedule.num_timesteps, generator)
         if num_prior:
@@ -130,7 +135,7 @@ def learn_concept(
             loss = loss + config.prior_weight * errors[num_instance:].mean()
         return loss
 
-    validation = held_out_batches(validation_variants, schedule.num_timesteps, lambda _names: prompt, training.batch_size)
+    validation = held_out_batches(validation_variants, schedule.num_timesteps, prompt_of, training.batch_size)
 
     @torch.no_grad()
     def held_out_loss() -> float:
@@ -161,6 +166,7 @@ def learn_concept(
         method=config.method,
         token=config.token,
         class_noun=config.class_noun,
+        tone_words=config.tone_words,
         base_digest=base_digest,
         weights_digest=digest_folder(out / "base"),
     )

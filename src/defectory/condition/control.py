@@ -19,7 +19,7 @@ from defectory.engine.base.load import LoadedModels, load_base, load_controlnet
 from defectory.engine.base.prompts import condition_prompt
 from defectory.engine.base.save import save_model, save_pipeline
 from defectory.engine.tensors import drivers_to_tensor
-from defectory.engine.training.cache import MakeDriver, VariantRecipe, prepare_variants
+from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import clear_leftovers, remove_checkpoint
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
 from defectory.engine.training.embeddings import PromptEmbeddings
@@ -100,15 +100,16 @@ def learn_condition(
         defective, defect_free, batch_size=size, share=config.defect_free_share, num_variants=training.variants_per_image, seed=seed
     )
 
-    def prompt_of(class_names: Sequence[str]) -> str:
-        return condition_prompt(learned.token, class_names, defect_noun=config.defect_noun)
+    def prompt_of(tile: TileVariants, variant: int) -> str:
+        tone = tile.tone if learned.tone_words else ""
+        return condition_prompt(learned.token, tile.class_names[variant], defect_noun=config.defect_noun, tone=tone)
 
     def batch_of(index: int) -> Batch:
         generator = generator_of(seed, "condition", index)
         members = [(variants[tile], variant) for tile, variant in plan.batch(index)]
         x = torch.stack([tile.latents[variant] for tile, variant in members]).float()
         dropped = torch.rand(size, generator=generator) < training.prompt_dropout
-        prompts = [prompt_of(tile.class_names[variant]) for tile, variant in members]
+        prompts = [prompt_of(tile, variant) for tile, variant in members]
         return Batch(
             clean=x,
             noise=torch.randn(x.shape, generator=generator),

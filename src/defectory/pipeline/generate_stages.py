@@ -143,15 +143,20 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
 
     def allowed_of(tile: Tile, augmentation_seed: int | None) -> Mask:
-        job = Job(id="", tile_id=tile.id, augmentation_seed=augmentation_seed, instances=(), mask_sources=(), prompt="", seed=0)
-        return allowed_pixels(pool.image(job), tile.valid_hw)
+        return allowed_pixels(pool.image(tile, augmentation_seed), tile.valid_hw)
+
+    def tone_of(tile: Tile) -> str:
+        return training_tiles(project, [tile])[0].tone if concept.tone_words else ""
+
+    def prompt_of(names: Sequence[str], tone: str) -> str:
+        return condition_prompt(concept.token, names, defect_noun=config.condition.defect_noun, tone=tone)
 
     plan = make_plan(
         tileset, bank, config=config.synthesis,
         perturb=lambda mask, seed: perturb(mask, seed=seed, config=config.masks),
         place=lambda mask, allowed, taken, rng: place(mask, size_hw=allowed.shape, allowed=allowed, taken=taken, rng=rng),
         allowed_of=allowed_of,
-        prompt_of=lambda names: condition_prompt(concept.token, names, defect_noun=config.condition.defect_noun),
+        prompt_of=prompt_of, tone_of=tone_of,
         concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
     )  # fmt: skip
     plan.save(project.path("plan", "plan.json"))
@@ -174,12 +179,10 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
     from dataclasses import replace
 
     from defectory.engine.base.load import load_base, load_controlnet
-    from defectory.engine.base.prompts import concept_prompt
     from defectory.synthesis.full import DraftInput, synthesize, working_precision
 
     plan, pool = plan_of(project), PoolTiles(project, tileset_of(project))
     device = device_of(project)
-    concept = Concept.load(project.path("concept", "concept.json"))
     control = load_controlnet(project.path("control", "controlnet"), device, working_precision())
     models = replace(load_base(project.path("concept", "base"), device, working_precision()), controlnet=control)
 
@@ -192,7 +195,6 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
         plan,
         models=models,
         input_of=input_of,
-        prompt_without=concept_prompt(concept.token),
         config=project.config.synthesis,
         out=project.path("drafts"),
     ):

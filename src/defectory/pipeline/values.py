@@ -68,20 +68,20 @@ class PoolTiles:
         """Give a job's pool tile."""
         return self._tiles[job.tile_id]
 
-    def image(self, job: Job) -> Image:
-        """Give a job's pool tile, augmented, RGB uint8 [H,W,3]."""
-        tile = self.tile(job)
+    def image(self, tile: Tile, augmentation_seed: int | None) -> Image:
+        """Give a pool tile, augmented unless the seed is None, RGB uint8 [H,W,3]."""
         image = load_rgb(self._folder / tile.file_name)
-        if job.augmentation_seed is None:
+        if augmentation_seed is None:
             return image
-        return Augmentation.sample(job.augmentation_seed, tile.valid_hw, strength="offline", flip=self._flip).apply_image(image)
+        return Augmentation.sample(augmentation_seed, tile.valid_hw, strength="offline", flip=self._flip).apply_image(image)
 
     def drivers(self, job: Job) -> tuple[Image, Image, Image]:
         """Give a job's driver, the same without mask, and the tile they come from.
 
         Both are filled under the masks as drivers of annotated images are: else the geometry beside a mask would tell them apart.
         """
-        tile, image, instances = self.tile(job), self.image(job), masks_of(job.instances)
+        tile, instances = self.tile(job), masks_of(job.instances)
+        image = self.image(tile, job.augmentation_seed)
         make: Any = extract_driver
         common = {
             "num_classes": self.num_classes,

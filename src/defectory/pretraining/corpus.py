@@ -25,6 +25,7 @@ class Corpus:
     images: NDArray[np.uint8]
     class_maps: NDArray[np.uint8]
     captions: list[str]
+    tones: list[str]
     materials: list[str]
     defect_words: list[tuple[str, ...]]
 
@@ -40,7 +41,7 @@ def _render_chunk(job: tuple[str, int, int, int, int]) -> None:
     for index in range(count):
         sample = render(seed * 100_000_000 + first + index, (tile_px, tile_px))
         images[index], class_maps[index] = sample.image, sample.class_map
-        words.append({"caption": sample.caption, "material": sample.material, "defects": list(sample.defect_words)})
+        words.append({"caption": sample.caption, "tone": sample.tone, "material": sample.material, "defects": list(sample.defect_words)})
     np.save(Path(folder) / f"images-{first:07d}.npy", images)
     np.save(Path(folder) / f"classes-{first:07d}.npy", class_maps)
     write_json(Path(folder) / f"words-{first:07d}.json", words)
@@ -74,6 +75,7 @@ def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_w
         images=np.concatenate([np.load(folder / f"images-{first:07d}.npy") for first in starts]),
         class_maps=np.concatenate([np.load(folder / f"classes-{first:07d}.npy") for first in starts]),
         captions=[entry["caption"] for entry in words],
+        tones=[entry["tone"] for entry in words],
         materials=[entry["material"] for entry in words],
         defect_words=[tuple(entry["defects"]) for entry in words],
     )

@@ -108,7 +108,7 @@ class LatentCorpus:
             if draw < self.config.caption_dropout:
                 captions.append("")
             elif draw < self.config.caption_dropout + self.config.short_caption_share:
-                captions.append(short_caption(self.corpus.materials[index], self.corpus.defect_words[index]))
+                captions.append(short_caption(self.corpus.tones[index], self.corpus.materials[index], self.corpus.defect_words[index]))
             else:
                 captions.append(self.corpus.captions[index])
         return self.tokenize(captions)
@@ -153,6 +153,8 @@ def train_prior(
     model = PriorModel(build_unet(config), build_text_encoder(tokenizer, config)).to(device)
     if start is not None:
         model.load_state_dict(start.state_dict())
+    # a twelfth faster on a CPU
+    model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     scheduler = build_scheduler()
     noising = Noising(scheduler, device)
     size = config.diffusion.batch_size
@@ -165,16 +167,19 @@ def train_prior(
         token_ids = data.token_ids(indices, generator).to(device)
         weight = data.defect_weight(indices, config.defect_weight).to(device)
         noisy, target = noising.add(clean, noise, timesteps)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = model(noisy, timesteps, token_ids)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma) * per_image).mean()
 
     yield from fit(model, loss_of, config.diffusion, stage="diffusion", seed=config.seed, checkpoint=checkpoint)
+    # safetensors hold plain layouts alone
+    model.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     yield model
 
 
 def make_tokenizer(config: PretrainConfig, corpus: Corpus) -> CLIPTokenizer:
     """Fit the base's tokenizer to the corpus's captions, long and short."""
-    short = [short_caption(m, d) for m, d in zip(corpus.materials, corpus.defect_words, strict=True)]
+    short = [short_caption(*words) for words in zip(corpus.tones, corpus.materials, corpus.defect_words, strict=True)]
     return build_tokenizer([*corpus.captions, *short], config)

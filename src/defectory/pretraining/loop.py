@@ -111,7 +111,8 @@ def _restore(
             mean.copy_(tensors[f"ema.{name}"])
             optimizer.state[parameter] = {
                 "step": torch.tensor(float(step)),
-                "exp_avg": tensors[f"m.{name}"].to(parameter.device),
-                "exp_avg_sq": tensors[f"v.{name}"].to(parameter.device),
+                # the parameter's own memory format, which the fused optimiser wants
+                "exp_avg": torch.empty_like(parameter).copy_(tensors[f"m.{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"v.{name}"]),
             }
     return step

@@ -87,8 +87,8 @@ def build_text_encoder(tokenizer: CLIPTokenizer, config: PretrainConfig) -> CLIP
     )
 
 
-def short_caption(material: str, defect_words: tuple[str, ...]) -> str:
-    """Give the short form both phases use: `an image of a [material] with a [defect] and a [defect]`."""
+def short_caption(tone: str, material: str, defect_words: tuple[str, ...]) -> str:
+    """Give the short form both phases use: `an image of a [tone] [material] with a [defect] and a [defect]`."""
     if not defect_words:
-        return f"an image of a {material}"
-    return f"an image of a {material} with " + " and ".join(f"a {word}" for word in dict.fromkeys(defect_words))
+        return f"an image of a {tone} {material}"
+    return f"an image of a {tone} {material} with " + " and ".join(f"a {word}" for word in dict.fromkeys(defect_words))

@@ -12,6 +12,7 @@ from defectory.procedural.camera import Camera, Light, draw_camera, draw_light, 
 from defectory.procedural.defects import DEFECT_SHARES, DEFECT_WORDS, DEFECTS, Defect
 from defectory.procedural.materials import MATERIAL_SHARES, MATERIALS, Texture
 from defectory.procedural.parts import PART_SHARES, PARTS, Part
+from defectory.tones import tone_words
 
 MIN_CONTRAST = 22.0
 """Grey levels by which a defect differs from the surface under it, in the median over its mask."""
@@ -21,12 +22,13 @@ SURFACE_SUPPORT = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image uint8 [H,W,3], its `class_map` uint8 [H,W] (0 none, else index into DEFECT_WORDS + 1), instances and caption."""
+    """An image uint8 [H,W,3], its `class_map` uint8 [H,W] (0 none, else index into DEFECT_WORDS + 1), instances, caption and the tone words in it."""
 
     image: NDArray[np.uint8]
     class_map: NDArray[np.uint8]
     instances: tuple[tuple[str, NDArray[np.bool_]], ...]
     caption: str
+    tone: str
     material: str
     part: str
     defect_words: tuple[str, ...]
@@ -111,18 +113,10 @@ def _draw_defects(rng: np.random.Generator, scene: _Scene, size_hw: tuple[int, i
     return chosen
 
 
-def lightness_word(mean_level: float) -> str:
-    """Name the lightness of a mean grey level 0..255, as captions do."""
-    for limit, word in ((45, "very dark"), (90, "dark"), (150, "medium"), (205, "bright")):
-        if mean_level < limit:
-            return word
-    return "very bright"
-
-
-def _caption(rng: np.random.Generator, scene: _Scene, image: NDArray[np.uint8], defects: list[Defect]) -> str:
+def _caption(rng: np.random.Generator, scene: _Scene, tone: str, defects: list[Defect]) -> str:
     words = list(dict.fromkeys(defect.word for defect in defects))
     with_part = "" if scene.part_word == "plain surface" else f" with {scene.part_word}"
-    head = f"a {lightness_word(float(image.mean()))} {scene.colour_word} {scene.material} surface{with_part}"
+    head = f"a {tone} {scene.colour_word} {scene.material} surface{with_part}"
     tail = "without defect" if not words else "with a " + " and a ".join(words)
     lead = ("a photo of ", "an image of ", "")[int(rng.integers(3))]
     light = f", {scene.light.word}" if rng.random() < 0.5 else ""
@@ -134,9 +128,10 @@ def _sample(rng: np.random.Generator, scene: _Scene, defects: list[Defect]) -> S
     class_map = np.zeros(image.shape[:2], np.uint8)
     for defect in defects:
         class_map[defect.mask] = DEFECT_WORDS.index(defect.word) + 1
+    tone = tone_words(image, without=class_map > 0)
     return Sample(
         image=image, class_map=class_map, instances=tuple((defect.word, defect.mask) for defect in defects),
-        caption=_caption(rng, scene, image, defects), material=scene.material, part=scene.part_word,
+        caption=_caption(rng, scene, tone, defects), tone=tone, material=scene.material, part=scene.part_word,
         defect_words=tuple(defect.word for defect in defects),
     )  # fmt: skip
 

@@ -52,7 +52,7 @@ def draft_paths(out: Path, job_id: str) -> tuple[Path, Path, Path]:
 
 
 def synthesize(
-    plan: Plan, *, models: LoadedModels, input_of: Callable[[Job], DraftInput], prompt_without: str, config: SynthesisConfig, out: Path
+    plan: Plan, *, models: LoadedModels, input_of: Callable[[Job], DraftInput], config: SynthesisConfig, out: Path
 ) -> Iterator[DraftDone]:
     """Draw all drafts of a plan that are not on disk yet, each twice from the same noise: with and without its mask.
 
@@ -62,7 +62,6 @@ def synthesize(
         plan: jobs.
         models: adapted base and control network, float32 for sameness across batch sizes.
         input_of: gives a job's drivers and pool tile.
-        prompt_without: prompt of the half without mask.
         config: sampler, steps, batch size.
         out: folder with `images/`, `without/` and `drivers/`.
     """
@@ -76,7 +75,7 @@ def synthesize(
             resumed = done
             continue
         inputs = [input_of(job) for job in batch]
-        embeddings = encode_prompts(models, [job.prompt for job in batch] + [prompt_without] * len(batch)).to(device)
+        embeddings = encode_prompts(models, [job.prompt for job in batch] + [job.prompt_without for job in batch]).to(device)
         images = denoise(
             models,
             prompt_embeddings=embeddings,

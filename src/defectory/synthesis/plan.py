@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,13 @@ Place = Callable[[Mask, Mask, Mask, np.random.Generator], Mask | None]
 """Cropped mask, allowed and taken pixels of the tile and a generator, to the placed mask or None."""
 
 
+class _Mix(NamedTuple):
+    """What a train tile shows: the class of each defect, and its tone words."""
+
+    category_ids: tuple[int, ...]
+    tone: str
+
+
 def make_plan(
     tileset: TileSet,
     bank: MaskBank,
@@ -29,7 +37,8 @@ def make_plan(
     perturb: Perturb,
     place: Place,
     allowed_of: Callable[[Tile, int | None], Mask],
-    prompt_of: Callable[[Sequence[str]], str],
+    prompt_of: Callable[[Sequence[str], str], str],
+    tone_of: Callable[[Tile], str],
     concept_digest: str,
     control_digest: str,
     driver_config_digest: str,
@@ -37,7 +46,7 @@ def make_plan(
 ) -> Plan:
     """Pair pool tiles (and their augmented versions) with perturbed masks of the bank.
 
-    How many defects an image gets, and of which classes, follows the train tiles. One driver serves at most
+    How many defects an image gets, of which classes and in what tones, follows the train tiles. One driver serves at most
     `max_seeds_per_driver` jobs; with fewer images than drivers each serves one.
 
     Args:
@@ -47,7 +56,8 @@ def make_plan(
         perturb: mask and seed to a cropped, perturbed mask.
         place: puts it on a tile.
         allowed_of: tile and augmentation seed to where defects may lie, bool [H,W].
-        prompt_of: class names to the prompt.
+        prompt_of: class names and tone words to the prompt; no class name gives that of the half without mask.
+        tone_of: tone words of a train tile; a job takes those of the tile whose mix of classes it has.
         concept_digest: of the concept.
         control_digest: of the control network.
         driver_config_digest: of the driver configuration.
@@ -61,7 +71,7 @@ def make_plan(
         raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
     if not bank.entries:
         raise ConfigError("mask bank", "no mask in train", "add annotated images")
-    mixes = [tuple(i.category_id for i in tile.instances) for tile in tileset.of("train") if tile.instances]
+    mixes = [_Mix(tuple(i.category_id for i in tile.instances), tone_of(tile)) for tile in tileset.of("train") if tile.instances]
     by_class: dict[int, list[MaskBankEntry]] = {}
     for entry in bank.entries:
         by_class.setdefault(entry.category_id, []).append(entry)
@@ -75,15 +85,16 @@ def make_plan(
         tile, version = pool[place_in_pool], driver_index // len(pool) % versions
         version_rng = np.random.default_rng([44, config.seed, place_in_pool, version])
         augmentation_seed = int(version_rng.integers(2**31)) if config.augmentations_per_image > 0 else None
-        instances, sources = _label(tile, augmentation_seed, mixes, by_class, rng, perturb, place, allowed_of, keep_place)
+        instances, sources, tone = _label(tile, augmentation_seed, mixes, by_class, rng, perturb, place, allowed_of, keep_place)
         names = [tileset.categories[i.category_id - 1].name for i in instances]
+        prompt, prompt_without = (prompt_of(named, tone) for named in (names, ()))
         # jobs driver_index, driver_index + num_drivers, ... share a driver
         for number in range(driver_index, config.num_images, num_drivers):
             seed = int(np.random.default_rng([43, config.seed, number]).integers(2**31))
             jobs.append(
                 Job(
                     id=f"{number:06d}", tile_id=tile.id, augmentation_seed=augmentation_seed, instances=instances, mask_sources=sources,
-                    prompt=prompt_of(names), seed=seed,
+                    prompt=prompt, prompt_without=prompt_without, seed=seed,
                 )
             )  # fmt: skip
     return Plan(
@@ -93,15 +104,16 @@ def make_plan(
 
 
 def _label(
-    tile: Tile, augmentation_seed: int | None, mixes: Sequence[tuple[int, ...]], by_class: dict[int, list[MaskBankEntry]], rng: np.random.Generator,
+    tile: Tile, augmentation_seed: int | None, mixes: Sequence[_Mix], by_class: dict[int, list[MaskBankEntry]], rng: np.random.Generator,
     perturb: Perturb, place: Place, allowed_of: Callable[[Tile, int | None], Mask], keep_place: bool,
-) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:  # fmt: skip
+) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...], str]:  # fmt: skip
     allowed = allowed_of(tile, augmentation_seed)
     taken = np.zeros_like(allowed)
     instances: list[Instance] = []
     sources: list[MaskSource] = []
     for _ in range(20):
-        for category_id in mixes[int(rng.integers(len(mixes)))]:
+        mix = mixes[int(rng.integers(len(mixes)))]
+        for category_id in mix.category_ids:
             entries = by_class.get(category_id, [])
             if not entries:
                 continue
@@ -115,10 +127,8 @@ def _label(
             instances.append(Instance(category_id=category_id, rle=encode(placed)))
             sources.append(MaskSource(bank_id=entry.id, perturbation_seed=seed))
         if instances:
-            break
-    if not instances:
-        raise ConfigError(f"pool tile {tile.id}", "no mask of the bank finds a place on it", "use larger tiles or more masks")
-    return tuple(instances), tuple(sources)
+            return tuple(instances), tuple(sources), mix.tone
+    raise ConfigError(f"pool tile {tile.id}", "no mask of the bank finds a place on it", "use larger tiles or more masks")
 
 
 def plan_summary(plan: Plan) -> dict[str, object]:

@@ -17,3 +17,9 @@ def test_class_is_named_once_and_its_noun_is_not_doubled() -> None:
 
 def test_tile_without_defects_gets_the_concept_prompt() -> None:
     assert condition_prompt("sks", []) == concept_prompt("sks")
+
+
+def test_tone_words_stand_before_the_token() -> None:
+    assert concept_prompt("sks", "dim mild") == "an image of a dim mild sks"
+    assert condition_prompt("sks", ["axial"], defect_noun="crack", tone="dim mild") == "an image of a dim mild sks with a axial crack"
+    assert condition_prompt("sks", [], tone="dim mild") == concept_prompt("sks", "dim mild")

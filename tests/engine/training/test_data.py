@@ -32,6 +32,14 @@ def test_first_variant_is_the_tile_and_others_depend_on_content_not_on_id(traini
     assert tile.digest() == renamed.digest()
 
 
+def test_tone_is_that_of_the_surface_outside_defects_and_padding(training_tiles: Callable[..., list[Any]]) -> None:
+    tile = training_tiles(1)[0]
+    image = np.full_like(tile.image, 100)
+    image[tile.defect] = 0
+    image[:, 40:] = 255
+    assert replace(tile, image=image, valid_hw=(32, 40)).tone == "muted flat"
+
+
 def test_digest_changes_with_any_mask_pixel(training_tiles: Callable[..., list[Any]]) -> None:
     tile = training_tiles(1)[0]
     mask = tile.instances[0][1].copy()

@@ -5,9 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def concept_prompt(token: str) -> str:
-    """Give phase 1's prompt, `an image of a [V]`; also that of a defect-free tile in phase 2."""
-    return f"an image of a {token}"
+def concept_prompt(token: str, tone: str = "") -> str:
+    """Give phase 1's prompt, `an image of a [V]`; also that of a defect-free tile in phase 2.
+
+    Args:
+        token: [V].
+        tone: words for the tile's tones before it (ours; a driver carries no brightness); empty gives the paper's prompt.
+    """
+    return f"an image of a {tone} {token}" if tone else f"an image of a {token}"
 
 
 def class_prompt(noun: str) -> str:
@@ -15,7 +20,7 @@ def class_prompt(noun: str) -> str:
     return f"a {noun}"
 
 
-def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str = "") -> str:
+def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str = "", tone: str = "") -> str:
     """Give phase 2's prompt, `an image of a [V] with a [class] crack`, several classes joined by `and`.
 
     Args:
@@ -23,6 +28,7 @@ def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str
         class_names: class of each defect; each class is named once, in this order; empty gives the concept prompt.
         defect_noun: word after each class name that does not hold it already: `crack` in the paper, whose classes are
             kinds of crack; empty where class names say it all.
+        tone: words for the tile's tones, as for `concept_prompt`.
     """
     phrases: list[str] = []
     for name in dict.fromkeys(class_names):
@@ -30,4 +36,5 @@ def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str
         if defect_noun and defect_noun.lower() not in words:
             words.append(defect_noun.lower())
         phrases.append("a " + " ".join(words))
-    return concept_prompt(token) if not phrases else f"{concept_prompt(token)} with {' and '.join(phrases)}"
+    start = concept_prompt(token, tone)
+    return f"{start} with {' and '.join(phrases)}" if phrases else start

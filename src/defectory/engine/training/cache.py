@@ -38,6 +38,7 @@ class TileVariants:
         latents: float16 [V,C,h,w], scaled posterior means.
         defect: bool [V,1,h,w], latent pixels that hold any defect pixel.
         class_names: per variant, the class names of the instances that are still in it.
+        tone: words for the tile's tones; training augmentation keeps them.
         drivers: per variant, a deflated uint8 [H,W,3]; empty in phase 1.
         size_hw: of the tile, pixels.
     """
@@ -45,6 +46,7 @@ class TileVariants:
     latents: Tensor
     defect: Tensor
     class_names: tuple[tuple[str, ...], ...]
+    tone: str
     drivers: tuple[bytes, ...]
     size_hw: tuple[int, int]
 
@@ -131,7 +133,12 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
     factor = tile.image.shape[0] // latents.shape[-2]
     defect = max_pool2d(masks_to_tensor(masks), factor) > 0
     return TileVariants(
-        latents=latents, defect=defect, class_names=names, drivers=drivers, size_hw=(tile.image.shape[0], tile.image.shape[1])
+        latents=latents,
+        defect=defect,
+        class_names=names,
+        tone=tile.tone,
+        drivers=drivers,
+        size_hw=(tile.image.shape[0], tile.image.shape[1]),
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from defectory.errors import InputError
 from defectory.geometry import Augmentation
+from defectory.tones import tone_words
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -45,6 +46,12 @@ class TrainingTile:
         for _, mask in self.instances:
             union |= mask
         return union
+
+    @property
+    def tone(self) -> str:
+        """Give the words for the tones of the tile outside its defects."""
+        height, width = self.valid_hw
+        return tone_words(self.image[:height, :width], without=self.defect[:height, :width])
 
     def digest(self) -> str:
         """Give the SHA-256 hex digest of image, masks and classes; the id is not part of it."""

@@ -21,14 +21,14 @@ def held_out_indices(num_tiles: int) -> list[int]:
 
 
 def held_out_batches(
-    variants: Sequence[TileVariants], num_timesteps: int, prompt_of: Callable[[Sequence[str]], str], batch_size: int
+    variants: Sequence[TileVariants], num_timesteps: int, prompt_of: Callable[[TileVariants, int], str], batch_size: int
 ) -> list[Batch]:
     """Give the validation batches of unaugmented tiles, with timesteps spread evenly over the schedule.
 
     Args:
         variants: one entry per held-out tile, of which the first variant is used.
         num_timesteps: of the schedule.
-        prompt_of: class names of a tile's defects to its prompt.
+        prompt_of: tile and variant to the prompt.
         batch_size: members per batch.
     """
     batches: list[Batch] = []
@@ -43,7 +43,7 @@ def held_out_batches(
                 clean=clean,
                 noise=torch.randn(clean.shape, generator=generator_of("held out", start)),
                 timesteps=torch.tensor([timesteps[row] for row in rows]),
-                prompts=[prompt_of(variants[row].class_names[0]) for row in rows],
+                prompts=[prompt_of(variants[row], 0) for row in rows],
                 defect=torch.stack([variants[row].defect[0] for row in rows]),
                 drivers=torch.stack([variants[row].driver(0) for row in rows]) if variants[0].drivers else None,
             )

@@ -1,0 +1,37 @@
+"""Words for the tones of an image, which captions and prompts hold: a driver carries no brightness."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+LIGHTNESS: tuple[tuple[float, str], ...] = (
+    (24, "black"), (40, "sooty"), (56, "dark"), (72, "dusky"), (88, "dim"), (104, "muted"), (122, "medium"), (142, "light"), (166, "pale"), (196, "bright"), (256, "white"),
+)  # fmt: skip
+"""Mean grey level below which a word is used."""
+CONTRAST: tuple[tuple[float, str], ...] = (
+    (7, "flat"),
+    (12, "even"),
+    (18, "mild"),
+    (26, "clear"),
+    (38, "strong"),
+    (54, "harsh"),
+    (256, "stark"),
+)
+"""Standard deviation of grey levels below which a word is used."""
+
+
+def tone_words(image: NDArray[np.uint8], *, without: NDArray[np.bool_] | None = None) -> str:
+    """Give two words for lightness and contrast, for example `dim mild`.
+
+    Args:
+        image: RGB uint8 [H,W,3].
+        without: bool [H,W], pixels that do not count, such as defects and padding; ignored where nothing else is left.
+    """
+    grey = image.astype(np.float32).mean(axis=2)
+    counted = grey if without is None or without.all() else grey[~without]
+    return f"{_word(LIGHTNESS, float(counted.mean()))} {_word(CONTRAST, float(counted.std()))}"
+
+
+def _word(limits: tuple[tuple[float, str], ...], value: float) -> str:
+    return next(word for limit, word in limits if value < limit)
