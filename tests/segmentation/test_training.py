@@ -18,7 +18,7 @@ from defectory.segmentation import data
 from defectory.segmentation.config import Arm, SegmentationConfig
 from defectory.segmentation.data import SegmentationTile
 from defectory.segmentation.predict import predict_images
-from defectory.segmentation.training import SegmenterEvent, load_segmenter, train_segmenter
+from defectory.segmentation.training import WARMUP_STEPS, SegmenterEvent, first_real_step, learning_rate_at, load_segmenter, train_segmenter
 
 MakeTiles = Callable[..., list[SegmentationTile]]
 CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
@@ -189,3 +189,17 @@ def test_a_pickle_or_a_damaged_segmenter_is_refused(make_tiles: MakeTiles, tmp_p
     weights.write_bytes(damaged)
     with pytest.raises(WeightsError, match="digest differs"):
         load_segmenter(tmp_path / "made")
+
+
+def test_each_part_of_synthetic_then_real_has_a_schedule_of_its_own() -> None:
+    config = SegmentationConfig(num_steps=100, learning_rate=1.0, real_share_of_steps=0.4)
+    turn = first_real_step(config)
+    rates = [learning_rate_at(step, "synthetic_then_real", config) for step in range(100)]
+    assert turn == 60
+    for begin, end in ((0, turn), (turn, 100)):
+        part = rates[begin:end]
+        assert part.index(max(part)) in (WARMUP_STEPS - 1, WARMUP_STEPS)
+        assert max(part) == pytest.approx(1.0)
+        assert part[-1] < 0.1
+    alone = [learning_rate_at(step, "real", config) for step in range(100)]
+    assert alone[WARMUP_STEPS:] == sorted(alone[WARMUP_STEPS:], reverse=True)

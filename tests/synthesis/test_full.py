@@ -92,6 +92,19 @@ def test_another_batch_size_gives_the_same_pictures(models: LoadedModels, tmp_pa
             assert (difference <= 1).mean() >= 0.999
 
 
+def test_drafts_of_grey_tiles_are_grey_and_of_coloured_ones_coloured(models: LoadedModels, tmp_path: Path) -> None:
+    def coloured(job: Job) -> DraftInput:
+        return replace(input_of(job), tile=np.full((*SIZE_HW, 3), (77, 80, 90), np.uint8))
+
+    draw(models, tmp_path / "grey")
+    list(synthesize(make_plan(), models=models, input_of=coloured, config=CONFIG, out=tmp_path / "coloured"))
+    grey, colour = pictures(tmp_path / "grey", 0), pictures(tmp_path / "coloured", 0)
+    assert (grey == grey[..., :1]).all()
+    drawn = colour[:, :, : VALID_HW[1]]
+    assert (drawn != drawn[..., :1]).any(axis=-1).mean() > 0.5
+    assert np.abs(grey[:, :, : VALID_HW[1], 0] - drawn.mean(axis=-1)).max() <= 0.5 + 1e-6
+
+
 def test_both_halves_start_from_the_same_noise(models: LoadedModels, tmp_path: Path) -> None:
     """With equal drivers and prompts the two halves are one picture."""
 

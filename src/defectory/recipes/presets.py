@@ -15,15 +15,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "segmentation": {"num_steps": 240, "validate_every": 60},
     },
     "demo-full": {
-        "concept": {"training": {"num_steps": 400}},
-        "condition": {"training": {"num_steps": 1200}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 400},
-        "segmentation": {"num_steps": 400, "validate_every": 100, "seeds": [0, 1, 2]},
+        "concept": {"training": {"num_steps": 400, "learning_rate": 5e-4, "ema_decay": 0.97}},
+        "condition": {"training": {"num_steps": 900}, "defect_noun": "crack"},
+        "synthesis": {"num_images": 360},
+        "segmentation": {"num_steps": 500, "validate_every": 125, "seeds": [0, 1, 2]},
     },
     "cpu": {
-        "concept": {"training": {"num_steps": 400}},
-        "condition": {"training": {"num_steps": 1000}},
-        "synthesis": {"num_images": 320},
+        "concept": {"training": {"num_steps": 300, "learning_rate": 5e-4, "ema_decay": 0.97}},
+        "condition": {"training": {"num_steps": 700}},
+        "synthesis": {"num_images": 240, "mask_guidance": 2.5},
         "segmentation": {"num_steps": 400},
     },
     "gpu-sd15": {

@@ -88,7 +88,7 @@ def train_segmenter(
     began, start = time.monotonic(), state.step
     for step in range(start, config.num_steps):
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(step, config.num_steps)
+            group["lr"] = learning_rate_at(step, arm, config)
         batch = draw_batch(
             _tiles_of(arm, step, real, synthetic, config),
             defect_free,
@@ -188,10 +188,19 @@ def first_real_step(config: SegmentationConfig) -> int:
     return round(config.num_steps * (1 - config.real_share_of_steps))
 
 
-def _schedule(step: int, num_steps: int) -> float:
-    if step < WARMUP_STEPS:
-        return (step + 1) / WARMUP_STEPS
-    return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / max(1, num_steps - WARMUP_STEPS)))
+def learning_rate_at(step: int, arm: Arm, config: SegmentationConfig) -> float:
+    """Give the learning rate of a step (from 0): linear warm-up, then cosine to 5% of the peak.
+
+    `synthetic_then_real` is two trainings one after the other: its real part has a schedule of its own.
+    """
+    begin, end = 0, config.num_steps
+    if arm == "synthetic_then_real":
+        turn = first_real_step(config)
+        begin, end = (0, turn) if step < turn else (turn, config.num_steps)
+    done, length = step - begin, end - begin
+    if done < WARMUP_STEPS:
+        return config.learning_rate * (done + 1) / WARMUP_STEPS
+    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - WARMUP_STEPS) / max(1, length - WARMUP_STEPS))))
 
 
 def _save(path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State) -> None:

@@ -20,8 +20,10 @@ class SynthesisConfig(Section):
     scheduler: Literal["base", "ddim", "ddpm", "euler", "dpm-solver"] = "base"
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=1.0, ge=1)
-    mask_guidance: float = Field(default=1.0, ge=1)
-    """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple; 1 is none and saves a third."""
+    mask_guidance: float = Field(default=2.0, ge=1)
+    """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks."""
+    mask_spill: float = Field(default=0.0, ge=0, le=1)
+    """The same elsewhere: how much of what masks do outside themselves is kept. With both at 1 a third of the time is saved."""
     control_scale: float = Field(default=1.0, ge=0)
     batch_size: int = Field(default=16, ge=1)
     seed: int = 0

@@ -88,21 +88,25 @@ def synthesize(
             control_scale=config.control_scale,
             without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[item.empty_driver for item in inputs]),
             mask_guidance=config.mask_guidance,
+            mask_spill=config.mask_spill,
         )
         for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
             image_file, without_file, driver_file = draft_paths(out, job.id)
             save_png(driver_file, item.driver)
-            save_png(without_file, _keep_padding(images[len(batch) + index], item))
-            save_png(image_file, _keep_padding(images[index], item))
+            save_png(without_file, _finished(images[len(batch) + index], item))
+            save_png(image_file, _finished(images[index], item))
         done += len(batch)
         yield DraftDone(done=done, total=len(plan.jobs), resumed_at=resumed, seconds=time.monotonic() - began)
 
 
-def _keep_padding(image: Image, item: DraftInput) -> Image:
-    """Put the tile's padding back: it is no image, and no network draws it exactly."""
+def _finished(image: Image, item: DraftInput) -> Image:
+    """Put the tile's padding back, which is no image and no network draws exactly, and keep grey tiles grey."""
     result = item.tile.copy()
     height, width = item.valid_hw
-    result[:height, :width] = image[:height, :width]
+    drawn = image[:height, :width]
+    if (item.tile == item.tile[..., :1]).all():
+        drawn = np.round(drawn.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8)
+    result[:height, :width] = drawn
     return result
 
 

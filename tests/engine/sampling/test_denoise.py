@@ -138,17 +138,24 @@ def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(m
     plain[::5] = 50
     without = Without(prompt_embeddings=encode_prompts(models, [PROMPTS[1]]), drivers=[plain])
 
-    def latents(mask_guidance: float) -> torch.Tensor:
+    def latents(mask_guidance: float, mask_spill: float = 1.0) -> torch.Tensor:
         vae = Listening(models.vae)
         denoise(
             replace(models, vae=vae), prompt_embeddings=encode_prompts(models, PROMPTS[:2]), empty_embedding=encode_prompts(models, [""])[0],
             drivers=[drivers()[0], plain], seeds=[SEEDS[0]] * 2, scheduler_name="ddim", num_steps=1, without=without,
-            mask_guidance=mask_guidance,
+            mask_guidance=mask_guidance, mask_spill=mask_spill,
         )  # fmt: skip
         return vae.latents
 
     with_mask, no_mask = latents(1.0)
     assert float((with_mask - no_mask).abs().max()) > 1e-3
     guided = latents(2.5)
-    torch.testing.assert_close(guided[0], no_mask + 2.5 * (with_mask - no_mask), atol=1e-4, rtol=1e-4)
+    painted = (torch.from_numpy(drivers()[0]) != torch.from_numpy(plain)).any(dim=-1).float()
+    cover = torch.nn.functional.avg_pool2d(painted[None], models.latent_factor)
+    assert 0 < float(cover.mean()) < 1
+    difference = with_mask - no_mask
+    torch.testing.assert_close(guided[0], with_mask + 1.5 * cover * difference, atol=1e-4, rtol=1e-4)
     assert torch.equal(guided[1], no_mask)
+    kept_inside = latents(2.5, mask_spill=0.0)
+    torch.testing.assert_close(kept_inside[0], no_mask + 2.5 * cover * difference, atol=1e-4, rtol=1e-4)
+    assert torch.equal(kept_inside[1], no_mask)

@@ -78,11 +78,13 @@ def denoise(
     control_scale: float = 1.0,
     without: Without | None = None,
     mask_guidance: float = 1.0,
+    mask_spill: float = 1.0,
 ) -> np.ndarray:
     """Draw images.
 
     Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the empty
-    prompt), as Ho & Salimans 2022, and (mask_guidance - 1) (p - p without the mask), ours.
+    prompt), as Ho & Salimans 2022; and (w - 1) (p - p without the mask), ours, where w goes from `mask_spill` on latent
+    pixels without mask to `mask_guidance` on those that it covers.
 
     Args:
         models: base and control network.
@@ -96,6 +98,7 @@ def denoise(
         control_scale: strength of the control network's residuals.
         without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
         mask_guidance: how strongly masks are drawn; 1 is none.
+        mask_spill: how much of what a mask does outside itself is kept, 0..1; 1 is all.
 
     Returns:
         RGB uint8 [B,H,W,3].
@@ -109,6 +112,12 @@ def denoise(
     latents = sample_noise(seeds, shape).to(device) * scheduler.init_noise_sigma
     condition = None if drivers is None else drivers_to_tensor(drivers).to(device)
     plain_condition = None if without is None else drivers_to_tensor(without.drivers).to(device)
+    # w - 1 of each latent pixel; None where nothing is guided
+    mask_weight: Tensor | None = None
+    if condition is not None and plain_condition is not None and (mask_guidance, mask_spill) != (1.0, 1.0):
+        painted = (condition[: len(plain_condition)] != plain_condition).any(dim=1, keepdim=True).float()
+        cover = torch.nn.functional.avg_pool2d(painted, factor)
+        mask_weight = mask_spill + (mask_guidance - mask_spill) * cover - 1
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds]
     # a base may name a scheduler that draws noise at every step
     draws_noise = "generator" in inspect.signature(scheduler.step).parameters
@@ -120,11 +129,11 @@ def denoise(
         if guidance_scale > 1.0:
             unguided = _predict(models, scaled, timestep, empty_embedding.expand_as(prompt_embeddings), condition, control_scale)
             guided = guided + (guidance_scale - 1) * (predicted - unguided)
-        if without is not None and mask_guidance > 1.0:
+        if without is not None and mask_weight is not None:
             count = len(without.drivers)
             plain = _predict(models, scaled[:count], timestep, without.prompt_embeddings, plain_condition, control_scale)
             guided = guided.clone()
-            guided[:count] += (mask_guidance - 1) * (predicted[:count] - plain)
+            guided[:count] += mask_weight * (predicted[:count] - plain)
         latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
     decoded: Any = models.vae.decode(latents / models.scaling_factor)
     return tensor_to_images(decoded.sample)
