@@ -8,10 +8,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "concept": {
             "num_class_images": 32,
-            "training": {"num_steps": 200, "learning_rate": 5e-4, "ema_decay": 0.97, "variants_per_image": 4, "validate_every": 50},
+            "training": {"num_steps": 180, "learning_rate": 5e-4, "ema_decay": 0.97, "variants_per_image": 4, "validate_every": 60},
         },
-        "condition": {"defect_noun": "crack", "training": {"num_steps": 360, "variants_per_image": 4, "validate_every": 90}},
-        "synthesis": {"num_images": 160, "num_steps": 16},
+        "condition": {"defect_noun": "crack", "training": {"num_steps": 320, "variants_per_image": 4, "validate_every": 80}},
+        "synthesis": {"num_images": 128, "num_steps": 16},
         "segmentation": {"num_steps": 240, "validate_every": 60},
     },
     "demo-full": {
