@@ -179,12 +179,13 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
     from dataclasses import replace
 
     from defectory.engine.base.load import load_base, load_controlnet
-    from defectory.synthesis.full import DraftInput, synthesize, working_precision
+    from defectory.engine.sampling.denoise import for_sampling
+    from defectory.synthesis.full import DraftInput, synthesize
 
     plan, pool = plan_of(project), PoolTiles(project, tileset_of(project))
     device = device_of(project)
-    control = load_controlnet(project.path("control", "controlnet"), device, working_precision())
-    models = replace(load_base(project.path("concept", "base"), device, working_precision()), controlnet=control)
+    control = load_controlnet(project.path("control", "controlnet"), device)
+    models = for_sampling(replace(load_base(project.path("concept", "base"), device), controlnet=control))
 
     def input_of(job: Job) -> DraftInput:
         driver, empty, tile = pool.drivers(job)

@@ -15,7 +15,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "segmentation": {"num_steps": 240, "validate_every": 60},
     },
     "demo-full": {
-        "concept": {"training": {"num_steps": 400, "learning_rate": 5e-4, "ema_decay": 0.97}},
+        "concept": {"training": {"num_steps": 400, "learning_rate": 5e-4, "ema_decay": 0.97, "min_snr_floor": 1.0}},
         "condition": {"training": {"num_steps": 900}, "defect_noun": "crack"},
         "synthesis": {"num_images": 360},
         "segmentation": {"num_steps": 500, "validate_every": 125, "seeds": [0, 1, 2]},

@@ -25,5 +25,6 @@ class SynthesisConfig(Section):
     mask_spill: float = Field(default=0.0, ge=0, le=1)
     """The same elsewhere: how much of what masks do outside themselves is kept. With both at 1 a third of the time is saved."""
     control_scale: float = Field(default=1.0, ge=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
     batch_size: int = Field(default=16, ge=1)
     seed: int = 0

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Job, Plan
@@ -60,7 +59,7 @@ def synthesize(
 
     Args:
         plan: jobs.
-        models: adapted base and control network, float32 for sameness across batch sizes.
+        models: adapted base and control network, in float32.
         input_of: gives a job's drivers and pool tile.
         config: sampler, steps, batch size.
         out: folder with `images/`, `without/` and `drivers/`.
@@ -89,6 +88,7 @@ def synthesize(
             without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[item.empty_driver for item in inputs]),
             mask_guidance=config.mask_guidance,
             mask_spill=config.mask_spill,
+            precision=config.precision,
         )
         for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
             image_file, without_file, driver_file = draft_paths(out, job.id)
@@ -108,8 +108,3 @@ def _finished(image: Image, item: DraftInput) -> Image:
         drawn = np.round(drawn.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8)
     result[:height, :width] = drawn
     return result
-
-
-def working_precision() -> torch.dtype:
-    """Give the precision drafts are drawn in: float32, since bf16 makes a picture depend on its batch."""
-    return torch.float32
