@@ -18,7 +18,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "concept": {"training": {"num_steps": 400, "learning_rate": 5e-4, "ema_decay": 0.97, "min_snr_floor": 1.0}},
         "condition": {"training": {"num_steps": 900}, "defect_noun": "crack"},
         "synthesis": {"num_images": 360},
-        "segmentation": {"num_steps": 500, "validate_every": 125, "seeds": [0, 1, 2]},
+        "segmentation": {"num_steps": 300, "validate_every": 75, "seeds": [0, 1, 2]},
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, "learning_rate": 5e-4, "ema_decay": 0.97}},
