@@ -170,7 +170,8 @@ def _decision_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
         for decision in chosen:
             image = load_rgb(project.path("drafts", "images", f"{decision.job_id}.png"))
             shown = draw_outlines(image, [(colour, mask) for _, mask in masks_of(jobs[decision.job_id].instances)])
-            cells.append(Cell(image=shown, caption=f"#{decision.job_id} fidelity {decision.fidelity.iou:.2f}: {decision.reason}"))
+            told = decision.reason if decision.status == "rejected" else f"fidelity {decision.fidelity.iou:.2f}"
+            cells.append(Cell(image=shown, caption=f"#{decision.job_id}: {told}"))
         rows.append((status, cells))
     return Grid(
         title="Accepted and rejected", rows=rows, note="Fidelity compares the label with where the pair with and without mask differs."

@@ -30,7 +30,7 @@ th,td{padding:4px 12px;border-bottom:1px solid var(--line);text-align:right;vert
 figure{margin:0;flex:0 1 128px;min-width:64px}figure img{width:100%;display:block;image-rendering:auto;border-radius:2px}figcaption{font-size:11px;line-height:1.25;color:var(--soft);overflow-wrap:anywhere}
 .charts{display:flex;flex-wrap:wrap;gap:12px}.chart{flex:1 1 440px;max-width:540px;background:var(--panel);font-size:11px}.chart text{fill:var(--ink)}.chart-title{font-size:13px;font-weight:600}.grid-line{stroke:var(--line);fill:none}
 .yes{color:var(--bad);font-weight:600}.no{color:var(--good)}.unknown{color:var(--open)}details{margin:8px 0}summary{cursor:pointer}
-td.text{text-align:left;overflow-wrap:anywhere}@media print{body{max-width:none}h2{break-after:avoid}.row,table{break-inside:avoid}}
+th.text,td.text{text-align:left;overflow-wrap:anywhere}@media print{body{max-width:none}h2{break-after:avoid}.row,table{break-inside:avoid}}
 """
 
 
@@ -109,4 +109,4 @@ def _signatures(signatures: Sequence[Signature]) -> str:
         f'<td class="text">{escape(s.evidence)}</td><td class="text">{escape(s.advice)}</td></tr>'
         for s in signatures
     )
-    return f'<div class="scroll"><table><thead><tr><th>failure</th><th>found</th><th>figures</th><th>what to do</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    return f'<div class="scroll"><table><thead><tr><th>failure</th><th>found</th><th class="text">figures</th><th class="text">what to do</th></tr></thead><tbody>{rows}</tbody></table></div>'
