@@ -11,7 +11,7 @@ from scipy.spatial.distance import directed_hausdorff
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
-from defectory.evaluation.mask_metrics import coco_truth, hausdorff_px, score_segmenter
+from defectory.evaluation.mask_metrics import best_score_threshold, coco_truth, hausdorff_px, score_segmenter
 from defectory.rle import box_xyxy, encode
 
 CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"), Category(id=3, name="never seen"))
@@ -166,3 +166,22 @@ def test_hausdorff_of_empty_and_full_masks() -> None:
     assert hausdorff_px(full, full) == 0.0
     far = directed_hausdorff(np.argwhere(full), np.argwhere(mask))[0]
     assert hausdorff_px(full, mask) == pytest.approx(far, abs=1e-3)
+
+
+def test_the_score_threshold_is_where_f1_is_best() -> None:
+    left, right = rectangle(2, 2, 12, 12), rectangle(20, 20, 30, 30)
+    nowhere = rectangle(40, 2, 44, 6)
+    records = [record(1, (1, left), (1, right)), record(2, (2, left))]
+    results = [
+        result(1, 1, 0.9, left), result(1, 1, 0.6, right), result(2, 2, 0.4, left), result(1, 1, 0.2, nowhere), result(2, 2, 0.1, nowhere),
+    ]  # fmt: skip
+    assert best_score_threshold(records, results) == pytest.approx(0.3)
+    wrong_class_and_twice = [*results, result(2, 1, 0.5, left), result(1, 1, 0.55, left)]
+    # 3 right of 5 against 3 true: 0.75; 2 of 2 against 3: 0.8
+    assert best_score_threshold(records, wrong_class_and_twice) == pytest.approx((0.6 + 0.55) / 2)
+
+
+def test_without_a_right_detection_the_score_threshold_is_a_half() -> None:
+    mask = rectangle(2, 2, 12, 12)
+    assert best_score_threshold([record(1, (1, mask))], []) == 0.5
+    assert best_score_threshold([record(1)], [result(1, 1, 0.9, mask)]) == 0.5

@@ -17,6 +17,8 @@ class SegmenterScores(Value):
     """Mean over matched instances alone; 0 where none matched."""
     hausdorff: float
     """Mean over true instances of the symmetric Hausdorff distance / image diagonal; a missed instance counts 1."""
+    score_threshold: float
+    """Weaker detections counted neither for IoU nor for Hausdorff distance."""
     num_instances: int
     per_class_segm_map: dict[str, float]
 

@@ -169,7 +169,9 @@ def predict(
         Path, typer.Option("--segmenter", "-m", help="Folder of a trained segmenter, for example runs/demo/segment/real-seed0.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.json and overlays.")] = Path("predictions"),
-    min_score: Annotated[float, typer.Option("--min-score", min=0, max=1, help="Detections under this score are not drawn.")] = 0.5,
+    min_score: Annotated[
+        float | None, typer.Option("--min-score", min=0, max=1, help="Detections under this score are not drawn; chosen on validation.")
+    ] = None,
     device: DeviceOption = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on past images that cannot be read, and list them.")] = False,
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def predict_files(
-    images: list[Path], *, segmenter: Path, out: Path, min_score: float, device: str, skip_bad: bool
+    images: list[Path], *, segmenter: Path, out: Path, min_score: float | None, device: str, skip_bad: bool
 ) -> tuple[int, list[str]]:  # fmt: skip
     """Predict image files, write `predictions.json` (images, categories, COCO results) and overlays.
 
@@ -19,12 +19,13 @@ def predict_files(
     from defectory.imageio import load_rgb
     from defectory.run import write_json
     from defectory.segmentation.predict import coco_results, predict_images, write_overlay
-    from defectory.segmentation.training import load_segmenter
+    from defectory.segmentation.training import load_segmenter, score_threshold_of
 
     files = list(_files(images))
     if not files:
         raise ImageError(", ".join(str(p) for p in images), "no images here", "give image files or folders that hold some")
     model, categories, tiling = load_segmenter(segmenter, device)
+    drawn_from = score_threshold_of(segmenter) if min_score is None else min_score
     records: list[dict[str, Any]] = []
     results: list[dict[str, object]] = []
     skipped: list[str] = []
@@ -39,7 +40,7 @@ def predict_files(
         found = next(iter(predict_images(model, [(image_id, image)], tiling)))
         records.append({"id": image_id, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]})
         results += coco_results(found)
-        write_overlay(out / "overlays" / f"{image_id:05d}_{path.stem}.png", image, found, categories, min_score=min_score)
+        write_overlay(out / "overlays" / f"{image_id:05d}_{path.stem}.png", image, found, categories, min_score=drawn_from)
     write_json(out / "predictions.json", results)
     write_json(out / "images.json", {"images": records, "categories": [{"id": c.id, "name": c.name} for c in categories]})
     return len(records), skipped

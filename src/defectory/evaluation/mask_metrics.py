@@ -48,9 +48,39 @@ def score_segmenter(
         iou=float(np.mean(ious)) if ious else 0.0,
         iou_matched=float(np.mean(matched)) if matched else 0.0,
         hausdorff=float(np.mean(distances)) if distances else 1.0,
+        score_threshold=score_threshold,
         num_instances=num_instances,
         per_class_segm_map=per_class,
     )
+
+
+def best_score_threshold(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]], *, min_iou: float = 0.5) -> float:
+    """Give the score from which on detections have the best F1 against whole images; 0.5 where none is right.
+
+    Detections are matched strongest first, each with the unused true instance of its class that it overlaps most. Between the
+    last detection that is kept and the first that is not the threshold lies in the middle.
+
+    Args:
+        images: true records, of validation.
+        results: COCO results with RLE.
+        min_iou: a detection is right from this IoU on.
+    """
+    records = {record.id: record for record in images}
+    left = {r.id: [(i.category_id, decode(i.rle)) for i in r.instances if not i.is_crowd] for r in images}
+    num_true = sum(len(true) for true in left.values())
+    ranked = sorted((r for r in results if int(r["image_id"]) in records), key=lambda r: -float(r["score"]))
+    best, threshold, right = 0.0, 0.5, 0
+    for number, result in enumerate(ranked, start=1):
+        mask, candidates = _decode(result), left[int(result["image_id"])]
+        overlaps = [_iou(mask, other) if label == int(result["category_id"]) else 0.0 for label, other in candidates]
+        if overlaps and max(overlaps) >= min_iou:
+            candidates.pop(int(np.argmax(overlaps)))
+            right += 1
+        f1 = 2 * right / (number + num_true)
+        if f1 > best:
+            weaker = float(ranked[number]["score"]) if number < len(ranked) else 0.0
+            best, threshold = f1, (float(result["score"]) + weaker) / 2
+    return threshold
 
 
 def coco_truth(images: Sequence[ImageRecord], categories: Sequence[Category]) -> dict[str, Any]:
@@ -114,12 +144,12 @@ def _matched(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]]
     distances: list[float] = []
     for record in images:
         true = [(i.category_id, decode(i.rle)) for i in record.instances if not i.is_crowd]
-        found = [(int(r["category_id"]), _decode(r), float(r["score"])) for r in by_image.get(record.id, [])]
+        found = [(int(r["category_id"]), _decode(r)) for r in by_image.get(record.id, [])]
         pairs = sorted(
             (
                 (_iou(mask, other), t, f)
                 for t, (label, mask) in enumerate(true)
-                for f, (category, other, _) in enumerate(found)
+                for f, (category, other) in enumerate(found)
                 if label == category
             ),
             reverse=True,

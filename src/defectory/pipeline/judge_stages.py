@@ -11,7 +11,7 @@ import numpy as np
 from defectory.artifacts.dataset import ImageRecord, image_path
 from defectory.artifacts.scores import SegmenterScores
 from defectory.evaluation.image_metrics import score_image_sets
-from defectory.evaluation.mask_metrics import score_segmenter
+from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
 from defectory.imageio import load_rgb
 from defectory.pipeline.generate_stages import accepted_jobs, decisions_of, device_of, fidelity_of, plan_of
 from defectory.pipeline.stage import Progress, Project
@@ -33,7 +33,7 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
     def run(project: Project) -> Iterator[Progress | str]:
         from defectory.segmentation.data import SegmentationTile
         from defectory.segmentation.predict import coco_results, predict_images
-        from defectory.segmentation.training import load_segmenter, train_segmenter
+        from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
 
         dataset, split, tileset = dataset_of(project), split_of(project), tileset_of(project)
         config, device, name = project.config.segmentation, device_of(project), f"segment {arm} seed {seed}"
@@ -67,7 +67,7 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
 
         def validate(model: Any) -> float:
             results = _predict(project, model, val, tileset.tiling, predict_images, coco_results)
-            return score_segmenter(val, dataset.categories, results, score_threshold=config.score_threshold).segm_map
+            return score_segmenter(val, dataset.categories, results, score_threshold=0.5).segm_map  # mAP knows no threshold
 
         kind = config.model if config.model != "auto" else ("light" if device == "cpu" else "resnet50")
         out = project.path(arm_folder(arm, seed))
@@ -79,10 +79,14 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
             best = max(best, event.val_map or 0.0)
             yield Progress(stage=name, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}, best val mAP {best:.3f}")
         model, _, _ = load_segmenter(out, device)
+        threshold = config.score_threshold
+        if threshold is None:
+            threshold = best_score_threshold(val, _predict(project, model, val, tileset.tiling, predict_images, coco_results))
+        record_score_threshold(out, threshold)
         test = [dataset.image(i) for i in split.test]
         results = _predict(project, model, test, tileset.tiling, predict_images, coco_results)
         write_json(out / "predictions.json", results)
-        scores = score_segmenter(test, dataset.categories, results, score_threshold=config.score_threshold)
+        scores = score_segmenter(test, dataset.categories, results, score_threshold=threshold)
         scores.save(out / "scores.json")
         yield f"test segm mAP {scores.segm_map:.3f}, box mAP {scores.bbox_map:.3f}, AP50 {scores.ap50:.3f}, IoU {scores.iou:.3f}, HD {scores.hausdorff:.3f}"
 

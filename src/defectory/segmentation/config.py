@@ -30,8 +30,8 @@ class SegmentationConfig(Section):
     checkpoint_every: int = Field(default=100, ge=1)
     max_val_images: int = Field(default=60, ge=1)
     """Val images scored at each validation; defect-free ones at most as many as defective ones."""
-    score_threshold: float = Field(default=0.5, ge=0, le=1)
-    """Detections under this score count neither for IoU nor for Hausdorff distance."""
+    score_threshold: float | None = Field(default=None, ge=0, le=1)
+    """Detections under this score count neither for IoU nor for Hausdorff distance; None: where F1 on real val is best, per segmenter."""
     init: Init = "segmenter"
     """What every arm of the light segmenter starts from: the shipped segmenter for procedural defects, the shipped encoder alone, or random weights."""
     seeds: tuple[int, ...] = (0,)

@@ -166,6 +166,17 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
     return model.to(device).eval(), categories, Tiling.model_validate(content["tiling"])
 
 
+def record_score_threshold(folder: Path, threshold: float) -> None:
+    """Store with a trained segmenter the score from which on its detections count."""
+    about = folder / "segmenter.json"
+    write_json(about, {**json.loads(about.read_text()), "score_threshold": threshold})
+
+
+def score_threshold_of(folder: Path) -> float:
+    """Give the score from which on a segmenter's detections count; 0.5 where none was stored."""
+    return float(json.loads((folder / "segmenter.json").read_text()).get("score_threshold", 0.5))
+
+
 class _State:
     def __init__(self) -> None:
         self.step = 0
