@@ -170,7 +170,13 @@ def predict(
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.json and overlays.")] = Path("predictions"),
     min_score: Annotated[
-        float | None, typer.Option("--min-score", min=0, max=1, help="Detections under this score are not drawn; chosen on validation.")
+        float | None,
+        typer.Option(
+            "--min-score",
+            min=0,
+            max=1,
+            help="Detections under this score are not drawn; default: the segmenter's own, chosen on validation.",
+        ),
     ] = None,
     device: DeviceOption = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on past images that cannot be read, and list them.")] = False,

@@ -12,7 +12,7 @@ from defectory.errors import ConfigError
 from defectory.recipes.project import ProjectConfig
 from defectory.run import digest_folder, digest_json, finish_stage, read_manifest, remove_leftovers, stage_is_done, write_text
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever a stage's outcome changes for equal inputs."""
 INPUTS_NAME = "inputs.txt"
 
