@@ -35,3 +35,11 @@ def tone_words(image: NDArray[np.uint8], *, without: NDArray[np.bool_] | None = 
 
 def _word(limits: tuple[tuple[float, str], ...], value: float) -> str:
     return next(word for limit, word in limits if value < limit)
+
+
+def contrast_steps(tone: str, other: str) -> int:
+    """Give how many words of contrast two tones (as `tone_words` gives them) lie apart; 0 where one is empty."""
+    names = [word for _, word in CONTRAST]
+    if not tone or not other:
+        return 0
+    return abs(names.index(tone.split()[1]) - names.index(other.split()[1]))

@@ -17,6 +17,7 @@ from defectory.masks.placement import place
 from defectory.rle import decode, encode
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.plan import make_plan, plan_summary
+from defectory.tones import contrast_steps
 
 SIZE_HW = (40, 56)
 CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
@@ -62,12 +63,15 @@ def allowed(_: Tile, __: int | None) -> Mask:
     return result
 
 
-def plan_of(num_pool: int = 4, *, bank: MaskBank = BANK, keep_place: bool = False, **config: Any) -> Plan:
+def plan_of(
+    num_pool: int = 4, *, bank: MaskBank = BANK, keep_place: bool = False, tone_of: Any = lambda tile: f"tone-{tile.id}",
+    tone_distance: Any = lambda tone, other: 0, **config: Any,
+) -> Plan:  # fmt: skip
     return make_plan(
         tileset(num_pool), bank, config=SynthesisConfig(**config), perturb=lambda mask, seed: perturb(mask, seed=seed, config=MaskConfig()),
         place=lambda mask, allowed, taken, rng: place(mask, size_hw=SIZE_HW, allowed=allowed, taken=taken, rng=rng), allowed_of=allowed,
         prompt_of=lambda names, tone: f"an image of a {tone} sks" + (" with " + " and ".join(names) if names else ""),
-        tone_of=lambda tile: f"tone-{tile.id}", concept_digest="c", control_digest="k",
+        tone_of=tone_of, tone_distance=tone_distance, concept_digest="c", control_digest="k",
         driver_config_digest="d", keep_place=keep_place,
     )  # fmt: skip
 
@@ -134,6 +138,28 @@ def test_a_job_has_the_tones_of_a_train_tile_with_its_classes() -> None:
         tone = job.prompt.split(" ")[4]
         assert tone in (("tone-t3",) if job.instances[0].category_id == 2 else ("tone-t0", "tone-t1", "tone-t2"))
         assert job.prompt_without == f"an image of a {tone} sks"
+
+
+def test_a_job_is_drawn_on_a_pool_tile_of_like_tones_unless_they_are_used_up() -> None:
+    """One pool tile in five is harsh, three train tiles in four are: the harsh ones serve more, but not alone."""
+    tones = {"t0": "dim harsh", "t1": "dim harsh", "t2": "black harsh", "t3": "dim flat"} | {f"p{i}": "dim flat" for i in range(2, 10)}
+
+    def apart(plan: Plan) -> list[int]:
+        return [contrast_steps(job.prompt.split(" with ")[0].removeprefix("an image of a "), tone_of(job.tile_id)) for job in plan.jobs]
+
+    def tone_of(tile_id: str) -> str:
+        return tones.get(tile_id, "white harsh")
+
+    def made(**changes: Any) -> Plan:
+        return plan_of(10, num_images=80, augmentations_per_image=10, tone_of=lambda tile: tone_of(tile.id), **changes)
+
+    matched, unmatched = made(tone_distance=contrast_steps), made()
+    uses = Counter(job.tile_id for job in matched.jobs)
+    assert np.mean(apart(matched)) < 0.5 * np.mean(apart(unmatched))
+    harsh, flat = [uses["p0"], uses["p1"]], [uses[f"p{i}"] for i in range(2, 10)]
+    assert min(harsh) > 2 * max(flat)
+    assert max(flat) - min(flat) <= 1
+    assert min(flat) >= 1
 
 
 def test_labels_lie_on_allowed_pixels_apart_and_name_their_source() -> None:

@@ -22,6 +22,7 @@ from defectory.rle import decode
 from defectory.run import digest_json
 from defectory.synthesis.export import export_synthetic
 from defectory.synthesis.plan import make_plan, plan_summary
+from defectory.tones import contrast_steps
 
 PLACE_MARGIN_PX = 2
 DARK_LEVEL = 24
@@ -156,7 +157,7 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         perturb=lambda mask, seed: perturb(mask, seed=seed, config=config.masks),
         place=lambda mask, allowed, taken, rng: place(mask, size_hw=allowed.shape, allowed=allowed, taken=taken, rng=rng),
         allowed_of=allowed_of,
-        prompt_of=prompt_of, tone_of=tone_of,
+        prompt_of=prompt_of, tone_of=tone_of, tone_distance=contrast_steps,
         concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
     )  # fmt: skip
     plan.save(project.path("plan", "plan.json"))

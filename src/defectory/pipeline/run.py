@@ -112,9 +112,14 @@ def _condition(project: Project) -> object:
     }
 
 
+PLAN_RULES = 2
+"""Raised when the same settings give another plan."""
+
+
 def _plan(project: Project) -> object:
     config = project.config
     return {
+        "rules": PLAN_RULES,
         "masks": config.masks.model_dump(mode="json"), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
         "synthesis": config.synthesis.model_dump(mode="json"), "defect_noun": config.condition.defect_noun,
     }  # fmt: skip

@@ -11,13 +11,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             "training": {"num_steps": 180, "learning_rate": 5e-4, "ema_decay": 0.97, "variants_per_image": 4, "validate_every": 60},
         },
         "condition": {"defect_noun": "crack", "training": {"num_steps": 320, "variants_per_image": 4, "validate_every": 80}},
-        "synthesis": {"num_images": 128, "num_steps": 16},
+        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 2.5},
         "segmentation": {"num_steps": 240, "validate_every": 60},
     },
     "demo-full": {
         "concept": {"training": {"num_steps": 400, "learning_rate": 5e-4, "ema_decay": 0.97, "min_snr_floor": 1.0}},
         "condition": {"training": {"num_steps": 900}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 360},
+        "synthesis": {"num_images": 360, "driver_guidance": 2.5},
         "segmentation": {"num_steps": 300, "validate_every": 75, "seeds": [0, 1, 2]},
     },
     "cpu": {
@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "training": {"num_steps": 800, "batch_size": 4, "learning_rate": 2e-6, "gradient_checkpointing": True},
         },
         "condition": {"init": "copy", "training": {"num_steps": 8000, "batch_size": 8, "learning_rate": 1e-5, "gradient_checkpointing": True}},
-        "synthesis": {"num_images": 1000, "num_steps": 30, "guidance_scale": 4.0, "batch_size": 8},
+        "synthesis": {"num_images": 1000, "num_steps": 30, "guidance_scale": 4.0, "driver_guidance": 1.0, "batch_size": 8},
         "segmentation": {"num_steps": 4000, "batch_size": 8, "validate_every": 500, "seeds": [0, 1, 2]},
     },
 }  # fmt: skip

@@ -86,6 +86,7 @@ def synthesize(
             guidance_scale=config.guidance_scale,
             control_scale=config.control_scale,
             without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[item.empty_driver for item in inputs]),
+            driver_guidance=config.driver_guidance,
             mask_guidance=config.mask_guidance,
             mask_spill=config.mask_spill,
             precision=config.precision,

@@ -22,6 +22,12 @@ Place = Callable[[Mask, Mask, Mask, np.random.Generator], Mask | None]
 """Cropped mask, allowed and taken pixels of the tile and a generator, to the placed mask or None."""
 
 
+TRIES = 20
+"""Mixes and pool tiles that are tried for one driver."""
+REUSE_PER_STEP = 4
+"""A pool tile one word of contrast further off is taken once nearer ones have served so many drivers more."""
+
+
 class _Mix(NamedTuple):
     """What a train tile shows: the class of each defect, and its tone words."""
 
@@ -39,6 +45,7 @@ def make_plan(
     allowed_of: Callable[[Tile, int | None], Mask],
     prompt_of: Callable[[Sequence[str], str], str],
     tone_of: Callable[[Tile], str],
+    tone_distance: Callable[[str, str], int],
     concept_digest: str,
     control_digest: str,
     driver_config_digest: str,
@@ -46,7 +53,8 @@ def make_plan(
 ) -> Plan:
     """Pair pool tiles (and their augmented versions) with perturbed masks of the bank.
 
-    How many defects an image gets, of which classes and in what tones, follows the train tiles. One driver serves at most
+    How many defects an image gets, of which classes and in what tones, follows the train tiles; the pool tile is one of like
+    tones, since a driver and words that contradict each other give a picture of neither. One driver serves at most
     `max_seeds_per_driver` jobs; with fewer images than drivers each serves one.
 
     Args:
@@ -57,7 +65,8 @@ def make_plan(
         place: puts it on a tile.
         allowed_of: tile and augmentation seed to where defects may lie, bool [H,W].
         prompt_of: class names and tone words to the prompt; no class name gives that of the half without mask.
-        tone_of: tone words of a train tile; a job takes those of the tile whose mix of classes it has.
+        tone_of: tone words of a tile; a job takes those of the train tile whose mix of classes it has.
+        tone_distance: how far apart two tones are, in words.
         concept_digest: of the concept.
         control_digest: of the control network.
         driver_config_digest: of the driver configuration.
@@ -78,16 +87,34 @@ def make_plan(
     versions = max(1, config.augmentations_per_image)
     num_drivers = max(-(-config.num_images // config.max_seeds_per_driver), min(config.num_images, len(pool) * versions))
     order = np.random.default_rng([41, config.seed]).permutation(len(pool))
+    tones = [tone_of(tile) for tile in pool]
+    distances: dict[str, NDArray[np.int64]] = {}
+    uses = np.zeros(len(pool), int)
     jobs: list[Job] = []
+
+    def version_of(place_in_pool: int) -> int | None:
+        if config.augmentations_per_image == 0:
+            return None
+        version_rng = np.random.default_rng([44, config.seed, place_in_pool, int(uses[place_in_pool]) % versions])
+        return int(version_rng.integers(2**31))
+
     for driver_index in range(num_drivers):
         rng = np.random.default_rng([42, config.seed, driver_index])
-        place_in_pool = int(order[driver_index % len(pool)])
-        tile, version = pool[place_in_pool], driver_index // len(pool) % versions
-        version_rng = np.random.default_rng([44, config.seed, place_in_pool, version])
-        augmentation_seed = int(version_rng.integers(2**31)) if config.augmentations_per_image > 0 else None
-        instances, sources, tone = _label(tile, augmentation_seed, mixes, by_class, rng, perturb, place, allowed_of, keep_place)
+        for _ in range(TRIES):
+            mix = mixes[int(rng.integers(len(mixes)))]
+            if mix.tone not in distances:
+                distances[mix.tone] = np.array([tone_distance(mix.tone, tone) for tone in tones])
+            costs = uses + REUSE_PER_STEP * distances[mix.tone]
+            place_in_pool = int(order[int(costs[order].argmin())])
+            tile, augmentation_seed = pool[place_in_pool], version_of(place_in_pool)
+            uses[place_in_pool] += 1
+            instances, sources = _label(tile, augmentation_seed, mix, by_class, rng, perturb, place, allowed_of, keep_place)
+            if instances:
+                break
+        else:
+            raise ConfigError("pool", f"no mask of the bank finds a place on any of {TRIES} tiles", "use larger tiles or more masks")
         names = [tileset.categories[i.category_id - 1].name for i in instances]
-        prompt, prompt_without = (prompt_of(named, tone) for named in (names, ()))
+        prompt, prompt_without = (prompt_of(named, mix.tone) for named in (names, ()))
         # jobs driver_index, driver_index + num_drivers, ... share a driver
         for number in range(driver_index, config.num_images, num_drivers):
             seed = int(np.random.default_rng([43, config.seed, number]).integers(2**31))
@@ -104,31 +131,28 @@ def make_plan(
 
 
 def _label(
-    tile: Tile, augmentation_seed: int | None, mixes: Sequence[_Mix], by_class: dict[int, list[MaskBankEntry]], rng: np.random.Generator,
+    tile: Tile, augmentation_seed: int | None, mix: _Mix, by_class: dict[int, list[MaskBankEntry]], rng: np.random.Generator,
     perturb: Perturb, place: Place, allowed_of: Callable[[Tile, int | None], Mask], keep_place: bool,
-) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...], str]:  # fmt: skip
+) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:  # fmt: skip
+    """Give the labels of one driver and where their masks come from; none where no mask finds a place."""
     allowed = allowed_of(tile, augmentation_seed)
     taken = np.zeros_like(allowed)
     instances: list[Instance] = []
     sources: list[MaskSource] = []
-    for _ in range(20):
-        mix = mixes[int(rng.integers(len(mixes)))]
-        for category_id in mix.category_ids:
-            entries = by_class.get(category_id, [])
-            if not entries:
-                continue
-            entry = entries[int(rng.integers(len(entries)))]
-            seed = int(rng.integers(2**31))
-            source = decode(entry.mask.rle)
-            placed = source & allowed if keep_place else place(perturb(source, seed), allowed, taken, rng)
-            if placed is None or not placed.any() or (placed & taken).any():
-                continue
-            taken |= placed
-            instances.append(Instance(category_id=category_id, rle=encode(placed)))
-            sources.append(MaskSource(bank_id=entry.id, perturbation_seed=seed))
-        if instances:
-            return tuple(instances), tuple(sources), mix.tone
-    raise ConfigError(f"pool tile {tile.id}", "no mask of the bank finds a place on it", "use larger tiles or more masks")
+    for category_id in mix.category_ids:
+        entries = by_class.get(category_id, [])
+        if not entries:
+            continue
+        entry = entries[int(rng.integers(len(entries)))]
+        seed = int(rng.integers(2**31))
+        source = decode(entry.mask.rle)
+        placed = source & allowed if keep_place else place(perturb(source, seed), allowed, taken, rng)
+        if placed is None or not placed.any() or (placed & taken).any():
+            continue
+        taken |= placed
+        instances.append(Instance(category_id=category_id, rle=encode(placed)))
+        sources.append(MaskSource(bank_id=entry.id, perturbation_seed=seed))
+    return tuple(instances), tuple(sources)
 
 
 def plan_summary(plan: Plan) -> dict[str, object]:

@@ -179,3 +179,45 @@ def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(m
     kept_inside = latents(2.5, mask_spill=0.0)
     torch.testing.assert_close(kept_inside[0], no_mask + 2.5 * cover * difference, atol=1e-4, rtol=1e-4)
     assert torch.equal(kept_inside[1], no_mask)
+
+
+def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(models: LoadedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from defectory.engine.sampling import denoise as module
+
+    monkeypatch.setattr(module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 1.0))
+    plain = np.zeros((32, 48, 3), np.uint8)
+    plain[::5] = 50
+    embeddings = encode_prompts(models, PROMPTS[:2])
+    without = Without(prompt_embeddings=embeddings[1:], drivers=[plain])
+
+    def latents(given: list[np.ndarray] | None = None, context: torch.Tensor = embeddings, **changes: Any) -> torch.Tensor:
+        vae = Listening(models.vae)
+        denoise(
+            replace(models, vae=vae), prompt_embeddings=context, empty_embedding=embeddings[0], drivers=given or [drivers()[0], plain],
+            seeds=[SEEDS[0]] * 2, scheduler_name="ddim", num_steps=1, **changes,
+        )  # fmt: skip
+        return vae.latents[:2]
+
+    with_mask, no_mask = latents()
+    # one step of a v-prediction is linear in it, so that latents differ as predictions do
+    bare_with, bare_without = latents(control_scale=0.0)
+    guided = latents(without=without, driver_guidance=2.5)
+    torch.testing.assert_close(guided[0], with_mask + 1.5 * (no_mask - bare_without), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(guided[1], no_mask + 1.5 * (no_mask - bare_without), atol=1e-4, rtol=1e-4)
+    alone = latents(driver_guidance=2.5)
+    torch.testing.assert_close(alone[0], with_mask + 1.5 * (with_mask - bare_with), atol=1e-4, rtol=1e-4)
+    both = latents(without=without, driver_guidance=2.5, mask_guidance=1.0, mask_spill=0.0)
+    painted = (torch.from_numpy(drivers()[0]) != torch.from_numpy(plain)).any(dim=-1).float()
+    cover = torch.nn.functional.avg_pool2d(painted[None], models.latent_factor)
+    torch.testing.assert_close(both[0], no_mask + cover * (with_mask - no_mask) + 1.5 * (no_mask - bare_without), atol=1e-4, rtol=1e-4)
+
+
+def test_drivers_are_guided_between_two_noise_levels_alone(models: LoadedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    from defectory.engine.sampling import denoise as module
+
+    plain = draw(models, [0], num_steps=4)
+    assert (draw(models, [0], num_steps=4, driver_guidance=3.0) != plain).mean() > 0.05
+    monkeypatch.setattr(module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 0.0))
+    assert np.array_equal(draw(models, [0], num_steps=4, driver_guidance=3.0), plain)
