@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from typing import Any
 
+CONCEPT_ON_CPU: dict[str, Any] = {"learning_rate": 1.2e-3, "ema_decay": 0.97, "min_snr_floor": 1.0}
+CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.0}
+"""For the embedded base (decision 013)."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "concept": {
             "num_class_images": 32,
-            "training": {"num_steps": 180, "learning_rate": 5e-4, "ema_decay": 0.97, "variants_per_image": 4, "validate_every": 60},
+            "training": {"num_steps": 180, **CONCEPT_ON_CPU, "variants_per_image": 4, "validate_every": 60},
         },
-        "condition": {"defect_noun": "crack", "training": {"num_steps": 320, "variants_per_image": 4, "validate_every": 80}},
+        "condition": {
+            "defect_noun": "crack",
+            "training": {"num_steps": 320, **CONDITION_ON_CPU, "variants_per_image": 4, "validate_every": 80},
+        },
         "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 2.5},
         "segmentation": {"num_steps": 240, "validate_every": 60},
     },
     "demo-full": {
-        "concept": {"training": {"num_steps": 400, "learning_rate": 5e-4, "ema_decay": 0.97, "min_snr_floor": 1.0}},
-        "condition": {"training": {"num_steps": 900}, "defect_noun": "crack"},
+        "concept": {"training": {"num_steps": 400, **CONCEPT_ON_CPU}},
+        "condition": {"training": {"num_steps": 900, **CONDITION_ON_CPU}, "defect_noun": "crack"},
         "synthesis": {"num_images": 360, "driver_guidance": 2.5},
         "segmentation": {"num_steps": 300, "validate_every": 75, "seeds": [0, 1, 2]},
     },
     "cpu": {
-        "concept": {"training": {"num_steps": 300, "learning_rate": 5e-4, "ema_decay": 0.97}},
-        "condition": {"training": {"num_steps": 700}},
+        "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
+        "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
         "synthesis": {"num_images": 240, "mask_guidance": 2.5},
         "segmentation": {"num_steps": 400},
     },
