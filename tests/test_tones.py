@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from defectory.tones import CONTRAST, LIGHTNESS, tone_words
+from defectory.tones import CONTRAST, LIGHTNESS, contrast_steps, tone_words
 
 SIZE_HW = (40, 56)
 
@@ -42,3 +42,11 @@ def test_every_word_names_one_range() -> None:
     for limits in (LIGHTNESS, CONTRAST):
         assert [limit for limit, _ in limits] == sorted(limit for limit, _ in limits)
         assert limits[-1][0] > 255
+
+
+@pytest.mark.parametrize(
+    ("tone", "other", "steps"),
+    [("dim flat", "white flat", 0), ("dim flat", "dim even", 1), ("pale stark", "dim flat", 6), ("", "dim flat", 0)],
+)
+def test_contrasts_lie_apart_by_words(tone: str, other: str, steps: int) -> None:
+    assert contrast_steps(tone, other) == contrast_steps(other, tone) == steps

@@ -109,6 +109,15 @@ def test_a_stage_without_its_needs_says_what_to_run(copied_run: TinyRun, ran: Ra
         ran(folder, settings, only=["synthesize"])
 
 
+def test_the_real_arm_is_trained_without_plan_or_drafts(copied_run: TinyRun, ran: Ran) -> None:
+    folder, settings, _ = copied_run
+    whole = (folder / "run" / "segment" / "real-seed0" / "scores.json").read_text()
+    for name in ("plan", "drafts", "curation", "segment/real-seed0"):
+        shutil.rmtree(folder / "run" / name)
+    assert ran(folder, settings, only=["segment-real-seed0"]) == {"segment-real-seed0"}
+    assert (folder / "run" / "segment" / "real-seed0" / "scores.json").read_text() == whole
+
+
 def test_needed_stages_come_in_order(tiny_run: TinyRun, open_tiny: Open) -> None:
     folder, settings, _ = tiny_run
     stages = stages_of(open_tiny(folder, settings))

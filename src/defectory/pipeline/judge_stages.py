@@ -51,13 +51,15 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
         defective = [t for t in tileset.of("train") if t.instances]
         pool = tileset.of("pool")[:400]
         split.require_training_ids((t.image_id for t in [*defective, *pool]), stage=name)
+        # the real arm needs no plan, and may be trained before there is one
+        accepted = [] if arm == "real" else accepted_jobs(plan_of(project), decisions_of(project))
         synthetic = [
             SegmentationTile(
                 id=job.id,
                 image=load_rgb(project.path("drafts", "images", f"{job.id}.png")),
                 instances=tuple((i.category_id, i.rle) for i in job.instances),
             )
-            for job in accepted_jobs(plan_of(project), decisions_of(project))
+            for job in accepted
         ]
         if arm != "real" and not synthetic:
             write_json(project.path(arm_folder(arm, seed), "skipped.json"), {"reason": "curation accepted no draft"})

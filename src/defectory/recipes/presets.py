@@ -7,6 +7,8 @@ from typing import Any
 CONCEPT_ON_CPU: dict[str, Any] = {"learning_rate": 1.2e-3, "ema_decay": 0.97, "min_snr_floor": 1.0}
 CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.0}
 """For the embedded base (decision 013)."""
+SEGMENTER_ON_CPU: dict[str, Any] = {"learning_rate": 4e-3}
+"""For the light segmenter (decision 014)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
@@ -18,20 +20,20 @@ PRESETS: dict[str, dict[str, Any]] = {
             "defect_noun": "crack",
             "training": {"num_steps": 320, **CONDITION_ON_CPU, "variants_per_image": 4, "validate_every": 80},
         },
-        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 2.5},
-        "segmentation": {"num_steps": 240, "validate_every": 60},
+        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 3.0, "mask_guidance": 1.5},
+        "segmentation": {"num_steps": 240, **SEGMENTER_ON_CPU, "validate_every": 60},
     },
     "demo-full": {
         "concept": {"training": {"num_steps": 400, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 900, **CONDITION_ON_CPU}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 360, "driver_guidance": 2.5},
-        "segmentation": {"num_steps": 300, "validate_every": 75, "seeds": [0, 1, 2]},
+        "synthesis": {"num_images": 360, "driver_guidance": 3.0, "mask_guidance": 1.25},
+        "segmentation": {"num_steps": 300, **SEGMENTER_ON_CPU, "validate_every": 75, "seeds": [0, 1, 2]},
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
-        "synthesis": {"num_images": 240, "mask_guidance": 2.5},
-        "segmentation": {"num_steps": 400},
+        "synthesis": {"num_images": 240, "driver_guidance": 2.5, "mask_guidance": 1.75},
+        "segmentation": {"num_steps": 400, **SEGMENTER_ON_CPU},
     },
     "gpu-sd15": {
         "tiling": {"tile_px": 512},
