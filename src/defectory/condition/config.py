@@ -19,4 +19,4 @@ class ConditionConfig(Section):
     """Word after each class name in the prompt; `crack` in the paper, whose classes are kinds of crack."""
     defect_free_share: float = Field(default=0.15, ge=0, lt=1)
     """Share of each batch that is defect-free train tiles with empty masks."""
-    training: TrainingConfig = TrainingConfig(num_steps=600, learning_rate=3e-4, defect_weight=5.0)
+    training: TrainingConfig = TrainingConfig(num_steps=600, learning_rate=3e-4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,11 @@ def resolve(
 
     origins: dict[str, str] = {}
     tree: Tree = {}
-    known = set(defaults())
+    known = defaults()
+    for key, (value, _) in known.items():
+        # a section's own defaults may differ from its type's, which setting one of its keys must not bring back
+        if value is not None:
+            _put(tree, key, value)
     for origin, values in layers:
         for key, value in values.items():
             where = f"{ENVIRONMENT_PREFIX}{key.upper().replace('.', '__')}" if origin == "environment" else f"{origin}: {key}"
@@ -168,7 +172,7 @@ def _put(tree: Tree, key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _advice(key: str, known: set[str]) -> str:
+def _advice(key: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
         key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
     )

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from defectory.recipes.presets import PRESETS
+from defectory.recipes.resolve import defaults, flatten, resolve
+
+PROJECT = {"name": "p", "data": {"path": "a.json"}}
+
+
+def test_setting_one_key_leaves_the_other_defaults_of_its_section() -> None:
+    """`concept.training` and `condition.training` share a type, but not its defaults."""
+    plain = flatten(resolve(project=PROJECT).config.model_dump())
+    for key in ("concept.training.batch_size", "condition.training.validate_every"):
+        changed = flatten(resolve(project=PROJECT, overrides=[f"{key}=7"]).config.model_dump())
+        assert {k for k in plain if plain[k] != changed[k]} == {key}
+
+
+def test_what_init_lists_as_default_is_what_a_project_runs_with() -> None:
+    resolved = flatten(resolve(project=PROJECT).config.model_dump())
+    listed = {key: value for key, (value, _) in defaults().items()}
+    differing = {key for key, value in resolved.items() if key in listed and listed[key] != value}
+    assert differing <= {"name", "data.path"}
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_a_preset_changes_the_keys_it_names_and_no_other(preset: str) -> None:
+    plain = flatten(resolve(project=PROJECT).config.model_dump(mode="json"))
+    resolved = resolve(project=PROJECT, preset=preset)
+    changed = flatten(resolved.config.model_dump(mode="json"))
+    named = flatten(PRESETS[preset])
+    assert {key for key in plain if plain[key] != changed[key]} <= set(named)
+    assert {key for key, origin in resolved.origins.items() if origin == f"preset {preset}"} == set(named)
+
+
+def test_later_layers_win() -> None:
+    layered = resolve(
+        project={**PROJECT, "preset": "cpu", "synthesis": {"num_images": 5}}, environment={"DEFECTORY_SYNTHESIS__NUM_IMAGES": "6"},
+        overrides=["synthesis.num_images=7"],
+    )  # fmt: skip
+    assert layered.config.synthesis.num_images == 7
+    assert layered.origins["synthesis.num_images"] == "command line"
+    assert layered.origins["condition.training.learning_rate"] == "preset cpu"
