@@ -135,6 +135,7 @@ def allowed_pixels(image: np.ndarray, valid_hw: tuple[int, int]) -> Mask:
 def run_plan(project: Project) -> Iterator[Progress | str]:
     """Build the mask bank and write the plan."""
     from defectory.engine.base.prompts import condition_prompt
+    from defectory.engine.training.data import TrainingTile
 
     tileset = tileset_of(project)
     config = project.config
@@ -147,7 +148,12 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         return allowed_pixels(pool.image(tile, augmentation_seed), tile.valid_hw)
 
     def tone_of(tile: Tile) -> str:
-        return training_tiles(project, [tile])[0].tone if concept.tone_words else ""
+        if not concept.tone_words:
+            return ""
+        masks = masks_of(tile.instances)
+        image = load_rgb(project.path("tiles", tile.file_name))
+        # classes do not matter for tones; naming them would read the tile set again for every tile
+        return TrainingTile(id=tile.id, image=image, instances=masks, class_names=("",) * len(masks), valid_hw=tile.valid_hw).tone
 
     def prompt_of(names: Sequence[str], tone: str) -> str:
         return condition_prompt(concept.token, names, defect_noun=config.condition.defect_noun, tone=tone)
