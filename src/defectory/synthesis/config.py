@@ -26,7 +26,8 @@ class SynthesisConfig(Section):
     mask_guidance: float = Field(default=2.0, ge=1)
     """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks."""
     mask_spill: float = Field(default=0.0, ge=0, le=1)
-    """The same elsewhere: how much of what masks do outside themselves is kept. With both at 1 a third of the time is saved."""
+    """The same elsewhere: how much of what masks do outside themselves is kept. With this and both guidances at 1 a step is drawn without
+    further evaluations, in under two thirds of the time."""
     control_scale: float = Field(default=1.0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     batch_size: int = Field(default=16, ge=1)
