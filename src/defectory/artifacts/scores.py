@@ -23,6 +23,16 @@ class SegmenterScores(Value):
     per_class_segm_map: dict[str, float]
 
 
+class DefectContrast(Value):
+    """Median RMS contrast of one class's defects to their surroundings, 0 or more."""
+
+    synthetic: float
+    real: float
+    """Of train tiles."""
+    num_synthetic: int
+    num_real: int
+
+
 class ImageSetScores(Value):
     """How close a set of synthetic tiles is to real test tiles."""
 

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from defectory.artifacts.annotation import Instance
 from defectory.artifacts.dataset import ImageRecord, image_path
-from defectory.artifacts.scores import SegmenterScores
+from defectory.artifacts.scores import DefectContrast, SegmenterScores
+from defectory.evaluation.contrast import score_contrast
 from defectory.evaluation.image_metrics import score_image_sets
 from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
 from defectory.imageio import load_rgb
 from defectory.pipeline.generate_stages import accepted_jobs, decisions_of, device_of, fidelity_of, plan_of
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
+from defectory.rle import decode
 from defectory.run import atomic_folder, write_json
 from defectory.segmentation.config import Arm
 
@@ -144,11 +148,29 @@ def run_evaluation(project: Project) -> Iterator[Progress | str]:
             encoder_name=name, config=config.evaluation, seed=config.seed,
         ).model_dump(mode="json")  # fmt: skip
     judged = verdict(arms)
-    scores = {"arms": arms, "fidelity": fidelity_of(project).model_dump(mode="json"), "image_sets": image_sets, "verdict": judged}
+    scores = {
+        "arms": arms, "fidelity": fidelity_of(project).model_dump(mode="json"), "image_sets": image_sets,
+        "defect_contrast": {name: value.model_dump(mode="json") for name, value in _contrast(project).items()}, "verdict": judged,
+    }  # fmt: skip
     with atomic_folder(project.path("evaluation")) as folder:
         write_json(folder / "scores.json", scores)
     write_json(project.path("scores.json"), {**arms, **{k: v for k, v in scores.items() if k != "arms"}})
     yield str(judged["sentence"])
+
+
+def _contrast(project: Project) -> dict[str, DefectContrast]:
+    """Compare all drafts, before curation, with the train tiles."""
+    tileset, plan = tileset_of(project), plan_of(project)
+    names = {category.id: category.name for category in tileset.categories}
+
+    def defects(path: Path, instances: Sequence[Instance]) -> tuple[Any, list[tuple[str, Any]]]:
+        return load_rgb(path), [(names[i.category_id], decode(i.rle)) for i in instances if not i.is_crowd]
+
+    limit = project.config.evaluation.max_kid_tiles
+    return score_contrast(
+        (defects(project.path("drafts", "images", f"{job.id}.png"), job.instances) for job in plan.jobs[:limit]),
+        (defects(project.path("tiles", tile.file_name), tile.instances) for tile in tileset.of("train")[:limit]),
+    )
 
 
 def _scores(project: Project, arm: Arm, seed: int) -> SegmenterScores | None:

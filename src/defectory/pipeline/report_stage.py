@@ -219,6 +219,23 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
                 note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as right up to twice the floor.",
             )
         )
+    if scores["defect_contrast"]:
+        tables.append(
+            Table(
+                title="Contrast of defects to their surroundings, median over instances",
+                columns=["class", "drafts", "real train", "ratio"],
+                rows=[
+                    [
+                        name,
+                        f"{c['synthetic']:.2f} ({c['num_synthetic']})",
+                        f"{c['real']:.2f} ({c['num_real']})",
+                        f"{c['synthetic'] / max(c['real'], 1e-6):.2f}",
+                    ]
+                    for name, c in scores["defect_contrast"].items()
+                ],
+                note="Root mean square distance of a defect's grey levels to the mean of a 5 px ring around it, over that mean; in brackets, instances. All drafts, before curation.",
+            )
+        )
     others: list[list[str]] = []
     if leak is not None:
         others.append(["driver leakage, AUC (0.5 is none)", f"{leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f})"])

@@ -20,6 +20,9 @@ LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
 COPY_RATIO = 0.5
 LEAK_AUC = 0.6
+CONTRAST_RATIOS = (2 / 3, 1.5)
+MIN_INSTANCES = 8
+"""Classes with fewer defects on either side are not judged by contrast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,13 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
         poor = poor or max(ratios) > TONE_RATIO
         quality += f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
     gain = verdict.get("gain")
+    contrasts = {
+        name: c["synthetic"] / max(c["real"], 1e-6)
+        for name, c in scores["defect_contrast"].items()
+        if min(c["num_synthetic"], c["num_real"]) >= MIN_INSTANCES
+    }
+    pale = [name for name, ratio in contrasts.items() if ratio < CONTRAST_RATIOS[0]]
+    strong = [name for name, ratio in contrasts.items() if ratio > CONTRAST_RATIOS[1]]
     return [
         Signature(
             name="synthetic quality too poor", detected=poor, evidence=quality,
@@ -87,6 +97,13 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
             name="control collapse", detected=bool(fidelity["mean"] < LOW_FIDELITY or fidelity["mean"] < 2 * fidelity["shuffled"]),
             evidence=f"mean fidelity {fidelity['mean']:.2f}, with labels shuffled {fidelity['shuffled']:.2f}",
             advice="Train phase 2 longer, raise condition.training.defect_weight, or raise condition.defect_free_share.",
+        ),
+        Signature(
+            name="defects too weak or too strong", detected=bool(pale or strong) if contrasts else None,
+            evidence=", ".join(f"{name} {ratio:.2f}" for name, ratio in contrasts.items()) + " times the contrast of train tiles" if contrasts else "",
+            advice="; ".join(
+                f"{'raise' if names is pale else 'lower'} synthesis.mask_guidance for {', '.join(names)}" for names in (pale, strong) if names
+            ) or "Contrast of drafts follows synthesis.mask_guidance.",
         ),
         Signature(
             name="memorisation", detected=None if copied is None else copied.copied_share > 0.05,

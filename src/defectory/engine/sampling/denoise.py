@@ -95,7 +95,7 @@ def denoise(
     Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the empty
     prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - q without any driver), where q is p, or p without
     the mask where `without` is given; and (w - 1) (p - p without the mask), where w goes from `mask_spill` on latent pixels
-    without mask to `mask_guidance` on those that it covers.
+    without mask to `mask_guidance` on those that it covers by half or more.
 
     Args:
         models: base and control network.
@@ -129,7 +129,8 @@ def denoise(
     mask_weight: Tensor | None = None
     if condition is not None and plain_condition is not None and (mask_guidance, mask_spill) != (1.0, 1.0):
         painted = (condition[: len(plain_condition)] != plain_condition).any(dim=1, keepdim=True).float()
-        cover = torch.nn.functional.avg_pool2d(painted, factor)
+        # a thin mask covers half of its latent pixels; weighed by plain coverage it would be drawn half as strongly as a wide one
+        cover = (2 * torch.nn.functional.avg_pool2d(painted, factor)).clamp(max=1)
         mask_weight = mask_spill + (mask_guidance - mask_spill) * cover - 1
     guides_driver = condition is not None and driver_guidance != 1.0
     plain_embeddings = prompt_embeddings

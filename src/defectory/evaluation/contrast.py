@@ -1,0 +1,79 @@
+"""How strongly defects stand out from their surroundings (numpy, float64)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.scores import DefectContrast
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+RING_PX = 5
+"""Width of the surroundings."""
+GAP_PX = 1
+"""Pixels beside a mask that are neither: a border is never sharp."""
+MIN_PX = 8
+
+
+def defect_contrast(image: Image, mask: Mask, labelled: Mask) -> float | None:
+    """Give the RMS contrast of a defect: root mean square of its grey levels' distance to the mean of its surroundings, over that mean.
+
+    Args:
+        image: RGB uint8 [H,W,3].
+        mask: of the defect, bool [H,W].
+        labelled: union of all masks of the image; other defects are no surroundings.
+
+    Returns:
+        0 or more, or None where defect or surroundings have fewer than 8 pixels.
+    """
+    grey = image.astype(np.float64).mean(axis=2)
+    ring = _grown(mask, RING_PX) & ~_grown(labelled, GAP_PX)
+    if min(int(mask.sum()), int(ring.sum())) < MIN_PX:
+        return None
+    level = float(grey[ring].mean())
+    return float(np.sqrt(np.square(grey[mask] - level).mean())) / max(level, 1.0)
+
+
+def score_contrast(
+    synthetic: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]], real: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]]
+) -> dict[str, DefectContrast]:
+    """Compare the contrast of synthetic and real defects per class: medians over instances.
+
+    Args:
+        synthetic: images RGB uint8 [H,W,3] with class name and mask of each defect.
+        real: likewise, train tiles.
+
+    Returns:
+        By class name, sorted; classes that are missing on either side are left out.
+    """
+    made, true = _by_class(synthetic), _by_class(real)
+    return {
+        name: DefectContrast(
+            synthetic=float(np.median(made[name])),
+            real=float(np.median(true[name])),
+            num_synthetic=len(made[name]),
+            num_real=len(true[name]),
+        )
+        for name in sorted(made.keys() & true.keys())
+    }
+
+
+def _by_class(images: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for image, defects in images:
+        if not defects:
+            continue
+        labelled = np.any([mask for _, mask in defects], axis=0)
+        for name, mask in defects:
+            contrast = defect_contrast(image, mask, labelled)
+            if contrast is not None:
+                found.setdefault(name, []).append(contrast)
+    return found
+
+
+def _grown(mask: Mask, by_px: int) -> Mask:
+    return cv2.dilate(mask.astype(np.uint8), np.ones((2 * by_px + 1, 2 * by_px + 1), np.uint8)) > 0

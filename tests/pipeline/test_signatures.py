@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from defectory.pipeline.signatures import signatures
+
+
+def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:
+    return {
+        "fidelity": {"accepted_share": 0.8, "mean": 0.6, "shuffled": 0.02},
+        "image_sets": None,
+        "verdict": {"outcome": "not enough evidence"},
+        "defect_contrast": {
+            name: {"synthetic": synthetic, "real": real, "num_synthetic": count, "num_real": 40}
+            for name, (synthetic, real, count) in contrasts.items()
+        },
+    }
+
+
+@pytest.mark.parametrize(
+    ("contrasts", "detected", "advice"),
+    [
+        ({"pit": (0.5, 0.6, 30), "burn": (0.6, 0.5, 30)}, False, "follows"),
+        ({"pit": (0.2, 0.6, 30), "burn": (0.6, 0.5, 30)}, True, "raise synthesis.mask_guidance for pit"),
+        ({"pit": (0.5, 0.6, 30), "burn": (0.9, 0.5, 30)}, True, "lower synthesis.mask_guidance for burn"),
+        (
+            {"pit": (0.2, 0.6, 30), "burn": (0.9, 0.5, 30)},
+            True,
+            "raise synthesis.mask_guidance for pit; lower synthesis.mask_guidance for burn",
+        ),
+        ({"pit": (0.2, 0.6, 3)}, None, "follows"),
+        ({}, None, "follows"),
+    ],
+)
+def test_weak_and_strong_defects_are_named_with_what_to_do(
+    contrasts: dict[str, tuple[float, float, int]], detected: bool | None, advice: str
+) -> None:
+    found = {s.name: s for s in signatures(scores(**contrasts), None, None)}["defects too weak or too strong"]
+    assert found.detected is detected
+    assert advice in found.advice
+    assert ("pit 0.33" in found.evidence) == (contrasts.get("pit") == (0.2, 0.6, 30))
