@@ -49,7 +49,10 @@ def input_of(job: Job) -> DraftInput:
     empty[::4] = 50
     driver = empty.copy()
     driver[decode(job.instances[0].rle)] = (255, 0, 0)
-    return DraftInput(driver=driver, empty_driver=empty, tile=np.full((*SIZE_HW, 3), 77, np.uint8), valid_hw=VALID_HW)
+    return DraftInput(
+        driver=driver, empty_driver=empty, tile=np.full((*SIZE_HW, 3), 77, np.uint8), valid_hw=VALID_HW,
+        mask_guidance=np.full(SIZE_HW, 2, np.float32),
+    )  # fmt: skip
 
 
 def draw(models: LoadedModels, out: Path, *, plan: Plan | None = None, **changes: Any) -> list[Any]:
@@ -105,6 +108,16 @@ def test_drafts_of_grey_tiles_are_grey_and_of_coloured_ones_coloured(models: Loa
     assert np.abs(grey[:, :, : VALID_HW[1], 0] - drawn.mean(axis=-1)).max() <= 0.5 + 1e-6
 
 
+def test_mask_guidance_changes_the_half_with_mask_alone(models: LoadedModels, tmp_path: Path) -> None:
+    def strongly(job: Job) -> DraftInput:
+        return replace(input_of(job), mask_guidance=np.full(SIZE_HW, 8, np.float32))
+
+    draw(models, tmp_path / "as_set")
+    list(synthesize(make_plan(), models=models, input_of=strongly, config=CONFIG, out=tmp_path / "strong"))
+    assert (pictures(tmp_path / "as_set", 0) != pictures(tmp_path / "strong", 0)).any()
+    assert (pictures(tmp_path / "as_set", 1) == pictures(tmp_path / "strong", 1)).all()
+
+
 def test_both_halves_start_from_the_same_noise(models: LoadedModels, tmp_path: Path) -> None:
     """With equal drivers and prompts the two halves are one picture."""
 
@@ -156,7 +169,8 @@ def test_killed_three_times_it_ends_with_the_same_files(
             empty = np.zeros((32, 48, 3), np.uint8)
             driver = empty.copy()
             driver[decode(job.instances[0].rle)] = 255
-            return DraftInput(driver=driver, empty_driver=empty, tile=empty, valid_hw=(32, 48))
+            guidance = np.full((32, 48), 2, np.float32)
+            return DraftInput(driver=driver, empty_driver=empty, tile=empty, valid_hw=(32, 48), mask_guidance=guidance)
         def stage(out):
             (out / "images").mkdir(parents=True, exist_ok=True)
             (out / "images" / ".000003.png.12.tmp.png").write_bytes(b"left by a killed write")

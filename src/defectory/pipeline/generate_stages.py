@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from defectory.artifacts.calibration import Calibration, ClassCalibration
 from defectory.artifacts.plan import Decisions, Job, MaskBank, Plan
 from defectory.artifacts.tiles import Tile
 from defectory.artifacts.weights import Concept, Control
 from defectory.curation.decide import FidelitySummary, Scored, decide
 from defectory.curation.decide import write_contact_sheet as write_curation_sheet
+from defectory.engine.base.prompts import condition_prompt
+from defectory.evaluation.contrast import defect_contrast
 from defectory.imageio import load_rgb
 from defectory.masks.bank import build_bank
 from defectory.masks.perturb import perturb
@@ -134,7 +137,6 @@ def allowed_pixels(image: np.ndarray, valid_hw: tuple[int, int]) -> Mask:
 
 def run_plan(project: Project) -> Iterator[Progress | str]:
     """Build the mask bank and write the plan."""
-    from defectory.engine.base.prompts import condition_prompt
     from defectory.engine.training.data import TrainingTile
 
     tileset = tileset_of(project)
@@ -155,15 +157,12 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         # classes do not matter for tones; naming them would read the tile set again for every tile
         return TrainingTile(id=tile.id, image=image, instances=masks, class_names=("",) * len(masks), valid_hw=tile.valid_hw).tone
 
-    def prompt_of(names: Sequence[str], tone: str) -> str:
-        return condition_prompt(concept.token, names, defect_noun=config.condition.defect_noun, tone=tone)
-
     plan = make_plan(
         tileset, bank, config=config.synthesis,
         perturb=lambda mask, seed: perturb(mask, seed=seed, config=config.masks),
         place=lambda mask, allowed, taken, rng: place(mask, size_hw=allowed.shape, allowed=allowed, taken=taken, rng=rng),
         allowed_of=allowed_of,
-        prompt_of=prompt_of, tone_of=tone_of, tone_distance=contrast_steps,
+        prompt_of=lambda names, tone: _prompt_of(project, concept, names, tone), tone_of=tone_of, tone_distance=contrast_steps,
         concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
     )  # fmt: skip
     plan.save(project.path("plan", "plan.json"))
@@ -171,9 +170,67 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     yield f"{summary['images']} images on {summary['drivers']} drivers of {summary['pool_tiles']} pool tiles; masks {summary['instances_per_class']}"
 
 
+def run_calibration(project: Project) -> Iterator[Progress | str]:
+    """Choose mask guidance per class."""
+    tileset, config = tileset_of(project), project.config.synthesis
+    concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
+    digests = {"concept_digest": concept.weights_digest, "control_digest": control.weights_digest}
+    path = project.path("calibration", "calibration.json")
+    if config.mask_guidance != "auto":
+        fixed = [ClassCalibration(category_id=c.id, name=c.name, mask_guidance=config.mask_guidance) for c in tileset.categories]
+        Calibration(classes=tuple(fixed), **digests).save(path)
+        yield f"mask guidance {config.mask_guidance:g} for every class, as set"
+        return
+    from defectory.synthesis.calibrate import LEVELS, CalibrationTile, calibrate, choose_tiles
+
+    defective = [tile for tile in tileset.of("train") if tile.instances]
+    split_of(project).require_training_ids((tile.image_id for tile in defective), stage="calibrate")
+    chosen = choose_tiles([[i.category_id for i in t.instances] for t in defective], config.calibration_tiles, seed=config.seed)
+    make = driver_maker(project, len(tileset.categories))
+    tiles = [
+        CalibrationTile(
+            tile=tile.image, instances=tuple(tile.instances), driver=make(tile.image, tile.instances, tile.valid_hw),
+            empty_driver=make(tile.image, (), tile.valid_hw, blind=[mask for _, mask in tile.instances]),
+            prompt=_prompt_of(project, concept, tile.class_names, tile.tone if concept.tone_words else ""),
+            prompt_without=_prompt_of(project, concept, (), tile.tone if concept.tone_words else ""),
+            seed=int(np.random.default_rng([45, config.seed, number]).integers(2**31)),
+        )
+        for number, tile in enumerate(training_tiles(project, [defective[i] for i in chosen]))
+    ]  # fmt: skip
+    for event in calibrate(
+        tiles, models=sampling_models(project), categories=tileset.categories, config=config, contrast_of=defect_contrast
+    ):
+        if isinstance(event, int):
+            yield Progress(stage="calibrate", done=event, total=len(tiles) * len(LEVELS))
+            continue
+        Calibration(classes=event, **digests).save(path)
+        yield "mask guidance " + ", ".join(f"{c.name} {c.mask_guidance:.2f}" for c in event)
+
+
+def sampling_models(project: Project) -> Any:
+    """Load adapted base and control network as they are drawn with."""
+    from dataclasses import replace
+
+    from defectory.engine.base.load import load_base, load_controlnet
+    from defectory.engine.sampling.denoise import for_sampling
+
+    device = device_of(project)
+    control = load_controlnet(project.path("control", "controlnet"), device)
+    return for_sampling(replace(load_base(project.path("concept", "base"), device), controlnet=control))
+
+
+def _prompt_of(project: Project, concept: Concept, names: Sequence[str], tone: str) -> str:
+    return condition_prompt(concept.token, names, defect_noun=project.config.condition.defect_noun, tone=tone)
+
+
 def plan_of(project: Project) -> Plan:
     """Read the plan."""
     return Plan.load(project.path("plan", "plan.json"))
+
+
+def calibration_of(project: Project) -> Calibration:
+    """Read the mask guidance per class."""
+    return Calibration.load(project.path("calibration", "calibration.json"))
 
 
 def bank_of(project: Project) -> MaskBank:
@@ -183,25 +240,23 @@ def bank_of(project: Project) -> MaskBank:
 
 def run_synthesis(project: Project) -> Iterator[Progress | str]:
     """Draw all drafts of the plan."""
-    from dataclasses import replace
-
-    from defectory.engine.base.load import load_base, load_controlnet
-    from defectory.engine.sampling.denoise import for_sampling
+    from defectory.synthesis.calibrate import guidance_map
     from defectory.synthesis.full import DraftInput, synthesize
 
     plan, pool = plan_of(project), PoolTiles(project, tileset_of(project))
-    device = device_of(project)
-    control = load_controlnet(project.path("control", "controlnet"), device)
-    models = for_sampling(replace(load_base(project.path("concept", "base"), device), controlnet=control))
+    guidance = calibration_of(project).by_category()
 
     def input_of(job: Job) -> DraftInput:
         driver, empty, tile = pool.drivers(job)
-        return DraftInput(driver=driver, empty_driver=empty, tile=tile, valid_hw=pool.tile(job).valid_hw)
+        return DraftInput(
+            driver=driver, empty_driver=empty, tile=tile, valid_hw=pool.tile(job).valid_hw,
+            mask_guidance=guidance_map(masks_of(job.instances), guidance, driver.shape[:2]),
+        )  # fmt: skip
 
     seconds = 0.0
     for event in synthesize(
         plan,
-        models=models,
+        models=sampling_models(project),
         input_of=input_of,
         config=project.config.synthesis,
         out=project.path("drafts"),

@@ -25,8 +25,9 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
         Stage(name="learn-concept", folder="concept", needs=made, settings=_concept, run=generate.run_concept, resumable=True),
         Stage(name="learn-condition", folder="control", needs=(*made, "learn-concept"), settings=_condition, run=generate.run_condition, resumable=True),
         Stage(name="plan", folder="plan", needs=(*made, "learn-concept", "learn-condition"), settings=_plan, run=generate.run_plan),
+        Stage(name="calibrate", folder="calibration", needs=(*made, "learn-concept", "learn-condition"), settings=_calibration, run=generate.run_calibration),
         Stage(
-            name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition"), settings=_synthesis,
+            name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
             run=generate.run_synthesis, resumable=True,
         ),
         Stage(name="curate", folder="curation", needs=("plan", "synthesize"), settings=lambda p: p.config.curation.model_dump(mode="json"), run=generate.run_curation),
@@ -121,7 +122,32 @@ def _plan(project: Project) -> object:
     return {
         "rules": PLAN_RULES,
         "masks": config.masks.model_dump(mode="json"), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
-        "synthesis": config.synthesis.model_dump(mode="json"), "defect_noun": config.condition.defect_noun,
+        "synthesis": config.synthesis.model_dump(mode="json", exclude=set(DRAWING_KEYS)), "defect_noun": config.condition.defect_noun,
+    }  # fmt: skip
+
+
+PLAN_KEYS = frozenset({"num_images", "augmentations_per_image", "max_seeds_per_driver"})
+DRAWING_KEYS = frozenset(
+    {
+        "mask_guidance",
+        "calibration_tiles",
+        "scheduler",
+        "num_steps",
+        "guidance_scale",
+        "driver_guidance",
+        "mask_spill",
+        "control_scale",
+        "precision",
+        "batch_size",
+    }
+)
+
+
+def _calibration(project: Project) -> object:
+    config = project.config
+    return {
+        "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_KEYS)), "drivers": config.drivers.model_dump(mode="json"),
+        "defect_noun": config.condition.defect_noun,
     }  # fmt: skip
 
 

@@ -44,12 +44,12 @@ def masks_of(instances: Sequence[Instance]) -> tuple[tuple[int, Mask], ...]:
     return tuple((i.category_id, decode(i.rle)) for i in instances)
 
 
-def driver_maker(project: Project, num_classes: int) -> Callable[[Image, Sequence[tuple[int, Mask]], tuple[int, int]], Image]:
-    """Give the function that extracts drivers of annotated tiles."""
+def driver_maker(project: Project, num_classes: int) -> Callable[..., Image]:
+    """Give the function that extracts drivers of annotated tiles from image, instances, valid size and, where not the instances, `blind`."""
     config = project.config.drivers
 
-    def make(image: Image, instances: Sequence[tuple[int, Mask]], valid_hw: tuple[int, int]) -> Image:
-        return extract_driver(image, instances, num_classes=num_classes, config=config, valid_hw=valid_hw)
+    def make(image: Image, instances: Sequence[tuple[int, Mask]], valid_hw: tuple[int, int], blind: Sequence[Mask] | None = None) -> Image:
+        return extract_driver(image, instances, num_classes=num_classes, config=config, blind=blind, valid_hw=valid_hw)
 
     return make
 

@@ -20,19 +20,19 @@ PRESETS: dict[str, dict[str, Any]] = {
             "defect_noun": "crack",
             "training": {"num_steps": 320, **CONDITION_ON_CPU, "variants_per_image": 4, "validate_every": 80},
         },
-        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 3.0, "mask_guidance": 1.5},
+        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 3.0},
         "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {
         "concept": {"training": {"num_steps": 400, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 900, **CONDITION_ON_CPU}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 360, "driver_guidance": 3.0, "mask_guidance": 1.25},
+        "synthesis": {"num_images": 360, "driver_guidance": 3.0},
         "segmentation": {"num_steps": 300, **SEGMENTER_OF_DEMO, "validate_every": 75, "seeds": [0, 1, 2]},
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
-        "synthesis": {"num_images": 240, "driver_guidance": 2.5, "mask_guidance": 1.75},
+        "synthesis": {"num_images": 240, "driver_guidance": 2.5},
         "segmentation": {"num_steps": 400},
     },
     "gpu-sd15": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -23,8 +23,11 @@ class SynthesisConfig(Section):
     driver_guidance: float = Field(default=2.0, ge=1)
     """How strongly geometry is drawn: distance of each step from the same step without a driver, as a multiple. Networks that were
     trained briefly draw soft; this gives holes, seams and contrast back, at a fifth more time."""
-    mask_guidance: float = Field(default=2.0, ge=1)
-    """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks."""
+    mask_guidance: Literal["auto"] | Annotated[float, Field(ge=1)] = "auto"
+    """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks. `auto`
+    chooses it per class, so that defects stand out as much as those of train tiles, which are drawn again for it."""
+    calibration_tiles: int = Field(default=24, ge=1)
+    """Train tiles that `auto` draws."""
     mask_spill: float = Field(default=0.0, ge=0, le=1)
     """The same elsewhere: how much of what masks do outside themselves is kept. With this and both guidances at 1 a step is drawn without
     further evaluations, in under two thirds of the time."""

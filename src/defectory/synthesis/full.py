@@ -32,12 +32,14 @@ class DraftDone:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftInput:
-    """What one job draws from: its driver, the same driver without a mask, the pool tile and its valid size."""
+    """What one job draws from: its driver, the same driver without a mask, the pool tile and its valid size, mask guidance."""
 
     driver: Image
     empty_driver: Image
     tile: Image
     valid_hw: tuple[int, int]
+    mask_guidance: NDArray[np.float32]
+    """How strongly masks are drawn, pixel by pixel, [H,W]."""
 
 
 def batches_of(plan: Plan, batch_size: int) -> list[tuple[Job, ...]]:
@@ -87,7 +89,7 @@ def synthesize(
             control_scale=config.control_scale,
             without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[item.empty_driver for item in inputs]),
             driver_guidance=config.driver_guidance,
-            mask_guidance=config.mask_guidance,
+            mask_guidance=np.stack([item.mask_guidance for item in inputs]),
             mask_spill=config.mask_spill,
             precision=config.precision,
         )

@@ -158,7 +158,7 @@ def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(m
     plain[::5] = 50
     without = Without(prompt_embeddings=encode_prompts(models, [PROMPTS[1]]), drivers=[plain])
 
-    def latents(mask_guidance: float, mask_spill: float = 1.0) -> torch.Tensor:
+    def latents(mask_guidance: float | np.ndarray, mask_spill: float = 1.0) -> torch.Tensor:
         vae = Listening(models.vae)
         denoise(
             replace(models, vae=vae), prompt_embeddings=encode_prompts(models, PROMPTS[:2]), empty_embedding=encode_prompts(models, [""])[0],
@@ -178,6 +178,13 @@ def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(m
     difference = with_mask - no_mask
     torch.testing.assert_close(guided[0], with_mask + 1.5 * cover * difference, atol=1e-4, rtol=1e-4)
     assert torch.equal(guided[1], no_mask)
+    by_pixel = latents(np.where(painted.numpy() > 0, 2.5, 77.0)[None].astype(np.float32))
+    torch.testing.assert_close(by_pixel[0], guided[0], atol=1e-5, rtol=1e-5)
+    left, right = np.full((1, 32, 48), 2.5, np.float32), np.ones((1, 32, 48), np.float32)
+    halved = latents(np.where(np.arange(48) < 8, left, right))
+    border = 8 // models.latent_factor
+    torch.testing.assert_close(halved[0, ..., :border], guided[0, ..., :border], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(halved[0, ..., border:], with_mask[..., border:], atol=1e-5, rtol=1e-5)
     kept_inside = latents(2.5, mask_spill=0.0)
     torch.testing.assert_close(kept_inside[0], no_mask + 2.5 * cover * difference, atol=1e-4, rtol=1e-4)
     assert torch.equal(kept_inside[1], no_mask)

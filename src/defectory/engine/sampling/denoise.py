@@ -86,7 +86,7 @@ def denoise(
     control_scale: float = 1.0,
     without: Without | None = None,
     driver_guidance: float = 1.0,
-    mask_guidance: float = 1.0,
+    mask_guidance: float | np.ndarray = 1.0,
     mask_spill: float = 1.0,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> np.ndarray:
@@ -109,7 +109,8 @@ def denoise(
         control_scale: strength of the control network's residuals.
         without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
         driver_guidance: how strongly the driver's geometry is drawn; 1 is none.
-        mask_guidance: how strongly masks are drawn; 1 is none.
+        mask_guidance: how strongly masks are drawn; 1 is none. A number, or float32 [N,H,W] for the N samples of `without`, read where
+            masks are painted.
         mask_spill: how much of what a mask does outside itself is kept, 0..1; 1 is all.
         precision: of the networks; latents stay float32.
 
@@ -127,11 +128,14 @@ def denoise(
     plain_condition = None if without is None else drivers_to_tensor(without.drivers).to(device)
     # w - 1 of each latent pixel; None where nothing is guided
     mask_weight: Tensor | None = None
-    if condition is not None and plain_condition is not None and (mask_guidance, mask_spill) != (1.0, 1.0):
+    if condition is not None and plain_condition is not None and (mask_spill != 1.0 or np.any(mask_guidance != 1.0)):
         painted = (condition[: len(plain_condition)] != plain_condition).any(dim=1, keepdim=True).float()
         # a thin mask covers half of its latent pixels; weighed by plain coverage it would be drawn half as strongly as a wide one
-        cover = (2 * torch.nn.functional.avg_pool2d(painted, factor)).clamp(max=1)
-        mask_weight = mask_spill + (mask_guidance - mask_spill) * cover - 1
+        share = torch.nn.functional.avg_pool2d(painted, factor)
+        strength = torch.as_tensor(mask_guidance, dtype=torch.float32, device=device)
+        if strength.ndim:
+            strength = torch.nn.functional.avg_pool2d(strength[:, None] * painted, factor) / share.clamp_min(1e-6)
+        mask_weight = mask_spill + (strength - mask_spill) * (2 * share).clamp(max=1) - 1
     guides_driver = condition is not None and driver_guidance != 1.0
     plain_embeddings = prompt_embeddings
     if without is not None:

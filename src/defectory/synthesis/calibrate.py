@@ -1,0 +1,158 @@
+"""Mask guidance per class, so that drafts' defects stand out from their surroundings as much as real ones.
+
+A network that learned briefly is unsure and draws defects too pale; guidance makes up for it, and how much of it is needed
+differs from class to class. Train tiles are drawn again from their own drivers, at a few guidances; contrast grows nearly
+linearly between them (decision 015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category
+from defectory.artifacts.calibration import ClassCalibration
+from defectory.engine.base.load import LoadedModels
+from defectory.engine.sampling.denoise import Without, denoise, encode_prompts
+from defectory.synthesis.config import SynthesisConfig
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+ContrastOf = Callable[[Image, Mask, Mask], float | None]
+"""Image, mask of a defect and union of all masks to the defect's contrast."""
+
+LEVELS = (1.0, 1.75, 2.5)
+BOUNDS = (1.0, 3.0)
+MIN_INSTANCES = 4
+"""Classes with fewer measured defects take the guidance of all classes together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationTile:
+    """A train tile RGB uint8 [H,W,3] with category id and mask of each defect, its drivers and prompts with and without them."""
+
+    tile: Image
+    instances: tuple[tuple[int, Mask], ...]
+    driver: Image
+    empty_driver: Image
+    prompt: str
+    prompt_without: str
+    seed: int
+
+
+def choose_tiles(classes_of: Sequence[Sequence[int]], count: int, *, seed: int) -> list[int]:
+    """Give the numbers of at most `count` tiles, in which every class comes as often as can be.
+
+    Args:
+        classes_of: category ids on each tile.
+        count: most tiles.
+        seed: of the order in which tiles are tried.
+    """
+    order = [int(i) for i in np.random.default_rng([46, seed]).permutation(len(classes_of))]
+    seen: dict[int, int] = dict.fromkeys((c for classes in classes_of for c in classes), 0)
+    chosen: list[int] = []
+    while order and len(chosen) < count:
+        rarest = min(sorted(seen), key=lambda c: seen[c])
+        following = next((i for i in order if rarest in classes_of[i]), None)
+        if following is None:
+            del seen[rarest]
+            if not seen:
+                break
+            continue
+        order.remove(following)
+        chosen.append(following)
+        for category_id in classes_of[following]:
+            if category_id in seen:
+                seen[category_id] += 1
+    return chosen
+
+
+def calibrate(
+    tiles: Sequence[CalibrationTile],
+    *,
+    models: LoadedModels,
+    categories: Sequence[Category],
+    config: SynthesisConfig,
+    contrast_of: ContrastOf,
+) -> Iterator[int | tuple[ClassCalibration, ...]]:
+    """Draw train tiles at a few mask guidances and choose one per class; yields pictures drawn so far, and last the outcome.
+
+    Args:
+        tiles: what to draw.
+        models: adapted base and control network, in float32.
+        categories: of the data set.
+        config: sampler, steps, batch size.
+        contrast_of: measures a defect.
+    """
+    empty = encode_prompts(models, [""])[0]
+    device = next(models.unet.parameters()).device
+    # category id, then its contrast in the real tile and at each level
+    rows: list[tuple[int, tuple[float, ...]]] = []
+    done = 0
+    for start in range(0, len(tiles), config.batch_size):
+        batch = tiles[start : start + config.batch_size]
+        embeddings = encode_prompts(models, [t.prompt for t in batch] + [t.prompt_without for t in batch]).to(device)
+        pictures: list[Sequence[Image]] = [[t.tile for t in batch]]
+        for level in LEVELS:
+            drawn = denoise(
+                models, prompt_embeddings=embeddings[: len(batch)], empty_embedding=empty, drivers=[t.driver for t in batch],
+                seeds=[t.seed for t in batch], scheduler_name=config.scheduler, num_steps=config.num_steps, guidance_scale=config.guidance_scale,
+                control_scale=config.control_scale,
+                without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[t.empty_driver for t in batch]),
+                driver_guidance=config.driver_guidance, mask_guidance=level, mask_spill=config.mask_spill, precision=config.precision,
+            )  # fmt: skip
+            pictures.append(list(drawn))
+            done += len(batch)
+            yield done
+        for index, tile in enumerate(batch):
+            labelled = np.any([mask for _, mask in tile.instances], axis=0)
+            for category_id, mask in tile.instances:
+                values = [contrast_of(images[index], mask, labelled) for images in pictures]
+                if all(value is not None for value in values):
+                    rows.append((category_id, tuple(float(value or 0.0) for value in values)))
+    yield choose_guidance(rows, categories)
+
+
+def choose_guidance(rows: Sequence[tuple[int, tuple[float, ...]]], categories: Sequence[Category]) -> tuple[ClassCalibration, ...]:
+    """Give the guidance at which the median contrast of each class is that of its real defects, within bounds.
+
+    Args:
+        rows: category id of a defect, and its contrast in the real tile and at each of `LEVELS`.
+        categories: of the data set.
+    """
+    together = _matching(np.median([values for _, values in rows], axis=0)) if rows else LEVELS[1]
+    classes: list[ClassCalibration] = []
+    for category in categories:
+        own = [values for category_id, values in rows if category_id == category.id]
+        if len(own) < MIN_INSTANCES:
+            classes.append(ClassCalibration(category_id=category.id, name=category.name, mask_guidance=together, num_instances=len(own)))
+            continue
+        medians = np.median(own, axis=0)
+        classes.append(
+            ClassCalibration(
+                category_id=category.id, name=category.name, mask_guidance=_matching(medians), real=float(medians[0]),
+                drawn=tuple((level, float(value)) for level, value in zip(LEVELS, medians[1:], strict=True)), num_instances=len(own),
+            )
+        )  # fmt: skip
+    return tuple(classes)
+
+
+def _matching(medians: NDArray[np.float64]) -> float:
+    """Give the guidance at which a line through the drawn contrasts meets the real one."""
+    slope, level = np.polyfit(LEVELS, medians[1:], 1)
+    if slope < 1e-3:
+        # guidance does nothing here, or the wrong thing
+        return LEVELS[1]
+    return round(float(np.clip((medians[0] - level) / slope, *BOUNDS)), 3)
+
+
+def guidance_map(instances: Sequence[tuple[int, Mask]], guidance: Mapping[int, float], size_hw: tuple[int, int]) -> NDArray[np.float32]:
+    """Give the mask guidance of each pixel, float32 [H,W]: that of the class whose mask is painted there, 1 elsewhere."""
+    result = np.ones(size_hw, np.float32)
+    # as drivers are painted: larger ones first
+    for category_id, mask in sorted(instances, key=lambda item: -int(item[1].sum())):
+        result[mask] = guidance[category_id]
+    return result

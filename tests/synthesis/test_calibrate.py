@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from defectory.artifacts.annotation import Category
+from defectory.artifacts.calibration import ClassCalibration
+from defectory.engine.base.load import LoadedModels, load_base
+from defectory.synthesis.calibrate import BOUNDS, LEVELS, CalibrationTile, calibrate, choose_guidance, choose_tiles, guidance_map
+from defectory.synthesis.config import SynthesisConfig
+
+SIZE_HW = (32, 48)
+CATEGORIES = (Category(id=1, name="pit"), Category(id=2, name="burn"), Category(id=3, name="scratch"))
+
+
+def row(category_id: int, real: float, slope: float, level: float = 0.0) -> tuple[int, tuple[float, ...]]:
+    return category_id, (real, *(level + slope * guidance for guidance in LEVELS))
+
+
+def test_guidance_is_where_the_drawn_contrast_meets_the_real_one() -> None:
+    rows = [row(1, 0.6, 0.3)] * 5 + [row(2, 0.5, 0.25, 0.05)] * 4
+    pit, burn, scratch = choose_guidance(rows, CATEGORIES)
+    assert pit.mask_guidance == pytest.approx(2.0)
+    assert burn.mask_guidance == pytest.approx(1.8)
+    assert (pit.real, pit.num_instances) == (pytest.approx(0.6), 5)
+    assert pit.drawn == tuple((guidance, pytest.approx(0.3 * guidance)) for guidance in LEVELS)
+    # a class that was not measured takes what fits all measured defects
+    assert (scratch.real, scratch.num_instances) == (None, 0)
+    assert scratch.mask_guidance == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("real", "slope", "expected"), [(0.1, 0.3, BOUNDS[0]), (9.0, 0.3, BOUNDS[1]), (0.5, 0.0, LEVELS[1]), (0.5, -0.2, LEVELS[1])]
+)
+def test_guidance_stays_in_bounds_and_is_no_extrapolation_where_it_does_nothing(real: float, slope: float, expected: float) -> None:
+    assert choose_guidance([row(1, real, slope, 0.2)] * 4, CATEGORIES)[0].mask_guidance == pytest.approx(expected)
+
+
+def test_an_outlier_does_not_move_the_median_and_nothing_measured_is_the_middle_level() -> None:
+    rows = [row(1, 0.6, 0.3)] * 6 + [row(1, 5.0, 0.01)]
+    assert choose_guidance(rows, CATEGORIES)[0].mask_guidance == pytest.approx(2.0)
+    assert {c.mask_guidance for c in choose_guidance([], CATEGORIES)} == {LEVELS[1]}
+
+
+def test_tiles_are_chosen_so_that_rare_classes_come_often() -> None:
+    classes_of = [[1]] * 40 + [[1, 2]] * 3 + [[3]] * 2
+    chosen = choose_tiles(classes_of, 9, seed=0)
+    assert len(chosen) == len(set(chosen)) == 9
+    counts = {c: sum(c in classes_of[i] for i in chosen) for c in (1, 2, 3)}
+    assert counts[2] == 3
+    assert counts[3] == 2
+    assert choose_tiles(classes_of, 9, seed=0) == chosen
+    assert choose_tiles(classes_of, 9, seed=1) != chosen
+    assert sorted(choose_tiles(classes_of, 99, seed=0)) == list(range(45))
+
+
+def test_a_small_mask_on_a_large_one_keeps_its_class() -> None:
+    large, small = np.zeros(SIZE_HW, bool), np.zeros(SIZE_HW, bool)
+    large[4:20, 4:30], small[8:12, 8:12] = True, True
+    for instances in ([(1, small), (2, large)], [(2, large), (1, small)]):
+        made = guidance_map(instances, {1: 2.5, 2: 1.5}, SIZE_HW)
+        assert made.dtype == np.float32
+        assert (made[small] == 2.5).all()
+        assert (made[large & ~small] == 1.5).all()
+        assert (made[~large] == 1).all()
+
+
+def test_each_tile_is_drawn_at_every_level_and_measured_where_its_masks_lie(tiny_base_folder: Path) -> None:
+    models: LoadedModels = load_base(tiny_base_folder)
+    mask = np.zeros(SIZE_HW, bool)
+    mask[8:18, 10:26] = True
+    empty = np.zeros((*SIZE_HW, 3), np.uint8)
+    driver = empty.copy()
+    driver[mask] = (255, 0, 0)
+    tiles = [
+        CalibrationTile(
+            tile=np.full((*SIZE_HW, 3), 100, np.uint8), instances=((2, mask),), driver=driver, empty_driver=empty,
+            prompt="an image of a sks with a crack", prompt_without="an image of a sks", seed=seed,
+        )
+        for seed in range(5)
+    ]  # fmt: skip
+    seen: list[np.ndarray] = []
+
+    def contrast_of(image: np.ndarray, own: np.ndarray, labelled: np.ndarray) -> float:
+        assert (own == mask).all()
+        assert (labelled == mask).all()
+        seen.append(image)
+        # the real tile, then the levels; a line that meets the real value at 2
+        return (0.5, *(0.25 * level for level in LEVELS))[(len(seen) - 1) % 4]
+
+    config = SynthesisConfig(num_steps=2, batch_size=3, precision="fp32")
+    *progress, last = calibrate(tiles, models=models, categories=CATEGORIES, config=config, contrast_of=contrast_of)
+    assert progress == [3, 6, 9, 11, 13, 15]
+    assert isinstance(last, tuple)
+    burn = last[1]
+    assert isinstance(burn, ClassCalibration)
+    assert (burn.name, burn.num_instances) == ("burn", 5)
+    assert burn.mask_guidance == pytest.approx(2.0)
+    assert len(seen) == 5 * 4
+    for first in range(0, 20, 4):
+        assert (seen[first] == 100).all()
+        assert not (seen[first + 1] == seen[first + 3]).all()
