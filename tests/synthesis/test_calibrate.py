@@ -38,6 +38,14 @@ def test_guidance_stays_in_bounds_and_is_no_extrapolation_where_it_does_nothing(
     assert choose_guidance([row(1, real, slope, 0.2)] * 4, CATEGORIES)[0].mask_guidance == pytest.approx(expected)
 
 
+def test_between_levels_guidance_is_interpolated() -> None:
+    saturating = (1, (0.65, 0.5, 0.7, 0.8))
+    assert choose_guidance([saturating] * 4, CATEGORIES)[0].mask_guidance == pytest.approx(1.0 + 0.75 * 0.15 / 0.2, abs=1e-3)
+    assert choose_guidance([(1, (0.84, 0.5, 0.7, 0.8))] * 4, CATEGORIES)[0].mask_guidance == pytest.approx(
+        2.5 + 0.75 * 0.04 / 0.1, abs=1e-3
+    )
+
+
 def test_an_outlier_does_not_move_the_median_and_nothing_measured_is_the_middle_level() -> None:
     rows = [row(1, 0.6, 0.3)] * 6 + [row(1, 5.0, 0.01)]
     assert choose_guidance(rows, CATEGORIES)[0].mask_guidance == pytest.approx(2.0)

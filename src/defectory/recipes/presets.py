@@ -27,7 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "concept": {"training": {"num_steps": 400, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 900, **CONDITION_ON_CPU}, "defect_noun": "crack"},
         "synthesis": {"num_images": 360, "driver_guidance": 3.0},
-        "segmentation": {"num_steps": 300, **SEGMENTER_OF_DEMO, "validate_every": 75, "seeds": [0, 1, 2]},
+        "segmentation": {"num_steps": 600, **SEGMENTER_OF_DEMO, "validate_every": 100, "seeds": [0, 1, 2]},
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},

@@ -1,14 +1,15 @@
 """Mask guidance per class, so that drafts' defects stand out from their surroundings as much as real ones.
 
 A network that learned briefly is unsure and draws defects too pale; guidance makes up for it, and how much of it is needed
-differs from class to class. Train tiles are drawn again from their own drivers, at a few guidances; contrast grows nearly
-linearly between them (decision 015).
+differs from class to class. Train tiles are drawn again from their own drivers, at a few guidances; contrast grows with them (decision
+015).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,12 +142,14 @@ def choose_guidance(rows: Sequence[tuple[int, tuple[float, ...]]], categories: S
 
 
 def _matching(medians: NDArray[np.float64]) -> float:
-    """Give the guidance at which a line through the drawn contrasts meets the real one."""
-    slope, level = np.polyfit(LEVELS, medians[1:], 1)
-    if slope < 1e-3:
+    """Give the guidance at which drawn contrast is the real one: between two levels, or on their last stretch prolonged."""
+    real, drawn = float(medians[0]), [float(value) for value in medians[1:]]
+    if any(after - before < 1e-3 for before, after in pairwise(drawn)):
         # guidance does nothing here, or the wrong thing
         return LEVELS[1]
-    return round(float(np.clip((medians[0] - level) / slope, *BOUNDS)), 3)
+    at = next((i for i in range(len(LEVELS) - 2) if real < drawn[i + 1]), len(LEVELS) - 2)
+    slope = (drawn[at + 1] - drawn[at]) / (LEVELS[at + 1] - LEVELS[at])
+    return round(float(np.clip(LEVELS[at] + (real - drawn[at]) / slope, *BOUNDS)), 3)
 
 
 def guidance_map(instances: Sequence[tuple[int, Mask]], guidance: Mapping[int, float], size_hw: tuple[int, int]) -> NDArray[np.float32]:
