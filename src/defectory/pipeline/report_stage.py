@@ -18,7 +18,7 @@ from defectory.drivers.extract import geometry_map
 from defectory.drivers.leakage import Leakage, leakage
 from defectory.drivers.palette import palette
 from defectory.imageio import load_rgb
-from defectory.pipeline.generate_stages import decisions_of, fidelity_of, plan_of
+from defectory.pipeline.generate_stages import calibration_of, decisions_of, fidelity_of, plan_of
 from defectory.pipeline.judge_stages import arm_folder, read_scores
 from defectory.pipeline.signatures import Memorisation, memorisation, signatures
 from defectory.pipeline.stage import Progress, Project
@@ -220,16 +220,18 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
             )
         )
     if scores["defect_contrast"]:
+        guidance = {c.name: c.mask_guidance for c in calibration_of(project).classes}
         tables.append(
             Table(
                 title="Contrast of defects to their surroundings, median over instances",
-                columns=["class", "drafts", "real train", "ratio"],
+                columns=["class", "drafts", "real train", "ratio", "mask guidance"],
                 rows=[
                     [
                         name,
                         f"{c['synthetic']:.2f} ({c['num_synthetic']})",
                         f"{c['real']:.2f} ({c['num_real']})",
                         f"{c['synthetic'] / max(c['real'], 1e-6):.2f}",
+                        f"{guidance[name]:.2f}",
                     ]
                     for name, c in scores["defect_contrast"].items()
                 ],

@@ -47,7 +47,7 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
         ),
         Stage(
             name="report", folder="report",
-            needs=("import", *made, "learn-concept", "learn-condition", "plan", "synthesize", "curate", "test-tiles", "evaluate", *(name for name, _, _ in arms)),
+            needs=("import", *made, "learn-concept", "learn-condition", "plan", "calibrate", "synthesize", "curate", "test-tiles", "evaluate", *(name for name, _, _ in arms)),
             settings=report.report_settings, run=report.run_report,
         ),
     )  # fmt: skip
