@@ -33,6 +33,21 @@ class DefectContrast(Value):
     num_real: int
 
 
+class BaseScores(Value):
+    """How well a base draws its own procedural world: accuracies of a classifier 0..1, on held-out images and on samples for their captions."""
+
+    num_samples: int
+    material_accuracy: float
+    material_accuracy_of_samples: float
+    defect_accuracy: float
+    defect_accuracy_of_samples: float
+    encoder: str
+    kid: float
+    """Of samples to held-out images."""
+    kid_floor: float
+    """Of other procedural images to the held-out ones."""
+
+
 class ImageSetScores(Value):
     """How close a set of synthetic tiles is to real test tiles."""
 

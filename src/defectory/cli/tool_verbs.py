@@ -7,13 +7,14 @@ from typing import Annotated
 
 import typer
 
-base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, pretrain.")
+base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, score, pretrain.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     base_app.command("list")(list_bases)
     base_app.command("verify")(verify_base)
+    base_app.command("score")(score_base)
     base_app.command("pretrain")(pretrain_base)
     app.add_typer(base_app, name="base")
     app.command("doctor")(doctor)
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 @base_app.callback()
 def _base() -> None:
-    """Bases: list, verify, pretrain."""
+    """Bases: list, verify, score, pretrain."""
 
 
 def list_bases() -> None:
@@ -41,6 +42,22 @@ def verify_base(name_or_path: Annotated[str, typer.Argument(help="`embedded`, or
     folder = resolve_base(name_or_path)
     verify(folder)
     print(f"{folder}: whole")
+
+
+def score_base(
+    name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base that was made by `base pretrain`.")] = "embedded",
+    out: Annotated[Path, typer.Option("--out", help="Folder for images, classifier, samples and scores.")] = Path("base-score"),
+    override: Annotated[
+        list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example num_samples=200.")
+    ] = None,
+) -> None:
+    """Score a base on procedural images: does it draw the material and defect of a caption, and how close are samples to images?"""
+    from defectory.cli.show import show_events
+    from defectory.engine.base.known import resolve_base
+    from defectory.pipeline.pretrain import run_score, score_config
+
+    show_events(run_score(score_config(override or []), base=resolve_base(name_or_path), out=out))
+    print(f"{out / 'scores.json'}, {out / 'samples.png'}")
 
 
 def pretrain_base(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from defectory.artifacts.config import Section
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.errors import ConfigError
 from defectory.pipeline.stage import Event, Progress, StageEnded
-from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.config import PretrainConfig, ScoreConfig
 
 
 def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
@@ -21,9 +22,16 @@ def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> Pret
     Raises:
         ConfigError: an unknown or wrong setting.
     """
+    return _with_overrides(PretrainConfig(device=device, seed=seed), overrides)
+
+
+C = TypeVar("C", bound=Section)
+
+
+def _with_overrides(config: C, overrides: Sequence[str]) -> C:
     from defectory.recipes.resolve import parse
 
-    tree: dict[str, Any] = PretrainConfig(device=device, seed=seed).model_dump(mode="json")
+    tree: dict[str, Any] = config.model_dump(mode="json")
     for text in overrides:
         key, sign, value = text.partition("=")
         *path, last = key.split(".")
@@ -34,10 +42,104 @@ def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> Pret
             raise ConfigError(f"option {text!r}", "no such setting", f"settings are {', '.join(tree)}")
         node[last] = parse(value)
     try:
-        return PretrainConfig.model_validate(tree)
+        return type(config).model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         raise ConfigError(f"option {'.'.join(str(p) for p in first['loc'])}", first["msg"].lower(), "correct the value") from None
+
+
+GRID_CAPTIONS = (
+    "a medium mild grey brushed metal surface, without defect", "a dim clear grey brushed metal surface, with a crack",
+    "a light clear grey cast metal surface, with a pores", "a muted mild grey rolled steel surface, with a scratch",
+    "a dusky clear grey milled metal surface, with a pit", "a medium mild blue anodised metal surface, with a dent",
+    "a muted clear red painted metal surface, with a corrosion", "a medium clear grey woven fabric surface, with a fray",
+    "a dim clear grey ceramic surface, with a break", "a muted clear grey ceramic surface, with a crack",
+    "a light clear grey concrete surface, with a crack", "a dark clear grey asphalt surface, with a stain",
+    "a pale mild red plastic surface, with a inclusion", "a dim strong green circuit board surface, with a scratch",
+    "a dim clear red leather surface, with a stain", "a medium strong grey rolled steel surface with hole, with a crack",
+)  # fmt: skip
+"""Sixteen captions in the form of the world's own, one after the other in the grid of samples."""
+SAMPLES_PER_CAPTION = 4
+
+
+def score_config(overrides: Sequence[str]) -> ScoreConfig:
+    """Give the configuration of scoring with `dotted.key=value` settings.
+
+    Raises:
+        ConfigError: an unknown or wrong setting.
+    """
+    return _with_overrides(ScoreConfig(), overrides)
+
+
+def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
+    """Score a base on procedural images it has not seen: `scores.json` and `samples.png` in `out`; resumable but for the samples."""
+    import textwrap
+    import time
+
+    import numpy as np
+
+    from defectory.drawing import contact_sheet
+    from defectory.engine.base.load import load_base
+    from defectory.engine.features.encoder import load_encoder
+    from defectory.engine.sampling.denoise import for_sampling
+    from defectory.engine.tensors import images_to_tensor
+    from defectory.evaluation.image_metrics import kid
+    from defectory.imageio import save_png
+    from defectory.pretraining.corpus import make_corpus
+    from defectory.pretraining.score import Judge, draw_captions, name_images, summarise, train_judge
+
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    models = for_sampling(load_base(base))
+    count = config.num_images + config.num_held_out
+    corpus = make_corpus(out / "corpus", num_images=count, tile_px=config.tile_px, seed=config.seed, num_workers=config.num_workers)
+    yield StageEnded(stage="images", seconds=time.monotonic() - began, skipped=False, summary=f"{count} procedural images")
+    began = time.monotonic()
+    materials, words = sorted(set(corpus.materials)), sorted({word for shown in corpus.defect_words for word in shown})
+    named = name_images(corpus, materials, words)
+    judge: Judge | None = None
+    for event in train_judge(
+        corpus, named, num_materials=len(materials), num_defects=len(words) + 1, config=config, checkpoint=out / "judge.safetensors"
+    ):
+        if isinstance(event, Judge):
+            judge = event
+        else:
+            yield Progress(stage="judge", done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}")
+    assert judge is not None
+    yield StageEnded(stage="judge", seconds=time.monotonic() - began, skipped=False, summary="")
+    began = time.monotonic()
+    held_out = [(i, n) for i in range(config.num_images, count) if (n := named[i]) is not None][: config.num_samples]
+    total = len(held_out) + len(GRID_CAPTIONS) * SAMPLES_PER_CAPTION
+    captions = [c for c in GRID_CAPTIONS for _ in range(SAMPLES_PER_CAPTION)] + [corpus.captions[i] for i, _ in held_out]
+    drawn: list[np.ndarray] = []
+    for batch in draw_captions(models, captions, config=config):
+        drawn += batch
+        yield Progress(stage="samples", done=len(drawn), total=total)
+    grid, samples = drawn[: total - len(held_out)], drawn[total - len(held_out) :]
+    # a caption runs on under the samples drawn for it
+    pieces = [textwrap.wrap(caption.removeprefix("a "), 22) for caption in GRID_CAPTIONS]
+    labels = [(parts + [""] * SAMPLES_PER_CAPTION)[i] for parts in pieces for i in range(SAMPLES_PER_CAPTION)]
+    save_png(out / "samples.png", contact_sheet(grid, columns=2 * SAMPLES_PER_CAPTION, labels=labels, cell_px=config.tile_px))
+    encoder, name = load_encoder()
+
+    def features(images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.concatenate([encoder.embed(images_to_tensor(list(images[i : i + 64]))).numpy() for i in range(0, len(images), 64)])
+
+    images = [corpus.images[i] for i, _ in held_out]
+    others = features([corpus.images[i] for i in range(min(config.num_images, len(images)))]).astype(np.float64)
+    truth = features(images).astype(np.float64)
+    scores = summarise(
+        judge, images=images, samples=samples, named=[n for _, n in held_out], kid=kid(features(samples).astype(np.float64), truth),
+        kid_floor=kid(others, truth), encoder=name,
+    )  # fmt: skip
+    scores.save(out / "scores.json")
+    yield StageEnded(
+        stage="samples", seconds=time.monotonic() - began, skipped=False,
+        summary=(
+            f"material named {scores.material_accuracy_of_samples:.3f} (images {scores.material_accuracy:.3f}), "
+            f"defect {scores.defect_accuracy_of_samples:.3f} ({scores.defect_accuracy:.3f}), KID[{name}] {scores.kid:.4f} ({scores.kid_floor:.4f})"
+        ),
+    )  # fmt: skip
 
 
 def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:

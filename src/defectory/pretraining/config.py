@@ -39,6 +39,22 @@ def room_for_patch_code(vae_channels: tuple[int, ...], *, latent_channels: int, 
     )
 
 
+class ScoreConfig(Section):
+    """How a base is scored on procedural images."""
+
+    seed: int = 7
+    tile_px: int = Field(default=128, ge=32)
+    num_images: int = Field(default=12000, ge=8)
+    """Procedural images the classifier is trained on, of another seed than the base's."""
+    num_held_out: int = Field(default=1600, ge=8)
+    """Further images, whose captions are drawn; those with one kind of defect or none count."""
+    num_samples: int = Field(default=1000, ge=4)
+    num_workers: int = Field(default=2, ge=1)
+    num_steps: int = Field(default=20, ge=1)
+    guidance_scale: float = Field(default=3.0, ge=1)
+    judge: StageConfig = StageConfig(num_steps=2000, batch_size=32, learning_rate=2e-3, ema_decay=0.99)
+
+
 class PretrainConfig(Section):
     """Everything the embedded base, its control network and its encoder depend on."""
 

@@ -1,0 +1,134 @@
+"""Scores of a base on its own world: does it draw what captions say, and how close are samples to procedural images?
+
+A classifier trained on procedural images alone names material and defect of held-out images and of samples drawn for their
+captions; a base that obeys gets nearly the accuracy of the images themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from defectory.artifacts.scores import BaseScores
+from defectory.engine.base.load import LoadedModels
+from defectory.engine.features.encoder import ConvEncoder
+from defectory.engine.features.heads import EncoderHeads
+from defectory.engine.sampling.denoise import denoise, encode_prompts
+from defectory.engine.tensors import images_to_tensor
+from defectory.pretraining.config import ScoreConfig
+from defectory.pretraining.corpus import Corpus
+from defectory.pretraining.encoder import dominant_class
+from defectory.pretraining.loop import PretrainEvent, fit
+
+Image = NDArray[np.uint8]
+BATCH = 32
+
+
+class Judge(nn.Module):
+    """Material of an image, and which defect it shows, 0 for none."""
+
+    def __init__(self, *, num_materials: int, num_defects: int) -> None:
+        super().__init__()
+        self.encoder = ConvEncoder()
+        self.heads = EncoderHeads(num_materials=num_materials, num_defects=num_defects)
+        self.defect = nn.Linear(2 * num_defects, num_defects)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Give material logits [B,M], defect logits of the image [B,D] and of its pixels [B,D,h,w] for images [B,3,H,W] in [-1,1]."""
+        material, pixelwise = self.heads(self.encoder(pixels))
+        pooled = torch.cat([pixelwise.amax(dim=(2, 3)), pixelwise.softmax(dim=1).mean(dim=(2, 3)).clamp_min(1e-6).log()], dim=1)
+        return material, self.defect(pooled), pixelwise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Named:
+    """What an image shows by its caption: index of the material, and of the defect word + 1 or 0."""
+
+    material: int
+    defect: int
+
+
+def name_images(corpus: Corpus, materials: Sequence[str], words: Sequence[str]) -> list[Named | None]:
+    """Give what each image shows; None where it shows more than one kind of defect."""
+    named: list[Named | None] = []
+    for material, shown in zip(corpus.materials, corpus.defect_words, strict=True):
+        kinds = set(shown)
+        defect = words.index(next(iter(kinds))) + 1 if kinds else 0
+        named.append(None if len(kinds) > 1 else Named(material=materials.index(material), defect=defect))
+    return named
+
+
+def train_judge(
+    corpus: Corpus, named: Sequence[Named | None], *, num_materials: int, num_defects: int, config: ScoreConfig, checkpoint: Path
+) -> Iterator[PretrainEvent | Judge]:
+    """Train the classifier on the corpus but its last `num_held_out` images; the last value yielded is the classifier."""
+    torch.manual_seed(config.seed + 9)
+    judge = Judge(num_materials=num_materials, num_defects=num_defects)
+    usable = torch.tensor([i for i in range(len(corpus) - config.num_held_out) if named[i] is not None])
+
+    def loss_of(_step: int, generator: torch.Generator) -> Tensor:
+        indices = usable[torch.randint(len(usable), (config.judge.batch_size,), generator=generator)].tolist()
+        truth = [n for i in indices if (n := named[i]) is not None]
+        pixels = images_to_tensor([corpus.images[i] for i in indices])
+        class_maps = torch.stack([torch.from_numpy(corpus.class_maps[i]) for i in indices])
+        for axis in (-1, -2):
+            if torch.rand((), generator=generator) < 0.5:
+                pixels, class_maps = pixels.flip(axis), class_maps.flip(axis)
+        material, defect, pixelwise = judge(pixels)
+        weight = torch.ones(num_defects)
+        weight[0] = 0.3
+        return (
+            functional.cross_entropy(material, torch.tensor([n.material for n in truth]))
+            + functional.cross_entropy(defect, torch.tensor([n.defect for n in truth]))
+            + functional.cross_entropy(pixelwise, dominant_class(class_maps, pixelwise.shape[-2:]), weight=weight)
+        )
+
+    yield from fit(judge, loss_of, config.judge, stage="judge", seed=config.seed, checkpoint=checkpoint)
+    yield judge.eval()
+
+
+@torch.no_grad()
+def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> tuple[float, float]:
+    """Give the shares of images whose material and whose defect the classifier names as their captions do."""
+    right = np.zeros(2)
+    for start in range(0, len(images), BATCH):
+        material, defect, _ = judge(images_to_tensor(list(images[start : start + BATCH])))
+        truth = named[start : start + BATCH]
+        right += [
+            (material.argmax(dim=1) == torch.tensor([n.material for n in truth])).sum().item(),
+            (defect.argmax(dim=1) == torch.tensor([n.defect for n in truth])).sum().item(),
+        ]
+    return float(right[0] / len(images)), float(right[1] / len(images))
+
+
+def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: ScoreConfig, first_seed: int = 0) -> Iterator[list[Image]]:
+    """Draw one sample per caption, by the base alone; yields batches."""
+    empty = encode_prompts(models, [""])[0]
+    for start in range(0, len(captions), BATCH):
+        batch = list(captions[start : start + BATCH])
+        yield list(
+            denoise(
+                models, prompt_embeddings=encode_prompts(models, batch), empty_embedding=empty, drivers=None,
+                seeds=[config.seed * 1_000_003 + first_seed + start + i for i in range(len(batch))], scheduler_name="base",
+                num_steps=config.num_steps, guidance_scale=config.guidance_scale, precision="bf16",
+            )
+        )  # fmt: skip
+
+
+def summarise(
+    judge: Judge, *, images: Sequence[Image], samples: Sequence[Image], named: Sequence[Named], kid: float, kid_floor: float, encoder: str
+) -> BaseScores:
+    """Gather the scores of samples beside those of the images whose captions they were drawn for."""
+    material, defect = accuracy(judge, images, named)
+    drawn_material, drawn_defect = accuracy(judge, samples, named)
+    return BaseScores(
+        num_samples=len(samples), material_accuracy=material, material_accuracy_of_samples=drawn_material, defect_accuracy=defect,
+        defect_accuracy_of_samples=drawn_defect, encoder=encoder, kid=kid, kid_floor=kid_floor,
+    )  # fmt: skip
