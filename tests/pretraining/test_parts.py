@@ -14,7 +14,7 @@ from torch import nn
 from defectory.pretraining.config import PretrainConfig, StageConfig
 from defectory.pretraining.control import paint
 from defectory.pretraining.corpus import make_corpus
-from defectory.pretraining.diffusion import Noising, build_scheduler, stratified_timesteps
+from defectory.pretraining.diffusion import Noising, build_scheduler, build_unet, stratified_timesteps
 from defectory.pretraining.encoder import dominant_class
 from defectory.pretraining.loop import fit, learning_rate_at
 from defectory.pretraining.text import RESERVED_WORDS, build_text_encoder, build_tokenizer, learn_merges, short_caption
@@ -106,14 +106,23 @@ def test_noise_and_target_follow_the_schedule() -> None:
     assert torch.allclose(noisy[2], noise[2], atol=1e-4), "zero terminal SNR"
 
 
-def test_min_snr_weights_are_bounded() -> None:
+@pytest.mark.parametrize("floor", [0.25, 0.6])
+def test_min_snr_weights_are_bounded(floor: float) -> None:
     noising = Noising(build_scheduler(), torch.device("cpu"))
-    weights = noising.min_snr_weight(torch.arange(1000), 5.0)
+    weights = noising.min_snr_weight(torch.arange(1000), 5.0, floor)
     snr = noising.alpha_bar / (1 - noising.alpha_bar)
-    middle = (snr < 5) & (snr > 1 / 3)
+    middle = (snr < 5) & (snr / (snr + 1) > floor)
     assert torch.allclose(weights[middle], (snr / (snr + 1))[middle], atol=1e-5)
-    assert float(weights[snr < 0.3].max()) == 0.25
+    assert torch.allclose(weights[snr / (snr + 1) < floor], torch.tensor(floor))
     assert float(weights.min()) < 1.0
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+def test_a_caption_is_read_at_the_lowest_resolutions(tiny_recipe: PretrainConfig, stages: int) -> None:
+    unet = build_unet(tiny_recipe.model_copy(update={"text_stages": stages}))
+    reading = [hasattr(block, "attentions") for block in unet.down_blocks]
+    assert reading == [stage >= 3 - stages for stage in range(3)]
+    assert [hasattr(block, "attentions") for block in unet.up_blocks] == reading[::-1]
 
 
 def test_timesteps_are_one_per_stratum() -> None:

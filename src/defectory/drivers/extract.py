@@ -12,6 +12,8 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.palette import palette
 
 Mask = NDArray[np.bool_]
+BLIND_MARGIN = 1 / 32
+"""How far around a defect it is filled, as a share of the longer side: its dark border would give it away (decision 016)."""
 
 
 def geometry_map(
@@ -80,7 +82,8 @@ def extract_driver(
 def _fill(grey: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:
     """Fill grid cells that hold any defect pixel from the surrounding cells, so that the defect's own tone is gone."""
     cover = cv2.resize(defect.astype(np.float32), (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA) > 0
-    hole = cv2.dilate(cover.astype(np.uint8), np.ones((3, 3), np.uint8))
+    margin = max(1, round(BLIND_MARGIN * max(grey.shape)))
+    hole = cv2.dilate(cover.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
     if not hole.any() or hole.all():
         return grey
-    return cv2.inpaint(grey, hole, 2, cv2.INPAINT_TELEA).astype(np.uint8)
+    return cv2.inpaint(grey, hole, 2 * margin, cv2.INPAINT_TELEA).astype(np.uint8)

@@ -28,6 +28,8 @@ from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
 
 PLACE_MARGIN_PX = 2
+DRIVER_RULES = 2
+"""Raised when the same settings give other drivers."""
 DARK_LEVEL = 24
 """Pool pixels darker than this, in a blurred tile that is not all dark, are background or vignette: no defect goes there."""
 
@@ -118,7 +120,9 @@ def run_condition(project: Project) -> Iterator[Progress | str]:
 
 def driver_digest(project: Project) -> str:
     """Give the digest of the driver configuration and of the number of classes, which decides colours."""
-    return digest_json({"drivers": project.config.drivers.model_dump(mode="json"), "classes": len(dataset_of(project).categories)})
+    return digest_json(
+        {"rules": DRIVER_RULES, "drivers": project.config.drivers.model_dump(mode="json"), "classes": len(dataset_of(project).categories)}
+    )
 
 
 def allowed_pixels(image: np.ndarray, valid_hw: tuple[int, int]) -> Mask:

@@ -107,6 +107,7 @@ def _concept(project: Project) -> object:
 
 def _condition(project: Project) -> object:
     return {
+        "driver_rules": generate.DRIVER_RULES,
         "condition": project.config.condition.model_dump(mode="json"),
         "drivers": project.config.drivers.model_dump(mode="json"),
         "seed": project.config.seed,

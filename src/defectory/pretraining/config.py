@@ -88,6 +88,10 @@ class PretrainConfig(Section):
     short_caption_share: float = Field(default=0.3, ge=0, le=1)
     """Share of samples whose caption is reduced to `an image of a ... with a ...`, the form the two phases use."""
     min_snr_gamma: float = Field(default=5.0, gt=0)
+    min_snr_floor: float = Field(default=0.25, ge=0, le=1)
+    """Least loss weight of a noise level: at the noisiest ones the caption decides."""
+    text_stages: int = Field(default=1, ge=1, le=3)
+    """Stages of the UNet, from the lowest resolution, that read the caption."""
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under a defect while the base trains."""
     control_defect_weight: float = Field(default=4.0, ge=1)

@@ -79,7 +79,7 @@ def train_control(
                 noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
             ).sample
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
-        return (noising.min_snr_weight(timesteps, config.min_snr_gamma) * per_image).mean()
+        return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
     yield from fit(control, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint)
     yield control

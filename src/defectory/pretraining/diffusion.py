@@ -26,17 +26,19 @@ from defectory.run import atomic_path
 
 
 def build_unet(config: PretrainConfig) -> UNet2DConditionModel:
-    """Build an untrained UNet: text enters at the lowest resolution alone, where it is cheap on a CPU."""
+    """Build an untrained UNet: text enters at the lowest resolutions, where it is cheap on a CPU."""
     torch.manual_seed(config.seed + 2)
+    reads = [stage >= 3 - config.text_stages for stage in range(3)]
+    heads = tuple(max(1, channels // (32 if channels % 32 == 0 else 28)) for channels in config.unet_channels)
     return UNet2DConditionModel(
         sample_size=config.tile_px // 4,
         in_channels=config.latent_channels,
         out_channels=config.latent_channels,
         block_out_channels=config.unet_channels,
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-        attention_head_dim=config.unet_channels[-1] // 32 or 1,
+        down_block_types=tuple("CrossAttnDownBlock2D" if reading else "DownBlock2D" for reading in reads),
+        up_block_types=tuple("CrossAttnUpBlock2D" if reading else "UpBlock2D" for reading in reversed(reads)),
+        attention_head_dim=heads[-1] if config.text_stages == 1 else heads,  # pyright: ignore[reportArgumentType]
         cross_attention_dim=config.text_width,
         norm_num_groups=config.norm_groups,
     )
@@ -70,11 +72,11 @@ class Noising:
         sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
         return alpha * clean + sigma * noise, alpha * noise - sigma * clean
 
-    def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
-        """Give the min-SNR weight of a v-prediction loss, float [B], at least 0.25 (that of SNR 1/3) so that tones are learned."""
+    def min_snr_weight(self, timesteps: Tensor, gamma: float, floor: float) -> Tensor:
+        """Give the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are learned."""
         alpha_bar = self.alpha_bar[timesteps]
         snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
-        return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(0.25)
+        return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(floor)
 
 
 class LatentCorpus:
@@ -171,7 +173,7 @@ def train_prior(
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = model(noisy, timesteps, token_ids)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
-        return (noising.min_snr_weight(timesteps, config.min_snr_gamma) * per_image).mean()
+        return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
     yield from fit(model, loss_of, config.diffusion, stage="diffusion", seed=config.seed, checkpoint=checkpoint)
     # safetensors hold plain layouts alone
