@@ -176,3 +176,18 @@ def test_an_even_block_and_a_window_larger_than_the_image_are_taken() -> None:
     for block in (4, 301):
         driver = geometry_map(surface(), config=CONFIG.model_copy(update={"threshold_block_px": block}))
         assert set(np.unique(driver)) <= {0, 50}
+
+
+@pytest.mark.parametrize("grid_px", [32, 64, 128])
+def test_a_dark_border_around_a_defect_is_filled_as_well_at_any_grid(grid_px: int) -> None:
+    ys, xs = np.mgrid[0:96, 0:128]
+    distance = np.hypot(ys - 50, xs - 60)
+    image = np.full((96, 128, 3), 120, np.uint8)
+    image[distance < 11] = 60
+    mask = distance < 8.5
+    config = DriverConfig(grid_px=grid_px)
+    with_defect = extract_driver(image, [(1, mask)], num_classes=2, config=config)
+    without = extract_driver(np.full_like(image, 120), [(1, mask)], num_classes=2, config=config)
+    assert np.array_equal(with_defect, without)
+    leaky = extract_driver(image, [(1, mask)], num_classes=2, config=config.model_copy(update={"defect_blind": False}))
+    assert not np.array_equal(leaky, without)

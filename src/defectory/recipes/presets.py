@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
-        "synthesis": {"num_images": 240, "driver_guidance": 2.5},
+        "synthesis": {"num_images": 240, "driver_guidance": 2.0},
         "segmentation": {"num_steps": 400},
     },
     "gpu-sd15": {
