@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="Three seeds and longer phases; 50 minutes on one core.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Three seeds and longer phases; some 70 minutes on one core.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/demo, or runs/demo-full.")] = None,
     override: OverrideOption = None,
     seed: SeedOption = None,
