@@ -16,7 +16,7 @@ import pytest
 from defectory.errors import ConfigError
 from defectory.imageio import load_rgb
 from defectory.pipeline.run import needed_for, run_project, stages_of
-from defectory.pipeline.stage import Project, StageEnded, states_of
+from defectory.pipeline.stage import Progress, Project, StageEnded, states_of
 
 Open = Callable[..., Project]
 Ran = Callable[..., set[str]]
@@ -116,6 +116,16 @@ def test_the_real_arm_is_trained_without_plan_or_drafts(copied_run: TinyRun, ran
         shutil.rmtree(folder / "run" / name)
     assert ran(folder, settings, only=["segment-real-seed0"]) == {"segment-real-seed0"}
     assert (folder / "run" / "segment" / "real-seed0" / "scores.json").read_text() == whole
+
+
+def test_a_number_for_mask_guidance_holds_for_every_class_and_nothing_is_drawn_for_it(copied_run: TinyRun, open_tiny: Open) -> None:
+    folder, settings, _ = copied_run
+    chosen = json.loads((folder / "run" / "calibration" / "calibration.json").read_text())["classes"]
+    assert any(c["num_instances"] for c in chosen)
+    events = list(run_project(open_tiny(folder, settings, "synthesis.mask_guidance=2.5"), only=["calibrate"]))
+    assert not [event for event in events if isinstance(event, Progress)]
+    fixed = json.loads((folder / "run" / "calibration" / "calibration.json").read_text())["classes"]
+    assert [(c["name"], c["mask_guidance"]) for c in fixed] == [(c["name"], 2.5) for c in chosen]
 
 
 def test_needed_stages_come_in_order(tiny_run: TinyRun, open_tiny: Open) -> None:

@@ -23,12 +23,12 @@ def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:
     ("contrasts", "detected", "advice"),
     [
         ({"pit": (0.5, 0.6, 30), "burn": (0.6, 0.5, 30)}, False, "follows"),
-        ({"pit": (0.2, 0.6, 30), "burn": (0.6, 0.5, 30)}, True, "raise synthesis.mask_guidance for pit"),
-        ({"pit": (0.5, 0.6, 30), "burn": (0.9, 0.5, 30)}, True, "lower synthesis.mask_guidance for burn"),
+        ({"pit": (0.2, 0.6, 30), "burn": (0.6, 0.5, 30)}, True, "pit: set synthesis.mask_guidance above theirs"),
+        ({"pit": (0.5, 0.6, 30), "burn": (0.9, 0.5, 30)}, True, "burn: set synthesis.mask_guidance below theirs"),
         (
             {"pit": (0.2, 0.6, 30), "burn": (0.9, 0.5, 30)},
             True,
-            "raise synthesis.mask_guidance for pit; lower synthesis.mask_guidance for burn",
+            "table of contrasts; burn: set synthesis.mask_guidance below theirs",
         ),
         ({"pit": (0.2, 0.6, 3)}, None, "follows"),
         ({}, None, "follows"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from defectory.artifacts.scores import BaseScores
-from defectory.errors import ConfigError
+from defectory.errors import ConfigError, StageError
 from defectory.imageio import load_rgb
 from defectory.pipeline.pretrain import GRID_CAPTIONS, run_score, score_config
 from defectory.pipeline.stage import Progress
@@ -76,6 +76,14 @@ def test_a_base_is_scored_to_the_end_and_the_classifier_is_not_trained_twice(tin
     assert all(0 <= getattr(scores, f"{kind}_accuracy{of}") <= 1 for kind in ("material", "defect") for of in ("", "_of_samples"))
     assert np.isfinite([scores.kid, scores.kid_floor]).all()
     assert load_rgb(tmp_path / "samples.png").shape[0] > 8 * 32
+
+
+def test_a_folder_with_another_classifier_is_refused(tiny_base_folder: Path, tmp_path: Path) -> None:
+    config = ScoreConfig(tile_px=32, num_images=8, num_held_out=8, num_workers=1)
+    next(run_score(config, base=tiny_base_folder, out=tmp_path))
+    with pytest.raises(StageError, match="another recipe"):
+        next(run_score(config.model_copy(update={"seed": 8}), base=tiny_base_folder, out=tmp_path))
+    next(run_score(config.model_copy(update={"guidance_scale": 1.0}), base=tiny_base_folder, out=tmp_path))
 
 
 def test_an_unknown_setting_is_named() -> None:

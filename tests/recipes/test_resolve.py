@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from defectory.errors import ConfigError
 from defectory.recipes.presets import PRESETS
 from defectory.recipes.resolve import defaults, flatten, resolve
 
@@ -41,3 +42,11 @@ def test_later_layers_win() -> None:
     assert layered.config.synthesis.num_images == 7
     assert layered.origins["synthesis.num_images"] == "command line"
     assert layered.origins["condition.training.learning_rate"] == "preset cpu"
+
+
+@pytest.mark.parametrize("value", ["foo", "0.5", "true"])
+def test_mask_guidance_that_is_neither_auto_nor_a_number_says_both(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"synthesis\.mask_guidance.*neither `auto` nor a number of at least 1"):
+        resolve(project=PROJECT, overrides=[f"synthesis.mask_guidance={value}"])
+    assert resolve(project=PROJECT, overrides=["synthesis.mask_guidance=2"]).config.synthesis.mask_guidance == 2.0
+    assert resolve(project=PROJECT, overrides=["synthesis.mask_guidance=auto"]).config.synthesis.mask_guidance == "auto"

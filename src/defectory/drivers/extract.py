@@ -80,7 +80,7 @@ def extract_driver(
 
 
 def _fill(grey: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:
-    """Fill grid cells that hold any defect pixel from the surrounding cells, so that the defect's own tone is gone."""
+    """Fill grid cells that hold any defect pixel, and those within the margin, from the cells around them: the defect's own tone is gone."""
     cover = cv2.resize(defect.astype(np.float32), (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA) > 0
     margin = max(1, round(BLIND_MARGIN * max(grey.shape)))
     hole = cv2.dilate(cover.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))

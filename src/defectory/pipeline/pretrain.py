@@ -86,10 +86,12 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     from defectory.evaluation.image_metrics import kid
     from defectory.imageio import save_png
     from defectory.pretraining.corpus import make_corpus
+    from defectory.pretraining.run import claim
     from defectory.pretraining.score import Judge, draw_captions, name_images, summarise, train_judge
 
     began = time.monotonic()
-    out.mkdir(parents=True, exist_ok=True)
+    # the base is no part of it: several may be scored by one classifier
+    claim(out, config.model_dump(mode="json", include={"seed", "tile_px", "num_images", "num_held_out", "judge"}))
     models = for_sampling(load_base(base))
     count = config.num_images + config.num_held_out
     corpus = make_corpus(out / "corpus", num_images=count, tile_px=config.tile_px, seed=config.seed, num_workers=config.num_workers)

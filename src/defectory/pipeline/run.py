@@ -123,25 +123,12 @@ def _plan(project: Project) -> object:
     return {
         "rules": PLAN_RULES,
         "masks": config.masks.model_dump(mode="json"), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
-        "synthesis": config.synthesis.model_dump(mode="json", exclude=set(DRAWING_KEYS)), "defect_noun": config.condition.defect_noun,
+        "synthesis": config.synthesis.model_dump(mode="json", include={"seed", *PLAN_KEYS}), "defect_noun": config.condition.defect_noun,
     }  # fmt: skip
 
 
 PLAN_KEYS = frozenset({"num_images", "augmentations_per_image", "max_seeds_per_driver"})
-DRAWING_KEYS = frozenset(
-    {
-        "mask_guidance",
-        "calibration_tiles",
-        "scheduler",
-        "num_steps",
-        "guidance_scale",
-        "driver_guidance",
-        "mask_spill",
-        "control_scale",
-        "precision",
-        "batch_size",
-    }
-)
+"""Settings of synthesis that decide what is drawn, not how."""
 
 
 def _calibration(project: Project) -> object:

@@ -102,8 +102,9 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
             name="defects too weak or too strong", detected=bool(pale or strong) if contrasts else None,
             evidence=", ".join(f"{name} {ratio:.2f}" for name, ratio in contrasts.items()) + " times the contrast of train tiles" if contrasts else "",
             advice="; ".join(
-                f"{'raise' if names is pale else 'lower'} synthesis.mask_guidance for {', '.join(names)}" for names in (pale, strong) if names
-            ) or "Contrast of drafts follows synthesis.mask_guidance.",
+                f"{', '.join(names)}: set synthesis.mask_guidance {'above' if names is pale else 'below'} theirs in the table of contrasts"
+                for names in (pale, strong) if names
+            ) + "; a number holds for every class" if pale or strong else "Contrast of drafts follows synthesis.mask_guidance.",
         ),
         Signature(
             name="memorisation", detected=None if copied is None else copied.copied_share > 0.05,

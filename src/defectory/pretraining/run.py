@@ -39,11 +39,7 @@ def pretrain(
     Raises:
         StageError: `work` belongs to another recipe.
     """
-    work.mkdir(parents=True, exist_ok=True)
-    recipe, recipe_file = config.model_dump(mode="json"), work / "recipe.json"
-    if recipe_file.is_file() and json.loads(recipe_file.read_text()) != recipe:
-        raise StageError(f"{work}: holds checkpoints of another recipe; choose another work folder or remove it")
-    write_json(recipe_file, recipe)
+    claim(work, config.model_dump(mode="json"))
     corpus = make_corpus(
         work / "corpus",
         num_images=config.num_images + config.num_held_out,
@@ -87,6 +83,19 @@ def pretrain(
     if encoder_out is not None:
         yield from train_encoder(config, corpus, checkpoint=work / "encoder.safetensors", out=encoder_out)
     write_base(base_out, vae=vae, prior=prior, tokenizer=tokenizer, control=control)
+
+
+def claim(work: Path, recipe: dict[str, Any]) -> None:
+    """Make a work folder that of one recipe, or find it to be so.
+
+    Raises:
+        StageError: it belongs to another recipe.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    recipe_file = work / "recipe.json"
+    if recipe_file.is_file() and json.loads(recipe_file.read_text()) != recipe:
+        raise StageError(f"{work}: holds checkpoints of another recipe; choose another work folder or remove it")
+    write_json(recipe_file, recipe)
 
 
 def _copy_vae(source: AutoencoderKL, target: AutoencoderKL) -> None:

@@ -108,7 +108,7 @@ def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> t
     return float(right[0] / len(images)), float(right[1] / len(images))
 
 
-def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: ScoreConfig, first_seed: int = 0) -> Iterator[list[Image]]:
+def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: ScoreConfig) -> Iterator[list[Image]]:
     """Draw one sample per caption, by the base alone; yields batches."""
     empty = encode_prompts(models, [""])[0]
     for start in range(0, len(captions), BATCH):
@@ -116,7 +116,7 @@ def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: Scor
         yield list(
             denoise(
                 models, prompt_embeddings=encode_prompts(models, batch), empty_embedding=empty, drivers=None,
-                seeds=[config.seed * 1_000_003 + first_seed + start + i for i in range(len(batch))], scheduler_name="base",
+                seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))], scheduler_name="base",
                 num_steps=config.num_steps, guidance_scale=config.guidance_scale, precision="bf16",
             )
         )  # fmt: skip

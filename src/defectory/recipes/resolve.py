@@ -106,7 +106,8 @@ def resolve(
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
         origin = next((origins[k] for k in (key, *(k for k in origins if k.startswith(f"{key}."))) if k in origins), source)
-        found = first["msg"][0].lower() + first["msg"][1:]
+        said = first["msg"].removeprefix("Value error, ")
+        found = said[0].lower() + said[1:]
         if first["type"] == "missing":
             raise ConfigError(f"{origin}: {key}", "is missing", "set it; `defectory init` shows the form") from None
         raise ConfigError(

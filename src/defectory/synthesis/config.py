@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from defectory.artifacts.config import Section
 
@@ -23,7 +23,7 @@ class SynthesisConfig(Section):
     driver_guidance: float = Field(default=2.0, ge=1)
     """How strongly geometry is drawn: distance of each step from the same step without a driver, as a multiple. Networks that were
     trained briefly draw soft; this gives holes, seams and contrast back, at a fifth more time."""
-    mask_guidance: Literal["auto"] | Annotated[float, Field(ge=1)] = "auto"
+    mask_guidance: Literal["auto"] | float = "auto"
     """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks. `auto`
     chooses it per class, so that defects stand out as much as those of train tiles, which are drawn again for it."""
     calibration_tiles: int = Field(default=24, ge=1)
@@ -35,3 +35,11 @@ class SynthesisConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     batch_size: int = Field(default=16, ge=1)
     seed: int = 0
+
+    @field_validator("mask_guidance", mode="before")
+    @classmethod
+    def _auto_or_a_number(cls, value: object) -> object:
+        if value == "auto" or (isinstance(value, int | float) and not isinstance(value, bool) and value >= 1):
+            return value
+        # the union's own message names only one of its kinds
+        raise ValueError("neither `auto` nor a number of at least 1")
