@@ -61,3 +61,22 @@ def test_frozen_text_is_encoded_once_and_trained_text_every_time(tiny_base_folde
     assert calls == [1, 1, 2, 2]
     assert again.requires_grad
     assert torch.allclose(again, first, atol=1e-5)
+
+
+def test_gradient_of_shared_prompts_is_the_same_every_time_on_several_threads(tiny_base_folder: Any) -> None:
+    models = load_base(tiny_base_folder)
+    models.text_encoder.requires_grad_(True)
+    embed = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
+    prompts = ["a crack", "", "a hole"] * 200
+    weight = torch.randn(len(prompts), 16, 16, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients: list[torch.Tensor] = []
+        for _ in range(12):
+            models.text_encoder.zero_grad()
+            (embed(prompts) * weight).sum().backward()
+            gradients.append(models.text_encoder.get_input_embeddings().weight.grad.clone())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

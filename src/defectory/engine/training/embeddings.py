@@ -35,7 +35,8 @@ class PromptEmbeddings:
             return torch.stack([self._embeddings[prompt] for prompt in prompts])
         distinct = list(dict.fromkeys(prompts))
         rows = torch.tensor([distinct.index(prompt) for prompt in prompts], device=self._device)
-        return self._encode(distinct)[rows]
+        # not `[rows]`: on a CPU its gradient is added up by several threads in no fixed order
+        return self._encode(distinct).index_select(0, rows)
 
     def _encode(self, prompts: Sequence[str]) -> Tensor:
         return self._text_encoder(input_ids=torch.stack([self._tokens(prompt) for prompt in prompts])).last_hidden_state
