@@ -88,6 +88,8 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     from defectory.pretraining.corpus import make_corpus
     from defectory.pretraining.run import claim
     from defectory.pretraining.score import Judge, draw_captions, name_images, summarise, train_judge
+    from defectory.procedural.defects import DEFECT_WORDS
+    from defectory.procedural.materials import MATERIALS
 
     began = time.monotonic()
     # the base is no part of it: several may be scored by one classifier
@@ -97,7 +99,8 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     corpus = make_corpus(out / "corpus", num_images=count, tile_px=config.tile_px, seed=config.seed, num_workers=config.num_workers)
     yield StageEnded(stage="images", seconds=time.monotonic() - began, skipped=False, summary=f"{count} procedural images")
     began = time.monotonic()
-    materials, words = sorted(set(corpus.materials)), sorted({word for shown in corpus.defect_words for word in shown})
+    # of the world, not of these images: a small corpus may lack one
+    materials, words = tuple(MATERIALS), DEFECT_WORDS
     named = name_images(corpus, materials, words)
     judge: Judge | None = None
     for event in train_judge(

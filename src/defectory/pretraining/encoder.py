@@ -18,6 +18,7 @@ from defectory.engine.tensors import images_to_tensor
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.procedural.defects import DEFECT_WORDS
 
 
 class EncoderWithHeads(nn.Module):
@@ -37,7 +38,7 @@ def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, o
     torch.manual_seed(config.seed + 4)
     device = torch.device(config.device)
     materials = sorted(set(corpus.materials))
-    num_defects = int(corpus.class_maps.max()) + 1
+    num_defects = len(DEFECT_WORDS) + 1
     encoder = ConvEncoder()
     model = EncoderWithHeads(encoder, EncoderHeads(num_materials=len(materials), num_defects=num_defects)).to(device)
     num_train = len(corpus) - config.num_held_out

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from defectory.procedural.noise import Field, coordinates
 
 Size = tuple[int, int]
-LIGHTS = ("flat light", "point light", "line light", "ring light", "side light")
+LIGHTS = ("flat light", "point light", "line light", "ring light", "side light", "specular light", "dim corners")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Camera:
 
 def draw_light(rng: np.random.Generator, size: Size) -> Light:
     """Draw a light: mostly flat or gently falling off; never the round dark vignette of a borescope."""
-    word = LIGHTS[int(rng.choice(len(LIGHTS), p=[0.4, 0.15, 0.15, 0.1, 0.2]))]
+    word = LIGHTS[int(rng.choice(len(LIGHTS), p=[0.36, 0.13, 0.13, 0.09, 0.17, 0.06, 0.06]))]
     xs, ys = coordinates(size)
     u, v = xs / size[1] - 0.5, ys / size[0] - 0.5
     theta = rng.uniform(0, 2 * np.pi)
@@ -55,6 +55,11 @@ def draw_light(rng: np.random.Generator, size: Size) -> Light:
         falloff = 1 - depth * (1 - np.exp(-((across / rng.uniform(0.15, 0.5)) ** 2)))
     elif word == "ring light":
         falloff = 1 - depth * 0.5 * np.abs(np.hypot(u, v) * 2 - 0.6)
+    elif word == "specular light":
+        spot = np.hypot((u - rng.uniform(-0.4, 0.4)) * rng.uniform(0.5, 1.5), v - rng.uniform(-0.4, 0.4)) / rng.uniform(0.08, 0.25)
+        falloff = 0.8 + rng.uniform(0.5, 2.2) * np.exp(-(spot**2))
+    elif word == "dim corners":
+        falloff = 1 - depth * np.clip(np.hypot(u, v) * 1.4, 0, 1) ** 2
     else:
         falloff = 1 + depth * (u * np.cos(theta) + v * np.sin(theta))
     return Light(

@@ -63,9 +63,17 @@ def _stroke(size: Size, paths: list[tuple[NDArray[np.float32], NDArray[np.float3
     return cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _blob(rng: np.random.Generator, size: Size, radius_px: float, aspect: float, ragged: float, soft_px: float) -> Field:
+def _blob(
+    rng: np.random.Generator,
+    size: Size,
+    radius_px: float,
+    aspect: float,
+    ragged: float,
+    soft_px: float,
+    centre_xy: tuple[float, float] | None = None,
+) -> Field:
     xs, ys = coordinates(size)
-    cx, cy = rng.uniform(0.08, 0.92) * size[1], rng.uniform(0.08, 0.92) * size[0]
+    cx, cy = (rng.uniform(0.08, 0.92) * size[1], rng.uniform(0.08, 0.92) * size[0]) if centre_xy is None else centre_xy
     theta = rng.uniform(0, np.pi)
     u = ((xs - cx) * np.cos(theta) + (ys - cy) * np.sin(theta)) / aspect
     v = -(xs - cx) * np.sin(theta) + (ys - cy) * np.cos(theta)
@@ -80,17 +88,19 @@ def _dark(rng: np.random.Generator, size: Size, low: float, high: float, rough: 
 
 def _crack(rng: np.random.Generator, size: Size) -> Defect:
     length = float(rng.uniform(22, 110))
-    width = float(rng.uniform(1.5, 5.0))
+    width = float(rng.uniform(1.5, 5.0) if rng.random() < 0.75 else rng.uniform(1.1, 1.8))
     main = _curve(rng, size, length, rng.uniform(0.1, 0.35), None, None)
     profile = width * (0.55 + 0.6 * np.sin(np.linspace(0.25, np.pi - 0.25, len(main)))) * rng.uniform(0.8, 1.2, len(main))
     paths = [(main, profile.astype(np.float32))]
-    if rng.random() < 0.4:
-        for _ in range(int(rng.integers(1, 4))):
-            at = int(rng.integers(len(main)))
-            branch = _curve(
-                rng, size, length * rng.uniform(0.2, 0.5), 0.3, (float(main[at, 0]), float(main[at, 1])), float(rng.uniform(0, 6.3))
-            )
-            paths.append((branch, np.linspace(width * 0.8, 0.9, len(branch)).astype(np.float32)))
+    if rng.random() < 0.5:
+        for _ in range(int(rng.integers(1, 5))):
+            # a branch leaves the crack it grows from, main or branch, forwards at an acute angle
+            trunk, thickness = paths[int(rng.integers(len(paths)))]
+            at = int(rng.integers(1, len(trunk)))
+            ahead = trunk[at] - trunk[at - 1]
+            heading = float(np.arctan2(ahead[1], ahead[0]) + rng.choice([-1, 1]) * rng.uniform(0.35, 1.25))
+            branch = _curve(rng, size, length * rng.uniform(0.15, 0.5), 0.3, (float(trunk[at, 0]), float(trunk[at, 1])), heading)
+            paths.append((branch, np.linspace(float(thickness[at]) * 0.8, 0.9, len(branch)).astype(np.float32)))
     coverage = _stroke(size, paths)
     return Defect(word="crack", coverage=coverage, target=_dark(rng, size, 0.05, 0.45), height=-coverage * 1.5)
 
@@ -189,11 +199,40 @@ def _fray(rng: np.random.Generator, size: Size) -> Defect:
     return Defect(word="fray", coverage=coverage, target=target, height=coverage * 0.5)
 
 
+def draw_chip(rng: np.random.Generator, size: Size, solid: NDArray[np.bool_], void_level: float) -> Defect:
+    """Draw a chip: material broken out of a part's edge where `solid` bool [H,W] has one, else a flake off its surface.
+
+    Args:
+        rng: of the shape.
+        size: height and width, pixels.
+        solid: the part.
+        void_level: brightness behind the part, what a notch right through shows.
+    """
+    border = solid & (cv2.erode(solid.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) == 0)
+    ys, xs = np.nonzero(border)
+    at = int(rng.integers(len(ys))) if len(ys) else -1
+    centre = (float(xs[at]), float(ys[at])) if len(ys) else None
+    coverage = _blob(rng, size, float(rng.uniform(4, 15)), float(rng.uniform(1, 2)), 0.35, 1.0, centre) * solid
+    direction = rng.uniform(0, 2 * np.pi)
+    facets = value_noise(rng, size, rng.uniform(5, 12), 2)
+    gy, gx = np.gradient(cv2.GaussianBlur(coverage, (0, 0), 2))
+    rim = (gx * np.cos(direction) + gy * np.sin(direction)).astype(np.float32)
+    rim /= max(float(np.abs(rim).max()), 1e-6)
+    if len(ys) and rng.random() < 0.5:
+        return Defect(
+            word="chip", coverage=coverage.astype(np.float32), target=_dark(rng, size, 0.0, 0.2) + np.float32(2 * (void_level > 0.4)),
+            height=np.zeros(size, np.float32),
+        )  # fmt: skip
+    target = float(rng.choice([rng.uniform(0.3, 0.7), rng.uniform(1.25, 1.7)])) + 0.35 * (facets - 0.5) + 0.35 * rim
+    return Defect(word="chip", coverage=coverage.astype(np.float32), target=target.astype(np.float32), height=-coverage * 2)
+
+
 DEFECTS: dict[str, Callable[[np.random.Generator, Size], Defect]] = {
     "crack": _crack, "scratch": _scratch, "pit": _pit, "pores": _pores, "inclusion": _inclusion, "stain": _stain,
     "corrosion": _corrosion, "dent": _dent, "break": _break, "fray": _fray,
 }  # fmt: skip
 DEFECT_SHARES: dict[str, float] = {
     "crack": 2.5, "scratch": 1.2, "pit": 1.6, "pores": 0.7, "inclusion": 1.1, "stain": 0.7, "corrosion": 0.7, "dent": 0.5, "break": 1.6, "fray": 0.5,
+    "chip": 0.9,
 }  # fmt: skip
-DEFECT_WORDS: tuple[str, ...] = tuple(DEFECTS)
+DEFECT_WORDS: tuple[str, ...] = (*DEFECTS, "chip")

@@ -1,4 +1,4 @@
-"""Part geometry on top of a material: holes, slots, grooves, seams, edges, ribs, grids."""
+"""Part geometry on top of a material: holes, slots, grooves, seams, welds, edges, ribs, grids, threads, blades."""
 
 from __future__ import annotations
 
@@ -148,10 +148,48 @@ def _corner(rng: np.random.Generator, size: Size) -> Part:
     )  # fmt: skip
 
 
+def _thread(rng: np.random.Generator, size: Size) -> Part:
+    height, shade, _ = _blank(size)
+    xs, ys = coordinates(size)
+    theta = np.deg2rad(float(rng.choice([0.0, 90.0])) + rng.normal(0, 8))
+    along = (xs - size[1] / 2) * np.cos(theta) + (ys - size[0] / 2) * np.sin(theta)
+    across = -(xs - size[1] / 2) * np.sin(theta) + (ys - size[0] / 2) * np.cos(theta) - rng.normal(0, 0.12) * size[0]
+    radius = rng.uniform(0.3, 0.75) * min(size)
+    pitch, lean = rng.uniform(7, 17), rng.uniform(-0.25, 0.25)
+    flank = 1 - 2 * np.abs(((along + lean * across) / pitch + rng.uniform()) % 1 - 0.5) * 2
+    round_off = np.sqrt(np.clip(1 - (across / radius) ** 2, 0, 1))
+    return Part(
+        height=height + (flank * pitch * 0.18 * round_off).astype(np.float32),
+        shade=shade + (0.5 * (round_off - 0.8) + flank * rng.uniform(0.1, 0.3)).astype(np.float32),
+        solid=np.abs(across) + rng.uniform(0, 0.12) * pitch * flank < radius,
+        void_level=float(rng.choice([0.02, 0.08, 0.5, 0.95])),
+    )
+
+
+def _blade(rng: np.random.Generator, size: Size) -> Part:
+    height, shade, _ = _blank(size)
+    xs, ys = coordinates(size)
+    theta = np.deg2rad(rng.uniform(0, 180))
+    along = ((xs - size[1] / 2) * np.cos(theta) + (ys - size[0] / 2) * np.sin(theta)) / max(size)
+    across = -(xs - size[1] / 2) * np.sin(theta) + (ys - size[0] / 2) * np.cos(theta)
+    bow, taper = rng.uniform(-50, 50), rng.uniform(-0.5, 0.5)
+    offset = across - bow * (along**2 - 0.1) - rng.normal(0, 0.08) * size[0]
+    half = rng.uniform(0.2, 0.48) * min(size) * np.clip(1 + taper * along * 1.5, 0.3, 2)
+    chord = offset / half
+    thickness = np.sqrt(np.clip(1 - chord**2, 0, 1)) * np.clip(1.1 - 0.5 * chord, 0, 2)
+    return Part(
+        height=height + (thickness * rng.uniform(2, 8)).astype(np.float32),
+        shade=shade + (rng.uniform(0.1, 0.5) * (thickness - 0.8) + rng.uniform(-0.3, 0.3) * chord).astype(np.float32),
+        solid=np.abs(chord) < 1,
+        void_level=float(rng.choice([0.02, 0.05, 0.2, 0.9])),
+    )
+
+
 PARTS: dict[str, Callable[[np.random.Generator, Size], Part]] = {
     "plain surface": _plain, "hole": _hole, "slot": _slot, "grooves": _groove, "seam": _seam, "weld": _weld,
-    "part edge": _edge, "ribs": _ribs, "hole grid": _grid, "corner": _corner,
+    "part edge": _edge, "ribs": _ribs, "hole grid": _grid, "corner": _corner, "thread": _thread, "blade": _blade,
 }  # fmt: skip
 PART_SHARES: dict[str, float] = {
-    "plain surface": 4.5, "hole": 1.0, "slot": 0.6, "grooves": 0.6, "seam": 0.6, "weld": 0.6, "part edge": 1.6, "ribs": 0.5, "hole grid": 0.5, "corner": 0.5,
+    "plain surface": 4.5, "hole": 1.0, "slot": 0.6, "grooves": 0.6, "seam": 0.6, "weld": 0.6, "part edge": 1.6, "ribs": 0.5, "hole grid": 0.5, "corner": 0.5, "thread": 0.5,
+    "blade": 0.6,
 }  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.procedural.camera import Camera, Light, draw_camera, draw_light, expose, shade_relief
-from defectory.procedural.defects import DEFECT_SHARES, DEFECT_WORDS, DEFECTS, Defect
+from defectory.procedural.defects import DEFECT_SHARES, DEFECT_WORDS, DEFECTS, Defect, draw_chip
 from defectory.procedural.materials import MATERIAL_SHARES, MATERIALS, Texture
 from defectory.procedural.parts import PART_SHARES, PARTS, Part
 from defectory.tones import tone_words
@@ -98,7 +98,8 @@ def _draw_defects(rng: np.random.Generator, scene: _Scene, size_hw: tuple[int, i
     for _ in range(wanted * 6):
         if len(chosen) == wanted:
             break
-        defect = DEFECTS[_choose(rng, DEFECT_SHARES)](rng, size_hw)
+        word = _choose(rng, DEFECT_SHARES)
+        defect = draw_chip(rng, size_hw, scene.part.solid, scene.part.void_level) if word == "chip" else DEFECTS[word](rng, size_hw)
         mask = defect.mask
         if (
             mask.sum() < 12
