@@ -1,24 +1,37 @@
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from defectory.pretraining.config import PretrainConfig, StageConfig
 from defectory.pretraining.control import paint
-from defectory.pretraining.corpus import make_corpus
-from defectory.pretraining.diffusion import Noising, build_scheduler, build_unet, stratified_timesteps
+from defectory.pretraining.corpus import Corpus, make_corpus
+from defectory.pretraining.diffusion import (
+    LatentCorpus,
+    Noising,
+    Window,
+    build_scheduler,
+    build_unet,
+    make_tokenizer,
+    stratified_timesteps,
+    train_prior,
+)
 from defectory.pretraining.encoder import dominant_class
 from defectory.pretraining.loop import fit, learning_rate_at
-from defectory.pretraining.text import RESERVED_WORDS, build_text_encoder, build_tokenizer, learn_merges, short_caption
+from defectory.pretraining.text import RESERVED_WORDS, build_text_encoder, build_tokenizer, learn_merges, short_caption, with_defects
 from defectory.pretraining.vae import build_vae, reconstruction_loss, reconstruction_psnr_db
+from defectory.procedural.defects import DEFECT_WORDS
 from defectory.procedural.world import render
 
 CAPTIONS = [
@@ -174,6 +187,55 @@ def test_the_learning_rate_warms_up_and_falls_to_two_percent() -> None:
     assert max(rates) == pytest.approx(1.0)
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.02, abs=0.005)
+    late = [learning_rate_at(step, config.model_copy(update={"decay_share": 0.25})) for step in range(100)]
+    assert late[10:76] == [1.0] * 66
+    assert late[75:] == pytest.approx([0.02 + 0.49 * (1 + math.cos(math.pi * i / 25)) for i in range(25)])
+
+
+def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
+    class_maps = np.zeros((20, 32, 32), np.uint8)
+    class_maps[:, 2:8, 1:9] = DEFECT_WORDS.index("pit") + 1
+    class_maps[:, 30, 28:31] = DEFECT_WORDS.index("crack") + 1  # 3 px: too few to be named
+    class_maps[:, 20:24, 20:24] = DEFECT_WORDS.index("break") + 1
+    corpus = Corpus(
+        images=np.zeros((20, 32, 32, 3), np.uint8), class_maps=class_maps, captions=["a dark grey concrete surface, flat light, with a pit"] * 20,
+        tones=["dark even"] * 20, materials=["concrete"] * 20, defect_words=[("break", "pit", "crack")] * 20,
+    )  # fmt: skip
+    latents = torch.arange(20 * 4 * 8 * 8).reshape(20, 4, 8, 8).float()
+    save_file({"latents": latents}, tmp_path / "latents.safetensors")
+    tokenizer = build_tokenizer([*corpus.captions, "an image of a dark even without defect break crack and"], tiny_recipe)
+    recipe = tiny_recipe.model_copy(update={"caption_dropout": 0.0, "short_caption_share": 0.0})
+    data = LatentCorpus(recipe, corpus, cast("Any", None), tokenizer, cache=tmp_path / "latents.safetensors")
+    indices = torch.tensor([3, 5])
+    windows = [Window(y=0, x=1, side=4, factor=4), Window(y=4, x=4, side=4, factor=4)]
+    assert torch.equal(data.clean(indices, windows), torch.stack([latents[3, :, :4, 1:5], latents[5, :, 4:, 4:]]))
+    weight = data.defect_weight(indices, 3.0, windows)[:, 0]
+    assert weight.shape == (2, 4, 4)
+    assert weight[0].tolist() == [[3, 3, 1, 1], [3, 3, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+    assert weight[1].tolist() == [[1, 1, 1, 1], [1, 3, 1, 1], [1, 1, 1, 1], [1, 1, 1, 3]]
+    told = data.token_ids(indices, torch.Generator().manual_seed(0), windows)
+    head = "a dark grey concrete surface, flat light, "
+    assert torch.equal(told, data.tokenize([head + "with a pit", head + "with a break"]))
+    drawn = [data.window(16, torch.Generator().manual_seed(seed)) for seed in range(60)]
+    assert {w.y for w in drawn} == {w.x for w in drawn} == set(range(5))
+    assert with_defects(corpus.captions[0], ()) == head + "without defect"
+
+
+def test_the_prior_begins_on_as_many_pixels_in_crops(tiny_recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
+    save_file({"latents": torch.randn(24, 4, 8, 8).half()}, tmp_path / "latents.safetensors")
+    tokenizer = make_tokenizer(tiny_recipe, corpus)
+    data = LatentCorpus(tiny_recipe, corpus, cast("Any", None), tokenizer, cache=tmp_path / "latents.safetensors")
+    seen: list[tuple[int, ...]] = []
+    add = Noising.add
+
+    def noted(self: Noising, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(tuple(clean.shape))
+        return add(self, clean, noise, timesteps)
+
+    monkeypatch.setattr(Noising, "add", noted)
+    list(train_prior(tiny_recipe, data, tokenizer, checkpoint=tmp_path / "c.safetensors"))
+    assert seen == [(16, 4, 4, 4)] * 3 + [(4, 4, 8, 8)] * 3
 
 
 def test_fit_trains_leaves_the_average_and_resumes(tmp_path: Path) -> None:

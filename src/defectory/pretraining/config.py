@@ -21,6 +21,8 @@ class StageConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     warmup_steps: int = Field(default=100, ge=0)
+    decay_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of the steps, at the end, in which the learning rate falls; before, it is constant."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: float = Field(default=1e-2, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -95,11 +97,21 @@ class PretrainConfig(Section):
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under a defect while the base trains."""
     control_defect_weight: float = Field(default=4.0, ge=1)
+    crop_px: int = Field(default=64, ge=16)
+    """Side of the crops the UNet begins with."""
+    crop_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost."""
     vae: StageConfig = StageConfig(num_steps=1500, learning_rate=1.5e-3, ema_decay=0.995)
     vae_crop_px: int = Field(default=64, ge=16)
     diffusion: StageConfig = StageConfig(num_steps=4000, learning_rate=7e-4)
     control: StageConfig = StageConfig(num_steps=900, learning_rate=4e-4, ema_decay=0.995)
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
+
+    @model_validator(mode="after")
+    def _crops_fit(self) -> PretrainConfig:
+        if self.crop_share > 0 and (self.crop_px > self.tile_px or self.crop_px % 16):
+            raise ValueError(f"crop_px {self.crop_px} is not a multiple of 16 up to tile_px {self.tile_px}")
+        return self
 
     @model_validator(mode="after")
     def _room_for_the_patch_code(self) -> PretrainConfig:

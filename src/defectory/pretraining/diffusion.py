@@ -7,10 +7,12 @@ weighting (Hang et al. 2023).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
@@ -20,8 +22,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.loop import PretrainEvent, fit
-from defectory.pretraining.text import build_text_encoder, build_tokenizer, short_caption
+from defectory.pretraining.text import build_text_encoder, build_tokenizer, short_caption, with_defects
 from defectory.pretraining.vae import encode
+from defectory.procedural.defects import DEFECT_WORDS
 from defectory.run import atomic_path
 
 
@@ -79,6 +82,31 @@ class Noising:
         return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(floor)
 
 
+MIN_AREA_PX = 12
+"""Pixels of a defect that a window must hold for its caption to name it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """A square window of an image: `y`, `x` and `side` in latent pixels of `factor` pixels."""
+
+    y: int
+    x: int
+    side: int
+    factor: int
+
+    @property
+    def latents(self) -> tuple[slice, slice]:
+        """Rows and columns of the latents."""
+        return slice(self.y, self.y + self.side), slice(self.x, self.x + self.side)
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Rows and columns of the image."""
+        rows, columns = (slice(at * self.factor, (at + self.side) * self.factor) for at in (self.y, self.x))
+        return rows, columns
+
+
 class LatentCorpus:
     """Scaled latents of the corpus (fp16), captions as token ids, defect masks."""
 
@@ -98,22 +126,39 @@ class LatentCorpus:
         """Draw training image indices."""
         return torch.randint(self.num_train, (batch_size,), generator=generator)
 
-    def clean(self, indices: Tensor) -> Tensor:
-        """Give scaled latents float32 [B,C,h,w]."""
-        return self.latents[indices].float()
+    def window(self, crop_px: int, generator: torch.Generator) -> Window:
+        """Draw a window of `crop_px`, on whole latent pixels."""
+        side, full = crop_px // self.factor, self.latents.shape[-1]
+        y, x = torch.randint(full - side + 1, (2,), generator=generator).tolist()
+        return Window(y=y, x=x, side=side, factor=self.factor)
 
-    def token_ids(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Give token ids [B,L]; some captions shortened, some dropped."""
+    def clean(self, indices: Tensor, windows: Sequence[Window] | None = None) -> Tensor:
+        """Give scaled latents float32 [B,C,h,w], of one window each where there are any."""
+        if windows is None:
+            return self.latents[indices].float()
+        return torch.stack([self.latents[i][..., *w.latents] for i, w in zip(indices.tolist(), windows, strict=True)]).float()
+
+    def token_ids(self, indices: Tensor, generator: torch.Generator, windows: Sequence[Window] | None = None) -> Tensor:
+        """Give token ids [B,L]; some captions shortened, some dropped; a window's caption names the defects in it."""
         draws = torch.rand(len(indices), generator=generator).tolist()
         captions: list[str] = []
-        for index, draw in zip(indices.tolist(), draws, strict=True):
+        for number, (index, draw) in enumerate(zip(indices.tolist(), draws, strict=True)):
+            words = self.corpus.defect_words[index]
+            caption = self.corpus.captions[index]
+            if windows is not None:
+                words = self._words_in(index, windows[number])
+                caption = with_defects(caption, words)
             if draw < self.config.caption_dropout:
                 captions.append("")
             elif draw < self.config.caption_dropout + self.config.short_caption_share:
-                captions.append(short_caption(self.corpus.tones[index], self.corpus.materials[index], self.corpus.defect_words[index]))
+                captions.append(short_caption(self.corpus.tones[index], self.corpus.materials[index], words))
             else:
-                captions.append(self.corpus.captions[index])
+                captions.append(caption)
         return self.tokenize(captions)
+
+    def _words_in(self, index: int, window: Window) -> tuple[str, ...]:
+        areas = np.bincount(self.corpus.class_maps[index][window.pixels].ravel(), minlength=len(DEFECT_WORDS) + 1)
+        return tuple(word for word in dict.fromkeys(self.corpus.defect_words[index]) if areas[DEFECT_WORDS.index(word) + 1] >= MIN_AREA_PX)
 
     def tokenize(self, captions: list[str]) -> Tensor:
         """Give token ids [B,L] of captions."""
@@ -122,9 +167,12 @@ class LatentCorpus:
         )
         return batch.input_ids
 
-    def defect_weight(self, indices: Tensor, weight: float) -> Tensor:
+    def defect_weight(self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None) -> Tensor:
         """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel, 1 elsewhere."""
-        masks = torch.stack([torch.from_numpy(self.corpus.class_maps[i] > 0) for i in indices.tolist()]).float()[:, None]
+        maps = [self.corpus.class_maps[i] for i in indices.tolist()]
+        if windows is not None:
+            maps = [class_map[w.pixels] for class_map, w in zip(maps, windows, strict=True)]
+        masks = torch.stack([torch.from_numpy(class_map > 0) for class_map in maps]).float()[:, None]
         return 1 + (weight - 1) * nn.functional.max_pool2d(masks, self.factor)
 
 
@@ -159,15 +207,19 @@ def train_prior(
     model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     scheduler = build_scheduler()
     noising = Noising(scheduler, device)
-    size = config.diffusion.batch_size
+    num_crop_steps = round(config.crop_share * config.diffusion.num_steps)
+    crops_per_step = config.diffusion.batch_size * (config.tile_px // config.crop_px) ** 2
 
-    def loss_of(_step: int, generator: torch.Generator) -> Tensor:
+    def loss_of(step: int, generator: torch.Generator) -> Tensor:
+        cropped = step < num_crop_steps
+        size = crops_per_step if cropped else config.diffusion.batch_size
         indices = data.indices(size, generator)
-        clean = data.clean(indices).to(device)
+        windows = [data.window(config.crop_px, generator) for _ in range(size)] if cropped else None
+        clean = data.clean(indices, windows).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         timesteps = stratified_timesteps(size, 1000, generator).to(device)
-        token_ids = data.token_ids(indices, generator).to(device)
-        weight = data.defect_weight(indices, config.defect_weight).to(device)
+        token_ids = data.token_ids(indices, generator, windows).to(device)
+        weight = data.defect_weight(indices, config.defect_weight, windows).to(device)
         noisy, target = noising.add(clean, noise, timesteps)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):

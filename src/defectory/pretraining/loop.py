@@ -31,11 +31,12 @@ class PretrainEvent:
 
 
 def learning_rate_at(step: int, config: StageConfig) -> float:
-    """Give the learning rate of a step: linear warm-up, then cosine to 2% of the peak."""
+    """Give the learning rate of a step: linear warm-up, the peak, then in the last `decay_share` of the steps cosine to 2% of it."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+    first = max(config.warmup_steps, round(config.num_steps * (1 - config.decay_share)))
+    progress = (step - first) / max(1, config.num_steps - first)
+    return config.learning_rate * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))))
 
 
 def step_rng_seed(seed: int, stage: str, step: int) -> int:

@@ -92,3 +92,10 @@ def short_caption(tone: str, material: str, defect_words: tuple[str, ...]) -> st
     if not defect_words:
         return f"an image of a {tone} {material}"
     return f"an image of a {tone} {material} with " + " and ".join(f"a {word}" for word in dict.fromkeys(defect_words))
+
+
+def with_defects(caption: str, defect_words: tuple[str, ...]) -> str:
+    """Give a caption of the procedural world, whose last part names the defects, with others in their place."""
+    head = caption.rpartition(", ")[0]
+    words = dict.fromkeys(defect_words)
+    return f"{head}, with a " + " and a ".join(words) if words else f"{head}, without defect"
