@@ -11,7 +11,7 @@ from PIL import Image
 from pycocotools import mask as oracle
 
 from defectory.errors import ImageError, OutputError
-from defectory.geometry import Augmentation
+from defectory.geometry import Augmentation, Border, border_of
 from defectory.imageio import load_class_mask, load_image, load_rgb, save_png
 from defectory.rle import box_xyxy, decode, encode
 from defectory.run import atomic_folder, atomic_path, digest_folder, write_json
@@ -126,6 +126,28 @@ def test_image_and_mask_move_together_inside_the_valid_window(strength) -> None:
         assert not moved_mask[50:].any()
         again = Augmentation.sample(seed, valid, strength=strength).apply_image(image)
         np.testing.assert_array_equal(again, moved_image)
+
+
+def test_a_round_view_gets_no_second_one_beside_it() -> None:
+    ys, xs = np.mgrid[0:60, 0:84]
+    view = np.where((np.hypot(ys - 30, xs - 42) < 36)[..., None], 130, 5).astype(np.uint8).repeat(3, axis=2)
+    surface = np.random.default_rng(0).integers(60, 200, (60, 84, 3)).astype(np.uint8)
+    assert (border_of(view, (60, 84)), border_of(surface, (60, 84))) == ("replicate", "reflect")
+    padded = np.zeros((84, 84, 3), np.uint8)
+    padded[:60] = surface
+    assert border_of(padded, (60, 84)) == "reflect"
+
+    def false_share(border: Border) -> float:
+        """Bright pixels where the view, seen whole, has none."""
+        shares: list[float] = []
+        for seed in range(40):
+            augmentation = Augmentation.sample(seed, (60, 84), strength="offline", border=border)
+            x, y = np.array(augmentation.matrix) @ np.stack([xs.ravel(), ys.ravel(), np.ones(xs.size)])
+            truth = np.hypot(y - 30, x - 42).reshape(60, 84) < 38
+            shares.append(float(((augmentation.apply_image(view).mean(axis=2) > 60) & ~truth).mean()))
+        return float(np.mean(shares))
+
+    assert false_share("replicate") < 0.5 * false_share("reflect")
 
 
 def test_augmentation_keeps_the_tones_of_a_vignetted_frame() -> None:

@@ -10,6 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 Strength = Literal["train", "offline"]
+Border = Literal["reflect", "replicate"]
+DARK_LEVEL = 24
+"""Grey level under which a pixel of the border shows what is around the part, not the part."""
+DARK_SHARE = 0.3
+
+
+def border_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Border:
+    """Give how a tile goes on beyond its border: a surface as its mirror image, a part in dark surroundings as they are at the border.
+
+    Mirrored, the bright round view of a borescope would get a second one beside it.
+
+    Args:
+        image: RGB uint8 [H,W,3].
+        valid_hw: height and width of the image part of the tile, pixels.
+    """
+    grey = image[: valid_hw[0], : valid_hw[1]].mean(axis=2)
+    ring = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
+    return "replicate" if (ring < DARK_LEVEL).mean() >= DARK_SHARE else "reflect"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +44,7 @@ class Augmentation:
     """Standard deviation, grey levels."""
     contrast: float = 1.0
     noise_seed: int = 0
+    border: Border = "reflect"
 
     @classmethod
     def identity(cls, valid_hw: tuple[int, int]) -> Self:
@@ -33,10 +52,10 @@ class Augmentation:
         return cls(valid_hw=valid_hw, matrix=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
 
     @classmethod
-    def sample(cls, seed: int, valid_hw: tuple[int, int], *, strength: Strength, flip: bool = True) -> Self:
+    def sample(cls, seed: int, valid_hw: tuple[int, int], *, strength: Strength, flip: bool = True, border: Border = "reflect") -> Self:
         """Draw an augmentation, a pure function of its arguments.
 
-        What comes from beyond the window's border is reflected at it, image and mask alike. (Zooming in until nothing is
+        What comes from beyond the window's border is reflected at it or goes on as it is there, image and mask alike. (Zooming in until nothing is
         missing would cut off what lies at the border, a dark vignette for one, and shift the tones of the whole set.)
 
         Args:
@@ -45,6 +64,7 @@ class Augmentation:
             strength: `train` is geometric alone, so that tones stay as they are in the data; `offline` is the paper's
                 crop, zoom, roto-translation, noise and contrast.
             flip: allow mirroring, and quarter turns where the window is square.
+            border: what lies beyond the window, as `border_of` gives it.
         """
         rng = np.random.default_rng([7, seed])
         height, width = valid_hw
@@ -69,13 +89,13 @@ class Augmentation:
             noise_sigma=float(rng.uniform(0, 3)) if photometric else 0.0,
             contrast=float(rng.uniform(0.9, 1.1)) if photometric else 1.0,
             noise_seed=int(rng.integers(2**31)),
+            border=border,
         )
 
     def _warp(self, window: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
         height, width = self.valid_hw
-        warped = cv2.warpAffine(
-            window, np.array(self.matrix), (width, height), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REFLECT_101
-        )
+        mode = cv2.BORDER_REFLECT_101 if self.border == "reflect" else cv2.BORDER_REPLICATE
+        warped = cv2.warpAffine(window, np.array(self.matrix), (width, height), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=mode)
         return warped.astype(np.uint8)
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

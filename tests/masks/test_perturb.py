@@ -6,11 +6,11 @@ import pytest
 from numpy.typing import NDArray
 
 from defectory.masks.config import MaskConfig
-from defectory.masks.perturb import AREA_BOUNDS, perturb
+from defectory.masks.perturb import AREA_BOUNDS, perturb, width_px
 from defectory.rle import box_xyxy
 
 CONFIG = MaskConfig()
-STILL = MaskConfig(rotate_degrees=0, scale_range=(1.0, 1.0), shear=0, flip=False, elastic_px=0, thickness_px=0)
+STILL = MaskConfig(rotate_degrees=0, scale_range=(1.0, 1.0), shear=0, flip=False, elastic_px=0, thickness_share=0)
 Mask = NDArray[np.bool_]
 
 
@@ -62,24 +62,70 @@ def test_without_any_perturbation_the_mask_is_its_crop() -> None:
 def test_scale_and_rotation_do_what_they_say() -> None:
     bar = np.zeros((20, 60), bool)
     bar[8:14, 4:52] = True
-    doubled = perturb(bar, seed=0, config=STILL.model_copy(update={"scale_range": (1.4, 1.4)}))
-    assert doubled.shape == pytest.approx((6 * 1.4, 48 * 1.4), abs=1)
+    longer = perturb(bar, seed=0, config=STILL.model_copy(update={"scale_range": (1.4, 1.4)}))
+    assert longer.shape == pytest.approx((6, 48 * 1.4), abs=3)
+    block = np.zeros((40, 60), bool)
+    block[10:24, 20:40] = True
+    larger = perturb(block, seed=0, config=STILL.model_copy(update={"scale_range": (1.4, 1.4)}))
+    assert larger.shape == pytest.approx((14 * 1.4, 20 * 1.4), abs=1)
     heights = [perturb(bar, seed=seed, config=STILL.model_copy(update={"rotate_degrees": 180.0})).shape[0] for seed in range(20)]
     assert max(heights) > 40
     assert min(heights) < 20
 
 
-def test_thickness_alone_moves_the_outline_by_at_most_its_bound() -> None:
+def strip(width: int) -> Mask:
+    mask = np.zeros((60, 80), np.uint8)
+    cv2.line(mask, (8, 45), (70, 15), 1, width)
+    return mask > 0
+
+
+@pytest.mark.parametrize("width", [3, 5, 8])
+def test_a_long_defect_keeps_its_width_however_it_is_scaled(width: int) -> None:
+    mask = strip(width)
+    config = STILL.model_copy(update={"scale_range": (0.7, 1.4), "rotate_degrees": 180.0, "shear": 0.1})
+    changed = [perturb(mask, seed=seed, config=config) for seed in range(40)]
+    widths = np.array([width_px(c) for c in changed]) / width_px(mask)
+    assert np.abs(widths - 1).max() < 0.15
+    assert np.std([c.sum() for c in changed]) > 0.1 * mask.sum()
+
+
+def test_a_perturbed_defect_fills_no_more_of_its_box_than_before() -> None:
+    for mask in (strip(4), masks()["line"], masks()["two"]):
+        for seed in range(60):
+            changed = perturb(mask, seed=seed, config=CONFIG)
+            hull = cv2.convexHull(np.argwhere(changed).astype(np.int32))
+            before = cv2.convexHull(np.argwhere(mask).astype(np.int32))
+            assert cv2.contourArea(hull) < 2.2 * cv2.contourArea(before) + 150
+
+
+def test_a_blob_is_scaled_as_a_whole() -> None:
     blob = masks()["blob"]
-    config = STILL.model_copy(update={"thickness_px": 2.0})
-    areas = [int(perturb(blob, seed=seed, config=config).sum()) for seed in range(20)]
-    grown = cv2.dilate(blob.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))).sum()
-    shrunk = cv2.erode(blob.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (7, 7))).sum()
-    assert shrunk < min(areas) < blob.sum() < max(areas) < grown
+    config = STILL.model_copy(update={"scale_range": (1.2, 1.2)})
+    assert width_px(perturb(blob, seed=1, config=config)) == pytest.approx(1.2 * width_px(blob), rel=0.05)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3])
+def test_width_alone_changes_by_at_most_its_share(share: float) -> None:
+    for mask in (masks()["blob"], strip(6)):
+        config = STILL.model_copy(update={"thickness_share": share})
+        before = width_px(mask)
+        widths = [width_px(perturb(mask, seed=seed, config=config)) for seed in range(40)]
+        # whole pixels can follow to half a pixel
+        assert before * np.exp(-share) - 0.6 < min(widths) < before < max(widths) < before * np.exp(share) + 0.6
+        assert max(widths) - min(widths) > share * before
+
+
+def test_the_width_of_strips_and_discs_is_known() -> None:
+    bar = np.zeros((30, 200), bool)
+    bar[10:18, 5:195] = True
+    assert width_px(bar) == pytest.approx(8, rel=0.05)
+    disc = np.hypot(*np.mgrid[-40:41, -40:41]) <= 30
+    assert width_px(disc) == pytest.approx(4 * 30 / 3, rel=0.03)
+    assert width_px(np.zeros((4, 5), bool)) == 0
 
 
 def test_thinning_never_eats_a_thin_crack() -> None:
     line = np.zeros((10, 50), bool)
     line[5, 3:47] = True
-    config = STILL.model_copy(update={"thickness_px": 3.0})
+    config = STILL.model_copy(update={"thickness_share": 0.6})
     assert all(perturb(line, seed=seed, config=config).shape[1] >= 40 for seed in range(30))

@@ -2,8 +2,21 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+import pytest
+from numpy.typing import NDArray
 
-from defectory.masks.placement import GAP_PX, place
+from defectory.masks.placement import (
+    GAP_PX,
+    RELATIONS,
+    Site,
+    borders_of,
+    place,
+    place_like,
+    relation_of,
+    relation_shares,
+    site_of,
+    solid_pixels,
+)
 from defectory.rle import box_xyxy
 
 SIZE_HW = (40, 64)
@@ -72,3 +85,108 @@ def test_a_mask_larger_than_the_window_is_cut_at_its_border() -> None:
         assert placed is not None
         assert not (placed & ~allowed).any()
         assert placed.sum() >= 0.4 * large.sum()
+
+
+Mask = NDArray[np.bool_]
+PART_HW = (80, 112)
+
+
+def part() -> NDArray[np.uint8]:
+    """A bright disc with two dark holes in dark surroundings, grain on it."""
+    ys, xs = np.mgrid[: PART_HW[0], : PART_HW[1]]
+    image = np.full((*PART_HW, 3), 5, np.uint8)
+    image[np.hypot((ys - 40) / 0.8, xs - 56) < 45] = 120
+    for x in (40, 72):
+        image[np.hypot(ys - 40, xs - x) < 7] = 8
+    noise = np.random.default_rng(0).integers(-4, 5, PART_HW)[..., None]
+    return np.clip(image.astype(int) + noise, 0, 255).astype(np.uint8)
+
+
+def bar(y: int, x: int, height: int, width: int) -> Mask:
+    mask = np.zeros(PART_HW, bool)
+    mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def test_the_surface_is_what_is_neither_hole_nor_background() -> None:
+    image = part()
+    image[30:32, 50:52] = 0  # a dark speck of texture
+    solid = solid_pixels(image, PART_HW)
+    assert solid[31, 51]
+    assert not solid[40, 40]
+    assert not solid[40, 72]
+    assert not solid[2, 2]
+    truth = image.mean(axis=2) > 60
+    assert (solid ^ truth).mean() < 0.02
+    dark_defect = bar(50, 50, 8, 14)
+    image[dark_defect] = 3
+    assert not solid_pixels(image, PART_HW)[54, 57]
+    assert solid_pixels(image, PART_HW, [dark_defect])[54, 57]
+
+
+def test_a_dark_surface_is_surface_and_padding_is_not() -> None:
+    dark = np.random.default_rng(1).integers(10, 22, (40, 64, 3)).astype(np.uint8)
+    solid = solid_pixels(dark, (30, 50))
+    assert solid[:30, :50].all()
+    assert not solid[30:].any()
+    assert not solid[:, 50:].any()
+    black = np.zeros((40, 64, 3), np.uint8)
+    assert solid_pixels(black, (40, 64)).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "name"),
+    [
+        (bar(38, 48, 3, 14), "end at a hole"),
+        (bar(48, 35, 2, 11), "around a hole"),
+        (bar(46, 43, 3, 12), "along a hole"),
+        (bar(60, 50, 3, 10), "in the open"),
+        (bar(52, 38, 3, 6), "near either"),
+        (bar(5, 54, 18, 3), "end at the outside"),
+    ],
+)
+def test_how_a_mask_lies_to_the_part_is_told(mask: Mask, name: str) -> None:
+    assert RELATIONS[relation_of(mask, borders_of(solid_pixels(part(), PART_HW)))] == name
+
+
+def test_without_any_border_every_mask_is_in_the_open() -> None:
+    assert relation_of(bar(10, 10, 3, 9), borders_of(np.ones(PART_HW, bool))) == len(RELATIONS) - 1
+
+
+def test_shares_are_counted_by_class_and_lean_on_all() -> None:
+    assert relation_shares([]) == {}
+    shares = relation_shares([(1, 0)] * 9 + [(2, 7)])
+    assert shares[1].sum() == pytest.approx(1)
+    assert shares[1][0] == pytest.approx((9 + 0.9) / 10)
+    assert shares[2].tolist() == pytest.approx([0.45, 0, 0, 0, 0, 0, 0, 0.55])
+
+
+@pytest.mark.parametrize("wanted", [("end at a hole",), ("in the open",), ("end at a hole", "near either")])
+def test_masks_are_placed_as_they_lie_in_train(wanted: tuple[str, ...]) -> None:
+    site = site_of(part(), PART_HW)
+    shares = np.array([1.0 if name in wanted else 0.0 for name in RELATIONS])
+    shares /= shares.sum()
+    thin = np.ones((3, 12), bool)
+    told: list[str] = []
+    for seed in range(80):
+        placed = place_like(thin, shares, site=site, taken=np.zeros(PART_HW, bool), rng=rng(seed))
+        assert placed is not None
+        assert not (placed & ~site.allowed).any()
+        assert placed.sum() >= 0.75 * thin.sum()
+        told.append(RELATIONS[relation_of(placed, site.borders)])
+    for name in wanted:
+        assert told.count(name) / 80 == pytest.approx(1 / len(wanted), abs=0.2)
+
+
+def test_where_no_place_is_like_train_any_place_will_do() -> None:
+    site = Site(allowed=np.ones(SIZE_HW, bool), borders=borders_of(np.ones(SIZE_HW, bool)))
+    only_holes = np.eye(len(RELATIONS))[0]
+    taken = np.zeros(SIZE_HW, bool)
+    taken[:, :20] = True
+    for seed in range(20):
+        placed = place_like(BAR, only_holes, site=site, taken=taken, rng=rng(seed))
+        assert placed is not None
+        assert placed.sum() == BAR.sum()
+        assert not (placed & taken).any()
+    nowhere = Site(allowed=np.zeros(SIZE_HW, bool), borders=site.borders)
+    assert place_like(BAR, only_holes, site=nowhere, taken=taken, rng=rng(0)) is None

@@ -13,7 +13,7 @@ from defectory.artifacts.tiles import Tile, TileSet, Tiling
 from defectory.errors import ConfigError
 from defectory.masks.config import MaskConfig
 from defectory.masks.perturb import perturb
-from defectory.masks.placement import place
+from defectory.masks.placement import Site, borders_of, place
 from defectory.rle import decode, encode
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.plan import make_plan, plan_summary
@@ -69,7 +69,7 @@ def plan_of(
 ) -> Plan:  # fmt: skip
     return make_plan(
         tileset(num_pool), bank, config=SynthesisConfig(**config), perturb=lambda mask, seed: perturb(mask, seed=seed, config=MaskConfig()),
-        place=lambda mask, allowed, taken, rng: place(mask, size_hw=SIZE_HW, allowed=allowed, taken=taken, rng=rng), allowed_of=allowed,
+        place=lambda mask, _class, site, taken, rng: place(mask, size_hw=SIZE_HW, allowed=site.allowed, taken=taken, rng=rng), site_of=lambda tile, seed: Site(allowed=allowed(tile, seed), borders=borders_of(allowed(tile, seed))),
         prompt_of=lambda names, tone: f"an image of a {tone} sks" + (" with " + " and ".join(names) if names else ""),
         tone_of=tone_of, tone_distance=tone_distance, concept_digest="c", control_digest="k",
         driver_config_digest="d", keep_place=keep_place,

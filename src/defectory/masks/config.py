@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from defectory.artifacts.config import Section
@@ -16,8 +18,10 @@ class MaskConfig(Section):
     flip: bool = True
     elastic_px: float = Field(default=2.0, ge=0)
     """RMS displacement of the elastic perturbation, tile pixels."""
-    thickness_px: float = Field(default=0.75, ge=0)
-    """Largest growth or shrinkage of the outline, tile pixels."""
+    thickness_share: float = Field(default=0.12, ge=0, lt=1)
+    """Largest growth or shrinkage of a defect's width, as a share of it; scaling stretches long defects and leaves their width."""
+    placement: Literal["learned", "anywhere"] = "learned"
+    """`learned`: at holes and edges of the part as often, by class, as in train."""
     keep_place: bool = False
     """Leave a mask where it was on its source tile instead of placing it anew."""
     min_area_px: int = Field(default=9, ge=1)

@@ -1,15 +1,182 @@
-"""Where on a tile a mask goes."""
+"""Where on a tile a mask goes.
+
+`learned` placement: how each class lies to the part's holes and edges is counted in train, and masks are placed so that they
+lie to those of the pool tile in the same shares. A crack that starts at a hole in train is no crack in the open in a draft.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
+Field = NDArray[np.float32]
 MAX_TRIES = 24
+NUM_CANDIDATES, NUM_RELATIONS_TRIED = 48, 3
+"""Learned placement tries so many places for a relation, and so many relations, before any place will do."""
+MARGIN_PX = 2
+"""Pixels of the tile's border that stay free."""
 GAP_PX = 2
 """Pixels that stay free between two defects, so that they do not grow into one."""
+DARK_LEVEL = 24.0
+"""Grey level under which a pixel is hole, background or vignette; less on dark surfaces."""
+DARK_SHARE, RIM_PX = 0.45, 2
+SPECK_PX = 12
+"""Dark specks of fewer pixels are texture."""
+MIN_SOLID_SHARE = 0.25
+TOUCH_PX, CONTACT_PX, NEAR_PX = 2.5, 3.5, 10.0
+CONTACT_SHARES = (0.25, 0.5)
+RELATIONS = (
+    "end at a hole", "along a hole", "around a hole", "end at the outside", "along the outside", "around the outside", "near either", "in the open",
+)  # fmt: skip
+"""How a mask lies to the part's borders: it touches a hole (dark, enclosed) or what is outside the part (dark, cut by the tile's border)
+with little, more or most of itself, is near one, or neither."""
+
+
+def solid_pixels(image: NDArray[np.uint8], valid_hw: tuple[int, int], defects: Sequence[Mask] = ()) -> Mask:
+    """Give where a tile shows the part's surface, bool [H,W]: inside the image, off dark holes, background and vignette.
+
+    Args:
+        image: RGB uint8 [H,W,3].
+        valid_hw: height and width that hold image, not padding.
+        defects: bool [H,W] each, surface however dark.
+    """
+    height, width = valid_hw
+    inside = np.zeros(image.shape[:2], bool)
+    inside[:height, :width] = True
+    grey = cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY)
+    soft, lit = cv2.GaussianBlur(grey, (0, 0), 0.7), grey[grey > DARK_LEVEL / 4]
+    half = DARK_SHARE * float(np.median(lit)) if len(lit) else DARK_LEVEL
+    core = ~_without_specks(soft > min(DARK_LEVEL, half))
+    # a hole's rim is where its brightness is half the surface's, not where the blur of it ends
+    reach = cv2.dilate(core.astype(np.uint8), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)) > 0
+    solid = np.zeros_like(inside)
+    solid[:height, :width] = ~(core | (reach & (soft < half)))
+    for mask in defects:
+        solid |= mask & inside
+    return solid if solid.sum() > MIN_SOLID_SHARE * inside.sum() else inside
+
+
+def _without_specks(solid: Mask) -> Mask:
+    for value in (False, True):
+        _, labels, stats, _ = cv2.connectedComponentsWithStats((solid == value).astype(np.uint8), connectivity=8)
+        small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < SPECK_PX)
+        solid = solid ^ (np.isin(labels, small[small > 0]))
+    return solid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Borders:
+    """Distances in pixels, float32 [H,W], to the nearest hole and to the nearest pixel outside the part."""
+
+    to_hole: Field
+    to_outside: Field
+
+    def pixels(self, relation: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of surface pixels at the border that a relation (index into RELATIONS) is to, or at its distance."""
+        nearest = np.minimum(self.to_hole, self.to_outside)
+        if relation >= len(RELATIONS) - 2:
+            is_near = nearest <= NEAR_PX
+            ys, xs = np.nonzero((nearest > TOUCH_PX) & (is_near if relation == len(RELATIONS) - 2 else ~is_near))
+        else:
+            distance = self.to_hole if relation <= len(CONTACT_SHARES) else self.to_outside
+            ys, xs = np.nonzero((nearest > 0) & (distance < 1.5))
+        return ys, xs
+
+
+def borders_of(solid: Mask) -> Borders:
+    """Tell holes from the outside: a hole is enclosed, the outside is cut by the tile's border."""
+    _, labels = cv2.connectedComponents((~solid).astype(np.uint8), connectivity=4)
+    rim = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
+    outside = np.isin(labels, rim[rim > 0])
+    return Borders(to_hole=_distance_to(~solid & ~outside), to_outside=_distance_to(outside))
+
+
+def _distance_to(mask: Mask) -> Field:
+    if not mask.any():
+        return np.full(mask.shape, np.inf, np.float32)
+    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A tile as a place for defects: where they may lie, bool [H,W], and the part's borders."""
+
+    allowed: Mask
+    borders: Borders
+
+
+def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
+    """Give a tile RGB uint8 [H,W,3] as a place for defects: on the surface and off the tile's border."""
+    solid = solid_pixels(image, valid_hw)
+    allowed = np.zeros_like(solid)
+    inner = slice(MARGIN_PX, valid_hw[0] - MARGIN_PX), slice(MARGIN_PX, valid_hw[1] - MARGIN_PX)
+    allowed[inner] = solid[inner]
+    return Site(allowed=allowed, borders=borders_of(solid))
+
+
+def relation_of(mask: Mask, borders: Borders) -> int:
+    """Give the index into RELATIONS of a mask bool [H,W], not empty."""
+    to_hole, to_outside = borders.to_hole[mask], borders.to_outside[mask]
+    nearest = min(float(to_hole.min()), float(to_outside.min()))
+    if nearest > NEAR_PX:
+        return len(RELATIONS) - 1
+    if nearest > TOUCH_PX:
+        return len(RELATIONS) - 2
+    is_hole = to_hole.min() <= to_outside.min()
+    contact = float(((to_hole if is_hole else to_outside) <= CONTACT_PX).mean())
+    return (0 if is_hole else len(CONTACT_SHARES) + 1) + int(np.searchsorted(CONTACT_SHARES, contact))
+
+
+def relation_shares(observed: Iterable[tuple[int, int]]) -> dict[int, NDArray[np.float64]]:
+    """Give per class the share of each relation, float64 [8], from pairs of class and relation; each class leans on all by one mask."""
+    counts: dict[int, NDArray[np.float64]] = {}
+    for category_id, relation in observed:
+        counts.setdefault(category_id, np.zeros(len(RELATIONS)))[relation] += 1
+    if not counts:
+        return {}
+    pooled = np.sum(list(counts.values()), axis=0)
+    pooled = pooled / pooled.sum()
+    return {category_id: (count + pooled) / (count.sum() + 1) for category_id, count in counts.items()}
+
+
+def place_like(mask: Mask, shares: NDArray[np.float64], *, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
+    """Place a cropped mask where it lies to the part's borders as `shares` of RELATIONS say; where no such place is found, as `place`.
+
+    Args:
+        mask: bool [h,w], cropped to its box.
+        shares: float64 [8].
+        site: the tile.
+        taken: bool [H,W], where a defect lies already.
+        rng: source of randomness.
+    """
+    allowed, size_hw = site.allowed, (site.allowed.shape[0], site.allowed.shape[1])
+    if not allowed.any():
+        return None
+    own = np.argwhere(mask)
+    for _ in range(NUM_RELATIONS_TRIED):
+        wanted = int(rng.choice(len(RELATIONS), p=shares))
+        touches = wanted < len(RELATIONS) - 2
+        ys, xs = site.borders.pixels(wanted)
+        for _ in range(NUM_CANDIDATES if len(ys) else 0):
+            at = int(rng.integers(len(ys)))
+            if touches and wanted % (len(CONTACT_SHARES) + 1) == 0:
+                angle = rng.uniform(0, 2 * np.pi)  # an end of the mask is laid there: its outermost pixel in some direction
+                y, x = own[int((own @ np.array([np.sin(angle), np.cos(angle)])).argmax())]
+            else:
+                y, x = own[int(rng.integers(len(own)))]
+            result = _pasted(mask, int(ys[at] - y), int(xs[at] - x), size_hw) & allowed
+            if (
+                result.sum() >= (0.75 if touches else 0.9) * len(own)
+                and relation_of(result, site.borders) == wanted
+                and not _crowds(result, taken)
+            ):
+                return result
+    return place(mask, size_hw=size_hw, allowed=allowed, taken=taken, rng=rng)
 
 
 def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, rng: np.random.Generator) -> Mask | None:
@@ -39,11 +206,18 @@ def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, r
         visible = int(result.sum())
         if visible < (0.4 if loose else 0.9) * mask.sum() or visible == 0:
             continue
-        grown = cv2.dilate(result.astype(np.uint8), np.ones((2 * GAP_PX + 1, 2 * GAP_PX + 1), np.uint8)) > 0
-        if (grown & taken).any():
+        if _crowds(result, taken):
             continue
         return result
     return None
+
+
+def _crowds(mask: Mask, taken: Mask) -> bool:
+    """Tell whether a mask comes nearer to others than the gap."""
+    if not taken.any():
+        return False
+    grown = cv2.dilate(mask.astype(np.uint8), np.ones((2 * GAP_PX + 1, 2 * GAP_PX + 1), np.uint8)) > 0
+    return bool((grown & taken).any())
 
 
 def _pasted(mask: Mask, y: int, x: int, size_hw: tuple[int, int]) -> Mask:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.calibration import Calibration, ClassCalibration
-from defectory.artifacts.plan import Decisions, Job, MaskBank, Plan
+from defectory.artifacts.plan import Decisions, Job, MaskBank, MaskBankEntry, Plan
 from defectory.artifacts.tiles import Tile
 from defectory.artifacts.weights import Concept, Control
 from defectory.curation.decide import FidelitySummary, Scored, decide
@@ -18,20 +18,17 @@ from defectory.evaluation.contrast import defect_contrast
 from defectory.imageio import load_rgb
 from defectory.masks.bank import build_bank
 from defectory.masks.perturb import perturb
-from defectory.masks.placement import place
+from defectory.masks.placement import RELATIONS, Site, borders_of, place, place_like, relation_of, relation_shares, site_of, solid_pixels
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, tileset_of
 from defectory.rle import decode
-from defectory.run import digest_json
+from defectory.run import digest_json, write_json
 from defectory.synthesis.export import export_synthetic
 from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
 
-PLACE_MARGIN_PX = 2
 DRIVER_RULES = 2
 """Raised when the same settings give other drivers."""
-DARK_LEVEL = 24
-"""Pool pixels darker than this, in a blurred tile that is not all dark, are background or vignette: no defect goes there."""
 
 
 def device_of(project: Project) -> str:
@@ -125,18 +122,19 @@ def driver_digest(project: Project) -> str:
     )
 
 
-def allowed_pixels(image: np.ndarray, valid_hw: tuple[int, int]) -> Mask:
-    """Give where on a pool tile a defect may lie: inside the image, off dark background or vignette."""
-    import cv2
-
-    allowed = np.zeros(image.shape[:2], bool)
-    height, width = valid_hw
-    margin = PLACE_MARGIN_PX
-    allowed[margin : height - margin, margin : width - margin] = True
-    soft = cv2.GaussianBlur(cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY), (0, 0), 4)
-    lit = np.zeros_like(allowed)
-    lit[:height, :width] = soft > DARK_LEVEL
-    return allowed & lit if (allowed & lit).sum() > 0.25 * allowed.sum() else allowed
+def placement_shares(project: Project, bank: MaskBank) -> dict[int, np.ndarray]:
+    """Give per class how its masks of the bank lie to holes and edges of their own tiles."""
+    tileset = tileset_of(project)
+    masks: dict[str, list[MaskBankEntry]] = {}
+    for entry in bank.entries:
+        masks.setdefault(entry.tile_id, []).append(entry)
+    observed: list[tuple[int, int]] = []
+    for tile in tileset.of("train"):
+        if tile.id in masks:
+            defects = [mask for _, mask in masks_of(tile.instances)]
+            borders = borders_of(solid_pixels(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw, defects))
+            observed += [(entry.category_id, relation_of(decode(entry.mask.rle), borders)) for entry in masks[tile.id]]
+    return relation_shares(observed)
 
 
 def run_plan(project: Project) -> Iterator[Progress | str]:
@@ -150,8 +148,18 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     pool = PoolTiles(project, tileset)
     concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
 
-    def allowed_of(tile: Tile, augmentation_seed: int | None) -> Mask:
-        return allowed_pixels(pool.image(tile, augmentation_seed), tile.valid_hw)
+    shares = placement_shares(project, bank) if config.masks.placement == "learned" else {}
+    names = {category.id: category.name for category in tileset.categories}
+    table = {names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in shares.items()}
+    write_json(project.path("plan", "placement.json"), table)
+
+    def tile_as_site(tile: Tile, augmentation_seed: int | None) -> Site:
+        return site_of(pool.image(tile, augmentation_seed), tile.valid_hw)
+
+    def put(mask: Mask, category_id: int, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
+        if category_id in shares:
+            return place_like(mask, shares[category_id], site=site, taken=taken, rng=rng)
+        return place(mask, size_hw=(taken.shape[0], taken.shape[1]), allowed=site.allowed, taken=taken, rng=rng)
 
     def tone_of(tile: Tile) -> str:
         if not concept.tone_words:
@@ -164,8 +172,8 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     plan = make_plan(
         tileset, bank, config=config.synthesis,
         perturb=lambda mask, seed: perturb(mask, seed=seed, config=config.masks),
-        place=lambda mask, allowed, taken, rng: place(mask, size_hw=allowed.shape, allowed=allowed, taken=taken, rng=rng),
-        allowed_of=allowed_of,
+        place=put,
+        site_of=tile_as_site,
         prompt_of=lambda names, tone: _prompt_of(project, concept, names, tone), tone_of=tone_of, tone_distance=contrast_steps,
         concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
     )  # fmt: skip

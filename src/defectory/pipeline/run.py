@@ -94,11 +94,16 @@ def _tiling(project: Project) -> object:
     return {"tiling": project.config.tiling.model_dump(mode="json"), "seed": project.config.seed, "base": project.config.base}
 
 
+VARIANT_RULES = 2
+"""Raised when the same settings give other augmented training tiles."""
+
+
 def _concept(project: Project) -> object:
     from defectory.engine.base.known import resolve_base
     from defectory.run import digest_folder
 
     return {
+        "variant_rules": VARIANT_RULES,
         "concept": project.config.concept.model_dump(mode="json"),
         "base": digest_folder(resolve_base(project.config.base)),
         "seed": project.config.seed,
@@ -107,6 +112,7 @@ def _concept(project: Project) -> object:
 
 def _condition(project: Project) -> object:
     return {
+        "variant_rules": VARIANT_RULES,
         "driver_rules": generate.DRIVER_RULES,
         "condition": project.config.condition.model_dump(mode="json"),
         "drivers": project.config.drivers.model_dump(mode="json"),
@@ -114,7 +120,7 @@ def _condition(project: Project) -> object:
     }
 
 
-PLAN_RULES = 2
+PLAN_RULES = 3
 """Raised when the same settings give another plan."""
 
 

@@ -15,7 +15,7 @@ from defectory.artifacts.plan import Job
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Tile, TileSet
 from defectory.drivers.extract import extract_driver
-from defectory.geometry import Augmentation
+from defectory.geometry import Augmentation, border_of
 from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Project
 from defectory.rle import decode
@@ -73,7 +73,8 @@ class PoolTiles:
         image = load_rgb(self._folder / tile.file_name)
         if augmentation_seed is None:
             return image
-        return Augmentation.sample(augmentation_seed, tile.valid_hw, strength="offline", flip=self._flip).apply_image(image)
+        border = border_of(image, tile.valid_hw)
+        return Augmentation.sample(augmentation_seed, tile.valid_hw, strength="offline", flip=self._flip, border=border).apply_image(image)
 
     def drivers(self, job: Job) -> tuple[Image, Image, Image]:
         """Give a job's driver, the same without mask, and the tile they come from.

@@ -67,7 +67,7 @@ class PretrainConfig(Section):
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
     tile_px: int = Field(default=128, ge=32)
-    num_images: int = Field(default=16000, ge=8)
+    num_images: int = Field(default=48000, ge=8)
     """Procedural images in the corpus."""
     num_held_out: int = Field(default=256, ge=1)
     """Images after the corpus, seen by no training step, for held-out figures."""
@@ -90,9 +90,9 @@ class PretrainConfig(Section):
     short_caption_share: float = Field(default=0.3, ge=0, le=1)
     """Share of samples whose caption is reduced to `an image of a ... with a ...`, the form the two phases use."""
     min_snr_gamma: float = Field(default=5.0, gt=0)
-    min_snr_floor: float = Field(default=0.25, ge=0, le=1)
+    min_snr_floor: float = Field(default=1.0, ge=0, le=1)
     """Least loss weight of a noise level: at the noisiest ones the caption decides."""
-    text_stages: int = Field(default=1, ge=1, le=3)
+    text_stages: int = Field(default=2, ge=1, le=3)
     """Stages of the UNet, from the lowest resolution, that read the caption."""
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under a defect while the base trains."""
@@ -103,8 +103,8 @@ class PretrainConfig(Section):
     """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost."""
     vae: StageConfig = StageConfig(num_steps=1500, learning_rate=1.5e-3, ema_decay=0.995)
     vae_crop_px: int = Field(default=64, ge=16)
-    diffusion: StageConfig = StageConfig(num_steps=4000, learning_rate=7e-4)
-    control: StageConfig = StageConfig(num_steps=900, learning_rate=4e-4, ema_decay=0.995)
+    diffusion: StageConfig = StageConfig(num_steps=12000, learning_rate=1e-3, decay_share=0.3, checkpoint_every=250)
+    control: StageConfig = StageConfig(num_steps=1500, learning_rate=1e-3, ema_decay=0.995, checkpoint_every=250)
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
 
     @model_validator(mode="after")

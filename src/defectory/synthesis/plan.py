@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,19 @@ from defectory.synthesis.config import SynthesisConfig
 
 Mask = NDArray[np.bool_]
 Perturb = Callable[[Mask, int], Mask]
-Place = Callable[[Mask, Mask, Mask, np.random.Generator], Mask | None]
-"""Cropped mask, allowed and taken pixels of the tile and a generator, to the placed mask or None."""
+
+
+class Site(Protocol):
+    """A pool tile as a place for defects."""
+
+    @property
+    def allowed(self) -> Mask:
+        """Where defects may lie, bool [H,W]."""
+        ...
+
+
+Place = Callable[[Mask, int, Any, Mask, np.random.Generator], Mask | None]
+"""Cropped mask, its class, the site, pixels taken already and a generator, to the placed mask or None."""
 
 
 TRIES = 20
@@ -42,7 +53,7 @@ def make_plan(
     config: SynthesisConfig,
     perturb: Perturb,
     place: Place,
-    allowed_of: Callable[[Tile, int | None], Mask],
+    site_of: Callable[[Tile, int | None], Site],
     prompt_of: Callable[[Sequence[str], str], str],
     tone_of: Callable[[Tile], str],
     tone_distance: Callable[[str, str], int],
@@ -63,7 +74,7 @@ def make_plan(
         config: how many images, augmentations and seeds.
         perturb: mask and seed to a cropped, perturbed mask.
         place: puts it on a tile.
-        allowed_of: tile and augmentation seed to where defects may lie, bool [H,W].
+        site_of: tile and augmentation seed to where defects may lie on it.
         prompt_of: class names and tone words to the prompt; no class name gives that of the half without mask.
         tone_of: tone words of a tile; a job takes those of the train tile whose mix of classes it has.
         tone_distance: how far apart two tones are, in words.
@@ -108,7 +119,7 @@ def make_plan(
             place_in_pool = int(order[int(costs[order].argmin())])
             tile, augmentation_seed = pool[place_in_pool], version_of(place_in_pool)
             uses[place_in_pool] += 1
-            instances, sources = _label(tile, augmentation_seed, mix, by_class, rng, perturb, place, allowed_of, keep_place)
+            instances, sources = _label(tile, augmentation_seed, mix, by_class, rng, perturb, place, site_of, keep_place)
             if instances:
                 break
         else:
@@ -132,11 +143,11 @@ def make_plan(
 
 def _label(
     tile: Tile, augmentation_seed: int | None, mix: _Mix, by_class: dict[int, list[MaskBankEntry]], rng: np.random.Generator,
-    perturb: Perturb, place: Place, allowed_of: Callable[[Tile, int | None], Mask], keep_place: bool,
+    perturb: Perturb, place: Place, site_of: Callable[[Tile, int | None], Site], keep_place: bool,
 ) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:  # fmt: skip
     """Give the labels of one driver and where their masks come from; none where no mask finds a place."""
-    allowed = allowed_of(tile, augmentation_seed)
-    taken = np.zeros_like(allowed)
+    site = site_of(tile, augmentation_seed)
+    taken = np.zeros_like(site.allowed)
     instances: list[Instance] = []
     sources: list[MaskSource] = []
     for category_id in mix.category_ids:
@@ -146,7 +157,7 @@ def _label(
         entry = entries[int(rng.integers(len(entries)))]
         seed = int(rng.integers(2**31))
         source = decode(entry.mask.rle)
-        placed = source & allowed if keep_place else place(perturb(source, seed), allowed, taken, rng)
+        placed = source & site.allowed if keep_place else place(perturb(source, seed), category_id, site, taken, rng)
         if placed is None or not placed.any() or (placed & taken).any():
             continue
         taken |= placed

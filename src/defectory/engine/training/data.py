@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.errors import InputError
-from defectory.geometry import Augmentation
+from defectory.geometry import Augmentation, border_of
 from defectory.tones import tone_words
 
 Image = NDArray[np.uint8]
@@ -94,7 +94,7 @@ def augmentation_of(tile: TrainingTile, variant: int, *, seed: int, flip: bool) 
         return Augmentation.identity(tile.valid_hw)
     text = f"{seed}/{hashlib.sha256(np.ascontiguousarray(tile.image).tobytes()).hexdigest()}/{variant}"
     drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-    return Augmentation.sample(drawn, tile.valid_hw, strength="train", flip=flip)
+    return Augmentation.sample(drawn, tile.valid_hw, strength="train", flip=flip, border=border_of(tile.image, tile.valid_hw))
 
 
 def augment(tile: TrainingTile, augmentation: Augmentation) -> TrainingTile:
