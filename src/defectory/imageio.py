@@ -130,3 +130,10 @@ def encode_png(image: NDArray[np.uint8], *, compress_level: int = 3) -> bytes:
 def save_png(path: Path, image: NDArray[np.uint8]) -> None:
     """Write RGB uint8 [H,W,3] or grey uint8 [H,W] to a PNG file atomically."""
     write_bytes(path, encode_png(image))
+
+
+def save_jpeg(path: Path, image: NDArray[np.uint8], *, quality: int = 85) -> None:
+    """Write RGB uint8 [H,W,3] to a JPEG file atomically: for sheets to look at, never for data."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
+    write_bytes(path, buffer.getvalue())

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, score, pretrain.")
+base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, score, pretrain, world.")
 
 
 def register(app: typer.Typer) -> None:
@@ -16,13 +16,14 @@ def register(app: typer.Typer) -> None:
     base_app.command("verify")(verify_base)
     base_app.command("score")(score_base)
     base_app.command("pretrain")(pretrain_base)
+    base_app.command("world")(show_world)
     app.add_typer(base_app, name="base")
     app.command("doctor")(doctor)
 
 
 @base_app.callback()
 def _base() -> None:
-    """Bases: list, verify, score, pretrain."""
+    """Bases: list, verify, score, pretrain, world."""
 
 
 def list_bases() -> None:
@@ -58,6 +59,18 @@ def score_base(
 
     show_events(run_score(score_config(override or []), base=resolve_base(name_or_path), out=out))
     print(f"{out / 'scores.json'}, {out / 'samples.png'}")
+
+
+def show_world(out: Annotated[Path, typer.Option("--out", help="Folder for the sheets.")] = Path("world")) -> None:
+    """Draw sheets of the procedural world that bases are trained on, and of the borescope demo that they are not."""
+    from defectory.imageio import save_jpeg
+    from defectory.procedural.gallery import SHEETS, borescope_sheet, world_sheet
+
+    for name in SHEETS:
+        save_jpeg(out / f"{name}.jpg", world_sheet(name))
+        print(out / f"{name}.jpg")
+    save_jpeg(out / "borescope.jpg", borescope_sheet())
+    print(out / "borescope.jpg")
 
 
 def pretrain_base(
