@@ -6,7 +6,6 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -205,7 +204,7 @@ def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: 
     save_file({"latents": latents}, tmp_path / "latents.safetensors")
     tokenizer = build_tokenizer([*corpus.captions, "an image of a dark even without defect break crack and"], tiny_recipe)
     recipe = tiny_recipe.model_copy(update={"caption_dropout": 0.0, "short_caption_share": 0.0})
-    data = LatentCorpus(recipe, corpus, cast("Any", None), tokenizer, cache=tmp_path / "latents.safetensors")
+    data = LatentCorpus(recipe, corpus, tokenizer, cache=tmp_path / "latents.safetensors")
     indices = torch.tensor([3, 5])
     windows = [Window(y=0, x=1, side=4, factor=4), Window(y=4, x=4, side=4, factor=4)]
     assert torch.equal(data.clean(indices, windows), torch.stack([latents[3, :, :4, 1:5], latents[5, :, 4:, 4:]]))
@@ -225,7 +224,7 @@ def test_the_prior_begins_on_as_many_pixels_in_crops(tiny_recipe: PretrainConfig
     corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
     save_file({"latents": torch.randn(24, 4, 8, 8).half()}, tmp_path / "latents.safetensors")
     tokenizer = make_tokenizer(tiny_recipe, corpus)
-    data = LatentCorpus(tiny_recipe, corpus, cast("Any", None), tokenizer, cache=tmp_path / "latents.safetensors")
+    data = LatentCorpus(tiny_recipe, corpus, tokenizer, cache=tmp_path / "latents.safetensors")
     seen: list[tuple[int, ...]] = []
     add = Noising.add
 

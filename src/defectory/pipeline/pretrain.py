@@ -109,7 +109,9 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
         if isinstance(event, Judge):
             judge = event
         else:
-            yield Progress(stage="judge", done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}")
+            yield Progress(
+                stage="judge", done=event.step, total=event.num_steps, note="" if event.loss is None else f"loss {event.loss:.3f}"
+            )
     assert judge is not None
     yield StageEnded(stage="judge", seconds=time.monotonic() - began, skipped=False, summary="")
     began = time.monotonic()
@@ -163,5 +165,5 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
             yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary="")
             began = time.monotonic()
         stage = event.stage
-        yield Progress(stage=stage, done=event.step, total=event.num_steps, note=f"loss {event.loss:.4f}")
+        yield Progress(stage=stage, done=event.step, total=event.num_steps, note="" if event.loss is None else f"loss {event.loss:.4f}")
     yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=str(out))

@@ -7,6 +7,7 @@ weighting (Hang et al. 2023).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,19 +108,30 @@ class Window:
         return rows, columns
 
 
-class LatentCorpus:
-    """Scaled latents of the corpus (fp16), captions as token ids, defect masks."""
+def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Iterator[PretrainEvent]:
+    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]) where there is none yet, one event per piece."""
+    if cache.is_file():
+        return
+    scale, began = float(vae.config["scaling_factor"]), time.monotonic()
+    parts: list[Tensor] = []
+    for start in range(0, len(corpus), ENCODE_IMAGES):
+        piece = range(start, min(start + ENCODE_IMAGES, len(corpus)))
+        parts.append((encode(vae, corpus, piece, config) * scale).half())
+        yield PretrainEvent(stage="latents", step=piece.stop, num_steps=len(corpus), loss=None, seconds=time.monotonic() - began)
+    with atomic_path(cache) as temporary:
+        save_file({"latents": torch.cat(parts).contiguous()}, temporary)
 
-    def __init__(self, config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, tokenizer: CLIPTokenizer, *, cache: Path) -> None:
+
+ENCODE_IMAGES = 512
+
+
+class LatentCorpus:
+    """Scaled latents of the corpus (fp16, as `cache_latents` left them), captions as token ids, defect masks."""
+
+    def __init__(self, config: PretrainConfig, corpus: Corpus, tokenizer: CLIPTokenizer, *, cache: Path) -> None:
         self.config, self.corpus, self.tokenizer = config, corpus, tokenizer
         self.num_train = len(corpus) - config.num_held_out
-        if cache.is_file():
-            self.latents = load_file(cache)["latents"]
-        else:
-            scale = float(vae.config["scaling_factor"])
-            self.latents = (encode(vae, corpus, range(len(corpus)), config) * scale).half().contiguous()
-            with atomic_path(cache) as temporary:
-                save_file({"latents": self.latents}, temporary)
+        self.latents = load_file(cache)["latents"]
         self.factor = config.tile_px // self.latents.shape[-1]
 
     def indices(self, batch_size: int, generator: torch.Generator) -> Tensor:

@@ -21,12 +21,12 @@ from defectory.run import atomic_path
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainEvent:
-    """One step of one stage: `step` of `num_steps`, the loss, and the seconds since the stage began."""
+    """One step of one stage: `step` of `num_steps`, the loss (None where nothing is trained), and the seconds since the stage began."""
 
     stage: str
     step: int
     num_steps: int
-    loss: float
+    loss: float | None
     seconds: float
 
 

@@ -17,7 +17,7 @@ from defectory.errors import StageError
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.control import GeometryOf, train_control
 from defectory.pretraining.corpus import make_corpus
-from defectory.pretraining.diffusion import LatentCorpus, PriorModel, build_scheduler, make_tokenizer, train_prior
+from defectory.pretraining.diffusion import LatentCorpus, PriorModel, build_scheduler, cache_latents, make_tokenizer, train_prior
 from defectory.pretraining.encoder import train_encoder
 from defectory.pretraining.loop import PretrainEvent
 from defectory.pretraining.vae import build_vae, train_vae
@@ -64,7 +64,8 @@ def pretrain(
             vae.save_pretrained(folder)
     vae.requires_grad_(False)
     tokenizer = make_tokenizer(config, corpus) if start is None else start.tokenizer
-    data = LatentCorpus(config, corpus, vae, tokenizer, cache=work / "latents.safetensors")
+    yield from cache_latents(config, corpus, vae, work / "latents.safetensors")
+    data = LatentCorpus(config, corpus, tokenizer, cache=work / "latents.safetensors")
     prior: PriorModel | None = None
     begin = None if start is None else PriorModel(start.unet, start.text_encoder)
     for event in train_prior(config, data, tokenizer, checkpoint=work / "diffusion.safetensors", start=begin):
