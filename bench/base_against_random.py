@@ -1,0 +1,148 @@
+"""How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
+
+Samples are drawn from phase 1's prompt with the tone words of train tiles, and compared with real test tiles around defects, under the
+embedded encoder and under an independent one (a VGG-16 of random weights, its last feature maps averaged). A percentile interval
+of the difference over random halves says which start wins.
+
+Run: `python bench/base_against_random.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set and its
+fraction; import, split and tiles are made where they are missing. Finished parts are not made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from diffusers import UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from defectory.concept.dreambooth import learn_concept
+from defectory.engine.base.known import resolve_base
+from defectory.engine.base.load import load_base
+from defectory.engine.base.prompts import concept_prompt
+from defectory.engine.base.save import save_base_like
+from defectory.engine.features.encoder import load_encoder
+from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
+from defectory.engine.tensors import images_to_tensor
+from defectory.evaluation.image_metrics import kid
+from defectory.imageio import load_rgb, save_png
+from defectory.pipeline.generate_stages import device_of, phase_tiles
+from defectory.pipeline.run import run_project
+from defectory.pipeline.stage import Project
+from defectory.pipeline.values import tileset_of
+from defectory.recipes.resolve import resolve
+from defectory.run import write_json
+
+BATCH = 16
+NUM_HALVES = 500
+
+
+def random_base(base: Path, out: Path, seed: int) -> Path:
+    """Write a base of the same shape whose UNet and text encoder know nothing; the autoencoder is kept."""
+    if not out.is_dir():
+        models = load_base(base)
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel.from_config(models.unet.config)
+        save_base_like(base, out, replaced={"unet": unet, "text_encoder": CLIPTextModel(models.text_encoder.config)})
+    return out
+
+
+def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *, num_steps: int) -> list[np.ndarray]:
+    """Draw one image per prompt from a concept, or read those drawn before."""
+    if not (out / f"{len(prompts) - 1:04d}.png").is_file():
+        models = for_sampling(load_base(concept / "base", device_of(project)))
+        empty = encode_prompts(models, [""])[0]
+        for start in range(0, len(prompts), BATCH):
+            some = prompts[start : start + BATCH]
+            images = denoise(
+                models, prompt_embeddings=encode_prompts(models, some), empty_embedding=empty, drivers=None, seeds=range(start, start + len(some)),
+                scheduler_name="base", num_steps=num_steps, precision="bf16",
+            )  # fmt: skip
+            for number, image in enumerate(images, start=start):
+                save_png(out / f"{number:04d}.png", image)
+    return [load_rgb(out / f"{number:04d}.png") for number in range(len(prompts))]
+
+
+@torch.no_grad()
+def features_of(images: list[np.ndarray], encoder: str) -> np.ndarray:
+    """Give features float64 [N,D] under `embedded-...` or the random VGG."""
+    if encoder == "embedded":
+        model, _ = load_encoder()
+        parts = [model.embed(images_to_tensor(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
+    else:
+        torch.manual_seed(0)
+        vgg = torchvision.models.vgg16(weights=None).features.eval()
+        parts = [vgg(images_to_tensor(images[start : start + BATCH])).mean(dim=(2, 3)) for start in range(0, len(images), BATCH)]
+    return torch.cat(parts).double().numpy()
+
+
+def compare(project_file: Path, work: Path, *, num_samples: int, overrides: list[str]) -> dict[str, object]:
+    """Train both starts on one project and compare what they draw."""
+    resolved = resolve(project_file=project_file, overrides=overrides)
+    config = resolved.config
+    project = Project(config=config, folder=work / config.name, source_folder=project_file.parent)
+    for _ in run_project(project, only=["import", "split", "tiles", "test-tiles"]):
+        pass
+    tiles, held_out = phase_tiles(project)
+    test = tileset_of(project, "test_tiles")
+    real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in test.tiles if tile.instances][:num_samples]
+    base = resolve_base(config.base)
+    starts = {"base": base, "random": random_base(base, project.path("random_base"), config.seed)}
+    drawn: dict[str, list[np.ndarray]] = {}
+    prompts = [
+        concept_prompt(config.concept.token, tiles[i % len(tiles)].tone if config.concept.tone_words else "") for i in range(num_samples)
+    ]
+    for name, start in starts.items():
+        out = project.path(f"concept-{name}")
+        if not (out / "concept.json").is_file():
+            for _ in learn_concept(
+                tiles,
+                base=start,
+                config=config.concept,
+                seed=config.seed,
+                out=out,
+                device=device_of(project),
+                held_out=held_out,
+                cache=project.path("cache"),
+            ):
+                pass
+        drawn[name] = samples_of(project, out, prompts, project.path(f"samples-{name}"), num_steps=config.synthesis.num_steps)
+    result: dict[str, object] = {"project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "samples": num_samples}
+    for encoder in ("embedded", "random VGG-16"):
+        target = features_of(real, encoder)
+        # random features have no scale of their own: that of the real ones
+        unit = 1.0 if encoder == "embedded" else float(target.std(axis=0).mean())
+        target = target / unit
+        of = {name: features_of(images, encoder) / unit for name, images in drawn.items()}
+        rng = np.random.default_rng(0)
+        differences: list[float] = []
+        for _ in range(NUM_HALVES):
+            rows, some = rng.permutation(num_samples)[: num_samples // 2], rng.permutation(len(target))[: max(2, len(target) // 2)]
+            differences.append(kid(of["random"][rows], target[some]) - kid(of["base"][rows], target[some]))
+        low, high = np.quantile(differences, [0.025, 0.975])
+        result[encoder] = {
+            "kid_base": kid(of["base"], target), "kid_random": kid(of["random"], target), "random_minus_base_95": [float(low), float(high)],
+            "base_wins": bool(low > 0),
+        }  # fmt: skip
+    return result
+
+
+def main() -> None:
+    """Compare on every project named and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("projects", type=Path, nargs="+")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--num-samples", type=int, default=192)
+    parser.add_argument("-o", "--override", action="append", default=[])
+    args = parser.parse_args()
+    results = [compare(file, args.work, num_samples=args.num_samples, overrides=args.override) for file in args.projects]
+    write_json(args.work / "base_against_random.json", results)
+    print(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
