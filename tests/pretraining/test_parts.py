@@ -203,7 +203,7 @@ def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: 
     latents = torch.arange(20 * 4 * 8 * 8).reshape(20, 4, 8, 8).float()
     save_file({"latents": latents}, tmp_path / "latents.safetensors")
     tokenizer = build_tokenizer([*corpus.captions, "an image of a dark even without defect break crack and"], tiny_recipe)
-    recipe = tiny_recipe.model_copy(update={"caption_dropout": 0.0, "short_caption_share": 0.0})
+    recipe = tiny_recipe.model_copy(update={"caption_dropout": 0.0, "short_caption_share": 0.0, "defect_margin": 0})
     data = LatentCorpus(recipe, corpus, tokenizer, cache=tmp_path / "latents.safetensors")
     indices = torch.tensor([3, 5])
     windows = [Window(y=0, x=1, side=4, factor=4), Window(y=4, x=4, side=4, factor=4)]
@@ -212,6 +212,10 @@ def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: 
     assert weight.shape == (2, 4, 4)
     assert weight[0].tolist() == [[3, 3, 1, 1], [3, 3, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     assert weight[1].tolist() == [[1, 1, 1, 1], [1, 3, 1, 1], [1, 1, 1, 1], [1, 1, 1, 3]]
+    data.config = recipe.model_copy(update={"defect_margin": 1})
+    wider = data.defect_weight(indices[1:], 3.0, windows[1:])[0, 0]
+    assert wider.tolist() == [[3, 3, 3, 1], [3, 3, 3, 1], [3, 3, 3, 3], [1, 1, 3, 3]]
+    data.config = recipe
     told = data.token_ids(indices, torch.Generator().manual_seed(0), windows)
     head = "a dark grey concrete surface, flat light, "
     assert torch.equal(told, data.tokenize([head + "with a pit", head + "with a break"]))

@@ -95,16 +95,18 @@ class PretrainConfig(Section):
     text_stages: int = Field(default=2, ge=1, le=3)
     """Stages of the UNet, from the lowest resolution, that read the caption."""
     defect_weight: float = Field(default=2.0, ge=1)
-    """Loss weight of latent pixels under a defect while the base trains."""
+    """Loss weight of latent pixels under and next to a defect while the base trains."""
     control_defect_weight: float = Field(default=4.0, ge=1)
+    defect_margin: int = Field(default=2, ge=0)
+    """Latent pixels around a defect that weigh as it does, in both trainings."""
     crop_px: int = Field(default=64, ge=16)
     """Side of the crops the UNet begins with."""
     crop_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost."""
     vae: StageConfig = StageConfig(num_steps=1500, learning_rate=1.5e-3, ema_decay=0.995)
     vae_crop_px: int = Field(default=64, ge=16)
-    diffusion: StageConfig = StageConfig(num_steps=12000, learning_rate=1e-3, decay_share=0.3, checkpoint_every=250)
-    control: StageConfig = StageConfig(num_steps=1500, learning_rate=1e-3, ema_decay=0.995, checkpoint_every=250)
+    diffusion: StageConfig = StageConfig(num_steps=6000, learning_rate=1e-3, decay_share=0.3, checkpoint_every=250)
+    control: StageConfig = StageConfig(num_steps=3000, learning_rate=1e-3, ema_decay=0.995, checkpoint_every=250)
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
 
     @model_validator(mode="after")

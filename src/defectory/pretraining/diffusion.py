@@ -180,12 +180,14 @@ class LatentCorpus:
         return batch.input_ids
 
     def defect_weight(self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None) -> Tensor:
-        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel, 1 elsewhere."""
+        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1 elsewhere."""
         maps = [self.corpus.class_maps[i] for i in indices.tolist()]
         if windows is not None:
             maps = [class_map[w.pixels] for class_map, w in zip(maps, windows, strict=True)]
         masks = torch.stack([torch.from_numpy(class_map > 0) for class_map in maps]).float()[:, None]
-        return 1 + (weight - 1) * nn.functional.max_pool2d(masks, self.factor)
+        margin = self.config.defect_margin
+        near = nn.functional.max_pool2d(nn.functional.max_pool2d(masks, self.factor), 2 * margin + 1, stride=1, padding=margin)
+        return 1 + (weight - 1) * near
 
 
 class PriorModel(nn.Module):

@@ -24,7 +24,7 @@ def batch() -> Batch:
 
 def test_errors_equal_the_closed_form() -> None:
     given = batch()
-    config = TrainingConfig(precision="fp32", defect_weight=5.0, min_snr_gamma=5.0, min_snr_floor=0.25)
+    config = TrainingConfig(precision="fp32", defect_weight=5.0, defect_margin=0, min_snr_gamma=5.0, min_snr_floor=0.25)
     errors = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config)
     plain = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config, weighted=False)
     for row, timestep in enumerate((300, 999)):
@@ -34,6 +34,22 @@ def test_errors_equal_the_closed_form() -> None:
         weight = max(min(snr, 5.0) / (snr + 1), 0.25)
         assert float(plain[row]) == pytest.approx(float(squared.mean()), rel=1e-5)
         assert float(errors[row]) == pytest.approx(weight * float((squared * (1 + 4 * given.defect[row])).mean()), rel=1e-5)
+
+
+def test_what_lies_next_to_a_defect_weighs_as_much() -> None:
+    given = batch()
+    config = TrainingConfig(precision="fp32", defect_weight=5.0, defect_margin=1, min_snr_gamma=5.0, min_snr_floor=0.25)
+    plain = config.model_copy(update={"defect_weight": 1.0})
+    heavier = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config) - denoising_errors(
+        given, lambda noisy, _t: noisy * 0, SCHEDULE, plain
+    )
+    bar = float(SCHEDULE.alpha_bar[300])
+    squared = (bar**0.5 * given.noise[0] - (1 - bar) ** 0.5 * given.clean[0]).square()
+    weight = max(min(bar / (1 - bar), 5.0) * (1 - bar), 0.25)
+    near = torch.zeros(6, 8)
+    near[1:4, 2:8] = 1  # the defect is row 2, columns 3 to 6
+    assert float(heavier[0]) == pytest.approx(weight * float((4 * squared * near).mean()), rel=1e-5)
+    assert float(heavier[1]) == 0
 
 
 def test_perfect_prediction_has_no_error() -> None:

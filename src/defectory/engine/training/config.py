@@ -27,7 +27,9 @@ class TrainingConfig(Section):
     min_snr_floor: float = Field(default=0.25, ge=0)
     """Least weight of a timestep under v-prediction; min-SNR alone gives pure noise no weight, where tones are learned."""
     defect_weight: float = Field(default=1.0, ge=1)
-    """Loss weight of latent pixels under a defect mask; 1 is the paper's plain loss."""
+    """Loss weight of latent pixels under and next to a defect mask; 1 is the paper's plain loss."""
+    defect_margin: int = Field(default=2, ge=0)
+    """Latent pixels around a mask that count as next to it: weighed under masks alone, a network learns to draw defects too wide."""
     variants_per_image: int = Field(default=8, ge=1)
     """Cached augmented variants per tile (image, masks and driver transformed together)."""
     flip: bool = True

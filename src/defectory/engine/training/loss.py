@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import max_pool2d
 
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.noise import NoiseSchedule
@@ -63,5 +64,7 @@ def denoising_errors(batch: Batch, predict: Predict, schedule: NoiseSchedule, co
     if not weighted:
         return errors.mean(dim=(1, 2, 3))
     if config.defect_weight != 1:
-        errors = errors * (1 + (config.defect_weight - 1) * batch.defect.to(device))
+        side = 2 * config.defect_margin + 1
+        near = max_pool2d(batch.defect.to(device).float(), side, stride=1, padding=config.defect_margin)
+        errors = errors * (1 + (config.defect_weight - 1) * near)
     return errors.mean(dim=(1, 2, 3)) * schedule.weight(timesteps, gamma=config.min_snr_gamma, floor=config.min_snr_floor)
