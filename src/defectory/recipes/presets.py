@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 CONCEPT_ON_CPU: dict[str, Any] = {"learning_rate": 1.2e-3, "ema_decay": 0.97, "min_snr_floor": 1.0}
-CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.0}
-"""For the embedded base (decision 013)."""
+CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.0, "defect_weight": 5.0}
+"""For the embedded base (decisions 013 and 018)."""
 SEGMENTER_OF_DEMO: dict[str, Any] = {"learning_rate": 4e-3}
 """For the light segmenter on the borescope demo; on other data it is too fast (decision 014)."""
 
@@ -25,7 +25,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "demo-full": {
         "concept": {"training": {"num_steps": 400, **CONCEPT_ON_CPU}},
-        "condition": {"training": {"num_steps": 900, **CONDITION_ON_CPU}, "defect_noun": "crack"},
+        "condition": {"training": {"num_steps": 1000, **CONDITION_ON_CPU}, "defect_noun": "crack"},
         "synthesis": {"num_images": 360, "driver_guidance": 3.0},
         "segmentation": {"num_steps": 600, **SEGMENTER_OF_DEMO, "validate_every": 100, "seeds": [0, 1, 2]},
     },
