@@ -120,7 +120,7 @@ def _condition(project: Project) -> object:
     }
 
 
-PLAN_RULES = 3
+PLAN_RULES = 4
 """Raised when the same settings give another plan."""
 
 
