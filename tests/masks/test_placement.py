@@ -10,6 +10,7 @@ from defectory.masks.placement import (
     RELATIONS,
     Site,
     borders_of,
+    filled_where_holes_cut,
     place,
     place_like,
     relation_of,
@@ -190,3 +191,18 @@ def test_where_no_place_is_like_train_any_place_will_do() -> None:
         assert not (placed & taken).any()
     nowhere = Site(allowed=np.zeros(SIZE_HW, bool), borders=site.borders)
     assert place_like(BAR, only_holes, site=nowhere, taken=taken, rng=rng(0)) is None
+
+
+def test_gaps_that_holes_cut_into_a_defect_are_filled() -> None:
+    ys, xs = np.mgrid[: PART_HW[0], : PART_HW[1]]
+    hole = np.hypot(ys - 40, xs - 40) < 7
+    solid = solid_pixels(part(), PART_HW)
+    around = (np.hypot(ys - 40, xs - 42) < 19) & ~hole
+    filled = filled_where_holes_cut(around, solid)
+    assert filled[hole].all()
+    assert (filled & ~around & ~(np.hypot(ys - 40, xs - 40) < 11)).sum() == 0
+    beside = bar(38, 48, 3, 14)
+    assert np.array_equal(filled_where_holes_cut(beside, solid), beside)
+    ring = (np.hypot(ys - 40, xs - 40) < 10) & ~hole
+    assert np.array_equal(filled_where_holes_cut(ring, solid), ring), "a crack around a hole is no disc"
+    assert np.array_equal(filled_where_holes_cut(around, np.ones(PART_HW, bool)), around)

@@ -23,7 +23,7 @@ class MaskBankEntry(Value):
     image_id: int
     category_id: int
     mask: Instance
-    """The mask in its tile's frame."""
+    """The mask in its tile's frame; where placement is learned, without the gaps that holes of the part cut into it."""
 
 
 class MaskBank(Value):

@@ -30,6 +30,9 @@ SPECK_PX = 12
 MIN_SOLID_SHARE = 0.25
 TOUCH_PX, CONTACT_PX, NEAR_PX = 2.5, 3.5, 10.0
 CONTACT_SHARES = (0.25, 0.5)
+ENCLOSED_SHARE = 0.5
+"""A hole with so much of its rim in a defect lies within the defect, unless it is large beside it, as at a thin crack."""
+MAX_GAP_SHARE = 0.3
 RELATIONS = (
     "end at a hole", "along a hole", "around a hole", "end at the outside", "along the outside", "around the outside", "near either", "in the open",
 )  # fmt: skip
@@ -117,6 +120,24 @@ def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
     inner = slice(MARGIN_PX, valid_hw[0] - MARGIN_PX), slice(MARGIN_PX, valid_hw[1] - MARGIN_PX)
     allowed[inner] = solid[inner]
     return Site(allowed=allowed, borders=borders_of(solid))
+
+
+def filled_where_holes_cut(mask: Mask, solid: Mask) -> Mask:
+    """Give a mask without the gaps that holes of its own part cut into it: elsewhere on a part there is no hole to make them.
+
+    Args:
+        mask: bool [H,W].
+        solid: of its tile, as `solid_pixels` gives it.
+    """
+    borders = borders_of(solid)
+    _, labels = cv2.connectedComponents((borders.to_hole == 0).astype(np.uint8), connectivity=4)
+    result = mask.copy()
+    for label in np.unique(labels[labels > 0]):
+        distance = _distance_to(labels == label)
+        gap = distance <= TOUCH_PX
+        if mask[(distance > 0) & (distance <= CONTACT_PX)].mean() >= ENCLOSED_SHARE and (gap & ~mask).sum() <= MAX_GAP_SHARE * mask.sum():
+            result |= gap
+    return result
 
 
 def relation_of(mask: Mask, borders: Borders) -> int:

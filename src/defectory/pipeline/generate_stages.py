@@ -18,10 +18,21 @@ from defectory.evaluation.contrast import defect_contrast
 from defectory.imageio import load_rgb
 from defectory.masks.bank import build_bank
 from defectory.masks.perturb import perturb
-from defectory.masks.placement import RELATIONS, Site, borders_of, place, place_like, relation_of, relation_shares, site_of, solid_pixels
+from defectory.masks.placement import (
+    RELATIONS,
+    Site,
+    borders_of,
+    filled_where_holes_cut,
+    place,
+    place_like,
+    relation_of,
+    relation_shares,
+    site_of,
+    solid_pixels,
+)
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, tileset_of
-from defectory.rle import decode
+from defectory.rle import decode, encode
 from defectory.run import digest_json, write_json
 from defectory.synthesis.export import export_synthetic
 from defectory.synthesis.plan import make_plan, plan_summary
@@ -122,19 +133,26 @@ def driver_digest(project: Project) -> str:
     )
 
 
-def placement_shares(project: Project, bank: MaskBank) -> dict[int, np.ndarray]:
-    """Give per class how its masks of the bank lie to holes and edges of their own tiles."""
+def placement_in_train(project: Project, bank: MaskBank) -> tuple[dict[int, np.ndarray], MaskBank]:
+    """Give per class how its masks lie to holes and edges of their own tiles, and the bank without the gaps those holes cut."""
     tileset = tileset_of(project)
     masks: dict[str, list[MaskBankEntry]] = {}
     for entry in bank.entries:
         masks.setdefault(entry.tile_id, []).append(entry)
     observed: list[tuple[int, int]] = []
+    whole: dict[str, MaskBankEntry] = {}
     for tile in tileset.of("train"):
-        if tile.id in masks:
-            defects = [mask for _, mask in masks_of(tile.instances)]
-            borders = borders_of(solid_pixels(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw, defects))
-            observed += [(entry.category_id, relation_of(decode(entry.mask.rle), borders)) for entry in masks[tile.id]]
-    return relation_shares(observed)
+        if tile.id not in masks:
+            continue
+        defects = [mask for _, mask in masks_of(tile.instances)]
+        solid = solid_pixels(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw, defects)
+        borders = borders_of(solid)
+        for entry in masks[tile.id]:
+            mask = decode(entry.mask.rle)
+            observed.append((entry.category_id, relation_of(mask, borders)))
+            filled = entry.mask.model_copy(update={"rle": encode(filled_where_holes_cut(mask, solid))})
+            whole[entry.id] = entry.model_copy(update={"mask": filled})
+    return relation_shares(observed), bank.model_copy(update={"entries": tuple(whole.get(entry.id, entry) for entry in bank.entries)})
 
 
 def run_plan(project: Project) -> Iterator[Progress | str]:
@@ -144,11 +162,13 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     tileset = tileset_of(project)
     config = project.config
     bank = build_bank(tileset, split_of(project), min_area_px=config.masks.min_area_px)
+    shares: dict[int, np.ndarray] = {}
+    if config.masks.placement == "learned":
+        shares, bank = placement_in_train(project, bank)
     bank.save(project.path("plan", "bank.json"))
     pool = PoolTiles(project, tileset)
     concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
 
-    shares = placement_shares(project, bank) if config.masks.placement == "learned" else {}
     names = {category.id: category.name for category in tileset.categories}
     table = {names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in shares.items()}
     write_json(project.path("plan", "placement.json"), table)

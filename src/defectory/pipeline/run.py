@@ -120,7 +120,7 @@ def _condition(project: Project) -> object:
     }
 
 
-PLAN_RULES = 4
+PLAN_RULES = 5
 """Raised when the same settings give another plan."""
 
 
