@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 Strength = Literal["train", "offline"]
 Border = Literal["reflect", "replicate"]
 DARK_LEVEL = 24
-"""Grey level under which a pixel of the border shows what is around the part, not the part."""
+"""Grey level under which a pixel shows a hole or what is around the part, not the part."""
 DARK_SHARE = 0.3
 
 
@@ -70,7 +70,7 @@ class Augmentation:
         height, width = valid_hw
         degrees = rng.uniform(-6, 6) if strength == "train" else rng.uniform(-12, 12)
         theta = np.deg2rad(degrees)
-        # a view in dark surroundings that is zoomed out is a darker image: half the zoom keeps the set's spread of tones
+        # a view in dark surroundings that is zoomed out is a darker image: less zoom keeps the set's spread of tones
         low, high = (0.94, 1.06) if strength == "train" or border == "replicate" else (0.85, 1.15)
         shrink = 1.0 / rng.uniform(low, high)
         turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]]) * shrink

@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defectory.masks.config import MaskConfig
-from defectory.masks.perturb import AREA_BOUNDS, perturb, width_px
+from defectory.masks.perturb import AREA_BOUNDS, mean_width_px, perturb
 from defectory.rle import box_xyxy
 
 CONFIG = MaskConfig()
@@ -84,7 +84,7 @@ def test_a_long_defect_keeps_its_width_however_it_is_scaled(width: int) -> None:
     mask = strip(width)
     config = STILL.model_copy(update={"scale_range": (0.7, 1.4), "rotate_degrees": 180.0, "shear": 0.1})
     changed = [perturb(mask, seed=seed, config=config) for seed in range(40)]
-    widths = np.array([width_px(c) for c in changed]) / width_px(mask)
+    widths = np.array([mean_width_px(c) for c in changed]) / mean_width_px(mask)
     assert np.abs(widths - 1).max() < 0.15
     assert np.std([c.sum() for c in changed]) > 0.1 * mask.sum()
 
@@ -101,15 +101,15 @@ def test_a_perturbed_defect_fills_no_more_of_its_box_than_before() -> None:
 def test_a_blob_is_scaled_as_a_whole() -> None:
     blob = masks()["blob"]
     config = STILL.model_copy(update={"scale_range": (1.2, 1.2)})
-    assert width_px(perturb(blob, seed=1, config=config)) == pytest.approx(1.2 * width_px(blob), rel=0.05)
+    assert mean_width_px(perturb(blob, seed=1, config=config)) == pytest.approx(1.2 * mean_width_px(blob), rel=0.05)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3])
 def test_width_alone_changes_by_at_most_its_share(share: float) -> None:
     for mask in (masks()["blob"], strip(6)):
         config = STILL.model_copy(update={"thickness_share": share})
-        before = width_px(mask)
-        widths = [width_px(perturb(mask, seed=seed, config=config)) for seed in range(40)]
+        before = mean_width_px(mask)
+        widths = [mean_width_px(perturb(mask, seed=seed, config=config)) for seed in range(40)]
         # whole pixels can follow to half a pixel
         assert before * np.exp(-share) - 0.6 < min(widths) < before < max(widths) < before * np.exp(share) + 0.6
         assert max(widths) - min(widths) > share * before
@@ -118,10 +118,10 @@ def test_width_alone_changes_by_at_most_its_share(share: float) -> None:
 def test_the_width_of_strips_and_discs_is_known() -> None:
     bar = np.zeros((30, 200), bool)
     bar[10:18, 5:195] = True
-    assert width_px(bar) == pytest.approx(8, rel=0.05)
+    assert mean_width_px(bar) == pytest.approx(8, rel=0.05)
     disc = np.hypot(*np.mgrid[-40:41, -40:41]) <= 30
-    assert width_px(disc) == pytest.approx(4 * 30 / 3, rel=0.03)
-    assert width_px(np.zeros((4, 5), bool)) == 0
+    assert mean_width_px(disc) == pytest.approx(4 * 30 / 3, rel=0.03)
+    assert mean_width_px(np.zeros((4, 5), bool)) == 0
 
 
 def test_thinning_never_eats_a_thin_crack() -> None:

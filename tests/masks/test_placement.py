@@ -196,13 +196,13 @@ def test_where_no_place_is_like_train_any_place_will_do() -> None:
 def test_gaps_that_holes_cut_into_a_defect_are_filled() -> None:
     ys, xs = np.mgrid[: PART_HW[0], : PART_HW[1]]
     hole = np.hypot(ys - 40, xs - 40) < 7
-    solid = solid_pixels(part(), PART_HW)
+    borders = borders_of(solid_pixels(part(), PART_HW))
     around = (np.hypot(ys - 40, xs - 42) < 19) & ~hole
-    filled = filled_where_holes_cut(around, solid)
+    filled = filled_where_holes_cut(around, borders)
     assert filled[hole].all()
     assert (filled & ~around & ~(np.hypot(ys - 40, xs - 40) < 11)).sum() == 0
     beside = bar(38, 48, 3, 14)
-    assert np.array_equal(filled_where_holes_cut(beside, solid), beside)
+    assert np.array_equal(filled_where_holes_cut(beside, borders), beside)
     ring = (np.hypot(ys - 40, xs - 40) < 10) & ~hole
-    assert np.array_equal(filled_where_holes_cut(ring, solid), ring), "a crack around a hole is no disc"
-    assert np.array_equal(filled_where_holes_cut(around, np.ones(PART_HW, bool)), around)
+    assert np.array_equal(filled_where_holes_cut(ring, borders), ring), "a crack around a hole is no disc"
+    assert np.array_equal(filled_where_holes_cut(around, borders_of(np.ones(PART_HW, bool))), around)

@@ -38,13 +38,13 @@ def perturb(mask: Mask, *, seed: int, config: MaskConfig) -> Mask:
     crop = mask[y0:y1, x0:x1]
     area = int(crop.sum())
     fine = _finer(crop)
-    width = width_px(fine)
+    width = mean_width_px(fine)
     is_long = fine.sum() >= ELONGATED * width**2
     pieces = cv2.connectedComponents(crop.astype(np.uint8), connectivity=8)[0] - 1
     for attempt in range(MAX_TRIES):
         rng = np.random.default_rng([5, seed, attempt])
         moved = _elastic(_affine(fine, rng, config), rng, config)
-        wanted = (width if is_long else width_px(moved)) * np.exp(rng.uniform(-config.thickness_share, config.thickness_share))
+        wanted = (width if is_long else mean_width_px(moved)) * np.exp(rng.uniform(-config.thickness_share, config.thickness_share))
         changed = _largest(_coarser(_of_width(moved, wanted)), pieces)
         if AREA_BOUNDS[0] * area <= changed.sum() <= AREA_BOUNDS[1] * area:
             return _cropped(changed)
@@ -86,7 +86,7 @@ def _elastic(mask: Mask, rng: np.random.Generator, config: MaskConfig) -> Mask:
     return cv2.remap(padded.astype(np.float32), xs + shift[0], ys + shift[1], cv2.INTER_LINEAR) >= 0.5
 
 
-def width_px(mask: Mask) -> float:
+def mean_width_px(mask: Mask) -> float:
     """Give the mean width of a mask in pixels: four times the mean distance to its outline, which for a strip is its width."""
     if not mask.any():
         return 0.0
@@ -102,7 +102,7 @@ def _to_outline(mask: Mask) -> NDArray[np.float32]:
 
 def _of_width(mask: Mask, wanted: float) -> Mask:
     """Move the outline until the mean width is as wanted; a defect is never eaten through."""
-    shift = (wanted - width_px(mask)) / 2
+    shift = (wanted - mean_width_px(mask)) / 2
     if abs(shift) < 0.05:
         return mask
     padded = np.pad(mask, int(np.ceil(max(shift, 0))) + 1)

@@ -13,6 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.geometry import DARK_LEVEL
+
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
 MAX_TRIES = 24
@@ -22,9 +24,8 @@ MARGIN_PX = 2
 """Pixels of the tile's border that stay free."""
 GAP_PX = 2
 """Pixels that stay free between two defects, so that they do not grow into one."""
-DARK_LEVEL = 24.0
-"""Grey level under which a pixel is hole, background or vignette; less on dark surfaces."""
-DARK_SHARE, RIM_PX = 0.45, 2
+RIM_SHARE, RIM_PX = 0.45, 2
+"""A hole's rim is where brightness falls under this share of the surface's, at most so many pixels from the dark itself."""
 SPECK_PX = 12
 """Dark specks of fewer pixels are texture."""
 MIN_SOLID_SHARE = 0.25
@@ -38,6 +39,8 @@ RELATIONS = (
 )  # fmt: skip
 """How a mask lies to the part's borders: it touches a hole (dark, enclosed) or what is outside the part (dark, cut by the tile's border)
 with little, more or most of itself, is near one, or neither."""
+NEAR_EITHER, IN_THE_OPEN = len(RELATIONS) - 2, len(RELATIONS) - 1
+NUM_CONTACTS = len(CONTACT_SHARES) + 1
 
 
 def solid_pixels(image: NDArray[np.uint8], valid_hw: tuple[int, int], defects: Sequence[Mask] = ()) -> Mask:
@@ -53,7 +56,7 @@ def solid_pixels(image: NDArray[np.uint8], valid_hw: tuple[int, int], defects: S
     inside[:height, :width] = True
     grey = cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY)
     soft, lit = cv2.GaussianBlur(grey, (0, 0), 0.7), grey[grey > DARK_LEVEL / 4]
-    half = DARK_SHARE * float(np.median(lit)) if len(lit) else DARK_LEVEL
+    half = RIM_SHARE * float(np.median(lit)) if len(lit) else DARK_LEVEL
     core = ~_without_specks(soft > min(DARK_LEVEL, half))
     # a hole's rim is where its brightness is half the surface's, not where the blur of it ends
     reach = cv2.dilate(core.astype(np.uint8), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)) > 0
@@ -82,11 +85,12 @@ class Borders:
     def pixels(self, relation: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Rows and columns of surface pixels at the border that a relation (index into RELATIONS) is to, or at its distance."""
         nearest = np.minimum(self.to_hole, self.to_outside)
-        if relation >= len(RELATIONS) - 2:
-            is_near = nearest <= NEAR_PX
-            ys, xs = np.nonzero((nearest > TOUCH_PX) & (is_near if relation == len(RELATIONS) - 2 else ~is_near))
+        if relation == IN_THE_OPEN:
+            ys, xs = np.nonzero(nearest > NEAR_PX)
+        elif relation == NEAR_EITHER:
+            ys, xs = np.nonzero((nearest > TOUCH_PX) & (nearest <= NEAR_PX))
         else:
-            distance = self.to_hole if relation <= len(CONTACT_SHARES) else self.to_outside
+            distance = self.to_hole if relation < NUM_CONTACTS else self.to_outside
             ys, xs = np.nonzero((nearest > 0) & (distance < 1.5))
         return ys, xs
 
@@ -122,14 +126,13 @@ def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
     return Site(allowed=allowed, borders=borders_of(solid))
 
 
-def filled_where_holes_cut(mask: Mask, solid: Mask) -> Mask:
+def filled_where_holes_cut(mask: Mask, borders: Borders) -> Mask:
     """Give a mask without the gaps that holes of its own part cut into it: elsewhere on a part there is no hole to make them.
 
     Args:
         mask: bool [H,W].
-        solid: of its tile, as `solid_pixels` gives it.
+        borders: of its tile.
     """
-    borders = borders_of(solid)
     _, labels = cv2.connectedComponents((borders.to_hole == 0).astype(np.uint8), connectivity=4)
     result = mask.copy()
     for label in np.unique(labels[labels > 0]):
@@ -145,12 +148,12 @@ def relation_of(mask: Mask, borders: Borders) -> int:
     to_hole, to_outside = borders.to_hole[mask], borders.to_outside[mask]
     nearest = min(float(to_hole.min()), float(to_outside.min()))
     if nearest > NEAR_PX:
-        return len(RELATIONS) - 1
+        return IN_THE_OPEN
     if nearest > TOUCH_PX:
-        return len(RELATIONS) - 2
+        return NEAR_EITHER
     is_hole = to_hole.min() <= to_outside.min()
     contact = float(((to_hole if is_hole else to_outside) <= CONTACT_PX).mean())
-    return (0 if is_hole else len(CONTACT_SHARES) + 1) + int(np.searchsorted(CONTACT_SHARES, contact))
+    return (0 if is_hole else NUM_CONTACTS) + int(np.searchsorted(CONTACT_SHARES, contact))
 
 
 def relation_shares(observed: Iterable[tuple[int, int]]) -> dict[int, NDArray[np.float64]]:
@@ -181,11 +184,11 @@ def place_like(mask: Mask, shares: NDArray[np.float64], *, site: Site, taken: Ma
     own = np.argwhere(mask)
     for _ in range(NUM_RELATIONS_TRIED):
         wanted = int(rng.choice(len(RELATIONS), p=shares))
-        touches = wanted < len(RELATIONS) - 2
+        touches = wanted < NEAR_EITHER
         ys, xs = site.borders.pixels(wanted)
         for _ in range(NUM_CANDIDATES if len(ys) else 0):
             at = int(rng.integers(len(ys)))
-            if touches and wanted % (len(CONTACT_SHARES) + 1) == 0:
+            if touches and wanted % NUM_CONTACTS == 0:
                 angle = rng.uniform(0, 2 * np.pi)  # an end of the mask is laid there: its outermost pixel in some direction
                 y, x = own[int((own @ np.array([np.sin(angle), np.cos(angle)])).argmax())]
             else:

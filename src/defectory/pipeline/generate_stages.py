@@ -145,12 +145,11 @@ def placement_in_train(project: Project, bank: MaskBank) -> tuple[dict[int, np.n
         if tile.id not in masks:
             continue
         defects = [mask for _, mask in masks_of(tile.instances)]
-        solid = solid_pixels(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw, defects)
-        borders = borders_of(solid)
+        borders = borders_of(solid_pixels(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw, defects))
         for entry in masks[tile.id]:
             mask = decode(entry.mask.rle)
             observed.append((entry.category_id, relation_of(mask, borders)))
-            filled = entry.mask.model_copy(update={"rle": encode(filled_where_holes_cut(mask, solid))})
+            filled = entry.mask.model_copy(update={"rle": encode(filled_where_holes_cut(mask, borders))})
             whole[entry.id] = entry.model_copy(update={"mask": filled})
     return relation_shares(observed), bank.model_copy(update={"entries": tuple(whole.get(entry.id, entry) for entry in bank.entries)})
 
