@@ -109,7 +109,11 @@ def test_a_work_folder_of_another_recipe_is_refused(made: Made, tiny_recipe: Pre
 
 def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
     recipe = tiny_recipe.model_copy(
-        update={"start": str(made[0] / "base"), "diffusion": tiny_recipe.diffusion.model_copy(update={"learning_rate": 1e-12})}
+        update={
+            "start": str(made[0] / "base"),
+            "control_trains_unet": False,
+            "diffusion": tiny_recipe.diffusion.model_copy(update={"learning_rate": 1e-12}),
+        }
     )
     events = list(start(recipe, tmp_path))
     assert len([e for e in events if e.loss is not None]) == 18, "the start's autoencoder is kept"
@@ -117,6 +121,30 @@ def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_
     assert before.scaling_factor == after.scaling_factor
     for name, value in before.unet.state_dict().items():
         assert torch.allclose(value, after.unet.state_dict()[name], atol=1e-3), name
+
+
+@pytest.mark.parametrize("along", [True, False])
+def test_the_unet_learns_along_with_the_control_network_only_if_told(tiny_recipe: PretrainConfig, tmp_path: Path, along: bool) -> None:
+    recipe = tiny_recipe.model_copy(update={"control_trains_unet": along})
+    list(start(recipe, tmp_path))
+    before = load_file(tmp_path / "work" / "diffusion.safetensors")
+    trained = {key.removeprefix("ema."): value for key, value in before.items() if key.startswith("ema.")}
+    models = load_base(tmp_path / "base")
+    for prefix, module, learns in (("unet", models.unet, along), ("text_encoder", models.text_encoder, False)):
+        same = [torch.allclose(trained[f"{prefix}.{name}"], value, atol=1e-3) for name, value in module.named_parameters()]
+        assert all(same) is not learns, prefix
+
+
+def test_drivers_reach_no_member_of_a_batch_that_goes_without(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def counted(image: Any, mask: Any) -> Any:
+        seen.append(1)
+        return geometry_of(image, mask)
+
+    recipe = tiny_recipe.model_copy(update={"control_trains_unet": True, "driver_dropout": 0.5})
+    list(pretrain(recipe, work=tmp_path / "work", base_out=tmp_path / "base", encoder_out=None, geometry_of=counted))
+    assert len(seen) == 6 * 4 * 0.5, "six steps of four images, half of them without driver"
 
 
 def test_killed_three_times_it_ends_with_the_same_files(

@@ -97,6 +97,10 @@ class PretrainConfig(Section):
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under and next to a defect while the base trains."""
     control_defect_weight: float = Field(default=4.0, ge=1)
+    control_trains_unet: bool = False
+    """Let the UNet learn along with the control network, so that its decoder draws what drivers say."""
+    driver_dropout: float = Field(default=0.25, ge=0, lt=1)
+    """Share of each batch without driver while the UNet learns along."""
     defect_margin: int = Field(default=2, ge=0)
     """Latent pixels around a defect that weigh as it does, in both trainings."""
     crop_px: int = Field(default=64, ge=16)

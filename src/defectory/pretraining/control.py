@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.diffusion import LatentCorpus, Noising, PriorModel, build_scheduler, stratified_timesteps
@@ -44,13 +44,24 @@ def train_control(
     checkpoint: Path,
     start: ControlNetModel | None = None,
 ) -> Iterator[PretrainEvent | ControlNetModel]:
-    """Train a copy of the frozen base's encoder to obey drivers; the last value yielded is the control network."""
+    """Train a copy of the base's encoder to obey drivers; the last value yielded is the control network.
+
+    With `control_trains_unet` the UNet of `prior` learns along, in place: its decoder has to draw what the control network
+    tells it, and phase 2, where it is frozen, can only use what it has learned here. A share of each batch comes without
+    driver, so that the UNet stays a prior of its own.
+    """
     device = torch.device(config.device)
     torch.manual_seed(config.seed + 3)
     control = ControlNetModel.from_unet(prior.unet, conditioning_embedding_out_channels=(16, 32, 64)).to(device)
     if start is not None:
         control.load_state_dict(start.state_dict())
     prior.requires_grad_(False)
+    trained: nn.Module = control
+    num_free = 0
+    if config.control_trains_unet:
+        prior.unet.requires_grad_(True)
+        trained = nn.ModuleDict({"control": control, "unet": prior.unet})
+        num_free = round(config.driver_dropout * config.control.batch_size)
     noising = Noising(build_scheduler(), device)
     size = config.control.batch_size
     corpus = data.corpus
@@ -68,18 +79,27 @@ def train_control(
         noise = torch.randn(clean.shape, generator=generator).to(device)
         timesteps = stratified_timesteps(size, 1000, generator).to(device)
         token_ids = data.token_ids(indices, generator).to(device)
-        condition = drivers(indices, torch.rand(size, generator=generator)).to(device)
+        steered = slice(num_free, size)
+        condition = drivers(indices[steered], torch.rand(size, generator=generator)[steered]).to(device)
         weight = data.defect_weight(indices, config.control_defect_weight).to(device)
         noisy, target = noising.add(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             with torch.no_grad():
                 context = prior.text_encoder(input_ids=token_ids).last_hidden_state
-            down, mid = control(noisy, timesteps, encoder_hidden_states=context, controlnet_cond=condition, return_dict=False)
+            down, mid = control(
+                noisy[steered], timesteps[steered], encoder_hidden_states=context[steered], controlnet_cond=condition, return_dict=False
+            )
+            if num_free:
+                down, mid = [_behind_zeros(x, num_free) for x in down], _behind_zeros(mid, num_free)
             predicted = prior.unet(
                 noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
             ).sample
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
-    yield from fit(control, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint)
+    yield from fit(trained, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint)
     yield control
+
+
+def _behind_zeros(residual: Tensor, count: int) -> Tensor:
+    return torch.cat([residual.new_zeros(count, *residual.shape[1:]), residual])
