@@ -1,7 +1,7 @@
 """What each measure saves of a pretraining step: latents made once, channels-last memory, fused optimiser; compilation beside them.
 
 The same networks, batch and precision in every loop, timed in turn, step by step, in one process: a plain loop that encodes its images
-and trains as a tutorial does, then one measure more each time; the last is the loop `base pretrain` runs. Compilation is measured
+and trains as a tutorial does, then one measure more each time, up to the loop `base pretrain` runs. Compilation is measured
 and not used, since it needs a compiler. Beside the steps: how long a step's share of the procedural images takes to make, when each
 image is seen as often as the default recipe sees it. Run: `python bench/pretraining_step.py`.
 """
@@ -51,7 +51,7 @@ LOOPS = {
 
 def step_of(
     measures: Measures, unet: UNet2DConditionModel, images: Tensor, latents: Tensor, context: Tensor, vae: torch.nn.Module, device: str
-):
+) -> Callable[[], None]:
     unet = copy.deepcopy(unet).requires_grad_(True)
     if measures.channels_last:
         unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]

@@ -147,6 +147,22 @@ def test_drivers_reach_no_member_of_a_batch_that_goes_without(tiny_recipe: Pretr
     assert len(seen) == 6 * 4 * 0.5, "six steps of four images, half of them without driver"
 
 
+def test_drivers_are_learned_at_every_noise_level_when_some_members_go_without(
+    tiny_recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    forward = ControlNetModel.forward
+
+    def recorded(self: Any, sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        seen.extend(timestep.tolist())
+        return forward(self, sample, timestep, *args, **kwargs)
+
+    monkeypatch.setattr(ControlNetModel, "forward", recorded)
+    list(start(tiny_recipe.model_copy(update={"control_trains_unet": True, "driver_dropout": 0.5}), tmp_path))
+    assert len(seen) == 12
+    assert min(seen) < 500 <= max(seen), "not the noisier half alone"
+
+
 def test_killed_three_times_it_ends_with_the_same_files(
     tiny_recipe: PretrainConfig, kill_three_times: Callable[..., tuple[Path, Path]]
 ) -> None:

@@ -78,6 +78,9 @@ def train_control(
         clean = data.clean(indices).to(device)
         noise = torch.randn(clean.shape, generator=generator).to(device)
         timesteps = stratified_timesteps(size, 1000, generator).to(device)
+        if num_free:
+            # strata come in order of noise: members without driver would all be the least noisy ones
+            timesteps = timesteps[torch.randperm(size, generator=generator).to(device)]
         token_ids = data.token_ids(indices, generator).to(device)
         steered = slice(num_free, size)
         condition = drivers(indices[steered], torch.rand(size, generator=generator)[steered]).to(device)
