@@ -163,10 +163,11 @@ def test_a_thin_defect_survives_in_the_encoders_target() -> None:
 
 def test_reconstruction_loss_is_zero_for_equals_and_sees_colour() -> None:
     image = torch.rand(2, 3, 8, 12) * 2 - 1
-    assert float(reconstruction_loss(image, image)) == 0.0
+    even = torch.ones(2, 1, 8, 12)
+    assert float(reconstruction_loss(image, image, even)) == 0.0
     grey_error, colour_error = torch.full((2, 3, 8, 12), 0.1), torch.zeros(2, 3, 8, 12)
     colour_error[:, 0] = 0.3  # the same mean error
-    assert float(reconstruction_loss(image + colour_error, image)) > float(reconstruction_loss(image + grey_error, image))
+    assert float(reconstruction_loss(image + colour_error, image, even)) > float(reconstruction_loss(image + grey_error, image, even))
 
 
 def test_psnr_of_the_autoencoder_is_the_closed_form() -> None:

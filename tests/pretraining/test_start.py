@@ -8,8 +8,9 @@ import torch
 
 from defectory.engine.base.verify import verify
 from defectory.pretraining.config import PretrainConfig, StageConfig
+from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.run import pretrain
-from defectory.pretraining.vae import reconstruction_loss
+from defectory.pretraining.vae import draw_crops, pixel_weight, reconstruction_loss
 from defectory.run import digest_folder
 
 
@@ -52,11 +53,49 @@ def test_pretraining_goes_on_from_a_base_and_keeps_its_tokenizer(tmp_path: Path)
 
 
 def test_reconstruction_loss_in_closed_form() -> None:
-    target = torch.zeros(1, 3, 6, 8)
+    target, even = torch.zeros(1, 3, 6, 8), torch.ones(1, 1, 6, 8)
     grey = target + 0.1
-    torch.testing.assert_close(reconstruction_loss(grey, target), torch.tensor(0.1 + 2 * 0.01))
+    torch.testing.assert_close(reconstruction_loss(grey, target, even), torch.tensor(0.1 + 2 * 0.01))
     tinted = target.clone()
     tinted[:, 0], tinted[:, 1], tinted[:, 2] = 0.1, -0.05, -0.05
     error = tinted.abs().mean()
     expected = error + 2 * tinted.square().mean() + error
-    torch.testing.assert_close(reconstruction_loss(tinted, target), expected)
+    torch.testing.assert_close(reconstruction_loss(tinted, target, even), expected)
+
+
+def test_errors_at_a_defect_weigh_more_than_elsewhere_and_the_mean_weight_is_one() -> None:
+    class_maps = np.zeros((1, 12, 16), np.uint8)
+    class_maps[0, 4, 6:9] = 3
+    weight = pixel_weight(class_maps, 4.0)
+    near = np.zeros((12, 16), bool)
+    near[2:7, 4:11] = True  # the defect and two pixels around it
+    mean = (4 * near.sum() + (~near).sum()) / near.size
+    np.testing.assert_allclose(weight[0, 0].numpy(), np.where(near, 4.0, 1.0) / mean, rtol=1e-6)
+    assert (pixel_weight(class_maps, 1.0) == 1).all()
+
+    image = torch.zeros(1, 3, 12, 16)
+    at_defect, elsewhere = image.clone(), image.clone()
+    at_defect[..., 4, 7], elsewhere[..., 9, 12] = 0.5, 0.5
+    assert float(reconstruction_loss(at_defect, image, weight)) > 3 * float(reconstruction_loss(elsewhere, image, weight))
+
+
+def test_every_second_crop_holds_a_defect_where_defects_weigh_more() -> None:
+    class_maps = np.zeros((12, 48, 48), np.uint8)
+    class_maps[1::3, 40, 45] = 2  # in a corner: few crops at random hold it
+    corpus = Corpus(
+        images=np.zeros((12, 48, 48, 3), np.uint8), class_maps=class_maps, captions=[""] * 12, tones=[""] * 12, materials=[""] * 12,
+        defect_words=[()] * 12,
+    )  # fmt: skip
+    stage = StageConfig(num_steps=1, batch_size=6)
+    for seed in range(8):
+        weighted = tiny_config(tile_px=48, vae=stage, vae_defect_weight=4.0)
+        crops = draw_crops(corpus, weighted, torch.Generator().manual_seed(seed))
+        assert all(corpus.class_maps[at].shape == (16, 16) and at[0] < 10 for at in crops)
+        assert all(corpus.class_maps[at].any() for at in crops[::2])
+        again = draw_crops(corpus, weighted, torch.Generator().manual_seed(seed))
+        assert again == crops
+    unweighted = [
+        draw_crops(corpus, tiny_config(tile_px=48, vae=stage, vae_defect_weight=1.0), torch.Generator().manual_seed(seed))
+        for seed in range(8)
+    ]
+    assert sum(bool(corpus.class_maps[at].any()) for crops in unweighted for at in crops[::2]) < 12

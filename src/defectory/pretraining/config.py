@@ -107,8 +107,10 @@ class PretrainConfig(Section):
     """Side of the crops the UNet begins with."""
     crop_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost."""
-    vae: StageConfig = StageConfig(num_steps=1500, learning_rate=1.5e-3, ema_decay=0.995)
+    vae: StageConfig = StageConfig(num_steps=2000, learning_rate=1.5e-3, ema_decay=0.995)
     vae_crop_px: int = Field(default=64, ge=16)
+    vae_defect_weight: float = Field(default=4.0, ge=1)
+    """Weight of defect pixels, and those within two pixels of one, in the reconstruction; above 1 half of the crops hold a defect."""
     diffusion: StageConfig = StageConfig(num_steps=6000, learning_rate=1e-3, decay_share=0.3, checkpoint_every=250)
     control: StageConfig = StageConfig(num_steps=3000, learning_rate=1e-3, ema_decay=0.995, checkpoint_every=250)
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from defectory.engine.tensors import images_to_tensor
 from defectory.pretraining.config import PretrainConfig
@@ -20,6 +22,8 @@ from defectory.pretraining.patch_code import start_as_patch_code
 
 KL_WEIGHT = 2e-7
 COLOUR_WEIGHT = 1.0
+DEFECT_MARGIN_PX = 2
+TRIES_FOR_A_DEFECT = 20
 NUM_PATCH_IMAGES = 400
 """Corpus images whose patches give the code that training starts from."""
 EVENNESS = 0.5
@@ -42,8 +46,8 @@ def build_vae(config: PretrainConfig) -> AutoencoderKL:
     )
 
 
-def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Give L1 plus squared error plus L1 of image gradients and of colour.
+def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Give L1 plus squared error plus L1 of image gradients, each weighted by pixel, and of colour.
 
     Gradients make thin edges weigh more than flat areas. Without the term of colour (each channel's difference from the
     mean of the channels) an autoencoder this small reconstructs grey.
@@ -51,11 +55,41 @@ def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
     Args:
         predicted: float [B,3,H,W] in [-1,1].
         target: float [B,3,H,W] in [-1,1].
+        weight: float [B,1,H,W], of mean 1.
     """
     error = predicted - target
-    gradients = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+    across, down = error.diff(dim=-1).abs() * weight[..., 1:], error.diff(dim=-2).abs() * weight[..., 1:, :]
     colour = (error - error.mean(dim=1, keepdim=True)).abs().mean()
-    return error.abs().mean() + 2.0 * error.square().mean() + 0.5 * gradients + COLOUR_WEIGHT * colour
+    plain = (weight * error.abs()).mean() + 2.0 * (weight * error.square()).mean()
+    return plain + 0.25 * (across.mean() + down.mean()) + COLOUR_WEIGHT * colour
+
+
+def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
+    """Give the weight float32 [B,1,H,W] of each pixel of class maps [B,H,W]: `weight` on defects and beside them, 1 elsewhere, then
+    divided by its mean.
+    """
+    masks = torch.from_numpy(class_maps > 0).float()[:, None]
+    near = nn.functional.max_pool2d(masks, 2 * DEFECT_MARGIN_PX + 1, stride=1, padding=DEFECT_MARGIN_PX)
+    result = 1 + (weight - 1) * near
+    return result / result.mean()
+
+
+def draw_crops(corpus: Corpus, config: PretrainConfig, generator: torch.Generator) -> list[tuple[int, slice, slice]]:
+    """Draw the crops of one step, (image, rows, columns); where defects weigh more, every second one lies around a defect pixel."""
+    size, crop, full = config.vae.batch_size, min(config.vae_crop_px, config.tile_px), config.tile_px
+    num_train = len(corpus) - config.num_held_out
+    indices = torch.randint(num_train, (size,), generator=generator).tolist()
+    corners = torch.randint(full - crop + 1, (size, 2), generator=generator).tolist()
+    if config.vae_defect_weight > 1:
+        for number in range(0, size, 2):
+            for _ in range(TRIES_FOR_A_DEFECT):
+                places = np.argwhere(corpus.class_maps[indices[number]])
+                if len(places):
+                    middle = places[int(torch.randint(len(places), (1,), generator=generator))] - crop // 2
+                    corners[number] = middle.clip(0, full - crop).tolist()
+                    break
+                indices[number] = int(torch.randint(num_train, (1,), generator=generator))
+    return [(i, slice(y, y + crop), slice(x, x + crop)) for i, (y, x) in zip(indices, corners, strict=True)]
 
 
 def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Iterator[PretrainEvent | AutoencoderKL]:
@@ -73,17 +107,17 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> It
     crop = min(config.vae_crop_px, config.tile_px)
 
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
-        indices = torch.randint(num_train, (config.vae.batch_size,), generator=generator)
-        corners = torch.randint(config.tile_px - crop + 1, (config.vae.batch_size, 2), generator=generator)
-        batch = [corpus.images[i, y : y + crop, x : x + crop] for i, (y, x) in zip(indices.tolist(), corners.tolist(), strict=True)]
+        crops = draw_crops(corpus, config, generator)
+        batch = [corpus.images[at] for at in crops]
         pixels = images_to_tensor(batch).to(device)
+        weight = pixel_weight(np.stack([corpus.class_maps[at] for at in crops]), config.vae_defect_weight).to(device)
         noise = torch.randn(len(batch), config.latent_channels, crop // 4, crop // 4, generator=generator).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             posterior = vae.encode(pixels).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             decoded = vae.decode(mean + noise * torch.exp(0.5 * logvar)).sample
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).sum(dim=(1, 2, 3)).mean()
-        return reconstruction_loss(decoded.float(), pixels) + KL_WEIGHT * kl
+        return reconstruction_loss(decoded.float(), pixels, weight) + KL_WEIGHT * kl
 
     yield from fit(vae, loss_of, config.vae, stage="vae", seed=config.seed, checkpoint=checkpoint)
     latents = encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config)
