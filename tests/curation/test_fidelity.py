@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectory.curation.fidelity import drawn_map, f1_with_tolerance, iou, score, score_map, width_px
+from defectory.curation.fidelity import drawn_map, f1_with_tolerance, iou, score, score_map
+from defectory.geometry import width_px
 
 SIZE_HW = (96, 128)
 THRESHOLD = 18.0

@@ -20,7 +20,7 @@ SIZE_HW = (64, 96)
 
 
 def make_dataset(
-    folder: Path, *, groups: int = 20, per_group: int = 2, clean_groups: int = 8, classes: int = 2, twin: bool = False
+    folder: Path, *, groups: int = 20, per_group: int = 2, clean_groups: int = 8, classes: int = 2, twin: bool = False, thin_groups: int = 0
 ) -> Dataset:
     records: list[ImageRecord] = []
 
@@ -34,7 +34,7 @@ def make_dataset(
         for shot in range(per_group):
             image = np.random.default_rng([group, shot]).integers(0, 255, (*SIZE_HW, 3)).astype(np.uint8)
             mask = np.zeros(SIZE_HW, bool)
-            mask[10:20, 20 + shot : 40] = True
+            mask[10 : 16 if group < thin_groups else 20, 20 + shot : 40] = True
             add(f"g{group:02d}", (Instance(category_id=1 + group % classes, rle=encode(mask)),), image)
     for group in range(clean_groups):
         add(f"clean{group}", (), np.random.default_rng([99, group]).integers(0, 255, (*SIZE_HW, 3)).astype(np.uint8))
@@ -123,6 +123,20 @@ def test_tiles_are_exact_cuts_of_image_and_mask(tmp_path: Path) -> None:
         for instance in tile.instances:
             whole = decode(record.instances[0].rle)
             np.testing.assert_array_equal(decode(instance.rle), whole[y : y + 32, x : x + 32])
+
+
+@pytest.mark.parametrize(
+    ("thin_groups", "tile_px", "mode"), [(20, 64, "tile"), (2, 64, "frame"), (20, 96, "frame"), (20, 48, "tile"), (0, 16, "tile")]
+)
+def test_frames_are_for_images_that_fit_without_making_their_defects_thin(
+    tmp_path: Path, thin_groups: int, tile_px: int, mode: str
+) -> None:
+    dataset = make_dataset(tmp_path, thin_groups=thin_groups)
+    tiling = choose_tiling(dataset, make_split(tmp_path, dataset, SplitConfig()), TilingConfig(), tile_px)
+    assert tiling.mode == mode
+    assert tiling.scale == 1.0 if mode == "tile" else tiling.scale == round(tile_px / 96, 4)
+    # six pixels at native size are four in a frame of 64
+    assert ("100% of the defects would be under 6 px wide in a frame" in tiling.reason) == ((thin_groups, tile_px) == (20, 64))
 
 
 def test_frames_keep_the_aspect_and_pad(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Fidelity
+from defectory.geometry import THIN_PX, width_px
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-THIN_PX = 6.0
 TOLERANCE_PX = 2
 NEAR_PX = 12
 SMOOTH_SIGMA_PX = 0.8
@@ -85,13 +85,6 @@ def score_map(drawn: Mask, masks: Sequence[Mask]) -> Fidelity:
         outside_fraction=float((drawn & ~label).sum() / total) if total else 0.0,
         f1_2px=tuple(thin),
     )
-
-
-def width_px(mask: Mask) -> float:
-    """Give the width in pixels of the thickest part of a mask bool [H,W]; 0 where it is empty."""
-    # doubled, since the distance transform gives lines of 5 and of 6 pixels the same middle
-    doubled = np.pad(mask, 1).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
-    return float(cv2.distanceTransform(doubled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max())
 
 
 def iou(first: Mask, second: Mask) -> float:

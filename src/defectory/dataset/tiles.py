@@ -14,12 +14,17 @@ from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Part, Tile, TileSet, Tiling
 from defectory.dataset.config import TilingConfig
+from defectory.geometry import THIN_PX, width_px
 from defectory.imageio import load_rgb, save_png
 from defectory.rle import box_xyxy, decode, encode
 from defectory.run import atomic_folder
 
 FRAME_MIN_SCALE = 0.6
 """Whole images are used as frames where they fit a tile at this scale or above."""
+NATIVE_SCALE = 0.95
+"""From this scale on a frame costs thin defects nothing worth a cut through the image."""
+THIN_SHARE = 0.2
+"""Where more than this share of the instances would be thin in a frame, images are cut at native detail."""
 SLIVER_SHARE = 0.25
 """A cut instance with less than this share of its area in the tile is no instance of it."""
 Image = NDArray[np.uint8]
@@ -28,6 +33,9 @@ Mask = NDArray[np.bool_]
 
 def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px: int) -> Tiling:
     """Choose mode and scale from image and defect sizes of train.
+
+    Frames where whole images fit at `FRAME_MIN_SCALE` and few defects get thin by it, or where defects are larger than a tile; else tiles at
+    native detail (decision 020).
 
     Args:
         dataset: images and instances.
@@ -38,13 +46,17 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
     side = config.tile_px or tile_px
     records = [dataset.image(i) for i in split.train]
     long_image = float(np.median([max(record.size_hw) for record in records]))
-    sizes = [max(x1 - x0, y1 - y0) for r in records for i in r.instances for x0, y0, x1, y1 in [box_xyxy(decode(i.rle))]]
+    masks = [decode(instance.rle) for record in records for instance in record.instances]
+    sizes = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in map(box_xyxy, masks)]
     long_defect = float(np.quantile(sizes, 0.9)) if sizes else 0.0
     mode = config.mode
-    fits = side / long_image >= FRAME_MIN_SCALE
+    frame_scale = side / long_image
+    fits = frame_scale >= FRAME_MIN_SCALE
     large = long_defect > 1.5 * side
+    thin_share = float(np.mean([width_px(mask) * frame_scale < THIN_PX for mask in masks])) if masks else 0.0
+    blurs = frame_scale < NATIVE_SCALE and thin_share > THIN_SHARE
     if mode == "auto":
-        mode = "frame" if fits or large else "tile"
+        mode = "frame" if large or (fits and not blurs) else "tile"
     if mode == "frame":
         scale = config.scale or side / max(max(record.size_hw) for record in dataset.images)
         why = (
@@ -56,6 +68,7 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
         scale = config.scale or 1.0
         why = (
             f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} px at scale {scale:.2f}"
+            + (f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame" if fits and blurs else "")
         )
     return Tiling(mode=mode, tile_px=side, scale=round(scale, 4), reason=why)
 
