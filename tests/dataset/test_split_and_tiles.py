@@ -8,6 +8,8 @@ import pytest
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import Dataset, ImageRecord
+from defectory.artifacts.split import Split
+from defectory.artifacts.tiles import Tiling
 from defectory.dataset.config import SplitConfig, TilingConfig
 from defectory.dataset.split import make_split
 from defectory.dataset.tiles import choose_tiling, cut_tiles
@@ -123,6 +125,30 @@ def test_tiles_are_exact_cuts_of_image_and_mask(tmp_path: Path) -> None:
         for instance in tile.instances:
             whole = decode(record.instances[0].rle)
             np.testing.assert_array_equal(decode(instance.rle), whole[y : y + 32, x : x + 32])
+
+
+def test_a_tile_says_how_much_it_shows_of_which_instance_and_keeps_crowds(tmp_path: Path) -> None:
+    left, right = np.zeros(SIZE_HW, bool), np.zeros(SIZE_HW, bool)
+    left[20:30, 4:14], right[20:40, 20:60] = True, True
+    image = np.random.default_rng(0).integers(0, 255, (*SIZE_HW, 3)).astype(np.uint8)
+    save_png(tmp_path / "images" / "one.png", image)
+    instances = (Instance(category_id=1, rle=encode(left)), Instance(category_id=1, rle=encode(right), is_crowd=True))
+    record = ImageRecord(id=1, file_name="one.png", size_hw=SIZE_HW, sha256="x", group="a", instances=instances)
+    dataset = Dataset(categories=(Category(id=1, name="class0"),), images=(record,))
+    split = Split(dataset_digest="d", seed=0, fraction=1.0, train=(1,), val=(), test=(), pool=(), pool_source="images")
+    for mode, scale in (("tile", 1.0), ("tile", 0.5), ("frame", 0.33)):
+        tiling = Tiling(mode=mode, tile_px=32, scale=scale, reason="test")
+        tiles = cut_tiles(tmp_path, dataset, split, tiling, parts=("train",), out=tmp_path / mode, config=TilingConfig(), seed=0).tiles
+        seen = [(instance, tile) for tile in tiles for instance in tile.instances]
+        assert {i.number for i, _ in seen} == {0, 1}
+        for instance, tile in seen:
+            assert instance.is_crowd == (instance.number == 1)
+            x, y = (round(v) for v in tile.offset_xy)
+            whole = (left, right)[instance.number]
+            share = whole[y : y + round(32 / scale), x : x + round(32 / scale)].sum() / whole.sum() if mode == "tile" else 1.0
+            assert instance.visible_share == pytest.approx(share, abs=0.03)
+        if (mode, scale) == ("tile", 1.0):
+            assert any(i.visible_share < 1 for i, _ in seen)
 
 
 @pytest.mark.parametrize(

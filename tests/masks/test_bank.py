@@ -5,10 +5,10 @@ import pytest
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.split import Split
-from defectory.artifacts.tiles import Part, Tile, TileSet, Tiling
+from defectory.artifacts.tiles import Part, Tile, TileInstance, TileSet, Tiling
 from defectory.errors import FirewallError
 from defectory.masks.bank import build_bank
-from defectory.rle import encode
+from defectory.rle import area_px, encode
 
 SPLIT = Split(dataset_digest="d", seed=0, fraction=1.0, train=(1, 2), val=(3,), test=(4,), pool=(5,), pool_source="images")
 
@@ -19,9 +19,14 @@ def instance(category_id: int, area: int, *, crowd: bool = False) -> Instance:
     return Instance(category_id=category_id, rle=encode(mask), is_crowd=crowd)
 
 
+def numbered(instances: tuple[Instance, ...]) -> tuple[TileInstance, ...]:
+    return tuple(TileInstance(**dict(instance), number=number) for number, instance in enumerate(instances))
+
+
 def tile(tile_id: str, image_id: int, part: Part, *instances: Instance) -> Tile:
     return Tile(
-        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=(32, 48), instances=instances
+        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=(32, 48),
+        instances=numbered(instances),
     )  # fmt: skip
 
 
@@ -41,7 +46,7 @@ def test_the_bank_holds_the_masks_of_train_alone() -> None:
     bank = build_bank(tiles, SPLIT)
     assert [(e.tile_id, e.image_id, e.category_id) for e in bank.entries] == [("a", 1, 1), ("a", 1, 2)]
     assert len({e.id for e in bank.entries}) == 2
-    assert [e.mask for e in bank.entries] == list(tiles.tiles[0].instances)
+    assert [e.mask.rle for e in bank.entries] == [i.rle for i in tiles.tiles[0].instances]
     assert bank.split_digest == SPLIT.digest()
 
 
@@ -55,3 +60,21 @@ def test_a_train_tile_from_an_image_of_val_or_test_is_refused(image_id: int) -> 
 def test_crowds_and_specks_stay_out() -> None:
     tiles = tileset(tile("a", 1, "train", instance(1, 3), instance(2, 9), instance(1, 30, crowd=True)))
     assert [e.category_id for e in build_bank(tiles, SPLIT, min_area_px=9).entries] == [2]
+
+
+def test_an_instance_on_several_tiles_is_one_mask_and_the_wholest_view_of_it() -> None:
+    def seen(area: int, number: int, share: float) -> TileInstance:
+        return TileInstance(**dict(instance(1, area)), number=number, visible_share=share)
+
+    def cut(tile_id: str, image_id: int, *instances: TileInstance) -> Tile:
+        return tile(tile_id, image_id, "train").model_copy(update={"instances": instances})
+
+    tiles = tileset(
+        cut("a", 1, seen(8, 0, 0.4), seen(11, 1, 1.0)),
+        cut("b", 1, seen(20, 0, 1.0), seen(5, 1, 0.5)),
+        cut("c", 1, seen(20, 0, 1.0)),
+        cut("d", 2, seen(9, 0, 0.3)),  # larger than a tile: the part that is seen
+    )
+    bank = build_bank(tiles, SPLIT)
+    assert sorted((e.tile_id, e.image_id, area_px(e.mask.rle)) for e in bank.entries) == [("a", 1, 11), ("b", 1, 20), ("d", 2, 9)]
+    assert len({e.id for e in bank.entries}) == 3

@@ -33,7 +33,7 @@ def tiny_settings(base: Path) -> dict[str, Any]:
         },
         "condition": {"training": {"num_steps": 6, "batch_size": 4, "variants_per_image": 2, "checkpoint_every": 2, "validate_every": 3}},
         "masks": {"min_area_px": 2},
-        "synthesis": {"num_images": 8, "num_steps": 2, "batch_size": 3, "calibration_tiles": 4},
+        "synthesis": {"num_images": 8, "num_steps": 2, "batch_size": 3, "calibration_drafts": 4},
         "curation": {"enabled": False},
         "segmentation": {"num_steps": 4, "batch_size": 2, "validate_every": 2, "checkpoint_every": 2, "model": "light"},
         "evaluation": {"bootstrap_samples": 10},

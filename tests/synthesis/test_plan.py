@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import MaskBank, MaskBankEntry, Plan
-from defectory.artifacts.tiles import Tile, TileSet, Tiling
+from defectory.artifacts.tiles import Tile, TileInstance, TileSet, Tiling
 from defectory.errors import ConfigError
 from defectory.masks.config import MaskConfig
 from defectory.masks.perturb import perturb
@@ -30,9 +30,14 @@ def instance(category_id: int, top: int = 6) -> Instance:
     return Instance(category_id=category_id, rle=encode(mask))
 
 
+def numbered(instances: tuple[Instance, ...]) -> tuple[TileInstance, ...]:
+    return tuple(TileInstance(**dict(instance), number=number) for number, instance in enumerate(instances))
+
+
 def tile(tile_id: str, image_id: int, part: Any, *instances: Instance) -> Tile:
     return Tile(
-        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=SIZE_HW, instances=instances
+        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=SIZE_HW,
+        instances=numbered(instances),
     )  # fmt: skip
 
 
@@ -50,10 +55,10 @@ BANK = MaskBank(
 )
 
 
-def tileset(num_pool: int) -> TileSet:
+def tileset(num_pool: int, train: tuple[Tile, ...] = TRAIN) -> TileSet:
     pool = tuple(tile(f"p{i}", 10 + i, "pool") for i in range(num_pool))
     return TileSet(
-        tiling=Tiling(mode="tile", tile_px=56, scale=1, reason=""), categories=CATEGORIES, split_digest="s", tiles=(*TRAIN, *pool)
+        tiling=Tiling(mode="tile", tile_px=56, scale=1, reason=""), categories=CATEGORIES, split_digest="s", tiles=(*train, *pool)
     )
 
 
@@ -64,11 +69,11 @@ def allowed(_: Tile, __: int | None) -> Mask:
 
 
 def plan_of(
-    num_pool: int = 4, *, bank: MaskBank = BANK, keep_place: bool = False, tone_of: Any = lambda tile: f"tone-{tile.id}",
+    num_pool: int = 4, *, train: tuple[Tile, ...] = TRAIN, bank: MaskBank = BANK, keep_place: bool = False, tone_of: Any = lambda tile: f"tone-{tile.id}",
     tone_distance: Any = lambda tone, other: 0, **config: Any,
 ) -> Plan:  # fmt: skip
     return make_plan(
-        tileset(num_pool), bank, config=SynthesisConfig(**config), perturb=lambda mask, seed: perturb(mask, seed=seed, config=MaskConfig()),
+        tileset(num_pool, train), bank, config=SynthesisConfig(**config), perturb=lambda mask, seed: perturb(mask, seed=seed, config=MaskConfig()),
         place=lambda mask, _class, site, taken, rng: place(mask, size_hw=SIZE_HW, allowed=site.allowed, taken=taken, rng=rng), site_of=lambda tile, seed: Site(allowed=allowed(tile, seed), borders=borders_of(allowed(tile, seed))),
         prompt_of=lambda names, tone: f"an image of a {tone} sks" + (" with " + " and ".join(names) if names else ""),
         tone_of=tone_of, tone_distance=tone_distance, concept_digest="c", control_digest="k",
@@ -131,6 +136,21 @@ def test_classes_and_counts_follow_the_train_tiles() -> None:
     assert mixes[(1,)] / 400 == pytest.approx(0.75, abs=0.07)
     assert mixes[(2, 2)] > 5 * mixes[(2,)]
     assert all(job.prompt.split(" with ")[1].split(" and ")[0] == CATEGORIES[job.instances[0].category_id - 1].name for job in plan.jobs)
+
+
+def test_slivers_and_crowds_of_a_train_tile_are_no_defects_of_its_own() -> None:
+    def seen(index: int, **changes: Any) -> TileInstance:
+        return TRAIN[3].instances[index].model_copy(update=changes)
+
+    def counts(*instances: TileInstance) -> set[int]:
+        train = (TRAIN[3].model_copy(update={"instances": instances}),)
+        return {len(job.instances) for job in plan_of(train=train, num_images=12).jobs}
+
+    assert counts(seen(0), seen(1)) == {2}
+    assert counts(seen(0), seen(1, visible_share=0.3)) == {1}
+    assert counts(seen(0), seen(1, is_crowd=True)) == {1}
+    # where every defect is larger than a tile, its parts count
+    assert counts(seen(0, visible_share=0.2), seen(1, visible_share=0.3)) == {2}
 
 
 def test_a_job_has_the_tones_of_a_train_tile_with_its_classes() -> None:

@@ -14,7 +14,7 @@ class ClassCalibration(Value):
     real: float | None = None
     """Median contrast of the train tiles' own defects; None where nothing was measured."""
     drawn: tuple[tuple[float, float], ...] = ()
-    """Mask guidance and median contrast of the same defects drawn with it."""
+    """Mask guidance and median contrast of defects of planned drafts drawn with it."""
     num_instances: int = 0
 
 

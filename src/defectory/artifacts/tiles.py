@@ -19,6 +19,13 @@ class Tiling(Value):
     reason: str
 
 
+class TileInstance(Instance):
+    """An instance, or the part of it that a tile's border leaves: `number` in its image's list, and the share of its area in the tile."""
+
+    number: int
+    visible_share: float = 1.0
+
+
 class Tile(Value):
     """One square PNG (`file_name`, relative to the tile set's folder) cut from an image.
 
@@ -33,7 +40,7 @@ class Tile(Value):
     offset_xy: tuple[float, float]
     scale: float
     valid_hw: tuple[int, int]
-    instances: tuple[Instance, ...] = ()
+    instances: tuple[TileInstance, ...] = ()
 
     @property
     def is_defect_free(self) -> bool:

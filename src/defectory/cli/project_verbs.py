@@ -23,7 +23,7 @@ STAGE_VERBS = {
     "learn-concept": ("learn-concept", "Phase 1: teach the base what your parts look like (DreamBooth with prior preservation)."),
     "learn-condition": ("learn-condition", "Phase 2: teach a control network to obey drivers."),
     "plan": ("plan", "Write the synthesis plan: pool image, augmentation, masks, prompt and seed of every draft."),
-    "calibrate": ("calibrate", "Choose how strongly the masks of each class are drawn, from train tiles."),
+    "calibrate": ("calibrate", "Choose how strongly the masks of each class are drawn: as much as in train tiles."),
     "synthesize": ("synthesize", "Draw the drafts of the plan, each with its counterfactual half."),
     "curate": ("curate", "Measure counterfactual fidelity; accept or reject each draft."),
     "export": ("export", "Write the accepted drafts as a COCO data set with provenance."),

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.artifacts.split import Split
-from defectory.artifacts.tiles import Part, Tile, TileSet, Tiling
+from defectory.artifacts.tiles import Part, Tile, TileInstance, TileSet, Tiling
 from defectory.dataset.config import TilingConfig
 from defectory.geometry import THIN_PX, width_px
 from defectory.imageio import load_rgb, save_png
@@ -136,34 +136,37 @@ def resize_mask(mask: Mask, size_hw: tuple[int, int]) -> Mask:
 
 def _cut_image(folder: Path, record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, target: Path, seed: int) -> list[Tile]:
     image = load_rgb(image_path(folder, record))
-    masks = [(i.category_id, decode(i.rle)) for i in record.instances]
+    masks = [decode(i.rle) for i in record.instances]
     if tiling.mode == "frame":
         if part == "pool" and masks:
             return []
         square, valid_hw = frame_image(image, tiling)
-        scaled = [(category, _padded(resize_mask(mask, valid_hw), tiling.tile_px)) for category, mask in masks]
+        scaled = [
+            _seen(source, number, _padded(resize_mask(mask, valid_hw), tiling.tile_px))
+            for number, (source, mask) in enumerate(zip(record.instances, masks, strict=True))
+        ]
         return [
             _write(record, part, 0, square, scaled, (0.0, 0.0), min(tiling.scale, tiling.tile_px / max(record.size_hw)), valid_hw, target)
         ]
     size_hw = (max(1, round(image.shape[0] * tiling.scale)), max(1, round(image.shape[1] * tiling.scale)))
     image = resize_image(image, size_hw)
-    masks = [(category, resize_mask(mask, size_hw)) for category, mask in masks]
-    any_defect = np.any([mask for _, mask in masks], axis=0) if masks else np.zeros(size_hw, bool)
+    masks = [resize_mask(mask, size_hw) for mask in masks]
+    any_defect = np.any(masks, axis=0) if masks else np.zeros(size_hw, bool)
     rng = np.random.default_rng([3, seed, record.id])
     corners: list[tuple[int, int]] = []
     if part != "pool":
-        for _, mask in masks:
+        for mask in masks:
             corners += [_corner_around(mask, size_hw, tiling.tile_px, rng) for _ in range(config.tiles_per_instance)]
     if not masks or part in ("pool", "test", "val"):
         corners += [c for c in _grid(size_hw, tiling.tile_px) if not _window(any_defect, c, tiling.tile_px).any()]
     tiles: list[Tile] = []
     for number, corner in enumerate(dict.fromkeys(corners)):
         square, valid_hw = _cut(image, corner, tiling.tile_px)
-        kept: list[tuple[int, Mask]] = []
-        for category, mask in masks:
+        kept: list[TileInstance] = []
+        for index, (source, mask) in enumerate(zip(record.instances, masks, strict=True)):
             cut = _padded(_window(mask, corner, tiling.tile_px), tiling.tile_px)
             if cut.sum() >= max(4, SLIVER_SHARE * mask.sum()) or cut.sum() >= 200:
-                kept.append((category, cut))
+                kept.append(_seen(source, index, cut, visible_share=float(cut.sum() / mask.sum())))
         offset = (corner[1] / tiling.scale, corner[0] / tiling.scale)
         if part != "pool" and masks and not kept and _window(any_defect, corner, tiling.tile_px).any():
             continue
@@ -211,14 +214,19 @@ def _padded(mask: Mask, side: int) -> Mask:
     return np.pad(mask, ((0, side - mask.shape[0]), (0, side - mask.shape[1])))
 
 
+def _seen(source: Instance, number: int, mask: Mask, *, visible_share: float = 1.0) -> TileInstance:
+    return TileInstance(
+        category_id=source.category_id, rle=encode(mask), is_crowd=source.is_crowd, number=number, visible_share=round(visible_share, 4)
+    )
+
+
 def _write(
-    record: ImageRecord, part: Part, number: int, square: Image, masks: Sequence[tuple[int, Mask]], offset_xy: tuple[float, float], scale: float,
+    record: ImageRecord, part: Part, number: int, square: Image, instances: Sequence[TileInstance], offset_xy: tuple[float, float], scale: float,
     valid_hw: tuple[int, int], target: Path,
 ) -> Tile:  # fmt: skip
     tile_id = f"{part}-{record.id:06d}-{number:03d}"
     file_name = f"images/{tile_id}.png"
     save_png(target / file_name, square)
-    instances = tuple(Instance(category_id=category, rle=encode(mask)) for category, mask in masks if mask.any())
     return Tile(
         id=tile_id,
         file_name=file_name,
@@ -227,7 +235,7 @@ def _write(
         offset_xy=offset_xy,
         scale=scale,
         valid_hw=valid_hw,
-        instances=instances,
+        instances=tuple(instances),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import MaskBank, MaskBankEntry
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
@@ -9,7 +10,7 @@ from defectory.rle import area_px
 
 
 def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskBank:
-    """Collect the masks of all train tiles.
+    """Collect the masks of all train instances, each from the tile that shows most of it.
 
     Args:
         tileset: tiles of the run; only part `train` is read.
@@ -21,12 +22,16 @@ def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskB
     """
     tiles = [tile for tile in tileset.of("train") if tile.instances]
     split.require_training_ids((tile.image_id for tile in tiles), stage="mask bank")
-    entries = [
-        MaskBankEntry(
-            id=f"{tile.id}-m{number:02d}", tile_id=tile.id, image_id=tile.image_id, category_id=instance.category_id, mask=instance
-        )
-        for tile in tiles
-        for number, instance in enumerate(tile.instances)
-        if not instance.is_crowd and area_px(instance.rle) >= min_area_px
-    ]
-    return MaskBank(split_digest=split.digest(), entries=tuple(entries))
+    # a crack cut by a tile's border is no crack of its own
+    best: dict[tuple[int, int], tuple[float, MaskBankEntry]] = {}
+    for tile in tiles:
+        for instance in tile.instances:
+            key = (tile.image_id, instance.number)
+            if instance.is_crowd or area_px(instance.rle) < min_area_px or best.get(key, (0.0,))[0] >= instance.visible_share:
+                continue
+            entry = MaskBankEntry(
+                id=f"{tile.id}-m{instance.number:02d}", tile_id=tile.id, image_id=tile.image_id, category_id=instance.category_id,
+                mask=Instance(category_id=instance.category_id, rle=instance.rle),
+            )  # fmt: skip
+            best[key] = (instance.visible_share, entry)
+    return MaskBank(split_digest=split.digest(), entries=tuple(entry for _, entry in best.values()))

@@ -212,27 +212,34 @@ def run_calibration(project: Project) -> Iterator[Progress | str]:
         Calibration(classes=tuple(fixed), **digests).save(path)
         yield f"mask guidance {config.mask_guidance:g} for every class, as set"
         return
-    from defectory.synthesis.calibrate import LEVELS, CalibrationTile, calibrate, choose_tiles
+    from defectory.synthesis.calibrate import LEVELS, CalibrationDraft, calibrate, choose_drafts
 
     defective = [tile for tile in tileset.of("train") if tile.instances]
     split_of(project).require_training_ids((tile.image_id for tile in defective), stage="calibrate")
-    chosen = choose_tiles([[i.category_id for i in t.instances] for t in defective], config.calibration_tiles, seed=config.seed)
-    make = driver_maker(project, len(tileset.categories))
-    tiles = [
-        CalibrationTile(
-            tile=tile.image, instances=tuple(tile.instances), driver=make(tile.image, tile.instances, tile.valid_hw),
-            empty_driver=make(tile.image, (), tile.valid_hw, blind=[mask for _, mask in tile.instances]),
-            prompt=_prompt_of(project, concept, tile.class_names, tile.tone if concept.tone_words else ""),
-            prompt_without=_prompt_of(project, concept, (), tile.tone if concept.tone_words else ""),
-            seed=int(np.random.default_rng([45, config.seed, number]).integers(2**31)),
-        )
-        for number, tile in enumerate(training_tiles(project, [defective[i] for i in chosen]))
-    ]  # fmt: skip
+    real: dict[int, list[float]] = {}
+    for tile in defective:
+        image, instances = load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances)
+        labelled = np.any([mask for _, mask in instances], axis=0)
+        for instance, (category_id, mask) in zip(tile.instances, instances, strict=True):
+            contrast = None if instance.is_crowd else defect_contrast(image, mask, labelled)
+            if contrast is not None:
+                real.setdefault(category_id, []).append(contrast)
+    jobs, pool = plan_of(project).jobs, PoolTiles(project, tileset)
+    chosen = choose_drafts([[i.category_id for i in job.instances] for job in jobs], config.calibration_drafts, seed=config.seed)
+    drafts: list[CalibrationDraft] = []
+    for job in (jobs[number] for number in chosen):
+        driver, empty_driver, _ = pool.drivers(job)
+        drafts.append(
+            CalibrationDraft(
+                instances=tuple(masks_of(job.instances)), driver=driver, empty_driver=empty_driver, prompt=job.prompt,
+                prompt_without=job.prompt_without, seed=job.seed,
+            )
+        )  # fmt: skip
     for event in calibrate(
-        tiles, models=sampling_models(project), categories=tileset.categories, config=config, contrast_of=defect_contrast
+        drafts, real=real, models=sampling_models(project), categories=tileset.categories, config=config, contrast_of=defect_contrast
     ):
         if isinstance(event, int):
-            yield Progress(stage="calibrate", done=event, total=len(tiles) * len(LEVELS))
+            yield Progress(stage="calibrate", done=event, total=len(drafts) * len(LEVELS))
             continue
         Calibration(classes=event, **digests).save(path)
         yield "mask guidance " + ", ".join(f"{c.name} {c.mask_guidance:.2f}" for c in event)

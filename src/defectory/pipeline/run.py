@@ -25,7 +25,7 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
         Stage(name="learn-concept", folder="concept", needs=made, settings=_concept, run=generate.run_concept, resumable=True),
         Stage(name="learn-condition", folder="control", needs=(*made, "learn-concept"), settings=_condition, run=generate.run_condition, resumable=True),
         Stage(name="plan", folder="plan", needs=(*made, "learn-concept", "learn-condition"), settings=_plan, run=generate.run_plan),
-        Stage(name="calibrate", folder="calibration", needs=(*made, "learn-concept", "learn-condition"), settings=_calibration, run=generate.run_calibration),
+        Stage(name="calibrate", folder="calibration", needs=(*made, "learn-concept", "learn-condition", "plan"), settings=_calibration, run=generate.run_calibration),
         Stage(
             name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
             run=generate.run_synthesis, resumable=True,

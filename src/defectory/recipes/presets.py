@@ -20,7 +20,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "defect_noun": "crack",
             "training": {"num_steps": 320, **CONDITION_ON_CPU, "variants_per_image": 4, "validate_every": 80},
         },
-        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 3.0, "calibration_tiles": 16},
+        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 3.0, "calibration_drafts": 16},
         "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {

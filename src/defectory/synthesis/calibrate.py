@@ -1,8 +1,8 @@
 """Mask guidance per class, so that drafts' defects stand out from their surroundings as much as real ones.
 
 A network that learned briefly is unsure and draws defects too pale; guidance makes up for it, and how much of it is needed
-differs from class to class. Train tiles are drawn again from their own drivers, at a few guidances; contrast grows with them (decision
-015).
+differs from class to class. Some of the planned drafts are drawn at a few guidances; contrast grows with them (decisions 015 and 021:
+not train tiles, whose drivers know more of a large defect than those of defect-free images do).
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ ContrastOf = Callable[[Image, Mask, Mask], float | None]
 LEVELS = (1.0, 1.75, 2.5)
 BOUNDS = (1.0, 3.0)
 MIN_INSTANCES = 4
-"""Classes with fewer measured defects take the guidance of all classes together."""
+"""Classes with fewer measured defects, drawn or real, take the guidance of all classes together."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrationTile:
-    """A train tile RGB uint8 [H,W,3] with category id and mask of each defect, its drivers and prompts with and without them."""
+class CalibrationDraft:
+    """A planned draft: category id and mask of each defect, its drivers and prompts with and without them, and its seed."""
 
-    tile: Image
     instances: tuple[tuple[int, Mask], ...]
     driver: Image
     empty_driver: Image
@@ -44,13 +43,13 @@ class CalibrationTile:
     seed: int
 
 
-def choose_tiles(classes_of: Sequence[Sequence[int]], count: int, *, seed: int) -> list[int]:
-    """Give the numbers of at most `count` tiles, in which every class comes as often as can be.
+def choose_drafts(classes_of: Sequence[Sequence[int]], count: int, *, seed: int) -> list[int]:
+    """Give the numbers of at most `count` drafts, in which every class comes as often as can be.
 
     Args:
-        classes_of: category ids on each tile.
-        count: most tiles.
-        seed: of the order in which tiles are tried.
+        classes_of: category ids on each draft.
+        count: most drafts.
+        seed: of the order in which drafts are tried.
     """
     order = [int(i) for i in np.random.default_rng([46, seed]).permutation(len(classes_of))]
     seen: dict[int, int] = dict.fromkeys((c for classes in classes_of for c in classes), 0)
@@ -72,17 +71,19 @@ def choose_tiles(classes_of: Sequence[Sequence[int]], count: int, *, seed: int) 
 
 
 def calibrate(
-    tiles: Sequence[CalibrationTile],
+    drafts: Sequence[CalibrationDraft],
     *,
+    real: Mapping[int, Sequence[float]],
     models: LoadedModels,
     categories: Sequence[Category],
     config: SynthesisConfig,
     contrast_of: ContrastOf,
 ) -> Iterator[int | tuple[ClassCalibration, ...]]:
-    """Draw train tiles at a few mask guidances and choose one per class; yields pictures drawn so far, and last the outcome.
+    """Draw planned drafts at a few mask guidances and choose one per class; yields pictures drawn so far, and last the outcome.
 
     Args:
-        tiles: what to draw.
+        drafts: what to draw.
+        real: contrasts of the train tiles' own defects, by category id.
         models: adapted base and control network, in float32.
         categories: of the data set.
         config: sampler, steps, batch size.
@@ -90,60 +91,64 @@ def calibrate(
     """
     empty = encode_prompts(models, [""])[0]
     device = next(models.unet.parameters()).device
-    # category id, then its contrast in the real tile and at each level
+    # category id, then its contrast at each level
     rows: list[tuple[int, tuple[float, ...]]] = []
     done = 0
-    for start in range(0, len(tiles), config.batch_size):
-        batch = tiles[start : start + config.batch_size]
-        embeddings = encode_prompts(models, [t.prompt for t in batch] + [t.prompt_without for t in batch]).to(device)
-        pictures: list[Sequence[Image]] = [[t.tile for t in batch]]
+    for start in range(0, len(drafts), config.batch_size):
+        batch = drafts[start : start + config.batch_size]
+        embeddings = encode_prompts(models, [d.prompt for d in batch] + [d.prompt_without for d in batch]).to(device)
+        pictures: list[Sequence[Image]] = []
         for level in LEVELS:
             drawn = denoise(
-                models, prompt_embeddings=embeddings[: len(batch)], empty_embedding=empty, drivers=[t.driver for t in batch],
-                seeds=[t.seed for t in batch], scheduler_name=config.scheduler, num_steps=config.num_steps, guidance_scale=config.guidance_scale,
+                models, prompt_embeddings=embeddings[: len(batch)], empty_embedding=empty, drivers=[d.driver for d in batch],
+                seeds=[d.seed for d in batch], scheduler_name=config.scheduler, num_steps=config.num_steps, guidance_scale=config.guidance_scale,
                 control_scale=config.control_scale,
-                without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[t.empty_driver for t in batch]),
+                without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[d.empty_driver for d in batch]),
                 driver_guidance=config.driver_guidance, mask_guidance=level, mask_spill=config.mask_spill, precision=config.precision,
             )  # fmt: skip
             pictures.append(list(drawn))
             done += len(batch)
             yield done
-        for index, tile in enumerate(batch):
-            labelled = np.any([mask for _, mask in tile.instances], axis=0)
-            for category_id, mask in tile.instances:
+        for index, draft in enumerate(batch):
+            labelled = np.any([mask for _, mask in draft.instances], axis=0)
+            for category_id, mask in draft.instances:
                 values = [contrast_of(images[index], mask, labelled) for images in pictures]
                 if all(value is not None for value in values):
                     rows.append((category_id, tuple(float(value or 0.0) for value in values)))
-    yield choose_guidance(rows, categories)
+    yield choose_guidance(rows, real, categories)
 
 
-def choose_guidance(rows: Sequence[tuple[int, tuple[float, ...]]], categories: Sequence[Category]) -> tuple[ClassCalibration, ...]:
+def choose_guidance(
+    rows: Sequence[tuple[int, tuple[float, ...]]], real: Mapping[int, Sequence[float]], categories: Sequence[Category]
+) -> tuple[ClassCalibration, ...]:
     """Give the guidance at which the median contrast of each class is that of its real defects, within bounds.
 
     Args:
-        rows: category id of a defect, and its contrast in the real tile and at each of `LEVELS`.
+        rows: category id of a drawn defect, and its contrast at each of `LEVELS`.
+        real: contrasts of real defects by category id.
         categories: of the data set.
     """
-    together = _matching(np.median([values for _, values in rows], axis=0)) if rows else LEVELS[1]
+    wanted = {category_id: float(np.median(values)) for category_id, values in real.items() if values}
+    shares = [np.array(values) / wanted[category_id] for category_id, values in rows if wanted.get(category_id, 0.0) > 0]
+    together = _matching(1.0, np.median(shares, axis=0).tolist()) if shares else LEVELS[1]
     classes: list[ClassCalibration] = []
     for category in categories:
         own = [values for category_id, values in rows if category_id == category.id]
-        if len(own) < MIN_INSTANCES:
+        if min(len(own), len(real.get(category.id, ()))) < MIN_INSTANCES:
             classes.append(ClassCalibration(category_id=category.id, name=category.name, mask_guidance=together, num_instances=len(own)))
             continue
-        medians = np.median(own, axis=0)
+        medians = [float(value) for value in np.median(own, axis=0)]
         classes.append(
             ClassCalibration(
-                category_id=category.id, name=category.name, mask_guidance=_matching(medians), real=float(medians[0]),
-                drawn=tuple((level, float(value)) for level, value in zip(LEVELS, medians[1:], strict=True)), num_instances=len(own),
+                category_id=category.id, name=category.name, mask_guidance=_matching(wanted[category.id], medians), real=wanted[category.id],
+                drawn=tuple(zip(LEVELS, medians, strict=True)), num_instances=len(own),
             )
         )  # fmt: skip
     return tuple(classes)
 
 
-def _matching(medians: NDArray[np.float64]) -> float:
-    """Give the guidance at which drawn contrast is the real one: between two levels, or on their last stretch prolonged."""
-    real, drawn = float(medians[0]), [float(value) for value in medians[1:]]
+def _matching(real: float, drawn: Sequence[float]) -> float:
+    """Give the guidance at which drawn contrast, known at `LEVELS`, is the real one: between two levels, or on their last stretch prolonged."""
     if any(after - before < 1e-3 for before, after in pairwise(drawn)):
         # guidance does nothing here, or the wrong thing
         return LEVELS[1]

@@ -25,9 +25,9 @@ class SynthesisConfig(Section):
     trained briefly draw soft; this gives holes, seams and contrast back, at a fifth more time."""
     mask_guidance: Literal["auto"] | float = "auto"
     """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks. `auto`
-    chooses it per class, so that defects stand out as much as those of train tiles, which are drawn again for it."""
-    calibration_tiles: int = Field(default=24, ge=1)
-    """Train tiles that `auto` draws."""
+    chooses it per class, so that defects stand out as much as those of train tiles."""
+    calibration_drafts: int = Field(default=24, ge=1)
+    """Planned drafts that `auto` draws, at three guidances each."""
     mask_spill: float = Field(default=0.0, ge=0, le=1)
     """The same elsewhere: how much of what masks do outside themselves is kept. With this and both guidances at 1 a step is drawn without
     further evaluations, in under two thirds of the time."""

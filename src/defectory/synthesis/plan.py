@@ -35,6 +35,8 @@ Place = Callable[[Mask, int, Any, Mask, np.random.Generator], Mask | None]
 
 TRIES = 20
 """Mixes and pool tiles that are tried for one driver."""
+MIN_VISIBLE_SHARE = 0.5
+"""An instance of which a train tile shows less does not count as one of its defects: masks of the bank are whole."""
 REUSE_PER_STEP = 4
 """A pool tile one word of contrast further off is taken once nearer ones have served so many drivers more."""
 
@@ -91,7 +93,15 @@ def make_plan(
         raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
     if not bank.entries:
         raise ConfigError("mask bank", "no mask in train", "add annotated images")
-    mixes = [_Mix(tuple(i.category_id for i in tile.instances), tone_of(tile)) for tile in tileset.of("train") if tile.instances]
+    # where every defect is larger than a tile, parts of them count
+    for least in (MIN_VISIBLE_SHARE, 0.0):
+        shown = [
+            (tile, tuple(i.category_id for i in tile.instances if i.visible_share >= least and not i.is_crowd))
+            for tile in tileset.of("train")
+        ]
+        mixes = [_Mix(category_ids, tone_of(tile)) for tile, category_ids in shown if category_ids]
+        if mixes:
+            break
     by_class: dict[int, list[MaskBankEntry]] = {}
     for entry in bank.entries:
         by_class.setdefault(entry.category_id, []).append(entry)
