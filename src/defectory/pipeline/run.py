@@ -90,8 +90,17 @@ def needed_for(stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
     return [stage.name for stage in stages if stage.name in wanted]
 
 
+TILE_RULES = 2
+"""Raised when the same settings give other tiles."""
+
+
 def _tiling(project: Project) -> object:
-    return {"tiling": project.config.tiling.model_dump(mode="json"), "seed": project.config.seed, "base": project.config.base}
+    return {
+        "rules": TILE_RULES,
+        "tiling": project.config.tiling.model_dump(mode="json"),
+        "seed": project.config.seed,
+        "base": project.config.base,
+    }
 
 
 VARIANT_RULES = 2
@@ -120,7 +129,7 @@ def _condition(project: Project) -> object:
     }
 
 
-PLAN_RULES = 5
+PLAN_RULES = 6
 """Raised when the same settings give another plan."""
 
 
