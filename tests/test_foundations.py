@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from PIL import Image
 from pycocotools import mask as oracle
 
 from defectory.errors import ImageError, OutputError
-from defectory.geometry import Augmentation, Border, border_of
+from defectory.geometry import Augmentation, Border, border_of, width_px
 from defectory.imageio import load_class_mask, load_image, load_rgb, save_png
 from defectory.rle import box_xyxy, decode, encode
 from defectory.run import atomic_folder, atomic_path, digest_folder, write_json
@@ -157,3 +158,13 @@ def test_augmentation_keeps_the_tones_of_a_vignetted_frame() -> None:
     moved = [Augmentation.sample(seed, (60, 84), strength="offline").apply_image(image) for seed in range(40)]
     np.testing.assert_allclose(np.mean([m.mean() for m in moved]), image.mean(), rtol=0.08)
     np.testing.assert_allclose(np.mean([m.std() for m in moved]), image.std(), rtol=0.08)
+
+
+def test_width_is_that_of_the_thickest_part_in_any_direction() -> None:
+    slanted = np.zeros((96, 128), np.uint8)
+    cv2.line(slanted, (10, 10), (100, 80), 1, 3)
+    assert width_px(slanted > 0) == pytest.approx(slanted.sum() / np.hypot(90, 70), abs=0.3), "area by length"
+    disc = np.zeros((96, 128), np.uint8)
+    cv2.circle(disc, (60, 50), 10, 1, -1)
+    assert width_px(disc > 0) == pytest.approx(20, abs=1.5)
+    assert width_px(np.zeros((96, 128), bool)) == 0.0

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -123,16 +122,6 @@ def test_instances_under_six_pixels_wide_get_an_f1(width: int, is_thin: bool) ->
     assert width_px(line(width)) == pytest.approx(width)
     fidelity = score_map(line(width), [line(width)])
     assert fidelity.f1_2px == ((pytest.approx(1.0),) if is_thin else (None,))
-
-
-def test_width_is_that_of_the_thickest_part_in_any_direction() -> None:
-    slanted = np.zeros(SIZE_HW, np.uint8)
-    cv2.line(slanted, (10, 10), (100, 80), 1, 3)
-    assert width_px(slanted > 0) == pytest.approx(slanted.sum() / np.hypot(90, 70), abs=0.3), "area by length"
-    disc = np.zeros(SIZE_HW, np.uint8)
-    cv2.circle(disc, (60, 50), 10, 1, -1)
-    assert width_px(disc > 0) == pytest.approx(20, abs=1.5)
-    assert width_px(np.zeros(SIZE_HW, bool)) == 0.0
 
 
 def test_a_thin_crack_two_pixels_off_is_right_by_f1_and_three_are_not() -> None:
