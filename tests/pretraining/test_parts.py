@@ -6,6 +6,7 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from defectory.pretraining.diffusion import (
     Window,
     build_scheduler,
     build_unet,
+    held_out_loss,
     make_tokenizer,
     stratified_timesteps,
     train_prior,
@@ -234,12 +236,58 @@ def test_the_prior_begins_on_as_many_pixels_in_crops(tiny_recipe: PretrainConfig
     add = Noising.add
 
     def noted(self: Noising, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen.append(tuple(clean.shape))
+        if torch.is_grad_enabled():
+            seen.append(tuple(clean.shape))
         return add(self, clean, noise, timesteps)
 
     monkeypatch.setattr(Noising, "add", noted)
     list(train_prior(tiny_recipe, data, tokenizer, checkpoint=tmp_path / "c.safetensors"))
     assert seen == [(16, 4, 4, 4)] * 3 + [(4, 4, 8, 8)] * 3
+
+
+def test_the_average_is_checked_and_training_goes_on_as_if_it_were_not(tmp_path: Path) -> None:
+    def run(checkpoint: Path, check_every: int | None) -> tuple[torch.Tensor, list[torch.Tensor], list[float | None]]:
+        model = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        seen: list[torch.Tensor] = []
+
+        def check(step: int) -> float:
+            seen.append(model.weight.detach().clone())
+            return float(step)
+
+        def loss_of(_step: int, generator: torch.Generator) -> torch.Tensor:
+            return (model(torch.randn(8, 2, generator=generator)) - 1).square().mean()
+
+        config = StageConfig(num_steps=10, learning_rate=0.1, warmup_steps=1, ema_decay=0.9)
+        checks: dict[str, Any] = {} if check_every is None else {"check": check, "check_every": check_every}
+        events = list(fit(model, loss_of, config, stage="toy", seed=3, checkpoint=checkpoint, **checks))
+        return model.weight.detach(), seen, [event.held_out_loss for event in events]
+
+    weight, seen, losses = run(tmp_path / "a.safetensors", 4)
+    assert losses == [None, None, None, 4.0, None, None, None, 8.0, None, 10.0]
+    assert torch.equal(seen[-1], weight), "the last check sees what is left in the model"
+    assert not torch.equal(seen[0], seen[1])
+    unchecked, _, none = run(tmp_path / "b.safetensors", None)
+    assert torch.equal(unchecked, weight)
+    assert none == [None] * 10
+
+
+def test_the_held_out_loss_is_that_of_images_no_step_sees(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
+    latents = torch.randn(24, 4, 8, 8).half()
+    save_file({"latents": latents}, tmp_path / "latents.safetensors")
+    data = LatentCorpus(tiny_recipe, corpus, make_tokenizer(tiny_recipe, corpus), cache=tmp_path / "latents.safetensors")
+    asked: list[int] = []
+
+    def exact(noisy: torch.Tensor, timesteps: torch.Tensor, _tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        asked.extend(indices.tolist())
+        alpha_bar = build_scheduler().alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+        clean = latents[indices].float()
+        # v = (alpha x_t - x) / sigma, off by one half
+        return (alpha_bar.sqrt() * noisy - clean) / (1 - alpha_bar).sqrt() + 0.5
+
+    assert held_out_loss(tiny_recipe, data, exact, batch_size=3) == pytest.approx(0.25, rel=1e-3)
+    assert asked == [20, 21, 22, 23]
 
 
 def test_fit_trains_leaves_the_average_and_resumes(tmp_path: Path) -> None:

@@ -46,6 +46,17 @@ def test_every_stage_takes_its_steps_in_order(made: Made) -> None:
     assert all(e.loss is None if e.stage == "latents" else np.isfinite(e.loss) and e.num_steps == 6 for e in events)
 
 
+def test_held_out_losses_are_kept_and_samples_drawn_beside_them(made: Made) -> None:
+    out, events = made
+    seen = [(e.stage, e.step) for e in events if e.held_out_loss is not None]
+    assert seen == [("diffusion", 4), ("diffusion", 6), ("control", 4), ("control", 6)]
+    kept = json.loads((out / "work" / "held_out.json").read_text())
+    assert {(stage, int(step)): value for stage, of in kept.items() for step, value in of.items()} == {
+        (e.stage, e.step): e.held_out_loss for e in events if e.held_out_loss is not None
+    }
+    assert sorted(p.name for p in (out / "work" / "samples").iterdir()) == ["step-000004.png", "step-000006.png"]
+
+
 def test_the_base_is_whole_and_is_fp16(made: Made) -> None:
     base = made[0] / "base"
     models = load_base(base)
@@ -136,15 +147,15 @@ def test_the_unet_learns_along_with_the_control_network_only_if_told(tiny_recipe
 
 
 def test_drivers_reach_no_member_of_a_batch_that_goes_without(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
-    seen: list[int] = []
+    seen: list[bool] = []
 
     def counted(image: Any, mask: Any) -> Any:
-        seen.append(1)
+        seen.append(torch.is_grad_enabled())
         return geometry_of(image, mask)
 
     recipe = tiny_recipe.model_copy(update={"control_trains_unet": True, "driver_dropout": 0.5})
     list(pretrain(recipe, work=tmp_path / "work", base_out=tmp_path / "base", encoder_out=None, geometry_of=counted))
-    assert len(seen) == 6 * 4 * 0.5, "six steps of four images, half of them without driver"
+    assert sum(seen) == 6 * 4 * 0.5, "six steps of four images, half of them without driver"
 
 
 def test_drivers_are_learned_at_every_noise_level_when_some_members_go_without(
@@ -154,7 +165,8 @@ def test_drivers_are_learned_at_every_noise_level_when_some_members_go_without(
     forward = ControlNetModel.forward
 
     def recorded(self: Any, sample: Any, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        seen.extend(timestep.tolist())
+        if torch.is_grad_enabled():
+            seen.extend(timestep.tolist())
         return forward(self, sample, timestep, *args, **kwargs)
 
     monkeypatch.setattr(ControlNetModel, "forward", recorded)

@@ -10,11 +10,11 @@ import torch
 from defectory.artifacts.scores import BaseScores
 from defectory.errors import ConfigError, StageError
 from defectory.imageio import load_rgb
-from defectory.pipeline.pretrain import GRID_CAPTIONS, run_score, score_config
+from defectory.pipeline.pretrain import run_score, score_config
 from defectory.pipeline.stage import Progress
 from defectory.pretraining.config import ScoreConfig, StageConfig
 from defectory.pretraining.corpus import Corpus
-from defectory.pretraining.score import Named, accuracy, name_images
+from defectory.pretraining.score import GRID_CAPTIONS, Named, accuracy, name_images
 from defectory.procedural.defects import DEFECT_WORDS
 from defectory.procedural.materials import MATERIALS
 

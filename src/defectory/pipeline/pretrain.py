@@ -48,17 +48,6 @@ def _with_overrides(config: C, overrides: Sequence[str]) -> C:
         raise ConfigError(f"option {'.'.join(str(p) for p in first['loc'])}", first["msg"].lower(), "correct the value") from None
 
 
-GRID_CAPTIONS = (
-    "a medium mild grey brushed metal surface, without defect", "a dim clear grey brushed metal surface, with a crack",
-    "a light clear grey cast metal surface, with a pores", "a muted mild grey rolled steel surface, with a scratch",
-    "a dusky clear grey milled metal surface, with a pit", "a medium mild blue anodised metal surface, with a dent",
-    "a muted clear red painted metal surface, with a corrosion", "a medium clear grey woven fabric surface, with a fray",
-    "a dim clear grey ceramic surface, with a break", "a muted clear grey ceramic surface, with a crack",
-    "a light clear grey concrete surface, with a crack", "a dark clear grey asphalt surface, with a stain",
-    "a pale mild red plastic surface, with a inclusion", "a dim strong green circuit board surface, with a scratch",
-    "a dim clear red leather surface, with a stain", "a medium strong grey rolled steel surface with hole, with a crack",
-)  # fmt: skip
-"""Sixteen captions in the form of the world's own, one after the other in the grid of samples."""
 SAMPLES_PER_CAPTION = 4
 
 
@@ -87,7 +76,7 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     from defectory.imageio import save_png
     from defectory.pretraining.corpus import make_corpus
     from defectory.pretraining.run import claim
-    from defectory.pretraining.score import Judge, draw_captions, name_images, summarise, train_judge
+    from defectory.pretraining.score import GRID_CAPTIONS, Judge, draw_captions, name_images, summarise, train_judge
     from defectory.procedural.defects import DEFECT_WORDS
     from defectory.procedural.materials import MATERIALS
 
@@ -155,15 +144,18 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
 
     from defectory.pretraining.run import pretrain
 
-    began, stage = time.monotonic(), ""
+    began, stage, held_out = time.monotonic(), "", ""
 
     def geometry_of(image: Any, mask: Any) -> Any:
         return geometry_map(image, config=DriverConfig(), blind=[mask])
 
     for event in pretrain(config, work=work, base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of):
         if stage and event.stage != stage:
-            yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary="")
-            began = time.monotonic()
+            yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out.removeprefix(", "))
+            began, held_out = time.monotonic(), ""
         stage = event.stage
-        yield Progress(stage=stage, done=event.step, total=event.num_steps, note="" if event.loss is None else f"loss {event.loss:.4f}")
+        note = "" if event.loss is None else f"loss {event.loss:.4f}"
+        if event.held_out_loss is not None:
+            held_out = f", held-out loss {event.held_out_loss:.4f} at step {event.step}"
+        yield Progress(stage=stage, done=event.step, total=event.num_steps, note=note + held_out)
     yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=str(out))

@@ -107,6 +107,8 @@ class PretrainConfig(Section):
     """Side of the crops the UNet begins with."""
     crop_share: float = Field(default=0.5, ge=0, le=1)
     """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost."""
+    check_every: int = Field(default=500, ge=1)
+    """Steps of UNet and control network between two held-out losses; the UNet draws a grid of samples with each."""
     vae: StageConfig = StageConfig(num_steps=2000, learning_rate=1.5e-3, ema_decay=0.995)
     vae_crop_px: int = Field(default=64, ge=16)
     vae_defect_weight: float = Field(default=4.0, ge=1)

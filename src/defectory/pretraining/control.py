@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectory.pretraining.config import PretrainConfig
-from defectory.pretraining.diffusion import LatentCorpus, Noising, PriorModel, build_scheduler, stratified_timesteps
+from defectory.pretraining.diffusion import LatentCorpus, Noising, PriorModel, build_scheduler, held_out_loss, stratified_timesteps
 from defectory.pretraining.loop import PretrainEvent, fit
 
 GeometryOf = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.uint8]]
@@ -100,7 +100,21 @@ def train_control(
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
-    yield from fit(trained, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint)
+    held_out = range(data.num_train, data.num_train + config.num_held_out)
+    hues = torch.rand(len(held_out), generator=torch.Generator().manual_seed(config.seed))
+
+    def steered(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, indices: Tensor) -> Tensor:
+        context = prior.text_encoder(input_ids=token_ids).last_hidden_state
+        condition = drivers(indices, hues[indices - held_out.start]).to(device)
+        down, mid = control(noisy, timesteps, encoder_hidden_states=context, controlnet_cond=condition, return_dict=False)
+        return prior.unet(
+            noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        ).sample
+
+    yield from fit(
+        trained, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint,
+        check=lambda _: held_out_loss(config, data, steered, batch_size=size), check_every=config.check_every,
+    )  # fmt: skip
     yield control
 
 

@@ -8,7 +8,7 @@ weighting (Hang et al. 2023).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -209,10 +209,55 @@ def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.G
     return (offsets * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
+HeldOutStep = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Noisy latents, timesteps, token ids and corpus indices to the predicted v."""
+
+
+@torch.no_grad()
+def held_out_loss(config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int) -> float:
+    """Give the mean squared error of v over the images that no step sees, with their full captions, at noise that is always the same.
+
+    Args:
+        config: device, precision and seed.
+        data: the corpus; its last `num_held_out` images are held out.
+        predict: the model.
+        batch_size: images at once; each batch has timesteps of all strata.
+    """
+    device, noising = torch.device(config.device), Noising(build_scheduler(), torch.device(config.device))
+    generator = torch.Generator().manual_seed(config.seed)
+    total = 0.0
+    for start in range(data.num_train, data.num_train + config.num_held_out, batch_size):
+        indices = torch.arange(start, min(start + batch_size, data.num_train + config.num_held_out))
+        clean = data.clean(indices).to(device)
+        noise = torch.randn(clean.shape, generator=generator).to(device)
+        timesteps = stratified_timesteps(len(indices), 1000, generator).to(device)
+        token_ids = data.tokenize([data.corpus.captions[i] for i in indices.tolist()]).to(device)
+        noisy, target = noising.add(clean, noise, timesteps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            predicted = predict(noisy, timesteps, token_ids, indices)
+        total += float((predicted.float() - target).square().mean(dim=(1, 2, 3)).sum())
+    return total / config.num_held_out
+
+
 def train_prior(
-    config: PretrainConfig, data: LatentCorpus, tokenizer: CLIPTokenizer, *, checkpoint: Path, start: PriorModel | None = None
+    config: PretrainConfig,
+    data: LatentCorpus,
+    tokenizer: CLIPTokenizer,
+    *,
+    checkpoint: Path,
+    start: PriorModel | None = None,
+    draw: Callable[[PriorModel, int], None] | None = None,
 ) -> Iterator[PretrainEvent | PriorModel]:
-    """Train UNet and text encoder on the cached latents; the last value yielded is the model with EMA weights."""
+    """Train UNet and text encoder on the cached latents; the last value yielded is the model with EMA weights.
+
+    Args:
+        config: the recipe.
+        data: the corpus as latents.
+        tokenizer: of the captions.
+        checkpoint: as for `fit`.
+        start: begin with its weights.
+        draw: called with the model and the step whenever the held-out loss is measured.
+    """
     device = torch.device(config.device)
     model = PriorModel(build_unet(config), build_text_encoder(tokenizer, config)).to(device)
     if start is not None:
@@ -241,7 +286,17 @@ def train_prior(
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
-    yield from fit(model, loss_of, config.diffusion, stage="diffusion", seed=config.seed, checkpoint=checkpoint)
+    def check(step: int) -> float:
+        if draw is not None:
+            draw(model, step)
+        return held_out_loss(
+            config, data, lambda noisy, timesteps, token_ids, _: model(noisy, timesteps, token_ids), batch_size=config.diffusion.batch_size
+        )
+
+    yield from fit(
+        model, loss_of, config.diffusion, stage="diffusion", seed=config.seed, checkpoint=checkpoint, check=check,
+        check_every=config.check_every,
+    )  # fmt: skip
     # safetensors hold plain layouts alone
     model.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     yield model

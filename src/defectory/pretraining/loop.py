@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,13 +21,16 @@ from defectory.run import atomic_path
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainEvent:
-    """One step of one stage: `step` of `num_steps`, the loss (None where nothing is trained), and the seconds since the stage began."""
+    """One step of one stage: `step` of `num_steps`, the loss (None where nothing is trained), the seconds since the stage began, and
+    the held-out loss where it was measured.
+    """
 
     stage: str
     step: int
     num_steps: int
     loss: float | None
     seconds: float
+    held_out_loss: float | None = None
 
 
 def learning_rate_at(step: int, config: StageConfig) -> float:
@@ -52,6 +55,8 @@ def fit(
     stage: str,
     seed: int,
     checkpoint: Path,
+    check: Callable[[int], float] | None = None,
+    check_every: int = 500,
 ) -> Iterator[PretrainEvent]:
     """Train a model in place and leave its EMA weights in it.
 
@@ -62,6 +67,8 @@ def fit(
         stage: name, part of the noise seed.
         seed: of the whole pretraining.
         checkpoint: safetensors file; found, training resumes from it, and it is kept at the end.
+        check: gives the held-out loss after a step; the model has its EMA weights meanwhile.
+        check_every: steps between two of them; the last step is always checked.
     """
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
@@ -84,10 +91,23 @@ def fit(
         done = step + 1
         if done % config.checkpoint_every == 0 or done == config.num_steps:
             _save(checkpoint, done, names, parameters, average, optimizer)
-        yield PretrainEvent(stage=stage, step=done, num_steps=config.num_steps, loss=float(loss.detach()), seconds=time.monotonic() - began)
-    with torch.no_grad():
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.copy_(mean)
+        held_out: float | None = None
+        if check is not None and (done % check_every == 0 or done == config.num_steps):
+            kept = [parameter.detach().clone() for parameter in parameters]
+            _put(average, parameters)
+            held_out = check(done)
+            _put(kept, parameters)
+        seconds = time.monotonic() - began
+        yield PretrainEvent(
+            stage=stage, step=done, num_steps=config.num_steps, loss=float(loss.detach()), seconds=seconds, held_out_loss=held_out
+        )
+    _put(average, parameters)
+
+
+@torch.no_grad()
+def _put(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
 
 
 def _save(

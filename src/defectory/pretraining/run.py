@@ -12,16 +12,22 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 
-from defectory.engine.base.load import load_base, load_controlnet, quiet
+from defectory.drawing import contact_sheet
+from defectory.engine.base.load import LoadedModels, load_base, load_controlnet, quiet
 from defectory.errors import StageError
-from defectory.pretraining.config import PretrainConfig
+from defectory.imageio import save_png
+from defectory.pretraining.config import PretrainConfig, ScoreConfig
 from defectory.pretraining.control import GeometryOf, train_control
 from defectory.pretraining.corpus import make_corpus
 from defectory.pretraining.diffusion import LatentCorpus, PriorModel, build_scheduler, cache_latents, make_tokenizer, train_prior
 from defectory.pretraining.encoder import train_encoder
 from defectory.pretraining.loop import PretrainEvent
+from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
 from defectory.pretraining.vae import build_vae, train_vae
 from defectory.run import atomic_folder, digest_file, write_json
+
+NUM_TONE_WORDS = 3
+"""Lightness, contrast and colour come before the material in a caption."""
 
 
 def pretrain(
@@ -31,7 +37,7 @@ def pretrain(
 
     Args:
         config: the recipe.
-        work: corpus, cached latents and checkpoints; a second call with the same recipe resumes from it.
+        work: corpus, cached latents, checkpoints, `held_out.json` and grids of samples; a second call with the same recipe resumes from it.
         base_out: base folder, replaced when everything is trained.
         encoder_out: encoder folder, likewise; None leaves the encoder out.
         geometry_of: the geometry part of driver extraction.
@@ -67,10 +73,28 @@ def pretrain(
     yield from cache_latents(config, corpus, vae, work / "latents.safetensors")
     data = LatentCorpus(config, corpus, tokenizer, cache=work / "latents.safetensors")
     prior: PriorModel | None = None
+    checked = work / "held_out.json"
+    checks: dict[str, dict[str, float]] = json.loads(checked.read_text()) if checked.is_file() else {}
+
+    def noted(event: PretrainEvent) -> PretrainEvent:
+        if event.held_out_loss is not None:
+            checks.setdefault(event.stage, {})[str(event.step)] = event.held_out_loss
+            write_json(checked, checks)
+        return event
+
+    def draw(model: PriorModel, step: int) -> None:
+        models = LoadedModels(
+            unet=model.unet, vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, scheduler=build_scheduler(), controlnet=None
+        )
+        images = [image for batch in draw_captions(models, GRID_CAPTIONS, config=ScoreConfig()) for image in batch]
+        parts = [caption.removeprefix("a ").split(" surface") for caption in GRID_CAPTIONS]
+        labels = [" ".join(head.split()[NUM_TONE_WORDS:]) + tail.replace(" with a ", " ") for head, tail in parts]
+        save_png(work / "samples" / f"step-{step:06d}.png", contact_sheet(images, columns=4, labels=labels, cell_px=2 * config.tile_px))
+
     begin = None if start is None else PriorModel(start.unet, start.text_encoder)
-    for event in train_prior(config, data, tokenizer, checkpoint=work / "diffusion.safetensors", start=begin):
+    for event in train_prior(config, data, tokenizer, checkpoint=work / "diffusion.safetensors", start=begin, draw=draw):
         if isinstance(event, PretrainEvent):
-            yield event
+            yield noted(event)
         else:
             prior = event
     assert prior is not None
@@ -78,7 +102,7 @@ def pretrain(
     copied = None if config.start is None else load_controlnet(Path(config.start) / "controlnet")
     for event in train_control(config, data, prior, geometry_of, checkpoint=work / "control.safetensors", start=copied):
         if isinstance(event, PretrainEvent):
-            yield event
+            yield noted(event)
         else:
             control = event
     if encoder_out is not None:

@@ -29,6 +29,17 @@ from defectory.pretraining.loop import PretrainEvent, fit
 
 Image = NDArray[np.uint8]
 BATCH = 32
+GRID_CAPTIONS = (
+    "a medium mild grey brushed metal surface, without defect", "a dim clear grey brushed metal surface, with a crack",
+    "a light clear grey cast metal surface, with a pores", "a muted mild grey rolled steel surface, with a scratch",
+    "a dusky clear grey milled metal surface, with a pit", "a medium mild blue anodised metal surface, with a dent",
+    "a muted clear red painted metal surface, with a corrosion", "a medium clear grey woven fabric surface, with a fray",
+    "a dim clear grey ceramic surface, with a break", "a muted clear grey ceramic surface, with a crack",
+    "a light clear grey concrete surface, with a crack", "a dark clear grey asphalt surface, with a stain",
+    "a pale mild red plastic surface, with a inclusion", "a dim strong green circuit board surface, with a scratch",
+    "a dim clear red leather surface, with a stain", "a medium strong grey rolled steel surface with hole, with a crack",
+)  # fmt: skip
+"""Sixteen captions in the form of the world's own, one after the other in the grid of samples."""
 
 
 class Judge(nn.Module):
