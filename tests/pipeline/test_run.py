@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defectory.errors import ConfigError
+from defectory.errors import ConfigError, WeightsError
 from defectory.imageio import load_rgb
 from defectory.pipeline.run import needed_for, run_project, stages_of
 from defectory.pipeline.stage import Progress, Project, StageEnded, states_of
@@ -126,6 +126,21 @@ def test_a_number_for_mask_guidance_holds_for_every_class_and_nothing_is_drawn_f
     assert not [event for event in events if isinstance(event, Progress)]
     fixed = json.loads((folder / "run" / "calibration" / "calibration.json").read_text())["classes"]
     assert [(c["name"], c["mask_guidance"]) for c in fixed] == [(c["name"], 2.5) for c in chosen]
+
+
+def test_a_damaged_base_is_said_before_anything_is_written(
+    tiny_run: TinyRun, tiny_base_folder: Path, open_tiny: Open, tmp_path: Path
+) -> None:
+    folder, settings, _ = tiny_run
+    base = tmp_path / "base"
+    shutil.copytree(tiny_base_folder, base)
+    weights = base / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    project = open_tiny(folder, settings, f"base={base}", f"out={tmp_path / 'run'}")
+    assert project.folder == tmp_path / "run"
+    with pytest.raises(WeightsError, match="unet"):
+        list(run_project(project))
+    assert not (tmp_path / "run" / "data").exists()
 
 
 def test_needed_stages_come_in_order(tiny_run: TinyRun, open_tiny: Open) -> None:

@@ -53,6 +53,9 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
     )  # fmt: skip
 
 
+READS_BASE = frozenset({"tiles", "learn-concept"})
+
+
 def run_project(project: Project, *, only: Sequence[str] | None = None) -> Iterator[Event]:
     """Run all stages in order, or those named; stages that are up to date are not run again.
 
@@ -62,9 +65,16 @@ def run_project(project: Project, *, only: Sequence[str] | None = None) -> Itera
 
     Raises:
         ConfigError: an unknown stage, or one whose needs have not been run.
+        WeightsError: the base is not whole; said before anything is written.
     """
     stages = stages_of(project)
-    for stage in stages if only is None else select(stages, only):
+    selected = stages if only is None else select(stages, only)
+    if READS_BASE & {stage.name for stage in selected}:
+        from defectory.engine.base.known import resolve_base
+        from defectory.engine.base.verify import verify
+
+        verify(resolve_base(project.config.base))
+    for stage in selected:
         yield from run_stage(project, stage, stages)
 
 
