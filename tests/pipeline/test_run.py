@@ -136,11 +136,11 @@ def test_a_damaged_base_is_said_before_anything_is_written(
     shutil.copytree(tiny_base_folder, base)
     weights = base / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    project = open_tiny(folder, settings, f"base={base}", f"out={tmp_path / 'run'}")
-    assert project.folder == tmp_path / "run"
+    shutil.copytree(folder, tmp_path / "copy", ignore=lambda _, names: {"run"} & set(names))
+    project = open_tiny(tmp_path / "copy", settings, f"base={base}")
     with pytest.raises(WeightsError, match="unet"):
         list(run_project(project))
-    assert not (tmp_path / "run" / "data").exists()
+    assert not project.path("data").exists()
 
 
 def test_needed_stages_come_in_order(tiny_run: TinyRun, open_tiny: Open) -> None:
