@@ -151,6 +151,21 @@ def test_a_tile_says_how_much_it_shows_of_which_instance_and_keeps_crowds(tmp_pa
             assert any(i.visible_share < 1 for i, _ in seen)
 
 
+@pytest.mark.parametrize(("tile_px", "count"), [(32, 2 * 3), (48, 2 * 2), (80, 1 * 2), (96, 1)])
+def test_pool_tiles_cover_an_image_to_its_borders(tmp_path: Path, tile_px: int, count: int) -> None:
+    dataset = make_dataset(tmp_path)
+    split = make_split(tmp_path, dataset, SplitConfig())
+    tiling = Tiling(mode="tile", tile_px=tile_px, scale=1.0, reason="test")
+    tiles = cut_tiles(tmp_path, dataset, split, tiling, parts=("pool",), out=tmp_path / "tiles", config=TilingConfig(), seed=0).tiles
+    seen = {image_id: np.zeros(SIZE_HW, int) for image_id in split.pool}
+    for tile in tiles:
+        x, y = (round(v) for v in tile.offset_xy)
+        assert tile.valid_hw == (min(64, tile_px), min(96, tile_px))
+        seen[tile.image_id][y : y + tile_px, x : x + tile_px] += 1
+    assert len(tiles) == count * len(split.pool)
+    assert all(covered.min() == 1 for covered in seen.values())
+
+
 @pytest.mark.parametrize(
     ("thin_groups", "tile_px", "mode"), [(20, 64, "tile"), (2, 64, "frame"), (20, 96, "frame"), (20, 48, "tile"), (0, 16, "tile")]
 )

@@ -17,6 +17,7 @@ from defectory.errors import ConfigError, WeightsError
 from defectory.imageio import load_rgb
 from defectory.pipeline.run import needed_for, run_project, stages_of
 from defectory.pipeline.stage import Progress, Project, StageEnded, states_of
+from defectory.pipeline.values import spread
 
 Open = Callable[..., Project]
 Ran = Callable[..., set[str]]
@@ -141,6 +142,15 @@ def test_a_damaged_base_is_said_before_anything_is_written(
     with pytest.raises(WeightsError, match="unet"):
         list(run_project(project))
     assert not project.path("data").exists()
+
+
+def test_a_limit_takes_items_from_all_over() -> None:
+    assert spread(range(10), 20) == list(range(10))
+    assert spread(range(10), 4) == [0, 3, 6, 9]
+    assert spread([], 3) == []
+    few = spread(range(532), 400)
+    assert len(set(few)) == 400
+    assert max(few) == 531
 
 
 def test_needed_stages_come_in_order(tiny_run: TinyRun, open_tiny: Open) -> None:

@@ -189,11 +189,14 @@ def _corner_around(mask: Mask, size_hw: tuple[int, int], side: int, rng: np.rand
 
 
 def _grid(size_hw: tuple[int, int], side: int) -> list[tuple[int, int]]:
+    """Give the corners (y, x) of the fewest tiles that cover an image, spread evenly and laid against its borders.
+
+    Tiles of its middle alone would have less of what lies at the borders, a dark vignette for one, than tiles around defects have.
+    """
+
     def starts(length: int) -> list[int]:
-        if length <= side:
-            return [0]
-        count = max(1, length // side)
-        return [round(i * (length - side) / max(1, count - 1)) if count > 1 else (length - side) // 2 for i in range(count)]
+        count = -(-length // side)
+        return [round(i * (length - side) / (count - 1)) for i in range(count)] if count > 1 else [0]
 
     return [(y, x) for y in starts(size_hw[0]) for x in starts(size_hw[1])]
 

@@ -31,7 +31,7 @@ from defectory.masks.placement import (
     solid_pixels,
 )
 from defectory.pipeline.stage import Progress, Project
-from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, tileset_of
+from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.rle import decode, encode
 from defectory.run import digest_json, write_json
 from defectory.synthesis.export import export_synthetic
@@ -74,8 +74,7 @@ def phase_tiles(project: Project) -> tuple[list[Any], list[Any]]:
     defective = [tile for tile in tileset.of("train") if tile.instances]
     free = [*tileset.of("pool"), *(tile for tile in tileset.of("train") if not tile.instances)]
     split_of(project).require_training_ids((tile.image_id for tile in [*defective, *free]), stage="training")
-    limit = max(1, len(defective) // 2)
-    free = [free[i] for i in np.unique(np.linspace(0, len(free) - 1, min(limit, len(free))).round().astype(int))] if free else []
+    free = spread(free, max(1, len(defective) // 2))
     held_out = [tile for tile in tileset.of("val") if tile.instances][:32]
     return training_tiles(project, [*defective, *free]), training_tiles(project, held_out)
 

@@ -18,11 +18,13 @@ from defectory.evaluation.mask_metrics import best_score_threshold, score_segmen
 from defectory.imageio import load_rgb
 from defectory.pipeline.generate_stages import accepted_jobs, decisions_of, device_of, fidelity_of, plan_of
 from defectory.pipeline.stage import Progress, Project
-from defectory.pipeline.values import dataset_of, split_of, tileset_of
+from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
 from defectory.rle import decode
 from defectory.run import atomic_folder, write_json
 from defectory.segmentation.config import Arm
 
+MAX_DEFECT_FREE_TILES = 400
+"""Defect-free tiles that every arm trains on."""
 SCORE_KEYS = ("segm_map", "bbox_map", "ap50", "iou", "iou_matched", "hausdorff")
 
 
@@ -53,7 +55,7 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
             ]
 
         defective = [t for t in tileset.of("train") if t.instances]
-        pool = tileset.of("pool")[:400]
+        pool = spread(tileset.of("pool"), MAX_DEFECT_FREE_TILES)
         split.require_training_ids((t.image_id for t in [*defective, *pool]), stage=name)
         # the real arm needs no plan, and may be trained before there is one
         accepted = [] if arm == "real" else accepted_jobs(plan_of(project), decisions_of(project))

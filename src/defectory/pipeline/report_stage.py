@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from defectory.pipeline.generate_stages import calibration_of, decisions_of, fid
 from defectory.pipeline.judge_stages import arm_folder, read_scores
 from defectory.pipeline.signatures import Memorisation, memorisation, signatures
 from defectory.pipeline.stage import Progress, Project
-from defectory.pipeline.values import dataset_of, masks_of, split_of, tileset_of
+from defectory.pipeline.values import dataset_of, masks_of, split_of, spread, tileset_of
 from defectory.recipes.resolve import flatten
 from defectory.report.charts import smooth
 from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Table
@@ -118,12 +118,6 @@ def _arm_name(arm: str) -> str:
     return ARM_NAMES.get(arm, arm)
 
 
-def _spread(items: Sequence[Any], count: int = NUM_CELLS) -> list[Any]:
-    if len(items) <= count:
-        return list(items)
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
-
-
 def _colour(row: NDArray[np.uint8]) -> tuple[int, int, int]:
     return int(row[0]), int(row[1]), int(row[2])
 
@@ -141,14 +135,14 @@ def _main_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
         return Cell(image=outlined(image, tile.instances), caption=", ".join(dict.fromkeys(names[i.category_id] for i in tile.instances)))
 
     accepted = {d.job_id for d in decisions.decisions if d.status == "accepted"}
-    jobs = _spread([job for job in plan.jobs if job.id in accepted] or plan.jobs)
+    jobs = spread([job for job in plan.jobs if job.id in accepted] or plan.jobs, NUM_CELLS)
 
     def draft(folder: str, job: Job, outline: bool) -> Cell:
         image = load_rgb(project.path("drafts", folder, f"{job.id}.png"))
         return Cell(image=outlined(image, job.instances) if outline else image, caption=f"#{job.id}")
 
     rows = [
-        ("real, labels outlined", [real(tile) for tile in _spread([t for t in tileset.of("train") if t.instances])]),
+        ("real, labels outlined", [real(tile) for tile in spread([t for t in tileset.of("train") if t.instances], NUM_CELLS)]),
         ("driver", [draft("drivers", job, False) for job in jobs]),
         ("synthetic", [draft("images", job, False) for job in jobs]),
         ("synthetic, labels outlined", [draft("images", job, True) for job in jobs]),
@@ -166,7 +160,7 @@ def _decision_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
     rows: list[tuple[str, list[Cell]]] = []
     jobs = {job.id: job for job in plan.jobs}
     for status, colour in OUTLINE_COLOURS.items():
-        chosen: list[Decision] = _spread([d for d in decisions.decisions if d.status == status])
+        chosen: list[Decision] = spread([d for d in decisions.decisions if d.status == status], NUM_CELLS)
         cells: list[Cell] = []
         for decision in chosen:
             image = load_rgb(project.path("drafts", "images", f"{decision.job_id}.png"))
@@ -257,8 +251,8 @@ def _leakage(project: Project) -> Leakage | None:
         image = load_rgb(project.path("tiles", tile.file_name))
         return geometry_map(image, config=config, blind=masks, valid_hw=tile.valid_hw)[..., 0], np.any(masks, axis=0)
 
-    defective = _spread([t for t in tileset.of("train") if t.instances], MAX_LEAKAGE_TILES)
-    free = _spread(tileset.of("pool"), MAX_LEAKAGE_TILES)
+    defective = spread([t for t in tileset.of("train") if t.instances], MAX_LEAKAGE_TILES)
+    free = spread(tileset.of("pool"), MAX_LEAKAGE_TILES)
     if not defective:
         return None
     laid = [pair(tile, defective[index % len(defective)]) for index, tile in enumerate(free)]

@@ -100,7 +100,7 @@ def needed_for(stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
     return [stage.name for stage in stages if stage.name in wanted]
 
 
-TILE_RULES = 2
+TILE_RULES = 3
 """Raised when the same settings give other tiles."""
 
 

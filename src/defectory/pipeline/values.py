@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from defectory.rle import decode
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+T = TypeVar("T")
 
 
 def dataset_of(project: Project) -> Dataset:
@@ -37,6 +38,13 @@ def split_of(project: Project) -> Split:
 def tileset_of(project: Project, name: str = "tiles") -> TileSet:
     """Read a tile set: `tiles` (train, pool, val) or `test_tiles`."""
     return TileSet.load(project.path(name, "tileset.json"))
+
+
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """Give at most `limit` items, evenly over all of them; neighbours in a tile set come from one image."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, limit).round()]
 
 
 def masks_of(instances: Sequence[Instance]) -> tuple[tuple[int, Mask], ...]:
