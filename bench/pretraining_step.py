@@ -8,7 +8,6 @@ image is seen as often as the default recipe sees it. Run: `python bench/pretrai
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
 import statistics
@@ -26,6 +25,7 @@ from defectory.engine.tensors import images_to_tensor
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.diffusion import Noising, build_scheduler
 from defectory.procedural.world import render
+from timing import seconds_of, step_options
 
 IMAGES_LIMIT = 0.10
 
@@ -81,17 +81,8 @@ def step_of(
     return step
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="cpu")
+    parser = step_options(__doc__, num_steps=20)
     parser.add_argument("--no-compile", action="store_true", help="Leave the compiled loop out, where there is no compiler.")
     arguments = parser.parse_args()
     device, recipe = arguments.device, PretrainConfig()

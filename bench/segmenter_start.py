@@ -1,4 +1,5 @@
-"""What the shipped start of the light segmenter is worth: real arm alone, from it, from the encoder alone and from random weights.
+"""What the shipped start of the light segmenter is worth: real arm alone, from it and from random weights
+(`--inits segmenter encoder random` adds the shipped encoder alone).
 
 Equal steps, tiles and seeds; test is read once per segmenter, whole images. Run:
 `python bench/segmenter_start.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set and its fraction; import,
@@ -13,7 +14,7 @@ import statistics
 from pathlib import Path
 
 from defectory.pipeline.run import run_project
-from defectory.pipeline.stage import Project
+from defectory.pipeline.stage import Project, StageEnded
 from defectory.recipes.resolve import resolve
 from defectory.run import write_json
 
@@ -25,25 +26,22 @@ def scores_from(project_file: Path, work: Path, *, init: str, seeds: list[int], 
     config = resolve(project_file=project_file, overrides=[*overrides, *own]).config
     project = Project(config=config, folder=work / config.name / init, source_folder=project_file.parent)
     for event in run_project(project, only=["import", "split", "tiles", *(f"segment-real-seed{seed}" for seed in seeds)]):
-        if isinstance(event, str):
-            print(f"{config.name}, {init}: {event}", flush=True)
+        if isinstance(event, StageEnded):
+            print(f"{init}: {event.stage}: {event.summary}", flush=True)
     return [json.loads(project.path("segment", f"real-seed{seed}", "scores.json").read_text()) for seed in seeds]
 
 
 def compare(project_file: Path, work: Path, *, inits: list[str], seeds: list[int], overrides: list[str]) -> dict[str, object]:
-    """Compare starts on one project: mean of seeds, each seed, and the difference of each seed to the shipped start."""
+    """Compare starts on one project: mean of seeds, each seed, and how much more the first start gives than the others, by seed."""
     scores = {init: scores_from(project_file, work, init=init, seeds=seeds, overrides=overrides) for init in inits}
     result: dict[str, object] = {"project": resolve(project_file=project_file).config.name, "seeds": seeds}
     for metric in ("segm_map", "ap50", "iou"):
         each = {init: [own[metric] for own in of] for init, of in scores.items()}
-        first = each[inits[0]]
+        first, *others = each
         result[metric] = {
-            init: {
-                "mean": statistics.mean(values),
-                "each": values,
-                f"{inits[0]}_minus_this": [a - b for a, b in zip(first, values, strict=True)],
-            }
-            for init, values in each.items()
+            "mean": {init: statistics.mean(values) for init, values in each.items()},
+            "each": each,
+            "gain": {f"{first} over {init}": [a - b for a, b in zip(each[first], each[init], strict=True)] for init in others},
         }
     return result
 

@@ -5,12 +5,10 @@ Both are timed in turn, step by step, in one process on the embedded base. Run: 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -31,6 +29,7 @@ from defectory.engine.training.data import TrainingTile
 from defectory.engine.training.events import Step
 from defectory.procedural.world import render
 from defectory.run import digest_folder
+from timing import seconds_of, step_options
 
 LIMIT = 1.15
 
@@ -92,18 +91,8 @@ def bare_step(batch_size: int, base: Path, device: str) -> Callable[[], None]:
     return step
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    action()
-    return time.perf_counter() - began
-
-
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    arguments = step_options(__doc__, num_steps=30).parse_args()
     base = embedded_folder()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

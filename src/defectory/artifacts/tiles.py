@@ -20,10 +20,12 @@ class Tiling(Value):
 
 
 class TileInstance(Instance):
-    """An instance, or the part of it that a tile's border leaves: `number` in its image's list, and the share of its area in the tile."""
+    """An instance, or the part of it that a tile's border leaves."""
 
     number: int
+    """Its place in its image's list, from 0."""
     visible_share: float = 1.0
+    """Share of its area that lies in the tile, above 0 and at most 1."""
 
 
 class Tile(Value):

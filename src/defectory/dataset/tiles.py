@@ -219,7 +219,7 @@ def _padded(mask: Mask, side: int) -> Mask:
 
 def _seen(source: Instance, number: int, mask: Mask, *, visible_share: float = 1.0) -> TileInstance:
     return TileInstance(
-        category_id=source.category_id, rle=encode(mask), is_crowd=source.is_crowd, number=number, visible_share=round(visible_share, 4)
+        category_id=source.category_id, rle=encode(mask), is_crowd=source.is_crowd, number=number, visible_share=visible_share
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -12,6 +13,7 @@ from defectory.artifacts.scores import DefectContrast
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+K = TypeVar("K")
 RING_PX = 5
 """Width of the surroundings."""
 GAP_PX = 1
@@ -50,7 +52,7 @@ def score_contrast(
     Returns:
         By class name, sorted; classes that are missing on either side are left out.
     """
-    made, true = _by_class(synthetic), _by_class(real)
+    made, true = contrasts_by_class(synthetic), contrasts_by_class(real)
     return {
         name: DefectContrast(
             synthetic=float(np.median(made[name])),
@@ -62,8 +64,13 @@ def score_contrast(
     }
 
 
-def _by_class(images: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]]) -> dict[str, list[float]]:
-    found: dict[str, list[float]] = {}
+def contrasts_by_class(images: Iterable[tuple[Image, Sequence[tuple[K, Mask]]]]) -> dict[K, list[float]]:
+    """Give the contrasts of all defects that can be measured, by class.
+
+    Args:
+        images: RGB uint8 [H,W,3] with class and mask bool [H,W] of each defect.
+    """
+    found: dict[K, list[float]] = {}
     for image, defects in images:
         if not defects:
             continue

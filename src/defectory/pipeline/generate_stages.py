@@ -14,7 +14,7 @@ from defectory.artifacts.weights import Concept, Control
 from defectory.curation.decide import FidelitySummary, Scored, decide
 from defectory.curation.decide import write_contact_sheet as write_curation_sheet
 from defectory.engine.base.prompts import condition_prompt
-from defectory.evaluation.contrast import defect_contrast
+from defectory.evaluation.contrast import contrasts_by_class, defect_contrast
 from defectory.imageio import load_rgb
 from defectory.masks.bank import build_bank
 from defectory.masks.perturb import perturb
@@ -215,14 +215,9 @@ def run_calibration(project: Project) -> Iterator[Progress | str]:
 
     defective = [tile for tile in tileset.of("train") if tile.instances]
     split_of(project).require_training_ids((tile.image_id for tile in defective), stage="calibrate")
-    real: dict[int, list[float]] = {}
-    for tile in defective:
-        image, instances = load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances)
-        labelled = np.any([mask for _, mask in instances], axis=0)
-        for instance, (category_id, mask) in zip(tile.instances, instances, strict=True):
-            contrast = None if instance.is_crowd else defect_contrast(image, mask, labelled)
-            if contrast is not None:
-                real.setdefault(category_id, []).append(contrast)
+    real = contrasts_by_class(
+        (load_rgb(project.path("tiles", tile.file_name)), masks_of([i for i in tile.instances if not i.is_crowd])) for tile in defective
+    )
     jobs, pool = plan_of(project).jobs, PoolTiles(project, tileset)
     chosen = choose_drafts([[i.category_id for i in job.instances] for job in jobs], config.calibration_drafts, seed=config.seed)
     drafts: list[CalibrationDraft] = []

@@ -151,11 +151,11 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
 
     for event in pretrain(config, work=work, base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of):
         if stage and event.stage != stage:
-            yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out.removeprefix(", "))
+            yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
             began, held_out = time.monotonic(), ""
         stage = event.stage
-        note = "" if event.loss is None else f"loss {event.loss:.4f}"
         if event.held_out_loss is not None:
-            held_out = f", held-out loss {event.held_out_loss:.4f} at step {event.step}"
-        yield Progress(stage=stage, done=event.step, total=event.num_steps, note=note + held_out)
+            held_out = f"held-out loss {event.held_out_loss:.4f} at step {event.step}"
+        notes = ["" if event.loss is None else f"loss {event.loss:.4f}", held_out]
+        yield Progress(stage=stage, done=event.step, total=event.num_steps, note=", ".join(filter(None, notes)))
     yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=str(out))

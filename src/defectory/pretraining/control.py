@@ -73,6 +73,20 @@ def train_control(
             batch.append(paint(geometry_of(corpus.images[index], class_map > 0), class_map, hue))
         return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255
 
+    def predict(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, condition: Tensor, num_free: int) -> Tensor:
+        """Give v [B,C,h,w], the first `num_free` members without driver."""
+        with torch.no_grad():
+            context = prior.text_encoder(input_ids=token_ids).last_hidden_state
+        steered = slice(num_free, None)
+        down, mid = control(
+            noisy[steered], timesteps[steered], encoder_hidden_states=context[steered], controlnet_cond=condition, return_dict=False
+        )
+        if num_free:
+            down, mid = [_behind_zeros(x, num_free) for x in down], _behind_zeros(mid, num_free)
+        return prior.unet(
+            noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
+        ).sample
+
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
         indices = data.indices(size, generator)
         clean = data.clean(indices).to(device)
@@ -82,38 +96,24 @@ def train_control(
             # strata come in order of noise: members without driver would all be the least noisy ones
             timesteps = timesteps[torch.randperm(size, generator=generator).to(device)]
         token_ids = data.token_ids(indices, generator).to(device)
-        steered = slice(num_free, size)
-        condition = drivers(indices[steered], torch.rand(size, generator=generator)[steered]).to(device)
+        hues = torch.rand(size, generator=generator)
+        condition = drivers(indices[num_free:], hues[num_free:]).to(device)
         weight = data.defect_weight(indices, config.control_defect_weight).to(device)
         noisy, target = noising.add(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            with torch.no_grad():
-                context = prior.text_encoder(input_ids=token_ids).last_hidden_state
-            down, mid = control(
-                noisy[steered], timesteps[steered], encoder_hidden_states=context[steered], controlnet_cond=condition, return_dict=False
-            )
-            if num_free:
-                down, mid = [_behind_zeros(x, num_free) for x in down], _behind_zeros(mid, num_free)
-            predicted = prior.unet(
-                noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
-            ).sample
+            predicted = predict(noisy, timesteps, token_ids, condition, num_free)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
-    held_out = range(data.num_train, data.num_train + config.num_held_out)
-    hues = torch.rand(len(held_out), generator=torch.Generator().manual_seed(config.seed))
+    held_out_hues = torch.rand(config.num_held_out, generator=torch.Generator().manual_seed(config.seed))
 
-    def steered(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, indices: Tensor) -> Tensor:
-        context = prior.text_encoder(input_ids=token_ids).last_hidden_state
-        condition = drivers(indices, hues[indices - held_out.start]).to(device)
-        down, mid = control(noisy, timesteps, encoder_hidden_states=context, controlnet_cond=condition, return_dict=False)
-        return prior.unet(
-            noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
-        ).sample
+    def predict_held_out(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, indices: Tensor) -> Tensor:
+        condition = drivers(indices, held_out_hues[indices - data.num_train]).to(device)
+        return predict(noisy, timesteps, token_ids, condition, 0)
 
     yield from fit(
         trained, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint,
-        check=lambda _: held_out_loss(config, data, steered, batch_size=size), check_every=config.check_every,
+        check=lambda _: held_out_loss(config, data, predict_held_out, batch_size=size), check_every=config.check_every,
     )  # fmt: skip
     yield control
 

@@ -65,8 +65,11 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Te
 
 
 def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
-    """Give the weight float32 [B,1,H,W] of each pixel of class maps [B,H,W]: `weight` on defects and beside them, 1 elsewhere, then
-    divided by its mean.
+    """Give the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them `weight` times that elsewhere.
+
+    Args:
+        class_maps: uint8 [B,H,W], 0 where there is no defect.
+        weight: 1 or more.
     """
     masks = torch.from_numpy(class_maps > 0).float()[:, None]
     near = nn.functional.max_pool2d(masks, 2 * DEFECT_MARGIN_PX + 1, stride=1, padding=DEFECT_MARGIN_PX)
