@@ -50,6 +50,9 @@ def make_tiny_base(
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = tiny_tokenizer()
+    # as the embedded base does, and Stable Diffusion does not
+    pools_caption = prediction_type == "v_prediction"
+    text_width = 64 if pools_caption else 16
     factor = 2 ** (vae_stages - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -62,7 +65,8 @@ def make_tiny_base(
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             attention_head_dim=2,
-            cross_attention_dim=16,
+            cross_attention_dim=text_width,
+            addition_embed_type="text" if pools_caption else None,
             norm_num_groups=8,
         )
         vae = AutoencoderKL(
@@ -79,12 +83,12 @@ def make_tiny_base(
         text_encoder = CLIPTextModel(
             CLIPTextConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=16,
+                hidden_size=text_width,
                 intermediate_size=32,
                 num_hidden_layers=1,
                 num_attention_heads=2,
                 max_position_embeddings=16,
-                projection_dim=16,
+                projection_dim=text_width,
                 bos_token_id=tokenizer.bos_token_id,
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,

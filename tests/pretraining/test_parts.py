@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
@@ -97,11 +98,11 @@ def test_merges_go_by_frequency_then_by_the_alphabet() -> None:
 
 
 def test_the_text_encoder_takes_every_token() -> None:
-    config = PretrainConfig(text_width=16, text_layers=1)
+    config = PretrainConfig(text_width=64, text_layers=1)
     tokenizer = build_tokenizer(CAPTIONS, config)
     encoder = build_text_encoder(tokenizer, config)
     out = encoder(input_ids=torch.tensor([[0, len(tokenizer) - 1]])).last_hidden_state
-    assert out.shape == (1, 2, 16)
+    assert out.shape == (1, 2, 64)
 
 
 def test_short_captions_are_the_prompts_of_both_phases() -> None:
@@ -137,6 +138,24 @@ def test_a_caption_is_read_at_the_lowest_resolutions(tiny_recipe: PretrainConfig
     reading = [hasattr(block, "attentions") for block in unet.down_blocks]
     assert reading == [stage >= 3 - stages for stage in range(3)]
     assert [hasattr(block, "attentions") for block in unet.up_blocks] == reading[::-1]
+
+
+@pytest.mark.parametrize("pools_caption", [True, False])
+def test_a_pooled_caption_is_heard_above_the_layers_that_attend_to_it(tiny_recipe: PretrainConfig, pools_caption: bool) -> None:
+    unet = build_unet(tiny_recipe.model_copy(update={"text_stages": 1, "pools_caption": pools_caption})).eval()
+    heard: list[torch.Tensor] = []
+    unet.down_blocks[0].register_forward_hook(lambda _module, _inputs, output: heard.append(output[0]))
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for seed in (1, 2):
+        caption = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            unet(noisy, torch.tensor([500]), encoder_hidden_states=caption)
+    assert torch.equal(*heard) is not pools_caption
+
+
+def test_a_text_width_that_cannot_be_pooled_is_refused() -> None:
+    with pytest.raises(ValidationError, match="text_width 96 is not a multiple of 64"):
+        PretrainConfig(text_width=96)
 
 
 def test_timesteps_are_one_per_stratum() -> None:

@@ -20,7 +20,7 @@ def tiny_config(**changes: Any) -> PretrainConfig:
 
     values: dict[str, Any] = {
         "tile_px": 32, "num_images": 12, "num_held_out": 2, "num_workers": 1, "latent_channels": 4, "vae_channels": (8, 8, 8), "unet_channels": (16, 16, 32),
-        "text_width": 16, "text_layers": 1, "text_length": 16, "vocabulary_size": 560, "norm_groups": 4, "vae_start": "random", "vae_crop_px": 16, "crop_px": 16,
+        "text_width": 64, "text_layers": 1, "text_length": 16, "vocabulary_size": 560, "norm_groups": 4, "vae_start": "random", "vae_crop_px": 16, "crop_px": 16,
         "vae": stage(3), "diffusion": stage(3), "control": stage(2), "encoder": stage(2),
     }  # fmt: skip
     return PretrainConfig(**(values | changes))

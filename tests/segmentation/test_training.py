@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -102,8 +102,11 @@ def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_ti
     assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.2
 
 
-def test_training_lowers_the_loss_and_finds_the_rectangles(make_tiles: MakeTiles, tmp_path: Path) -> None:
-    config = SegmentationConfig(num_steps=30, batch_size=3, defect_free_share=0, validate_every=30, checkpoint_every=30, learning_rate=3e-3)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_lowers_the_loss_and_finds_the_rectangles(make_tiles: MakeTiles, tmp_path: Path, precision: Literal["fp32", "bf16"]) -> None:
+    config = SegmentationConfig(
+        num_steps=30, batch_size=3, defect_free_share=0, validate_every=30, checkpoint_every=30, learning_rate=3e-3, precision=precision
+    )
     losses = [event.loss for event in train(make_tiles, tmp_path, "real", config=config)]
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     model, categories, tiling = load_segmenter(tmp_path)

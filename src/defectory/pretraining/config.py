@@ -10,6 +10,8 @@ from defectory.artifacts.config import Section
 
 PATCH_VALUES = 48
 """Values of a patch of 4x4 pixels in three colours."""
+POOLING_HEADS = 64
+"""Heads of the attention that pools a caption: `ControlNetModel.from_unet` knows no other number."""
 NUM_CONSTANTS = 4
 """Constant channels per group that hold a normalisation's scale in the patch code."""
 
@@ -94,6 +96,8 @@ class PretrainConfig(Section):
     """Least loss weight of a noise level: at the noisiest ones the caption decides."""
     text_stages: int = Field(default=2, ge=1, le=3)
     """Stages of the UNet, from the lowest resolution, that read the caption."""
+    pools_caption: bool = True
+    """Add the pooled caption to the time embedding too (`addition_embed_type` of diffusers), so that every layer hears it."""
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under and next to a defect while the base trains."""
     control_defect_weight: float = Field(default=4.0, ge=1)
@@ -121,6 +125,12 @@ class PretrainConfig(Section):
     def _crops_fit(self) -> PretrainConfig:
         if self.crop_share > 0 and (self.crop_px > self.tile_px or self.crop_px % 16):
             raise ValueError(f"crop_px {self.crop_px} is not a multiple of 16 up to tile_px {self.tile_px}")
+        return self
+
+    @model_validator(mode="after")
+    def _text_has_the_pooling_heads(self) -> PretrainConfig:
+        if self.pools_caption and self.text_width % POOLING_HEADS:
+            raise ValueError(f"text_width {self.text_width} is not a multiple of {POOLING_HEADS}, which pools_caption needs")
         return self
 
     @model_validator(mode="after")

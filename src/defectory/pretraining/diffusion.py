@@ -44,6 +44,7 @@ def build_unet(config: PretrainConfig) -> UNet2DConditionModel:
         up_block_types=tuple("CrossAttnUpBlock2D" if reading else "UpBlock2D" for reading in reversed(reads)),
         attention_head_dim=heads[-1] if config.text_stages == 1 else heads,  # pyright: ignore[reportArgumentType]
         cross_attention_dim=config.text_width,
+        addition_embed_type="text" if config.pools_caption else None,
         norm_num_groups=config.norm_groups,
     )
 

@@ -22,6 +22,8 @@ class SegmentationConfig(Section):
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Of the training step; prediction is always fp32."""
     defect_free_share: float = Field(default=0.15, ge=0, lt=1)
     """Share of each batch that is defect-free real tiles, the same in every arm."""
     real_share_of_steps: float = Field(default=0.5, gt=0, lt=1)

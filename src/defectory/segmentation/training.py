@@ -98,11 +98,14 @@ def train_segmenter(
             step=step,
         )
         model.train()
-        with torch.random.fork_rng(devices=[]):
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"),
+        ):
             # torchvision's samplers draw from the global generator
             torch.manual_seed(seed * 1_000_003 + step)
             losses = model([image.to(device) for image, _ in batch], [{k: v.to(device) for k, v in t.items()} for _, t in batch])
-        loss: Tensor = torch.stack(list(losses.values())).sum()
+        loss: Tensor = torch.stack([value.float() for value in losses.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(list(parameters.values()), 5.0)
