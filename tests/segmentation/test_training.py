@@ -103,7 +103,9 @@ def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_ti
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_training_lowers_the_loss_and_finds_the_rectangles(make_tiles: MakeTiles, tmp_path: Path, precision: Literal["fp32", "bf16"]) -> None:
+def test_training_lowers_the_loss_and_finds_the_rectangles(
+    make_tiles: MakeTiles, tmp_path: Path, precision: Literal["fp32", "bf16"]
+) -> None:
     config = SegmentationConfig(
         num_steps=30, batch_size=3, defect_free_share=0, validate_every=30, checkpoint_every=30, learning_rate=3e-3, precision=precision
     )

@@ -74,7 +74,7 @@ def show_world(out: Annotated[Path, typer.Option("--out", help="Folder for the s
 
 
 def pretrain_base(
-    out: Annotated[Path, typer.Option("--out", help="Folder for base/ and encoder/.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for base/, encoder/ and segmenter/.")],
     work: Annotated[Path | None, typer.Option("--work", help="Folder for corpus and checkpoints; <out>/work.")] = None,
     override: Annotated[
         list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example diffusion.num_steps=8000.")
@@ -82,7 +82,8 @@ def pretrain_base(
     device: Annotated[str, typer.Option("--device", help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
-    """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network, encoder."""
+    """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network; and with it the
+    encoder behind KID and the start of the light segmenter."""
     from defectory.cli.show import show_events
     from defectory.pipeline.pretrain import pretrain_config, run_pretrain
 

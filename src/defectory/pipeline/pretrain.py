@@ -139,9 +139,10 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
 
 
 def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:
-    """Pretrain a base into `out/base` and an encoder into `out/encoder`; resumable."""
+    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`; resumable."""
     import time
 
+    from defectory.pipeline.segmenter_start import run_segmenter_start
     from defectory.pretraining.run import pretrain
 
     began, stage, held_out = time.monotonic(), "", ""
@@ -158,4 +159,7 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
             held_out = f"held-out loss {event.held_out_loss:.4f} at step {event.step}"
         notes = ["" if event.loss is None else f"loss {event.loss:.4f}", held_out]
         yield Progress(stage=stage, done=event.step, total=event.num_steps, note=", ".join(filter(None, notes)))
-    yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=str(out))
+    yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
+    yield from run_segmenter_start(
+        config, corpus_folder=work / "corpus", encoder=out / "encoder", work=work / "segmenter", out=out / "segmenter"
+    )

@@ -59,8 +59,20 @@ class ScoreConfig(Section):
     judge: StageConfig = StageConfig(num_steps=2000, batch_size=32, learning_rate=2e-3, ema_decay=0.99)
 
 
+class SegmenterStartConfig(Section):
+    """How the light segmenter's start is trained."""
+
+    num_images: int = Field(default=12000, ge=4)
+    """The first images of the corpus."""
+    num_steps: int = Field(default=3000, ge=2)
+    batch_size: int = Field(default=8, ge=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    validate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=250, ge=1)
+
+
 class PretrainConfig(Section):
-    """Everything the embedded base, its control network and its encoder depend on."""
+    """Everything the embedded base, its control network, its encoder and the light segmenter's start depend on."""
 
     seed: int = 0
     start: str | None = None
@@ -120,6 +132,7 @@ class PretrainConfig(Section):
     diffusion: StageConfig = StageConfig(num_steps=6000, learning_rate=1e-3, decay_share=0.3, checkpoint_every=250)
     control: StageConfig = StageConfig(num_steps=3000, learning_rate=1e-3, ema_decay=0.995, checkpoint_every=250)
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
+    segmenter: SegmenterStartConfig = SegmenterStartConfig()
 
     @model_validator(mode="after")
     def _crops_fit(self) -> PretrainConfig:

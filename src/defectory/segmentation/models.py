@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ class AsTheyAre(GeneralizedRCNNTransform):
         return image, target
 
 
-def build_segmenter(kind: str, num_classes: int, *, seed: int, init: Init = "segmenter") -> MaskRCNN:
+def build_segmenter(kind: str, num_classes: int, *, seed: int, init: Init = "segmenter", encoder_folder: Path | None = None) -> MaskRCNN:
     """Build an untrained Mask R-CNN that takes images as they are (no resizing).
 
     Args:
@@ -97,6 +98,7 @@ def build_segmenter(kind: str, num_classes: int, *, seed: int, init: Init = "seg
         num_classes: defect classes, background not counted.
         seed: of the random weights.
         init: what a light segmenter starts from: the shipped `segmenter` for procedural defects, the shipped `encoder` alone, or `random` weights.
+        encoder_folder: the encoder that `init = "encoder"` takes in place of the shipped one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -107,7 +109,7 @@ def build_segmenter(kind: str, num_classes: int, *, seed: int, init: Init = "seg
             )  # fmt: skip
             large.transform = AsTheyAre(1, 1, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
             return large
-        encoder = load_encoder()[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()
+        encoder = load_encoder(encoder_folder)[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()
         model = MaskRCNN(
             LightBackbone(encoder),
             rpn_anchor_generator=AnchorGenerator(((8, 12), (20, 32), (48, 72), (100,) * 2), ((0.33, 1.0, 3.0),) * 4),

@@ -51,6 +51,7 @@ def train_segmenter(
     seed: int,
     out: Path,
     device: str = "cpu",
+    encoder: Path | None = None,
 ) -> Iterator[SegmenterEvent]:
     """Train and keep the checkpoint that scores best on real val.
 
@@ -67,6 +68,7 @@ def train_segmenter(
         seed: of weights, batches and augmentation.
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         device: where to train.
+        encoder: folder of the encoder that `config.init = "encoder"` begins with; None means the shipped one.
 
     Raises:
         ConfigError: the arm has no tiles.
@@ -76,7 +78,7 @@ def train_segmenter(
             raise ConfigError(
                 f"arm {arm}", f"no {name} tiles", "check curation's acceptance" if name == "synthetic" else "add annotated images"
             )
-    model = build_segmenter(kind, len(categories), seed=seed, init=config.init).to(device)
+    model = build_segmenter(kind, len(categories), seed=seed, init=config.init, encoder_folder=encoder).to(device)
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
     state = _State()
