@@ -96,7 +96,7 @@ def test_copy_starts_as_the_base_and_changes_nothing_at_first(concept: Path) -> 
         start_control(models, init="copy", seed=1).controlnet_cond_embedding.conv_in.weight,
         control.controlnet_cond_embedding.conv_in.weight,
     )
-    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 16)
+    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 64)
     with torch.no_grad():
         down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
         plain = models.unet(x, timesteps, context).sample
@@ -107,7 +107,7 @@ def test_copy_starts_as_the_base_and_changes_nothing_at_first(concept: Path) -> 
 def test_gradient_reaches_every_control_weight_and_no_base_weight(concept: Path) -> None:
     models = load_base(concept / "base")
     control = start_control(models, init="embedded", seed=1).requires_grad_(True)
-    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 16)
+    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 64)
     down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
     seen: list[bool] = []
     handle = models.unet.down_blocks[-1].register_forward_hook(lambda _m, _i, result: seen.append(result[0].requires_grad))

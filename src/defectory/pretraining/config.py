@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from defectory.artifacts.config import Section
+from defectory.engine.training.config import OptimizerKind
 
 PATCH_VALUES = 48
 """Values of a patch of 4x4 pixels in three colours."""
@@ -22,6 +23,8 @@ class StageConfig(Section):
     num_steps: int = Field(ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
+    optimizer: OptimizerKind = "adamw"
+    """`muon`: orthogonal updates of hidden matrices, at AdamW's learning rate; AdamW for the rest."""
     warmup_steps: int = Field(default=100, ge=0)
     decay_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the steps, at the end, in which the learning rate falls; before, it is constant."""
@@ -129,7 +132,7 @@ class PretrainConfig(Section):
     vae_crop_px: int = Field(default=64, ge=16)
     vae_defect_weight: float = Field(default=4.0, ge=1)
     """Weight of defect pixels, and those within two pixels of one, in the reconstruction; above 1 half of the crops hold a defect."""
-    diffusion: StageConfig = StageConfig(num_steps=6000, learning_rate=1e-3, decay_share=0.3, checkpoint_every=250)
+    diffusion: StageConfig = StageConfig(num_steps=6000, learning_rate=1e-3, optimizer="muon", decay_share=0.3, checkpoint_every=250)
     control: StageConfig = StageConfig(num_steps=3000, learning_rate=1e-3, ema_decay=0.995, checkpoint_every=250)
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
     segmenter: SegmenterStartConfig = SegmenterStartConfig()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.pretraining.config import StageConfig
 from defectory.run import atomic_path
 
@@ -71,21 +72,24 @@ def fit(
         check_every: steps between two of them; the last step is always checked.
     """
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.99), fused=True)
+    optimizer = NamedOptimizer(
+        dict(zip(names, parameters, strict=True)),
+        kind=config.optimizer,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
     average = [p.detach().clone() for p in parameters]
     start = 0
     if checkpoint.is_file():
         start = _restore(checkpoint, names, parameters, average, optimizer)
     began = time.monotonic()
     for step in range(start, config.num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, config)
+        optimizer.set_learning_rate(learning_rate_at(step, config))
         generator = torch.Generator().manual_seed(step_rng_seed(seed, stage, step))
         loss = loss_of(step, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
         torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)  # pyright: ignore[reportPrivateUsage]
         done = step + 1
@@ -111,29 +115,21 @@ def _put(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
 
 
 def _save(
-    path: Path, step: int, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer
+    path: Path, step: int, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: NamedOptimizer
 ) -> None:
-    tensors: dict[str, Tensor] = {"step": torch.tensor(step)}
+    tensors: dict[str, Tensor] = {"step": torch.tensor(step), **optimizer.moments()}
     for name, parameter, mean in zip(names, parameters, average, strict=True):
-        state = optimizer.state[parameter]
-        tensors |= {f"p.{name}": parameter.detach(), f"ema.{name}": mean, f"m.{name}": state["exp_avg"], f"v.{name}": state["exp_avg_sq"]}
+        tensors |= {f"p.{name}": parameter.detach(), f"ema.{name}": mean}
     with atomic_path(path) as temporary:
         save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
 
 
-def _restore(
-    path: Path, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: torch.optim.Optimizer
-) -> int:
+def _restore(path: Path, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: NamedOptimizer) -> int:
     tensors = load_file(path)
     step = int(tensors["step"])
     with torch.no_grad():
         for name, parameter, mean in zip(names, parameters, average, strict=True):
             parameter.copy_(tensors[f"p.{name}"])
             mean.copy_(tensors[f"ema.{name}"])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(step)),
-                # the parameter's own memory format, which the fused optimiser wants
-                "exp_avg": torch.empty_like(parameter).copy_(tensors[f"m.{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"v.{name}"]),
-            }
+    optimizer.restore(step, tensors.__getitem__)
     return step

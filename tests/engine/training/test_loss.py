@@ -65,7 +65,7 @@ def test_frozen_text_is_encoded_once_and_trained_text_every_time(tiny_base_folde
     prompts = ["a crack", "", "a crack"]
     frozen = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
     first, second = frozen(prompts), frozen(prompts)
-    assert first.shape == (3, 16, 16)
+    assert first.shape == (3, 16, 64)
     assert torch.equal(first, second)
     assert torch.equal(first[0], first[2])
     assert not torch.allclose(first[0], first[1])
@@ -84,7 +84,7 @@ def test_gradient_of_shared_prompts_is_the_same_every_time_on_several_threads(ti
     models.text_encoder.requires_grad_(True)
     embed = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
     prompts = ["a crack", "", "a hole"] * 200
-    weight = torch.randn(len(prompts), 16, 16, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(len(prompts), 16, 64, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
     torch.set_num_threads(4)
     try:

@@ -8,6 +8,8 @@ from pydantic import Field
 
 from defectory.artifacts.config import Section
 
+OptimizerKind = Literal["adamw", "muon"]
+
 
 class TrainingConfig(Section):
     """One training phase."""
