@@ -1,4 +1,5 @@
-"""What each measure saves of a pretraining step: latents made once, channels-last memory, fused optimiser; compilation beside them.
+"""What each measure saves of a pretraining step: latents made once, channels-last memory, fused optimiser; what Muon costs;
+compilation beside them.
 
 The same networks, batch and precision in every loop, timed in turn, step by step, in one process: a plain loop that encodes its images
 and trains as a tutorial does, then one measure more each time, up to the loop `base pretrain` runs. Compilation is measured
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from defectory.engine.base.load import embedded_folder, load_base
 from defectory.engine.tensors import images_to_tensor
+from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.diffusion import Noising, build_scheduler
 from defectory.procedural.world import render
@@ -37,6 +39,7 @@ class Measures:
     latents_made_once: bool = False
     channels_last: bool = False
     fused_optimiser: bool = False
+    muon: bool = False
     compiled: bool = False
 
 
@@ -44,8 +47,9 @@ LOOPS = {
     "plain": Measures(),
     "latents made once": Measures(latents_made_once=True),
     "and channels-last": Measures(latents_made_once=True, channels_last=True),
-    "and fused optimiser (ours)": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True),
-    "and compiled (not used)": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True, compiled=True),
+    "and fused optimiser": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True),
+    "and Muon (ours)": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True, muon=True),
+    "and compiled (not used)": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True, muon=True, compiled=True),
 }
 
 
@@ -56,7 +60,10 @@ def step_of(
     if measures.channels_last:
         unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     call = torch.compile(unet) if measures.compiled else unet
-    optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-5, fused=measures.fused_optimiser, foreach=False)
+    optimizer = NamedOptimizer(
+        dict(unet.named_parameters()), kind="muon" if measures.muon else "adamw", learning_rate=1e-5, weight_decay=1e-2,
+        fused=measures.fused_optimiser,
+    )  # fmt: skip
     noising = Noising(build_scheduler(), torch.device(device))
     size = len(images)
 
@@ -74,7 +81,6 @@ def step_of(
         (predicted.float() - target).square().mean().backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         if device == "cuda":
             torch.cuda.synchronize()
 
@@ -104,7 +110,7 @@ def main() -> int:
     rounds = [{name: seconds_of(step) for name, step in steps.items()} for _ in range(arguments.steps)]
     # whole tiles: crops see more images per step, but of the same corpus
     images_per_step = recipe.num_images / (recipe.diffusion.num_steps + recipe.control.num_steps)
-    ours_s = statistics.median(r["and fused optimiser (ours)"] for r in rounds)
+    ours_s = statistics.median(r["and Muon (ours)"] for r in rounds)
     share = images_per_step * image_s / (ours_s * torch.get_num_threads())
     print(
         json.dumps(

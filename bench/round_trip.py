@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from defectory.engine.base.known import resolve_base
 from defectory.engine.base.load import load_base
-from defectory.engine.tensors import images_to_tensor
+from defectory.engine.tensors import images_to_tensor, tensor_to_images
+from defectory.evaluation.contrast import defect_contrast
 from defectory.imageio import load_rgb
 from defectory.pretraining.vae import reconstruction_psnr_db
 from defectory.procedural.world import render
@@ -56,20 +57,10 @@ def cracked(seed: int) -> tuple[Image, NDArray[np.bool_]]:
     return np.where(mask[..., None] > 0, np.round(image * CRACK_LEVEL), image).astype(np.uint8), mask > 0
 
 
-def contrast(image: Image, mask: NDArray[np.bool_]) -> tuple[float, float]:
-    """Give how many grey levels a crack is under the median of its surroundings, and that median."""
-    grey = image.astype(np.float32).mean(axis=2)
-    near = cv2.dilate(mask.astype(np.uint8), np.ones((13, 13), np.uint8)) > 0
-    far = cv2.dilate(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) == 0
-    surface = float(np.median(grey[near & far]))
-    return surface - float(grey[mask].mean()), surface
-
-
 @torch.no_grad()
 def round_trip(vae: AutoencoderKL, image: Image) -> Image:
     """Encode and decode an image."""
-    pixels = vae.decode(vae.encode(images_to_tensor([image])).latent_dist.mean).sample
-    return ((pixels[0] + 1) * 127.5).clamp(0, 255).round().byte().permute(1, 2, 0).numpy()
+    return tensor_to_images(vae.decode(vae.encode(images_to_tensor([image])).latent_dist.mean).sample)[0]
 
 
 def main() -> int:
@@ -88,9 +79,9 @@ def main() -> int:
     kept: list[float] = []
     for seed in range(arguments.num_cracks):
         image, mask = cracked(seed)
-        before, surface = contrast(image, mask)
-        if surface >= MIN_SURFACE_LEVEL and before > 0:
-            kept.append(contrast(round_trip(vae, image), mask)[0] / before)
+        before, after = (defect_contrast(seen, mask, mask) for seen in (image, round_trip(vae, image)))
+        if np.median(image) >= MIN_SURFACE_LEVEL and before and after is not None:
+            kept.append(after / before)
     result["cracks"] = {
         "contrast_kept": round(float(np.mean(kept)), 3),
         "quantile_05": round(float(np.quantile(kept, 0.05)), 3),

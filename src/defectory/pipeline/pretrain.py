@@ -160,6 +160,4 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
         notes = ["" if event.loss is None else f"loss {event.loss:.4f}", held_out]
         yield Progress(stage=stage, done=event.step, total=event.num_steps, note=", ".join(filter(None, notes)))
     yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
-    yield from run_segmenter_start(
-        config, corpus_folder=work / "corpus", encoder=out / "encoder", work=work / "segmenter", out=out / "segmenter"
-    )
+    yield from run_segmenter_start(config, work=work, encoder=out / "encoder", out=out / "segmenter")

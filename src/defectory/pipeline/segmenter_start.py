@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from defectory.artifacts.annotation import Instance
+from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
 from defectory.artifacts.tiles import Tiling
 from defectory.evaluation.mask_metrics import score_segmenter
@@ -18,25 +19,33 @@ from defectory.segmentation.config import SegmentationConfig
 STAGE = "segmenter"
 
 
-def run_segmenter_start(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, work: Path, out: Path) -> Iterator[Event]:
-    """Train the start of the light segmenter on procedural images; resumable, skipped where it is made already.
+def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, out: Path) -> Iterator[Event]:
+    """Write the start of the light segmenter (fp16 `model.safetensors` and `config.json`), trained on procedural images; resumable.
 
     Args:
         config: the recipe of the pretraining.
-        corpus_folder: its corpus.
+        work: its folder; holds the corpus, and gets the segmenter's checkpoint and trained weights.
         encoder: folder of the encoder the segmenter begins with.
-        work: checkpoint and trained segmenter.
-        out: start folder.
+        out: start folder, replaced.
     """
+    from defectory.segmentation.start import save_start
+
+    began, trained = time.monotonic(), work / STAGE
+    log = trained / "log.json"  # written last
+    if not log.is_file():
+        yield from _train(config, corpus_folder=work / "corpus", encoder=encoder, out=trained)
+    save_start(trained, out)
+    best = float(json.loads(log.read_text())["best_val_map"])
+    yield StageEnded(stage=STAGE, seconds=time.monotonic() - began, skipped=False, summary=f"held-out segm mAP {best:.3f}")
+
+
+def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: Path) -> Iterator[Progress]:
     from defectory.pretraining.corpus import make_corpus
     from defectory.segmentation.predict import coco_results, predict_images
-    from defectory.segmentation.pretraining import START_CATEGORIES, train_start
-    from defectory.segmentation.start import tiles_of_class_map
+    from defectory.segmentation.start import CLASS_NAME, split_tiles, tiles_of_class_map
+    from defectory.segmentation.training import train_segmenter
 
-    began, recipe = time.monotonic(), config.segmenter
-    if (out / "config.json").is_file():
-        yield StageEnded(stage=STAGE, seconds=0.0, skipped=True, summary=str(out))
-        return
+    recipe, categories = config.segmenter, (Category(id=1, name=CLASS_NAME),)
     corpus = make_corpus(
         corpus_folder,
         num_images=config.num_images + config.num_held_out,
@@ -61,18 +70,16 @@ def run_segmenter_start(config: PretrainConfig, *, corpus_folder: Path, encoder:
     def validate(model: Any) -> float:
         found = predict_images(model, ((index, corpus.images[index]) for index in held_out), tiling)
         results = [row for detections in found for row in coco_results(detections)]
-        return score_segmenter(records, START_CATEGORIES, results, score_threshold=0.5).segm_map  # mAP knows no threshold
+        return score_segmenter(records, categories, results, score_threshold=0.5).segm_map  # mAP knows no threshold
 
-    best = 0.0
-    for event in train_start(
-        [tile(index) for index in range(min(recipe.num_images, config.num_images))],
-        validate=validate,
-        config=SegmentationConfig(
-            init="encoder", num_steps=recipe.num_steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
-            validate_every=recipe.validate_every, checkpoint_every=recipe.checkpoint_every, precision=config.precision,
-        ),
-        tiling=tiling, encoder=encoder, seed=config.seed, work=work, out=out, device=config.device,
+    defective, free = split_tiles([tile(index) for index in range(min(recipe.num_images, config.num_images))])
+    segmentation = SegmentationConfig(
+        init="encoder", num_steps=recipe.num_steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
+        validate_every=recipe.validate_every, checkpoint_every=recipe.checkpoint_every, precision=config.precision,
+    )  # fmt: skip
+    for event in train_segmenter(
+        arm="real", real=defective, synthetic=[], defect_free=free, validate=validate, kind="light", categories=categories, tiling=tiling,
+        config=segmentation, seed=config.seed, out=out, device=config.device, encoder=encoder,
     ):  # fmt: skip
-        best = max(best, event.val_map or 0.0)
-        yield Progress(stage=STAGE, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}, best held-out mAP {best:.3f}")
-    yield StageEnded(stage=STAGE, seconds=time.monotonic() - began, skipped=False, summary=f"held-out segm mAP {best:.3f}")
+        note = "" if event.val_map is None else f", held-out mAP {event.val_map:.3f}"
+        yield Progress(stage=STAGE, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}{note}")

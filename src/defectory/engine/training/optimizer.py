@@ -46,15 +46,23 @@ class NamedOptimizer:
             for name, parameter in parameters.items():
                 if is_hidden_matrix(name, parameter):
                     self._matrices[name] = nn.Parameter(as_matrix(parameter.detach(), like=parameter))
+        rest = {name: parameter for name, parameter in parameters.items() if name not in self._matrices}
         common: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
-        rest = [parameter for name, parameter in parameters.items() if name not in self._matrices]
-        self._adamw = torch.optim.AdamW(rest, betas=BETAS, fused=fused, **common) if rest else None
-        self._muon = torch.optim.Muon(self._matrices.values(), adjust_lr_fn="match_rms_adamw", **common) if self._matrices else None
+        self._optimizers: list[torch.optim.Optimizer] = []
+        self._states: dict[str, tuple[torch.optim.Optimizer, nn.Parameter]] = {}
+        if rest:
+            self._add(torch.optim.AdamW(rest.values(), betas=BETAS, fused=fused, **common), rest)
+        if self._matrices:
+            self._add(torch.optim.Muon(self._matrices.values(), adjust_lr_fn="match_rms_adamw", **common), self._matrices)
+
+    def _add(self, optimizer: torch.optim.Optimizer, members: Mapping[str, nn.Parameter]) -> None:
+        self._optimizers.append(optimizer)
+        self._states |= {name: (optimizer, member) for name, member in members.items()}
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the learning rate of the next step."""
-        for optimizer in (self._adamw, self._muon):
-            for group in optimizer.param_groups if optimizer is not None else ():
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
                 group["lr"] = learning_rate
 
     def step(self) -> None:
@@ -62,21 +70,19 @@ class NamedOptimizer:
         for name, matrix in self._matrices.items():
             parameter = self._parameters[name]
             matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad, like=parameter)
-        for optimizer in (self._adamw, self._muon):
-            if optimizer is not None:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        for name in self._matrices:
-            self._parameters[name].grad = None
+            parameter.grad = None
+        for optimizer in self._optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     def moments(self) -> dict[str, Tensor]:
         """Give all that a step depends on beside parameters and gradients, by name of moment and parameter."""
-        result: dict[str, Tensor] = {}
-        for name, parameter in self._parameters.items():
-            for key, value in self._state_of(name, parameter).items():
-                if key != "step":
-                    result[f"{key}.{name}"] = value
-        return result
+        return {
+            f"{key}.{name}": value
+            for name, (optimizer, member) in self._states.items()
+            for key, value in optimizer.state[member].items()
+            if key != "step"
+        }
 
     def restore(self, num_steps: int, moment: Callable[[str], Tensor]) -> None:
         """Go on after `num_steps` steps.
@@ -85,19 +91,10 @@ class NamedOptimizer:
             num_steps: steps taken.
             moment: gives what `moments` gave then, by its name.
         """
-        for name, parameter in self._parameters.items():
-            if self._muon is not None and name in self._matrices:
-                matrix = self._matrices[name]
-                self._muon.state[matrix] = {"momentum_buffer": torch.empty_like(matrix).copy_(moment(f"momentum_buffer.{name}"))}
-            elif self._adamw is not None:
-                self._adamw.state[parameter] = {
-                    "step": torch.tensor(float(num_steps), device=parameter.device if parameter.is_cuda else "cpu"),
-                    # the parameter's own memory format, which the fused optimiser wants
-                    **{key: torch.empty_like(parameter).copy_(moment(f"{key}.{name}")) for key in ("exp_avg", "exp_avg_sq")},
-                }
-
-    def _state_of(self, name: str, parameter: nn.Parameter) -> dict[str, Tensor]:
-        if self._muon is not None and name in self._matrices:
-            return self._muon.state[self._matrices[name]]
-        assert self._adamw is not None
-        return self._adamw.state[parameter]
+        for name, (optimizer, member) in self._states.items():
+            keys = ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum_buffer",)
+            # the parameter's own memory format, which the fused optimiser wants; Muon counts no steps and minds no count
+            optimizer.state[member] = {
+                "step": torch.tensor(float(num_steps), device=member.device if member.is_cuda else "cpu"),
+                **{key: torch.empty_like(member).copy_(moment(f"{key}.{name}")) for key in keys},
+            }
