@@ -7,6 +7,9 @@ from typing import Any
 CONCEPT_ON_CPU: dict[str, Any] = {"learning_rate": 1.2e-3, "ema_decay": 0.97, "min_snr_floor": 1.0}
 CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.0, "defect_weight": 5.0}
 """For the embedded base (decisions 013 and 018)."""
+CONCEPT_OF_DEMO: dict[str, Any] = {**CONCEPT_ON_CPU, "optimizer": "muon", "learning_rate": 4.8e-3}
+CONDITION_OF_DEMO: dict[str, Any] = {**CONDITION_ON_CPU, "optimizer": "muon", "learning_rate": 9.6e-3}
+"""The same with Muon (decision 025), measured on the borescope demo alone."""
 SEGMENTER_OF_DEMO: dict[str, Any] = {"learning_rate": 4e-3}
 """For the light segmenter on the borescope demo; on other data it is too fast (decision 014)."""
 
@@ -14,18 +17,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
         "concept": {
             "num_class_images": 32,
-            "training": {"num_steps": 180, **CONCEPT_ON_CPU, "variants_per_image": 4, "validate_every": 60},
+            "training": {"num_steps": 140, **CONCEPT_OF_DEMO, "variants_per_image": 4, "validate_every": 70},
         },
         "condition": {
             "defect_noun": "crack",
-            "training": {"num_steps": 320, **CONDITION_ON_CPU, "variants_per_image": 4, "validate_every": 80},
+            "training": {"num_steps": 240, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 80},
         },
         "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 3.0, "calibration_drafts": 16},
         "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {
-        "concept": {"training": {"num_steps": 400, **CONCEPT_ON_CPU}},
-        "condition": {"training": {"num_steps": 1000, **CONDITION_ON_CPU}, "defect_noun": "crack"},
+        "concept": {"training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
+        "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}, "defect_noun": "crack"},
         "synthesis": {"num_images": 360, "driver_guidance": 3.0},
         "segmentation": {"num_steps": 600, **SEGMENTER_OF_DEMO, "validate_every": 100, "seeds": [0, 1, 2]},
     },

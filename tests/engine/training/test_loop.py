@@ -18,6 +18,7 @@ from defectory.errors import StageError, WeightsError
 CONFIG = TrainingConfig(
     num_steps=9, learning_rate=0.05, warmup_steps=3, ema_decay=0.6, checkpoint_every=4, validate_every=3, max_grad_norm=0.5
 )
+MUON = CONFIG.model_copy(update={"optimizer": "muon"})
 
 
 def batch_of(index: int) -> tuple[Tensor, Tensor]:
@@ -31,7 +32,13 @@ def fresh_model() -> nn.Linear:
         return nn.Linear(3, 1)
 
 
-def run(model: nn.Linear, folder: Path, config: TrainingConfig = CONFIG, *, recipe: str = "r") -> Iterator[TrainingEvent]:
+def fresh_deep_model() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 18), nn.Linear(18, 1))
+
+
+def run(model: nn.Module, folder: Path, config: TrainingConfig = CONFIG, *, recipe: str = "r") -> Iterator[TrainingEvent]:
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         return (model(batch[0]) - batch[1]).square().mean()
 
@@ -47,7 +54,7 @@ def run(model: nn.Linear, folder: Path, config: TrainingConfig = CONFIG, *, reci
     )
 
 
-def state_of(model: nn.Linear, folder: Path) -> tuple[list[float], str]:
+def state_of(model: nn.Module, folder: Path) -> tuple[list[float], str]:
     return torch.cat([p.detach().flatten() for p in model.parameters()]).tolist(), (folder / "log.jsonl").read_text()
 
 
@@ -74,6 +81,13 @@ def test_loop_equals_the_textbook_loop(tmp_path: Path) -> None:
     assert losses == pytest.approx(expected, rel=1e-5)
     for weight, mean in zip(model.parameters(), average, strict=True):
         assert torch.allclose(weight, mean, atol=1e-6)
+
+
+def test_muon_takes_the_hidden_matrix_elsewhere(tmp_path: Path) -> None:
+    plain, muon = fresh_deep_model(), fresh_deep_model()
+    list(run(plain, tmp_path / "a"))
+    list(run(muon, tmp_path / "b", MUON))
+    assert not torch.equal(plain[1].weight, muon[1].weight)
 
 
 def test_learning_rate_warms_up_and_decays_to_its_final_share() -> None:
@@ -131,17 +145,18 @@ def test_events_come_in_order_after_their_state_changed(tmp_path: Path) -> None:
     assert [line["step"] for line in lines if "held_out_loss" in line] == [3, 6, 9]
 
 
+@pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("left_after", [0, 1, 4, 5, 9, 12, 14])
-def test_run_that_was_left_at_any_event_ends_bit_identical(tmp_path: Path, left_after: int) -> None:
-    whole = fresh_model()
-    list(run(whole, tmp_path / "whole"))
-    events = run(fresh_model(), tmp_path / "left")
+def test_run_that_was_left_at_any_event_ends_bit_identical(tmp_path: Path, left_after: int, config: TrainingConfig) -> None:
+    whole = fresh_deep_model()
+    list(run(whole, tmp_path / "whole", config))
+    events = run(fresh_deep_model(), tmp_path / "left", config)
     done = 0
     for _, event in zip(range(left_after + 1), events, strict=False):
         done = event.step if isinstance(event, Step) else done
     events.close()  # type: ignore[attr-defined]
-    model = fresh_model()
-    resumed = list(run(model, tmp_path / "left"))
+    model = fresh_deep_model()
+    resumed = list(run(model, tmp_path / "left", config))
     assert isinstance(resumed[0], Started)
     assert resumed[0].resumed_at == done
     assert state_of(model, tmp_path / "left") == state_of(whole, tmp_path / "whole")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.errors import WeightsError
 from defectory.run import atomic_path
 
@@ -26,7 +27,7 @@ class TrainingState:
     Attributes:
         parameters: the trained parameters by name.
         average: their exponential moving average, in the same order.
-        optimizer: AdamW over the parameters, in the same order.
+        optimizer: over the parameters, by the same names.
         step: optimiser steps done.
         log: loss and learning rate of each step done.
         held_out: step and held-out loss of each validation done.
@@ -34,7 +35,7 @@ class TrainingState:
 
     parameters: Mapping[str, Tensor]
     average: list[Tensor]
-    optimizer: torch.optim.Optimizer
+    optimizer: NamedOptimizer
     step: int = 0
     log: list[tuple[float, float]] = field(default_factory=list)
     held_out: list[tuple[int, float]] = field(default_factory=list)
@@ -59,11 +60,9 @@ def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
     Raises:
         StageError: it cannot be written; an earlier checkpoint is kept.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = state.optimizer.moments()
     for (name, parameter), mean in zip(state.parameters.items(), state.average, strict=True):
-        moments = state.optimizer.state[parameter]
         tensors |= {f"parameter.{name}": parameter, f"average.{name}": mean}
-        tensors |= {f"first_moment.{name}": moments["exp_avg"], f"second_moment.{name}": moments["exp_avg_sq"]}
     metadata = {"recipe": recipe, "step": str(state.step), "log": json.dumps(state.log), "held_out": json.dumps(state.held_out)}
     write_tensors(folder / FILE_NAME, tensors, metadata)
 
@@ -97,11 +96,7 @@ def _fill(stored: safe_open, state: TrainingState, step: int) -> None:
     for (name, parameter), mean in zip(state.parameters.items(), state.average, strict=True):
         parameter.copy_(stored.get_tensor(f"parameter.{name}"))
         mean.copy_(stored.get_tensor(f"average.{name}"))
-        state.optimizer.state[parameter] = {
-            "step": torch.tensor(float(step), device=parameter.device if parameter.is_cuda else "cpu"),
-            "exp_avg": stored.get_tensor(f"first_moment.{name}").to(parameter.device),
-            "exp_avg_sq": stored.get_tensor(f"second_moment.{name}").to(parameter.device),
-        }
+    state.optimizer.restore(step, stored.get_tensor)
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from defectory.engine.training.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.events import Checkpointed, Started, Step, TrainingEvent, Validated
+from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.errors import StageError
 from defectory.run import write_text
 
@@ -75,10 +76,10 @@ def train(
     """
     weights: list[Tensor] = list(parameters.values())
     device = weights[0].device
-    optimizer = torch.optim.AdamW(
-        weights,
-        lr=config.learning_rate,
-        betas=(0.9, 0.99),
+    optimizer = NamedOptimizer(
+        parameters,
+        kind=config.optimizer,
+        learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         fused=device.type in ("cpu", "cuda"),
     )
@@ -124,8 +125,7 @@ def _step(
 ) -> Step:
     began = time.perf_counter()
     rate = learning_rate_at(state.step, config)
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
+    state.optimizer.set_learning_rate(rate)
     total = torch.zeros((), device=weights[0].device)
     for micro in range(config.accumulation):
         loss = loss_of(batches.take(state.step * config.accumulation + micro)) / config.accumulation
@@ -133,7 +133,6 @@ def _step(
         total += loss.detach()
     nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
     state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
     torch._foreach_lerp_(state.average, [w.detach() for w in weights], 1 - average_decay_at(state.step, config))  # pyright: ignore[reportPrivateUsage]
     value = float(total)
     if not math.isfinite(value):
