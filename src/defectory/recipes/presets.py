@@ -23,19 +23,19 @@ PRESETS: dict[str, dict[str, Any]] = {
             "defect_noun": "crack",
             "training": {"num_steps": 240, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 80},
         },
-        "synthesis": {"num_images": 128, "num_steps": 16, "driver_guidance": 3.0, "calibration_drafts": 16},
+        "synthesis": {"num_images": 128, "num_steps": 16, "calibration_drafts": 16},
         "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
         "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 360, "driver_guidance": 3.0},
+        "synthesis": {"num_images": 360},
         "segmentation": {"num_steps": 600, **SEGMENTER_OF_DEMO, "validate_every": 100, "seeds": [0, 1, 2]},
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
-        "synthesis": {"num_images": 240, "driver_guidance": 2.0},
+        "synthesis": {"num_images": 240},
         "segmentation": {"num_steps": 400},
     },
     "gpu-sd15": {
