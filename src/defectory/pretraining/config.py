@@ -24,7 +24,7 @@ class StageConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     optimizer: OptimizerKind = "adamw"
-    """`muon`: orthogonal updates of hidden matrices, at AdamW's learning rate; AdamW for the rest."""
+    """`adamw`, or `muon` for the matrices inside the networks and AdamW for the rest."""
     warmup_steps: int = Field(default=100, ge=0)
     decay_share: float = Field(default=1.0, gt=0, le=1)
     """Share of the steps, at the end, in which the learning rate falls; before, it is constant."""

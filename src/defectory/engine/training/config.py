@@ -18,7 +18,7 @@ class TrainingConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     accumulation: int = Field(default=1, ge=1)
     optimizer: OptimizerKind = "adamw"
-    """`adamw`, or `muon` for the matrices inside the networks and AdamW for the rest."""
+    """`adamw`, or `muon` for the matrices inside the networks and AdamW for the rest; Muon wants about four times AdamW's learning rate."""
     learning_rate: float = Field(default=3e-4, gt=0)
     warmup_steps: int = Field(default=20, ge=0)
     final_lr_share: float = Field(default=0.1, ge=0, le=1)

@@ -35,7 +35,15 @@ def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
 
 
 class NamedOptimizer:
-    """AdamW over named parameters; as `muon`, hidden matrices get orthogonal updates of AdamW's size instead (Liu et al. 2025, Muon is Scalable)."""
+    """AdamW over named parameters; as `muon`, hidden matrices get orthogonal updates of AdamW's size instead (Liu et al. 2025, Muon is Scalable).
+
+    Args:
+        parameters: what is trained, by name; floating point, of any shape, all on one device.
+        kind: `adamw`, or `muon` for what `is_hidden_matrix` says and AdamW for the rest.
+        learning_rate: of both, above 0.
+        weight_decay: of both, decoupled (taken times the learning rate).
+        fused: use AdamW's fused step, where the device has one.
+    """
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], *, kind: OptimizerKind, learning_rate: float, weight_decay: float, fused: bool = True
