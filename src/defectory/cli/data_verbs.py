@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
     app.command("check")(check)
     app.command("predict")(predict)
     drivers_app.command("extract")(extract)
+    drivers_app.command("tune")(tune)
     app.add_typer(drivers_app, name="drivers")
 
 
@@ -161,6 +162,61 @@ def extract(
         image = load_rgb(project.path("tiles", tile.file_name))
         save_png(out / f"{tile.id}.png", make(image, masks_of(tile.instances), tile.valid_hw))
     print(f"{len(tiles)} drivers in {out}")
+
+
+def tune(
+    config: ConfigOption = Path("project.toml"),
+    override: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the constants that keep most of the surface's structure and do not tell which images had a defect, from train and pool tiles."""
+    from collections.abc import Iterator
+    from dataclasses import asdict
+
+    from defectory.cli.show import show_events, show_table
+    from defectory.drivers.tune import Candidate
+    from defectory.pipeline.driver_check import tune_drivers
+    from defectory.pipeline.run import needed_for, run_project, stages_of
+    from defectory.pipeline.stage import Event
+    from defectory.run import write_json
+
+    project = open_project(config, overrides=override)
+    found: list[Candidate] = []
+
+    def events() -> Iterator[Event]:
+        yield from run_project(project, only=needed_for(stages_of(project), ["tiles"]))
+        for event in tune_drivers(project):
+            if isinstance(event, list):
+                found.extend(event)
+            else:
+                yield event
+
+    show_events(events(), as_json=as_json)
+    path = project.path("tune", "drivers.json")
+    write_json(path, [{**asdict(c), "config": c.config.model_dump(mode="json")} for c in found])
+    best, present = found[0], next(c for c in found if c.config == project.config.drivers)
+    changed = {key: value for key, value in best.config.model_dump(mode="json").items() if value != getattr(project.config.drivers, key)}
+    if not as_json:
+        keys = [key for key in DRIVER_CONSTANTS if len({getattr(c.config, key) for c in found}) > 1]
+        shown = [("present", present), *((f"{rank}", c) for rank, c in enumerate(found[:NUM_CANDIDATES_SHOWN], start=1))]
+        show_table(
+            f"Drivers of kind {best.config.kind}: {len(found)} choices",
+            ("", *(key.removeprefix("threshold_") for key in keys), "explains", "leakage"),
+            [
+                (name, *(f"{getattr(c.config, key):g}" for key in keys), f"{c.reconstruction:.3f}",
+                 "" if c.leakage is None else f"{c.leakage.auc:.2f} ({c.leakage.interval[0]:.2f} to {c.leakage.interval[1]:.2f})")
+                for name, c in shown
+            ],
+        )  # fmt: skip
+        print("explains: share of grey-level variance that the geometry tells; leakage: AUC of had-a-defect against had-none, .5 is none")
+        if best.leaks:
+            print("every choice leaks: check that labels cover the whole defect, and that drivers.defect_blind is on")
+        print(f"[drivers] of {config}: " + (", ".join(f"{key} = {value}" for key, value in changed.items()) or "stays as it is"))
+        print(f"all choices: {path}")
+
+
+DRIVER_CONSTANTS = ("grid_px", "threshold_block_px", "threshold_constant", "edge_high", "soft_sigma_px", "superpixel_px")
+NUM_CANDIDATES_SHOWN = 8
 
 
 def predict(

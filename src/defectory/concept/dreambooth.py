@@ -18,6 +18,7 @@ from defectory.concept.prior import class_latents
 from defectory.engine.base.load import LoadedModels, load_base
 from defectory.engine.base.prompts import class_prompt, concept_prompt
 from defectory.engine.base.save import save_base_like
+from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import clear_leftovers, remove_checkpoint
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
@@ -101,6 +102,8 @@ def learn_concept(
         module.requires_grad_(True)
     if training.gradient_checkpointing:
         models.unet.enable_gradient_checkpointing()
+    else:
+        use_plain_attention(models.unet, num_tokens=variants[0].latents[0, 0].numel(), device=device)
     predict = _Predictor(models, device)
 
     def prompt_of(tile: TileVariants, _variant: int) -> str:

@@ -19,6 +19,7 @@ from defectory.engine.base.load import LoadedModels, load_base, load_controlnet
 from defectory.engine.base.prompts import condition_prompt
 from defectory.engine.base.save import save_model, save_pipeline
 from defectory.engine.tensors import drivers_to_tensor
+from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import clear_leftovers, remove_checkpoint
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
@@ -94,6 +95,8 @@ def learn_condition(
     if training.gradient_checkpointing:
         control.enable_gradient_checkpointing()
         models.unet.enable_gradient_checkpointing()
+    else:
+        use_plain_attention(control, models.unet, num_tokens=variants[0].latents[0, 0].numel(), device=device)
     predict = _Predictor(models, control, device)
     size = training.batch_size
     plan = BatchPlan(

@@ -1,4 +1,4 @@
-"""The topological driver, steps 1 to 6 (paper, section 3.2); step 7, to 0..1, is where it meets the network."""
+"""Drivers, steps 1 to 6 (paper, section 3.2); step 7, to 0..1, is where they meet the network."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.drivers.config import DriverConfig
+from defectory.drivers.kinds import KINDS, grey_of, kind_of
 from defectory.drivers.palette import palette
 
 Mask = NDArray[np.bool_]
@@ -28,21 +29,25 @@ def geometry_map(
         valid_hw: the part of the image, from its upper left corner, that is not padding.
 
     Returns:
-        uint8 [H,W,3], 0 or `background_level`.
+        uint8 [H,W,3] in 0..`background_level`.
+
+    Raises:
+        ConfigError: there is no such kind, or a plug-in returns no geometry.
     """
     height, width = valid_hw or image.shape[:2]
     window = image[:height, :width]
     ratio = config.grid_px / max(image.shape[:2])
     grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
     low = cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA)  # 1. downscale
-    grey = np.asarray(cv2.cvtColor(low, cv2.COLOR_RGB2GRAY), np.uint8)  # 2. grayscale
+    if config.kind in KINDS:
+        low = grey_of(low)  # 2. grayscale; a plug-in sees colour
     if config.defect_blind and len(blind) > 0:
-        grey = _fill(grey, np.any([mask[:height, :width] for mask in blind], axis=0))
-    block = min(config.threshold_block_px | 1, (min(grid_wh) - 1) | 1)
-    binary = cv2.adaptiveThreshold(  # 3. adaptive threshold
-        grey, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, max(3, block), config.threshold_constant
-    )
-    full = cv2.resize(binary, (width, height), interpolation=cv2.INTER_NEAREST)  # 4. resize back
+        low = _fill(low, np.any([mask[:height, :width] for mask in blind], axis=0))
+    if low.ndim == 2:
+        low = np.repeat(low[..., None], 3, axis=2)
+    geometry = kind_of(config.kind)(low, config)  # 3. adaptive threshold, or what stands in its place
+    graded = geometry.size > 0 and bool(((geometry > 0) & (geometry < 255)).any())
+    full = cv2.resize(geometry, (width, height), interpolation=cv2.INTER_LINEAR if graded else cv2.INTER_NEAREST)  # 4. resize back
     dim = np.round(full.astype(np.float32) * config.background_level / 255).astype(np.uint8)  # 5. 0..255 to 0..50
     result = np.zeros(image.shape, np.uint8)
     result[:height, :width] = dim[..., None]
@@ -79,11 +84,11 @@ def extract_driver(
     return driver
 
 
-def _fill(grey: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:
+def _fill(low: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:
     """Fill grid cells that hold any defect pixel, and those within the margin, from the cells around them: the defect's own tone is gone."""
-    cover = cv2.resize(defect.astype(np.float32), (grey.shape[1], grey.shape[0]), interpolation=cv2.INTER_AREA) > 0
-    margin = max(1, round(BLIND_MARGIN * max(grey.shape)))
+    cover = cv2.resize(defect.astype(np.float32), (low.shape[1], low.shape[0]), interpolation=cv2.INTER_AREA) > 0
+    margin = max(1, round(BLIND_MARGIN * max(low.shape[:2])))
     hole = cv2.dilate(cover.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
     if not hole.any() or hole.all():
-        return grey
-    return cv2.inpaint(grey, hole, 2 * margin, cv2.INPAINT_TELEA).astype(np.uint8)
+        return low
+    return cv2.inpaint(low, hole, 2 * margin, cv2.INPAINT_TELEA).astype(np.uint8)

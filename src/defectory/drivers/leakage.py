@@ -21,6 +21,8 @@ Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 RINGS_PX = (0, 2, 5, 9, 14)
 FOLDS = 5
+MAX_AUC = 0.65
+"""Area under the curve above which drivers count as leaking."""
 
 
 @dataclass(frozen=True, kw_only=True)

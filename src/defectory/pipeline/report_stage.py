@@ -14,10 +14,10 @@ from defectory import __version__
 from defectory.artifacts.plan import Decision, Decisions, Job, Plan
 from defectory.artifacts.tiles import Tile
 from defectory.drawing import draw_outlines
-from defectory.drivers.extract import geometry_map
-from defectory.drivers.leakage import Leakage, leakage
+from defectory.drivers.leakage import Leakage
 from defectory.drivers.palette import palette
 from defectory.imageio import load_rgb
+from defectory.pipeline.driver_check import leakage_of
 from defectory.pipeline.generate_stages import calibration_of, decisions_of, fidelity_of, plan_of
 from defectory.pipeline.judge_stages import arm_folder, read_scores
 from defectory.pipeline.signatures import Memorisation, memorisation, signatures
@@ -30,7 +30,6 @@ from defectory.report.page import render_report, write_report
 from defectory.run import read_manifest, write_json, write_text
 
 NUM_CELLS = 8
-MAX_LEAKAGE_TILES = 150
 OUTLINE_COLOURS = {"accepted": (40, 220, 60), "rejected": (255, 60, 60)}
 ARM_NAMES = {"real": "real", "synthetic": "synthetic", "synthetic_then_real": "synthetic then real"}
 SCORE_COLUMNS = (
@@ -46,14 +45,14 @@ def report_settings(project: Project) -> object:
 def run_report(project: Project) -> Iterator[Progress | str]:
     """Write `report.html`, into the stage's folder and beside the stages."""
     scores, plan, decisions = read_scores(project), plan_of(project), decisions_of(project)
-    leak, copied = _leakage(project), memorisation(project, plan)
+    leak, copied = leakage_of(project), memorisation(project, plan)
     content = ReportContent(
         title=f"{project.config.name}: does synthetic data help?",
         outcome=Outcome(outcome=scores["verdict"]["outcome"], sentence=scores["verdict"]["sentence"]),
         facts=_facts(project),
         scores=_score_tables(scores),
         grids=[_main_grid(project, plan, decisions), _decision_grid(project, plan, decisions)],
-        signatures=signatures(scores, leak, copied),
+        signatures=signatures(scores, leak, copied, drivers=project.config.drivers),
         measures=_measures(project, scores, leak, copied),
         charts=_charts(project),
         appendix=_appendix(project, decisions),
@@ -241,22 +240,6 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
     if others:
         tables.append(Table(title="Leakage and memorisation", columns=["measure", "value"], rows=others))
     return tables
-
-
-def _leakage(project: Project) -> Leakage | None:
-    tileset, config = tileset_of(project), project.config.drivers
-
-    def pair(tile: Tile, labels: Tile) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        masks = [mask for _, mask in masks_of(labels.instances)]
-        image = load_rgb(project.path("tiles", tile.file_name))
-        return geometry_map(image, config=config, blind=masks, valid_hw=tile.valid_hw)[..., 0], np.any(masks, axis=0)
-
-    defective = spread([t for t in tileset.of("train") if t.instances], MAX_LEAKAGE_TILES)
-    free = spread(tileset.of("pool"), MAX_LEAKAGE_TILES)
-    if not defective:
-        return None
-    laid = [pair(tile, defective[index % len(defective)]) for index, tile in enumerate(free)]
-    return leakage([pair(tile, tile) for tile in defective], laid, seed=project.config.seed)
 
 
 def _charts(project: Project) -> list[Chart]:

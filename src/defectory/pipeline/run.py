@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from defectory.drivers.kinds import kind_of
 from defectory.errors import ConfigError
 from defectory.pipeline import data_stages as data
 from defectory.pipeline import generate_stages as generate
@@ -64,7 +65,7 @@ def run_project(project: Project, *, only: Sequence[str] | None = None) -> Itera
         only: stage names, or `segment` for all arms; what they need must have been run.
 
     Raises:
-        ConfigError: an unknown stage, or one whose needs have not been run.
+        ConfigError: an unknown stage, one whose needs have not been run, or an unknown kind of driver.
         WeightsError: the base is not whole; said before anything is written.
     """
     stages = stages_of(project)
@@ -74,6 +75,7 @@ def run_project(project: Project, *, only: Sequence[str] | None = None) -> Itera
         from defectory.engine.base.verify import verify
 
         verify(resolve_base(project.config.base))
+    kind_of(project.config.drivers.kind)
     for stage in selected:
         yield from run_stage(project, stage, stages)
 

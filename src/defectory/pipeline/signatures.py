@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.plan import Plan
-from defectory.drivers.leakage import Leakage
+from defectory.drivers.config import DriverConfig
+from defectory.drivers.leakage import MAX_AUC, Leakage
 from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import tileset_of
@@ -19,7 +20,6 @@ TONE_RATIO = 2.0
 LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
 COPY_RATIO = 0.5
-LEAK_AUC = 0.6
 CONTRAST_RATIOS = (2 / 3, 1.5)
 MIN_INSTANCES = 8
 """Classes with fewer defects on either side are not judged by contrast."""
@@ -66,7 +66,7 @@ def memorisation(project: Project, plan: Plan) -> Memorisation | None:
     )
 
 
-def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None) -> list[Signature]:
+def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None, *, drivers: DriverConfig) -> list[Signature]:
     """Judge every failure signature from the evaluation's scores, driver leakage and memorisation."""
     fidelity, sets, verdict = scores["fidelity"], scores["image_sets"], scores["verdict"]
     poor: bool | None = fidelity["accepted_share"] < LOW_ACCEPTANCE
@@ -112,8 +112,11 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
             advice="Shorten phase 1, raise concept.prior_weight, or add training images.",
         ),
         Signature(
-            name="driver leakage", detected=None if leak is None else leak.interval[0] > LEAK_AUC,
+            name="driver leakage", detected=None if leak is None else leak.auc > MAX_AUC,
             evidence="" if leak is None else f"AUC {leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f}); 0.5 is none",
-            advice="Keep drivers.defect_blind on, and check that labels cover the whole defect.",
+            advice=(
+                "`defectory drivers tune` finds constants of less leakage (a lower drivers.grid_px, as a rule); check that labels cover the whole defect."
+                if drivers.defect_blind else "Set drivers.defect_blind = true, so that the labelled defect is filled before extraction."
+            ),
         ),
     ]  # fmt: skip

@@ -18,6 +18,7 @@ from diffusers import ControlNetModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from defectory.engine.training.attention import use_plain_attention
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.diffusion import LatentCorpus, Noising, PriorModel, build_scheduler, held_out_loss, stratified_timesteps
 from defectory.pretraining.loop import PretrainEvent, fit
@@ -55,6 +56,7 @@ def train_control(
     control = ControlNetModel.from_unet(prior.unet, conditioning_embedding_out_channels=(16, 32, 64)).to(device)
     if start is not None:
         control.load_state_dict(start.state_dict())
+    use_plain_attention(control, prior.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     prior.requires_grad_(False)
     trained: nn.Module = control
     num_free = 0

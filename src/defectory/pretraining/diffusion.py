@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from defectory.engine.training.attention import use_plain_attention
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.loop import PretrainEvent, fit
@@ -263,6 +264,7 @@ def train_prior(
     model = PriorModel(build_unet(config), build_text_encoder(tokenizer, config)).to(device)
     if start is not None:
         model.load_state_dict(start.state_dict())
+    use_plain_attention(model.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     # a twelfth faster on a CPU
     model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     scheduler = build_scheduler()

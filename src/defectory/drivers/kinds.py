@@ -1,0 +1,142 @@
+"""Kinds of geometry: what a driver keeps of an image at the low resolution, from thresholded topology to a plug-in's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.drivers.config import DriverConfig
+from defectory.errors import ConfigError
+
+Image = NDArray[np.uint8]
+Geometry = NDArray[np.uint8]
+ENTRY_POINTS = "defectory.drivers"
+"""Group in which an installed package registers a kind of its own."""
+FOREGROUND_SHARE = 0.6
+"""Share of a tile's variance that its split into two tones must explain: under it the tile is all part."""
+BACKGROUND_SHARE = 0.5
+"""Surroundings are at most this bright, as a share of the part."""
+
+Kind = Callable[[Image, DriverConfig], Geometry]
+"""RGB uint8 [h,w,3] at the low resolution, defects filled, to geometry uint8 [h,w] in 0..255, dimmed afterwards."""
+
+
+def topology(image: Image, config: DriverConfig) -> Geometry:
+    """Give what is not darker than its surroundings, 0 or 255 (paper, section 3.2, step 3)."""
+    grey = grey_of(image)
+    block = min(config.threshold_block_px | 1, (min(grey.shape) - 1) | 1)
+    return np.asarray(
+        cv2.adaptiveThreshold(grey, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, max(3, block), config.threshold_constant), np.uint8
+    )
+
+
+def edges(image: Image, config: DriverConfig) -> Geometry:
+    """Give edges, 255 on 0 (Canny 1986)."""
+    low, high = sorted((config.edge_low, config.edge_high))
+    return np.asarray(cv2.Canny(grey_of(image), low, high, L2gradient=True), np.uint8)
+
+
+def soft_edges(image: Image, config: DriverConfig) -> Geometry:
+    """Give how steep the grey levels are, 255 at `edge_high` grey levels per cell."""
+    grey = cv2.GaussianBlur(grey_of(image).astype(np.float32), (0, 0), config.soft_sigma_px)
+    # Scharr's kernels sum to 16 on either side
+    across, down = (cv2.Scharr(grey, cv2.CV_32F, dx, dy) / 16 for dx, dy in ((1, 0), (0, 1)))
+    return np.clip(np.round(np.hypot(across, down) * (255 * SOFT_EDGE_GAIN / config.edge_high)), 0, 255).astype(np.uint8)
+
+
+SOFT_EDGE_GAIN = 4.0
+"""Canny's thresholds are for sums of a kernel of 4 on either side."""
+
+
+def superpixels(image: Image, config: DriverConfig) -> Geometry:
+    """Give each superpixel's mean grey level (Achanta et al. 2012, SLIC), stretched over the tile to 0..255."""
+    from skimage.segmentation import slic
+
+    grey = grey_of(image)
+    count = max(2, round(grey.size / config.superpixel_px**2))
+    labels = slic(grey, n_segments=count, compactness=0.1, sigma=0.5, channel_axis=None, start_label=0)
+    sums = np.bincount(labels.ravel(), weights=grey.ravel().astype(np.float64))
+    means = (sums / np.maximum(np.bincount(labels.ravel()), 1))[labels]
+    low, high = float(means.min()), float(means.max())
+    return np.round((means - low) * (255 / max(high - low, 32.0))).clip(0, 255).astype(np.uint8)
+
+
+def silhouette(image: Image, _config: DriverConfig) -> Geometry:
+    """Give the part, 255, before dark surroundings or with dark holes, 0; a tile of one tone is all part (Otsu 1979)."""
+    grey = cv2.GaussianBlur(grey_of(image), (0, 0), 1.0)
+    level, binary = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
+    bright = grey > level
+    if not bright.any() or bright.all():
+        return np.full_like(grey, 255)
+    share, light, dark = float(bright.mean()), float(grey[bright].mean()), float(grey[~bright].mean())
+    explained = share * (1 - share) * (light - dark) ** 2 / max(float(grey.var()), 1e-6)
+    if explained < FOREGROUND_SHARE or dark > BACKGROUND_SHARE * light:
+        return np.full_like(grey, 255)
+    for operation in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
+        binary = cv2.morphologyEx(binary, operation, np.ones((3, 3), np.uint8))
+    return np.asarray(binary, np.uint8)
+
+
+KINDS: dict[str, Kind] = {
+    "topology": topology,
+    "edges": edges,
+    "soft-edges": soft_edges,
+    "superpixels": superpixels,
+    "silhouette": silhouette,
+}
+
+
+def grey_of(image: Image) -> Geometry:
+    """Give an RGB image uint8 [h,w,3] in grey, uint8 [h,w]."""
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
+
+
+@lru_cache
+def kind_of(name: str) -> Kind:
+    """Give a kind of geometry by name: one of ours, one that an installed package registers, or `package.module:function`.
+
+    Raises:
+        ConfigError: there is none of this name, or it cannot be loaded.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    try:
+        if name in registered:
+            found: Any = registered[name].load()
+        elif ":" in name:
+            module, _, attribute = name.partition(":")
+            found = getattr(import_module(module), attribute)
+        else:
+            known = ", ".join([*KINDS, *sorted(registered)])
+            raise ConfigError(
+                f"drivers.kind {name!r}", "no such kind of driver", f"choose among {known}, or give `package.module:function`"
+            )
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"drivers.kind {name!r}", f"cannot be loaded ({error})", "install the package, or correct the name") from None
+    return _checked(name, found)
+
+
+def _checked(name: str, plug_in: Kind) -> Kind:
+    def geometry(image: Image, config: DriverConfig) -> Geometry:
+        found: Any = plug_in(image, config)
+        if not isinstance(found, np.ndarray):
+            raise ConfigError(
+                f"driver plug-in {name}", f"returned {type(found).__name__}", f"return a uint8 array of height x width {image.shape[:2]}"
+            )
+        if found.dtype != np.uint8 or found.shape != image.shape[:2]:
+            raise ConfigError(
+                f"driver plug-in {name}",
+                f"returned {found.dtype} of shape {found.shape}",
+                f"return uint8 of height x width {image.shape[:2]}, 0 to 255",
+            )
+        return found
+
+    return geometry

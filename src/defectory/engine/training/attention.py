@@ -1,0 +1,30 @@
+"""Attention that trains fast on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+
+FEW_TOKENS = 32 * 32
+
+
+def use_plain_attention(*models: UNet2DConditionModel | ControlNetModel, num_tokens: int, device: torch.device) -> None:
+    """Let models compute attention as two matrix products on a CPU, where maps are small; elsewhere they keep torch's fused kernel.
+
+    The fused kernel's backward is slow there: on the embedded base the plain one takes a quarter off a training step
+    (decision 026), but needs the square of the tokens in memory. Weights and what is drawn do not depend on it.
+
+    Args:
+        models: changed in place.
+        num_tokens: positions of the largest feature map, the latents' height times width.
+        device: where the models are.
+    """
+    if device.type != "cpu" or num_tokens > FEW_TOKENS:
+        return
+    for model in models:
+        # diffusers' setter is typed for its own union of processors
+        setter: Any = model.set_attn_processor
+        setter(AttnProcessor())

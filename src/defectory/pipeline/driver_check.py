@@ -1,0 +1,76 @@
+"""Driver leakage of a project, and constants of its drivers chosen from its own tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from defectory.artifacts.tiles import Tile
+from defectory.drivers.extract import geometry_map
+from defectory.drivers.leakage import Leakage, leakage
+from defectory.errors import InputError
+from defectory.imageio import load_rgb
+from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.values import masks_of, split_of, spread, tileset_of
+
+if TYPE_CHECKING:
+    from defectory.drivers.tune import Candidate, Sample
+
+MAX_TILES = 150
+
+
+def driver_samples(project: Project) -> tuple[list[Sample], list[Sample]]:
+    """Give annotated train tiles with their masks, and pool tiles, each with the masks of a train tile laid on it."""
+    from defectory.drivers.tune import Sample
+
+    tileset = tileset_of(project)
+    defective = spread([tile for tile in tileset.of("train") if tile.instances], MAX_TILES)
+    free = spread(tileset.of("pool"), MAX_TILES)
+    split_of(project).require_training_ids((tile.image_id for tile in [*defective, *free]), stage="drivers")
+
+    def sample(tile: Tile, labels: Tile) -> Sample:
+        image = load_rgb(project.path("tiles", tile.file_name))
+        return Sample(image=image, masks=tuple(mask for _, mask in masks_of(labels.instances)), valid_hw=tile.valid_hw)
+
+    return (
+        [sample(tile, tile) for tile in defective],
+        [sample(tile, defective[index % len(defective)]) for index, tile in enumerate(free) if defective],
+    )
+
+
+def leakage_of(project: Project) -> Leakage | None:
+    """Measure whether the project's drivers tell defective from defect-free tiles; None where there are too few tiles."""
+    config = project.config.drivers
+
+    def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        geometry = geometry_map(sample.image, config=config, blind=sample.masks, valid_hw=sample.valid_hw)
+        return geometry[..., 0], np.any(sample.masks, axis=0)
+
+    defective, free = driver_samples(project)
+    return leakage([pair(s) for s in defective], [pair(s) for s in free], seed=project.config.seed)
+
+
+def tune_drivers(project: Project) -> Iterator[Progress | list[Candidate]]:
+    """Measure every choice of the driver's constants on the project's train and pool tiles; yields the candidates last, the best first.
+
+    Raises:
+        InputError: there are too few tiles to measure leakage.
+    """
+    from defectory.drivers.leakage import FOLDS
+    from defectory.drivers.tune import candidates_of, tune
+
+    defective, free = driver_samples(project)
+    if min(len(defective), len(free)) < 2 * FOLDS:
+        raise InputError(
+            project.path("tiles"),
+            f"{len(defective)} defective train tiles and {len(free)} pool tiles",
+            f"at least {2 * FOLDS} of each are needed to measure leakage",
+        )
+    total = len(candidates_of(project.config.drivers, tile_px=max(defective[0].image.shape[:2])))
+    for event in tune(defective, free, config=project.config.drivers, seed=project.config.seed):
+        if isinstance(event, int):
+            yield Progress(stage="tune", done=event, total=total)
+        else:
+            yield event
