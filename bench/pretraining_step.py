@@ -1,5 +1,5 @@
-"""What each measure saves of a pretraining step: latents made once, channels-last memory, fused optimiser; what Muon costs;
-compilation beside them.
+"""What each measure saves of a pretraining step: latents made once, channels-last memory, fused optimiser, plain attention; what Muon
+costs; compilation beside them.
 
 The same networks, batch and precision in every loop, timed in turn, step by step, in one process: a plain loop that encodes its images
 and trains as a tutorial does, then one measure more each time, up to the loop `base pretrain` runs. Compilation is measured
@@ -15,7 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from defectory.engine.base.load import embedded_folder, load_base
 from defectory.engine.tensors import images_to_tensor
+from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.diffusion import Noising, build_scheduler
@@ -39,17 +40,20 @@ class Measures:
     latents_made_once: bool = False
     channels_last: bool = False
     fused_optimiser: bool = False
+    plain_attention: bool = False
     muon: bool = False
     compiled: bool = False
 
 
+OURS_BEFORE_MUON = Measures(latents_made_once=True, channels_last=True, fused_optimiser=True, plain_attention=True)
 LOOPS = {
     "plain": Measures(),
     "latents made once": Measures(latents_made_once=True),
     "and channels-last": Measures(latents_made_once=True, channels_last=True),
     "and fused optimiser": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True),
-    "and Muon (ours)": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True, muon=True),
-    "and compiled (not used)": Measures(latents_made_once=True, channels_last=True, fused_optimiser=True, muon=True, compiled=True),
+    "and plain attention": OURS_BEFORE_MUON,
+    "and Muon (ours)": replace(OURS_BEFORE_MUON, muon=True),
+    "and compiled (not used)": replace(OURS_BEFORE_MUON, muon=True, compiled=True),
 }
 
 
@@ -59,6 +63,8 @@ def step_of(
     unet = copy.deepcopy(unet).requires_grad_(True)
     if measures.channels_last:
         unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if measures.plain_attention:
+        use_plain_attention(unet, num_tokens=latents[0, 0].numel(), device=torch.device(device))
     call = torch.compile(unet) if measures.compiled else unet
     optimizer = NamedOptimizer(
         dict(unet.named_parameters()), kind="muon" if measures.muon else "adamw", learning_rate=1e-5, weight_decay=1e-2,

@@ -10,12 +10,10 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from defectory.artifacts.weights import Concept
 from defectory.condition.config import ConditionConfig
@@ -24,6 +22,7 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver
 from defectory.engine.base.load import embedded_folder, load_base
 from defectory.engine.base.save import save_base_like
+from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import TrainingTile
 from defectory.engine.training.events import Step
@@ -69,12 +68,12 @@ def bare_step(batch_size: int, base: Path, device: str) -> Callable[[], None]:
     timesteps = torch.randint(0, 1000, (batch_size,), device=device)
     width = int(models.unet.config["cross_attention_dim"])
     context = torch.randn(batch_size, int(models.text_encoder.config.max_position_embeddings), width, device=device)
-    # the same memory layout and attention kernel as in our loop, so that only the loop's own cost is left
+    # the same memory layout and attention as in our loop, so that only the loop's own cost is left
+    use_plain_attention(control, models.unet, num_tokens=side * side, device=torch.device(device))
     driver = torch.rand(batch_size, models.tile_px, models.tile_px, 3, device=device).permute(0, 3, 1, 2)
 
     def step() -> None:
-        attention = sdpa_kernel(SDPBackend.MATH) if device == "cpu" else nullcontext()
-        with attention, torch.autocast(torch.device(device).type, torch.bfloat16):
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
             down, middle = control(x, timesteps, encoder_hidden_states=context, controlnet_cond=driver, return_dict=False)
             predicted: Tensor = models.unet(
                 x,

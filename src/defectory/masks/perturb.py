@@ -37,7 +37,7 @@ def perturb(mask: Mask, *, seed: int, config: MaskConfig) -> Mask:
     x0, y0, x1, y1 = box_xyxy(mask)
     crop = mask[y0:y1, x0:x1]
     area = int(crop.sum())
-    fine = _finer(crop)
+    fine = finer(crop)
     width = mean_width_px(fine)
     is_long = fine.sum() >= ELONGATED * width**2
     pieces = cv2.connectedComponents(crop.astype(np.uint8), connectivity=8)[0] - 1
@@ -45,9 +45,9 @@ def perturb(mask: Mask, *, seed: int, config: MaskConfig) -> Mask:
         rng = np.random.default_rng([5, seed, attempt])
         moved = _elastic(_affine(fine, rng, config), rng, config)
         wanted = (width if is_long else mean_width_px(moved)) * np.exp(rng.uniform(-config.thickness_share, config.thickness_share))
-        changed = _largest(_coarser(_of_width(moved, wanted)), pieces)
+        changed = _largest(coarser(of_width(moved, wanted)), pieces)
         if AREA_BOUNDS[0] * area <= changed.sum() <= AREA_BOUNDS[1] * area:
-            return _cropped(changed)
+            return cropped(changed)
     return crop.copy()
 
 
@@ -100,8 +100,8 @@ def _to_outline(mask: Mask) -> NDArray[np.float32]:
     return np.maximum(distance.astype(np.float32) - 0.5, 0)
 
 
-def _of_width(mask: Mask, wanted: float) -> Mask:
-    """Move the outline until the mean width is as wanted; a defect is never eaten through."""
+def of_width(mask: Mask, wanted: float) -> Mask:
+    """Move a mask's outline until its mean width in pixels is as wanted; a defect is never eaten through."""
     shift = (wanted - mean_width_px(mask)) / 2
     if abs(shift) < 0.05:
         return mask
@@ -111,14 +111,14 @@ def _of_width(mask: Mask, wanted: float) -> Mask:
     return inside - outside + shift > 0
 
 
-def _finer(mask: Mask) -> Mask:
+def finer(mask: Mask) -> Mask:
     """Give a mask on the finer grid, its stairs smoothed."""
     padded = np.pad(mask, 2).astype(np.float32)
     size = (padded.shape[1] * SUPERSAMPLE, padded.shape[0] * SUPERSAMPLE)
     return cv2.resize(padded, size, interpolation=cv2.INTER_CUBIC) >= 0.5
 
 
-def _coarser(mask: Mask) -> Mask:
+def coarser(mask: Mask) -> Mask:
     """Give a mask on the grid of pixels: those covered by half."""
     height, width = (-(-side // SUPERSAMPLE) * SUPERSAMPLE for side in mask.shape)
     padded = np.pad(mask, ((0, height - mask.shape[0]), (0, width - mask.shape[1]))).astype(np.float32)
@@ -133,6 +133,7 @@ def _largest(mask: Mask, pieces: int) -> Mask:
     return np.isin(labels, order)
 
 
-def _cropped(mask: Mask) -> Mask:
+def cropped(mask: Mask) -> Mask:
+    """Give a mask cropped to its box."""
     x0, y0, x1, y1 = box_xyxy(mask)
     return mask[y0:y1, x0:x1].copy()

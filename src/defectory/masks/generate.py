@@ -1,0 +1,170 @@
+"""New masks from a statistical model of the training masks: their figures are jittered and drawn anew, so that no shape is a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.masks.perturb import SUPERSAMPLE, coarser, cropped, of_width
+from defectory.masks.shapes import NUM_HARMONICS, BlobShape, LineShape, Shape, measure
+
+Mask = NDArray[np.bool_]
+JITTER = 0.12
+"""Standard deviation of the logarithm of every figure around a training mask's."""
+ANGLE_JITTER = 0.2
+"""Radians around a training mask's direction."""
+BRANCH_ANGLES = (0.4, 1.2)
+"""A branch leaves its path at such an angle, radians."""
+TAPER = 0.15
+"""Share of a line, at either end, over which it narrows to a point."""
+MAX_TRIES = 8
+AREA_BOUNDS = (0.5, 2.0)
+"""Area of a drawn mask over that of the training mask its figures came from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeModel:
+    """Figures of the training masks of each class, smallest area first."""
+
+    shapes: Mapping[int, tuple[Shape, ...]]
+
+    def draw(self, category_id: int, *, seed: int, severity: tuple[float, float] = (0.0, 1.0)) -> Mask:
+        """Draw a new mask of a class; a pure function of its arguments.
+
+        Args:
+            category_id: a class with at least one training mask.
+            seed: of everything drawn.
+            severity: quantiles of the training masks' areas between which its size lies.
+
+        Returns:
+            bool [h,w], cropped to its box, one piece, not empty.
+        """
+        shapes = self.shapes[category_id]
+        rng = np.random.default_rng([86, seed])
+        shape = shapes[at_quantile(len(shapes), severity, rng)]
+        best = np.ones((1, 1), bool)
+        nearest = np.inf
+        for _ in range(MAX_TRIES):
+            drawn = draw_shape(jittered(shape, rng), rng)
+            off = abs(np.log(max(1, int(drawn.sum())) / shape.area_px))
+            if off < nearest:
+                best, nearest = drawn, off
+            if AREA_BOUNDS[0] <= drawn.sum() / shape.area_px <= AREA_BOUNDS[1]:
+                break
+        return best
+
+
+def fit(masks: Sequence[tuple[int, Mask]]) -> ShapeModel:
+    """Fit the model to training masks, pairs of category id and mask bool [H,W]."""
+    by_class: dict[int, list[Shape]] = {}
+    for category_id, mask in masks:
+        by_class.setdefault(category_id, []).append(measure(mask))
+    return ShapeModel(shapes={key: tuple(sorted(of, key=lambda shape: shape.area_px)) for key, of in by_class.items()})
+
+
+def at_quantile(count: int, severity: tuple[float, float], rng: np.random.Generator) -> int:
+    """Draw the place, in an order by size, of one of `count` things between two quantiles."""
+    return min(count - 1, int(rng.uniform(*severity) * count))
+
+
+def jittered(shape: Shape, rng: np.random.Generator) -> Shape:
+    """Give a shape like another: every figure a little larger or smaller."""
+
+    def about(value: float) -> float:
+        return float(value * np.exp(JITTER * rng.standard_normal()))
+
+    angle = float((shape.angle + ANGLE_JITTER * rng.standard_normal()) % np.pi)
+    if isinstance(shape, LineShape):
+        return replace(
+            shape, length_px=about(shape.length_px), width_px=about(shape.width_px), width_variation=about(shape.width_variation),
+            wander=about(shape.wander), persistence_px=about(shape.persistence_px), branches=tuple(about(b) for b in shape.branches), angle=angle,
+        )  # fmt: skip
+    return replace(
+        shape, diameter_px=about(shape.diameter_px), elongation=1 + about(shape.elongation - 1), harmonics=tuple(about(a) for a in shape.harmonics),
+        angle=angle,
+    )  # fmt: skip
+
+
+def draw_shape(shape: Shape, rng: np.random.Generator) -> Mask:
+    """Draw a mask of these figures, bool [h,w], cropped to its box."""
+    return _draw_line(shape, rng) if isinstance(shape, LineShape) else _draw_blob(shape, rng)
+
+
+def _draw_line(shape: LineShape, rng: np.random.Generator) -> Mask:
+    paths = [_walk(shape, shape.length_px, shape.angle, np.zeros(2), rng)]
+    for share in shape.branches:
+        at = int(rng.integers(len(paths[0]) // 6, max(len(paths[0]) // 6 + 1, 5 * len(paths[0]) // 6)))
+        ahead = paths[0][min(at + 3, len(paths[0]) - 1)] - paths[0][max(0, at - 3)]
+        heading = float(np.arctan2(ahead[0], ahead[1])) + float(rng.choice([-1, 1]) * rng.uniform(*BRANCH_ANGLES))
+        if rng.random() < 0.5:
+            heading += np.pi
+        paths.append(_walk(shape, share * shape.length_px, heading, paths[0][at], rng))
+    widths = [_profile(len(path), shape, rng, branch=number > 0) for number, path in enumerate(paths)]
+    margin = shape.width_px * 2 + 3
+    low = np.min([path.min(axis=0) for path in paths], axis=0) - margin
+    high = np.max([path.max(axis=0) for path in paths], axis=0) + margin
+    fine = np.zeros(tuple(np.ceil((high - low) * SUPERSAMPLE).astype(int)), np.uint8)
+    for path, width in zip(paths, widths, strict=True):
+        places = np.round((path - low) * SUPERSAMPLE).astype(int)
+        for before, after, thickness in zip(places[:-1], places[1:], width[1:], strict=True):
+            cv2.line(
+                fine,
+                (int(before[1]), int(before[0])),
+                (int(after[1]), int(after[0])),
+                1,
+                max(SUPERSAMPLE // 2, round(float(thickness) * SUPERSAMPLE)),
+            )
+    return _one_piece(coarser(of_width(fine > 0, shape.width_px * SUPERSAMPLE)))
+
+
+def _walk(shape: LineShape, length: float, angle: float, start: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Walk in steps of a pixel; the direction is pulled back to the angle (an Ornstein-Uhlenbeck process)."""
+    count = max(2, round(length))
+    keep = np.exp(-1 / max(1.0, shape.persistence_px))
+    noise = rng.standard_normal(count)
+    turns = np.empty(count)
+    turns[0] = noise[0]
+    for step in range(1, count):
+        turns[step] = keep * turns[step - 1] + np.sqrt(1 - keep**2) * noise[step]
+    heading = angle + shape.wander * turns
+    return np.concatenate([start[None], start + np.stack([np.sin(heading), np.cos(heading)], axis=1).cumsum(axis=0)])
+
+
+def _profile(count: int, shape: LineShape, rng: np.random.Generator, *, branch: bool) -> NDArray[np.float64]:
+    """Give the width at each point of a path, pixels."""
+    coarse = rng.standard_normal(max(2, count // 6 + 2))
+    wave = np.interp(np.linspace(0, len(coarse) - 1, count), np.arange(len(coarse)), coarse)
+    at = np.linspace(0, 1, count)
+    # a branch begins in the middle of its path's width
+    ends = np.minimum(1 - at, 1.0 if branch else at) / TAPER
+    return shape.width_px * np.exp(shape.width_variation * wave) * np.clip(ends, 0.35, 1) * (0.8 if branch else 1.0)
+
+
+def _draw_blob(shape: BlobShape, rng: np.random.Generator) -> Mask:
+    theta = np.linspace(0, 2 * np.pi, 256, endpoint=False)
+    radius = np.ones_like(theta)
+    for wave, amplitude in enumerate(shape.harmonics[:NUM_HARMONICS], start=2):
+        radius += amplitude * np.cos(wave * theta + rng.uniform(0, 2 * np.pi))
+    radius = np.maximum(radius, 0.15) * shape.diameter_px / 2
+    # waves add area: the outline is scaled back to the circle's
+    radius *= shape.diameter_px / 2 / np.sqrt((radius**2).mean())
+    stretch = np.sqrt(max(1.0, shape.elongation))
+    x, y = radius * np.cos(theta) * stretch, radius * np.sin(theta) / stretch
+    turn = np.array([[np.cos(shape.angle), -np.sin(shape.angle)], [np.sin(shape.angle), np.cos(shape.angle)]])
+    outline = turn @ np.stack([x, y])
+    outline = (outline - outline.min(axis=1, keepdims=True) + 2) * SUPERSAMPLE
+    size = np.ceil(outline.max(axis=1) + 2 * SUPERSAMPLE).astype(int)
+    fine = np.zeros((int(size[1]), int(size[0])), np.uint8)
+    cv2.fillPoly(fine, [np.round(outline.T).astype(np.int32)], 1)
+    return _one_piece(coarser(fine > 0))
+
+
+def _one_piece(mask: Mask) -> Mask:
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    if count <= 1:
+        return np.ones((1, 1), bool)
+    return cropped(labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
