@@ -39,7 +39,7 @@ def test_a_straight_line_has_its_length_width_and_direction() -> None:
     mask = line((10, 20), (90, 60), width=3)
     shape = as_line(mask)
     assert shape.length_px == pytest.approx(np.hypot(80, 40), rel=0.1)
-    assert shape.width_px == pytest.approx(mask.sum() / np.hypot(80, 40), rel=0.1)
+    assert shape.width_px == pytest.approx(mask.sum() / np.hypot(80, 40), rel=0.2)
     assert shape.angle == pytest.approx(np.arctan2(40, 80), abs=0.05)
     assert shape.wander < 0.1
     assert shape.branches == ()

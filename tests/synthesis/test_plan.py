@@ -12,8 +12,8 @@ from defectory.artifacts.plan import MaskBank, MaskBankEntry, Plan
 from defectory.artifacts.tiles import Tile, TileInstance, TileSet, Tiling
 from defectory.errors import ConfigError
 from defectory.masks.config import MaskConfig
-from defectory.masks.perturb import perturb
 from defectory.masks.placement import Site, borders_of, place
+from defectory.masks.sources import MaskSources
 from defectory.rle import decode, encode
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.plan import make_plan, plan_summary
@@ -70,10 +70,11 @@ def allowed(_: Tile, __: int | None) -> Mask:
 
 def plan_of(
     num_pool: int = 4, *, train: tuple[Tile, ...] = TRAIN, bank: MaskBank = BANK, keep_place: bool = False, tone_of: Any = lambda tile: f"tone-{tile.id}",
-    tone_distance: Any = lambda tone, other: 0, **config: Any,
+    tone_distance: Any = lambda tone, other: 0, even_classes: bool = False, **config: Any,
 ) -> Plan:  # fmt: skip
+    masks = MaskSources(bank, (), config=MaskConfig(keep_place=keep_place), names={1: "crack", 2: "blowhole"})
     return make_plan(
-        tileset(num_pool, train), bank, config=SynthesisConfig(**config), perturb=lambda mask, seed: perturb(mask, seed=seed, config=MaskConfig()),
+        tileset(num_pool, train), config=SynthesisConfig(**config), draw_mask=masks.draw, even_classes=even_classes,
         place=lambda mask, _class, site, taken, rng: place(mask, size_hw=SIZE_HW, allowed=site.allowed, taken=taken, rng=rng), site_of=lambda tile, seed: Site(allowed=allowed(tile, seed), borders=borders_of(allowed(tile, seed))),
         prompt_of=lambda names, tone: f"an image of a {tone} sks" + (" with " + " and ".join(names) if names else ""),
         tone_of=tone_of, tone_distance=tone_distance, concept_digest="c", control_digest="k",
@@ -205,8 +206,25 @@ def test_a_plan_is_read_back_as_it_was_written(tmp_path: Any) -> None:
 def test_without_pool_or_masks_there_is_no_plan() -> None:
     with pytest.raises(ConfigError, match=r"pool: no defect-free tile; add defect-free images"):
         plan_of(0)
-    with pytest.raises(ConfigError, match=r"mask bank: no mask in train"):
+    with pytest.raises(ConfigError, match=r"train tiles: none shows a defect"):
+        plan_of(train=(tile("t0", 1, "train"),))
+    with pytest.raises(ConfigError, match=r"pool: no mask finds a place"):
         plan_of(bank=MaskBank(split_digest="s", entries=()))
+
+
+def test_classes_can_be_made_to_come_equally_often() -> None:
+    counts = Counter(i.category_id for job in plan_of(40, num_images=300, even_classes=True).jobs for i in job.instances)
+    assert counts[1] / counts[2] == pytest.approx(1, abs=0.25)
+    as_in_train = Counter(i.category_id for job in plan_of(40, num_images=300).jobs for i in job.instances)
+    assert as_in_train[1] / as_in_train[2] > 1.3
+
+
+def test_a_pool_tile_serves_at_most_the_configured_images_and_a_smaller_pool_is_refused() -> None:
+    uses = Counter(job.tile_id for job in plan_of(6, num_images=24, max_images_per_tile=4).jobs)
+    assert uses == {f"p{i}": 4 for i in range(6)}
+    with pytest.raises(ConfigError, match=r"synthesis.num_images 25: 6 pool tiles give 24 images at 4 each") as caught:
+        plan_of(6, num_images=25, max_images_per_tile=4)
+    assert "\n" not in str(caught.value)
 
 
 def test_the_summary_counts() -> None:

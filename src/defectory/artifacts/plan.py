@@ -7,11 +7,15 @@ from typing import Literal
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
 
+MaskSourceKind = Literal["bank", "expert", "statistical"]
+
 
 class MaskSource(Value):
-    """Where a job's mask came from: an entry of the mask bank and the seed of its perturbation."""
+    """Where a job's mask came from: an entry of the mask bank or an expert's mask, and the seed of its perturbation."""
 
+    kind: MaskSourceKind = "bank"
     bank_id: str
+    """Entry or file; empty where a mask was generated, from the seed alone."""
     perturbation_seed: int
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from defectory.pipeline.stage import Project
 
 from defectory.cli.options import ConfigOption, DeviceOption, JsonOption, OverrideOption, open_project
 
 drivers_app = typer.Typer(no_args_is_help=True, help="Topological drivers.")
+masks_app = typer.Typer(no_args_is_help=True, help="Masks that synthesis may paint.")
 
 
 def register(app: typer.Typer) -> None:
@@ -20,6 +24,9 @@ def register(app: typer.Typer) -> None:
     drivers_app.command("extract")(extract)
     drivers_app.command("tune")(tune)
     app.add_typer(drivers_app, name="drivers")
+    masks_app.command("review")(review_masks)
+    masks_app.command("preview")(preview_masks)
+    app.add_typer(masks_app, name="masks")
 
 
 @drivers_app.callback()
@@ -176,7 +183,6 @@ def tune(
     from defectory.cli.show import show_events, show_table
     from defectory.drivers.tune import Candidate
     from defectory.pipeline.driver_check import tune_drivers
-    from defectory.pipeline.run import needed_for, run_project, stages_of
     from defectory.pipeline.stage import Event
     from defectory.run import write_json
 
@@ -184,13 +190,13 @@ def tune(
     found: list[Candidate] = []
 
     def events() -> Iterator[Event]:
-        yield from run_project(project, only=needed_for(stages_of(project), ["tiles"]))
         for event in tune_drivers(project):
             if isinstance(event, list):
                 found.extend(event)
             else:
                 yield event
 
+    _cut_tiles(project)
     show_events(events(), as_json=as_json)
     path = project.path("tune", "drivers.json")
     write_json(path, [{**asdict(c), "config": c.config.model_dump(mode="json")} for c in found])
@@ -213,6 +219,56 @@ def tune(
             print("every choice leaks: check that labels cover the whole defect, and that drivers.defect_blind is on")
         print(f"[drivers] of {config}: " + (", ".join(f"{key} = {value}" for key, value in changed.items()) or "stays as it is"))
         print(f"all choices: {path}")
+
+
+@masks_app.callback()
+def _masks() -> None:
+    """Masks that synthesis may paint: those of train, an expert's, and new ones."""
+
+
+def review_masks(
+    config: ConfigOption = Path("project.toml"),
+    override: OverrideOption = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("masks"),
+) -> None:
+    """Write the training masks as PNG files for an expert to correct or add to; `masks.expert` of the project file reads them back."""
+    from defectory.errors import OutputError
+    from defectory.pipeline.mask_check import review_masks as write
+
+    project = open_project(config, overrides=override)
+    if out.exists() and any(out.iterdir()):
+        raise OutputError(out, "is there already and may hold corrections", "give another folder (--out)")
+    _cut_tiles(project)
+    print(f"{write(project, out)} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, add new ones, and set")
+    print(f'masks.expert = "{out}"')
+
+
+def preview_masks(
+    config: ConfigOption = Path("project.toml"),
+    override: OverrideOption = None,
+    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Masks of each class.")] = 20,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="Sheet to write.")] = Path("masks.png"),
+) -> None:
+    """Draw masks from the project's sources and look at them before anything is synthesized."""
+    from defectory.cli.show import show_table
+    from defectory.imageio import save_png
+    from defectory.pipeline.mask_check import preview_masks as preview
+    from defectory.pipeline.mask_check import summary_of
+
+    project = open_project(config, overrides=override)
+    _cut_tiles(project)
+    sheet, counts = preview(project, per_class=per_class, seed=seed)
+    save_png(out, sheet)
+    show_table("Masks", ("class", "drawn from"), summary_of(counts))
+    print(out)
+
+
+def _cut_tiles(project: Project) -> None:
+    from defectory.cli.show import show_events
+    from defectory.pipeline.run import needed_for, run_project, stages_of
+
+    show_events(run_project(project, only=needed_for(stages_of(project), ["tiles"])))
 
 
 DRIVER_CONSTANTS = ("grid_px", "threshold_block_px", "threshold_constant", "edge_high", "soft_sigma_px", "superpixel_px")

@@ -4,14 +4,41 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
 
 
-class MaskConfig(Section):
-    """How training masks are perturbed before they are placed."""
+class MaskShares(Section):
+    """How much of the masks each source gives, in proportion."""
 
+    bank: float = Field(default=1.0, ge=0)
+    """Training masks, perturbed."""
+    expert: float = Field(default=0.0, ge=0)
+    """Masks of `masks.expert`, perturbed."""
+    statistical: float = Field(default=0.0, ge=0)
+    """Drawn anew from the figures of the training masks: length, width, wander and branches of cracks, size and roughness of blobs."""
+
+    @model_validator(mode="after")
+    def _some_source(self) -> MaskShares:
+        if self.bank + self.expert + self.statistical <= 0:
+            raise ValueError("no source has a share above 0")
+        return self
+
+
+class MaskConfig(Section):
+    """Where masks come from, and how they are perturbed before they are placed."""
+
+    sources: MaskShares = MaskShares()
+    expert: str | None = None
+    """Masks of an expert: a folder with one folder of PNG masks per class, or a COCO file. PNG files named as bank entries correct them,
+    whatever the shares; `defectory masks review` writes such a folder."""
+    severity: tuple[float, float] = (0.0, 1.0)
+    """Quantiles of the sizes of each class's training masks between which sizes lie: (0.5, 1) draws the larger half."""
+    class_balance: Literal["train", "even"] = "train"
+    """`train`: classes come as often as in train; `even`: rare ones as often as common ones."""
+    max_uses: int | None = Field(default=None, ge=1)
+    """Most drivers that one mask of the bank or the expert serves."""
     rotate_degrees: float = Field(default=180.0, ge=0)
     scale_range: tuple[float, float] = (0.8, 1.25)
     shear: float = Field(default=0.1, ge=0)
@@ -25,3 +52,16 @@ class MaskConfig(Section):
     keep_place: bool = False
     """Leave a mask where it was on its source tile instead of placing it anew."""
     min_area_px: int = Field(default=9, ge=1)
+
+    @field_validator("severity")
+    @classmethod
+    def _quantiles(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError(f"{list(value)} are not two quantiles from 0 to 1 in order")
+        return value
+
+    @model_validator(mode="after")
+    def _expert_is_named(self) -> MaskConfig:
+        if self.sources.expert > 0 and self.expert is None:
+            raise ValueError("masks.sources has a share of `expert`, and masks.expert names no folder or file")
+        return self

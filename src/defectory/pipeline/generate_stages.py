@@ -16,8 +16,6 @@ from defectory.curation.decide import write_contact_sheet as write_curation_shee
 from defectory.engine.base.prompts import condition_prompt
 from defectory.evaluation.contrast import contrasts_by_class, defect_contrast
 from defectory.imageio import load_rgb
-from defectory.masks.bank import build_bank
-from defectory.masks.perturb import perturb
 from defectory.masks.placement import (
     RELATIONS,
     Site,
@@ -30,6 +28,8 @@ from defectory.masks.placement import (
     site_of,
     solid_pixels,
 )
+from defectory.masks.sources import MaskSources
+from defectory.pipeline.mask_check import bank_from_train, expert_masks
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.rle import decode, encode
@@ -159,7 +159,8 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
 
     tileset = tileset_of(project)
     config = project.config
-    bank = build_bank(tileset, split_of(project), min_area_px=config.masks.min_area_px)
+    bank = bank_from_train(project)
+    supplied, bank = expert_masks(project, bank)
     shares: dict[int, np.ndarray] = {}
     if config.masks.placement == "learned":
         shares, bank = placement_in_train(project, bank)
@@ -187,9 +188,9 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         # classes do not matter for tones; naming them would read the tile set again for every tile
         return TrainingTile(id=tile.id, image=image, instances=masks, class_names=("",) * len(masks), valid_hw=tile.valid_hw).tone
 
+    sources = MaskSources(bank, supplied, config=config.masks, names=names)
     plan = make_plan(
-        tileset, bank, config=config.synthesis,
-        perturb=lambda mask, seed: perturb(mask, seed=seed, config=config.masks),
+        tileset, config=config.synthesis, draw_mask=sources.draw, even_classes=config.masks.class_balance == "even",
         place=put,
         site_of=tile_as_site,
         prompt_of=lambda names, tone: _prompt_of(project, concept, names, tone), tone_of=tone_of, tone_distance=contrast_steps,

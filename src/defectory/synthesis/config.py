@@ -17,6 +17,8 @@ class SynthesisConfig(Section):
     """Offline augmented versions of each pool image (paper: 10); 0 uses pool tiles as they are."""
     max_seeds_per_driver: int = Field(default=15, ge=1)
     """At most this many images per driver (paper: 15)."""
+    max_images_per_tile: int | None = Field(default=None, ge=1)
+    """At most this many images on one pool tile, all its versions together; a pool that is too small for it is refused."""
     scheduler: Literal["base", "ddim", "ddpm", "euler", "dpm-solver"] = "base"
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=1.0, ge=1)

@@ -10,14 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
-from defectory.artifacts.plan import Job, MaskBank, MaskBankEntry, MaskSource, Plan
+from defectory.artifacts.plan import Job, MaskSource, Plan
 from defectory.artifacts.tiles import Tile, TileSet
 from defectory.errors import ConfigError
-from defectory.rle import decode, encode
+from defectory.rle import encode
 from defectory.synthesis.config import SynthesisConfig
 
 Mask = NDArray[np.bool_]
-Perturb = Callable[[Mask, int], Mask]
+DrawMask = Callable[[int, np.random.Generator], tuple[Mask, MaskSource] | None]
+"""Class and generator to a mask, cropped unless masks keep their place, and its source; None where there is none of the class."""
 
 
 class Site(Protocol):
@@ -50,10 +51,9 @@ class _Mix(NamedTuple):
 
 def make_plan(
     tileset: TileSet,
-    bank: MaskBank,
     *,
     config: SynthesisConfig,
-    perturb: Perturb,
+    draw_mask: DrawMask,
     place: Place,
     site_of: Callable[[Tile, int | None], Site],
     prompt_of: Callable[[Sequence[str], str], str],
@@ -63,8 +63,9 @@ def make_plan(
     control_digest: str,
     driver_config_digest: str,
     keep_place: bool = False,
+    even_classes: bool = False,
 ) -> Plan:
-    """Pair pool tiles (and their augmented versions) with perturbed masks of the bank.
+    """Pair pool tiles (and their augmented versions) with masks.
 
     How many defects an image gets, of which classes and in what tones, follows the train tiles; the pool tile is one of like
     tones, since a driver and words that contradict each other give a picture of neither. One driver serves at most
@@ -72,9 +73,8 @@ def make_plan(
 
     Args:
         tileset: pool tiles, and train tiles for the mix of classes and counts.
-        bank: masks that may be used.
         config: how many images, augmentations and seeds.
-        perturb: mask and seed to a cropped, perturbed mask.
+        draw_mask: gives a mask of a class.
         place: puts it on a tile.
         site_of: tile and augmentation seed to where defects may lie on it.
         prompt_of: class names and tone words to the prompt; no class name gives that of the half without mask.
@@ -84,15 +84,20 @@ def make_plan(
         control_digest: of the control network.
         driver_config_digest: of the driver configuration.
         keep_place: masks stay where they were on their source tile.
+        even_classes: mixes of rare classes are taken more often, so that all classes come equally often.
 
     Raises:
-        ConfigError: no pool tile or no mask.
+        ConfigError: no pool tile, or fewer than `max_images_per_tile` asks for; no mask.
     """
     pool = tileset.of("pool")
     if not pool:
         raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
-    if not bank.entries:
-        raise ConfigError("mask bank", "no mask in train", "add annotated images")
+    most = config.max_images_per_tile
+    if most is not None and most * len(pool) < config.num_images:
+        raise ConfigError(
+            f"synthesis.num_images {config.num_images}", f"{len(pool)} pool tiles give {most * len(pool)} images at {most} each",
+            "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
+        )  # fmt: skip
     # where every defect is larger than a tile, parts of them count
     for least in (MIN_VISIBLE_SHARE, 0.0):
         shown = [
@@ -102,15 +107,20 @@ def make_plan(
         mixes = [_Mix(category_ids, tone_of(tile)) for tile, category_ids in shown if category_ids]
         if mixes:
             break
-    by_class: dict[int, list[MaskBankEntry]] = {}
-    for entry in bank.entries:
-        by_class.setdefault(entry.category_id, []).append(entry)
+    if not mixes:
+        raise ConfigError("train tiles", "none shows a defect", "add annotated images")
+    weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
     versions = max(1, config.augmentations_per_image)
-    num_drivers = max(-(-config.num_images // config.max_seeds_per_driver), min(config.num_images, len(pool) * versions))
+    # a limit per tile is kept by counting drivers, so each serves one image
+    num_drivers = (
+        config.num_images
+        if most is not None
+        else max(-(-config.num_images // config.max_seeds_per_driver), min(config.num_images, len(pool) * versions))
+    )
     order = np.random.default_rng([41, config.seed]).permutation(len(pool))
     tones = [tone_of(tile) for tile in pool]
     distances: dict[str, NDArray[np.int64]] = {}
-    uses = np.zeros(len(pool), int)
+    uses, images_on = np.zeros(len(pool), int), np.zeros(len(pool), int)
     jobs: list[Job] = []
 
     def version_of(place_in_pool: int) -> int | None:
@@ -122,18 +132,21 @@ def make_plan(
     for driver_index in range(num_drivers):
         rng = np.random.default_rng([42, config.seed, driver_index])
         for _ in range(TRIES):
-            mix = mixes[int(rng.integers(len(mixes)))]
+            mix = mixes[int(rng.integers(len(mixes)) if weights is None else rng.choice(len(mixes), p=weights))]
             if mix.tone not in distances:
                 distances[mix.tone] = np.array([tone_distance(mix.tone, tone) for tone in tones])
             costs = uses + REUSE_PER_STEP * distances[mix.tone]
+            if most is not None:
+                costs = np.where(images_on >= most, np.iinfo(np.int64).max, costs)
             place_in_pool = int(order[int(costs[order].argmin())])
             tile, augmentation_seed = pool[place_in_pool], version_of(place_in_pool)
             uses[place_in_pool] += 1
-            instances, sources = _label(tile, augmentation_seed, mix, by_class, rng, perturb, place, site_of, keep_place)
+            instances, sources = _label(tile, augmentation_seed, mix, rng, draw_mask, place, site_of, keep_place)
             if instances:
+                images_on[place_in_pool] += 1
                 break
         else:
-            raise ConfigError("pool", f"no mask of the bank finds a place on any of {TRIES} tiles", "use larger tiles or more masks")
+            raise ConfigError("pool", f"no mask finds a place on any of {TRIES} tiles", "use larger tiles or more masks")
         names = [tileset.categories[i.category_id - 1].name for i in instances]
         prompt, prompt_without = (prompt_of(named, mix.tone) for named in (names, ()))
         # jobs driver_index, driver_index + num_drivers, ... share a driver
@@ -152,8 +165,7 @@ def make_plan(
 
 
 def _label(
-    tile: Tile, augmentation_seed: int | None, mix: _Mix, by_class: dict[int, list[MaskBankEntry]], rng: np.random.Generator,
-    perturb: Perturb, place: Place, site_of: Callable[[Tile, int | None], Site], keep_place: bool,
+    tile: Tile, augmentation_seed: int | None, mix: _Mix, rng: np.random.Generator, draw_mask: DrawMask, place: Place, site_of: Callable[[Tile, int | None], Site], keep_place: bool,
 ) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:  # fmt: skip
     """Give the labels of one driver and where their masks come from; none where no mask finds a place."""
     site = site_of(tile, augmentation_seed)
@@ -161,19 +173,35 @@ def _label(
     instances: list[Instance] = []
     sources: list[MaskSource] = []
     for category_id in mix.category_ids:
-        entries = by_class.get(category_id, [])
-        if not entries:
+        drawn = draw_mask(category_id, rng)
+        if drawn is None:
             continue
-        entry = entries[int(rng.integers(len(entries)))]
-        seed = int(rng.integers(2**31))
-        source = decode(entry.mask.rle)
-        placed = source & site.allowed if keep_place else place(perturb(source, seed), category_id, site, taken, rng)
+        mask, source = drawn
+        placed = mask & site.allowed if keep_place else place(mask, category_id, site, taken, rng)
         if placed is None or not placed.any() or (placed & taken).any():
             continue
         taken |= placed
         instances.append(Instance(category_id=category_id, rle=encode(placed)))
-        sources.append(MaskSource(bank_id=entry.id, perturbation_seed=seed))
+        sources.append(source)
     return tuple(instances), tuple(sources)
+
+
+def _even_weights(classes_of: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+    """Give the probability of each mix at which all classes come about equally often: iterated proportional fitting over the classes."""
+    classes = sorted({c for of in classes_of for c in of})
+    counts = np.array([[list(of).count(c) for c in classes] for of in classes_of], np.float64)
+    weights = np.full(len(counts), 1 / len(counts))
+    for _ in range(EVEN_ROUNDS):
+        share = weights @ counts
+        share = share / share.sum()
+        # each mix by the mean need of the defects it holds
+        need = counts @ (1 / share) / counts.sum(axis=1)
+        weights = weights * np.sqrt(need)
+        weights = weights / weights.sum()
+    return weights
+
+
+EVEN_ROUNDS = 60
 
 
 def plan_summary(plan: Plan) -> dict[str, object]:

@@ -1,0 +1,141 @@
+"""Masks that an expert supplies or corrects, as PNG files or COCO annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category, Instance
+from defectory.artifacts.plan import MaskBank
+from defectory.errors import AnnotationError
+from defectory.imageio import load_class_mask, save_png
+from defectory.masks.perturb import cropped
+from defectory.masks.sources import ExpertMask
+from defectory.rle import decode, encode
+from defectory.run import atomic_folder
+
+Mask = NDArray[np.bool_]
+SHEET = "sheet.png"
+
+
+def read_folder(
+    folder: Path, *, bank: MaskBank, categories: Sequence[Category], scale: float, tile_px: int
+) -> tuple[tuple[ExpertMask, ...], MaskBank]:
+    """Read `<class>/<name>.png`, any value above 0 being the defect: new masks, and the bank with corrected ones in place of its own.
+
+    A file with the name of a bank entry corrects it and has its tile's size; any other is a new mask at the scale of the images.
+
+    Args:
+        folder: of the expert.
+        bank: of the training masks.
+        categories: of the data set.
+        scale: tile pixels per image pixel.
+        tile_px: side of a tile.
+
+    Raises:
+        AnnotationError: a class that train does not have, a mask that is empty, covers everything, or is larger than a tile, a
+            correction of another size than its tile.
+    """
+    if not folder.is_dir():
+        raise AnnotationError(folder, "no such folder", "give a folder with one folder of PNG masks per class (masks.expert)")
+    ids = _trained(bank, categories)
+    entries = {entry.id: entry for entry in bank.entries}
+    found: list[ExpertMask] = []
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = sorted(class_folder.glob("*.png"))
+        category_id = _id_of(class_folder.name, ids, class_folder)
+        for path in files:
+            mask = load_class_mask(path) > 0
+            if not mask.any():
+                raise AnnotationError(path, "is empty", "draw the defect in any value above 0, or delete the file")
+            if mask.all():
+                raise AnnotationError(path, "covers everything", "leave background at 0")
+            entry = entries.get(path.stem)
+            if entry is None:
+                found.append(_supplied(path.stem, category_id, mask, path, scale, tile_px))
+                continue
+            size_hw = entry.mask.rle.size_hw
+            if mask.shape != size_hw:
+                raise AnnotationError(
+                    path,
+                    f"is {mask.shape[0]}x{mask.shape[1]}, its tile {size_hw[0]}x{size_hw[1]} (height x width)",
+                    "correct it at its own size, or give it a new name",
+                )
+            entries[entry.id] = entry.model_copy(
+                update={"category_id": category_id, "mask": Instance(category_id=category_id, rle=encode(mask))}
+            )
+    return tuple(found), bank.model_copy(update={"entries": tuple(entries.values())})
+
+
+def from_instances(
+    named: Sequence[tuple[str, str, Mask]], *, where: Path, bank: MaskBank, categories: Sequence[Category], scale: float, tile_px: int
+) -> tuple[ExpertMask, ...]:
+    """Give new masks from annotations: id, class name and mask bool [H,W] of each.
+
+    Raises:
+        AnnotationError: as for `read_folder`.
+    """
+    ids = _trained(bank, categories)
+    found: list[ExpertMask] = []
+    for name, class_name, mask in named:
+        category_id = _id_of(class_name, ids, where)
+        if mask.all():
+            raise AnnotationError(where, f"mask {name} covers its whole image", "leave background out of it")
+        found.append(_supplied(name, category_id, mask, where, scale, tile_px))
+    return tuple(found)
+
+
+def write_review(bank: MaskBank, categories: Sequence[Category], sheet: NDArray[np.uint8], out: Path) -> int:
+    """Write every mask of the bank as `<class>/<id>.png`, 0 and 255 at its tile's size, and a sheet; corrected, the folder can be read back.
+
+    Args:
+        bank: of the training masks.
+        categories: of the data set.
+        sheet: RGB uint8 [H,W,3] to look at.
+        out: folder, replaced as a whole.
+
+    Returns:
+        How many masks were written.
+    """
+    names = {category.id: category.name for category in categories}
+    with atomic_folder(out) as folder:
+        for entry in bank.entries:
+            save_png(folder / names[entry.category_id] / f"{entry.id}.png", decode(entry.mask.rle).astype(np.uint8) * 255)
+        save_png(folder / SHEET, sheet)
+    return len(bank.entries)
+
+
+def _trained(bank: MaskBank, categories: Sequence[Category]) -> dict[str, int | None]:
+    """Category ids by name; None for classes without a training mask, which phase 2 has never seen."""
+    seen = {entry.category_id for entry in bank.entries}
+    return {category.name: category.id if category.id in seen else None for category in categories}
+
+
+def _id_of(name: str, ids: Mapping[str, int | None], where: Path) -> int:
+    if name not in ids:
+        raise AnnotationError(where, f"class {name!r} is none of the data set's", f"name it one of {', '.join(ids)}")
+    category_id = ids[name]
+    if category_id is None:
+        raise AnnotationError(
+            where, f"class {name!r} has no training example", "annotate some images of it: the control network has never seen one"
+        )
+    return category_id
+
+
+def _supplied(name: str, category_id: int, mask: Mask, where: Path, scale: float, tile_px: int) -> ExpertMask:
+    crop = cropped(mask)
+    if scale != 1:
+        size_wh = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
+        cover = cv2.resize(crop.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        crop = cover >= 0.5 if (cover >= 0.5).any() else cover > 0
+    if max(crop.shape) > tile_px:
+        raise AnnotationError(
+            where,
+            f"mask {name} is {crop.shape[0]}x{crop.shape[1]} tile pixels (height x width), a tile {tile_px}",
+            "cut it, or leave it out: it would reach outside the frame",
+        )
+    return ExpertMask(id=name, category_id=category_id, mask=crop)

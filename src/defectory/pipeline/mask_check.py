@@ -1,0 +1,128 @@
+"""The masks a project may use: bank, expert's masks, and what the sources draw from them, for people to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.plan import MaskBank, MaskBankEntry
+from defectory.drawing import contact_sheet, draw_outlines
+from defectory.errors import ConfigError
+from defectory.formats.coco import load_coco
+from defectory.imageio import load_rgb
+from defectory.masks.bank import build_bank
+from defectory.masks.expert import from_instances, read_folder, write_review
+from defectory.masks.sources import ExpertMask, MaskSources
+from defectory.pipeline.stage import Project
+from defectory.pipeline.values import dataset_of, source_listing, split_of, spread, tileset_of
+from defectory.rle import decode
+
+Mask = NDArray[np.bool_]
+SHEET_COLUMNS = 10
+MAX_CELLS = 120
+MASK_COLOUR = (255, 60, 40)
+
+
+def bank_from_train(project: Project) -> MaskBank:
+    """Build the mask bank from train tiles.
+
+    Raises:
+        ConfigError: train has no mask.
+    """
+    bank = build_bank(tileset_of(project), split_of(project), min_area_px=project.config.masks.min_area_px)
+    if not bank.entries:
+        raise ConfigError("mask bank", "no mask in train", "add annotated images")
+    return bank
+
+
+def _expert_path(project: Project) -> Path | None:
+    expert = project.config.masks.expert
+    return None if expert is None else project.source_folder / Path(expert).expanduser()
+
+
+def expert_listing(project: Project) -> object:
+    """Give name, size and time of the expert's files, so that a changed one is noticed."""
+    path = _expert_path(project)
+    return None if path is None or not path.exists() else source_listing(path)
+
+
+def expert_masks(project: Project, bank: MaskBank) -> tuple[tuple[ExpertMask, ...], MaskBank]:
+    """Read the expert's masks: new ones, and the bank with its corrections.
+
+    Raises:
+        AnnotationError: a mask that cannot be used.
+    """
+    path = _expert_path(project)
+    if path is None:
+        return (), bank
+    dataset, tiling = dataset_of(project), tileset_of(project).tiling
+    if path.suffix.lower() == ".json":
+        root = project.config.data.image_root
+        raw = load_coco(path, image_root=None if root is None else project.source_folder / root)
+        named = [
+            (f"{Path(image.file_name).stem}-{number}", instance.class_name, decode(instance.rle))
+            for image in raw.images
+            for number, instance in enumerate(image.instances)
+            if not instance.is_crowd
+        ]
+        return from_instances(named, where=path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px), bank
+    return read_folder(path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px)
+
+
+def review_masks(project: Project, out: Path) -> int:
+    """Write the bank's masks for an expert to correct, with a sheet of the tiles they lie on; give how many there are."""
+    bank, tileset = bank_from_train(project), tileset_of(project)
+    tiles = {tile.id: tile for tile in tileset.tiles}
+    names = {category.id: category.name for category in tileset.categories}
+
+    def cell(entry: MaskBankEntry) -> NDArray[np.uint8]:
+        image = load_rgb(project.path("tiles", tiles[entry.tile_id].file_name))
+        return draw_outlines(image, [(MASK_COLOUR, decode(entry.mask.rle))])
+
+    shown = spread(bank.entries, MAX_CELLS)
+    sheet = contact_sheet(
+        [cell(e) for e in shown], columns=SHEET_COLUMNS, labels=[f"{names[e.category_id]} {e.id}" for e in shown], cell_px=160
+    )
+    return write_review(bank, tileset.categories, sheet, out)
+
+
+def preview_masks(project: Project, *, per_class: int, seed: int) -> tuple[NDArray[np.uint8], dict[str, dict[str, int]]]:
+    """Draw masks of every class from the configured sources; give a sheet of them, RGB uint8, and how many came from which source."""
+    bank = bank_from_train(project)
+    supplied, bank = expert_masks(project, bank)
+    tileset = tileset_of(project)
+    names = {category.id: category.name for category in tileset.categories}
+    config = project.config.masks.model_copy(update={"keep_place": False})
+    sources = MaskSources(bank, supplied, config=config, names=names)
+    cells: list[NDArray[np.uint8]] = []
+    labels: list[str] = []
+    counts: dict[str, dict[str, int]] = {}
+    for category_id, name in names.items():
+        rng = np.random.default_rng([87, seed, category_id])
+        for _ in range(per_class):
+            drawn = sources.draw(category_id, rng)
+            if drawn is None:
+                break
+            mask, source = drawn
+            cells.append(_framed(mask, tileset.tiling.tile_px))
+            labels.append(f"{name}, {source.kind}")
+            of = counts.setdefault(name, {})
+            of[source.kind] = of.get(source.kind, 0) + 1
+    return contact_sheet(cells, columns=min(SHEET_COLUMNS, per_class), labels=labels, cell_px=128), counts
+
+
+def _framed(mask: Mask, side: int) -> NDArray[np.uint8]:
+    """Lay a mask in the middle of a tile, RGB uint8 [side,side,3]."""
+    canvas = np.zeros((side, side, 3), np.uint8)
+    mask = mask[:side, :side]
+    top, left = (side - mask.shape[0]) // 2, (side - mask.shape[1]) // 2
+    canvas[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = 255
+    return canvas
+
+
+def summary_of(counts: dict[str, dict[str, int]]) -> Sequence[tuple[str, str]]:
+    """Give class and what its masks came from, for a table."""
+    return [(name, ", ".join(f"{count} {kind}" for kind, count in sorted(of.items()))) for name, of in counts.items()]

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category, Instance
+from defectory.artifacts.plan import MaskBank, MaskBankEntry
+from defectory.errors import AnnotationError, ConfigError
+from defectory.imageio import save_png
+from defectory.masks.config import MaskConfig
+from defectory.masks.expert import from_instances, read_folder, write_review
+from defectory.masks.sources import ExpertMask, MaskSources
+from defectory.rle import decode, encode
+
+SIZE_HW = (40, 56)
+CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="pit"), Category(id=3, name="stain"))
+NAMES = {category.id: category.name for category in CATEGORIES}
+Mask = NDArray[np.bool_]
+
+
+def square(side: int, size_hw: tuple[int, int] = SIZE_HW) -> Mask:
+    mask = np.zeros(size_hw, bool)
+    mask[4 : 4 + side, 6 : 6 + side] = True
+    return mask
+
+
+def entry(number: int, category_id: int, side: int) -> MaskBankEntry:
+    return MaskBankEntry(
+        id=f"train-{number}", tile_id=f"t{number}", image_id=number, category_id=category_id,
+        mask=Instance(category_id=category_id, rle=encode(square(side))),
+    )  # fmt: skip
+
+
+BANK = MaskBank(split_digest="s", entries=tuple(entry(n, 1 if n < 6 else 2, 6 + 2 * n) for n in range(8)))
+
+
+def sources(**config: Any) -> MaskSources:
+    return MaskSources(BANK, (), config=MaskConfig.model_validate(config), names=NAMES)
+
+
+def drawn(of: MaskSources, count: int, category_id: int = 1) -> list[Any]:
+    rng = np.random.default_rng(0)
+    return [of.draw(category_id, rng) for _ in range(count)]
+
+
+def test_the_bank_alone_gives_all_its_masks_of_a_class_and_none_of_a_class_it_lacks() -> None:
+    found = Counter(source.bank_id for _, source in drawn(sources(), 200))
+    assert set(found) == {f"train-{n}" for n in range(6)}
+    assert min(found.values()) > 15
+    assert sources().draw(3, np.random.default_rng(0)) is None
+
+
+def test_sources_come_in_their_shares_and_a_class_without_expert_masks_takes_the_others() -> None:
+    expert = (ExpertMask(id="mine", category_id=1, mask=np.ones((5, 9), bool)),)
+    config = MaskConfig.model_validate({"sources": {"bank": 1, "expert": 1, "statistical": 2}, "expert": "folder"})
+    of = MaskSources(BANK, expert, config=config, names=NAMES)
+    kinds = Counter(source.kind for _, source in drawn(of, 400))
+    assert kinds["statistical"] / 400 == pytest.approx(0.5, abs=0.07)
+    assert kinds["expert"] / 400 == pytest.approx(0.25, abs=0.07)
+    assert set(Counter(source.kind for _, source in drawn(of, 60, category_id=2))) == {"bank", "statistical"}
+
+
+def test_severity_keeps_to_quantiles_of_the_training_sizes() -> None:
+    large = Counter(source.bank_id for _, source in drawn(sources(severity=(0.5, 1.0)), 60))
+    assert set(large) == {"train-3", "train-4", "train-5"}
+    new = drawn(sources(severity=(0.0, 0.2), sources={"bank": 0, "statistical": 1}), 20)
+    assert max(mask.sum() for mask, _ in new) < 100
+
+
+def test_a_limit_of_uses_is_kept_and_one_line_says_when_it_is_spent() -> None:
+    of = sources(max_uses=2)
+    found = Counter(source.bank_id for _, source in drawn(of, 12))
+    assert set(found.values()) == {2}
+    with pytest.raises(ConfigError, match=r"more than 12 masks of class crack, of which there are 6") as caught:
+        of.draw(1, np.random.default_rng(1))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_share_of_the_expert_wants_its_masks() -> None:
+    with pytest.raises(ValueError, match=r"masks.expert names no folder"):
+        MaskConfig.model_validate({"sources": {"expert": 1}})
+    with pytest.raises(ValueError, match="no source"):
+        MaskConfig.model_validate({"sources": {"bank": 0}})
+    with pytest.raises(ValueError, match="not two quantiles"):
+        MaskConfig.model_validate({"severity": (0.8, 0.2)})
+
+
+def read(folder: Path, scale: float = 1.0) -> tuple[tuple[ExpertMask, ...], MaskBank]:
+    return read_folder(folder, bank=BANK, categories=CATEGORIES, scale=scale, tile_px=SIZE_HW[1])
+
+
+def test_a_review_comes_back_as_it_was_and_corrections_replace_their_entries(tmp_path: Path) -> None:
+    assert write_review(BANK, CATEGORIES, np.zeros((10, 14, 3), np.uint8), tmp_path / "masks") == 8
+    supplied, bank = read(tmp_path / "masks")
+    assert supplied == ()
+    assert bank == BANK
+
+    corrected = square(3)
+    save_png(tmp_path / "masks" / "crack" / "train-2.png", corrected.astype(np.uint8) * 255)
+    save_png(tmp_path / "masks" / "pit" / "new.png", square(9, (80, 70)).astype(np.uint8))
+    supplied, bank = read(tmp_path / "masks", scale=0.5)
+    assert np.array_equal(decode(bank.entries[2].mask.rle), corrected)
+    assert bank.entries[3] == BANK.entries[3]
+    assert [(m.id, m.category_id) for m in supplied] == [("new", 2)]
+    assert supplied[0].mask.shape == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "mask", "found"),
+    [
+        ("dent/a.png", square(5), "class 'dent' is none of the data set's"),
+        ("stain/a.png", square(5), "class 'stain' has no training example"),
+        ("crack/a.png", np.zeros(SIZE_HW, bool), "is empty"),
+        ("crack/a.png", np.ones(SIZE_HW, bool), "covers everything"),
+        ("crack/train-1.png", square(5, (41, 56)), "is 41x56, its tile 40x56"),
+        ("crack/a.png", square(60, (70, 70)), "a tile 56"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_one_line(tmp_path: Path, name: str, mask: Mask, found: str) -> None:
+    save_png(tmp_path / name, mask.astype(np.uint8) * 255)
+    with pytest.raises(AnnotationError) as caught:
+        read(tmp_path)
+    assert found in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_annotations_of_an_expert_become_masks_of_their_class(tmp_path: Path) -> None:
+    common: Any = {"where": tmp_path / "coco.json", "bank": BANK, "categories": CATEGORIES, "scale": 1.0, "tile_px": 56}
+    found = from_instances([("a-0", "pit", square(7))], **common)
+    assert (found[0].id, found[0].category_id, found[0].mask.shape) == ("a-0", 2, (7, 7))
+    with pytest.raises(AnnotationError, match="no training example"):
+        from_instances([("a-0", "stain", square(7))], **common)
