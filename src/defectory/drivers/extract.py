@@ -38,7 +38,7 @@ def geometry_map(
     window = image[:height, :width]
     ratio = config.grid_px / max(image.shape[:2])
     grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
-    low = cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA)  # 1. downscale
+    low = np.asarray(cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA), np.uint8)  # 1. downscale
     if config.kind in KINDS:
         low = grey_of(low)  # 2. grayscale; a plug-in sees colour
     if config.defect_blind and len(blind) > 0:

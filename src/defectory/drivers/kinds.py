@@ -74,11 +74,11 @@ def silhouette(image: Image, _config: DriverConfig) -> Geometry:
     level, binary = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     bright = grey > level
     if not bright.any() or bright.all():
-        return np.full_like(grey, 255)
+        return np.full(grey.shape, 255, np.uint8)
     share, light, dark = float(bright.mean()), float(grey[bright].mean()), float(grey[~bright].mean())
     explained = share * (1 - share) * (light - dark) ** 2 / max(float(grey.var()), 1e-6)
     if explained < FOREGROUND_SHARE or dark > BACKGROUND_SHARE * light:
-        return np.full_like(grey, 255)
+        return np.full(grey.shape, 255, np.uint8)
     for operation in (cv2.MORPH_OPEN, cv2.MORPH_CLOSE):
         binary = cv2.morphologyEx(binary, operation, np.ones((3, 3), np.uint8))
     return np.asarray(binary, np.uint8)

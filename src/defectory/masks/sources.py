@@ -46,7 +46,7 @@ class MaskSources:
             "expert": config.sources.expert,
             "statistical": config.sources.statistical,
         }
-        self._shares = {kind: share for kind, share in shares.items() if share > 0}
+        self._shares: dict[MaskSourceKind, float] = {kind: share for kind, share in shares.items() if share > 0}
         self._bank: dict[int, list[MaskBankEntry]] = {}
         for entry in bank.entries:
             self._bank.setdefault(entry.category_id, []).append(entry)
@@ -71,7 +71,7 @@ class MaskSources:
         Raises:
             ConfigError: every mask of the class has been used as often as `max_uses` allows.
         """
-        kinds = [kind for kind in self._shares if self._has(kind, category_id)]
+        kinds: list[MaskSourceKind] = [kind for kind in self._shares if self._has(kind, category_id)]
         if not kinds:
             return None
         kind = kinds[0]

@@ -134,7 +134,7 @@ class PretrainConfig(Section):
     """Weight of defect pixels, and those within two pixels of one, in the reconstruction; above 1 half of the crops hold a defect."""
     diffusion: StageConfig = StageConfig(num_steps=3000, learning_rate=3e-3, optimizer="muon", decay_share=0.4, checkpoint_every=250)
     control: StageConfig = StageConfig(
-        num_steps=1000, learning_rate=4e-3, optimizer="muon", decay_share=0.5, ema_decay=0.995, checkpoint_every=250
+        num_steps=600, learning_rate=4e-3, optimizer="muon", decay_share=0.5, ema_decay=0.995, checkpoint_every=250
     )
     encoder: StageConfig = StageConfig(num_steps=800, batch_size=32, learning_rate=1e-3, ema_decay=0.995)
     segmenter: SegmenterStartConfig = SegmenterStartConfig()
