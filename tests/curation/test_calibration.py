@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from defectory.curation.calibration import Pair, calibrate, degrade
 from defectory.curation.config import CurationConfig
-from defectory.curation.fidelity import drawn_map, iou
+from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, iou
 from defectory.procedural.world import render_pair
 
 SIZE_HW = (96, 128)
@@ -33,7 +34,18 @@ def test_the_threshold_in_use_separates_true_from_shuffled_labels_on_rendered_pa
     shuffled = [iou(drawn_map(a, b, labels[i - 1], difference_threshold=in_use), labels[i - 1]) for i, (a, b, _) in enumerate(rendered)]
     assert truth > 0.5
     assert float(np.mean(shuffled)) < 0.15
-    assert truth > max(found[2.0], found[120.0]) + 0.1
+    assert truth > found[2.0] + 0.05
+    assert truth > found[120.0] + 0.4
+
+
+def test_the_local_share_tells_a_label_from_one_that_is_a_pixel_thicker() -> None:
+    rendered = pairs(30)
+    thicker = [(a, b, [cv2.dilate(m.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for m in masks]) for a, b, masks in rendered]
+    gains: dict[float, float] = {}
+    for local_share in (0.0, LOCAL_SHARE):
+        true, thick = (calibrate(of, [24.0], local_share=local_share)[24.0] for of in (rendered, thicker))
+        gains[local_share] = true - thick
+    assert gains[LOCAL_SHARE] > gains[0.0] + 0.05
 
 
 def test_calibration_finds_the_one_threshold_that_fits() -> None:
@@ -50,7 +62,7 @@ def test_calibration_finds_the_one_threshold_that_fits() -> None:
         shown[3::6] += 15
         shown[mask] -= 40
         made.append((shown.astype(np.uint8), hidden.astype(np.uint8), [mask]))
-    found = calibrate(made, (3.0, 20.0, 60.0))
+    found = calibrate(made, (3.0, 20.0, 60.0), local_share=0)
     assert max(found, key=lambda t: found[t]) == 20.0
     assert found[20.0] > 0.9
     assert found[60.0] < 0.1

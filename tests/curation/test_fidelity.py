@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from defectory.curation.fidelity import drawn_map, f1_with_tolerance, iou, score, score_map
+from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, f1_with_tolerance, iou, score, score_map
 from defectory.geometry import width_px
 
 SIZE_HW = (96, 128)
@@ -161,3 +162,18 @@ def test_less_light_scores_the_same_until_the_difference_is_noise(light: float) 
 
     assert fidelity(shown) == pytest.approx(1.0)
     assert fidelity(faint) == 0.0
+
+
+def test_dark_and_faint_defects_of_one_width_count_as_equally_wide() -> None:
+    """Blurred alike, a dark line's foot passes a fixed threshold further out than a faint line's."""
+    line = np.zeros(LABEL.shape, bool)
+    line[20:25, 8:-8] = True
+
+    def width(depth: float, local_share: float) -> float:
+        blurred = cv2.GaussianBlur(line.astype(np.float32), (0, 0), 2.0)[..., None] * depth
+        image = np.clip(surface().astype(np.float32) - blurred, 0, 255).astype(np.uint8)
+        found = drawn_map(image, surface(), line, difference_threshold=THRESHOLD, local_share=local_share)
+        return float(found[:, 20:-20].sum(axis=0).mean())
+
+    assert width(110, LOCAL_SHARE) - width(45, LOCAL_SHARE) < 0.5 * (width(110, 0.0) - width(45, 0.0))
+    assert width(110, LOCAL_SHARE) < width(110, 0.0) - 1

@@ -23,6 +23,7 @@ def register(app: typer.Typer) -> None:
     app.command("predict")(predict)
     drivers_app.command("extract")(extract)
     drivers_app.command("tune")(tune)
+    drivers_app.command("compare")(compare)
     app.add_typer(drivers_app, name="drivers")
     masks_app.command("review")(review_masks)
     masks_app.command("preview")(preview_masks)
@@ -219,6 +220,22 @@ def tune(
             print("every choice leaks: check that labels cover the whole defect, and that drivers.defect_blind is on")
         print(f"[drivers] of {config}: " + (", ".join(f"{key} = {value}" for key, value in changed.items()) or "stays as it is"))
         print(f"all choices: {path}")
+
+
+def compare(
+    config: ConfigOption = Path("project.toml"),
+    override: OverrideOption = None,
+    num_tiles: Annotated[int, typer.Option("--tiles", min=1, help="Train tiles to show.")] = 6,
+    out: Annotated[Path, typer.Option("--out", help="Sheet to write.")] = Path("drivers.png"),
+) -> None:
+    """Show train tiles beside their drivers of every kind, geometry brightened so that it can be seen."""
+    from defectory.imageio import save_png
+    from defectory.pipeline.driver_check import compare_drivers
+
+    project = open_project(config, overrides=override)
+    _cut_tiles(project)
+    save_png(out, compare_drivers(project, num_tiles=num_tiles))
+    print(out)
 
 
 @masks_app.callback()

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.curation.fidelity import drawn_map, score_map
+from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, score_map
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8], list[NDArray[np.bool_]]]
 
@@ -26,15 +26,17 @@ def degrade(image: NDArray[np.uint8], *, seed: int, blur_px: float, noise_sigma:
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
 
 
-def calibrate(pairs: Sequence[Pair], thresholds: Sequence[float]) -> dict[float, float]:
+def calibrate(pairs: Sequence[Pair], thresholds: Sequence[float], *, local_share: float = LOCAL_SHARE) -> dict[float, float]:
     """Give the mean fidelity of true labels at each candidate threshold (grey levels).
 
     Args:
         pairs: image with defects, without, and the exact masks.
         thresholds: candidates; the best one is what `difference_threshold` is set to.
+        local_share: as for `drawn_map`.
     """
     result: dict[float, float] = {}
     for threshold in thresholds:
-        scores = [score_map(drawn_map(a, b, np.any(masks, axis=0), difference_threshold=threshold), masks).iou for a, b, masks in pairs]
+        drawn = [drawn_map(a, b, np.any(m, axis=0), difference_threshold=threshold, local_share=local_share) for a, b, m in pairs]
+        scores = [score_map(found, masks).iou for found, (_, _, masks) in zip(drawn, pairs, strict=True)]
         result[threshold] = float(np.mean(scores))
     return result

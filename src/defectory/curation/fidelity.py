@@ -24,19 +24,26 @@ MID_GREY = 128.0
 MIN_THRESHOLD = 8.0
 """Least difference in grey levels that counts as drawn, however dark the surface: less is noise."""
 SURFACE_SIGMA_PX = 8.0
+LOCAL_SHARE = 0.6
+"""A pixel counts as drawn where its difference is at least this share of the mean of what was drawn around it: the foot of a blurred
+border is none of the defect (decision 027)."""
+LOCAL_SIGMA_PX = 5.0
+STRENGTH_SIGMA_PX = 1.0
 
 
-def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float) -> Mask:
+def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE) -> Mask:
     """Give where the two halves of a counterfactual pair differ, bool [H,W].
 
     The smooth low-frequency drift away from the label is estimated outside it and removed first; single specks are too.
-    The threshold is in proportion to the surface's brightness, since half the light is half the contrast.
+    The threshold is in proportion to the surface's brightness, since half the light is half the contrast, and to how strongly the defect
+    is drawn there: a dark crack and a faint one, equally blurred, are equally wide.
 
     Args:
         with_mask: RGB uint8 [H,W,3].
         without_mask: RGB uint8 [H,W,3], same noise, no mask.
         label: union of the masks.
-        difference_threshold: grey levels on a surface of grey level 128.
+        difference_threshold: least grey levels on a surface of grey level 128.
+        local_share: share of the mean difference of drawn pixels around; 0 leaves the threshold as it is.
     """
     signed = with_mask.astype(np.float32) - without_mask.astype(np.float32)
     outside = (cv2.dilate(label.astype(np.uint8), np.ones((2 * NEAR_PX + 1, 2 * NEAR_PX + 1), np.uint8)) == 0).astype(np.float32)
@@ -49,7 +56,13 @@ def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_
     # smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border
     surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX)
     threshold = np.maximum(difference_threshold * surface / MID_GREY, MIN_THRESHOLD)
-    drawn = np.minimum(smooth, np.abs(signed).max(axis=2)) > threshold
+    difference = np.minimum(smooth, np.abs(signed).max(axis=2))
+    drawn = difference > threshold
+    if local_share > 0:
+        strength = cv2.GaussianBlur(np.abs(signed).max(axis=2), (0, 0), STRENGTH_SIGMA_PX) * drawn
+        share = cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), LOCAL_SIGMA_PX)
+        around = cv2.GaussianBlur(strength, (0, 0), LOCAL_SIGMA_PX) / np.maximum(share, 1e-3)
+        drawn &= difference > local_share * around
     count, labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
     keep = [index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= MIN_SPECK_PX]
     return np.isin(labels, keep)

@@ -6,9 +6,12 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from defectory.artifacts.tiles import Tile
-from defectory.drivers.extract import geometry_map
+from defectory.drawing import contact_sheet
+from defectory.drivers.extract import extract_driver, geometry_map
+from defectory.drivers.kinds import KINDS
 from defectory.drivers.leakage import Leakage, leakage
 from defectory.errors import InputError
 from defectory.imageio import load_rgb
@@ -50,6 +53,26 @@ def leakage_of(project: Project) -> Leakage | None:
 
     defective, free = driver_samples(project)
     return leakage([pair(s) for s in defective], [pair(s) for s in free], seed=project.config.seed)
+
+
+def compare_drivers(project: Project, *, num_tiles: int) -> NDArray[np.uint8]:
+    """Give a sheet of train tiles, each beside its drivers of every kind, RGB uint8 [H,W,3]; geometry at full brightness."""
+    tileset, config = tileset_of(project), project.config.drivers
+    kinds = [*KINDS] if config.kind in KINDS else [config.kind, *KINDS]
+    cells: list[NDArray[np.uint8]] = []
+    labels: list[str] = []
+    for tile in spread([tile for tile in tileset.of("train") if tile.instances], num_tiles):
+        image, instances = load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances)
+        cells.append(image)
+        labels.append(tile.id)
+        for kind in kinds:
+            driver = extract_driver(
+                image, instances, num_classes=len(tileset.categories), config=config.model_copy(update={"kind": kind, "background_level": 255}),
+                valid_hw=tile.valid_hw,
+            )  # fmt: skip
+            cells.append(driver)
+            labels.append(kind)
+    return contact_sheet(cells, columns=1 + len(kinds), labels=labels, cell_px=160)
 
 
 def tune_drivers(project: Project) -> Iterator[Progress | list[Candidate]]:

@@ -32,7 +32,7 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
             name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
             run=generate.run_synthesis, resumable=True,
         ),
-        Stage(name="curate", folder="curation", needs=("plan", "synthesize"), settings=lambda p: p.config.curation.model_dump(mode="json"), run=generate.run_curation),
+        Stage(name="curate", folder="curation", needs=("plan", "synthesize"), settings=_curation, run=generate.run_curation),
         Stage(name="export", folder="synthetic", needs=("import", "plan", "synthesize", "curate"), settings=lambda _: None, run=generate.run_export),
         Stage(name="finalize", folder="pipeline", needs=("learn-concept", "learn-condition"), settings=lambda _: None, run=generate.run_finalize),
         *(
@@ -169,6 +169,14 @@ def _calibration(project: Project) -> object:
 
 def _synthesis(project: Project) -> object:
     return {**project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
+
+
+FIDELITY_RULES = 2
+"""Raised when the same settings give other scores of drafts."""
+
+
+def _curation(project: Project) -> object:
+    return {"rules": FIDELITY_RULES, "curation": project.config.curation.model_dump(mode="json")}
 
 
 def _segmentation(project: Project) -> object:
