@@ -1,4 +1,4 @@
-"""The width of masks, and augmentation: one geometric transform for image, masks and driver together, and the paper's photometric changes."""
+"""Width and size of masks, and augmentation: one geometric transform for image, masks and driver together, and the paper's photometric changes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def width_px(mask: NDArray[np.bool_]) -> float:
     # doubled, since the distance transform gives lines of 5 and of 6 pixels the same middle
     doubled = np.pad(mask, 1).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     return float(cv2.distanceTransform(doubled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max())
+
+
+def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Resize a mask bool [H,W] to `size_hw` pixels; half coverage counts, and a mask that would vanish keeps every pixel it touches."""
+    if mask.shape == size_hw:
+        return mask
+    cover = cv2.resize(
+        mask.astype(np.float32), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if size_hw[0] < mask.shape[0] else cv2.INTER_LINEAR
+    )
+    half = cover >= 0.5
+    return half if half.any() else cover > 0
 
 
 def border_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Border:

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 from defectory.curation.calibration import Pair, calibrate, degrade
 from defectory.curation.config import CurationConfig
-from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, iou
+from defectory.curation.fidelity import LOCAL_SHARE
 from defectory.procedural.world import render_pair
 
 SIZE_HW = (96, 128)
-THRESHOLDS = (2.0, 8.0, 18.0, 60.0, 120.0)
 
 
 def pairs(count: int) -> list[Pair]:
@@ -25,27 +23,19 @@ def pairs(count: int) -> list[Pair]:
 
 def test_the_threshold_in_use_separates_true_from_shuffled_labels_on_rendered_pairs() -> None:
     rendered = pairs(30)
-    found = calibrate(rendered, THRESHOLDS)
-    assert list(found) == list(THRESHOLDS)
-    assert max(found, key=lambda t: found[t]) in (8.0, 18.0)
-    in_use = CurationConfig().difference_threshold
-    truth = calibrate(rendered, [in_use])[in_use]
-    labels = [np.any(masks, axis=0) for _, _, masks in rendered]
-    shuffled = [iou(drawn_map(a, b, labels[i - 1], difference_threshold=in_use), labels[i - 1]) for i, (a, b, _) in enumerate(rendered)]
-    assert truth > 0.5
-    assert float(np.mean(shuffled)) < 0.15
-    assert truth > found[2.0] + 0.05
-    assert truth > found[120.0] + 0.4
+    in_use = calibrate(rendered, CurationConfig().difference_threshold)
+    assert in_use.true > 0.5
+    assert in_use.true_low < in_use.true
+    assert in_use.shuffled < 0.15
+    assert in_use.true > calibrate(rendered, 2.0).true + 0.05
+    assert in_use.true > calibrate(rendered, 120.0).true + 0.4
 
 
 def test_the_local_share_tells_a_label_from_one_that_is_a_pixel_thicker() -> None:
     rendered = pairs(30)
-    thicker = [(a, b, [cv2.dilate(m.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for m in masks]) for a, b, masks in rendered]
-    gains: dict[float, float] = {}
-    for local_share in (0.0, LOCAL_SHARE):
-        true, thick = (calibrate(of, [24.0], local_share=local_share)[24.0] for of in (rendered, thicker))
-        gains[local_share] = true - thick
-    assert gains[LOCAL_SHARE] > gains[0.0] + 0.05
+    fixed, local = (calibrate(rendered, 24.0, local_share=share) for share in (0.0, LOCAL_SHARE))
+    assert local.true - local.thicker > fixed.true - fixed.thicker + 0.05
+    assert local.above_thicker > fixed.above_thicker + 0.1
 
 
 def test_calibration_finds_the_one_threshold_that_fits() -> None:
@@ -62,7 +52,7 @@ def test_calibration_finds_the_one_threshold_that_fits() -> None:
         shown[3::6] += 15
         shown[mask] -= 40
         made.append((shown.astype(np.uint8), hidden.astype(np.uint8), [mask]))
-    found = calibrate(made, (3.0, 20.0, 60.0), local_share=0)
+    found = {threshold: calibrate(made, threshold, local_share=0).true for threshold in (3.0, 20.0, 60.0)}
     assert max(found, key=lambda t: found[t]) == 20.0
     assert found[20.0] > 0.9
     assert found[60.0] < 0.1

@@ -7,7 +7,7 @@ import pytest
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.drivers.leakage import MAX_AUC, Leakage
-from defectory.drivers.tune import Candidate, Sample, _grey, _merit, candidates_of, reconstruction, tune
+from defectory.drivers.tune import Candidate, Sample, candidates_of, grey_cells, merit, reconstruction, tune
 
 SIZE_HW = (64, 96)
 
@@ -27,7 +27,7 @@ def stripes(seed: int, *, cracked: bool) -> Sample:
 
 def test_geometry_that_is_the_image_reconstructs_it_and_a_blank_one_nothing() -> None:
     tiles = [stripes(seed, cracked=False) for seed in range(12)]
-    greys = [_grey(tile) for tile in tiles]
+    greys = [grey_cells(tile) for tile in tiles]
     whole = [cv2.cvtColor(tile.image, cv2.COLOR_RGB2GRAY) for tile in tiles]
     assert reconstruction(whole, greys, tiles, seed=0) > 0.95
     assert reconstruction([np.full(SIZE_HW, 50, np.uint8)] * 12, greys, tiles, seed=0) == pytest.approx(0, abs=0.01)
@@ -37,7 +37,7 @@ def test_geometry_that_is_the_image_reconstructs_it_and_a_blank_one_nothing() ->
 
 def test_finer_grids_reconstruct_stripes_that_coarse_ones_blur() -> None:
     tiles = [stripes(seed, cracked=False) for seed in range(12)]
-    greys = [_grey(tile) for tile in tiles]
+    greys = [grey_cells(tile) for tile in tiles]
     found = {
         grid: reconstruction(
             [geometry_map(t.image, config=DriverConfig(grid_px=grid), valid_hw=t.valid_hw)[..., 0] for t in tiles], greys, tiles, seed=0
@@ -53,7 +53,7 @@ def test_what_leaks_comes_after_what_does_not_however_well_it_reconstructs() -> 
         return Candidate(config=DriverConfig(), reconstruction=share, leakage=leak)
 
     best, worse, leaky, leakiest = candidate(0.5, 0.6), candidate(0.2, 0.4), candidate(0.9, MAX_AUC + 0.05), candidate(0.9, 0.9)
-    assert sorted([leakiest, worse, leaky, best], key=_merit, reverse=True) == [best, worse, leaky, leakiest]
+    assert sorted([leakiest, worse, leaky, best], key=merit, reverse=True) == [best, worse, leaky, leakiest]
 
 
 @pytest.mark.parametrize("kind", ["topology", "edges", "soft-edges", "superpixels", "silhouette"])

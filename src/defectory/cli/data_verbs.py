@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 from defectory.cli.options import ConfigOption, DeviceOption, JsonOption, OverrideOption, open_project
 
-drivers_app = typer.Typer(no_args_is_help=True, help="Topological drivers.")
+drivers_app = typer.Typer(no_args_is_help=True, help="Drivers: what tells the control network where part and defect are.")
 masks_app = typer.Typer(no_args_is_help=True, help="Masks that synthesis may paint.")
 
 
@@ -32,7 +32,7 @@ def register(app: typer.Typer) -> None:
 
 @drivers_app.callback()
 def _drivers() -> None:
-    """Topological drivers: dim coarse geometry with a bright class-coloured defect mask."""
+    """Drivers: dim coarse geometry with a bright class-coloured defect mask."""
 
 
 def import_data(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, score_map
+from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, iou
 
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8], list[NDArray[np.bool_]]]
 
@@ -26,17 +27,45 @@ def degrade(image: NDArray[np.uint8], *, seed: int, blur_px: float, noise_sigma:
     return np.clip(np.round(noisy), 0, 255).astype(np.uint8)
 
 
-def calibrate(pairs: Sequence[Pair], thresholds: Sequence[float], *, local_share: float = LOCAL_SHARE) -> dict[float, float]:
-    """Give the mean fidelity of true labels at each candidate threshold (grey levels).
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Fidelities, 0..1, of one choice of threshold and local share on pairs whose truth is known.
+
+    Attributes:
+        true: mean with the true labels.
+        true_low: their 10% quantile.
+        thicker: mean with labels that are a pixel thicker all around.
+        above_thicker: share of pairs whose true label scores above the thicker one.
+        shuffled: mean with each pair's label replaced by the next pair's.
+    """
+
+    true: float
+    true_low: float
+    thicker: float
+    above_thicker: float
+    shuffled: float
+
+
+def calibrate(pairs: Sequence[Pair], threshold: float, *, local_share: float = LOCAL_SHARE) -> Calibrated:
+    """Measure one choice on rendered pairs: a good one scores true labels high, shuffled ones low, and true above thicker ones.
 
     Args:
-        pairs: image with defects, without, and the exact masks.
-        thresholds: candidates; the best one is what `difference_threshold` is set to.
+        pairs: image with defects, without, and the exact masks, at least one each.
+        threshold: least difference in grey levels, as for `drawn_map`.
         local_share: as for `drawn_map`.
     """
-    result: dict[float, float] = {}
-    for threshold in thresholds:
-        drawn = [drawn_map(a, b, np.any(m, axis=0), difference_threshold=threshold, local_share=local_share) for a, b, m in pairs]
-        scores = [score_map(found, masks).iou for found, (_, _, masks) in zip(drawn, pairs, strict=True)]
-        result[threshold] = float(np.mean(scores))
-    return result
+    labels = [np.any(masks, axis=0) for _, _, masks in pairs]
+
+    def drawn(pair: Pair, label: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return drawn_map(pair[0], pair[1], label, difference_threshold=threshold, local_share=local_share)
+
+    found = [drawn(pair, label) for pair, label in zip(pairs, labels, strict=True)]
+    true = np.array([iou(f, label) for f, label in zip(found, labels, strict=True)])
+    grown = [cv2.dilate(label.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for label in labels]
+    thicker = np.array([iou(f, label) for f, label in zip(found, grown, strict=True)])
+    others = labels[1:] + labels[:1]
+    shuffled = [iou(drawn(pair, other), other) for pair, other in zip(pairs, others, strict=True)]
+    return Calibrated(
+        true=float(true.mean()), true_low=float(np.quantile(true, 0.1)), thicker=float(thicker.mean()),
+        above_thicker=float((true > thicker).mean()), shuffled=float(np.mean(shuffled)),
+    )  # fmt: skip

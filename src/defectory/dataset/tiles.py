@@ -14,7 +14,7 @@ from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Part, Tile, TileInstance, TileSet, Tiling
 from defectory.dataset.config import TilingConfig
-from defectory.geometry import THIN_PX, width_px
+from defectory.geometry import THIN_PX, resize_mask, width_px
 from defectory.imageio import load_rgb, save_png
 from defectory.rle import box_xyxy, decode, encode
 from defectory.run import atomic_folder
@@ -121,17 +121,6 @@ def resize_image(image: Image, size_hw: tuple[int, int]) -> Image:
         return image
     shrink = size_hw[0] < image.shape[0]
     return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC).astype(np.uint8)
-
-
-def resize_mask(mask: Mask, size_hw: tuple[int, int]) -> Mask:
-    """Resize a mask; half coverage counts, and a mask that would vanish keeps every pixel it touches."""
-    if mask.shape == size_hw:
-        return mask
-    cover = cv2.resize(
-        mask.astype(np.float32), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if size_hw[0] < mask.shape[0] else cv2.INTER_LINEAR
-    )
-    half = cover >= 0.5
-    return half if half.any() else cover > 0
 
 
 def _cut_image(folder: Path, record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, target: Path, seed: int) -> list[Tile]:

@@ -46,7 +46,7 @@ def geometry_map(
     if low.ndim == 2:
         low = np.repeat(low[..., None], 3, axis=2)
     geometry = kind_of(config.kind)(low, config)  # 3. adaptive threshold, or what stands in its place
-    graded = geometry.size > 0 and bool(((geometry > 0) & (geometry < 255)).any())
+    graded = bool(((geometry > 0) & (geometry < 255)).any())
     full = cv2.resize(geometry, (width, height), interpolation=cv2.INTER_LINEAR if graded else cv2.INTER_NEAREST)  # 4. resize back
     dim = np.round(full.astype(np.float32) * config.background_level / 255).astype(np.uint8)  # 5. 0..255 to 0..50
     result = np.zeros(image.shape, np.uint8)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
+from defectory.drivers.kinds import grey_of
 from defectory.drivers.leakage import MAX_AUC, Leakage, leakage
 
 Image = NDArray[np.uint8]
@@ -88,7 +89,7 @@ def tune(defective: Sequence[Sample], defect_free: Sequence[Sample], *, config: 
         seed: of folds, bootstrap and chosen cells.
     """
     tiles = [*defective, *defect_free]
-    greys = [_grey(sample) for sample in tiles]
+    greys = [grey_cells(sample) for sample in tiles]
     candidates: list[Candidate] = []
     for done, choice in enumerate(candidates_of(config, tile_px=max(tiles[0].image.shape[:2])), start=1):
         maps = [
@@ -98,11 +99,11 @@ def tune(defective: Sequence[Sample], defect_free: Sequence[Sample], *, config: 
         leak = leakage(pairs[: len(defective)], pairs[len(defective) :], seed=seed)
         candidates.append(Candidate(config=choice, reconstruction=reconstruction(maps, greys, tiles, seed=seed), leakage=leak))
         yield done
-    yield sorted(candidates, key=_merit, reverse=True)
+    yield sorted(candidates, key=merit, reverse=True)
 
 
-def _merit(candidate: Candidate) -> tuple[bool, float]:
-    """What leaks comes after what does not, ordered by how little it leaks."""
+def merit(candidate: Candidate) -> tuple[bool, float]:
+    """Give what candidates are ordered by: what leaks comes after what does not, and the least leaking first among its kind."""
     if candidate.leaks and candidate.leakage is not None:
         return False, -candidate.leakage.auc
     return True, candidate.reconstruction
@@ -143,9 +144,10 @@ def reconstruction(maps: Sequence[Image], greys: Sequence[Matrix], tiles: Sequen
     return 1 - float(((y - x @ weights) ** 2).sum()) / total if total > 0 else 0.0
 
 
-def _grey(sample: Sample) -> Matrix:
+def grey_cells(sample: Sample) -> Matrix:
+    """Give the grey levels of a tile's image part, float64 [h,w], at most `SIDE` cells on the longer side."""
     height, width = sample.valid_hw
     ratio = min(1.0, SIDE / max(sample.image.shape[:2]))
     size_wh = (max(4, round(width * ratio)), max(4, round(height * ratio)))
     low = cv2.resize(sample.image[:height, :width], size_wh, interpolation=cv2.INTER_AREA)
-    return np.asarray(cv2.cvtColor(low, cv2.COLOR_RGB2GRAY), np.float64)
+    return grey_of(np.asarray(low, np.uint8)).astype(np.float64)

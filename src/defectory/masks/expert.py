@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import MaskBank
 from defectory.errors import AnnotationError
+from defectory.geometry import resize_mask
 from defectory.imageio import load_class_mask, save_png
 from defectory.masks.perturb import cropped
 from defectory.masks.sources import ExpertMask
@@ -128,10 +128,7 @@ def _id_of(name: str, ids: Mapping[str, int | None], where: Path) -> int:
 
 def _supplied(name: str, category_id: int, mask: Mask, where: Path, scale: float, tile_px: int) -> ExpertMask:
     crop = cropped(mask)
-    if scale != 1:
-        size_wh = (max(1, round(crop.shape[1] * scale)), max(1, round(crop.shape[0] * scale)))
-        cover = cv2.resize(crop.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        crop = cover >= 0.5 if (cover >= 0.5).any() else cover > 0
+    crop = resize_mask(crop, (max(1, round(crop.shape[0] * scale)), max(1, round(crop.shape[1] * scale))))
     if max(crop.shape) > tile_px:
         raise AnnotationError(
             where,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,22 +11,18 @@ from defectory.artifacts.tiles import Tile
 from defectory.drawing import contact_sheet
 from defectory.drivers.extract import extract_driver, geometry_map
 from defectory.drivers.kinds import KINDS
-from defectory.drivers.leakage import Leakage, leakage
+from defectory.drivers.leakage import FOLDS, Leakage, leakage
+from defectory.drivers.tune import Candidate, Sample, candidates_of, tune
 from defectory.errors import InputError
 from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import masks_of, split_of, spread, tileset_of
-
-if TYPE_CHECKING:
-    from defectory.drivers.tune import Candidate, Sample
 
 MAX_TILES = 150
 
 
 def driver_samples(project: Project) -> tuple[list[Sample], list[Sample]]:
     """Give annotated train tiles with their masks, and pool tiles, each with the masks of a train tile laid on it."""
-    from defectory.drivers.tune import Sample
-
     tileset = tileset_of(project)
     defective = spread([tile for tile in tileset.of("train") if tile.instances], MAX_TILES)
     free = spread(tileset.of("pool"), MAX_TILES)
@@ -81,9 +76,6 @@ def tune_drivers(project: Project) -> Iterator[Progress | list[Candidate]]:
     Raises:
         InputError: there are too few tiles to measure leakage.
     """
-    from defectory.drivers.leakage import FOLDS
-    from defectory.drivers.tune import candidates_of, tune
-
     defective, free = driver_samples(project)
     if min(len(defective), len(free)) < 2 * FOLDS:
         raise InputError(

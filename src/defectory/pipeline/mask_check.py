@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.plan import MaskBank, MaskBankEntry
+from defectory.artifacts.split import Split
 from defectory.drawing import contact_sheet, draw_outlines
-from defectory.errors import ConfigError
+from defectory.errors import AnnotationError, ConfigError
 from defectory.formats.coco import load_coco
 from defectory.imageio import load_rgb
 from defectory.masks.bank import build_bank
@@ -19,6 +20,7 @@ from defectory.masks.sources import ExpertMask, MaskSources
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, source_listing, split_of, spread, tileset_of
 from defectory.rle import decode
+from defectory.run import digest_file
 
 Mask = NDArray[np.bool_]
 SHEET_COLUMNS = 10
@@ -53,15 +55,20 @@ def expert_masks(project: Project, bank: MaskBank) -> tuple[tuple[ExpertMask, ..
     """Read the expert's masks: new ones, and the bank with its corrections.
 
     Raises:
-        AnnotationError: a mask that cannot be used.
+        AnnotationError: a mask that cannot be used, or one of an image that is not in train: a COCO file annotates it, by content or name,
+            or a PNG file is named as it is.
     """
     path = _expert_path(project)
     if path is None:
         return (), bank
-    dataset, tiling = dataset_of(project), tileset_of(project).tiling
+    dataset, split, tiling = dataset_of(project), split_of(project), tileset_of(project).tiling
+    by_stem = {Path(record.file_name).stem: record.id for record in dataset.images}
+    by_content = {record.sha256: record.id for record in dataset.images}
     if path.suffix.lower() == ".json":
         root = project.config.data.image_root
         raw = load_coco(path, image_root=None if root is None else project.source_folder / root)
+        for image in raw.images:
+            _require_train(by_content.get(digest_file(image.path), by_stem.get(Path(image.file_name).stem)), split, path, image.file_name)
         named = [
             (f"{Path(image.file_name).stem}-{number}", instance.class_name, decode(instance.rle))
             for image in raw.images
@@ -69,7 +76,14 @@ def expert_masks(project: Project, bank: MaskBank) -> tuple[tuple[ExpertMask, ..
             if not instance.is_crowd
         ]
         return from_instances(named, where=path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px), bank
+    for file in path.glob("*/*.png"):
+        _require_train(by_stem.get(file.stem), split, file, file.name)
     return read_folder(path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px)
+
+
+def _require_train(image_id: int | None, split: Split, where: Path, name: str) -> None:
+    if image_id is not None and image_id not in {*split.train, *split.pool}:
+        raise AnnotationError(where, f"{name} is an image of validation or test, or not used", "leave it out: masks come from train alone")
 
 
 def review_masks(project: Project, out: Path) -> int:
