@@ -12,7 +12,7 @@ from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.curation.config import CurationConfig
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
 from defectory.imageio import load_rgb, save_png
-from defectory.rle import encode
+from defectory.rle import decode, encode
 
 SIZE_HW = (64, 96)
 CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
@@ -164,3 +164,50 @@ def test_the_contact_sheet_shows_both_in_their_colours(drafts: Drafts, tmp_path:
     assert len(accepted) > 0
     assert len(rejected) > 0
     assert accepted.max() < rejected.min(), "accepted drafts stand above rejected ones"
+
+
+def test_a_defect_drawn_far_from_every_label_is_rejected(drafts: Drafts) -> None:
+    label, stray = rectangle(10, 10, 40, 40), rectangle(60, 40, 80, 60)
+    drafts.add([(1, label)], [label, stray])
+    drafts.add([(1, label)], [label, rectangle(60, 40, 64, 44)])
+    _, decisions, _ = drafts.decided()
+    first, second = decisions.decisions
+    assert first.cause == "drawn outside"
+    assert "drawn away from the label of 900 px: a defect without a label" in first.reason
+    assert (second.status, second.fidelity.stray_px > 0) == ("accepted", True)
+
+
+def test_labels_follow_what_was_drawn_where_that_is_asked_for(drafts: Drafts) -> None:
+    label, drawn = rectangle(10, 10, 40, 40), rectangle(11, 10, 38, 40)
+    drafts.add([(1, label)], [drawn])
+    _, plain, summary = drafts.decided()
+    _, tight, _ = drafts.decided(CurationConfig(tighten_labels=True))
+    assert plain.decisions[0].tightened is None
+    found = tight.decisions[0].tightened
+    assert found is not None
+    assert (decode(found[0].rle) == drawn).mean() > 0.99
+    assert summary.tightened_iou == pytest.approx((27 * 30) / (30 * 30), abs=0.02)
+
+
+def test_only_so_many_are_kept_and_the_rest_say_why(drafts: Drafts) -> None:
+    spread(drafts, 12)
+    _, decisions, summary = drafts.decided(CurationConfig(keep=4))
+    accepted = [d for d in decisions.decisions if d.status == "accepted"]
+    assert len(accepted) == 4
+    assert summary.accepted_share_per_class == pytest.approx({"crack": 1 / 3, "blowhole": 1 / 3})
+    spare = next(d for d in decisions.decisions if d.cause == "not chosen")
+    assert spare.reason == "passes, but 4 others keep classes and variety better"
+    assert summary.rejected_by == {"not chosen": 8}
+    assert summary.likely_cause is None, "a choice is no fault"
+
+
+def test_a_run_that_is_mostly_rejected_names_the_likely_cause(drafts: Drafts) -> None:
+    label = rectangle(10, 10, 40, 40)
+    for _ in range(6):
+        drafts.add([(1, label)], [])
+    drafts.add([(1, label)], [label])
+    _, _, summary = drafts.decided()
+    assert summary.accepted_share == pytest.approx(1 / 7)
+    assert summary.rejected_by == {"not drawn": 6}
+    assert summary.likely_cause is not None
+    assert "raise synthesis.mask_guidance" in summary.likely_cause

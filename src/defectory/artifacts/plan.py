@@ -72,8 +72,32 @@ class Fidelity(Value):
     per_instance_iou: tuple[float, ...]
     outside_fraction: float
     """Share of the thresholded difference that lies outside the label."""
+    stray_px: int = 0
+    """Pixels of the thresholded difference that lie clearly away from the label."""
     f1_2px: tuple[float | None, ...]
     """Per instance: F1 at 2 px tolerance where the instance is under 6 px wide, else None."""
+
+
+CheckName = Literal["exposure", "blur", "clipping", "anomaly", "realism", "novelty", "duplicate"]
+
+
+class Check(Value):
+    """One figure of a draft beside the limit that real tiles set; it passes while it is not above the limit."""
+
+    name: CheckName
+    value: float
+    limit: float
+    nearest: str = ""
+    """What a draft is most alike to, where that is the question."""
+
+    @property
+    def passed(self) -> bool:
+        """Tell whether the figure is within its limit."""
+        return self.value <= self.limit
+
+
+Cause = Literal["blank", "not drawn", "drawn outside", "not chosen"] | CheckName
+"""Why a draft was rejected, in a word."""
 
 
 class Decision(Value):
@@ -82,7 +106,12 @@ class Decision(Value):
     job_id: str
     status: Literal["accepted", "rejected"]
     reason: str
+    cause: Cause | None = None
+    """None where it was accepted."""
     fidelity: Fidelity
+    checks: tuple[Check, ...] = ()
+    tightened: tuple[Instance, ...] | None = None
+    """Labels as drawn, where labels are tightened and this one could be; they replace the job's."""
 
 
 class Decisions(Value):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from pydantic import Field
 
 from defectory.artifacts.config import Section
+from defectory.artifacts.plan import CheckName
+
+ALL_CHECKS: tuple[CheckName, ...] = ("exposure", "blur", "clipping", "anomaly", "realism", "novelty", "duplicate")
 
 
 class CurationConfig(Section):
@@ -15,4 +18,14 @@ class CurationConfig(Section):
     on others; fixed once on procedural data."""
     min_fidelity: float = Field(default=0.35, ge=0, le=1)
     """Drafts with a lower counterfactual fidelity are rejected."""
+    max_stray_share: float = Field(default=0.25, ge=0)
+    """Drafts with more drawn away from the label than this share of the label's area are rejected: it may be a defect without a label."""
+    checks: tuple[CheckName, ...] = ALL_CHECKS
+    """What drafts are held against besides fidelity; every limit is learned from the train tiles and the defect-free pool."""
+    slack: float = Field(default=1.5, gt=0)
+    """Multiple of the limits of exposure, blur, clipping, anomaly and realism that drafts may reach; those of copies are fixed."""
+    tighten_labels: bool = False
+    """Replace labels by what was drawn at them, where the two agree well enough; the report shows what it would do."""
+    keep: int | None = Field(default=None, ge=1)
+    """Keep at most so many accepted drafts: classes in the shares of all drafts, and as different from each other as can be."""
     enabled: bool = True

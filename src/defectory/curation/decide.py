@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
-from defectory.artifacts.plan import Decision, Decisions, Fidelity, Job, Plan
+from defectory.artifacts.annotation import Instance
+from defectory.artifacts.plan import Cause, Check, Decision, Decisions, Fidelity, Job, Plan
 from defectory.artifacts.value import Value
+from defectory.curation.checks import Checker, Draft, choose, reason_of
 from defectory.curation.config import CurationConfig
 from defectory.curation.fidelity import drawn_map, iou, score_map
+from defectory.curation.realism import density_and_coverage
+from defectory.curation.tighten import tighten
 from defectory.drawing import contact_sheet, draw_outlines
 from defectory.imageio import load_rgb, save_png
-from defectory.rle import decode
+from defectory.rle import area_px, decode, encode
 
 MIN_STD = 2.0
 """A draft flatter than this (grey levels) is blank."""
+CHUNK = 32
+"""Drafts that are looked at together."""
+LOW_ACCEPTANCE = 0.2
+"""Under this share of accepted drafts the likely cause is named."""
 Image = NDArray[np.uint8]
 PairOf = Callable[[Job], tuple[Path, Path]]
 
+CAUSES: dict[Cause, str] = {
+    "blank": "synthetic quality too poor: blank images; train both phases longer",
+    "not drawn": "control collapse or defects too weak: train phase 2 longer, or raise synthesis.mask_guidance",
+    "drawn outside": "control collapse: drawn beside the masks; train phase 2 longer, or raise condition.defect_free_share",
+    "exposure": "synthetic quality too poor: tones unlike the real ones; train phase 1 longer",
+    "blur": "synthetic quality too poor: soft pictures; train both phases longer or raise synthesis.num_steps",
+    "clipping": "synthetic quality too poor: black or white patches; lower the guidances of synthesis",
+    "anomaly": "defects without a mask: raise condition.defect_free_share",
+    "realism": "synthetic quality too poor: unlike every real tile; train both phases longer",
+    "novelty": "memorisation: shorten phase 1, raise concept.prior_weight, or add training images",
+    "duplicate": "too few drivers: raise synthesis.augmentations_per_image, or add defect-free images",
+}
+"""What most rejections of one cause point to, with what to do."""
+
 
 class FidelitySummary(Value):
-    """Fidelity over all drafts, before curation."""
+    """Fidelity over all drafts before curation, and what curation made of them."""
 
     mean: float
     per_class: dict[str, float]
@@ -36,6 +60,23 @@ class FidelitySummary(Value):
     num_drafts: int
     accepted_share: float
     accepted_share_per_class: dict[str, float]
+    accepted_share_per_source: dict[str, float] = Field(default_factory=dict)
+    """By where masks come from."""
+    num_pool_tiles: int = 0
+    """Pool tiles drafts were drawn on."""
+    num_pool_tiles_without: int = 0
+    """Those of which no draft was accepted."""
+    rejected_by: dict[str, int] = Field(default_factory=dict)
+    """Drafts by the cause of their rejection."""
+    failed_checks: dict[str, int] = Field(default_factory=dict)
+    """Drafts that fail a check, whatever else they fail."""
+    density: float | None = None
+    coverage: float | None = None
+    """Of the accepted drafts beside real tiles (Naeem et al. 2020)."""
+    tightened_iou: float | None = None
+    """Mean IoU of labels with what tightening makes of them."""
+    likely_cause: str | None = None
+    """Where few were accepted: what most rejections point to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,28 +87,69 @@ class Scored:
     total: int
 
 
-def decide(plan: Plan, *, pair_of: PairOf, config: CurationConfig) -> Iterator[Scored | tuple[Decisions, FidelitySummary]]:
+def decide(
+    plan: Plan,
+    *,
+    pair_of: PairOf,
+    config: CurationConfig,
+    checker: Checker | None = None,
+    valid_hw_of: Callable[[Job], tuple[int, int]] | None = None,
+) -> Iterator[Scored | tuple[Decisions, FidelitySummary]]:
     """Score every draft and decide; the last value yielded is the outcome and its summary.
 
     Args:
         plan: jobs and their labels.
         pair_of: files of a draft and of its half without mask.
         config: thresholds.
+        checker: holds drafts against real tiles; None leaves fidelity alone to decide.
+        valid_hw_of: image part of a job's tile; None takes all of it.
     """
     decisions: list[Decision] = []
     shuffled: list[float] = []
-    for number, job in enumerate(plan.jobs, start=1):
-        image, without = (load_rgb(path) for path in pair_of(job))
-        masks = [decode(instance.rle) for instance in job.instances]
-        drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=config.difference_threshold)
-        decisions.append(_decision(job, image, score_map(drawn, masks), config))
-        stranger = _stranger(plan, number - 1)
-        if stranger is not None:
-            other = np.any([decode(i.rle) for i in stranger.instances], axis=0)
-            shuffled.append(iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other))
-        yield Scored(done=number, total=len(plan.jobs))
+    agreements: list[float] = []
+    for start in range(0, len(plan.jobs), CHUNK):
+        jobs = plan.jobs[start : start + CHUNK]
+        pairs = [(load_rgb(image), load_rgb(without)) for image, without in map(pair_of, jobs)]
+        checks: list[tuple[Check, ...]] = [()] * len(jobs)
+        if checker is not None:
+            sizes = [
+                (image.shape[0], image.shape[1]) if valid_hw_of is None else valid_hw_of(j)
+                for j, (image, _) in zip(jobs, pairs, strict=True)
+            ]
+            checks = checker.check([Draft(image=i, without=w, valid_hw=hw) for (i, w), hw in zip(pairs, sizes, strict=True)])
+        for number, (job, (image, without)) in enumerate(zip(jobs, pairs, strict=True), start=start):
+            masks = [decode(instance.rle) for instance in job.instances]
+            drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=config.difference_threshold)
+            tight = tighten(drawn, masks)
+            agreements += [iou(mask, label) for mask, label in zip(tight, masks, strict=True)]
+            decision = _decision(job, image, score_map(drawn, masks), checks[number - start], config)
+            if config.tighten_labels:
+                found = tuple(Instance(category_id=i.category_id, rle=encode(mask)) for i, mask in zip(job.instances, tight, strict=True))
+                decision = decision.model_copy(update={"tightened": found})
+            decisions.append(decision)
+            stranger = _stranger(plan, number)
+            if stranger is not None:
+                other = np.any([decode(i.rle) for i in stranger.instances], axis=0)
+                shuffled.append(iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other))
+            yield Scored(done=number + 1, total=len(plan.jobs))
+    if config.enabled and config.keep is not None:
+        decisions = _keep(plan, decisions, config.keep, checker)
     outcome = Decisions(plan_digest=plan.digest(), threshold=config.min_fidelity, decisions=tuple(decisions))
-    yield outcome, _summary(plan, outcome, shuffled)
+    yield outcome, _summary(plan, outcome, shuffled, agreements, checker)
+
+
+def _keep(plan: Plan, decisions: Sequence[Decision], count: int, checker: Checker | None) -> list[Decision]:
+    """Reject accepted drafts beyond `count`, so that classes keep their shares and what is left differs most."""
+    accepted = [number for number, d in enumerate(decisions) if d.status == "accepted"]
+    if len(accepted) <= count:
+        return list(decisions)
+    classes_of = [frozenset(i.category_id for i in plan.jobs[number].instances) for number in accepted]
+    wanted = Counter(c for job in plan.jobs for c in {i.category_id for i in job.instances})
+    shares = {c: n / sum(wanted.values()) for c, n in wanted.items()}
+    features = np.zeros((len(accepted), 1)) if checker is None else checker.features[accepted]
+    kept = {accepted[i] for i in choose(classes_of, features, count, shares)}
+    spare = {"status": "rejected", "cause": "not chosen", "reason": f"passes, but {count} others keep classes and variety better"}
+    return [d.model_copy(update=spare) if n in accepted and n not in kept else d for n, d in enumerate(decisions)]
 
 
 def _stranger(plan: Plan, index: int) -> Job | None:
@@ -80,48 +162,83 @@ def _stranger(plan: Plan, index: int) -> Job | None:
     return None
 
 
-def _decision(job: Job, image: Image, fidelity: Fidelity, config: CurationConfig) -> Decision:
-    reason = "fidelity at or above the threshold"
-    accepted = True
+def _decision(job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig) -> Decision:
+    cause, reason = None, "curation is off"
     if config.enabled:
-        if image.std() < MIN_STD:
-            accepted, reason = False, f"blank image (standard deviation {image.std():.1f} grey levels)"
-        elif fidelity.iou < config.min_fidelity:
-            accepted = False
-            if fidelity.outside_fraction > 0.5:
-                reason = f"fidelity {fidelity.iou:.2f} under {config.min_fidelity:.2f}: {fidelity.outside_fraction:.0%} of what was drawn lies outside the label"
-            else:
-                reason = f"fidelity {fidelity.iou:.2f} under {config.min_fidelity:.2f}: the defect is not visible in all of its label"
-        elif min(fidelity.per_instance_iou) < config.min_fidelity / 3:
-            accepted, reason = (
-                False,
-                f"one of {len(job.instances)} defects was not drawn (its fidelity {min(fidelity.per_instance_iou):.2f})",
-            )
-    else:
-        reason = "curation is off"
-    return Decision(job_id=job.id, status="accepted" if accepted else "rejected", reason=reason, fidelity=fidelity)
+        cause, reason = _judge(job, image, fidelity, checks, config)
+    return Decision(
+        job_id=job.id, status="accepted" if cause is None else "rejected", reason=reason, cause=cause, fidelity=fidelity, checks=checks
+    )
 
 
-def _summary(plan: Plan, outcome: Decisions, shuffled: list[float]) -> FidelitySummary:
+def _judge(job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig) -> tuple[Cause | None, str]:
+    """Give the first cause to reject a draft, None where there is none, and the reason."""
+    if image.std() < MIN_STD:
+        return "blank", f"blank image (standard deviation {image.std():.1f} grey levels)"
+    if fidelity.iou < config.min_fidelity:
+        told = f"fidelity {fidelity.iou:.2f} under {config.min_fidelity:.2f}"
+        if fidelity.outside_fraction > 0.5:
+            return "drawn outside", f"{told}: {fidelity.outside_fraction:.0%} of what was drawn lies outside the label"
+        return "not drawn", f"{told}: the defect is not visible in all of its label"
+    labelled = sum(area_px(instance.rle) for instance in job.instances)
+    if fidelity.stray_px > config.max_stray_share * labelled:
+        return "drawn outside", f"{fidelity.stray_px} px drawn away from the label of {labelled} px: a defect without a label"
+    if min(fidelity.per_instance_iou) < config.min_fidelity / 3:
+        return "not drawn", f"one of {len(job.instances)} defects was not drawn (its fidelity {min(fidelity.per_instance_iou):.2f})"
+    for check in checks:
+        if not check.passed:
+            return check.name, reason_of(check)
+    return None, "fidelity at or above the threshold" + (", every check passed" if checks else "")
+
+
+def _summary(plan: Plan, outcome: Decisions, shuffled: list[float], agreements: list[float], checker: Checker | None) -> FidelitySummary:
     names = {category.id: category.name for category in plan.categories}
     per_class: dict[str, list[float]] = {}
     accepted: dict[str, list[bool]] = {}
+    by_source: dict[str, list[bool]] = {}
+    by_tile: dict[str, list[bool]] = {}
     thin: list[float] = []
     for job, decision in zip(plan.jobs, outcome.decisions, strict=True):
+        passed = decision.status == "accepted"
         for instance, value in zip(job.instances, decision.fidelity.per_instance_iou, strict=True):
             per_class.setdefault(names[instance.category_id], []).append(value)
-            accepted.setdefault(names[instance.category_id], []).append(decision.status == "accepted")
+            accepted.setdefault(names[instance.category_id], []).append(passed)
+        for source in job.mask_sources:
+            by_source.setdefault(source.kind, []).append(passed)
+        by_tile.setdefault(job.tile_id, []).append(passed)
         thin += [value for value in decision.fidelity.f1_2px if value is not None]
+    causes: Counter[Cause] = Counter(d.cause for d in outcome.decisions if d.cause is not None)
+    share = float(np.mean([d.status == "accepted" for d in outcome.decisions]))
+    density: float | None = None
+    coverage: float | None = None
+    chosen = [n for n, d in enumerate(outcome.decisions) if d.status == "accepted"]
+    if checker is not None and checker.realism is not None and chosen:
+        of = checker.realism
+        density, coverage = density_and_coverage((checker.features[chosen] - of.mean) / of.scale, of.features)
+    faults: Counter[Cause] = Counter({cause: count for cause, count in causes.items() if cause != "not chosen"})
     return FidelitySummary(
         mean=float(np.mean([d.fidelity.iou for d in outcome.decisions])),
-        per_class={name: float(np.mean(values)) for name, values in sorted(per_class.items())},
+        per_class=_means(per_class),
         shuffled=float(np.mean(shuffled)) if shuffled else 0.0,
         thin_f1_2px=float(np.mean(thin)) if thin else None,
         num_thin=len(thin),
         num_drafts=len(outcome.decisions),
-        accepted_share=float(np.mean([d.status == "accepted" for d in outcome.decisions])),
-        accepted_share_per_class={name: float(np.mean(values)) for name, values in sorted(accepted.items())},
+        accepted_share=share,
+        accepted_share_per_class=_means(accepted),
+        accepted_share_per_source=_means(by_source),
+        num_pool_tiles=len(by_tile),
+        num_pool_tiles_without=sum(not any(of) for of in by_tile.values()),
+        rejected_by=dict(causes.most_common()),
+        failed_checks=dict(Counter(c.name for d in outcome.decisions for c in d.checks if not c.passed).most_common()),
+        density=density,
+        coverage=coverage,
+        tightened_iou=float(np.mean(agreements)) if agreements else None,
+        likely_cause=CAUSES[faults.most_common(1)[0][0]] if share < LOW_ACCEPTANCE and faults else None,
     )
+
+
+def _means(values: dict[str, list[float]] | dict[str, list[bool]]) -> dict[str, float]:
+    return {name: float(np.mean(of)) for name, of in sorted(values.items())}
 
 
 def write_contact_sheet(plan: Plan, decisions: Decisions, *, pair_of: PairOf, out: Path, per_row: int = 10, rows: int = 2) -> None:

@@ -18,6 +18,8 @@ Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 TOLERANCE_PX = 2
 NEAR_PX = 12
+STRAY_PX = 4
+"""What was drawn farther from the label is none of its border."""
 SMOOTH_SIGMA_PX = 0.8
 MIN_SPECK_PX = 4
 MID_GREY = 128.0
@@ -89,13 +91,14 @@ def score_map(drawn: Mask, masks: Sequence[Mask]) -> Fidelity:
     per_instance: list[float] = []
     thin: list[float | None] = []
     for mask in masks:
-        own = drawn & _neighbourhood(mask, masks)
+        own = drawn & neighbourhood(mask, masks)
         per_instance.append(iou(own, mask))
         thin.append(f1_with_tolerance(own, mask) if width_px(mask) < THIN_PX else None)
     return Fidelity(
         iou=iou(drawn, label),
         per_instance_iou=tuple(per_instance),
         outside_fraction=float((drawn & ~label).sum() / total) if total else 0.0,
+        stray_px=int((drawn & (cv2.distanceTransform((~label).astype(np.uint8), cv2.DIST_L2, 5) > STRAY_PX)).sum()),
         f1_2px=tuple(thin),
     )
 
@@ -117,8 +120,8 @@ def f1_with_tolerance(drawn: Mask, mask: Mask, tolerance_px: int = TOLERANCE_PX)
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _neighbourhood(mask: Mask, masks: Sequence[Mask]) -> Mask:
-    """Pixels within NEAR_PX of a mask and nearer to it than to any other."""
+def neighbourhood(mask: Mask, masks: Sequence[Mask]) -> Mask:
+    """Give the pixels within NEAR_PX of a mask and nearer to it than to any other, bool [H,W]."""
     own = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     result = own <= NEAR_PX
     for other in masks:

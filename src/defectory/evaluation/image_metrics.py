@@ -85,8 +85,9 @@ def score_image_sets(
         kid=kid(made, test),
         kid_interval=kid_interval(made, test, num_samples=config.bootstrap_samples, seed=seed),
         kid_floor=kid(train, test),
-        fid=fid(made, test),
-        fid_floor=fid(train, test),
+        # digits beyond depend on how many threads decompose the covariances
+        fid=round(fid(made, test), 4),
+        fid_floor=round(fid(train, test), 4),
         mean_wasserstein=float(wasserstein_distance(mean_s, mean_t)),
         mean_wasserstein_floor=float(wasserstein_distance(mean_r, mean_t)),
         std_wasserstein=float(wasserstein_distance(std_s, std_t)),

@@ -8,11 +8,9 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.calibration import Calibration, ClassCalibration
-from defectory.artifacts.plan import Decisions, Job, MaskBank, MaskBankEntry, Plan
+from defectory.artifacts.plan import Job, MaskBank, MaskBankEntry, Plan
 from defectory.artifacts.tiles import Tile
 from defectory.artifacts.weights import Concept, Control
-from defectory.curation.decide import FidelitySummary, Scored, decide
-from defectory.curation.decide import write_contact_sheet as write_curation_sheet
 from defectory.engine.base.prompts import condition_prompt
 from defectory.evaluation.contrast import contrasts_by_class, defect_contrast
 from defectory.imageio import load_rgb
@@ -34,7 +32,6 @@ from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.rle import decode, encode
 from defectory.run import digest_json, write_json
-from defectory.synthesis.export import export_synthetic
 from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
 
@@ -299,63 +296,12 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
     yield f"{len(plan.jobs)} drafts with their counterfactual halves in {seconds:.0f} s"
 
 
-def run_curation(project: Project) -> Iterator[Progress | str]:
-    """Score, decide, show."""
-    plan, drafts = plan_of(project), project.path("drafts")
-
-    def pair_of(job: Job) -> tuple[Any, Any]:
-        return drafts / "images" / f"{job.id}.png", drafts / "without" / f"{job.id}.png"
-
-    for event in decide(plan, pair_of=pair_of, config=project.config.curation):
-        if isinstance(event, Scored):
-            if event.done % 20 == 0 or event.done == event.total:
-                yield Progress(stage="curate", done=event.done, total=event.total)
-            continue
-        decisions, summary = event
-        decisions.save(project.path("curation", "decisions.json"))
-        summary.save(project.path("curation", "fidelity.json"))
-        write_curation_sheet(plan, decisions, pair_of=pair_of, out=project.path("curation", "contact_sheet.png"))
-        yield f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f}), {summary.accepted_share:.0%} accepted"
-
-
-def fidelity_of(project: Project) -> FidelitySummary:
-    """Read the fidelity summary."""
-    return FidelitySummary.load(project.path("curation", "fidelity.json"))
-
-
-def decisions_of(project: Project) -> Decisions:
-    """Read the decisions."""
-    return Decisions.load(project.path("curation", "decisions.json"))
-
-
-def run_export(project: Project) -> Iterator[Progress | str]:
-    """Write the synthetic set."""
-    dataset, pool = dataset_of(project), PoolTiles(project, tileset_of(project))
-
-    def pool_image_of(job: Job) -> dict[str, object]:
-        record = dataset.image(pool.tile(job).image_id)
-        return {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256}
-
-    count = export_synthetic(
-        plan_of(project), decisions_of(project), drafts=project.path("drafts"), out=project.path("synthetic"),
-        base_digest=Concept.load(project.path("concept", "concept.json")).base_digest, pool_image_of=pool_image_of,
-        valid_hw_of=lambda job: pool.tile(job).valid_hw,
-    )  # fmt: skip
-    yield f"{count} images in synthetic/annotations.json"
-
-
 def run_finalize(project: Project) -> Iterator[Progress | str]:
     """Write the finished pipeline for plain diffusers."""
     from defectory.condition.control import finalize_pipeline
 
     digest = finalize_pipeline(project.path("concept"), project.path("control"), project.path("pipeline"))
     yield f"loads with StableDiffusionControlNetPipeline.from_pretrained, digest {digest[:12]}"
-
-
-def accepted_jobs(plan: Plan, decisions: Decisions) -> Sequence[Job]:
-    """Give the jobs whose drafts were accepted."""
-    accepted = {d.job_id for d in decisions.decisions if d.status == "accepted"}
-    return [job for job in plan.jobs if job.id in accepted]
 
 
 def union_of(job: Job) -> Mask:

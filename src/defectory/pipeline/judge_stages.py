@@ -16,7 +16,8 @@ from defectory.evaluation.contrast import score_contrast
 from defectory.evaluation.image_metrics import score_image_sets
 from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
 from defectory.imageio import load_rgb
-from defectory.pipeline.generate_stages import accepted_jobs, decisions_of, device_of, fidelity_of, plan_of
+from defectory.pipeline.curate_stage import accepted_jobs, decisions_of, fidelity_of
+from defectory.pipeline.generate_stages import device_of, plan_of
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
 from defectory.rle import decode

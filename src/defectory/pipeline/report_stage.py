@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 from defectory import __version__
 from defectory.artifacts.plan import Decision, Decisions, Job, Plan
 from defectory.artifacts.tiles import Tile
+from defectory.curation.decide import FidelitySummary
+from defectory.curation.fidelity import drawn_map, iou
+from defectory.curation.tighten import tighten
 from defectory.drawing import draw_outlines
 from defectory.drivers.leakage import Leakage
 from defectory.drivers.palette import palette
 from defectory.imageio import load_rgb
+from defectory.pipeline.curate_stage import decisions_of, fidelity_of
 from defectory.pipeline.driver_check import leakage_of
-from defectory.pipeline.generate_stages import calibration_of, decisions_of, fidelity_of, plan_of
+from defectory.pipeline.generate_stages import calibration_of, plan_of
 from defectory.pipeline.judge_stages import arm_folder, read_scores
 from defectory.pipeline.signatures import Memorisation, memorisation, signatures
 from defectory.pipeline.stage import Progress, Project
@@ -30,6 +34,7 @@ from defectory.report.page import render_report, write_report
 from defectory.run import read_manifest, write_json, write_text
 
 NUM_CELLS = 8
+TIGHT_COLOUR = (80, 160, 255)
 OUTLINE_COLOURS = {"accepted": (40, 220, 60), "rejected": (255, 60, 60)}
 ARM_NAMES = {"real": "real", "synthetic": "synthetic", "synthetic_then_real": "synthetic then real"}
 SCORE_COLUMNS = (
@@ -167,8 +172,26 @@ def _decision_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
             told = decision.reason if decision.status == "rejected" else f"fidelity {decision.fidelity.iou:.2f}"
             cells.append(Cell(image=shown, caption=f"#{decision.job_id}: {told}"))
         rows.append((status, cells))
+    accepted = [jobs[d.job_id] for d in decisions.decisions if d.status == "accepted"]
+    rows.append(
+        (
+            "accepted, as drawn: what curation.tighten_labels makes of labels",
+            [_tightened_cell(project, job) for job in spread(accepted, NUM_CELLS)],
+        )
+    )
     return Grid(
         title="Accepted and rejected", rows=rows, note="Fidelity compares the label with where the pair with and without mask differs."
+    )
+
+
+def _tightened_cell(project: Project, job: Job) -> Cell:
+    image, without = (load_rgb(project.path("drafts", half, f"{job.id}.png")) for half in ("images", "without"))
+    masks = [mask for _, mask in masks_of(job.instances)]
+    drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=project.config.curation.difference_threshold)
+    tight = tighten(drawn, masks)
+    agreement = np.mean([iou(after, before) for after, before in zip(tight, masks, strict=True)])
+    return Cell(
+        image=draw_outlines(image, [(TIGHT_COLOUR, mask) for mask in tight]), caption=f"#{job.id}: IoU with its label {agreement:.2f}"
     )
 
 
@@ -187,6 +210,7 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
             rows=rows,
         )
     ]
+    tables += _curation_tables(fidelity, decisions_of(project))
     sets = scores["image_sets"]
     if sets is not None:
         name = sets["encoder"]
@@ -242,6 +266,39 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
     return tables
 
 
+def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Table]:
+    figures: dict[str, list[tuple[float, float]]] = {}
+    for decision in decisions.decisions:
+        for check in decision.checks:
+            figures.setdefault(check.name, []).append((check.value, check.limit))
+    tables: list[Table] = []
+    if figures:
+        rows = [
+            [name, f"{np.median([v for v, _ in of]):.2f}", f"{np.quantile([v for v, _ in of], 0.95):.2f}", f"{of[-1][1]:.2f}", str(fidelity.failed_checks.get(name, 0))]
+            for name, of in figures.items()
+        ]  # fmt: skip
+        note = "Every limit is learned from train tiles and the defect-free pool. Anomaly is that of the half without a mask; novelty is likeness to the nearest train tile or prior image."
+        if fidelity.density is not None and fidelity.coverage is not None:
+            note += f" Accepted drafts beside real tiles: density {fidelity.density:.2f}, coverage {fidelity.coverage:.2f}."
+        tables.append(
+            Table(
+                title="Drafts beside real tiles",
+                columns=["check", "median", "95% quantile", "limit", "drafts above it"],
+                rows=rows,
+                note=note,
+            )
+        )
+    rows = [[f"masks from {kind}", f"{share:.0%}"] for kind, share in fidelity.accepted_share_per_source.items()]
+    rows.append(["pool tiles of which no draft was accepted", f"{fidelity.num_pool_tiles_without} of {fidelity.num_pool_tiles}"])
+    rows += [[f"rejected: {cause}", str(count)] for cause, count in fidelity.rejected_by.items()]
+    if fidelity.tightened_iou is not None:
+        rows.append(["IoU of labels with labels as drawn", f"{fidelity.tightened_iou:.2f}"])
+    if fidelity.likely_cause is not None:
+        rows.append(["likely cause of few accepted drafts", fidelity.likely_cause])
+    tables.append(Table(title="Accepted and rejected, by origin and cause", columns=["", "value"], rows=rows))
+    return tables
+
+
 def _charts(project: Project) -> list[Chart]:
     charts: list[Chart] = []
     for title, folder in (("Learn the concept", "concept"), ("Learn the condition", "control")):
@@ -279,7 +336,7 @@ def _appendix(project: Project, decisions: Decisions) -> list[Table]:
         )
     reasons: dict[str, int] = {}
     for decision in decisions.decisions:
-        key = "accepted" if decision.status == "accepted" else decision.reason.split(":")[-1].strip()
+        key = decision.cause or "accepted"
         reasons[key] = reasons.get(key, 0) + 1
     saved = project.path("project.json")
     origins: dict[str, str] = json.loads(saved.read_text())["origins"] if saved.is_file() else {}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from defectory.drivers.kinds import kind_of
 from defectory.errors import ConfigError
+from defectory.pipeline import curate_stage as curate
 from defectory.pipeline import data_stages as data
 from defectory.pipeline import generate_stages as generate
 from defectory.pipeline import judge_stages as judge
@@ -32,8 +33,8 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
             name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
             run=generate.run_synthesis, resumable=True,
         ),
-        Stage(name="curate", folder="curation", needs=("plan", "synthesize"), settings=_curation, run=generate.run_curation),
-        Stage(name="export", folder="synthetic", needs=("import", "plan", "synthesize", "curate"), settings=lambda _: None, run=generate.run_export),
+        Stage(name="curate", folder="curation", needs=("import", *made, "plan", "synthesize"), settings=_curation, run=curate.run_curation),
+        Stage(name="export", folder="synthetic", needs=("import", "plan", "synthesize", "curate"), settings=lambda _: None, run=curate.run_export),
         Stage(name="finalize", folder="pipeline", needs=("learn-concept", "learn-condition"), settings=lambda _: None, run=generate.run_finalize),
         *(
             Stage(
@@ -171,7 +172,7 @@ def _synthesis(project: Project) -> object:
     return {**project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
 
 
-FIDELITY_RULES = 2
+FIDELITY_RULES = 3
 """Raised when the same settings give other scores of drafts."""
 
 

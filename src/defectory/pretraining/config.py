@@ -59,7 +59,7 @@ class ScoreConfig(Section):
     num_workers: int = Field(default=2, ge=1)
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=3.0, ge=1)
-    judge: StageConfig = StageConfig(num_steps=2000, batch_size=32, learning_rate=2e-3, ema_decay=0.99)
+    judge: StageConfig = StageConfig(num_steps=2000, batch_size=32, learning_rate=6e-3, optimizer="muon", decay_share=0.5, ema_decay=0.99)
 
 
 class SegmenterStartConfig(Section):

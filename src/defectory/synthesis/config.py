@@ -34,6 +34,8 @@ class SynthesisConfig(Section):
     """The same elsewhere: how much of what masks do outside themselves is kept. With this and both guidances at 1 a step is drawn without
     further evaluations, in under two thirds of the time."""
     control_scale: float = Field(default=1.0, ge=0)
+    match_grain: bool = False
+    """Give drafts the fine grain of their pool tile where they lack it."""
     precision: Literal["fp32", "bf16"] = "bf16"
     batch_size: int = Field(default=16, ge=1)
     seed: int = 0

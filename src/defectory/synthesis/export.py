@@ -49,7 +49,7 @@ def export_synthetic(
             number, name = len(images) + 1, f"{job.id}.png"
             save_png(folder / "images" / name, np.ascontiguousarray(load_rgb(source)[:height, :width]))
             images.append((number, name, (height, width), {}))
-            for instance in job.instances:
+            for instance in accepted[job.id].tightened or job.instances:
                 cut = decode(instance.rle)[:height, :width]
                 if cut.any():
                     instances.append((number, Instance(category_id=instance.category_id, rle=encode(cut))))
@@ -65,6 +65,7 @@ def export_synthetic(
                         "prompt": job.prompt,
                         "seed": job.seed,
                         "fidelity": accepted[job.id].fidelity.iou,
+                        "checks": {check.name: round(check.value, 4) for check in accepted[job.id].checks},
                         "base_digest": base_digest,
                         "concept_digest": plan.concept_digest,
                         "control_digest": plan.control_digest,

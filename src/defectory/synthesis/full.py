@@ -16,6 +16,7 @@ from defectory.engine.sampling.denoise import Without, denoise, encode_prompts
 from defectory.imageio import save_png
 from defectory.run import remove_leftovers
 from defectory.synthesis.config import SynthesisConfig
+from defectory.synthesis.grain import add_grain
 
 Image = NDArray[np.uint8]
 
@@ -96,8 +97,11 @@ def synthesize(
         for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
             image_file, without_file, driver_file = draft_paths(out, job.id)
             save_png(driver_file, item.driver)
-            save_png(without_file, _finished(images[len(batch) + index], item))
-            save_png(image_file, _finished(images[index], item))
+            image, without = (_finished(drawn, item) for drawn in (images[index], images[len(batch) + index]))
+            if config.match_grain:
+                image, without = add_grain([image, without], tile=item.tile, valid_hw=item.valid_hw, seed=job.seed)
+            save_png(without_file, without)
+            save_png(image_file, image)
         done += len(batch)
         yield DraftDone(done=done, total=len(plan.jobs), resumed_at=resumed, seconds=time.monotonic() - began)
 

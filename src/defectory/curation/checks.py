@@ -1,0 +1,179 @@
+"""Every check of a draft besides fidelity, each held against what real tiles of train and pool show."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.plan import Check, CheckName
+from defectory.curation.anomaly import Patches, PatchMemory, learn_memory
+from defectory.curation.config import CurationConfig
+from defectory.curation.exposure import RealFigures, figures_of, learn_figures
+from defectory.curation.novelty import Originals, Thumbnail, learn_limit, thumbnail
+from defectory.curation.realism import Features, RealTiles, farthest_first, learn_real_tiles
+
+Image = NDArray[np.uint8]
+EXPOSURE_LIMIT = 0.25
+BLUR_LIMIT = 1.5
+CLIPPED_LIMIT = 0.02
+"""Share of black and white pixels beyond the most that real tiles have."""
+DUPLICATE_LIMIT = 0.9
+"""Likeness, unshifted, from which on two drafts are the same picture."""
+MAX_TRAIN, MAX_POOL = 600, 200
+"""Real tiles that are looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """An image encoder as curation needs it: one vector per image, float64 [N,D], and features of patches, float32 [N,h,w,C]."""
+
+    embed: Callable[[Sequence[Image]], Features]
+    patches: Callable[[Sequence[Image]], Patches]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RealTile:
+    """A tile of train or pool: its name, RGB uint8 [H,W,3], image part, image and group (same part), and whether it shows a defect."""
+
+    name: str
+    image: Image
+    valid_hw: tuple[int, int]
+    image_id: int
+    group: str
+    is_defective: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draft:
+    """A draft as it is checked: RGB uint8 [H,W,3], its half without mask, and the image part of both."""
+
+    image: Image
+    without: Image
+    valid_hw: tuple[int, int]
+
+
+class Checker:
+    """Checks drafts in the order they are given in; near-duplicates are told from those before them.
+
+    Args:
+        real: tiles of train and pool; no others.
+        prior: images the model drew itself for prior preservation, RGB uint8 [H,W,3].
+        encoder: of features.
+        config: which checks, and their slack.
+        seed: of what is sampled while limits are learned.
+    """
+
+    def __init__(self, real: Sequence[RealTile], prior: Sequence[Image], *, encoder: Encoder, config: CurationConfig, seed: int) -> None:
+        self._config, self._encoder = config, encoder
+        defective = [tile for tile in real if tile.is_defective][:MAX_TRAIN]
+        free = [tile for tile in real if not tile.is_defective][:MAX_POOL]
+        both = [*defective, *free]
+        self.real_features = encoder.embed([tile.image for tile in both]) if both else np.zeros((0, 1))
+        self.figures: RealFigures | None = learn_figures([figures_of(t.image, t.valid_hw) for t in both]) if both else None
+        ids = np.array([tile.image_id for tile in both], np.int64)
+        self.realism: RealTiles | None = learn_real_tiles(self.real_features, ids) if self._wants("realism") else None
+        self.memory: PatchMemory | None = None
+        if self._wants("anomaly") and free:
+            self.memory = learn_memory(encoder.patches([t.image for t in free]), np.array([t.image_id for t in free], np.int64), seed=seed)
+        self.originals = Originals([], [])
+        self.copy_limit = 1.0
+        if self._wants("novelty"):
+            self.originals = Originals(
+                [*(f"train tile {t.name}" for t in defective), *(f"prior image {i}" for i in range(len(prior)))],
+                [*(t.image for t in defective), *prior],
+                [*(t.valid_hw for t in defective), *((image.shape[0], image.shape[1]) for image in prior)],
+            )
+            # padding is no part that could be alike
+            whole = [np.ascontiguousarray(t.image[: t.valid_hw[0], : t.valid_hw[1]]) for t in defective]
+            self.copy_limit = learn_limit(whole, [t.group for t in defective], self.originals, seed=seed)
+        self._seen: list[Thumbnail] = []
+        self._features: list[Features] = []
+
+    def _wants(self, name: CheckName) -> bool:
+        return name in self._config.checks
+
+    @property
+    def features(self) -> Features:
+        """Give the features of all drafts checked so far, float64 [N,D]."""
+        return np.concatenate(self._features) if self._features else np.zeros((0, 1))
+
+    def check(self, drafts: Sequence[Draft]) -> list[tuple[Check, ...]]:
+        """Check drafts; gives the checks of each, those that were asked for and could be learned."""
+        slack = self._config.slack
+        features = self._encoder.embed([draft.image for draft in drafts])
+        self._features.append(features)
+        far = self.realism.distances(features) if self.realism is not None else None
+        odd = self.memory.scores(self._encoder.patches([draft.without for draft in drafts])) if self.memory is not None else None
+        result: list[tuple[Check, ...]] = []
+        for index, draft in enumerate(drafts):
+            checks: list[Check] = []
+            if self.figures is not None:
+                figures = figures_of(draft.image, draft.valid_hw)
+                checks += [
+                    Check(name="exposure", value=self.figures.exposure(figures), limit=EXPOSURE_LIMIT * slack),
+                    Check(name="blur", value=self.figures.blur(figures), limit=BLUR_LIMIT * slack),
+                    Check(name="clipping", value=figures.clipped, limit=self.figures.most_clipped + CLIPPED_LIMIT * slack),
+                ]
+            if self.memory is not None and odd is not None:
+                checks.append(Check(name="anomaly", value=float(odd[index]), limit=self.memory.limit * slack))
+            if self.realism is not None and far is not None:
+                checks.append(Check(name="realism", value=float(far[index]), limit=self.realism.limit * slack))
+            thumb = thumbnail(draft.image, draft.valid_hw)
+            if len(self.originals):
+                like = self.originals.likeness_of(thumb)
+                checks.append(Check(name="novelty", value=like.value, limit=self.copy_limit, nearest=like.name))
+            if self._seen:
+                alike = np.tensordot(np.stack(self._seen), thumb, axes=2)
+                nearest = int(alike.argmax())
+                value = max(0.0, float(alike[nearest]))
+                checks.append(Check(name="duplicate", value=value, limit=DUPLICATE_LIMIT, nearest=f"draft number {nearest}"))
+            self._seen.append(thumb)
+            result.append(tuple(check for check in checks if self._wants(check.name)))
+        return result
+
+
+REASONS: dict[CheckName, str] = {
+    "exposure": "brightness or contrast {value:.2f} of the real range outside it (limit {limit:.2f})",
+    "blur": "{value:.1f} times softer than the softest real tiles (limit {limit:.1f})",
+    "clipping": "{value:.0%} of its pixels are black or white (limit {limit:.0%})",
+    "anomaly": "the half without a mask shows a defect as well (anomaly {value:.2f}, limit {limit:.2f})",
+    "realism": "unlike every real tile (distance {value:.2f}, limit {limit:.2f})",
+    "novelty": "a copy of {nearest} (likeness {value:.2f}, limit {limit:.2f})",
+    "duplicate": "the same picture as {nearest} (likeness {value:.2f}, limit {limit:.2f})",
+}
+
+
+def reason_of(check: Check) -> str:
+    """Say why a draft that fails a check is rejected."""
+    return REASONS[check.name].format(value=check.value, limit=check.limit, nearest=check.nearest)
+
+
+def choose(classes_of: Sequence[frozenset[int]], features: Features, count: int, shares: dict[int, float]) -> list[int]:
+    """Choose `count` of the drafts: classes in given shares, and within a class as different from each other as can be.
+
+    Args:
+        classes_of: category ids of each draft.
+        features: of each, float64 [N,D]; without columns the order decides.
+        count: how many.
+        shares: of the classes, summing to 1.
+
+    Returns:
+        Indices, in order.
+    """
+    order = farthest_first(features, len(features)) if features.shape[1] > 1 and len(features) else list(range(len(classes_of)))
+    chosen: list[int] = []
+    counts = dict.fromkeys(shares, 0)
+    left = list(order)
+    while left and len(chosen) < count:
+        # the class that lags furthest behind its share, of those that a draft is left of
+        present = {c for i in left for c in classes_of[i]}
+        lagging = min(sorted(present), key=lambda c: counts.get(c, 0) / max(shares.get(c, 0.0), 1e-9))
+        index = next(i for i in left if lagging in classes_of[i])
+        left.remove(index)
+        chosen.append(index)
+        for category_id in classes_of[index]:
+            counts[category_id] = counts.get(category_id, 0) + 1
+    return sorted(chosen)

@@ -1,0 +1,86 @@
+"""Realism: how far drafts lie from real tiles in an encoder's features, beside how far real tiles lie from each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Features = NDArray[np.float64]
+NEIGHBOURS = 3
+LIMIT_QUANTILE = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealTiles:
+    """Features of real tiles, float64 [N,D], each dimension of standard deviation 1, and the distances they keep from each other."""
+
+    features: Features
+    mean: Features
+    scale: Features
+    floor: NDArray[np.float64]
+    """Distance of each to its third neighbour of another image."""
+
+    @property
+    def limit(self) -> float:
+        """Give the distance that nearly all real tiles keep within."""
+        return float(np.quantile(self.floor, LIMIT_QUANTILE))
+
+    def distances(self, features: Features) -> NDArray[np.float64]:
+        """Give the distance to the third nearest real tile, float64 [M], of features [M,D] as an encoder gives them."""
+        between = _distances((features - self.mean) / self.scale, self.features)
+        return _nth(between, NEIGHBOURS)
+
+
+def learn_real_tiles(features: Features, image_ids: NDArray[np.int64]) -> RealTiles | None:
+    """Learn what real tiles are like; None from fewer than eight, or than five images.
+
+    Args:
+        features: float64 [N,D] of train tiles and pool.
+        image_ids: int64 [N]; tiles of one image overlap, and their distances say nothing.
+    """
+    if len(features) < 8 or len(set(image_ids.tolist())) <= NEIGHBOURS + 1:
+        return None
+    mean, scale = features.mean(axis=0), features.std(axis=0) + 1e-6
+    standard = (features - mean) / scale
+    between = _distances(standard, standard)
+    between[image_ids[:, None] == image_ids[None]] = np.inf
+    return RealTiles(features=standard, mean=mean, scale=scale, floor=_nth(between, NEIGHBOURS))
+
+
+def density_and_coverage(made: Features, real: Features, *, neighbours: int = 5) -> tuple[float, float]:
+    """Give density (may exceed 1) and coverage, 0..1, of a set beside real ones (Naeem et al. 2020), from features [M,D] and [N,D].
+
+    Density counts real tiles' neighbourhoods a draft lies in; coverage the share of real tiles with a draft in theirs.
+    """
+    neighbours = min(neighbours, len(real) - 1)
+    own = _distances(real, real)
+    np.fill_diagonal(own, np.inf)
+    radius = _nth(own, neighbours)
+    inside = _distances(made, real) < radius[None]
+    return float(inside.sum(axis=1).mean() / neighbours), float(inside.any(axis=0).mean())
+
+
+def farthest_first(features: Features, count: int, *, start: int = 0) -> list[int]:
+    """Give `count` rows of features [N,D], each as far as can be from those before it (Gonzalez 1985)."""
+    chosen = [start]
+    nearest = np.linalg.norm(features - features[start], axis=1)
+    while len(chosen) < min(count, len(features)):
+        nearest[chosen] = -1.0
+        following = int(nearest.argmax())
+        chosen.append(following)
+        nearest = np.minimum(nearest, np.linalg.norm(features - features[following], axis=1))
+    return chosen
+
+
+def _distances(a: Features, b: Features) -> Features:
+    """Give root mean square distances per dimension, float64 [M,N]."""
+    square = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
+    return np.sqrt(np.maximum(square, 0.0) / a.shape[1])
+
+
+def _nth(distances: Features, n: int) -> NDArray[np.float64]:
+    """Give the n-th smallest of each row, float64 [M]."""
+    n = min(n, distances.shape[1])
+    return np.partition(distances, n - 1, axis=1)[:, n - 1]

@@ -1,0 +1,105 @@
+"""Grain: the fine texture and camera noise of real tiles, which an autoencoder averages away and a sampler draws too weakly.
+
+A segmenter trained on drafts alone would learn surfaces without it. What a draft lacks of its pool tile's fine detail is added as
+noise of that spectrum, so nothing is copied and a draft that has it already stays as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from scipy.signal import fftconvolve
+
+Image = NDArray[np.uint8]
+Grey = NDArray[np.float32]
+
+WINDOW_PX = 16
+"""Side of the windows spectra are taken in; they overlap by half."""
+COARSEST_PX = 8.0
+"""Wavelength above which detail is not grain but structure, which drivers and prompts are for."""
+MEDIAN_OF_POWER = float(np.log(2.0))
+"""Median of an exponential distribution, as the power of noise at a frequency is, over its mean."""
+
+
+def add_grain(images: list[Image], *, tile: Image, valid_hw: tuple[int, int], seed: int) -> list[Image]:
+    """Give pictures the grain of a tile where they lack it; all get the same grain, so that their difference keeps none of it.
+
+    Args:
+        images: RGB uint8 [H,W,3] of one draft, its half without mask last, which decides how much is lacking.
+        tile: RGB uint8 [H,W,3] the draft's driver was taken from.
+        valid_hw: image part of the tile, in px; the rest is padding and stays as it is.
+        seed: of the grain.
+
+    Returns:
+        RGB uint8 [H,W,3] each; as they were where tiles are too small for a window.
+    """
+    height, width = valid_hw
+    if min(height, width) < 2 * WINDOW_PX:
+        return images
+    wanted, drawn = (_grey(image)[:height, :width] for image in (tile, images[-1]))
+    spectra = _spectra(wanted)
+    lacking = np.maximum(_typical(spectra) - _typical(_spectra(drawn)), 0.0) * _fine_share()
+    if not lacking.any():
+        return images
+    noise = np.random.default_rng([47, seed]).standard_normal(valid_hw)
+    # a filter of zero phase whose response has the lacking power
+    kernel = np.fft.fftshift(np.fft.ifft2(np.sqrt(lacking / (_taper() ** 2).sum())).real)
+    grain = fftconvolve(noise, kernel, mode="same").astype(np.float32)
+    constant, slope = _noise_of_brightness(wanted, spectra)
+    typical = constant + slope * float(np.median(wanted))
+    result: list[Image] = []
+    for image in images:
+        strength = np.ones(valid_hw, np.float32)
+        if typical > 0:
+            strength = np.sqrt((constant + slope * _grey(image)[:height, :width]) / typical)
+        finished = image.copy()
+        finished[:height, :width] = np.clip(np.round(image[:height, :width] + (grain * strength)[..., None]), 0, 255)
+        result.append(finished)
+    return result
+
+
+def _grey(image: Image) -> Grey:
+    return image.astype(np.float32).mean(axis=2)
+
+
+def _taper() -> NDArray[np.float64]:
+    one = np.hanning(WINDOW_PX + 2)[1:-1]
+    return np.outer(one, one)
+
+
+def _windows(grey: Grey) -> NDArray[Any]:
+    step = WINDOW_PX // 2
+    views = np.lib.stride_tricks.sliding_window_view(grey, (WINDOW_PX, WINDOW_PX))[::step, ::step]
+    return views.reshape(-1, WINDOW_PX, WINDOW_PX)
+
+
+def _spectra(grey: Grey) -> NDArray[np.float64]:
+    """Give the power at each frequency of each window, float64 [N,w,w]."""
+    windows = _windows(grey).astype(np.float64)
+    windows = windows - windows.mean(axis=(1, 2), keepdims=True)
+    return np.abs(np.fft.fft2(windows * _taper())) ** 2
+
+
+def _typical(spectra: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Give the power at each frequency in most windows: an edge fills few of them."""
+    return np.median(spectra, axis=0) / MEDIAN_OF_POWER
+
+
+def _fine_share() -> NDArray[np.float64]:
+    """Give how far each frequency counts as grain, 0..1: none at `COARSEST_PX`, all at half of it."""
+    frequency = np.fft.fftfreq(WINDOW_PX)
+    radius = np.hypot(frequency[:, None], frequency[None])
+    return np.clip(radius * COARSEST_PX - 1.0, 0.0, 1.0)
+
+
+def _noise_of_brightness(grey: Grey, spectra: NDArray[np.float64]) -> tuple[float, float]:
+    """Give a and b, none negative, of grain variance a + b g at grey level g (Foi et al. 2008: signal-dependent camera noise)."""
+    energy = np.median(spectra[:, _fine_share() > 0.5], axis=1)
+    levels = _windows(grey).mean(axis=(1, 2)).astype(np.float64)
+    # an edge multiplies a window's energy; it must not outvote the others
+    kept = energy <= np.quantile(energy, 0.9)
+    solution, _ = nnls(np.stack([np.ones(int(kept.sum())), levels[kept]], axis=1), energy[kept])
+    return float(solution[0]), float(solution[1])
