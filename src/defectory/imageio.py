@@ -97,6 +97,22 @@ def load_rgb(path: Path) -> NDArray[np.uint8]:
     return load_image(path).rgb
 
 
+def load_native(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Load an image file with its own values: grey [H,W] of 8 or 16 bit, RGB or RGBA uint8 [H,W,C]; EXIF orientation is applied.
+
+    Other kinds of image (palettes, floats, 32 bit) come as RGB, as `load_rgb` gives them.
+
+    Raises:
+        ImageError: as for `load_image`.
+    """
+    image = ImageOps.exif_transpose(_open(path))
+    if image.mode in ("L", "RGB", "RGBA"):
+        return np.asarray(image).copy()
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)
+    return load_rgb(path)
+
+
 def image_size_hw(path: Path) -> tuple[int, int]:
     """Give height and width of an image file after EXIF rotation, decoding it fully so that damage is found.
 
@@ -120,15 +136,15 @@ def load_class_mask(path: Path) -> NDArray[np.uint8]:
     return np.asarray(image).astype(np.uint8)
 
 
-def encode_png(image: NDArray[np.uint8], *, compress_level: int = 3) -> bytes:
-    """Encode RGB uint8 [H,W,3] or grey uint8 [H,W] as PNG; the same pixels give the same bytes."""
+def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level: int = 3) -> bytes:
+    """Encode RGB or RGBA uint8 [H,W,C], or grey uint8 or uint16 [H,W], as PNG; the same pixels give the same bytes."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()
 
 
-def save_png(path: Path, image: NDArray[np.uint8]) -> None:
-    """Write RGB uint8 [H,W,3] or grey uint8 [H,W] to a PNG file atomically."""
+def save_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
+    """Write an image, as `encode_png` takes it, to a PNG file atomically."""
     write_bytes(path, encode_png(image))
 
 

@@ -142,3 +142,23 @@ def test_an_unknown_kind_is_one_line(name: str) -> None:
         geometry_map(part_before_dark(), config=config_of(name))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_image_itself_is_a_driver_with_defects_filled_and_masks_pasted_on() -> None:
+    from defectory.drivers.extract import extract_driver
+
+    rng = np.random.default_rng(0)
+    image = rng.integers(100, 140, (40, 56, 3)).astype(np.uint8)
+    mask = np.zeros((40, 56), bool)
+    mask[10:20, 12:24] = True
+    image[mask] = 5
+    config = DriverConfig(kind="image")
+    empty = extract_driver(image, (), num_classes=1, config=config, blind=[mask], valid_hw=(40, 50))
+    assert empty[mask].min() > 60, "the defect is filled from around it"
+    far = np.zeros((40, 56), bool)
+    far[28:, :50] = True
+    assert np.array_equal(empty[far], image[far])
+    assert (empty[:, 50:] == 0).all()
+    painted = extract_driver(image, [(1, mask)], num_classes=1, config=config, valid_hw=(40, 50))
+    assert len(np.unique(painted[mask], axis=0)) == 1
+    assert np.array_equal(painted[~mask], empty[~mask])

@@ -40,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
     app.command("init")(init)
     app.command("run")(run)
+    app.command("insert")(insert)
     for verb, (stage, text) in STAGE_VERBS.items():
         app.command(verb, help=f"{text} What it needs and is not up to date is run before it.")(_stage_verb(stage))
 
@@ -101,6 +102,29 @@ def run(
 ) -> None:
     """Do every stage of a project; a stage whose inputs are unchanged is not run again."""
     _run(project, only, override, preset, seed, device, dry_run, as_json)
+
+
+def insert(
+    frame: Annotated[Path, typer.Argument(help="Defect-free image of any size; grey of 8 or 16 bit, RGB and RGBA keep their depth.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write: images/ and annotations.json.")],
+    config: ConfigOption = Path("project.toml"),
+    count: Annotated[int, typer.Option("--count", min=1, help="How many images, each with one defect.")] = 1,
+    class_name: Annotated[str | None, typer.Option("--class", help="Class of the defects; as often as in train, if not given.")] = None,
+    region: Annotated[Path | None, typer.Option("--region", help="PNG of the image's size, white where defects may lie.")] = None,
+    override: OverrideOption = None,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of places, masks and noise.")] = 0,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw defects of a trained project into an image of your own, which stays as it is around them."""
+    from defectory.cli.show import peak_memory_gb, show_events
+    from defectory.pipeline.insert_into import insert_into
+
+    project = open_project(config, overrides=override, device=device, save=False)
+    show_events(insert_into(project, frame, out=out, count=count, class_name=class_name, region_file=region, seed=seed), as_json=as_json)
+    peak = peak_memory_gb()
+    if not as_json and peak is not None:
+        print(f"at most {peak:.1f} GB of memory")
 
 
 def _stage_verb(stage: str):  # typer reads the signature

@@ -150,7 +150,7 @@ def _cut_image(folder: Path, record: ImageRecord, part: Part, tiling: Tiling, co
         corners += [c for c in _grid(size_hw, tiling.tile_px) if not _window(any_defect, c, tiling.tile_px).any()]
     tiles: list[Tile] = []
     for number, corner in enumerate(dict.fromkeys(corners)):
-        square, valid_hw = _cut(image, corner, tiling.tile_px)
+        square, valid_hw = cut_window(image, corner, tiling.tile_px)
         kept: list[TileInstance] = []
         for index, (source, mask) in enumerate(zip(record.instances, masks, strict=True)):
             cut = _padded(_window(mask, corner, tiling.tile_px), tiling.tile_px)
@@ -194,7 +194,8 @@ def _window(mask: Mask, corner: tuple[int, int], side: int) -> Mask:
     return mask[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
 
 
-def _cut(image: Image, corner: tuple[int, int], side: int) -> tuple[Image, tuple[int, int]]:
+def cut_window(image: Image, corner: tuple[int, int], side: int) -> tuple[Image, tuple[int, int]]:
+    """Give the square of `side` pixels at a corner (y, x) of an image uint8 [H,W,3], its border repeated as padding, and its image part."""
     window = image[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
     valid_hw = (window.shape[0], window.shape[1])
     if valid_hw != (side, side):

@@ -12,7 +12,7 @@ class DriverConfig(Section):
 
     kind: str = "topology"
     """`topology` (the paper's), `edges`, `soft-edges`, `superpixels`, `silhouette`, a kind that an installed package registers, or
-    `package.module:function`."""
+    `package.module:function`. `image` is the image itself, undimmed, for synthesis.mode inpaint."""
     grid_px: int = Field(default=64, ge=4)
     """Step 1: longer side of the low resolution."""
     threshold_block_px: int = Field(default=13, ge=3)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.drivers.config import DriverConfig
-from defectory.drivers.kinds import KINDS, grey_of, kind_of
+from defectory.drivers.kinds import IMAGE_KIND, KINDS, grey_of, kind_of
 from defectory.drivers.palette import palette
 
 Mask = NDArray[np.bool_]
@@ -29,27 +29,30 @@ def geometry_map(
         valid_hw: the part of the image, from its upper left corner, that is not padding.
 
     Returns:
-        uint8 [H,W,3] in 0..`background_level`.
+        uint8 [H,W,3] in 0..`background_level`; of kind `image` the image itself, defects filled.
 
     Raises:
         ConfigError: there is no such kind, or a plug-in returns no geometry.
     """
     height, width = valid_hw or image.shape[:2]
     window = image[:height, :width]
+    result = np.zeros(image.shape, np.uint8)
+    if config.kind == IMAGE_KIND:
+        seen = np.ascontiguousarray(window)
+        result[:height, :width] = _blinded(seen, blind, config, (height, width))
+        return result
     ratio = config.grid_px / max(image.shape[:2])
     grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
     low = np.asarray(cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA), np.uint8)  # 1. downscale
     if config.kind in KINDS:
         low = grey_of(low)  # 2. grayscale; a plug-in sees colour
-    if config.defect_blind and len(blind) > 0:
-        low = _fill(low, np.any([mask[:height, :width] for mask in blind], axis=0))
+    low = _blinded(low, blind, config, (height, width))
     if low.ndim == 2:
         low = np.repeat(low[..., None], 3, axis=2)
     geometry = kind_of(config.kind)(low, config)  # 3. adaptive threshold, or what stands in its place
     graded = bool(((geometry > 0) & (geometry < 255)).any())
     full = cv2.resize(geometry, (width, height), interpolation=cv2.INTER_LINEAR if graded else cv2.INTER_NEAREST)  # 4. resize back
     dim = np.round(full.astype(np.float32) * config.background_level / 255).astype(np.uint8)  # 5. 0..255 to 0..50
-    result = np.zeros(image.shape, np.uint8)
     result[:height, :width] = dim[..., None]
     return result
 
@@ -82,6 +85,12 @@ def extract_driver(
     for category_id, mask in sorted(instances, key=lambda item: -int(item[1].sum())):
         driver[mask] = colours[category_id - 1]  # 6. paint the mask
     return driver
+
+
+def _blinded(picture: NDArray[np.uint8], blind: Sequence[Mask], config: DriverConfig, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    if not config.defect_blind or len(blind) == 0:
+        return picture
+    return _fill(picture, np.any([mask[: size_hw[0], : size_hw[1]] for mask in blind], axis=0))
 
 
 def _fill(low: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:

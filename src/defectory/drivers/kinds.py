@@ -17,6 +17,8 @@ from defectory.errors import ConfigError
 
 Image = NDArray[np.uint8]
 Geometry = NDArray[np.uint8]
+IMAGE_KIND = "image"
+"""Not a kind of geometry: the image itself, for inpainting (the paper's comparator)."""
 ENTRY_POINTS = "defectory.drivers"
 """Group in which an installed package registers a kind of its own."""
 FOREGROUND_SHARE = 0.6
@@ -107,6 +109,8 @@ def kind_of(name: str) -> Kind:
     """
     if name in KINDS:
         return KINDS[name]
+    if name == IMAGE_KIND:
+        return lambda image, _config: grey_of(image)
     registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     try:
         if name in registered:
@@ -115,7 +119,7 @@ def kind_of(name: str) -> Kind:
             module, _, attribute = name.partition(":")
             found = getattr(import_module(module), attribute)
         else:
-            known = ", ".join([*KINDS, *sorted(registered)])
+            known = ", ".join([*KINDS, IMAGE_KIND, *sorted(registered)])
             raise ConfigError(
                 f"drivers.kind {name!r}", "no such kind of driver", f"choose among {known}, or give `package.module:function`"
             )

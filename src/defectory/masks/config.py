@@ -49,6 +49,9 @@ class MaskConfig(Section):
     """Largest growth or shrinkage of a defect's width, as a share of it; scaling stretches long defects and leaves their width."""
     placement: Literal["learned", "anywhere"] = "learned"
     """`learned`: at holes and edges of the part as often, by class, as in train."""
+    regions: str | None = None
+    """Folder of drawn regions: PNG files named as pool images and of their size, white where defects may lie. Images without one allow all of
+    the part."""
     keep_place: bool = False
     """Leave a mask where it was on its source tile instead of placing it anew."""
     min_area_px: int = Field(default=9, ge=1)

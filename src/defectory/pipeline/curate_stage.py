@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from defectory.artifacts.dataset import Dataset, image_path
 from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.artifacts.weights import Concept
 from defectory.curation.checks import Checker, Encoder, RealTile
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
-from defectory.imageio import load_rgb
+from defectory.imageio import load_native, load_rgb
 from defectory.pipeline.generate_stages import plan_of
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import PoolTiles, dataset_of, split_of, spread, tileset_of
-from defectory.synthesis.export import export_synthetic
+from defectory.synthesis.export import Frame, export_synthetic
 
 BATCH = 32
 MAX_PRIOR_IMAGES = 64
@@ -59,7 +60,11 @@ def checker_of(project: Project) -> Checker:
         )
         for tile in tiles
     ]  # fmt: skip
-    return Checker(real, prior_images(project), encoder=curation_encoder(), config=project.config.curation, seed=project.config.seed)
+    config = project.config.curation
+    if project.config.synthesis.mode == "insert":
+        # what is kept of a tile makes drafts on it alike
+        config = config.model_copy(update={"checks": tuple(name for name in config.checks if name != "duplicate")})
+    return Checker(real, prior_images(project), encoder=curation_encoder(), config=config, seed=project.config.seed)
 
 
 def curation_encoder() -> Encoder:
@@ -140,5 +145,17 @@ def run_export(project: Project) -> Iterator[Progress | str]:
         plan_of(project), decisions_of(project), drafts=project.path("drafts"), out=project.path("synthetic"),
         base_digest=Concept.load(project.path("concept", "concept.json")).base_digest, pool_image_of=pool_image_of,
         valid_hw_of=lambda job: pool.tile(job).valid_hw,
+        frame_of=(lambda job: frame_of(project, dataset, pool, job)) if project.config.synthesis.mode == "insert" else None,
     )  # fmt: skip
     yield f"{count} images in synthetic/annotations.json"
+
+
+def frame_of(project: Project, dataset: Dataset, pool: PoolTiles, job: Job) -> Frame:
+    """Give the frame that a job's pool tile was cut from."""
+    tile = pool.tile(job)
+    pixels = load_native(image_path(project.path("data"), dataset.image(tile.image_id)))
+    corner_xy = tuple(round(offset) for offset in tile.offset_xy)
+    size_hw = tuple(
+        min(round(side / tile.scale), whole - at) for side, whole, at in zip(tile.valid_hw, pixels.shape, corner_xy[::-1], strict=False)
+    )
+    return Frame(pixels=pixels, tile=pool.image(tile, None), corner_yx=(corner_xy[1], corner_xy[0]), size_hw=(size_hw[0], size_hw[1]))

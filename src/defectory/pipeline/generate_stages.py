@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from defectory.masks.placement import (
 )
 from defectory.masks.sources import MaskSources
 from defectory.pipeline.mask_check import bank_from_train, expert_masks
+from defectory.pipeline.regions import tile_regions
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.rle import decode, encode
@@ -150,32 +152,57 @@ def placement_in_train(project: Project, bank: MaskBank) -> tuple[dict[int, np.n
     return relation_shares(observed), bank.model_copy(update={"entries": tuple(whole.get(entry.id, entry) for entry in bank.entries)})
 
 
+@dataclass(frozen=True, kw_only=True)
+class MaskSupply:
+    """What masks a project may use, and where on a part they lie."""
+
+    bank: MaskBank
+    sources: MaskSources
+    shares: dict[int, np.ndarray]
+
+    def place(self, mask: Mask, category_id: int, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
+        """Place a mask of a class on a tile, bool [H,W], as its class lies in train where that is learned; None where there is no place."""
+        if category_id in self.shares:
+            return place_like(mask, self.shares[category_id], site=site, taken=taken, rng=rng)
+        return place(mask, size_hw=(taken.shape[0], taken.shape[1]), allowed=site.allowed, taken=taken, rng=rng)
+
+
+def mask_supply(project: Project) -> MaskSupply:
+    """Build bank, sources and learned placement from train.
+
+    Raises:
+        ConfigError: train has no mask, or an expert's cannot be used.
+    """
+    config = project.config.masks
+    bank = bank_from_train(project)
+    supplied, bank = expert_masks(project, bank)
+    shares: dict[int, np.ndarray] = {}
+    if config.placement == "learned":
+        shares, bank = placement_in_train(project, bank)
+    names = {category.id: category.name for category in tileset_of(project).categories}
+    return MaskSupply(bank=bank, sources=MaskSources(bank, supplied, config=config, names=names), shares=shares)
+
+
 def run_plan(project: Project) -> Iterator[Progress | str]:
     """Build the mask bank and write the plan."""
     from defectory.engine.training.data import TrainingTile
 
     tileset = tileset_of(project)
     config = project.config
-    bank = bank_from_train(project)
-    supplied, bank = expert_masks(project, bank)
-    shares: dict[int, np.ndarray] = {}
-    if config.masks.placement == "learned":
-        shares, bank = placement_in_train(project, bank)
-    bank.save(project.path("plan", "bank.json"))
+    supply = mask_supply(project)
+    region_of = tile_regions(project, tileset.tiling.tile_px)
+    supply.bank.save(project.path("plan", "bank.json"))
     pool = PoolTiles(project, tileset)
     concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
 
     names = {category.id: category.name for category in tileset.categories}
-    table = {names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in shares.items()}
+    table = {names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in supply.shares.items()}
     write_json(project.path("plan", "placement.json"), table)
 
     def tile_as_site(tile: Tile, augmentation_seed: int | None) -> Site:
-        return site_of(pool.image(tile, augmentation_seed), tile.valid_hw)
-
-    def put(mask: Mask, category_id: int, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
-        if category_id in shares:
-            return place_like(mask, shares[category_id], site=site, taken=taken, rng=rng)
-        return place(mask, size_hw=(taken.shape[0], taken.shape[1]), allowed=site.allowed, taken=taken, rng=rng)
+        site = site_of(pool.image(tile, augmentation_seed), tile.valid_hw)
+        region = region_of(tile, augmentation_seed)
+        return site if region is None else Site(allowed=site.allowed & region, borders=site.borders)
 
     def tone_of(tile: Tile) -> str:
         if not concept.tone_words:
@@ -185,12 +212,11 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         # classes do not matter for tones; naming them would read the tile set again for every tile
         return TrainingTile(id=tile.id, image=image, instances=masks, class_names=("",) * len(masks), valid_hw=tile.valid_hw).tone
 
-    sources = MaskSources(bank, supplied, config=config.masks, names=names)
     plan = make_plan(
-        tileset, config=config.synthesis, draw_mask=sources.draw, even_classes=config.masks.class_balance == "even",
-        place=put,
+        tileset, config=config.synthesis, draw_mask=supply.sources.draw, even_classes=config.masks.class_balance == "even",
+        place=supply.place,
         site_of=tile_as_site,
-        prompt_of=lambda names, tone: _prompt_of(project, concept, names, tone), tone_of=tone_of, tone_distance=contrast_steps,
+        prompt_of=lambda names, tone: prompt_of(project, concept, names, tone), tone_of=tone_of, tone_distance=contrast_steps,
         concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
     )  # fmt: skip
     plan.save(project.path("plan", "plan.json"))
@@ -249,7 +275,8 @@ def sampling_models(project: Project) -> Any:
     return for_sampling(replace(load_base(project.path("concept", "base"), device), controlnet=control))
 
 
-def _prompt_of(project: Project, concept: Concept, names: Sequence[str], tone: str) -> str:
+def prompt_of(project: Project, concept: Concept, names: Sequence[str], tone: str) -> str:
+    """Give the prompt of an image with defects of these classes and in these tones; without classes, that of a defect-free one."""
     return condition_prompt(concept.token, names, defect_noun=project.config.condition.defect_noun, tone=tone)
 
 

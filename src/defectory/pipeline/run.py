@@ -12,6 +12,7 @@ from defectory.pipeline import generate_stages as generate
 from defectory.pipeline import judge_stages as judge
 from defectory.pipeline import report_stage as report
 from defectory.pipeline.mask_check import expert_listing
+from defectory.pipeline.regions import regions_listing
 from defectory.pipeline.stage import Event, Project, Stage, run_stage
 from defectory.segmentation.config import Arm
 
@@ -151,12 +152,12 @@ def _plan(project: Project) -> object:
     config = project.config
     return {
         "rules": PLAN_RULES,
-        "masks": config.masks.model_dump(mode="json"), "expert": expert_listing(project), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
+        "masks": config.masks.model_dump(mode="json"), "expert": expert_listing(project), "regions": regions_listing(project), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
         "synthesis": config.synthesis.model_dump(mode="json", include={"seed", *PLAN_KEYS}), "defect_noun": config.condition.defect_noun,
     }  # fmt: skip
 
 
-PLAN_KEYS = frozenset({"num_images", "augmentations_per_image", "max_seeds_per_driver", "max_images_per_tile"})
+PLAN_KEYS = frozenset({"mode", "num_images", "augmentations_per_image", "max_seeds_per_driver", "max_images_per_tile"})
 """Settings of synthesis that decide what is drawn, not how."""
 
 

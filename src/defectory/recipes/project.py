@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from defectory.artifacts.config import Section
 from defectory.concept.config import ConceptConfig
@@ -38,3 +38,11 @@ class ProjectConfig(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     threads: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _inpainting_sees_the_image(self) -> ProjectConfig:
+        if self.synthesis.mode == "inpaint" and self.drivers.kind != "image":
+            raise ValueError(
+                f"synthesis.mode inpaint with drivers.kind {self.drivers.kind}: set drivers.kind to image, and train phase 2 with it"
+            )
+        return self

@@ -12,6 +12,11 @@ from defectory.artifacts.config import Section
 class SynthesisConfig(Section):
     """Drivers of defect-free images + shuffled, perturbed masks -> drafts."""
 
+    mode: Literal["full", "insert", "inpaint"] = "full"
+    """`full`: the whole image is drawn from the driver (the paper). `insert`: a defect is drawn into the pool image, which stays as it is
+    around it. `inpaint`: the paper's comparator, whose control network sees the image itself with the mask pasted on (drivers.kind image)."""
+    insert_margin_px: int = Field(default=8, ge=2)
+    """Insert: tile pixels around a label beyond which nothing changes."""
     num_images: int = Field(default=200, ge=1)
     augmentations_per_image: int = Field(default=10, ge=0)
     """Offline augmented versions of each pool image (paper: 10); 0 uses pool tiles as they are."""
@@ -35,10 +40,15 @@ class SynthesisConfig(Section):
     further evaluations, in under two thirds of the time."""
     control_scale: float = Field(default=1.0, ge=0)
     match_grain: bool = False
-    """Give drafts the fine grain of their pool tile where they lack it."""
+    """Give drafts the fine grain of their pool tile where they lack it; inserted defects always get it."""
     precision: Literal["fp32", "bf16"] = "bf16"
     batch_size: int = Field(default=16, ge=1)
     seed: int = 0
+
+    @property
+    def versions_per_tile(self) -> int:
+        """Give how many augmented versions of a pool tile drafts are drawn on; 0 for the tile itself, which insertion keeps."""
+        return 0 if self.mode == "insert" else self.augmentations_per_image
 
     @field_validator("mask_guidance", mode="before")
     @classmethod

@@ -3,17 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.formats.coco import save_coco
+from defectory.geometry import resize_mask
+from defectory.imageio import load_rgb, save_png
+from defectory.rle import decode, encode
 from defectory.run import atomic_folder, canonical_json, digest_file, write_text
 from defectory.synthesis.full import draft_paths
+from defectory.synthesis.insert import paste
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Frame:
+    """The image a tile was cut from, at its own resolution and depth, the tile, RGB uint8 [h,w,3], and the window it shows."""
+
+    pixels: NDArray[Any]
+    tile: NDArray[np.uint8]
+    corner_yx: tuple[int, int]
+    size_hw: tuple[int, int]
+
+    def placed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Give a mask of the tile's image part in the frame, bool [H,W]."""
+        result = np.zeros(self.pixels.shape[:2], bool)
+        y, x = self.corner_yx
+        result[y : y + self.size_hw[0], x : x + self.size_hw[1]] = resize_mask(mask, self.size_hw)
+        return result
 
 
 def export_synthetic(
     plan: Plan, decisions: Decisions, *, drafts: Path, out: Path, base_digest: str, pool_image_of: Callable[[Job], dict[str, object]],
-    valid_hw_of: Callable[[Job], tuple[int, int]],
+    valid_hw_of: Callable[[Job], tuple[int, int]], frame_of: Callable[[Job], Frame] | None = None,
 ) -> int:  # fmt: skip
     """Write the synthetic set: `images/`, `annotations.json` (RLE), `annotations_polygons.json`, `provenance.jsonl`.
 
@@ -25,16 +52,11 @@ def export_synthetic(
         base_digest: of the base the concept came from.
         pool_image_of: gives a job's pool image record for the provenance.
         valid_hw_of: image part of the tile; padding is cut off on export.
+        frame_of: gives the frame a job's tile was cut from; the defect is carried into it, and labels with it. None exports tiles.
 
     Returns:
         How many images were written.
     """
-    import numpy as np
-
-    from defectory.artifacts.annotation import Instance
-    from defectory.imageio import load_rgb, save_png
-    from defectory.rle import decode, encode
-
     accepted = {d.job_id: d for d in decisions.decisions if d.status == "accepted"}
     images: list[tuple[int, str, tuple[int, int], dict[str, object]]] = []
     instances: list[tuple[int, Instance]] = []
@@ -47,12 +69,20 @@ def export_synthetic(
             source = draft_paths(drafts, job.id)[0]
             height, width = valid_hw_of(job)
             number, name = len(images) + 1, f"{job.id}.png"
-            save_png(folder / "images" / name, np.ascontiguousarray(load_rgb(source)[:height, :width]))
-            images.append((number, name, (height, width), {}))
-            for instance in accepted[job.id].tightened or job.instances:
-                cut = decode(instance.rle)[:height, :width]
-                if cut.any():
-                    instances.append((number, Instance(category_id=instance.category_id, rle=encode(cut))))
+            shown = np.ascontiguousarray(load_rgb(source)[:height, :width])
+            labels = [(i.category_id, decode(i.rle)[:height, :width]) for i in accepted[job.id].tightened or job.instances]
+            picture: NDArray[Any] = shown
+            if frame_of is not None:
+                frame = frame_of(job)
+                picture = paste(
+                    frame.pixels, before=frame.tile[:height, :width], after=shown, corner_yx=frame.corner_yx, size_hw=frame.size_hw
+                )
+                labels = [(category_id, frame.placed(mask)) for category_id, mask in labels]
+            save_png(folder / "images" / name, picture)
+            images.append((number, name, (picture.shape[0], picture.shape[1]), {}))
+            for category_id, mask in labels:
+                if mask.any():
+                    instances.append((number, Instance(category_id=category_id, rle=encode(mask))))
             records.append(
                 canonical_json(
                     {

@@ -1,4 +1,4 @@
-"""Full synthesis (the paper's): the whole image from the driver, and its counterfactual half without the mask."""
+"""Synthesis: whole images from drivers (the paper's), or defects drawn into pool tiles, each with its counterfactual half without the mask."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Job, Plan
 from defectory.engine.base.load import LoadedModels
-from defectory.engine.sampling.denoise import Without, denoise, encode_prompts
+from defectory.engine.sampling.denoise import Known, Without, denoise, encode_prompts
 from defectory.imageio import save_png
 from defectory.run import remove_leftovers
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.grain import add_grain
+from defectory.synthesis.insert import blend, distance_to, feather
 
 Image = NDArray[np.uint8]
 
@@ -41,6 +42,15 @@ class DraftInput:
     valid_hw: tuple[int, int]
     mask_guidance: NDArray[np.float32]
     """How strongly masks are drawn, pixel by pixel, [H,W]."""
+
+    @property
+    def label(self) -> NDArray[np.bool_]:
+        """Give where masks are painted, bool [H,W]."""
+        return (self.driver != self.empty_driver).any(axis=2)
+
+    def label_margin(self, config: SynthesisConfig) -> NDArray[np.bool_]:
+        """Give where insertion may draw, bool [H,W]."""
+        return distance_to(self.label) < config.insert_margin_px
 
 
 def batches_of(plan: Plan, batch_size: int) -> list[tuple[Job, ...]]:
@@ -92,14 +102,20 @@ def synthesize(
             driver_guidance=config.driver_guidance,
             mask_guidance=np.stack([item.mask_guidance for item in inputs]),
             mask_spill=config.mask_spill,
+            known=Known(images=[item.tile for item in inputs] * 2, regions=[item.label_margin(config) for item in inputs] * 2)
+            if config.mode == "insert"
+            else None,
             precision=config.precision,
         )
         for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
             image_file, without_file, driver_file = draft_paths(out, job.id)
             save_png(driver_file, item.driver)
             image, without = (_finished(drawn, item) for drawn in (images[index], images[len(batch) + index]))
-            if config.match_grain:
+            if config.match_grain or config.mode == "insert":
                 image, without = add_grain([image, without], tile=item.tile, valid_hw=item.valid_hw, seed=job.seed)
+            if config.mode == "insert":
+                share = feather(item.label, config.insert_margin_px)
+                image, without = (blend(item.tile, drawn, share) for drawn in (image, without))
             save_png(without_file, without)
             save_png(image_file, image)
         done += len(batch)

@@ -110,7 +110,7 @@ def make_plan(
     if not mixes:
         raise ConfigError("train tiles", "none shows a defect", "add annotated images")
     weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
-    versions = max(1, config.augmentations_per_image)
+    versions = max(1, config.versions_per_tile)
     # a limit per tile is kept by counting drivers, so each serves one image
     num_drivers = (
         config.num_images
@@ -124,7 +124,7 @@ def make_plan(
     jobs: list[Job] = []
 
     def version_of(place_in_pool: int) -> int | None:
-        if config.augmentations_per_image == 0:
+        if config.versions_per_tile == 0:
             return None
         version_rng = np.random.default_rng([44, config.seed, place_in_pool, int(uses[place_in_pool]) % versions])
         return int(version_rng.integers(2**31))

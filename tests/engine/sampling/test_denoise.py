@@ -230,3 +230,22 @@ def test_drivers_are_guided_between_two_noise_levels_alone(models: LoadedModels,
     assert (draw(models, [0], num_steps=4, driver_guidance=3.0) != plain).mean() > 0.05
     monkeypatch.setattr(module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 0.0))
     assert np.array_equal(draw(models, [0], num_steps=4, driver_guidance=3.0), plain)
+
+
+@pytest.mark.parametrize("scheduler", ["base", "euler", "dpm-solver"])
+def test_known_pictures_stay_as_the_autoencoder_gives_them_outside_their_regions(models: LoadedModels, scheduler: str) -> None:
+    from defectory.engine.sampling.denoise import Known
+    from defectory.engine.tensors import images_to_tensor, tensor_to_images
+
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (32, 48, 3)).astype(np.uint8) for _ in SEEDS]
+    nowhere, right = np.zeros((32, 48), bool), np.zeros((32, 48), bool)
+    right[:, 24:] = True
+    vae: Any = models.vae
+    with torch.no_grad():
+        passed = tensor_to_images(vae.decode(vae.encode(images_to_tensor(pictures)).latent_dist.mode()).sample).astype(int)
+    kept = draw(models, [0, 1, 2], scheduler=scheduler, known=Known(images=pictures, regions=[nowhere] * 3))
+    assert np.abs(kept - passed).max() <= 1
+    drawn = draw(models, [0, 1, 2], scheduler=scheduler, known=Known(images=pictures, regions=[nowhere, right, right]))
+    assert np.array_equal(drawn[0], kept[0])
+    assert (drawn[1:, :, 30:] != kept[1:, :, 30:]).any()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from defectory.engine.base.load import LoadedModels
-from defectory.engine.tensors import drivers_to_tensor, tensor_to_images
+from defectory.engine.tensors import drivers_to_tensor, images_to_tensor, masks_to_tensor, tensor_to_images
 from defectory.errors import ConfigError
 
 SCHEDULERS = {
@@ -72,6 +72,14 @@ class Without:
     drivers: Sequence[np.ndarray]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """Pictures that stay as they are but for a region: RGB uint8 [H,W,3] per sample, and where to draw, bool [H,W] each."""
+
+    images: Sequence[np.ndarray]
+    regions: Sequence[np.ndarray]
+
+
 @torch.no_grad()
 def denoise(
     models: LoadedModels,
@@ -88,6 +96,7 @@ def denoise(
     driver_guidance: float = 1.0,
     mask_guidance: float | np.ndarray = 1.0,
     mask_spill: float = 1.0,
+    known: Known | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> np.ndarray:
     """Draw images.
@@ -112,6 +121,8 @@ def denoise(
         mask_guidance: how strongly masks are drawn; 1 is none. A number, or float32 [N,H,W] for the N samples of `without`, read where
             masks are painted.
         mask_spill: how much of what a mask does outside itself is kept, 0..1; 1 is all.
+        known: pictures to draw into: outside their regions latents are theirs, noised to each step's level (Avrahami et al. 2022,
+            blended diffusion).
         precision: of the networks; latents stay float32.
 
     Returns:
@@ -123,7 +134,9 @@ def denoise(
     factor = models.latent_factor
     height, width = drivers[0].shape[:2] if drivers is not None else (models.tile_px, models.tile_px)
     shape = (models.latent_channels, height // factor, width // factor)
-    latents = sample_noise(seeds, shape).to(device) * scheduler.init_noise_sigma
+    noise = sample_noise(seeds, shape).to(device)
+    latents = noise * scheduler.init_noise_sigma
+    keep = None if known is None else _Kept(models, known, noise)
     condition = None if drivers is None else drivers_to_tensor(drivers).to(device)
     plain_condition = None if without is None else drivers_to_tensor(without.drivers).to(device)
     # w - 1 of each latent pixel; None where nothing is guided
@@ -146,7 +159,7 @@ def denoise(
     draws_noise = "generator" in inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"generator": generators} if draws_noise else {}
     predict = _predictor(models, control_scale, precision)
-    for timestep in scheduler.timesteps:
+    for number, timestep in enumerate(scheduler.timesteps):
         scaled = scheduler.scale_model_input(latents, timestep)
         predicted = predict(scaled, timestep, prompt_embeddings, condition)
         guided = predicted
@@ -164,9 +177,31 @@ def denoise(
         if guides_now:
             guided = guided + (driver_guidance - 1) * (plain - predict(scaled, timestep, plain_embeddings, None))
         latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
+        if keep is not None:
+            latents = keep.put_into(latents, scheduler, number)
     decode: Any = models.vae.decode
     decoded = _in_chunks(lambda rows: decode(latents[rows] / models.scaling_factor).sample, len(latents), _chunk_size(latents))
     return tensor_to_images(decoded)
+
+
+class _Kept:
+    """The latents of known pictures, which are put back after every step."""
+
+    def __init__(self, models: LoadedModels, known: Known, noise: Tensor) -> None:
+        encode: Any = models.vae.encode
+        pixels = images_to_tensor(known.images).to(noise.device)
+        clean = _in_chunks(lambda rows: encode(pixels[rows]).latent_dist.mode(), len(pixels), _chunk_size(noise))
+        self._clean, self._noise = clean * models.scaling_factor, noise
+        regions = masks_to_tensor(known.regions).to(noise.device)
+        # a latent pixel is drawn where any of its pixels is
+        self._drawn = torch.nn.functional.max_pool2d(regions, models.latent_factor)
+
+    def put_into(self, latents: Tensor, scheduler: Any, number: int) -> Tensor:
+        """Give latents after step `number` with the known ones, at the next step's noise, outside the regions."""
+        background = self._clean
+        if number + 1 < len(scheduler.timesteps):
+            background = scheduler.add_noise(self._clean, self._noise, scheduler.timesteps[number + 1].expand(len(latents)))
+        return self._drawn * latents + (1 - self._drawn) * background
 
 
 def for_sampling(models: LoadedModels) -> LoadedModels:

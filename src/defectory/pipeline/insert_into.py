@@ -1,0 +1,194 @@
+"""Defects of a trained project inserted into frames of the user's own, at their own resolution and depth."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category, Instance
+from defectory.artifacts.plan import Job, Plan
+from defectory.artifacts.tiles import Tiling
+from defectory.artifacts.weights import Concept, Control
+from defectory.drivers.extract import extract_driver
+from defectory.errors import ConfigError, ImageError
+from defectory.formats.coco import save_coco
+from defectory.imageio import load_native, load_rgb, save_png
+from defectory.masks.placement import Site, site_of
+from defectory.pipeline.generate_stages import calibration_of, driver_digest, mask_supply, prompt_of, sampling_models
+from defectory.pipeline.regions import load_region, region_window
+from defectory.pipeline.stage import Event, Progress, Project, StageEnded
+from defectory.pipeline.values import dataset_of, masks_of, split_of, tileset_of
+from defectory.rle import decode, encode
+from defectory.run import atomic_folder, digest_file
+from defectory.synthesis.calibrate import guidance_map
+from defectory.synthesis.export import Frame
+from defectory.synthesis.full import DraftInput, draft_paths, synthesize
+from defectory.synthesis.insert import paste
+from defectory.tones import tone_words
+
+TRIES = 40
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Window:
+    """A tile of the frame: RGB uint8 [tile_px,tile_px,3], its image part, and the frame's window it shows."""
+
+    tile: Image
+    valid_hw: tuple[int, int]
+    corner_yx: tuple[int, int]
+    size_hw: tuple[int, int]
+
+
+def insert_into(
+    project: Project, frame_file: Path, *, out: Path, count: int, class_name: str | None, region_file: Path | None, seed: int
+) -> Iterator[Event]:
+    """Write `count` copies of a frame into `out/images`, each with one defect more, and `out/annotations.json` with their labels.
+
+    Pixels beyond the margin around a label are those of the frame.
+
+    Args:
+        project: whose concept, control network and calibration have been made.
+        frame_file: image of any size; grey of 8 or 16 bit, RGB and RGBA keep their depth.
+        out: folder, replaced as a whole.
+        count: how many.
+        class_name: of the defects; None draws classes as often as they occur in train.
+        region_file: PNG of the frame's size, white where defects may lie; None allows all of the part.
+        seed: of places, masks and noise.
+
+    Raises:
+        ConfigError: an unknown class, or no place for a defect.
+        ImageError: the frame or the region cannot be used, or the frame belongs to validation or test.
+    """
+    began = time.monotonic()
+    categories = dataset_of(project).categories
+    if class_name is not None and class_name not in {c.name for c in categories}:
+        raise ConfigError(f"class {class_name!r}", "is not one of the project's", f"choose among {', '.join(c.name for c in categories)}")
+    _require_not_held_out(project, frame_file)
+    image = load_rgb(frame_file)
+    region = None if region_file is None else load_region(region_file, (image.shape[0], image.shape[1]))
+    plan, windows = _plan(project, image, frame_file, region, count=count, class_name=class_name, seed=seed)
+    config = project.config.synthesis.model_copy(update={"mode": "insert"})
+    guidance = calibration_of(project).by_category()
+    drafts = out.parent / f".{out.name}-drafts"
+
+    def input_of(job: Job) -> DraftInput:
+        window, instances = windows[job.id], masks_of(job.instances)
+        driver, empty = (
+            extract_driver(
+                window.tile, shown, num_classes=len(categories), config=project.config.drivers, blind=[m for _, m in instances], valid_hw=window.valid_hw
+            )
+            for shown in (instances, ())
+        )  # fmt: skip
+        return DraftInput(
+            driver=driver, empty_driver=empty, tile=window.tile, valid_hw=window.valid_hw,
+            mask_guidance=guidance_map(instances, guidance, driver.shape[:2]),
+        )  # fmt: skip
+
+    try:
+        for event in synthesize(plan, models=sampling_models(project), input_of=input_of, config=config, out=drafts):
+            yield Progress(stage="insert", done=event.done, total=event.total)
+        _write(frame_file, out, plan, windows, drafts)
+    finally:
+        shutil.rmtree(drafts, ignore_errors=True)
+    yield StageEnded(
+        stage="insert", seconds=time.monotonic() - began, skipped=False, summary=f"{count} images in {out / 'annotations.json'}"
+    )
+
+
+def _require_not_held_out(project: Project, frame_file: Path) -> None:
+    if not frame_file.is_file():
+        raise ImageError(frame_file, "no such image file", "check the file name")
+    split, digest = split_of(project), digest_file(frame_file)
+    held_out = {*split.val, *split.test}
+    if any(record.id in held_out and record.sha256 == digest for record in dataset_of(project).images):
+        raise ImageError(frame_file, "is an image of validation or test", "insert into images of train, of the pool, or into new ones")
+
+
+def _window_of(image: Image, tiling: Tiling, rng: np.random.Generator) -> _Window:
+    """Cut a tile anywhere out of a frame, or take all of it, as the project's tiling does."""
+    from defectory.dataset.tiles import cut_window, frame_image, resize_image
+
+    if tiling.mode == "frame":
+        tile, valid_hw = frame_image(image, tiling)
+        return _Window(tile=tile, valid_hw=valid_hw, corner_yx=(0, 0), size_hw=(image.shape[0], image.shape[1]))
+    side = round(tiling.tile_px / tiling.scale)
+    top, left = (int(rng.integers(0, max(0, length - side) + 1)) for length in image.shape[:2])
+    native = image[top : top + side, left : left + side]
+    size_hw = (native.shape[0], native.shape[1])
+    scaled_hw = tuple(min(tiling.tile_px, max(1, round(length * tiling.scale))) for length in size_hw)
+    tile, valid_hw = cut_window(resize_image(native, (scaled_hw[0], scaled_hw[1])), (0, 0), tiling.tile_px)
+    return _Window(tile=tile, valid_hw=valid_hw, corner_yx=(top, left), size_hw=size_hw)
+
+
+def _plan(
+    project: Project, image: Image, where: Path, region: Mask | None, *, count: int, class_name: str | None, seed: int
+) -> tuple[Plan, dict[str, _Window]]:
+    tileset, concept = tileset_of(project), Concept.load(project.path("concept", "concept.json"))
+    control = Control.load(project.path("control", "control.json"))
+    supply = mask_supply(project)
+    ids = {c.name: c.id for c in tileset.categories}
+    frequent = [i.category_id for tile in tileset.of("train") for i in tile.instances if not i.is_crowd]
+    jobs: list[Job] = []
+    windows: dict[str, _Window] = {}
+    for number in range(count):
+        rng = np.random.default_rng([71, seed, number])
+        for _ in range(TRIES):
+            window = _window_of(image, tileset.tiling, rng)
+            site = site_of(window.tile, window.valid_hw)
+            if region is not None:
+                shown = region_window(
+                    region, corner_yx=window.corner_yx, size_hw=window.size_hw, valid_hw=window.valid_hw, tile_px=tileset.tiling.tile_px
+                )
+                site = Site(allowed=site.allowed & shown, borders=site.borders)
+            category_id = ids[class_name] if class_name is not None else frequent[int(rng.integers(len(frequent)))]
+            drawn = supply.sources.draw(category_id, rng)
+            mask = None if drawn is None else supply.place(drawn[0], category_id, site, np.zeros_like(site.allowed), rng)
+            if drawn is not None and mask is not None and mask.any():
+                break
+        else:
+            raise ConfigError(where, f"no place for a defect in {TRIES} tries", "allow a larger region, or another class")
+        name = tileset.categories[category_id - 1].name
+        shown_part = window.tile[: window.valid_hw[0], : window.valid_hw[1]]
+        tone = tone_words(shown_part, without=mask[: window.valid_hw[0], : window.valid_hw[1]]) if concept.tone_words else ""
+        job = Job(
+            id=f"{number:06d}", tile_id=where.stem, augmentation_seed=None, instances=(Instance(category_id=category_id, rle=encode(mask)),),
+            mask_sources=(drawn[1],), prompt=prompt_of(project, concept, (name,), tone), prompt_without=prompt_of(project, concept, (), tone),
+            seed=int(rng.integers(2**31)),
+        )  # fmt: skip
+        jobs.append(job)
+        windows[job.id] = window
+    plan = Plan(
+        concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project),
+        categories=tileset.categories, jobs=tuple(jobs),
+    )  # fmt: skip
+    return plan, windows
+
+
+def _write(frame_file: Path, out: Path, plan: Plan, windows: dict[str, _Window], drafts: Path) -> None:
+    pixels = load_native(frame_file)
+    categories: tuple[Category, ...] = plan.categories
+    with atomic_folder(out) as folder:
+        (folder / "images").mkdir()
+        images: list[tuple[int, str, tuple[int, int], dict[str, object]]] = []
+        labels: list[tuple[int, Instance]] = []
+        for number, job in enumerate(plan.jobs, start=1):
+            window = windows[job.id]
+            height, width = window.valid_hw
+            tile = window.tile[:height, :width]
+            frame = Frame(pixels=pixels, tile=tile, corner_yx=window.corner_yx, size_hw=window.size_hw)
+            after = np.ascontiguousarray(load_rgb(draft_paths(drafts, job.id)[0])[:height, :width])
+            name = f"{frame_file.stem}-{job.id}.png"
+            save_png(folder / "images" / name, paste(pixels, before=tile, after=after, corner_yx=window.corner_yx, size_hw=window.size_hw))
+            images.append((number, name, (pixels.shape[0], pixels.shape[1]), {}))
+            for instance in job.instances:
+                mask = frame.placed(decode(instance.rle)[:height, :width])
+                labels.append((number, Instance(category_id=instance.category_id, rle=encode(mask))))
+        save_coco(folder / "annotations.json", categories, images, labels)

@@ -1,0 +1,105 @@
+"""Regions drawn by the user: where on an image defects may lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.tiles import Tile
+from defectory.errors import ConfigError, ImageError
+from defectory.geometry import Augmentation, border_of, resize_mask
+from defectory.imageio import load_class_mask, load_rgb
+from defectory.pipeline.stage import Project
+from defectory.pipeline.values import dataset_of, source_listing
+
+Mask = NDArray[np.bool_]
+
+
+def regions_folder(project: Project) -> Path | None:
+    """Give the folder of drawn regions, None where the project has none.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    name = project.config.masks.regions
+    if name is None:
+        return None
+    folder = project.source_folder / Path(name).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(
+            f"masks.regions {folder}", "no such folder", "give a folder of PNG files named as the images, white where defects may lie"
+        )
+    return folder
+
+
+def regions_listing(project: Project) -> object:
+    """Give name, size and time of the files, so that a changed one is noticed."""
+    folder = regions_folder(project)
+    return None if folder is None else source_listing(folder)
+
+
+def load_region(path: Path, size_hw: tuple[int, int]) -> Mask:
+    """Load a drawn region, bool [H,W]; any value above 0 allows defects.
+
+    Raises:
+        ImageError: of another size than its image, or empty.
+    """
+    region = load_class_mask(path) > 0
+    if region.shape != size_hw:
+        raise ImageError(
+            path,
+            f"is {region.shape[0]}x{region.shape[1]}, its image {size_hw[0]}x{size_hw[1]} (height x width)",
+            "draw it at the image's size",
+        )
+    if not region.any():
+        raise ImageError(path, "allows no pixel", "draw where defects may lie in any value above 0, or delete the file")
+    return region
+
+
+def region_window(region: Mask, *, corner_yx: tuple[int, int], size_hw: tuple[int, int], valid_hw: tuple[int, int], tile_px: int) -> Mask:
+    """Give the part of an image's region that a tile shows, bool [tile_px,tile_px]; nothing is allowed on padding."""
+    window = region[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
+    result = np.zeros((tile_px, tile_px), bool)
+    if window.any():
+        result[: valid_hw[0], : valid_hw[1]] = resize_mask(window, valid_hw)
+    return result
+
+
+def tile_regions(project: Project, tile_px: int) -> Callable[[Tile, int | None], Mask | None]:
+    """Give the function from a pool tile and its augmentation's seed to where defects may lie on it; None where nothing was drawn.
+
+    Raises:
+        ConfigError: there is no such folder, or a file that no image is named as.
+        ImageError: a region of another size than its image, or an empty one.
+    """
+    folder = regions_folder(project)
+    if folder is None:
+        return lambda _tile, _seed: None
+    dataset = dataset_of(project)
+    by_stem = {Path(record.file_name).stem: record for record in dataset.images}
+    regions: dict[int, Mask] = {}
+    for path in sorted(folder.glob("*.png")):
+        record = by_stem.get(path.stem)
+        if record is None:
+            raise ConfigError(path, "no image is named so", "name a region as its image, or delete the file")
+        regions[record.id] = load_region(path, record.size_hw)
+    if not regions:
+        raise ConfigError(f"masks.regions {folder}", "holds no PNG file", "draw regions, or leave the setting out")
+    flip = project.config.condition.training.flip
+
+    def region_of(tile: Tile, augmentation_seed: int | None) -> Mask | None:
+        region = regions.get(tile.image_id)
+        if region is None:
+            return None
+        corner_yx = round(tile.offset_xy[1]), round(tile.offset_xy[0])
+        size_hw = round(tile.valid_hw[0] / tile.scale), round(tile.valid_hw[1] / tile.scale)
+        shown = region_window(region, corner_yx=corner_yx, size_hw=size_hw, valid_hw=tile.valid_hw, tile_px=tile_px)
+        if augmentation_seed is None:
+            return shown
+        border = border_of(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw)
+        return Augmentation.sample(augmentation_seed, tile.valid_hw, strength="offline", flip=flip, border=border).apply_mask(shown)
+
+    return region_of

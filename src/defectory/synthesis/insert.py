@@ -1,0 +1,65 @@
+"""Insertion: a defect into a given picture, which stays as it is outside a feathered margin around the label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+SOLID_PX = 1.5
+"""Up to this far from the label the drawing counts fully: its border is soft."""
+LEVELS_OF_16_BIT = 257
+"""Sixteen-bit levels per eight-bit level, as images are loaded."""
+
+
+def distance_to(label: Mask) -> NDArray[np.float32]:
+    """Give the distance of each pixel to a label bool [H,W], float32 [H,W], pixels; 0 on it."""
+    return cv2.distanceTransform((~label).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
+
+
+def feather(label: Mask, margin_px: float) -> NDArray[np.float32]:
+    """Give how much of a drawing is taken, float32 [H,W]: 1 on a label and next to it, falling to exactly 0 at the margin."""
+    distance = distance_to(label)
+    return np.clip((margin_px - distance) / max(margin_px - SOLID_PX, 1e-6), 0.0, 1.0).astype(np.float32)
+
+
+def blend(tile: Image, drawn: Image, share: NDArray[np.float32]) -> Image:
+    """Give a tile RGB uint8 [H,W,3] with a drawing laid over it by `share`, float32 [H,W]; where that is 0 it is the tile."""
+    mixed = tile + share[..., None] * (drawn.astype(np.float32) - tile)
+    return np.where(share[..., None] > 0, np.clip(np.round(mixed), 0, 255), tile).astype(np.uint8)
+
+
+def paste(frame: NDArray[Any], *, before: Image, after: Image, corner_yx: tuple[int, int], size_hw: tuple[int, int]) -> NDArray[Any]:
+    """Carry what changed on a tile into the frame it was cut from, at the frame's own resolution and depth.
+
+    The change is added, so that a frame of more detail than the tile keeps its own; pixels that no change reaches keep their values.
+
+    Args:
+        frame: [H,W] or [H,W,C] of uint8, or uint16; of an alpha channel nothing changes.
+        before: the tile's image part, RGB uint8 [h,w,3].
+        after: the same with the defect.
+        corner_yx: of the window the tile was cut from, frame pixels.
+        size_hw: of that window.
+
+    Returns:
+        Same shape and type as the frame.
+    """
+    change = after.astype(np.float32) - before.astype(np.float32)
+    reached = (after != before).any(axis=2)
+    if change.shape[:2] != size_hw:
+        change = cv2.resize(change, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
+        reached = cv2.resize(reached.astype(np.uint8), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_NEAREST) > 0
+    result = frame.copy()
+    window = result[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
+    top = 255.0
+    if frame.dtype == np.uint16:
+        change, top = change * LEVELS_OF_16_BIT, 65535.0
+    colours = window[..., :3] if window.ndim == 3 else window
+    added = change if window.ndim == 3 else change.mean(axis=2)
+    changed = np.clip(np.round(colours.astype(np.float32) + added), 0, top).astype(frame.dtype)
+    colours[reached] = changed[reached]
+    return result

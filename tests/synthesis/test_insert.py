@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from defectory.synthesis.grain import add_grain
+from defectory.synthesis.insert import blend, feather, paste
+
+SIZE_HW = (48, 64)
+Mask = NDArray[np.bool_]
+
+
+def label_at(y: int = 20, x: int = 25) -> Mask:
+    mask = np.zeros(SIZE_HW, bool)
+    mask[y : y + 6, x : x + 9] = True
+    return mask
+
+
+def test_a_drawing_counts_fully_on_its_label_and_not_at_all_at_the_margin() -> None:
+    share = feather(label_at(), 8)
+    assert (share[label_at()] == 1).all()
+    distance = cv2.distanceTransform((~label_at()).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    assert (share[distance >= 8] == 0).all()
+    assert (share[distance < 7.9] > 0).all()
+    ring = share[(distance > 2) & (distance < 7)]
+    assert ((ring > 0) & (ring < 1)).all()
+
+
+def test_a_tile_stays_itself_where_nothing_is_drawn() -> None:
+    rng = np.random.default_rng(0)
+    tile, drawn = (rng.integers(0, 256, (*SIZE_HW, 3)).astype(np.uint8) for _ in range(2))
+    share = feather(label_at(), 8)
+    result = blend(tile, drawn, share)
+    assert np.array_equal(result[share == 0], tile[share == 0])
+    assert np.array_equal(result[share == 1], drawn[share == 1])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    height=st.integers(49, 211), width=st.integers(65, 233), kind=st.sampled_from(["grey", "rgb", "rgba", "grey16"]), zoom=st.sampled_from([1.0, 1.7, 0.6]),
+    seed=st.integers(0, 2**32 - 1),
+)  # fmt: skip
+def test_a_frame_of_any_size_and_depth_changes_under_the_change_alone(height: int, width: int, kind: str, zoom: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    channels = {"grey": (), "rgb": (3,), "rgba": (4,), "grey16": ()}[kind]
+    top = 65536 if kind == "grey16" else 256
+    frame = rng.integers(0, top, (height, width, *channels)).astype(np.uint16 if kind == "grey16" else np.uint8)
+    size_hw = (min(height, round(SIZE_HW[0] * zoom)), min(width, round(SIZE_HW[1] * zoom)))
+    corner = (int(rng.integers(0, height - size_hw[0] + 1)), int(rng.integers(0, width - size_hw[1] + 1)))
+    before = rng.integers(60, 200, (*SIZE_HW, 3)).astype(np.uint8)
+    after = before.copy()
+    after[label_at()] = 10
+    result = paste(frame, before=before, after=after, corner_yx=corner, size_hw=size_hw)
+    assert (result.dtype, result.shape) == (frame.dtype, frame.shape)
+    window = np.zeros((height, width), bool)
+    inside = cv2.resize(label_at().astype(np.uint8), size_hw[::-1], interpolation=cv2.INTER_NEAREST) > 0
+    window[corner[0] : corner[0] + size_hw[0], corner[1] : corner[1] + size_hw[1]] = inside
+    changed = (result != frame).reshape(height, width, -1).any(axis=2)
+    assert not (changed & ~window).any()
+    assert changed[window].mean() > 0.7, "values at 0 can get no darker"
+    if kind == "rgba":
+        assert np.array_equal(result[..., 3], frame[..., 3])
+
+
+def test_an_eight_bit_colour_frame_at_the_tiles_scale_gets_the_tile_itself() -> None:
+    rng = np.random.default_rng(1)
+    frame = rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    before = frame[10:58, 30:94].copy()
+    after = blend(before, rng.integers(0, 256, before.shape).astype(np.uint8), feather(label_at(), 8))
+    result = paste(frame, before=before, after=after, corner_yx=(10, 30), size_hw=SIZE_HW)
+    assert np.array_equal(result[10:58, 30:94], after)
+
+
+def test_a_sixteen_bit_frame_changes_by_257_times_as_much() -> None:
+    frame = np.full((60, 80), 30000, np.uint16)
+    before = np.full((*SIZE_HW, 3), 117, np.uint8)
+    after = before.copy()
+    after[label_at()] = 100
+    result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW)
+    assert set(np.unique(result).tolist()) == {30000, 30000 - 17 * 257}
+
+
+def noisy(sigma: float, *, seed: int = 0, blur: tuple[float, float] = (0, 0)) -> NDArray[np.uint8]:
+    noise = np.random.default_rng(seed).standard_normal(SIZE_HW).astype(np.float32)
+    if any(blur):
+        noise = cv2.GaussianBlur(noise, (0, 0), blur[0] or 0.01, sigmaY=blur[1] or 0.01)
+        noise /= noise.std()
+    return np.clip(np.round(120 + sigma * noise), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+def steps(image: NDArray[np.uint8]) -> tuple[float, float]:
+    grey = image[..., 0].astype(float)
+    return float(np.abs(np.diff(grey, axis=0)).mean()), float(np.abs(np.diff(grey, axis=1)).mean())
+
+
+@pytest.mark.parametrize("blur", [(0.0, 0.0), (0.01, 2.0)])
+def test_a_smooth_draft_gets_the_grain_of_its_tile_with_its_direction(blur: tuple[float, float]) -> None:
+    tile, smooth = noisy(9, blur=blur), noisy(0)
+    image, without = add_grain([smooth, smooth], tile=tile, valid_hw=SIZE_HW, seed=3)
+    assert np.array_equal(image, without)
+    assert steps(image) == pytest.approx(steps(tile), rel=0.3, abs=0.6)
+
+
+def test_a_draft_with_the_grain_of_its_tile_gets_hardly_more() -> None:
+    tile, own = noisy(9, seed=1), noisy(9, seed=2)
+    (image,) = add_grain([own], tile=tile, valid_hw=SIZE_HW, seed=3)
+    assert steps(image) == pytest.approx(steps(own), rel=0.12)
+
+
+def test_an_edge_is_no_grain_and_padding_gets_none() -> None:
+    tile = noisy(0)
+    tile[:, 30:] = 40
+    (image,) = add_grain([noisy(0)], tile=tile, valid_hw=SIZE_HW, seed=3)
+    assert np.array_equal(image, noisy(0))
+    (padded,) = add_grain([noisy(0)], tile=noisy(9), valid_hw=(48, 40), seed=3)
+    assert np.array_equal(padded[:, 40:], noisy(0)[:, 40:])
+    assert (padded[:, :40] != noisy(0)[:, :40]).any()
