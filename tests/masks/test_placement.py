@@ -156,7 +156,7 @@ def test_without_any_border_every_mask_is_in_the_open() -> None:
 
 def test_shares_are_counted_by_class_and_lean_on_all() -> None:
     assert relation_shares([]) == {}
-    shares = relation_shares([(1, 0)] * 9 + [(2, 7)])
+    shares = relation_shares([(1, 0, 1.0)] * 9 + [(2, 7, 1.0)])
     assert shares[1].sum() == pytest.approx(1)
     assert shares[1][0] == pytest.approx((9 + 0.9) / 10)
     assert shares[2].tolist() == pytest.approx([0.45, 0, 0, 0, 0, 0, 0, 0.55])

@@ -25,6 +25,8 @@ class MaskBankEntry(Value):
     id: str
     tile_id: str
     image_id: int
+    number: int = 0
+    """Of the instance in its image's list."""
     category_id: int
     mask: Instance
     """The mask in its tile's frame; where placement is learned, without the gaps that holes of the part cut into it."""
@@ -78,7 +80,7 @@ class Fidelity(Value):
     """Per instance: F1 at 2 px tolerance where the instance is under 6 px wide, else None."""
 
 
-CheckName = Literal["exposure", "blur", "clipping", "anomaly", "realism", "novelty", "duplicate"]
+CheckName = Literal["exposure", "blur", "clipping", "anomaly", "realism", "novelty", "duplicate", "agreement"]
 
 
 class Check(Value):

@@ -24,7 +24,6 @@ STAGE_VERBS = {
     "learn-condition": ("learn-condition", "Phase 2: teach a control network to obey drivers."),
     "plan": ("plan", "Write the synthesis plan: pool image, augmentation, masks, prompt and seed of every draft."),
     "calibrate": ("calibrate", "Choose how strongly the masks of each class are drawn: as much as in train tiles."),
-    "synthesize": ("synthesize", "Draw the drafts of the plan, each with its counterfactual half."),
     "curate": ("curate", "Measure counterfactual fidelity; accept or reject each draft."),
     "export": ("export", "Write the accepted drafts as a COCO data set with provenance."),
     "segment": ("segment", "Train the segmenter in all its arms."),
@@ -41,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("init")(init)
     app.command("run")(run)
     app.command("insert")(insert)
+    app.command("synthesize")(synthesize)
     for verb, (stage, text) in STAGE_VERBS.items():
         app.command(verb, help=f"{text} What it needs and is not up to date is run before it.")(_stage_verb(stage))
 
@@ -102,6 +102,24 @@ def run(
 ) -> None:
     """Do every stage of a project; a stage whose inputs are unchanged is not run again."""
     _run(project, only, override, preset, seed, device, dry_run, as_json)
+
+
+def synthesize(
+    config: ConfigOption = Path("project.toml"),
+    focus: Annotated[
+        str | None,
+        typer.Option("--focus", help="uniform, or segmenter: more of what a segmenter misses on train images it has not seen."),
+    ] = None,
+    override: OverrideOption = None,
+    preset: PresetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the drafts of the plan, each with its counterfactual half. What it needs and is not up to date is run before it."""
+    wanted = [*(override or []), *([f'synthesis.focus="{focus}"'] if focus is not None else [])]
+    _run(config, ["synthesize"], wanted, preset, seed, device, dry_run, as_json, with_needs=True)
 
 
 def insert(

@@ -16,6 +16,7 @@ from defectory.curation.novelty import Originals, Thumbnail, learn_limit, thumbn
 from defectory.curation.realism import Features, RealTiles, farthest_first, learn_real_tiles
 
 Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
 EXPOSURE_LIMIT = 0.25
 BLUR_LIMIT = 1.5
 CLIPPED_LIMIT = 0.02
@@ -53,6 +54,16 @@ class Draft:
     image: Image
     without: Image
     valid_hw: tuple[int, int]
+    instances: tuple[tuple[int, Mask], ...] = ()
+    """Category id and mask bool [H,W] of its label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Segmenters that saw only train: they give per instance the best IoU of a detection; `limit` is how much of it train tiles lack."""
+
+    ious: Callable[[Image, Sequence[tuple[int, Mask]]], list[float]]
+    limit: float
 
 
 class Checker:
@@ -64,10 +75,20 @@ class Checker:
         encoder: of features.
         config: which checks, and their slack.
         seed: of what is sampled while limits are learned.
+        agreement: segmenters, for the check of that name.
     """
 
-    def __init__(self, real: Sequence[RealTile], prior: Sequence[Image], *, encoder: Encoder, config: CurationConfig, seed: int) -> None:
-        self._config, self._encoder = config, encoder
+    def __init__(
+        self,
+        real: Sequence[RealTile],
+        prior: Sequence[Image],
+        *,
+        encoder: Encoder,
+        config: CurationConfig,
+        seed: int,
+        agreement: Agreement | None = None,
+    ) -> None:
+        self._config, self._encoder, self._agreement = config, encoder, agreement
         defective = [tile for tile in real if tile.is_defective][:MAX_TRAIN]
         free = [tile for tile in real if not tile.is_defective][:MAX_POOL]
         both = [*defective, *free]
@@ -130,6 +151,9 @@ class Checker:
                 nearest = int(alike.argmax())
                 value = max(0.0, float(alike[nearest]))
                 checks.append(Check(name="duplicate", value=value, limit=DUPLICATE_LIMIT, nearest=f"draft number {nearest}"))
+            if self._agreement is not None and draft.instances:
+                missing = 1.0 - float(np.mean(self._agreement.ious(draft.image, draft.instances)))
+                checks.append(Check(name="agreement", value=missing, limit=self._agreement.limit))
             self._seen.append(thumb)
             result.append(tuple(check for check in checks if self._wants(check.name)))
         return result
@@ -142,6 +166,7 @@ REASONS: dict[CheckName, str] = {
     "anomaly": "the half without a mask shows a defect as well (anomaly {value:.2f}, limit {limit:.2f})",
     "realism": "unlike every real tile (distance {value:.2f}, limit {limit:.2f})",
     "novelty": "a copy of {nearest} (likeness {value:.2f}, limit {limit:.2f})",
+    "agreement": "segmenters do not find its defects where the labels are (they miss {value:.0%} of them, limit {limit:.0%})",
     "duplicate": "the same picture as {nearest} (likeness {value:.2f}, limit {limit:.2f})",
 }
 

@@ -21,7 +21,8 @@ class CurationConfig(Section):
     max_stray_share: float = Field(default=0.25, ge=0)
     """Drafts with more drawn away from the label than this share of the label's area are rejected: it may be a defect without a label."""
     checks: tuple[CheckName, ...] = ALL_CHECKS
-    """What drafts are held against besides fidelity; every limit is learned from the train tiles and the defect-free pool."""
+    """What drafts are held against besides fidelity; every limit is learned from the train tiles and the defect-free pool. `agreement`
+    asks segmenters that are trained in folds of train first, which takes a while."""
     slack: float = Field(default=1.5, gt=0)
     """Multiple of the limits of exposure, blur, clipping, anomaly and realism that drafts may reach; those of copies are fixed."""
     tighten_labels: bool = False

@@ -42,6 +42,7 @@ CAUSES: dict[Cause, str] = {
     "anomaly": "defects without a mask: raise condition.defect_free_share",
     "realism": "synthetic quality too poor: unlike every real tile; train both phases longer",
     "novelty": "memorisation: shorten phase 1, raise concept.prior_weight, or add training images",
+    "agreement": "control collapse or defects too weak: segmenters do not find them; train phase 2 longer",
     "duplicate": "too few drivers: raise synthesis.augmentations_per_image, or add defect-free images",
 }
 """What most rejections of one cause point to, with what to do."""
@@ -116,7 +117,10 @@ def decide(
                 (image.shape[0], image.shape[1]) if valid_hw_of is None else valid_hw_of(j)
                 for j, (image, _) in zip(jobs, pairs, strict=True)
             ]
-            checks = checker.check([Draft(image=i, without=w, valid_hw=hw) for (i, w), hw in zip(pairs, sizes, strict=True)])
+            labels = [tuple((i.category_id, decode(i.rle)) for i in job.instances) for job in jobs]
+            checks = checker.check(
+                [Draft(image=i, without=w, valid_hw=hw, instances=of) for (i, w), hw, of in zip(pairs, sizes, labels, strict=True)]
+            )
         for number, (job, (image, without)) in enumerate(zip(jobs, pairs, strict=True), start=start):
             masks = [decode(instance.rle) for instance in job.instances]
             drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=config.difference_threshold)

@@ -156,11 +156,11 @@ def relation_of(mask: Mask, borders: Borders) -> int:
     return (0 if is_hole else NUM_CONTACTS) + int(np.searchsorted(CONTACT_SHARES, contact))
 
 
-def relation_shares(observed: Iterable[tuple[int, int]]) -> dict[int, NDArray[np.float64]]:
-    """Give per class the share of each relation, float64 [8], from pairs of class and relation; each class leans on all by one mask."""
+def relation_shares(observed: Iterable[tuple[int, int, float]]) -> dict[int, NDArray[np.float64]]:
+    """Give per class the share of each relation, float64 [8], from class, relation and weight of masks; each class leans on all by one mask."""
     counts: dict[int, NDArray[np.float64]] = {}
-    for category_id, relation in observed:
-        counts.setdefault(category_id, np.zeros(len(RELATIONS)))[relation] += 1
+    for category_id, relation, weight in observed:
+        counts.setdefault(category_id, np.zeros(len(RELATIONS)))[relation] += weight
     if not counts:
         return {}
     pooled = np.sum(list(counts.values()), axis=0)

@@ -37,10 +37,19 @@ class MaskSources:
         expert: masks that an expert supplied.
         config: shares of the sources, perturbation, severity, limits.
         names: class name by category id, for messages.
+        weights: how often entries of the bank are taken, by id, where sizes are not set by severity; 1 where nothing is said.
     """
 
-    def __init__(self, bank: MaskBank, expert: Sequence[ExpertMask], *, config: MaskConfig, names: Mapping[int, str]) -> None:
-        self._config, self._names = config, names
+    def __init__(
+        self,
+        bank: MaskBank,
+        expert: Sequence[ExpertMask],
+        *,
+        config: MaskConfig,
+        names: Mapping[int, str],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        self._config, self._names, self._weights = config, names, dict(weights or {})
         shares: dict[MaskSourceKind, float] = {
             "bank": config.sources.bank,
             "expert": config.sources.expert,
@@ -114,7 +123,10 @@ class MaskSources:
                 f"the plan asks for more than {len(ids) * (limit or 0)} masks of class {self._names[category_id]}, of which there are {len(ids)}",
                 "raise it, ask for fewer images, add expert masks, or raise masks.sources.statistical",
             )
-        if self._config.severity == ALL_SIZES:
+        if self._config.severity == ALL_SIZES and self._weights:
+            weights = np.array([self._weights.get(ids[i], 1.0) for i in places])
+            place = places[int(rng.choice(len(places), p=weights / weights.sum()))]
+        elif self._config.severity == ALL_SIZES:
             place = places[int(rng.integers(len(places)))]
         else:
             place = places[at_quantile(len(places), self._config.severity, rng)]

@@ -10,9 +10,10 @@ import numpy as np
 from defectory.artifacts.dataset import Dataset, image_path
 from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.artifacts.weights import Concept
-from defectory.curation.checks import Checker, Encoder, RealTile
+from defectory.curation.checks import Agreement, Checker, Encoder, RealTile
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
 from defectory.imageio import load_native, load_rgb
+from defectory.pipeline.folds_stage import FoldSegmenters, agreement_limit
 from defectory.pipeline.generate_stages import plan_of
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import PoolTiles, dataset_of, split_of, spread, tileset_of
@@ -64,7 +65,10 @@ def checker_of(project: Project) -> Checker:
     if project.config.synthesis.mode == "insert":
         # what is kept of a tile makes drafts on it alike
         config = config.model_copy(update={"checks": tuple(name for name in config.checks if name != "duplicate")})
-    return Checker(real, prior_images(project), encoder=curation_encoder(), config=config, seed=project.config.seed)
+    agreement = None
+    if "agreement" in config.checks:
+        agreement = Agreement(ious=FoldSegmenters(project).ious, limit=agreement_limit(project))
+    return Checker(real, prior_images(project), encoder=curation_encoder(), config=config, seed=project.config.seed, agreement=agreement)
 
 
 def curation_encoder() -> Encoder:

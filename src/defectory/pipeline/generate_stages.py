@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from defectory.artifacts.calibration import Calibration, ClassCalibration
+from defectory.artifacts.difficulty import Difficulty
 from defectory.artifacts.plan import Job, MaskBank, MaskBankEntry, Plan
 from defectory.artifacts.tiles import Tile
 from defectory.artifacts.weights import Concept, Control
@@ -37,6 +38,8 @@ from defectory.run import digest_json, write_json
 from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
 
+FOCUS_FLOOR = 0.1
+"""Weight of an instance that a segmenter draws perfectly, beside 1 for one that it misses."""
 DRIVER_RULES = 2
 """Raised when the same settings give other drivers."""
 
@@ -131,13 +134,13 @@ def driver_digest(project: Project) -> str:
     )
 
 
-def placement_in_train(project: Project, bank: MaskBank) -> tuple[dict[int, np.ndarray], MaskBank]:
-    """Give per class how its masks lie to holes and edges of their own tiles, and the bank without the gaps those holes cut."""
+def placement_in_train(project: Project, bank: MaskBank, weights: Mapping[str, float]) -> tuple[dict[int, np.ndarray], MaskBank]:
+    """Give per class how its masks, weighed by entry, lie to holes and edges of their own tiles, and the bank without the gaps those holes cut."""
     tileset = tileset_of(project)
     masks: dict[str, list[MaskBankEntry]] = {}
     for entry in bank.entries:
         masks.setdefault(entry.tile_id, []).append(entry)
-    observed: list[tuple[int, int]] = []
+    observed: list[tuple[int, int, float]] = []
     whole: dict[str, MaskBankEntry] = {}
     for tile in tileset.of("train"):
         if tile.id not in masks:
@@ -146,7 +149,7 @@ def placement_in_train(project: Project, bank: MaskBank) -> tuple[dict[int, np.n
         borders = borders_of(solid_pixels(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw, defects))
         for entry in masks[tile.id]:
             mask = decode(entry.mask.rle)
-            observed.append((entry.category_id, relation_of(mask, borders)))
+            observed.append((entry.category_id, relation_of(mask, borders), weights.get(entry.id, 1.0)))
             filled = entry.mask.model_copy(update={"rle": encode(filled_where_holes_cut(mask, borders))})
             whole[entry.id] = entry.model_copy(update={"mask": filled})
     return relation_shares(observed), bank.model_copy(update={"entries": tuple(whole.get(entry.id, entry) for entry in bank.entries)})
@@ -176,11 +179,20 @@ def mask_supply(project: Project) -> MaskSupply:
     config = project.config.masks
     bank = bank_from_train(project)
     supplied, bank = expert_masks(project, bank)
+    focus = focus_weights(project)
+    weights = {} if focus is None else {entry.id: focus.get((entry.image_id, entry.number), 1.0) for entry in bank.entries}
     shares: dict[int, np.ndarray] = {}
     if config.placement == "learned":
-        shares, bank = placement_in_train(project, bank)
+        shares, bank = placement_in_train(project, bank, weights)
     names = {category.id: category.name for category in tileset_of(project).categories}
-    return MaskSupply(bank=bank, sources=MaskSources(bank, supplied, config=config, names=names), shares=shares)
+    return MaskSupply(bank=bank, sources=MaskSources(bank, supplied, config=config, names=names, weights=weights), shares=shares)
+
+
+def focus_weights(project: Project) -> dict[tuple[int, int], float] | None:
+    """Give how often each train instance should serve, by image id and number; None where all serve alike."""
+    if project.config.synthesis.focus == "uniform":
+        return None
+    return Difficulty.load(project.path("folds", "difficulty.json")).weights(floor=FOCUS_FLOOR)
 
 
 def run_plan(project: Project) -> Iterator[Progress | str]:
@@ -212,8 +224,13 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         # classes do not matter for tones; naming them would read the tile set again for every tile
         return TrainingTile(id=tile.id, image=image, instances=masks, class_names=("",) * len(masks), valid_hw=tile.valid_hw).tone
 
+    focus = focus_weights(project)
+
+    def weight_of(tile: Tile) -> float:
+        return float(np.mean([(focus or {}).get((tile.image_id, i.number), 1.0) for i in tile.instances]))
+
     plan = make_plan(
-        tileset, config=config.synthesis, draw_mask=supply.sources.draw, even_classes=config.masks.class_balance == "even",
+        tileset, config=config.synthesis, draw_mask=supply.sources.draw, even_classes=config.masks.class_balance == "even", weight_of=None if focus is None else weight_of,
         place=supply.place,
         site_of=tile_as_site,
         prompt_of=lambda names, tone: prompt_of(project, concept, names, tone), tone_of=tone_of, tone_distance=contrast_steps,

@@ -17,6 +17,7 @@ from defectory.evaluation.image_metrics import score_image_sets
 from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
 from defectory.imageio import load_rgb
 from defectory.pipeline.curate_stage import accepted_jobs, decisions_of, fidelity_of
+from defectory.pipeline.folds_stage import MAX_DEFECT_FREE_TILES, segmentation_tiles
 from defectory.pipeline.generate_stages import device_of, plan_of
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
@@ -24,8 +25,6 @@ from defectory.rle import decode
 from defectory.run import atomic_folder, write_json
 from defectory.segmentation.config import Arm
 
-MAX_DEFECT_FREE_TILES = 400
-"""Defect-free tiles that every arm trains on."""
 SCORE_KEYS = ("segm_map", "bbox_map", "ap50", "iou", "iou_matched", "hausdorff")
 
 
@@ -44,16 +43,6 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
 
         dataset, split, tileset = dataset_of(project), split_of(project), tileset_of(project)
         config, device, name = project.config.segmentation, device_of(project), f"segment {arm} seed {seed}"
-
-        def load(tiles: Any) -> list[SegmentationTile]:
-            return [
-                SegmentationTile(
-                    id=t.id,
-                    image=load_rgb(project.path("tiles", t.file_name)),
-                    instances=tuple((i.category_id, i.rle) for i in t.instances if not i.is_crowd),
-                )
-                for t in tiles
-            ]
 
         defective = [t for t in tileset.of("train") if t.instances]
         pool = spread(tileset.of("pool"), MAX_DEFECT_FREE_TILES)
@@ -82,7 +71,7 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
         out = project.path(arm_folder(arm, seed))
         best = 0.0
         for event in train_segmenter(
-            arm=arm, real=load(defective), synthetic=synthetic, defect_free=load(pool), validate=validate, kind=kind, categories=dataset.categories,
+            arm=arm, real=segmentation_tiles(project, defective), synthetic=synthetic, defect_free=segmentation_tiles(project, pool), validate=validate, kind=kind, categories=dataset.categories,
             tiling=tileset.tiling, config=config, seed=seed, out=out, device=device,
         ):  # fmt: skip
             best = max(best, event.val_map or 0.0)

@@ -8,6 +8,7 @@ from defectory.drivers.kinds import kind_of
 from defectory.errors import ConfigError
 from defectory.pipeline import curate_stage as curate
 from defectory.pipeline import data_stages as data
+from defectory.pipeline import folds_stage as folded
 from defectory.pipeline import generate_stages as generate
 from defectory.pipeline import judge_stages as judge
 from defectory.pipeline import report_stage as report
@@ -22,19 +23,22 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
     seg = project.config.segmentation
     arms: list[tuple[str, Arm, int]] = [(f"segment-{arm}-seed{seed}", arm, seed) for seed in seg.seeds for arm in seg.arms]
     made = ("tiles", "split")
+    focuses, agrees = project.config.synthesis.focus == "segmenter", "agreement" in project.config.curation.checks
+    folds = Stage(name="folds", folder="folds", needs=("import", *made), settings=_segmentation, run=folded.run_folds, resumable=True)
     return (
         Stage(name="import", folder="data", needs=(), settings=data.import_settings, run=data.run_import),
         Stage(name="split", folder="split", needs=("import",), settings=lambda p: p.config.split.model_dump(mode="json"), run=data.run_split),
         Stage(name="tiles", folder="tiles", needs=("import", "split"), settings=_tiling, run=data.run_tiles),
         Stage(name="learn-concept", folder="concept", needs=made, settings=_concept, run=generate.run_concept, resumable=True),
         Stage(name="learn-condition", folder="control", needs=(*made, "learn-concept"), settings=_condition, run=generate.run_condition, resumable=True),
-        Stage(name="plan", folder="plan", needs=(*made, "learn-concept", "learn-condition"), settings=_plan, run=generate.run_plan),
+        *((folds,) if focuses or agrees else ()),
+        Stage(name="plan", folder="plan", needs=(*made, "learn-concept", "learn-condition", *(("folds",) if focuses else ())), settings=_plan, run=generate.run_plan),
         Stage(name="calibrate", folder="calibration", needs=(*made, "learn-concept", "learn-condition", "plan"), settings=_calibration, run=generate.run_calibration),
         Stage(
             name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
             run=generate.run_synthesis, resumable=True,
         ),
-        Stage(name="curate", folder="curation", needs=("import", *made, "plan", "synthesize"), settings=_curation, run=curate.run_curation),
+        Stage(name="curate", folder="curation", needs=("import", *made, "plan", "synthesize", *(("folds",) if agrees else ())), settings=_curation, run=curate.run_curation),
         Stage(name="export", folder="synthetic", needs=("import", "plan", "synthesize", "curate"), settings=lambda _: None, run=curate.run_export),
         Stage(name="finalize", folder="pipeline", needs=("learn-concept", "learn-condition"), settings=lambda _: None, run=generate.run_finalize),
         *(
@@ -157,7 +161,7 @@ def _plan(project: Project) -> object:
     }  # fmt: skip
 
 
-PLAN_KEYS = frozenset({"mode", "num_images", "augmentations_per_image", "max_seeds_per_driver", "max_images_per_tile"})
+PLAN_KEYS = frozenset({"mode", "focus", "num_images", "augmentations_per_image", "max_seeds_per_driver", "max_images_per_tile"})
 """Settings of synthesis that decide what is drawn, not how."""
 
 

@@ -17,6 +17,9 @@ class SynthesisConfig(Section):
     around it. `inpaint`: the paper's comparator, whose control network sees the image itself with the mask pasted on (drivers.kind image)."""
     insert_margin_px: int = Field(default=8, ge=2)
     """Insert: tile pixels around a label beyond which nothing changes."""
+    focus: Literal["uniform", "segmenter"] = "uniform"
+    """`segmenter`: masks, classes, sizes and places come more often the worse a segmenter draws them that has not seen them, judged in folds
+    of train."""
     num_images: int = Field(default=200, ge=1)
     augmentations_per_image: int = Field(default=10, ge=0)
     """Offline augmented versions of each pool image (paper: 10); 0 uses pool tiles as they are."""

@@ -64,6 +64,7 @@ def make_plan(
     driver_config_digest: str,
     keep_place: bool = False,
     even_classes: bool = False,
+    weight_of: Callable[[Tile], float] | None = None,
 ) -> Plan:
     """Pair pool tiles (and their augmented versions) with masks.
 
@@ -85,6 +86,7 @@ def make_plan(
         driver_config_digest: of the driver configuration.
         keep_place: masks stay where they were on their source tile.
         even_classes: mixes of rare classes are taken more often, so that all classes come equally often.
+        weight_of: how often a train tile's mix is taken, above 0; None takes all alike.
 
     Raises:
         ConfigError: no pool tile, or fewer than `max_images_per_tile` asks for; no mask.
@@ -99,17 +101,22 @@ def make_plan(
             "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
         )  # fmt: skip
     # where every defect is larger than a tile, parts of them count
+    kept: list[tuple[Tile, tuple[int, ...]]] = []
     for least in (MIN_VISIBLE_SHARE, 0.0):
         shown = [
             (tile, tuple(i.category_id for i in tile.instances if i.visible_share >= least and not i.is_crowd))
             for tile in tileset.of("train")
         ]
-        mixes = [_Mix(category_ids, tone_of(tile)) for tile, category_ids in shown if category_ids]
+        kept = [(tile, category_ids) for tile, category_ids in shown if category_ids]
+        mixes = [_Mix(category_ids, tone_of(tile)) for tile, category_ids in kept]
         if mixes:
             break
     if not mixes:
         raise ConfigError("train tiles", "none shows a defect", "add annotated images")
     weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
+    if weight_of is not None:
+        weights = np.array([weight_of(tile) for tile, _ in kept]) * (1.0 if weights is None else weights)
+        weights = weights / weights.sum()
     versions = max(1, config.versions_per_tile)
     # a limit per tile is kept by counting drivers, so each serves one image
     num_drivers = (

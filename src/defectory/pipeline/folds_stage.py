@@ -1,0 +1,155 @@
+"""The stage of folds: segmenters that each leave a part of train out, and how well they draw what they left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category
+from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty
+from defectory.artifacts.tiles import Tile, Tiling
+from defectory.imageio import load_rgb
+from defectory.pipeline.generate_stages import device_of
+from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.values import dataset_of, masks_of, split_of, spread, tileset_of
+from defectory.rle import decode
+
+if TYPE_CHECKING:
+    from defectory.segmentation.data import SegmentationTile
+
+NUM_FOLDS = 2
+MAX_DEFECT_FREE_TILES = 400
+"""Defect-free tiles that every segmenter trains on."""
+MIN_SCORE = 0.3
+"""Weaker detections do not count; validation images, which could tell a better score, take no part."""
+LIMIT_QUANTILE = 0.95
+Mask = NDArray[np.bool_]
+
+
+def segmentation_tiles(project: Project, tiles: Sequence[Tile]) -> list[SegmentationTile]:
+    """Load tiles as segmenters train on them, without crowds."""
+    from defectory.segmentation.data import SegmentationTile
+
+    return [
+        SegmentationTile(
+            id=t.id,
+            image=load_rgb(project.path("tiles", t.file_name)),
+            instances=tuple((i.category_id, i.rle) for i in t.instances if not i.is_crowd),
+        )
+        for t in tiles
+    ]
+
+
+def run_folds(project: Project) -> Iterator[Progress | str]:
+    """Train a segmenter per fold of train and judge every train instance by the one that has not seen it."""
+    from defectory.segmentation.training import train_segmenter
+
+    tileset, split, config = tileset_of(project), split_of(project), project.config.segmentation
+    defective, pool = [t for t in tileset.of("train") if t.instances], spread(tileset.of("pool"), MAX_DEFECT_FREE_TILES)
+    split.require_training_ids((t.image_id for t in [*defective, *pool]), stage="folds")
+    fold_of = _folds(project, defective)
+    device = device_of(project)
+    kind = config.model if config.model != "auto" else ("light" if device == "cpu" else "resnet50")
+    # nothing but train may choose a checkpoint: the last one is kept
+    config = config.model_copy(update={"validate_every": config.num_steps})
+    free = segmentation_tiles(project, pool)
+    for fold in range(NUM_FOLDS):
+        out = project.path("folds", f"fold-{fold}")
+        if (out / "segmenter.json").is_file():
+            continue
+        seen = segmentation_tiles(project, [t for t in defective if fold_of[t.image_id] != fold])
+        for event in train_segmenter(
+            arm="real", real=seen, synthetic=[], defect_free=free, validate=lambda _: 0.0, kind=kind, categories=tileset.categories,
+            tiling=tileset.tiling, config=config, seed=config.seeds[0], out=out, device=device,
+        ):  # fmt: skip
+            yield Progress(
+                stage="folds", done=fold * config.num_steps + event.step, total=NUM_FOLDS * config.num_steps, note=f"loss {event.loss:.3f}"
+            )
+    found: dict[tuple[int, int], list[tuple[int, float]]] = {}
+    segmenters = FoldSegmenters(project)
+    for tile in defective:
+        ious = segmenters.ious(load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances), folds=[fold_of[tile.image_id]])
+        for instance, iou in zip(tile.instances, ious, strict=True):
+            if not instance.is_crowd:
+                found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, iou))
+    difficulty = Difficulty(
+        split_digest=split.digest(), num_folds=NUM_FOLDS,
+        instances=tuple(
+            InstanceDifficulty(image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([iou for _, iou in of])))
+            for (image_id, number), of in sorted(found.items())
+        ),
+    )  # fmt: skip
+    difficulty.save(project.path("folds", "difficulty.json"))
+    names = {c.id: c.name for c in tileset.categories}
+    yield "IoU of what each fold left out: " + ", ".join(f"{names[c]} {iou:.2f}" for c, iou in difficulty.per_class().items())
+
+
+def _folds(project: Project, tiles: Sequence[Tile]) -> dict[int, int]:
+    """Give the fold of each image; images of one part are in one fold, and folds have classes in like numbers."""
+    dataset = dataset_of(project)
+    ids = sorted({tile.image_id for tile in tiles})
+    groups: dict[str, list[int]] = {}
+    for image_id in ids:
+        groups.setdefault(dataset.image(image_id).group, []).append(image_id)
+    names = sorted(groups)
+    order = [names[int(i)] for i in np.random.default_rng([91, project.config.seed]).permutation(len(names))]
+    # by their rarest class, one after the other to either fold
+    counts: dict[int, int] = {}
+    for image_id in ids:
+        for instance in dataset.image(image_id).instances:
+            counts[instance.category_id] = counts.get(instance.category_id, 0) + 1
+
+    def rarest(name: str) -> int:
+        classes = {i.category_id for image_id in groups[name] for i in dataset.image(image_id).instances}
+        return min(classes, key=lambda c: counts[c])
+
+    ordered = sorted(order, key=rarest)
+    return {image_id: place % NUM_FOLDS for place, name in enumerate(ordered) for image_id in groups[name]}
+
+
+class FoldSegmenters:
+    """The segmenters of all folds, which tell how well a tile's labels are drawn by eyes that saw only train."""
+
+    def __init__(self, project: Project) -> None:
+        from defectory.segmentation.training import load_segmenter
+
+        loaded: list[tuple[Any, tuple[Category, ...], Tiling]] = [
+            load_segmenter(project.path("folds", f"fold-{fold}"), device_of(project)) for fold in range(NUM_FOLDS)
+        ]
+        self._models = [model for model, _, _ in loaded]
+        # tiles are at the segmenters' scale already
+        self._tiling = loaded[0][2].model_copy(update={"mode": "tile", "scale": 1.0})
+
+    def ious(self, image: NDArray[np.uint8], instances: Sequence[tuple[int, Mask]], *, folds: Sequence[int] | None = None) -> list[float]:
+        """Give per instance the best IoU of a detection of its class.
+
+        Args:
+            image: a tile, RGB uint8 [H,W,3].
+            instances: category id and mask bool [H,W].
+            folds: whose segmenters; None takes all.
+        """
+        from defectory.segmentation.predict import predict_images
+
+        found = [
+            (p.category_id, decode(p.rle))
+            for fold in (range(NUM_FOLDS) if folds is None else folds)
+            for predictions in predict_images(self._models[fold], [(0, image)], self._tiling, min_score=MIN_SCORE)
+            for p in predictions
+        ]
+        return [
+            max((float((mask & seen).sum() / (mask | seen).sum()) for of, seen in found if of == category_id), default=0.0)
+            for category_id, mask in instances
+        ]
+
+
+def difficulty_of(project: Project) -> Difficulty:
+    """Read what the segmenters find hard."""
+    return Difficulty.load(project.path("folds", "difficulty.json"))
+
+
+def agreement_limit(project: Project) -> float:
+    """Give the missing IoU of labels that nearly all train tiles keep within, judged by segmenters that have not seen them."""
+    return float(np.quantile([1.0 - i.iou for i in difficulty_of(project).instances], LIMIT_QUANTILE))

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty
+from defectory.artifacts.plan import Plan
+from defectory.masks.config import MaskConfig
+from defectory.masks.sources import MaskSources
+from defectory.pipeline.curate_stage import decisions_of
+from defectory.pipeline.folds_stage import FoldSegmenters, agreement_limit, difficulty_of
+from defectory.pipeline.generate_stages import bank_of, mask_supply
+from defectory.pipeline.run import run_project, stages_of
+from defectory.pipeline.stage import Project, StageEnded
+from defectory.pipeline.values import split_of, tileset_of
+
+Opened = Callable[..., Project]
+Run = tuple[Path, dict[str, Any], list[StageEnded]]
+FOCUS = (
+    "synthesis.focus=segmenter",
+    'curation.checks=["agreement"]',
+    "curation.enabled=true",
+    "curation.min_fidelity=0",
+    "curation.max_stray_share=1000",
+)
+
+
+@pytest.fixture(scope="module")
+def focused(tiny_run: Run, open_tiny: Opened, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    folder, settings, _ = tiny_run
+    copy = tmp_path_factory.mktemp("focused") / "copy"
+    shutil.copytree(folder, copy)
+    project = open_tiny(copy, settings, *FOCUS)
+    for _ in run_project(project, only=["folds", "plan", "calibrate", "synthesize", "curate"]):
+        pass
+    return project
+
+
+def difficulty(ious: dict[tuple[int, int], float]) -> Difficulty:
+    return Difficulty(
+        split_digest="", num_folds=2,
+        instances=tuple(InstanceDifficulty(image_id=i, number=n, category_id=1, iou=iou) for (i, n), iou in ious.items()),
+    )  # fmt: skip
+
+
+def test_what_is_missed_weighs_eleven_times_what_is_drawn_perfectly_and_the_mean_is_one() -> None:
+    weights = difficulty({(1, 0): 1.0, (1, 1): 0.0, (2, 0): 0.5}).weights(floor=0.1)
+    assert weights[1, 1] == pytest.approx(11 * weights[1, 0])
+    assert np.mean(list(weights.values())) == pytest.approx(1.0)
+
+
+def test_every_train_instance_is_judged_and_no_other(focused: Project) -> None:
+    found = difficulty_of(focused)
+    train = {(t.image_id, i.number) for t in tileset_of(focused).of("train") for i in t.instances}
+    assert {(i.image_id, i.number) for i in found.instances} == train
+    assert {i.image_id for i in found.instances} <= set(split_of(focused).train)
+    assert all(0 <= i.iou <= 1 for i in found.instances)
+    assert 0 <= agreement_limit(focused) <= 1
+
+
+def test_segmenters_give_nothing_where_they_find_nothing(focused: Project) -> None:
+    mask = np.zeros((32, 32), bool)
+    mask[4:12, 4:12] = True
+    assert FoldSegmenters(focused).ious(np.full((32, 32, 3), 90, np.uint8), [(1, mask), (2, mask)]) == [0.0, 0.0]
+
+
+def test_folds_are_a_stage_only_where_something_needs_them(tiny_run: Run, open_tiny: Opened) -> None:
+    folder, settings, _ = tiny_run
+
+    def needs(*overrides: str) -> dict[str, tuple[str, ...]]:
+        return {stage.name: stage.needs for stage in stages_of(open_tiny(folder, settings, *overrides))}
+
+    assert "folds" not in needs()
+    focus, agreement = needs("synthesis.focus=segmenter"), needs('curation.checks=["agreement"]')
+    assert ("folds" in focus["plan"], "folds" in focus["curate"]) == (True, False)
+    assert ("folds" in agreement["plan"], "folds" in agreement["curate"]) == (False, True)
+
+
+def test_hard_instances_give_more_of_the_masks(focused: Project) -> None:
+    bank = bank_of(focused)
+    hard = bank.entries[0]
+    weights = {entry.id: (50.0 if entry.id == hard.id else 0.5) for entry in bank.entries}
+    names = {c.id: c.name for c in tileset_of(focused).categories}
+    rng = np.random.default_rng(0)
+    sources = MaskSources(bank, (), config=MaskConfig(min_area_px=2), names=names, weights=weights)
+    drawn = [sources.draw(hard.category_id, rng) for _ in range(60)]
+    counts = Counter(d[1].bank_id for d in drawn if d is not None)
+    assert counts[hard.id] > 40 or len([e for e in bank.entries if e.category_id == hard.category_id]) == 1
+
+
+def test_a_class_that_is_missed_comes_more_often(focused: Project) -> None:
+    tileset = tileset_of(focused)
+    tiles = [t for t in tileset.of("train") if t.instances]
+    classes = Counter(i.category_id for t in tiles for i in t.instances)
+    rare = min(classes, key=lambda c: classes[c])
+    plain = Plan.load(focused.path("plan", "plan.json"))
+    path = focused.path("folds", "difficulty.json")
+    kept = path.read_text()
+    try:
+        instances = [i.model_copy(update={"iou": 0.0 if i.category_id == rare else 1.0}) for i in difficulty_of(focused).instances]
+        difficulty_of(focused).model_copy(update={"instances": tuple(instances)}).save(path)
+        from defectory.pipeline.generate_stages import run_plan
+
+        project = Project(
+            config=focused.config.model_copy(update={"synthesis": focused.config.synthesis.model_copy(update={"num_images": 60})}),
+            folder=focused.folder, source_folder=focused.source_folder,
+        )  # fmt: skip
+        list(run_plan(project))
+        with_focus = Counter(i.category_id for job in Plan.load(focused.path("plan", "plan.json")).jobs for i in job.instances)
+    finally:
+        path.write_text(kept)
+        plain.save(focused.path("plan", "plan.json"))
+    share = with_focus[rare] / sum(with_focus.values())
+    assert share > 1.5 * classes[rare] / sum(classes.values())
+    assert mask_supply(focused).shares, "places are learned all the same"
+
+
+def test_drafts_are_held_against_what_segmenters_find(focused: Project) -> None:
+    decisions = decisions_of(focused).decisions
+    assert {c.name for d in decisions for c in d.checks} == {"agreement"}
+    assert all(0 <= c.value <= 1 for d in decisions for c in d.checks)
