@@ -124,7 +124,7 @@ def synthesize(
 
 def insert(
     frame: Annotated[Path, typer.Argument(help="Defect-free image of any size; grey of 8 or 16 bit, RGB and RGBA keep their depth.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write: images/ and annotations.json.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write: images/, annotations.json and sheet.jpg.")],
     config: ConfigOption = Path("project.toml"),
     count: Annotated[int, typer.Option("--count", min=1, help="How many images, each with one defect.")] = 1,
     class_name: Annotated[str | None, typer.Option("--class", help="Class of the defects; as often as in train, if not given.")] = None,

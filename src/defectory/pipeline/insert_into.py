@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,10 +16,11 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Job, Plan
 from defectory.artifacts.tiles import Tiling
 from defectory.artifacts.weights import Concept, Control
+from defectory.drawing import contact_sheet, draw_outlines
 from defectory.drivers.extract import extract_driver
 from defectory.errors import ConfigError, ImageError
 from defectory.formats.coco import save_coco
-from defectory.imageio import load_native, load_rgb, save_png
+from defectory.imageio import load_native, load_rgb, save_jpeg, save_png
 from defectory.masks.placement import Site, site_of
 from defectory.pipeline.generate_stages import calibration_of, driver_digest, mask_supply, prompt_of, sampling_models
 from defectory.pipeline.regions import load_region, region_window
@@ -29,10 +31,12 @@ from defectory.run import atomic_folder, digest_file
 from defectory.synthesis.calibrate import guidance_map
 from defectory.synthesis.export import Frame
 from defectory.synthesis.full import DraftInput, draft_paths, synthesize
-from defectory.synthesis.insert import paste
+from defectory.synthesis.insert import LEVELS_OF_16_BIT, paste
 from defectory.tones import tone_words
 
 TRIES = 40
+SHEET_IMAGES, SHEET_CELL_PX = 12, 256
+LABEL_COLOUR = (40, 220, 60)
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -50,7 +54,7 @@ class _Window:
 def insert_into(
     project: Project, frame_file: Path, *, out: Path, count: int, class_name: str | None, region_file: Path | None, seed: int
 ) -> Iterator[Event]:
-    """Write `count` copies of a frame into `out/images`, each with one defect more, and `out/annotations.json` with their labels.
+    """Write `count` copies of a frame into `out/images`, each with one defect more, `out/annotations.json` with their labels, and a sheet.
 
     Pixels beyond the margin around a label are those of the frame.
 
@@ -192,3 +196,15 @@ def _write(frame_file: Path, out: Path, plan: Plan, windows: dict[str, _Window],
                 mask = frame.placed(decode(instance.rle)[:height, :width])
                 labels.append((number, Instance(category_id=instance.category_id, rle=encode(mask))))
         save_coco(folder / "annotations.json", categories, images, labels)
+        names = {category.id: category.name for category in categories}
+        cells, told = [_eight_bit(pixels)], ["as it was"]
+        for (number, name, _, _), (_, label) in list(zip(images, labels, strict=True))[:SHEET_IMAGES]:
+            image = load_rgb(folder / "images" / name)
+            cells += [image, draw_outlines(image, [(LABEL_COLOUR, decode(label.rle))])]
+            told += [f"{number}: {names[label.category_id]}", "its label"]
+        save_jpeg(folder / "sheet.jpg", contact_sheet(cells, columns=5, labels=told, cell_px=SHEET_CELL_PX))
+
+
+def _eight_bit(pixels: NDArray[Any]) -> Image:
+    levels = np.round(pixels / LEVELS_OF_16_BIT).astype(np.uint8) if pixels.dtype == np.uint16 else pixels.astype(np.uint8)
+    return np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else np.ascontiguousarray(levels[..., :3])
