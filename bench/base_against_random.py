@@ -25,7 +25,7 @@ from defectory.engine.base.known import resolve_base
 from defectory.engine.base.load import load_base
 from defectory.engine.base.prompts import concept_prompt
 from defectory.engine.base.save import save_base_like
-from defectory.engine.features.encoder import load_encoder
+from defectory.engine.features.encoder import embed_images, load_encoder
 from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
 from defectory.engine.tensors import images_to_tensor
 from defectory.evaluation.image_metrics import kid
@@ -71,12 +71,10 @@ def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *
 def features_of(images: list[np.ndarray], encoder: str) -> np.ndarray:
     """Give features float64 [N,D] under `embedded-...` or the random VGG."""
     if encoder == "embedded":
-        model, _ = load_encoder()
-        parts = [model.embed(images_to_tensor(images[start : start + BATCH])) for start in range(0, len(images), BATCH)]
-    else:
-        torch.manual_seed(0)
-        vgg = torchvision.models.vgg16(weights=None).features.eval()
-        parts = [vgg(images_to_tensor(images[start : start + BATCH])).mean(dim=(2, 3)) for start in range(0, len(images), BATCH)]
+        return embed_images(load_encoder()[0], images)
+    torch.manual_seed(0)
+    vgg = torchvision.models.vgg16(weights=None).features.eval()
+    parts = [vgg(images_to_tensor(images[start : start + BATCH])).mean(dim=(2, 3)) for start in range(0, len(images), BATCH)]
     return torch.cat(parts).double().numpy()
 
 

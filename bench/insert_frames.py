@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from defectory.cli.options import open_project
 from defectory.formats.coco import load_coco
+from defectory.geometry import distance_to
 from defectory.imageio import load_native, load_rgb, save_png
 from defectory.pipeline.insert_into import insert_into
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import tileset_of
 from defectory.rle import decode
-from defectory.synthesis.insert import distance_to
 
 KINDS = ("grey", "rgb", "rgba", "grey16")
 

@@ -25,6 +25,13 @@ def width_px(mask: NDArray[np.bool_]) -> float:
     return float(cv2.distanceTransform(doubled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max())
 
 
+def distance_to(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Give the distance of each pixel to a mask bool [H,W], float32 [H,W], pixels: 0 on it, infinite everywhere where it is empty."""
+    if not mask.any():
+        return np.full(mask.shape, np.inf, np.float32)
+    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
+
+
 def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     """Resize a mask bool [H,W] to `size_hw` pixels; half coverage counts, and a mask that would vanish keeps every pixel it touches."""
     if mask.shape == size_hw:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from defectory.errors import ConfigError, ImageError
 from defectory.formats.coco import load_coco
+from defectory.geometry import distance_to
 from defectory.imageio import load_native, save_png
 from defectory.pipeline.insert_into import insert_into
 from defectory.pipeline.regions import tile_regions
@@ -18,7 +19,6 @@ from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project, StageEnded
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
 from defectory.rle import decode
-from defectory.synthesis.insert import distance_to
 
 Opened = Callable[..., Project]
 Run = tuple[Path, dict[str, Any], list[StageEnded]]

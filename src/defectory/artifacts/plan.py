@@ -113,7 +113,7 @@ class Decision(Value):
     fidelity: Fidelity
     checks: tuple[Check, ...] = ()
     tightened: tuple[Instance, ...] | None = None
-    """Labels as drawn, where labels are tightened and this one could be; they replace the job's."""
+    """Labels as drawn, where labels are tightened; they replace the job's."""
 
 
 class Decisions(Value):

@@ -24,7 +24,8 @@ STAGE_VERBS = {
     "learn-condition": ("learn-condition", "Phase 2: teach a control network to obey drivers."),
     "plan": ("plan", "Write the synthesis plan: pool image, augmentation, masks, prompt and seed of every draft."),
     "calibrate": ("calibrate", "Choose how strongly the masks of each class are drawn: as much as in train tiles."),
-    "curate": ("curate", "Measure counterfactual fidelity; accept or reject each draft."),
+    "synthesize": ("synthesize", "Draw the drafts of the plan, each with its counterfactual half."),
+    "curate": ("curate", "Hold each draft against its label and against real tiles; accept or reject it."),
     "export": ("export", "Write the accepted drafts as a COCO data set with provenance."),
     "segment": ("segment", "Train the segmenter in all its arms."),
     "evaluate": ("evaluate", "Gather all scores."),
@@ -39,10 +40,10 @@ def register(app: typer.Typer) -> None:
     app.command("demo")(demo)
     app.command("init")(init)
     app.command("run")(run)
-    app.command("insert")(insert)
-    app.command("synthesize")(synthesize)
     for verb, (stage, text) in STAGE_VERBS.items():
-        app.command(verb, help=f"{text} What it needs and is not up to date is run before it.")(_stage_verb(stage))
+        function = synthesize if verb == "synthesize" else _stage_verb(stage)
+        app.command(verb, help=f"{text} What it needs and is not up to date is run before it.")(function)
+    app.command("insert")(insert)
 
 
 def demo(
@@ -117,7 +118,7 @@ def synthesize(
     dry_run: DryRunOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw the drafts of the plan, each with its counterfactual half. What it needs and is not up to date is run before it."""
+    """Run the stage of synthesis, with a focus of one's choice."""
     wanted = [*(override or []), *([f'synthesis.focus="{focus}"'] if focus is not None else [])]
     _run(config, ["synthesize"], wanted, preset, seed, device, dry_run, as_json, with_needs=True)
 

@@ -18,7 +18,8 @@ MAX_MEMORY = 4000
 MIN_TILES = 4
 BORDER = 1
 """Patches at the border see padding."""
-CHUNK = 64
+CHUNK = 32
+"""Images whose distances are held at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,7 @@ class PatchMemory:
 
     def scores(self, patches: Patches) -> NDArray[np.float64]:
         """Give the anomaly score, float64 [N], 0 or more, of images' patches as an encoder gives them."""
-        return np.array([_peak(one) for one in self.maps(patches)])
-
-    def maps(self, patches: Patches) -> NDArray[np.float32]:
-        """Give each patch's distance to the memory less the image's median, float32 [N,h,w]."""
-        return np.concatenate([_maps(patches[i : i + CHUNK] / self.scale, self.patches) for i in range(0, len(patches), CHUNK)])
+        return np.array([_peak(one) for one in _maps(patches / self.scale, self.patches)])
 
 
 def learn_memory(patches: Patches, image_ids: NDArray[np.int64], *, seed: int) -> PatchMemory | None:
@@ -67,6 +64,11 @@ def _some(patches: Patches, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _maps(patches: Patches, memory: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give each patch's distance to the memory less its image's median, float32 [N,h,w]."""
+    return np.concatenate([_map_chunk(patches[i : i + CHUNK], memory) for i in range(0, len(patches), CHUNK)])
+
+
+def _map_chunk(patches: Patches, memory: NDArray[np.float32]) -> NDArray[np.float32]:
     flat = patches.reshape(-1, patches.shape[-1])
     square = (flat * flat).sum(axis=1)[:, None] + (memory * memory).sum(axis=1)[None] - 2 * flat @ memory.T
     nearest = np.sqrt(np.maximum(square.min(axis=1), 0.0) / flat.shape[1]).reshape(patches.shape[:3])

@@ -24,7 +24,7 @@ CLIPPED_LIMIT = 0.02
 DUPLICATE_LIMIT = 0.9
 """Likeness, unshifted, from which on two drafts are the same picture."""
 MAX_TRAIN, MAX_POOL = 600, 200
-"""Real tiles that are looked at."""
+"""Real tiles to look at, spread over all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +89,14 @@ class Checker:
         agreement: Agreement | None = None,
     ) -> None:
         self._config, self._encoder, self._agreement = config, encoder, agreement
-        defective = [tile for tile in real if tile.is_defective][:MAX_TRAIN]
-        free = [tile for tile in real if not tile.is_defective][:MAX_POOL]
+        defective = [tile for tile in real if tile.is_defective]
+        free = [tile for tile in real if not tile.is_defective]
         both = [*defective, *free]
-        self.real_features = encoder.embed([tile.image for tile in both]) if both else np.zeros((0, 1))
         self.figures: RealFigures | None = learn_figures([figures_of(t.image, t.valid_hw) for t in both]) if both else None
         ids = np.array([tile.image_id for tile in both], np.int64)
-        self.realism: RealTiles | None = learn_real_tiles(self.real_features, ids) if self._wants("realism") else None
+        self.realism: RealTiles | None = None
+        if self._wants("realism") and both:
+            self.realism = learn_real_tiles(encoder.embed([tile.image for tile in both]), ids)
         self.memory: PatchMemory | None = None
         if self._wants("anomaly") and free:
             self.memory = learn_memory(encoder.patches([t.image for t in free]), np.array([t.image_id for t in free], np.int64), seed=seed)

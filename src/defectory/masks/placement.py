@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.geometry import DARK_LEVEL
+from defectory.geometry import DARK_LEVEL, distance_to
 
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
@@ -100,13 +100,7 @@ def borders_of(solid: Mask) -> Borders:
     _, labels = cv2.connectedComponents((~solid).astype(np.uint8), connectivity=4)
     rim = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     outside = np.isin(labels, rim[rim > 0])
-    return Borders(to_hole=_distance_to(~solid & ~outside), to_outside=_distance_to(outside))
-
-
-def _distance_to(mask: Mask) -> Field:
-    if not mask.any():
-        return np.full(mask.shape, np.inf, np.float32)
-    return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
+    return Borders(to_hole=distance_to(~solid & ~outside), to_outside=distance_to(outside))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +130,7 @@ def filled_where_holes_cut(mask: Mask, borders: Borders) -> Mask:
     _, labels = cv2.connectedComponents((borders.to_hole == 0).astype(np.uint8), connectivity=4)
     result = mask.copy()
     for label in np.unique(labels[labels > 0]):
-        distance = _distance_to(labels == label)
+        distance = distance_to(labels == label)
         gap = distance <= TOUCH_PX
         if mask[(distance > 0) & (distance <= CONTACT_PX)].mean() >= ENCLOSED_SHARE and (gap & ~mask).sum() <= MAX_GAP_SHARE * mask.sum():
             result |= gap

@@ -10,7 +10,7 @@ import numpy as np
 from defectory.artifacts.dataset import Dataset, image_path
 from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.artifacts.weights import Concept
-from defectory.curation.checks import Agreement, Checker, Encoder, RealTile
+from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, Encoder, RealTile
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
 from defectory.imageio import load_native, load_rgb
 from defectory.pipeline.folds_stage import FoldSegmenters, agreement_limit
@@ -19,7 +19,6 @@ from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import PoolTiles, dataset_of, split_of, spread, tileset_of
 from defectory.synthesis.export import Frame, export_synthetic
 
-BATCH = 32
 MAX_PRIOR_IMAGES = 64
 
 
@@ -52,7 +51,7 @@ def checker_of(project: Project) -> Checker:
         FirewallError: a tile of another part was offered.
     """
     tileset, dataset = tileset_of(project), dataset_of(project)
-    tiles = [*tileset.of("train"), *spread(tileset.of("pool"), 200)]
+    tiles = [*spread(tileset.of("train"), MAX_TRAIN), *spread(tileset.of("pool"), MAX_POOL)]
     split_of(project).require_training_ids((tile.image_id for tile in tiles), stage="curate")
     real = [
         RealTile(
@@ -76,25 +75,21 @@ def curation_encoder() -> Encoder:
     import torch
     from torch.nn import functional
 
-    from defectory.engine.features.encoder import load_encoder
+    from defectory.engine.features.encoder import EMBED_IMAGES, embed_images, load_encoder
     from defectory.engine.tensors import images_to_tensor
 
     encoder, _ = load_encoder()
 
-    def embed(images: Sequence[Any]) -> Any:
-        parts = [encoder.embed(images_to_tensor(list(images[i : i + BATCH]))).numpy() for i in range(0, len(images), BATCH)]
-        return np.concatenate(parts).astype(np.float64)
-
     @torch.no_grad()
     def patches(images: Sequence[Any]) -> Any:
         parts: list[Any] = []
-        for start in range(0, len(images), BATCH):
-            _, fine, coarse, _ = encoder(images_to_tensor(list(images[start : start + BATCH])))
+        for start in range(0, len(images), EMBED_IMAGES):
+            _, fine, coarse, _ = encoder(images_to_tensor(list(images[start : start + EMBED_IMAGES])))
             both = torch.cat([functional.avg_pool2d(fine, 2), coarse], dim=1)
             parts.append(functional.avg_pool2d(both, 3, 1, 1, count_include_pad=False).permute(0, 2, 3, 1).float().numpy())
         return np.concatenate(parts)
 
-    return Encoder(embed=embed, patches=patches)
+    return Encoder(embed=lambda images: embed_images(encoder, images), patches=patches)
 
 
 def prior_images(project: Project) -> list[Any]:
@@ -162,4 +157,9 @@ def frame_of(project: Project, dataset: Dataset, pool: PoolTiles, job: Job) -> F
     size_hw = tuple(
         min(round(side / tile.scale), whole - at) for side, whole, at in zip(tile.valid_hw, pixels.shape, corner_xy[::-1], strict=False)
     )
-    return Frame(pixels=pixels, tile=pool.image(tile, None), corner_yx=(corner_xy[1], corner_xy[0]), size_hw=(size_hw[0], size_hw[1]))
+    return Frame(
+        pixels=pixels,
+        tile=pool.image(tile, None)[: tile.valid_hw[0], : tile.valid_hw[1]],
+        corner_yx=(corner_xy[1], corner_xy[0]),
+        size_hw=(size_hw[0], size_hw[1]),
+    )

@@ -63,7 +63,7 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
         seen = segmentation_tiles(project, [t for t in defective if fold_of[t.image_id] != fold])
         for event in train_segmenter(
             arm="real", real=seen, synthetic=[], defect_free=free, validate=lambda _: 0.0, kind=kind, categories=tileset.categories,
-            tiling=tileset.tiling, config=config, seed=config.seeds[0], out=out, device=device,
+            tiling=tileset.tiling, config=config, seed=project.config.seed, out=out, device=device,
         ):  # fmt: skip
             yield Progress(
                 stage="folds", done=fold * config.num_steps + event.step, total=NUM_FOLDS * config.num_steps, note=f"loss {event.loss:.3f}"

@@ -346,8 +346,3 @@ def run_finalize(project: Project) -> Iterator[Progress | str]:
 
     digest = finalize_pipeline(project.path("concept"), project.path("control"), project.path("pipeline"))
     yield f"loads with StableDiffusionControlNetPipeline.from_pretrained, digest {digest[:12]}"
-
-
-def union_of(job: Job) -> Mask:
-    """Give the union of a job's masks, bool [H,W]."""
-    return np.any([decode(i.rle) for i in job.instances], axis=0)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from defectory.run import atomic_folder, digest_file
 from defectory.synthesis.calibrate import guidance_map
 from defectory.synthesis.export import Frame
 from defectory.synthesis.full import DraftInput, draft_paths, synthesize
-from defectory.synthesis.insert import LEVELS_OF_16_BIT, paste
+from defectory.synthesis.insert import LEVELS_OF_16_BIT
 from defectory.tones import tone_words
 
 TRIES = 40
@@ -81,7 +81,6 @@ def insert_into(
     plan, windows = _plan(project, image, frame_file, region, count=count, class_name=class_name, seed=seed)
     config = project.config.synthesis.model_copy(update={"mode": "insert"})
     guidance = calibration_of(project).by_category()
-    drafts = out.parent / f".{out.name}-drafts"
 
     def input_of(job: Job) -> DraftInput:
         window, instances = windows[job.id], masks_of(job.instances)
@@ -96,12 +95,11 @@ def insert_into(
             mask_guidance=guidance_map(instances, guidance, driver.shape[:2]),
         )  # fmt: skip
 
-    try:
-        for event in synthesize(plan, models=sampling_models(project), input_of=input_of, config=config, out=drafts):
+    # a folder of its own: drafts left by a run that was killed may be of another plan
+    with TemporaryDirectory() as drafts:
+        for event in synthesize(plan, models=sampling_models(project), input_of=input_of, config=config, out=Path(drafts)):
             yield Progress(stage="insert", done=event.done, total=event.total)
-        _write(frame_file, out, plan, windows, drafts)
-    finally:
-        shutil.rmtree(drafts, ignore_errors=True)
+        _write(frame_file, out, plan, windows, Path(drafts))
     yield StageEnded(
         stage="insert", seconds=time.monotonic() - began, skipped=False, summary=f"{count} images in {out / 'annotations.json'}"
     )
@@ -190,7 +188,7 @@ def _write(frame_file: Path, out: Path, plan: Plan, windows: dict[str, _Window],
             frame = Frame(pixels=pixels, tile=tile, corner_yx=window.corner_yx, size_hw=window.size_hw)
             after = np.ascontiguousarray(load_rgb(draft_paths(drafts, job.id)[0])[:height, :width])
             name = f"{frame_file.stem}-{job.id}.png"
-            save_png(folder / "images" / name, paste(pixels, before=tile, after=after, corner_yx=window.corner_yx, size_hw=window.size_hw))
+            save_png(folder / "images" / name, frame.with_defect(after))
             images.append((number, name, (pixels.shape[0], pixels.shape[1]), {}))
             for instance in job.instances:
                 mask = frame.placed(decode(instance.rle)[:height, :width])

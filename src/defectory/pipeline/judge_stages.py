@@ -108,8 +108,7 @@ def _predict(
 
 def run_evaluation(project: Project) -> Iterator[Progress | str]:
     """Gather all scores into `scores.json` of the stage and of the run."""
-    from defectory.engine.features.encoder import load_encoder
-    from defectory.engine.tensors import images_to_tensor
+    from defectory.engine.features.encoder import embed_images, load_encoder
 
     config = project.config
     arms: dict[str, Any] = {}
@@ -130,13 +129,8 @@ def run_evaluation(project: Project) -> Iterator[Progress | str]:
     if min(len(synthetic), len(train), len(test)) >= 4:
         encoder, name = load_encoder()
 
-        def features(images: list[Any]) -> Any:
-            return np.concatenate([encoder.embed(images_to_tensor(images[i : i + 64])).numpy() for i in range(0, len(images), 64)]).astype(
-                np.float64
-            )
-
         image_sets = score_image_sets(
-            synthetic=synthetic, real_train=train, real_test=test, features=(features(synthetic), features(train), features(test)),
+            synthetic=synthetic, real_train=train, real_test=test, features=(embed_images(encoder, synthetic), embed_images(encoder, train), embed_images(encoder, test)),
             encoder_name=name, config=config.evaluation, seed=config.seed,
         ).model_dump(mode="json")  # fmt: skip
     judged = verdict(arms)

@@ -69,9 +69,8 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
 
     from defectory.drawing import contact_sheet
     from defectory.engine.base.load import load_base
-    from defectory.engine.features.encoder import load_encoder
+    from defectory.engine.features.encoder import embed_images, load_encoder
     from defectory.engine.sampling.denoise import for_sampling
-    from defectory.engine.tensors import images_to_tensor
     from defectory.evaluation.image_metrics import kid
     from defectory.imageio import save_png
     from defectory.pretraining.corpus import make_corpus
@@ -118,14 +117,11 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     save_png(out / "samples.png", contact_sheet(grid, columns=2 * SAMPLES_PER_CAPTION, labels=labels, cell_px=config.tile_px))
     encoder, name = load_encoder()
 
-    def features(images: Sequence[np.ndarray]) -> np.ndarray:
-        return np.concatenate([encoder.embed(images_to_tensor(list(images[i : i + 64]))).numpy() for i in range(0, len(images), 64)])
-
     images = [corpus.images[i] for i, _ in held_out]
-    others = features([corpus.images[i] for i in range(min(config.num_images, len(images)))]).astype(np.float64)
-    truth = features(images).astype(np.float64)
+    others = embed_images(encoder, [corpus.images[i] for i in range(min(config.num_images, len(images)))])
+    truth = embed_images(encoder, images)
     scores = summarise(
-        judge, images=images, samples=samples, named=[n for _, n in held_out], kid=kid(features(samples).astype(np.float64), truth),
+        judge, images=images, samples=samples, named=[n for _, n in held_out], kid=kid(embed_images(encoder, samples), truth),
         kid_floor=kid(others, truth), encoder=name,
     )  # fmt: skip
     scores.save(out / "scores.json")

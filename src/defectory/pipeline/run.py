@@ -24,7 +24,7 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
     arms: list[tuple[str, Arm, int]] = [(f"segment-{arm}-seed{seed}", arm, seed) for seed in seg.seeds for arm in seg.arms]
     made = ("tiles", "split")
     focuses, agrees = project.config.synthesis.focus == "segmenter", "agreement" in project.config.curation.checks
-    folds = Stage(name="folds", folder="folds", needs=("import", *made), settings=_segmentation, run=folded.run_folds, resumable=True)
+    folds = Stage(name="folds", folder="folds", needs=("import", *made), settings=_folds, run=folded.run_folds, resumable=True)
     return (
         Stage(name="import", folder="data", needs=(), settings=data.import_settings, run=data.run_import),
         Stage(name="split", folder="split", needs=("import",), settings=lambda p: p.config.split.model_dump(mode="json"), run=data.run_split),
@@ -182,7 +182,11 @@ FIDELITY_RULES = 3
 
 
 def _curation(project: Project) -> object:
-    return {"rules": FIDELITY_RULES, "curation": project.config.curation.model_dump(mode="json")}
+    return {"rules": FIDELITY_RULES, "curation": project.config.curation.model_dump(mode="json"), "seed": project.config.seed}
+
+
+def _folds(project: Project) -> object:
+    return {"segmentation": _segmentation(project), "seed": project.config.seed}
 
 
 def _segmentation(project: Project) -> object:

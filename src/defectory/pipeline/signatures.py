@@ -37,8 +37,7 @@ class Memorisation:
 
 def memorisation(project: Project, plan: Plan) -> Memorisation | None:
     """Compare drafts with train tiles; None with fewer than four of either."""
-    from defectory.engine.features.encoder import load_encoder
-    from defectory.engine.tensors import images_to_tensor
+    from defectory.engine.features.encoder import embed_images, load_encoder
 
     tiles = [t for t in tileset_of(project).of("train") if t.instances][:MAX_TILES]
     jobs = plan.jobs[:MAX_TILES]
@@ -46,12 +45,8 @@ def memorisation(project: Project, plan: Plan) -> Memorisation | None:
         return None
     encoder, _ = load_encoder()
 
-    def embed(paths: list[Any]) -> Any:
-        parts = [encoder.embed(images_to_tensor([load_rgb(p) for p in paths[i : i + 32]])).numpy() for i in range(0, len(paths), 32)]
-        return np.concatenate(parts).astype(np.float64)
-
-    train = embed([project.path("tiles", t.file_name) for t in tiles])
-    drafts = embed([project.path("drafts", "images", f"{job.id}.png") for job in jobs])
+    train = embed_images(encoder, [load_rgb(project.path("tiles", t.file_name)) for t in tiles])
+    drafts = embed_images(encoder, [load_rgb(project.path("drafts", "images", f"{job.id}.png")) for job in jobs])
     scale = train.std(axis=0) + 1e-6
     train, drafts = train / scale, drafts / scale
     own = np.linalg.norm(train[:, None] - train[None], axis=2) / np.sqrt(train.shape[1])

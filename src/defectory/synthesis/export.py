@@ -23,12 +23,16 @@ from defectory.synthesis.insert import paste
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """The image a tile was cut from, at its own resolution and depth, the tile, RGB uint8 [h,w,3], and the window it shows."""
+    """The image a tile was cut from, at its own resolution and depth, the tile's image part, RGB uint8 [h,w,3], and the window it shows."""
 
     pixels: NDArray[Any]
     tile: NDArray[np.uint8]
     corner_yx: tuple[int, int]
     size_hw: tuple[int, int]
+
+    def with_defect(self, drawn: NDArray[np.uint8]) -> NDArray[Any]:
+        """Give the frame with what changed on the tile, RGB uint8 [h,w,3]; other pixels keep their values."""
+        return paste(self.pixels, before=self.tile, after=drawn, corner_yx=self.corner_yx, size_hw=self.size_hw)
 
     def placed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Give a mask of the tile's image part in the frame, bool [H,W]."""
@@ -74,9 +78,7 @@ def export_synthetic(
             picture: NDArray[Any] = shown
             if frame_of is not None:
                 frame = frame_of(job)
-                picture = paste(
-                    frame.pixels, before=frame.tile[:height, :width], after=shown, corner_yx=frame.corner_yx, size_hw=frame.size_hw
-                )
+                picture = frame.with_defect(shown)
                 labels = [(category_id, frame.placed(mask)) for category_id, mask in labels]
             save_png(folder / "images" / name, picture)
             images.append((number, name, (picture.shape[0], picture.shape[1]), {}))

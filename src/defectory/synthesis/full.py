@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from defectory.artifacts.plan import Job, Plan
 from defectory.engine.base.load import LoadedModels
 from defectory.engine.sampling.denoise import Known, Without, denoise, encode_prompts
+from defectory.geometry import distance_to
 from defectory.imageio import save_png
 from defectory.run import remove_leftovers
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.grain import add_grain
-from defectory.synthesis.insert import blend, distance_to, feather
+from defectory.synthesis.insert import blend, feather
 
 Image = NDArray[np.uint8]
 

@@ -8,17 +8,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.geometry import distance_to
+
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 SOLID_PX = 1.5
 """Up to this far from the label the drawing counts fully: its border is soft."""
 LEVELS_OF_16_BIT = 257
 """Sixteen-bit levels per eight-bit level, as images are loaded."""
-
-
-def distance_to(label: Mask) -> NDArray[np.float32]:
-    """Give the distance of each pixel to a label bool [H,W], float32 [H,W], pixels; 0 on it."""
-    return cv2.distanceTransform((~label).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
 
 
 def feather(label: Mask, margin_px: float) -> NDArray[np.float32]:

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from defectory.engine.tensors import images_to_tensor
 from defectory.errors import WeightsError
 from defectory.run import atomic_folder, digest_file, write_json
 
 CHANNELS = (24, 48, 96, 128)
 STRIDES = (2, 4, 8, 16)
+EMBED_IMAGES = 64
+"""Images that are embedded at once."""
 EMBEDDED_NAME = "embedded-v1"
 
 
@@ -68,6 +74,12 @@ class ConvEncoder(nn.Module):
         for feature in self.forward(pixels)[1:]:
             parts += [feature.mean(dim=(2, 3)), feature.std(dim=(2, 3))]
         return torch.cat(parts, dim=1).float()
+
+
+def embed_images(encoder: ConvEncoder, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
+    """Give one vector per image, float64 [N,D], of RGB images uint8 [H,W,3] of one size."""
+    parts = [encoder.embed(images_to_tensor(images[i : i + EMBED_IMAGES])).numpy() for i in range(0, len(images), EMBED_IMAGES)]
+    return np.concatenate(parts).astype(np.float64)
 
 
 def embedded_encoder_folder() -> Path:
