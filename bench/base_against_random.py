@@ -30,9 +30,10 @@ from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampl
 from defectory.engine.tensors import images_to_tensor
 from defectory.evaluation.image_metrics import kid
 from defectory.imageio import load_rgb, save_png
-from defectory.pipeline.generate_stages import device_of, phase_tiles
+from defectory.pipeline.generate_stages import phase_tiles
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project
+from defectory.pipeline.training import device_of
 from defectory.pipeline.values import tileset_of
 from defectory.recipes.resolve import resolve
 from defectory.run import write_json

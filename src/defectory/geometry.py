@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, Self
 
 import cv2
@@ -119,6 +119,11 @@ class Augmentation:
             noise_seed=int(rng.integers(2**31)),
             border=border,
         )
+
+    @property
+    def geometric(self) -> Self:
+        """Give the same augmentation without its photometric changes."""
+        return replace(self, noise_sigma=0.0, contrast=1.0)
 
     def _warp(self, window: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
         height, width = self.valid_hw

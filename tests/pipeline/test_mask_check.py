@@ -11,7 +11,8 @@ import pytest
 
 from defectory.errors import AnnotationError
 from defectory.imageio import save_png
-from defectory.pipeline.mask_check import bank_from_train, expert_masks, preview_masks, review_masks
+from defectory.pipeline.mask_check import bank_from_train, expert_masks, review_masks
+from defectory.pipeline.mask_preview import preview_masks
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, split_of
 

@@ -7,7 +7,7 @@ from typing import Literal
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
 
-MaskSourceKind = Literal["bank", "expert", "statistical"]
+MaskSourceKind = Literal["bank", "expert", "statistical", "diffusion"]
 
 
 class MaskSource(Value):

@@ -161,13 +161,14 @@ def extract(
         print(f"{len(images)} drivers in {out}")
         return
     project = open_project(config, overrides=override, save=False)
+    from defectory.pipeline.drawings import drawings_of
     from defectory.pipeline.values import driver_maker, masks_of, tileset_of
 
-    tileset = tileset_of(project)
+    tileset, drawings = tileset_of(project), drawings_of(project)
     make = driver_maker(project, len(tileset.categories))
     tiles = tileset.of(part)[:limit]
     for tile in tiles:
-        image = load_rgb(project.path("tiles", tile.file_name))
+        image = load_rgb(project.path("tiles", tile.file_name)) if drawings is None else drawings.of(tile)
         save_png(out / f"{tile.id}.png", make(image, masks_of(tile.instances), tile.valid_hw))
     print(f"{len(tiles)} drivers in {out}")
 
@@ -197,7 +198,7 @@ def tune(
             else:
                 yield event
 
-    _cut_tiles(project)
+    _run_needed(project, "tiles")
     show_events(events(), as_json=as_json)
     path = project.path("tune", "drivers.json")
     write_json(path, [{**asdict(c), "config": c.config.model_dump(mode="json")} for c in found])
@@ -233,7 +234,7 @@ def compare(
     from defectory.pipeline.driver_check import compare_drivers
 
     project = open_project(config, overrides=override)
-    _cut_tiles(project)
+    _run_needed(project, "tiles")
     save_png(out, compare_drivers(project, num_tiles=num_tiles))
     print(out)
 
@@ -255,7 +256,7 @@ def review_masks(
     project = open_project(config, overrides=override)
     if out.exists() and any(out.iterdir()):
         raise OutputError(out, "is there already and may hold corrections", "give another folder (--out)")
-    _cut_tiles(project)
+    _run_needed(project, "tiles")
     print(f"{write(project, out)} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, add new ones, and set")
     print(f'masks.expert = "{out}"')
 
@@ -270,22 +271,22 @@ def preview_masks(
     """Draw masks from the project's sources and look at them before anything is synthesized."""
     from defectory.cli.show import show_table
     from defectory.imageio import save_png
-    from defectory.pipeline.mask_check import preview_masks as preview
-    from defectory.pipeline.mask_check import summary_of
+    from defectory.pipeline.mask_preview import preview_masks as preview
+    from defectory.pipeline.mask_preview import summary_of
 
     project = open_project(config, overrides=override)
-    _cut_tiles(project)
+    _run_needed(project, "learn-masks" if project.config.masks.sources.diffusion > 0 else "tiles")
     sheet, counts = preview(project, per_class=per_class, seed=seed)
     save_png(out, sheet)
     show_table("Masks", ("class", "drawn from"), summary_of(counts))
     print(out)
 
 
-def _cut_tiles(project: Project) -> None:
+def _run_needed(project: Project, stage: str) -> None:
     from defectory.cli.show import show_events
     from defectory.pipeline.run import needed_for, run_project, stages_of
 
-    show_events(run_project(project, only=needed_for(stages_of(project), ["tiles"])))
+    show_events(run_project(project, only=needed_for(stages_of(project), [stage])))
 
 
 DRIVER_CONSTANTS = ("grid_px", "threshold_block_px", "threshold_constant", "edge_high", "soft_sigma_px", "superpixel_px")

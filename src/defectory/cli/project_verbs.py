@@ -130,6 +130,9 @@ def insert(
     count: Annotated[int, typer.Option("--count", min=1, help="How many images, each with one defect.")] = 1,
     class_name: Annotated[str | None, typer.Option("--class", help="Class of the defects; as often as in train, if not given.")] = None,
     region: Annotated[Path | None, typer.Option("--region", help="PNG of the image's size, white where defects may lie.")] = None,
+    drawing: Annotated[
+        Path | None, typer.Option("--drawing", help="Drawing of the image, where the project takes geometry from drawings.")
+    ] = None,
     override: OverrideOption = None,
     seed: Annotated[int, typer.Option("--seed", help="Seed of places, masks and noise.")] = 0,
     device: DeviceOption = None,
@@ -140,7 +143,8 @@ def insert(
     from defectory.pipeline.insert_into import insert_into
 
     project = open_project(config, overrides=override, device=device, save=False)
-    show_events(insert_into(project, frame, out=out, count=count, class_name=class_name, region_file=region, seed=seed), as_json=as_json)
+    events = insert_into(project, frame, out=out, count=count, class_name=class_name, region_file=region, seed=seed, drawing_file=drawing)
+    show_events(events, as_json=as_json)
     peak = peak_memory_gb()
     if not as_json and peak is not None:
         print(f"at most {peak:.1f} GB of memory")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from defectory.artifacts.config import Section
 
@@ -11,8 +11,11 @@ class DriverConfig(Section):
     """The constants of the seven steps (paper, section 3.2; those it does not state are ours)."""
 
     kind: str = "topology"
-    """`topology` (the paper's), `edges`, `soft-edges`, `superpixels`, `silhouette`, a kind that an installed package registers, or
+    """`topology` (the paper's), `edges`, `soft-edges`, `superpixels`, `silhouette`, `grey`, a kind that an installed package registers, or
     `package.module:function`. `image` is the image itself, undimmed, for synthesis.mode inpaint."""
+    drawings: str | None = None
+    """Folder of drawings (CAD renders, sketches), named as the images and of their size: geometry comes from them instead of from the images,
+    which train, pool and validation all need one of. They show no defect, and are not filled."""
     grid_px: int = Field(default=64, ge=4)
     """Step 1: longer side of the low resolution."""
     threshold_block_px: int = Field(default=13, ge=3)
@@ -31,3 +34,14 @@ class DriverConfig(Section):
     """Step 5: brightness of the geometry where it is brightest."""
     defect_blind: bool = True
     """Fill the labelled defect from its surroundings before extraction, so that it cannot leak."""
+
+    @property
+    def fills(self) -> bool:
+        """Tell whether labelled defects are filled before extraction."""
+        return self.defect_blind and self.drawings is None
+
+    @model_validator(mode="after")
+    def _drawings_are_no_images(self) -> DriverConfig:
+        if self.drawings is not None and self.kind == "image":
+            raise ValueError("kind `image` is the image itself, and drawings are named too: choose another kind, or leave drawings out")
+        return self

@@ -25,7 +25,7 @@ def geometry_map(
     Args:
         image: RGB uint8 [H,W,3].
         config: the constants of the steps.
-        blind: labelled defects bool [H,W] that are filled from their surroundings first, when `defect_blind`.
+        blind: labelled defects bool [H,W] that are filled from their surroundings first, where the configuration says so.
         valid_hw: the part of the image, from its upper left corner, that is not padding.
 
     Returns:
@@ -88,7 +88,7 @@ def extract_driver(
 
 
 def _blinded(picture: NDArray[np.uint8], blind: Sequence[Mask], config: DriverConfig, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
-    if not config.defect_blind or len(blind) == 0:
+    if not config.fills or len(blind) == 0:
         return picture
     return _fill(picture, np.any([mask[: size_hw[0], : size_hw[1]] for mask in blind], axis=0))
 

@@ -86,12 +86,18 @@ def silhouette(image: Image, _config: DriverConfig) -> Geometry:
     return np.asarray(binary, np.uint8)
 
 
+def grey_levels(image: Image, _config: DriverConfig) -> Geometry:
+    """Give the grey levels as they are, which suits a drawing: of a photo, they keep all that the grid shows."""
+    return grey_of(image)
+
+
 KINDS: dict[str, Kind] = {
     "topology": topology,
     "edges": edges,
     "soft-edges": soft_edges,
     "superpixels": superpixels,
     "silhouette": silhouette,
+    "grey": grey_levels,
 }
 
 

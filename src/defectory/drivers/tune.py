@@ -35,11 +35,18 @@ class Sample:
         image: RGB uint8 [H,W,3].
         masks: bool [H,W] each, at least one.
         valid_hw: the part of the tile that shows image.
+        drawing: RGB uint8 [H,W,3] from which geometry is taken; None takes it from the image.
     """
 
     image: Image
     masks: tuple[Mask, ...]
     valid_hw: tuple[int, int]
+    drawing: Image | None = None
+
+    def geometry(self, config: DriverConfig) -> Image:
+        """Give the dim geometry under the masks, uint8 [H,W]."""
+        source = self.image if self.drawing is None else self.drawing
+        return geometry_map(source, config=config, blind=self.masks, valid_hw=self.valid_hw)[..., 0]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +99,7 @@ def tune(defective: Sequence[Sample], defect_free: Sequence[Sample], *, config: 
     greys = [grey_cells(sample) for sample in tiles]
     candidates: list[Candidate] = []
     for done, choice in enumerate(candidates_of(config, tile_px=max(tiles[0].image.shape[:2])), start=1):
-        maps = [
-            geometry_map(s.image, config=choice, blind=s.masks if choice.defect_blind else (), valid_hw=s.valid_hw)[..., 0] for s in tiles
-        ]
+        maps = [sample.geometry(choice) for sample in tiles]
         pairs = [(geometry, np.any(s.masks, axis=0)) for geometry, s in zip(maps, tiles, strict=True)]
         leak = leakage(pairs[: len(defective)], pairs[len(defective) :], seed=seed)
         candidates.append(Candidate(config=choice, reconstruction=reconstruction(maps, greys, tiles, seed=seed), leakage=leak))

@@ -9,6 +9,14 @@ from pydantic import Field, field_validator, model_validator
 from defectory.artifacts.config import Section
 
 
+class MaskDiffusionConfig(Section):
+    """Training of the diffusion model of masks."""
+
+    num_steps: int = Field(default=1500, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    learning_rate: float = Field(default=6e-3, gt=0)
+
+
 class MaskShares(Section):
     """How much of the masks each source gives, in proportion."""
 
@@ -19,9 +27,12 @@ class MaskShares(Section):
     statistical: float = Field(default=0.0, ge=0)
     """Drawn anew from the figures of the training masks: length, width, wander and branches of cracks, size and roughness of blobs."""
 
+    diffusion: float = Field(default=0.0, ge=0)
+    """Drawn anew by a small diffusion model that learns the training masks first; minutes."""
+
     @model_validator(mode="after")
     def _some_source(self) -> MaskShares:
-        if self.bank + self.expert + self.statistical <= 0:
+        if self.bank + self.expert + self.statistical + self.diffusion <= 0:
             raise ValueError("no source has a share above 0")
         return self
 
@@ -33,6 +44,9 @@ class MaskConfig(Section):
     expert: str | None = None
     """Masks of an expert: a folder with one folder of PNG masks per class, or a COCO file. PNG files named as bank entries correct them,
     whatever the shares; `defectory masks review` writes such a folder."""
+    diffusion: MaskDiffusionConfig = MaskDiffusionConfig()
+    num_branches: int | None = Field(default=None, ge=0)
+    """Branches of the lines that the statistical and the diffusion source draw, counted off the longest path; as in train, if not set."""
     severity: tuple[float, float] = (0.0, 1.0)
     """Quantiles of the sizes of each class's training masks between which sizes lie: (0.5, 1) draws the larger half."""
     class_balance: Literal["train", "even"] = "train"

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.masks.perturb import SUPERSAMPLE, coarser, cropped, of_width
+from defectory.masks.perturb import SUPERSAMPLE, coarser, cropped, largest_pieces, of_width
 from defectory.masks.shapes import NUM_HARMONICS, BlobShape, LineShape, Shape, measure
 
 Mask = NDArray[np.bool_]
@@ -19,6 +19,8 @@ ANGLE_JITTER = 0.2
 """Radians around a training mask's direction."""
 BRANCH_ANGLES = (0.4, 1.2)
 """A branch leaves its path at such an angle, radians."""
+BRANCH_SHARES = (0.3, 0.4, 0.5)
+"""Length of a branch, as a share of its path's, on a line that has none in train."""
 TAPER = 0.15
 """Share of a line, at either end, over which it narrows to a point."""
 MAX_TRIES = 8
@@ -31,6 +33,8 @@ class ShapeModel:
     """Figures of the training masks of each class, smallest area first."""
 
     shapes: Mapping[int, tuple[Shape, ...]]
+    num_branches: int | None = None
+    """Of every line drawn; None gives lines as many as a training mask has."""
 
     def draw(self, category_id: int, *, seed: int, severity: tuple[float, float] = (0.0, 1.0)) -> Mask:
         """Draw a new mask of a class; a pure function of its arguments.
@@ -49,7 +53,7 @@ class ShapeModel:
         best = np.ones((1, 1), bool)
         nearest = np.inf
         for _ in range(MAX_TRIES):
-            drawn = draw_shape(jittered(shape, rng), rng)
+            drawn = draw_shape(branched(jittered(shape, rng), self.num_branches, rng), rng)
             off = abs(np.log(max(1, int(drawn.sum())) / shape.area_px))
             if off < nearest:
                 best, nearest = drawn, off
@@ -58,17 +62,26 @@ class ShapeModel:
         return best
 
 
-def fit(masks: Sequence[tuple[int, Mask]]) -> ShapeModel:
-    """Fit the model to training masks, pairs of category id and mask bool [H,W]."""
+def fit(masks: Sequence[tuple[int, Mask]], *, num_branches: int | None = None) -> ShapeModel:
+    """Fit the model to training masks, pairs of category id and mask bool [H,W]; lines it draws have `num_branches`, if given."""
     by_class: dict[int, list[Shape]] = {}
     for category_id, mask in masks:
         by_class.setdefault(category_id, []).append(measure(mask))
-    return ShapeModel(shapes={key: tuple(sorted(of, key=lambda shape: shape.area_px)) for key, of in by_class.items()})
+    return ShapeModel(
+        shapes={key: tuple(sorted(of, key=lambda shape: shape.area_px)) for key, of in by_class.items()}, num_branches=num_branches
+    )
 
 
 def at_quantile(count: int, severity: tuple[float, float], rng: np.random.Generator) -> int:
     """Draw the place, in an order by size, of one of `count` things between two quantiles."""
     return min(count - 1, int(rng.uniform(*severity) * count))
+
+
+def branched(shape: Shape, count: int | None, rng: np.random.Generator) -> Shape:
+    """Give a line with so many branches, lengths as its own where it has some; anything else, and any shape for None, as it is."""
+    if count is None or not isinstance(shape, LineShape):
+        return shape
+    return replace(shape, branches=tuple(float(rng.choice(shape.branches or BRANCH_SHARES)) for _ in range(count)))
 
 
 def jittered(shape: Shape, rng: np.random.Generator) -> Shape:
@@ -164,7 +177,4 @@ def _draw_blob(shape: BlobShape, rng: np.random.Generator) -> Mask:
 
 
 def _one_piece(mask: Mask) -> Mask:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    if count <= 1:
-        return np.ones((1, 1), bool)
-    return cropped(labels == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()))
+    return cropped(largest_pieces(mask, 1)) if mask.any() else np.ones((1, 1), bool)

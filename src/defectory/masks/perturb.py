@@ -45,7 +45,7 @@ def perturb(mask: Mask, *, seed: int, config: MaskConfig) -> Mask:
         rng = np.random.default_rng([5, seed, attempt])
         moved = _elastic(_affine(fine, rng, config), rng, config)
         wanted = (width if is_long else mean_width_px(moved)) * np.exp(rng.uniform(-config.thickness_share, config.thickness_share))
-        changed = _largest(coarser(of_width(moved, wanted)), pieces)
+        changed = largest_pieces(coarser(of_width(moved, wanted)), pieces)
         if AREA_BOUNDS[0] * area <= changed.sum() <= AREA_BOUNDS[1] * area:
             return cropped(changed)
     return crop.copy()
@@ -125,7 +125,8 @@ def coarser(mask: Mask) -> Mask:
     return cv2.resize(padded, (width // SUPERSAMPLE, height // SUPERSAMPLE), interpolation=cv2.INTER_AREA) >= 0.5
 
 
-def _largest(mask: Mask, pieces: int) -> Mask:
+def largest_pieces(mask: Mask, pieces: int) -> Mask:
+    """Give a mask without all but its so many largest connected pieces, of which there is at least one."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count - 1 <= max(1, pieces):
         return mask

@@ -1,10 +1,11 @@
-"""Where the masks of a plan come from: the training bank, an expert, or the statistical model, by share."""
+"""Where the masks of a plan come from: the training bank, an expert, or a model of the training masks, by share."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.plan import MaskBank, MaskBankEntry, MaskSource, MaskSourceKind
 from defectory.errors import ConfigError
 from defectory.masks.config import MaskConfig
-from defectory.masks.generate import ShapeModel, at_quantile, fit
+from defectory.masks.generate import at_quantile, fit
 from defectory.masks.perturb import perturb
 from defectory.rle import area_px, decode
 
@@ -29,6 +30,14 @@ class ExpertMask:
     mask: Mask
 
 
+class MaskModel(Protocol):
+    """Draws new masks of a class."""
+
+    def draw(self, category_id: int, *, seed: int, severity: tuple[float, float]) -> Mask:
+        """Draw a mask bool [h,w], cropped, a function of the seed, of a size between two quantiles of the training masks'."""
+        ...
+
+
 class MaskSources:
     """Draws masks of a class from the configured sources.
 
@@ -37,6 +46,7 @@ class MaskSources:
         expert: masks that an expert supplied.
         config: shares of the sources, perturbation, severity, limits.
         names: class name by category id, for messages.
+        diffusion: the trained model, where it has a share.
         weights: how often entries of the bank are taken, by id, where sizes are not set by severity; 1 where nothing is said.
     """
 
@@ -47,6 +57,7 @@ class MaskSources:
         *,
         config: MaskConfig,
         names: Mapping[int, str],
+        diffusion: MaskModel | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self._config, self._names, self._weights = config, names, dict(weights or {})
@@ -54,6 +65,7 @@ class MaskSources:
             "bank": config.sources.bank,
             "expert": config.sources.expert,
             "statistical": config.sources.statistical,
+            "diffusion": config.sources.diffusion,
         }
         self._shares: dict[MaskSourceKind, float] = {kind: share for kind, share in shares.items() if share > 0}
         self._bank: dict[int, list[MaskBankEntry]] = {}
@@ -67,9 +79,13 @@ class MaskSources:
                 entries.sort(key=lambda entry: area_px(entry.mask.rle))
             for masks in self._expert.values():
                 masks.sort(key=lambda mask: int(mask.mask.sum()))
-        self._model: ShapeModel | None = None
+        self._models: dict[MaskSourceKind, MaskModel] = {}
         if "statistical" in self._shares:
-            self._model = fit([(entry.category_id, decode(entry.mask.rle)) for entry in bank.entries])
+            masks = [(entry.category_id, decode(entry.mask.rle)) for entry in bank.entries]
+            self._models["statistical"] = fit(masks, num_branches=config.num_branches)
+        if "diffusion" in self._shares:
+            assert diffusion is not None, "a share of diffusion needs the trained model"
+            self._models["diffusion"] = diffusion
         self._uses: Counter[str] = Counter()
 
     def draw(self, category_id: int, rng: np.random.Generator) -> tuple[Mask, MaskSource] | None:
@@ -87,11 +103,10 @@ class MaskSources:
         if len(kinds) > 1:
             shares = np.array([self._shares[k] for k in kinds])
             kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
-        if kind == "statistical":
-            assert self._model is not None
+        if kind in self._models:
             seed = int(rng.integers(2**31))
             source = MaskSource(kind=kind, bank_id="", perturbation_seed=seed)
-            return self._model.draw(category_id, seed=seed, severity=self._config.severity), source
+            return self._models[kind].draw(category_id, seed=seed, severity=self._config.severity), source
         if kind == "expert":
             masks = self._expert[category_id]
             mask = masks[self._pick([m.id for m in masks], category_id, rng)]
@@ -121,7 +136,7 @@ class MaskSources:
             raise ConfigError(
                 f"masks.max_uses {limit}",
                 f"the plan asks for more than {len(ids) * (limit or 0)} masks of class {self._names[category_id]}, of which there are {len(ids)}",
-                "raise it, ask for fewer images, add expert masks, or raise masks.sources.statistical",
+                "raise it, ask for fewer images, add expert masks, or raise the share of a model in masks.sources",
             )
         if self._config.severity == ALL_SIZES and self._weights:
             weights = np.array([self._weights.get(ids[i], 1.0) for i in places])

@@ -15,8 +15,9 @@ from defectory.curation.decide import FidelitySummary, Scored, decide, write_con
 from defectory.imageio import load_native, load_rgb
 from defectory.pipeline.folds_stage import FoldSegmenters, agreement_limit
 from defectory.pipeline.generate_stages import plan_of
+from defectory.pipeline.pool import PoolTiles
 from defectory.pipeline.stage import Progress, Project
-from defectory.pipeline.values import PoolTiles, dataset_of, split_of, spread, tileset_of
+from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
 from defectory.synthesis.export import Frame, export_synthetic
 
 MAX_PRIOR_IMAGES = 64

@@ -9,12 +9,13 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.tiles import Tile
 from defectory.drawing import contact_sheet
-from defectory.drivers.extract import extract_driver, geometry_map
+from defectory.drivers.extract import extract_driver
 from defectory.drivers.kinds import KINDS
 from defectory.drivers.leakage import FOLDS, Leakage, leakage
 from defectory.drivers.tune import Candidate, Sample, candidates_of, tune
 from defectory.errors import InputError
 from defectory.imageio import load_rgb
+from defectory.pipeline.drawings import drawings_of
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import masks_of, split_of, spread, tileset_of
 
@@ -23,14 +24,15 @@ MAX_TILES = 150
 
 def driver_samples(project: Project) -> tuple[list[Sample], list[Sample]]:
     """Give annotated train tiles with their masks, and pool tiles, each with the masks of a train tile laid on it."""
-    tileset = tileset_of(project)
+    tileset, drawings = tileset_of(project), drawings_of(project)
     defective = spread([tile for tile in tileset.of("train") if tile.instances], MAX_TILES)
     free = spread(tileset.of("pool"), MAX_TILES)
     split_of(project).require_training_ids((tile.image_id for tile in [*defective, *free]), stage="drivers")
 
     def sample(tile: Tile, labels: Tile) -> Sample:
         image = load_rgb(project.path("tiles", tile.file_name))
-        return Sample(image=image, masks=tuple(mask for _, mask in masks_of(labels.instances)), valid_hw=tile.valid_hw)
+        masks = tuple(mask for _, mask in masks_of(labels.instances))
+        return Sample(image=image, masks=masks, valid_hw=tile.valid_hw, drawing=None if drawings is None else drawings.of(tile))
 
     return (
         [sample(tile, tile) for tile in defective],
@@ -43,8 +45,7 @@ def leakage_of(project: Project) -> Leakage | None:
     config = project.config.drivers
 
     def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-        geometry = geometry_map(sample.image, config=config, blind=sample.masks, valid_hw=sample.valid_hw)
-        return geometry[..., 0], np.any(sample.masks, axis=0)
+        return sample.geometry(config), np.any(sample.masks, axis=0)
 
     defective, free = driver_samples(project)
     return leakage([pair(s) for s in defective], [pair(s) for s in free], seed=project.config.seed)
@@ -52,7 +53,7 @@ def leakage_of(project: Project) -> Leakage | None:
 
 def compare_drivers(project: Project, *, num_tiles: int) -> NDArray[np.uint8]:
     """Give a sheet of train tiles, each beside its drivers of every kind, RGB uint8 [H,W,3]; geometry at full brightness."""
-    tileset, config = tileset_of(project), project.config.drivers
+    tileset, config, drawings = tileset_of(project), project.config.drivers, drawings_of(project)
     kinds = [*KINDS] if config.kind in KINDS else [config.kind, *KINDS]
     cells: list[NDArray[np.uint8]] = []
     labels: list[str] = []
@@ -60,6 +61,10 @@ def compare_drivers(project: Project, *, num_tiles: int) -> NDArray[np.uint8]:
         image, instances = load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances)
         cells.append(image)
         labels.append(tile.id)
+        if drawings is not None:
+            image = drawings.of(tile)
+            cells.append(image)
+            labels.append("drawing")
         for kind in kinds:
             driver = extract_driver(
                 image, instances, num_classes=len(tileset.categories), config=config.model_copy(update={"kind": kind, "background_level": 255}),
@@ -67,7 +72,7 @@ def compare_drivers(project: Project, *, num_tiles: int) -> NDArray[np.uint8]:
             )  # fmt: skip
             cells.append(driver)
             labels.append(kind)
-    return contact_sheet(cells, columns=1 + len(kinds), labels=labels, cell_px=160)
+    return contact_sheet(cells, columns=len(kinds) + (1 if drawings is None else 2), labels=labels, cell_px=160)
 
 
 def tune_drivers(project: Project) -> Iterator[Progress | list[Candidate]]:

@@ -12,8 +12,8 @@ from defectory.artifacts.annotation import Category
 from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty
 from defectory.artifacts.tiles import Tile, Tiling
 from defectory.imageio import load_rgb
-from defectory.pipeline.generate_stages import device_of
 from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.training import device_of
 from defectory.pipeline.values import dataset_of, masks_of, split_of, spread, tileset_of
 from defectory.rle import decode
 

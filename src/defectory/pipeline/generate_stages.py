@@ -29,10 +29,14 @@ from defectory.masks.placement import (
     solid_pixels,
 )
 from defectory.masks.sources import MaskSources
+from defectory.pipeline.drawings import drawings_of
 from defectory.pipeline.mask_check import bank_from_train, expert_masks
+from defectory.pipeline.mask_model import mask_diffusion_of
+from defectory.pipeline.pool import PoolTiles
 from defectory.pipeline.regions import tile_regions
 from defectory.pipeline.stage import Progress, Project
-from defectory.pipeline.values import Mask, PoolTiles, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
+from defectory.pipeline.training import device_of, training_progress
+from defectory.pipeline.values import Mask, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.rle import decode, encode
 from defectory.run import digest_json, write_json
 from defectory.synthesis.plan import make_plan, plan_summary
@@ -44,27 +48,17 @@ DRIVER_RULES = 2
 """Raised when the same settings give other drivers."""
 
 
-def device_of(project: Project) -> str:
-    """Give the device a run uses: a GPU where there is one, unless told otherwise."""
-    import torch
-
-    if project.config.threads:
-        torch.set_num_threads(project.config.threads)
-    if project.config.device != "auto":
-        return project.config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
 def training_tiles(project: Project, tiles: Iterable[Tile]) -> list[Any]:
     """Load tiles for training; the firewall has seen them when they were cut, and sees them again here."""
     from defectory.engine.training.data import TrainingTile
 
-    tileset = tileset_of(project)
+    tileset, drawings = tileset_of(project), drawings_of(project)
     names = {c.id: c.name for c in tileset.categories}
     return [
         TrainingTile(
             id=tile.id, image=load_rgb(project.path("tiles", tile.file_name)), instances=masks_of(tile.instances),
             class_names=tuple(names[i.category_id] for i in tile.instances), valid_hw=tile.valid_hw,
+            drawing=None if drawings is None else drawings.of(tile),
         )
         for tile in tiles
     ]  # fmt: skip
@@ -81,28 +75,13 @@ def phase_tiles(project: Project) -> tuple[list[Any], list[Any]]:
     return training_tiles(project, [*defective, *free]), training_tiles(project, held_out)
 
 
-def _training_progress(stage: str, events: Iterator[Any]) -> Iterator[Progress | str]:
-    from defectory.engine.training.events import Finished, Preparing, Step, Validated
-
-    held_out = ""
-    for event in events:
-        if isinstance(event, Preparing):
-            yield Progress(stage=stage, done=event.done, total=event.total, note=f"preparing {event.what}")
-        elif isinstance(event, Validated):
-            held_out = f", held-out loss {event.held_out_loss:.4f}"
-        elif isinstance(event, Step):
-            yield Progress(stage=stage, done=event.step, total=event.num_steps, note=f"loss {event.loss:.4f}{held_out}")
-        elif isinstance(event, Finished):
-            yield f"digest {event.digest[:12]}{held_out}"
-
-
 def run_concept(project: Project) -> Iterator[Progress | str]:
     """Phase 1."""
     from defectory.concept.dreambooth import learn_concept
     from defectory.engine.base.known import resolve_base
 
     tiles, held_out = phase_tiles(project)
-    yield from _training_progress(
+    yield from training_progress(
         "learn-concept",
         learn_concept(
             tiles, base=resolve_base(project.config.base), config=project.config.concept, seed=project.config.seed, out=project.path("concept"),
@@ -117,7 +96,7 @@ def run_condition(project: Project) -> Iterator[Progress | str]:
 
     tiles, held_out = phase_tiles(project)
     num_classes = len(tileset_of(project).categories)
-    yield from _training_progress(
+    yield from training_progress(
         "learn-condition",
         learn_condition(
             tiles, concept=project.path("concept"), config=project.config.condition, make_driver=driver_maker(project, num_classes),
@@ -179,13 +158,15 @@ def mask_supply(project: Project) -> MaskSupply:
     config = project.config.masks
     bank = bank_from_train(project)
     supplied, bank = expert_masks(project, bank)
-    focus = focus_weights(project)
+    diffusion, focus = mask_diffusion_of(project, bank), focus_weights(project)
     weights = {} if focus is None else {entry.id: focus.get((entry.image_id, entry.number), 1.0) for entry in bank.entries}
     shares: dict[int, np.ndarray] = {}
     if config.placement == "learned":
         shares, bank = placement_in_train(project, bank, weights)
     names = {category.id: category.name for category in tileset_of(project).categories}
-    return MaskSupply(bank=bank, sources=MaskSources(bank, supplied, config=config, names=names, weights=weights), shares=shares)
+    return MaskSupply(
+        bank=bank, sources=MaskSources(bank, supplied, config=config, names=names, diffusion=diffusion, weights=weights), shares=shares
+    )
 
 
 def focus_weights(project: Project) -> dict[tuple[int, int], float] | None:

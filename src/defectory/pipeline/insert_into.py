@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,8 +20,9 @@ from defectory.drawing import contact_sheet, draw_outlines
 from defectory.drivers.extract import extract_driver
 from defectory.errors import ConfigError, ImageError
 from defectory.formats.coco import save_coco
-from defectory.imageio import load_native, load_rgb, save_jpeg, save_png
+from defectory.imageio import image_size_hw, load_native, load_rgb, save_jpeg, save_png
 from defectory.masks.placement import Site, site_of
+from defectory.pipeline.drawings import on_tile, require_size
 from defectory.pipeline.generate_stages import calibration_of, driver_digest, mask_supply, prompt_of, sampling_models
 from defectory.pipeline.regions import load_region, region_window
 from defectory.pipeline.stage import Event, Progress, Project, StageEnded
@@ -49,10 +50,24 @@ class _Window:
     valid_hw: tuple[int, int]
     corner_yx: tuple[int, int]
     size_hw: tuple[int, int]
+    drawing: Image | None = None
+
+    @property
+    def geometry(self) -> Image:
+        """Give what drivers take their geometry from, RGB uint8 [tile_px,tile_px,3]."""
+        return self.tile if self.drawing is None else self.drawing
 
 
 def insert_into(
-    project: Project, frame_file: Path, *, out: Path, count: int, class_name: str | None, region_file: Path | None, seed: int
+    project: Project,
+    frame_file: Path,
+    *,
+    out: Path,
+    count: int,
+    class_name: str | None,
+    region_file: Path | None,
+    seed: int,
+    drawing_file: Path | None = None,
 ) -> Iterator[Event]:
     """Write `count` copies of a frame into `out/images`, each with one defect more, `out/annotations.json` with their labels, and a sheet.
 
@@ -66,10 +81,11 @@ def insert_into(
         class_name: of the defects; None draws classes as often as they occur in train.
         region_file: PNG of the frame's size, white where defects may lie; None allows all of the part.
         seed: of places, masks and noise.
+        drawing_file: drawing of the frame, of its size, where the project takes geometry from drawings.
 
     Raises:
-        ConfigError: an unknown class, or no place for a defect.
-        ImageError: the frame or the region cannot be used, or the frame belongs to validation or test.
+        ConfigError: an unknown class, no place for a defect, or a drawing too few or too many.
+        ImageError: the frame, the region or the drawing cannot be used, or the frame belongs to validation or test.
     """
     began = time.monotonic()
     categories = dataset_of(project).categories
@@ -78,7 +94,8 @@ def insert_into(
     _require_not_held_out(project, frame_file)
     image = load_rgb(frame_file)
     region = None if region_file is None else load_region(region_file, (image.shape[0], image.shape[1]))
-    plan, windows = _plan(project, image, frame_file, region, count=count, class_name=class_name, seed=seed)
+    drawing = _drawing(project, drawing_file, (image.shape[0], image.shape[1]))
+    plan, windows = _plan(project, image, frame_file, region, drawing, count=count, class_name=class_name, seed=seed)
     config = project.config.synthesis.model_copy(update={"mode": "insert"})
     guidance = calibration_of(project).by_category()
 
@@ -86,7 +103,7 @@ def insert_into(
         window, instances = windows[job.id], masks_of(job.instances)
         driver, empty = (
             extract_driver(
-                window.tile, shown, num_classes=len(categories), config=project.config.drivers, blind=[m for _, m in instances], valid_hw=window.valid_hw
+                window.geometry, shown, num_classes=len(categories), config=project.config.drivers, blind=[m for _, m in instances], valid_hw=window.valid_hw
             )
             for shown in (instances, ())
         )  # fmt: skip
@@ -114,6 +131,18 @@ def _require_not_held_out(project: Project, frame_file: Path) -> None:
         raise ImageError(frame_file, "is an image of validation or test", "insert into images of train, of the pool, or into new ones")
 
 
+def _drawing(project: Project, file: Path | None, size_hw: tuple[int, int]) -> Image | None:
+    wanted = project.config.drivers.drawings is not None
+    if file is None and wanted:
+        raise ConfigError("option --drawing", "is missing, and the project takes geometry from drawings", "give the frame's drawing")
+    if file is None:
+        return None
+    if not wanted:
+        raise ConfigError("option --drawing", "is given, and the project takes geometry from images", "leave it out")
+    require_size(file, image_size_hw(file), size_hw)
+    return load_rgb(file)
+
+
 def _window_of(image: Image, tiling: Tiling, rng: np.random.Generator) -> _Window:
     """Cut a tile anywhere out of a frame, or take all of it, as the project's tiling does."""
     from defectory.dataset.tiles import cut_window, frame_image, resize_image
@@ -131,7 +160,15 @@ def _window_of(image: Image, tiling: Tiling, rng: np.random.Generator) -> _Windo
 
 
 def _plan(
-    project: Project, image: Image, where: Path, region: Mask | None, *, count: int, class_name: str | None, seed: int
+    project: Project,
+    image: Image,
+    where: Path,
+    region: Mask | None,
+    drawing: Image | None,
+    *,
+    count: int,
+    class_name: str | None,
+    seed: int,
 ) -> tuple[Plan, dict[str, _Window]]:
     tileset, concept = tileset_of(project), Concept.load(project.path("concept", "concept.json"))
     control = Control.load(project.path("control", "control.json"))
@@ -166,12 +203,17 @@ def _plan(
             seed=int(rng.integers(2**31)),
         )  # fmt: skip
         jobs.append(job)
-        windows[job.id] = window
+        windows[job.id] = window if drawing is None else replace(window, drawing=_shown(drawing, window))
     plan = Plan(
         concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project),
         categories=tileset.categories, jobs=tuple(jobs),
     )  # fmt: skip
     return plan, windows
+
+
+def _shown(drawing: Image, window: _Window) -> Image:
+    (top, left), (height, width) = window.corner_yx, window.size_hw
+    return on_tile(drawing[top : top + height, left : left + width], window.valid_hw, window.tile.shape[0])
 
 
 def _write(frame_file: Path, out: Path, plan: Plan, windows: dict[str, _Window], drafts: Path) -> None:

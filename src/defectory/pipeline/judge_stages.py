@@ -18,8 +18,9 @@ from defectory.evaluation.mask_metrics import best_score_threshold, score_segmen
 from defectory.imageio import load_rgb
 from defectory.pipeline.curate_stage import accepted_jobs, decisions_of, fidelity_of
 from defectory.pipeline.folds_stage import MAX_DEFECT_FREE_TILES, segmentation_tiles
-from defectory.pipeline.generate_stages import device_of, plan_of
+from defectory.pipeline.generate_stages import plan_of
 from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.training import device_of
 from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
 from defectory.rle import decode
 from defectory.run import atomic_folder, write_json

@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.tiles import Tile
 from defectory.errors import ConfigError, ImageError
-from defectory.geometry import Augmentation, border_of, resize_mask
+from defectory.geometry import resize_mask
 from defectory.imageio import load_class_mask, load_rgb
+from defectory.pipeline.pool import augmentation_of
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, source_listing
 
@@ -99,7 +100,7 @@ def tile_regions(project: Project, tile_px: int) -> Callable[[Tile, int | None],
         shown = region_window(region, corner_yx=corner_yx, size_hw=size_hw, valid_hw=tile.valid_hw, tile_px=tile_px)
         if augmentation_seed is None:
             return shown
-        border = border_of(load_rgb(project.path("tiles", tile.file_name)), tile.valid_hw)
-        return Augmentation.sample(augmentation_seed, tile.valid_hw, strength="offline", flip=flip, border=border).apply_mask(shown)
+        image = load_rgb(project.path("tiles", tile.file_name))
+        return augmentation_of(tile, image, augmentation_seed, flip=flip).apply_mask(shown)
 
     return region_of

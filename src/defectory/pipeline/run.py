@@ -12,7 +12,9 @@ from defectory.pipeline import folds_stage as folded
 from defectory.pipeline import generate_stages as generate
 from defectory.pipeline import judge_stages as judge
 from defectory.pipeline import report_stage as report
+from defectory.pipeline.drawings import drawings_listing
 from defectory.pipeline.mask_check import expert_listing
+from defectory.pipeline.mask_model import FOLDER, mask_model_settings, run_learn_masks
 from defectory.pipeline.regions import regions_listing
 from defectory.pipeline.stage import Event, Project, Stage, run_stage
 from defectory.segmentation.config import Arm
@@ -24,7 +26,11 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
     arms: list[tuple[str, Arm, int]] = [(f"segment-{arm}-seed{seed}", arm, seed) for seed in seg.seeds for arm in seg.arms]
     made = ("tiles", "split")
     focuses, agrees = project.config.synthesis.focus == "segmenter", "agreement" in project.config.curation.checks
+    learns_masks = project.config.masks.sources.diffusion > 0
     folds = Stage(name="folds", folder="folds", needs=("import", *made), settings=_folds, run=folded.run_folds, resumable=True)
+    mask_model = Stage(
+        name="learn-masks", folder=FOLDER, needs=("import", *made), settings=mask_model_settings, run=run_learn_masks, resumable=True
+    )
     return (
         Stage(name="import", folder="data", needs=(), settings=data.import_settings, run=data.run_import),
         Stage(name="split", folder="split", needs=("import",), settings=lambda p: p.config.split.model_dump(mode="json"), run=data.run_split),
@@ -32,7 +38,11 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
         Stage(name="learn-concept", folder="concept", needs=made, settings=_concept, run=generate.run_concept, resumable=True),
         Stage(name="learn-condition", folder="control", needs=(*made, "learn-concept"), settings=_condition, run=generate.run_condition, resumable=True),
         *((folds,) if focuses or agrees else ()),
-        Stage(name="plan", folder="plan", needs=(*made, "learn-concept", "learn-condition", *(("folds",) if focuses else ())), settings=_plan, run=generate.run_plan),
+        *((mask_model,) if learns_masks else ()),
+        Stage(
+            name="plan", folder="plan", settings=_plan, run=generate.run_plan,
+            needs=(*made, "learn-concept", "learn-condition", *(("folds",) if focuses else ()), *(("learn-masks",) if learns_masks else ())),
+        ),
         Stage(name="calibrate", folder="calibration", needs=(*made, "learn-concept", "learn-condition", "plan"), settings=_calibration, run=generate.run_calibration),
         Stage(
             name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
@@ -142,6 +152,7 @@ def _condition(project: Project) -> object:
     return {
         "variant_rules": VARIANT_RULES,
         "driver_rules": generate.DRIVER_RULES,
+        "drawings": drawings_listing(project),
         "condition": project.config.condition.model_dump(mode="json"),
         "drivers": project.config.drivers.model_dump(mode="json"),
         "seed": project.config.seed,
@@ -156,7 +167,7 @@ def _plan(project: Project) -> object:
     config = project.config
     return {
         "rules": PLAN_RULES,
-        "masks": config.masks.model_dump(mode="json"), "expert": expert_listing(project), "regions": regions_listing(project), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
+        "masks": config.masks.model_dump(mode="json"), "expert": expert_listing(project), "regions": regions_listing(project), "drawings": drawings_listing(project), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
         "synthesis": config.synthesis.model_dump(mode="json", include={"seed", *PLAN_KEYS}), "defect_noun": config.condition.defect_noun,
     }  # fmt: skip
 

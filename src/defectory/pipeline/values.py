@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.dataset import MANIFEST, Dataset
-from defectory.artifacts.plan import Job
 from defectory.artifacts.split import Split
-from defectory.artifacts.tiles import Tile, TileSet
+from defectory.artifacts.tiles import TileSet
 from defectory.drivers.extract import extract_driver
-from defectory.geometry import Augmentation, border_of
-from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Project
 from defectory.rle import decode
 
@@ -60,45 +57,6 @@ def driver_maker(project: Project, num_classes: int) -> Callable[..., Image]:
         return extract_driver(image, instances, num_classes=num_classes, config=config, blind=blind, valid_hw=valid_hw)
 
     return make
-
-
-class PoolTiles:
-    """Pool tiles by id, with a job's augmentation applied."""
-
-    def __init__(self, project: Project, tileset: TileSet) -> None:
-        self._folder = project.path("tiles")
-        self._tiles = {tile.id: tile for tile in tileset.of("pool")}
-        self.num_classes = len(tileset.categories)
-        self._config = project.config.drivers
-        self._flip = project.config.condition.training.flip
-
-    def tile(self, job: Job) -> Tile:
-        """Give a job's pool tile."""
-        return self._tiles[job.tile_id]
-
-    def image(self, tile: Tile, augmentation_seed: int | None) -> Image:
-        """Give a pool tile, augmented unless the seed is None, RGB uint8 [H,W,3]."""
-        image = load_rgb(self._folder / tile.file_name)
-        if augmentation_seed is None:
-            return image
-        border = border_of(image, tile.valid_hw)
-        return Augmentation.sample(augmentation_seed, tile.valid_hw, strength="offline", flip=self._flip, border=border).apply_image(image)
-
-    def drivers(self, job: Job) -> tuple[Image, Image, Image]:
-        """Give a job's driver, the same without mask, and the tile they come from.
-
-        Both are filled under the masks as drivers of annotated images are: else the geometry beside a mask would tell them apart.
-        """
-        tile, instances = self.tile(job), masks_of(job.instances)
-        image = self.image(tile, job.augmentation_seed)
-        make: Any = extract_driver
-        common = {
-            "num_classes": self.num_classes,
-            "config": self._config,
-            "blind": [mask for _, mask in instances],
-            "valid_hw": tile.valid_hw,
-        }
-        return make(image, instances, **common), make(image, (), **common), image
 
 
 def source_listing(path: Path) -> list[tuple[str, int, int]]:

@@ -34,6 +34,7 @@ class BorescopeSample:
 @dataclass(frozen=True, kw_only=True)
 class _Wall:
     surface: Field
+    drawing: Field
     tint_rgb: NDArray[np.float32]
     lit: Mask
     falloff: Field
@@ -62,7 +63,8 @@ def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -
     shade = shade + 0.25 * (value_noise(texture, size_hw, 40 * unit, 2) - 0.5)
     across = v - (seam_at - 0.5) * height * 0.9
     seam = np.exp(-((across / (1.6 * unit)) ** 2)) * (scene.random() < 0.6)
-    surface = level * (1 + shade - 0.45 * seam) + 0.10 * level * (across > 0) * (scene.random() < 0.5)
+    step = 0.10 * level * (across > 0) * (scene.random() < 0.5)
+    surface = level * (1 + shade - 0.45 * seam) + step
     holes: list[tuple[float, float, float, float]] = []
     canvas = np.zeros(size_hw, np.uint8)
     inverse = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
@@ -77,11 +79,13 @@ def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -
     rim = (cv2.dilate(canvas, np.ones((3, 3), np.uint8), iterations=max(1, round(1.5 * unit))) > 127) & ~hole_mask
     surface = np.where(rim, surface * 1.3, surface)
     surface = np.where(hole_mask, 0.05 + 0.02 * rng.random(), surface)
+    drawing = np.where(hole_mask, 0.05, level * (1 - 0.45 * seam) + step)
     lens = np.hypot((xs - cx) / (width * 0.47), (ys - cy) / (height * 0.51))
     falloff = np.clip(1.12 - 0.55 * np.hypot((xs - cx) / width * 2, (ys - cy) / height * 2) ** 1.6, 0.15, 1.2) * rng.uniform(0.88, 1.08)
     falloff = falloff * np.clip((1.0 - lens) * 14 + 0.5, 0.0, 1.0)
     return _Wall(
         surface=surface.astype(np.float32),
+        drawing=(drawing * (lens < 1.0)).astype(np.float32),
         tint_rgb=tint,
         lit=lens < 0.90,
         falloff=falloff.astype(np.float32),
@@ -214,8 +218,14 @@ def render_pair(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_H
     return _draw(seed, scene_seed, size_hw, True, True), _draw(seed, scene_seed, size_hw, True, False)
 
 
+def render_drawing(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW) -> NDArray[np.uint8]:
+    """Render the part of a shot as a drawing would show it, uint8 [H,W]: holes, seams and steps, no texture, light or defect."""
+    wall = _wall(scene_seed, np.random.default_rng([33, scene_seed, seed]), size_hw)
+    return np.clip(np.round(wall.drawing * 255), 0, 255).astype(np.uint8)
+
+
 def write_dataset(out: Path, *, seed: int, num_labelled: int = 200, num_defect_free: int = 240, size_hw: tuple[int, int] = SIZE_HW) -> Path:
-    """Write the data set as PNG images and one COCO file with uncompressed RLE; the same seed gives the same bytes.
+    """Write the data set as PNG images, one COCO file with uncompressed RLE and a drawing of every image; the same seed gives the same bytes.
 
     Args:
         out: folder, replaced as a whole.
@@ -231,12 +241,15 @@ def write_dataset(out: Path, *, seed: int, num_labelled: int = 200, num_defect_f
     annotations: list[dict[str, object]] = []
     with atomic_folder(out) as folder:
         (folder / "images").mkdir()
+        (folder / "drawings").mkdir()
         total = num_labelled + num_defect_free
         order = np.random.default_rng([34, seed]).permutation(np.arange(total) < num_labelled)
         for index in range(total):
-            sample = render(index, scene_seed=seed * 1000 + index // SHOTS_PER_SCENE, size_hw=size_hw, defects=bool(order[index]))
+            scene_seed = seed * 1000 + index // SHOTS_PER_SCENE
+            sample = render(index, scene_seed=scene_seed, size_hw=size_hw, defects=bool(order[index]))
             name = f"shot_{index:04d}.png"
             save_png(folder / "images" / name, sample.image)
+            save_png(folder / "drawings" / name, render_drawing(index, scene_seed=scene_seed, size_hw=size_hw))
             images.append({"id": index + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1], "group": sample.group})
             for word, mask in sample.instances:
                 annotations.append(_coco(len(annotations) + 1, index + 1, CLASSES.index(word) + 1, mask))

@@ -24,7 +24,7 @@ from defectory.engine.training.events import Preparing
 from defectory.run import digest_json
 
 MakeDriver = Callable[[NDArray[np.uint8], Sequence[tuple[int, NDArray[np.bool_]]], tuple[int, int]], NDArray[np.uint8]]
-"""Image uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to the driver uint8 [H,W,3]."""
+"""Image, or its drawing, uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to the driver uint8 [H,W,3]."""
 
 PIXELS_PER_ENCODING = 8 * 128 * 128
 """The autoencoder sees about this many pixels at once, whatever the tile size."""
@@ -122,7 +122,7 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
         stored = _cached(
             cache / "drivers",
             digest_json({**content, "driver": recipe.driver_digest}),
-            lambda: _deflated([make_driver(variant.image, variant.instances, variant.valid_hw) for variant in variants()]),
+            lambda: _deflated([make_driver(variant.geometry, variant.instances, variant.valid_hw) for variant in variants()]),
         )
         drivers = tuple(stored[str(index)].numpy().tobytes() for index in range(recipe.num_variants))
     masks = [augmentation.apply_mask(tile.defect) for augmentation in augmentations]

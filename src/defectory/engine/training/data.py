@@ -27,6 +27,7 @@ class TrainingTile:
         instances: category id and mask bool [H,W] of each defect; none where the tile is defect-free.
         class_names: the class name of each instance, in the same order.
         valid_hw: the part of the tile, from its upper left corner, that shows image.
+        drawing: RGB uint8 [H,W,3] from which drivers take their geometry; None where they take it from the image.
     """
 
     id: str
@@ -34,6 +35,7 @@ class TrainingTile:
     instances: tuple[tuple[int, Mask], ...] = ()
     class_names: tuple[str, ...] = ()
     valid_hw: tuple[int, int]
+    drawing: Image | None = None
 
     def __post_init__(self) -> None:
         assert len(self.class_names) == len(self.instances), "one class name per instance"
@@ -48,18 +50,25 @@ class TrainingTile:
         return union
 
     @property
+    def geometry(self) -> Image:
+        """Give what drivers take their geometry from, RGB uint8 [H,W,3]."""
+        return self.image if self.drawing is None else self.drawing
+
+    @property
     def tone(self) -> str:
         """Give the words for the tones of the tile outside its defects."""
         height, width = self.valid_hw
         return tone_words(self.image[:height, :width], without=self.defect[:height, :width])
 
     def digest(self) -> str:
-        """Give the SHA-256 hex digest of image, masks and classes; the id is not part of it."""
+        """Give the SHA-256 hex digest of image, masks, classes and drawing; the id is not part of it."""
         state = hashlib.sha256(repr((self.image.shape, self.valid_hw, self.class_names)).encode())
         state.update(np.ascontiguousarray(self.image).tobytes())
         for category_id, mask in self.instances:
             state.update(repr(category_id).encode())
             state.update(np.packbits(mask).tobytes())
+        if self.drawing is not None:
+            state.update(np.ascontiguousarray(self.drawing).tobytes())
         return state.hexdigest()
 
 
@@ -98,7 +107,7 @@ def augmentation_of(tile: TrainingTile, variant: int, *, seed: int, flip: bool) 
 
 
 def augment(tile: TrainingTile, augmentation: Augmentation) -> TrainingTile:
-    """Transform image and masks together; instances that leave the tile are dropped."""
+    """Transform image, masks and drawing together; instances that leave the tile are dropped."""
     kept: list[tuple[int, Mask]] = []
     names: list[str] = []
     for (category_id, mask), name in zip(tile.instances, tile.class_names, strict=True):
@@ -106,7 +115,8 @@ def augment(tile: TrainingTile, augmentation: Augmentation) -> TrainingTile:
         if moved.any():
             kept.append((category_id, moved))
             names.append(name)
-    return replace(tile, image=augmentation.apply_image(tile.image), instances=tuple(kept), class_names=tuple(names))
+    drawing = None if tile.drawing is None else augmentation.geometric.apply_image(tile.drawing)
+    return replace(tile, image=augmentation.apply_image(tile.image), instances=tuple(kept), class_names=tuple(names), drawing=drawing)
 
 
 class BatchPlan:

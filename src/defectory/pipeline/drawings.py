@@ -1,0 +1,107 @@
+"""Drawings of the user's own (CAD renders, sketches), from which drivers take their geometry instead of from photos."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.tiles import Tile
+from defectory.dataset.tiles import frame_image, resize_image
+from defectory.errors import ConfigError, ImageError
+from defectory.imageio import image_size_hw, load_rgb
+from defectory.pipeline.stage import Project
+from defectory.pipeline.values import dataset_of, source_listing, split_of, tileset_of
+
+Image = NDArray[np.uint8]
+KEPT_DRAWINGS = 16
+"""Tiles of one image follow each other: few drawings are enough to keep."""
+
+
+def drawings_folder(project: Project) -> Path | None:
+    """Give the folder of drawings, None where geometry comes from the images.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    name = project.config.drivers.drawings
+    if name is None:
+        return None
+    folder = project.source_folder / Path(name).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"drivers.drawings {folder}", "no such folder", "give a folder of drawings named as the images and of their size")
+    return folder
+
+
+def drawings_listing(project: Project) -> object:
+    """Give name, size and time of the files, so that a changed one is noticed."""
+    folder = drawings_folder(project)
+    return None if folder is None else source_listing(folder)
+
+
+class Drawings:
+    """Drawings of the images of train, pool and validation, cut as their tiles are.
+
+    Raises:
+        ConfigError: there is no such folder, or an image has no drawing.
+        ImageError: a drawing of another size than its image.
+    """
+
+    def __init__(self, project: Project, folder: Path) -> None:
+        self._tiling = tileset_of(project).tiling
+        dataset, split = dataset_of(project), split_of(project)
+        by_stem = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+        self._paths: dict[int, Path] = {}
+        for image_id in (*split.train, *split.pool, *split.val):
+            record = dataset.image(image_id)
+            path = by_stem.get(Path(record.file_name).stem)
+            if path is None:
+                raise ConfigError(
+                    f"drivers.drawings {folder}", f"no drawing of {record.file_name}", "add one of that name, whatever the suffix"
+                )
+            require_size(path, image_size_hw(path), record.size_hw)
+            self._paths[image_id] = path
+        self._scaled = lru_cache(maxsize=KEPT_DRAWINGS)(self._load)
+
+    def of(self, tile: Tile) -> Image:
+        """Give what a tile shows of its image's drawing, RGB uint8 [tile_px,tile_px,3], black on padding."""
+        drawing = self._scaled(self._paths[tile.image_id])
+        left, top = (round(offset * tile.scale) for offset in tile.offset_xy)
+        height, width = tile.valid_hw
+        return on_tile(drawing[top : top + height, left : left + width], tile.valid_hw, self._tiling.tile_px)
+
+    def _load(self, path: Path) -> Image:
+        drawing = load_rgb(path)
+        if self._tiling.mode == "frame":
+            return frame_image(drawing, self._tiling)[0]
+        height, width = (max(1, round(length * self._tiling.scale)) for length in drawing.shape[:2])
+        return resize_image(drawing, (height, width))
+
+
+def drawings_of(project: Project) -> Drawings | None:
+    """Give the project's drawings, None where geometry comes from the images."""
+    folder = drawings_folder(project)
+    return None if folder is None else Drawings(project, folder)
+
+
+def on_tile(window: Image, valid_hw: tuple[int, int], tile_px: int) -> Image:
+    """Lay a window of a drawing on a tile, RGB uint8 [tile_px,tile_px,3], black on padding."""
+    result = np.zeros((tile_px, tile_px, 3), np.uint8)
+    result[: valid_hw[0], : valid_hw[1]] = resize_image(np.ascontiguousarray(window), valid_hw)
+    return result
+
+
+def require_size(path: Path, found_hw: tuple[int, int], wanted_hw: tuple[int, int]) -> None:
+    """Refuse a drawing of another size than its image.
+
+    Raises:
+        ImageError: sizes differ.
+    """
+    if found_hw != wanted_hw:
+        raise ImageError(
+            path,
+            f"is {found_hw[0]}x{found_hw[1]}, its image {wanted_hw[0]}x{wanted_hw[1]} (height x width)",
+            "draw it at the image's size",
+        )
