@@ -43,7 +43,7 @@ Mask = NDArray[np.bool_]
 FRESH_SEED = 900
 """Scenes that no demo has."""
 FOLD_PX = 2
-WIDTHS = (48, 96, 128)
+WIDTHS = (32, 64, 96)
 BATCH_SIZE = 8
 LEARNING_RATE = 4e-3
 WARMUP_STEPS = 50
@@ -79,7 +79,7 @@ class Judge:
         self._seed, self._num = seed, num_classes + 1
         model: Any = UNet2DModel(
             sample_size=side // FOLD_PX, in_channels=3 * FOLD_PX**2, out_channels=self._num * FOLD_PX**2, block_out_channels=WIDTHS, layers_per_block=1,
-            down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3, norm_num_groups=16, add_attention=False,
+            down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3, norm_num_groups=8, add_attention=False,
         )  # fmt: skip
         self._model = model.to(memory_format=torch.channels_last)
 
@@ -108,7 +108,7 @@ class Judge:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
             optimizer.step()
             if (step + 1) % 200 == 0:
-                print(f"judge {self._seed}: step {step + 1} of {num_steps}, loss {float(loss):.3f}", flush=True)
+                print(f"judge {self._seed}: step {step + 1} of {num_steps}, loss {loss.item():.3f}", flush=True)
         self._model.eval()
 
     @torch.no_grad()

@@ -99,7 +99,10 @@ def test_without_defect_free_images_the_pool_is_crops_of_train(tmp_path: Path) -
     dataset = make_dataset(tmp_path, clean_groups=0)
     split = make_split(tmp_path, dataset, SplitConfig())
     assert split.pool_source == "train_crops"
-    tiling = choose_tiling(dataset, split, TilingConfig(mode="tile", tile_px=32), 32)
+    # a frame of 96 would hold these images whole, and leave the pool empty
+    assert choose_tiling(dataset, split, TilingConfig(), 96).mode == "tile"
+    assert "since no image is defect-free" in choose_tiling(dataset, split, TilingConfig(), 96).reason
+    tiling = choose_tiling(dataset, split, TilingConfig(tile_px=32), 32)
     tiles = cut_tiles(tmp_path, dataset, split, tiling, parts=("train", "pool"), out=tmp_path / "tiles", config=TilingConfig(), seed=0)
     pool = tiles.of("pool")
     assert pool

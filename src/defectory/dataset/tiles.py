@@ -35,7 +35,7 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
     """Choose mode and scale from image and defect sizes of train.
 
     Frames where whole images fit at `FRAME_MIN_SCALE` and few defects get thin by it, or where defects are larger than a tile; else tiles at
-    native detail (decision 020).
+    native detail (decision 020); always tiles where crops of train make up the pool.
 
     Args:
         dataset: images and instances.
@@ -55,8 +55,10 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
     large = long_defect > 1.5 * side
     thin_share = float(np.mean([width_px(mask) * frame_scale < THIN_PX for mask in masks])) if masks else 0.0
     blurs = frame_scale < NATIVE_SCALE and thin_share > THIN_SHARE
+    cropped = split.pool_source == "train_crops"
     if mode == "auto":
-        mode = "frame" if large or (fits and not blurs) else "tile"
+        # no whole image is defect-free then, and frames would leave the pool empty
+        mode = "frame" if not cropped and (large or (fits and not blurs)) else "tile"
     if mode == "frame":
         scale = config.scale or side / max(max(record.size_hw) for record in dataset.images)
         why = (
@@ -68,7 +70,8 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
         scale = config.scale or 1.0
         why = (
             f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} px at scale {scale:.2f}"
-            + (f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame" if fits and blurs else "")
+            + (f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame" if fits and blurs and not cropped else "")
+            + (", since no image is defect-free" if cropped else "")
         )
     return Tiling(mode=mode, tile_px=side, scale=round(scale, 4), reason=why)
 

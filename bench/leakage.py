@@ -1,0 +1,48 @@
+"""Do drivers give away that their source had a defect? AUC of a classifier on the geometry beside masks, .5 is no leak, 95% interval.
+
+With and without filling labelled defects first (`drivers.defect_blind`). Run: `python bench/leakage.py PROJECT.toml [...] --work FOLDER`;
+import, split and tiles are made where they are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from defectory.pipeline.driver_check import leakage_of
+from defectory.pipeline.run import run_project
+from defectory.pipeline.stage import Project, StageEnded
+from defectory.recipes.resolve import resolve
+from defectory.run import write_json
+
+
+def main() -> None:
+    """Measure every project and kind, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("projects", type=Path, nargs="+")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--kinds", nargs="+", default=["topology"])
+    parser.add_argument("-o", "--override", action="append", default=[])
+    args = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for file in args.projects:
+        for kind in args.kinds:
+            for blind in (True, False):
+                own = [*args.override, f"drivers.kind={kind}", f"drivers.defect_blind={json.dumps(blind)}"]
+                config = resolve(project_file=file, overrides=own).config
+                project = Project(config=config, folder=args.work / config.name, source_folder=file.parent)
+                for event in run_project(project, only=["import", "split", "tiles"]):
+                    if isinstance(event, StageEnded) and not event.skipped:
+                        print(f"{config.name}: {event.stage}: {event.summary}", flush=True)
+                found = leakage_of(project)
+                row: dict[str, object] = {"project": config.name, "kind": kind, "defect_blind": blind}
+                if found is not None:
+                    row |= {"auc": round(found.auc, 3), "interval": [round(v, 3) for v in found.interval], "defective": found.num_defective, "defect_free": found.num_defect_free}  # fmt: skip
+                rows.append(row)
+                print(row, flush=True)
+    write_json(args.work / "leakage.json", rows)
+
+
+if __name__ == "__main__":
+    main()
