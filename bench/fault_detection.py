@@ -24,6 +24,7 @@ from defectory.curation.config import CurationConfig
 from defectory.curation.fidelity import score
 from defectory.geometry import width_px
 from defectory.imageio import load_rgb
+from defectory.procedural import borescope
 from defectory.procedural.world import render_pair
 from defectory.rle import decode
 
@@ -32,6 +33,7 @@ Mask = NDArray[np.bool_]
 Pair = tuple[Image, Image, list[Mask]]
 FIRST_SEED = 4_000_000_000
 """Beyond every seed of the pretraining corpus and of the threshold's calibration."""
+FIRST_SCENE = 500_000
 FAULTS = ("missing", "shifted by its width", "twice as thick", "a second defect")
 CLEAR_PX = 12
 MIN_AREA_PX = 12
@@ -75,15 +77,17 @@ def _grown(mask: Mask, by: int) -> Mask:
     return cv2.dilate(mask.astype(np.uint8), kernel) > 0
 
 
-def rendered(count: int, *, blur_px: float) -> list[Pair]:
-    """Render pairs as a generator would draw them."""
+def rendered(count: int, *, world: str, blur_px: float | None) -> list[Pair]:
+    """Render pairs of the pretraining world or of the borescope; with a blur, degraded as a generator would draw them."""
     pairs: list[Pair] = []
     index = 0
     while len(pairs) < count:
-        scene = render_pair(FIRST_SEED + index)
+        scene = render_pair(FIRST_SEED + index) if world == "pretraining" else borescope.render_pair(index, scene_seed=FIRST_SCENE + index)
         masks = [mask for _, mask in scene[0].instances if mask.sum() >= MIN_AREA_PX]
         if masks and len(masks) == len(scene[0].instances):
-            halves = [degrade(half.image, seed=2 * index + i, blur_px=blur_px, noise_sigma=2.0, drift=6.0) for i, half in enumerate(scene)]
+            halves = [half.image for half in scene]
+            if blur_px is not None:
+                halves = [degrade(half, seed=2 * index + i, blur_px=blur_px, noise_sigma=2.0, drift=6.0) for i, half in enumerate(halves)]
             pairs.append((halves[0], halves[1], masks))
         index += 1
     return pairs
@@ -123,8 +127,10 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--pairs", type=int, default=300)
     args = parser.parse_args()
-    for blur_px in (0.8, 1.3):
-        report(f"rendered, blur {blur_px} px", rendered(args.pairs, blur_px=blur_px))
+    for world in ("borescope", "pretraining"):
+        for blur_px in (None, 0.8, 1.3):
+            how = "as rendered" if blur_px is None else f"noise, drift and blur of {blur_px} px"
+            report(f"{world}, {how}", rendered(args.pairs, world=world, blur_px=blur_px))
     if args.run is not None:
         report(f"drafts of {args.run.name}", drafts(args.run))
 

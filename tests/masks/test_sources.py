@@ -72,6 +72,29 @@ def test_severity_keeps_to_quantiles_of_the_training_sizes() -> None:
     assert max(mask.sum() for mask, _ in new) < 100
 
 
+@pytest.mark.parametrize(("by", "largest"), [("area", 2), ("width", 1), ("length", 0)])
+@pytest.mark.parametrize("source", ["bank", "statistical"])
+def test_severity_goes_by_area_width_or_length(by: str, largest: int, source: str) -> None:
+    boxes = [(3, 50), (14, 14), (9, 30)]
+    masks = [np.zeros(SIZE_HW, bool) for _ in boxes]
+    for mask, (height, width) in zip(masks, boxes, strict=True):
+        mask[4 : 4 + height, 2 : 2 + width] = True
+    entries = [
+        MaskBankEntry(id=f"e{n}", tile_id="t", image_id=1, number=n, category_id=1, mask=Instance(category_id=1, rle=encode(mask)))
+        for n, mask in enumerate(masks)
+    ]
+    shares = {"bank": 0, "statistical": 0} | {source: 1}
+    config = MaskConfig.model_validate({"severity": (0.7, 1.0), "severity_by": by, "sources": shares})
+    of = MaskSources(MaskBank(split_digest="s", entries=tuple(entries)), (), config=config, names=NAMES)
+    found = drawn(of, 12)
+    if source == "bank":
+        assert {s.bank_id for _, s in found} == {f"e{largest}"}
+        return
+    # a drawn shape is of its model's proportions
+    wanted = boxes[largest][0] / boxes[largest][1]
+    assert np.median([mask.sum() / max(mask.shape) ** 2 for mask, _ in found]) == pytest.approx(wanted, rel=0.45)
+
+
 def test_a_limit_of_uses_is_kept_and_one_line_says_when_it_is_spent() -> None:
     of = sources(max_uses=2)
     found = Counter(source.bank_id for _, source in drawn(of, 12))

@@ -52,6 +52,12 @@ def test_between_levels_guidance_is_interpolated() -> None:
     assert choose_guidance(saturating, {1: [0.84] * 4}, CATEGORIES)[0].mask_guidance == pytest.approx(2.5 + 0.75 * 0.04 / 0.1, abs=1e-3)
 
 
+def test_depth_of_tone_is_a_quantile_of_the_real_contrasts() -> None:
+    rows, real = [row(1, 0.3)] * 4, {1: [0.36, 0.42, 0.48, 0.54, 0.6]}
+    found = [choose_guidance(rows, real, CATEGORIES, quantile=q)[0].mask_guidance for q in (0.0, 0.5, 1.0)]
+    assert found == [pytest.approx(1.2), pytest.approx(1.6), pytest.approx(2.0)]
+
+
 def test_an_outlier_does_not_move_the_median_and_nothing_measured_is_the_middle_level() -> None:
     rows = [row(1, 0.3)] * 6 + [row(1, 5.0)]
     assert choose_guidance(rows, {1: [0.6] * 6 + [50.0]}, CATEGORIES)[0].mask_guidance == pytest.approx(2.0)

@@ -70,7 +70,11 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
         scale = config.scale or 1.0
         why = (
             f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} px at scale {scale:.2f}"
-            + (f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame" if fits and blurs and not cropped else "")
+            + (
+                f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame"
+                if fits and blurs and not cropped
+                else ""
+            )
             + (", since no image is defect-free" if cropped else "")
         )
     return Tiling(mode=mode, tile_px=side, scale=round(scale, 4), reason=why)

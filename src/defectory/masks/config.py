@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
 
+SeverityBy = Literal["area", "width", "length"]
+
 
 class MaskDiffusionConfig(Section):
     """Training of the diffusion model of masks."""
@@ -49,6 +51,8 @@ class MaskConfig(Section):
     """Branches of the lines that the statistical and the diffusion source draw, counted off the longest path; as in train, if not set."""
     severity: tuple[float, float] = (0.0, 1.0)
     """Quantiles of the sizes of each class's training masks between which sizes lie: (0.5, 1) draws the larger half."""
+    severity_by: SeverityBy = "area"
+    """What `severity` orders masks by: area, mean width, or the longer side of the box. Depth of tone is synthesis.tone_quantile."""
     class_balance: Literal["train", "even"] = "train"
     """`train`: classes come as often as in train; `even`: rare ones as often as common ones."""
     max_uses: int | None = Field(default=None, ge=1)

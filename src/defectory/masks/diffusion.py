@@ -33,7 +33,7 @@ from defectory.errors import WeightsError
 from defectory.masks.canvas import SIDE_PX, from_canvas, on_canvas
 from defectory.masks.config import MaskConfig
 from defectory.masks.generate import at_quantile
-from defectory.masks.perturb import cropped, perturb
+from defectory.masks.perturb import cropped, perturb, size_of
 from defectory.masks.shapes import LineShape, measure
 from defectory.run import digest_file, digest_json
 
@@ -79,7 +79,7 @@ class MaskDiffusion:
     def __init__(self, masks: Sequence[tuple[int, Mask]], *, config: MaskConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         self._classes = sorted({category_id for category_id, _ in masks})
-        crops = sorted(((category_id, cropped(mask)) for category_id, mask in masks), key=lambda item: int(item[1].sum()))
+        crops = sorted(((category_id, cropped(mask)) for category_id, mask in masks), key=lambda item: size_of(item[1], config.severity_by))
         self._masks = [(mask, wish_of(category_id, mask, branches_of(mask))) for category_id, mask in crops]
         width = 4 * WIDTHS[0]
         with torch.random.fork_rng(devices=[]):
@@ -164,7 +164,7 @@ class MaskDiffusion:
         Args:
             category_id: a class with at least one training mask.
             seed: of everything drawn.
-            severity: quantiles of the training masks' areas between which its size lies.
+            severity: quantiles of the training masks' sizes between which its size lies.
 
         Returns:
             bool [h,w], cropped to its box, one piece, not empty.

@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.masks.perturb import SUPERSAMPLE, coarser, cropped, largest_pieces, of_width
+from defectory.masks.config import SeverityBy
+from defectory.masks.perturb import SUPERSAMPLE, coarser, cropped, largest_pieces, of_width, size_of
 from defectory.masks.shapes import NUM_HARMONICS, BlobShape, LineShape, Shape, measure
 
 Mask = NDArray[np.bool_]
@@ -30,7 +31,7 @@ AREA_BOUNDS = (0.5, 2.0)
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeModel:
-    """Figures of the training masks of each class, smallest area first."""
+    """Figures of the training masks of each class, smallest first."""
 
     shapes: Mapping[int, tuple[Shape, ...]]
     num_branches: int | None = None
@@ -42,7 +43,7 @@ class ShapeModel:
         Args:
             category_id: a class with at least one training mask.
             seed: of everything drawn.
-            severity: quantiles of the training masks' areas between which its size lies.
+            severity: quantiles of the training masks' sizes between which its size lies.
 
         Returns:
             bool [h,w], cropped to its box, one piece, not empty.
@@ -62,14 +63,15 @@ class ShapeModel:
         return best
 
 
-def fit(masks: Sequence[tuple[int, Mask]], *, num_branches: int | None = None) -> ShapeModel:
-    """Fit the model to training masks, pairs of category id and mask bool [H,W]; lines it draws have `num_branches`, if given."""
+def fit(masks: Sequence[tuple[int, Mask]], *, num_branches: int | None = None, by: SeverityBy = "area") -> ShapeModel:
+    """Fit the model to training masks, pairs of category id and mask bool [H,W]; lines it draws have `num_branches`, if given.
+
+    Shapes are ordered by area, width or length, which the severity of `draw` picks from.
+    """
     by_class: dict[int, list[Shape]] = {}
-    for category_id, mask in masks:
+    for category_id, mask in sorted(masks, key=lambda item: size_of(item[1], by)):
         by_class.setdefault(category_id, []).append(measure(mask))
-    return ShapeModel(
-        shapes={key: tuple(sorted(of, key=lambda shape: shape.area_px)) for key, of in by_class.items()}, num_branches=num_branches
-    )
+    return ShapeModel(shapes={key: tuple(of) for key, of in by_class.items()}, num_branches=num_branches)
 
 
 def at_quantile(count: int, severity: tuple[float, float], rng: np.random.Generator) -> int:

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.masks.config import MaskConfig
+from defectory.masks.config import MaskConfig, SeverityBy
 from defectory.rle import box_xyxy
 
 Mask = NDArray[np.bool_]
@@ -84,6 +84,13 @@ def _elastic(mask: Mask, rng: np.random.Generator, config: MaskConfig) -> Mask:
             )
         )
     return cv2.remap(padded.astype(np.float32), xs + shift[0], ys + shift[1], cv2.INTER_LINEAR) >= 0.5
+
+
+def size_of(mask: Mask, by: SeverityBy) -> float:
+    """Give what masks are ordered by: area, mean width or the longer side of the box, pixels."""
+    if by == "width":
+        return mean_width_px(finer(mask)) / SUPERSAMPLE
+    return float(mask.sum()) if by == "area" else float(max(cropped(mask).shape))
 
 
 def mean_width_px(mask: Mask) -> float:

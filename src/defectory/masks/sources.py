@@ -14,8 +14,8 @@ from defectory.artifacts.plan import MaskBank, MaskBankEntry, MaskSource, MaskSo
 from defectory.errors import ConfigError
 from defectory.masks.config import MaskConfig
 from defectory.masks.generate import at_quantile, fit
-from defectory.masks.perturb import perturb
-from defectory.rle import area_px, decode
+from defectory.masks.perturb import perturb, size_of
+from defectory.rle import decode
 
 Mask = NDArray[np.bool_]
 ALL_SIZES = (0.0, 1.0)
@@ -76,13 +76,13 @@ class MaskSources:
             self._expert.setdefault(mask.category_id, []).append(mask)
         if config.severity != ALL_SIZES:
             for entries in self._bank.values():
-                entries.sort(key=lambda entry: area_px(entry.mask.rle))
+                entries.sort(key=lambda entry: size_of(decode(entry.mask.rle), config.severity_by))
             for masks in self._expert.values():
-                masks.sort(key=lambda mask: int(mask.mask.sum()))
+                masks.sort(key=lambda mask: size_of(mask.mask, config.severity_by))
         self._models: dict[MaskSourceKind, MaskModel] = {}
         if "statistical" in self._shares:
             masks = [(entry.category_id, decode(entry.mask.rle)) for entry in bank.entries]
-            self._models["statistical"] = fit(masks, num_branches=config.num_branches)
+            self._models["statistical"] = fit(masks, num_branches=config.num_branches, by=config.severity_by)
         if "diffusion" in self._shares:
             assert diffusion is not None, "a share of diffusion needs the trained model"
             self._models["diffusion"] = diffusion

@@ -115,20 +115,25 @@ def calibrate(
                 values = [contrast_of(images[index], mask, labelled) for images in pictures]
                 if all(value is not None for value in values):
                     rows.append((category_id, tuple(float(value or 0.0) for value in values)))
-    yield choose_guidance(rows, real, categories)
+    yield choose_guidance(rows, real, categories, quantile=config.tone_quantile)
 
 
 def choose_guidance(
-    rows: Sequence[tuple[int, tuple[float, ...]]], real: Mapping[int, Sequence[float]], categories: Sequence[Category]
+    rows: Sequence[tuple[int, tuple[float, ...]]],
+    real: Mapping[int, Sequence[float]],
+    categories: Sequence[Category],
+    *,
+    quantile: float = 0.5,
 ) -> tuple[ClassCalibration, ...]:
-    """Give the guidance at which the median contrast of each class is that of its real defects, within bounds.
+    """Give the guidance at which the median contrast of each class is the wanted quantile of its real defects', within bounds.
 
     Args:
         rows: category id of a drawn defect, and its contrast at each of `LEVELS`.
         real: contrasts of real defects by category id.
         categories: of the data set.
+        quantile: 0.5 for the median.
     """
-    wanted = {category_id: float(np.median(values)) for category_id, values in real.items() if values}
+    wanted = {category_id: float(np.quantile(values, quantile)) for category_id, values in real.items() if values}
     shares = [np.array(values) / wanted[category_id] for category_id, values in rows if wanted.get(category_id, 0.0) > 0]
     together = _matching(1.0, np.median(shares, axis=0).tolist()) if shares else LEVELS[1]
     classes: list[ClassCalibration] = []

@@ -36,6 +36,8 @@ class SynthesisConfig(Section):
     mask_guidance: Literal["auto"] | float = "auto"
     """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks. `auto`
     chooses it per class, so that defects stand out as much as those of train tiles."""
+    tone_quantile: float = Field(default=0.5, ge=0, le=1)
+    """Depth of tone: `auto` lets drafts' median contrast be this quantile of the contrasts of the class's defects in train."""
     calibration_drafts: int = Field(default=24, ge=1)
     """Planned drafts that `auto` draws, at three guidances each."""
     mask_spill: float = Field(default=0.0, ge=0, le=1)
