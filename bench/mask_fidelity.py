@@ -2,7 +2,8 @@
 
 A judge segmenter, a U-Net where curation and the downstream segmenter are Mask R-CNNs, learns from real tiles that no stage of the run
 saw: its test images and those its split left out, or `--fresh` rendered shots for the demo. By folds it is scored on real tiles it did
-not learn from, on accepted drafts and on all drafts, each weighed to the accepted drafts' mix of classes and sizes.
+not learn from, on accepted drafts, on all drafts, and on the accepted ones of highest fidelity, each weighed to the accepted drafts' mix of
+classes and sizes.
 
 Run: `python bench/mask_fidelity.py RUN_FOLDER [--fresh 400] [--steps 1000] [--folds 3] --work FOLDER`.
 """
@@ -20,11 +21,12 @@ import numpy as np
 import torch
 from diffusers import UNet2DModel
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import cross_entropy, pixel_shuffle, pixel_unshuffle
 
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.dataset import MANIFEST, Dataset
-from defectory.artifacts.plan import Decisions, Job, Plan
+from defectory.artifacts.plan import Decision, Decisions, Job, Plan
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.dataset.config import DataConfig, TilingConfig
@@ -49,6 +51,7 @@ LEARNING_RATE = 4e-3
 WARMUP_STEPS = 50
 SIZE_BINS = 3
 RESAMPLES = 1000
+BEST_SHARES = (0.3, 0.5, 0.7)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -85,6 +88,15 @@ class Judge:
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
         return pixel_shuffle(self._model(pixel_unshuffle(images, FOLD_PX), 0).sample, FOLD_PX)
+
+    def learned(self, path: Path, tiles: Sequence[Labelled], *, num_steps: int) -> None:
+        """Train and keep the weights, or take those that were kept."""
+        if path.is_file():
+            self._model.load_state_dict(load_file(path))
+            self._model.eval()
+            return
+        self.learn(tiles, num_steps=num_steps)
+        save_file({name: value.contiguous() for name, value in self._model.state_dict().items()}, path)
 
     def learn(self, tiles: Sequence[Labelled], *, num_steps: int) -> None:
         """Train on mirrored, turned and re-exposed tiles; the loss is cross entropy and one minus the soft Dice of `defect`."""
@@ -185,10 +197,15 @@ def unseen(run: Path, work: Path, *, fresh: int) -> list[Labelled]:
     return real_tiles(work / "unseen", tiles, dataset)
 
 
+def decisions_of(run: Path) -> Sequence[Decision]:
+    """Read curation's decisions, in plan order."""
+    return Decisions.load(run / "curation" / "decisions.json").decisions
+
+
 def drafts(run: Path) -> tuple[list[Labelled], list[bool]]:
     """Read all drafts of a run with their labels, and which were accepted."""
     tileset, plan = TileSet.load(run / "tiles" / "tileset.json"), Plan.load(run / "plan" / "plan.json")
-    accepted = {d.job_id for d in Decisions.load(run / "curation" / "decisions.json").decisions if d.status == "accepted"}
+    accepted = {d.job_id for d in decisions_of(run) if d.status == "accepted"}
     valid = {tile.id: tile.valid_hw for tile in tileset.tiles}
 
     def draft(job: Job) -> Labelled:
@@ -222,7 +239,7 @@ def judged(run: Path, work: Path, *, fresh: int, num_steps: int, folds: int) -> 
     real_ious, made_ious = np.zeros(len(real)), np.zeros(len(made))
     for fold in range(folds):
         judge = Judge(len(tileset.categories), tileset.tiling.tile_px, seed=fold)
-        judge.learn([tile for tile in real if fold_of[tile.group] != fold], num_steps=num_steps)
+        judge.learned(work / f"judge-{fold}.safetensors", [t for t in real if fold_of[t.group] != fold], num_steps=num_steps)
         held_out = [index for index, tile in enumerate(real) if fold_of[tile.group] == fold]
         real_ious[held_out] = judge.ious([real[index] for index in held_out])
         made_ious += np.array(judge.ious(made)) / folds
@@ -245,9 +262,16 @@ def judged(run: Path, work: Path, *, fresh: int, num_steps: int, folds: int) -> 
     a, b, c, accepted, unfiltered = ratios(None)
     rng = np.random.default_rng(1)
     spread = np.quantile([ratios(rng)[3:] for _ in range(RESAMPLES)], (0.025, 0.975), axis=0)
+    fidelity = np.array([d.fidelity.iou for d in decisions_of(run)])
+    best: dict[str, float] = {}
+    for share in BEST_SHARES:
+        top = chosen[np.argsort(-fidelity[chosen])[: max(1, round(share * len(made)))]]
+        best[f"{share:.0%} of all"] = weighed(made_ious[top], [made_of[i] for i in top], mix) / a
+    write_json(work / "drafts.json", [{"judge": x, "fidelity": y, "accepted": z} for x, y, z in zip(made_ious.tolist(), fidelity.tolist(), is_accepted, strict=True)])  # fmt: skip
     covered = sum(share for key, share in mix.items() if key in set(real_of))
     return {
         "real_tiles": len(real), "drafts": len(made), "acceptance": len(chosen) / len(made), "mix_covered": covered,
+        "ratio_of_highest_fidelity": best, "correlation_with_fidelity": float(np.corrcoef(made_ious, fidelity)[0, 1]),
         "iou": {"real": a, "accepted": b, "all": c},
         "ratio": {"accepted": [accepted, *spread[:, 0].tolist()], "all": [unfiltered, *spread[:, 1].tolist()]},
         "accepted_by_class": {

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
-from defectory.pretraining.config import PretrainConfig, StageConfig
+from defectory.pretraining.config import MAX_DEFECT_WEIGHT, PretrainConfig, StageConfig
 from defectory.pretraining.control import paint
 from defectory.pretraining.corpus import Corpus, make_corpus
 from defectory.pretraining.diffusion import (
@@ -234,6 +234,11 @@ def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: 
     assert weight.shape == (2, 4, 4)
     assert weight[0].tolist() == [[3, 3, 1, 1], [3, 3, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
     assert weight[1].tolist() == [[1, 1, 1, 1], [1, 3, 1, 1], [1, 1, 1, 1], [1, 1, 1, 3]]
+    # defects hold 8 of 64 latent pixels: at 3 they have .3 of the loss
+    for share, expected in ((0.05, 2.0), (0.3, 3.0), (0.9, MAX_DEFECT_WEIGHT)):
+        shared = data.defect_weight(indices, 2.0, share=share)[:, 0]
+        assert shared[:, :2, :3].flatten().tolist() == pytest.approx([expected] * 12)
+        assert float(shared[:, 2:5].max()) == 1
     data.config = recipe.model_copy(update={"defect_margin": 1})
     wider = data.defect_weight(indices[1:], 3.0, windows[1:])[0, 0]
     assert wider.tolist() == [[3, 3, 3, 1], [3, 3, 3, 1], [3, 3, 3, 3], [1, 1, 3, 3]]

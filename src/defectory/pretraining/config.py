@@ -13,6 +13,7 @@ PATCH_VALUES = 48
 """Values of a patch of 4x4 pixels in three colours."""
 POOLING_HEADS = 64
 """Heads of the attention that pools a caption: `ControlNetModel.from_unet` knows no other number."""
+MAX_DEFECT_WEIGHT = 16.0
 NUM_CONSTANTS = 4
 """Constant channels per group that hold a normalisation's scale in the patch code."""
 
@@ -115,6 +116,9 @@ class PretrainConfig(Section):
     """Add the pooled caption to the time embedding too (`addition_embed_type` of diffusers), so that every layer hears it."""
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under and next to a defect while the base trains."""
+    defect_share: float = Field(default=0.0, ge=0, lt=1)
+    """Least share of an image's loss that its defects and their margin have while the base trains, as far as `MAX_DEFECT_WEIGHT` goes: a pit
+    is a thousandth of an image, and no loss without it."""
     control_defect_weight: float = Field(default=4.0, ge=1)
     control_trains_unet: bool = False
     """Let the UNet learn along with the control network, so that its decoder draws what drivers say."""

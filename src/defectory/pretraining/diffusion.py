@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from defectory.engine.training.attention import use_plain_attention
-from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.config import MAX_DEFECT_WEIGHT, PretrainConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.loop import PretrainEvent, fit
 from defectory.pretraining.text import build_text_encoder, build_tokenizer, short_caption, with_defects
@@ -181,15 +181,20 @@ class LatentCorpus:
         )
         return batch.input_ids
 
-    def defect_weight(self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None) -> Tensor:
-        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1 elsewhere."""
+    def defect_weight(self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None, *, share: float = 0.0) -> Tensor:
+        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1 elsewhere.
+
+        Where these pixels would weigh less than `share` of their image, they weigh so much, at most `MAX_DEFECT_WEIGHT` each.
+        """
         maps = [self.corpus.class_maps[i] for i in indices.tolist()]
         if windows is not None:
             maps = [class_map[w.pixels] for class_map, w in zip(maps, windows, strict=True)]
         masks = torch.stack([torch.from_numpy(class_map > 0) for class_map in maps]).float()[:, None]
         margin = self.config.defect_margin
         near = nn.functional.max_pool2d(nn.functional.max_pool2d(masks, self.factor), 2 * margin + 1, stride=1, padding=margin)
-        return 1 + (weight - 1) * near
+        part = near.mean(dim=(1, 2, 3), keepdim=True).clamp(1e-6, 1 - 1e-6)
+        wanted = (share / (1 - share) * (1 - part) / part).clamp(min=weight, max=max(weight, MAX_DEFECT_WEIGHT))
+        return 1 + (wanted - 1) * near
 
 
 class PriorModel(nn.Module):
@@ -281,7 +286,7 @@ def train_prior(
         noise = torch.randn(clean.shape, generator=generator).to(device)
         timesteps = stratified_timesteps(size, 1000, generator).to(device)
         token_ids = data.token_ids(indices, generator, windows).to(device)
-        weight = data.defect_weight(indices, config.defect_weight, windows).to(device)
+        weight = data.defect_weight(indices, config.defect_weight, windows, share=config.defect_share).to(device)
         noisy, target = noising.add(clean, noise, timesteps)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
