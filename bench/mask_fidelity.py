@@ -276,12 +276,16 @@ def judged(run: Path, work: Path, *, fresh: int, num_steps: int, folds: int) -> 
         "ratio": {"accepted": [accepted, *spread[:, 0].tolist()], "all": [unfiltered, *spread[:, 1].tolist()]},
         "accepted_by_class": {
             category.name: {
-                "real": float(np.mean([v for v, t in zip(real_ious, real, strict=True) if t.kind == category.id] or [np.nan])),
-                "accepted": float(np.mean([made_ious[i] for i in chosen if made[i].kind == category.id] or [np.nan])),
+                "real": _mean([v for v, t in zip(real_ious, real, strict=True) if t.kind == category.id]),
+                "accepted": _mean([made_ious[i] for i in chosen if made[i].kind == category.id]),
             }
             for category in tileset.categories
         },
     }  # fmt: skip
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
 
 
 def main() -> None:

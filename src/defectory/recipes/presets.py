@@ -13,8 +13,12 @@ CONDITION_OF_DEMO: dict[str, Any] = {**CONDITION_ON_CPU, "optimizer": "muon", "l
 SEGMENTER_OF_DEMO: dict[str, Any] = {"learning_rate": 4e-3}
 """For the light segmenter on the borescope demo; on other data it is too fast (decision 014)."""
 
+DRIVERS_OF_DEMO: dict[str, Any] = {"kind": "grey"}
+"""Measured on the borescope demo alone (decision 031)."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {
+        "drivers": DRIVERS_OF_DEMO,
         "concept": {
             "num_class_images": 32,
             "training": {"num_steps": 140, **CONCEPT_OF_DEMO, "variants_per_image": 4, "validate_every": 70},
@@ -27,6 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {
+        "drivers": DRIVERS_OF_DEMO,
         "concept": {"training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
         "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}, "defect_noun": "crack"},
         "synthesis": {"num_images": 360},
