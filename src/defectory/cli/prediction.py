@@ -47,9 +47,10 @@ def predict_files(
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:
-    suffixes = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+    from defectory.imageio import IMAGE_SUFFIXES
+
     for path in paths:
         if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         else:
             yield path

@@ -115,8 +115,8 @@ class MaskDiffusion:
         variants = [
             (changed, wish.category_id, wish.branches)
             for number, (mask, wish) in enumerate(self._masks)
-            for variant in range(VARIANTS)
-            if (changed := perturb(mask, seed=VARIANTS * number + variant, config=self._config)).sum() >= self._config.min_area_px
+            for seed in np.random.default_rng([94, self._seed, number]).integers(2**31, size=VARIANTS).tolist()
+            if (changed := perturb(mask, seed=seed, config=self._config)).sum() >= self._config.min_area_px
         ] or [(mask, wish.category_id, wish.branches) for mask, wish in self._masks]
         targets = torch.from_numpy(np.stack([on_canvas(mask) for mask, _, _ in variants]))
         wishes = torch.stack([self._told(wish_of(category_id, mask, branches)) for mask, category_id, branches in variants])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.tiles import Tile
 from defectory.dataset.tiles import frame_image, resize_image
 from defectory.errors import ConfigError, ImageError
-from defectory.imageio import image_size_hw, load_rgb
+from defectory.imageio import IMAGE_SUFFIXES, image_size_hw, load_rgb
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, source_listing, split_of, tileset_of
 
@@ -52,11 +52,14 @@ class Drawings:
     def __init__(self, project: Project, folder: Path) -> None:
         self._tiling = tileset_of(project).tiling
         dataset, split = dataset_of(project), split_of(project)
-        by_stem = {path.stem: path for path in sorted(folder.iterdir()) if path.is_file()}
+        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
+        by_name = {path.stem: path for path in files} | {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
         self._paths: dict[int, Path] = {}
         for image_id in (*split.train, *split.pool, *split.val):
             record = dataset.image(image_id)
-            path = by_stem.get(Path(record.file_name).stem)
+            name = Path(record.file_name)
+            # images of one name may lie in folders of their own
+            path = by_name.get(name.with_suffix("").as_posix(), by_name.get(name.stem))
             if path is None:
                 raise ConfigError(
                     f"drivers.drawings {folder}", f"no drawing of {record.file_name}", "add one of that name, whatever the suffix"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from defectory.artifacts.plan import MaskBank
 from defectory.masks.sources import MaskModel
@@ -10,6 +11,9 @@ from defectory.pipeline.mask_check import bank_from_train, expert_listing, exper
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.training import device_of, training_progress
 from defectory.rle import decode
+
+if TYPE_CHECKING:
+    from defectory.masks.diffusion import MaskDiffusion
 
 FOLDER = "mask_model"
 LEARNED_FROM = frozenset({
@@ -46,7 +50,7 @@ def mask_diffusion_of(project: Project, bank: MaskBank) -> MaskModel | None:
     return model
 
 
-def _model(project: Project, bank: MaskBank):
+def _model(project: Project, bank: MaskBank) -> MaskDiffusion:
     from defectory.masks.diffusion import MaskDiffusion
 
     masks = [(entry.category_id, decode(entry.mask.rle)) for entry in bank.entries]
