@@ -13,7 +13,7 @@ from defectory.dataset.tiles import frame_image, resize_image
 from defectory.errors import ConfigError, ImageError
 from defectory.imageio import IMAGE_SUFFIXES, image_size_hw, load_rgb
 from defectory.pipeline.stage import Project
-from defectory.pipeline.values import dataset_of, source_listing, split_of, tileset_of
+from defectory.pipeline.values import dataset_of, source_listing, split_of, tileset_of, users_folder
 
 Image = NDArray[np.uint8]
 KEPT_DRAWINGS = 16
@@ -26,13 +26,8 @@ def drawings_folder(project: Project) -> Path | None:
     Raises:
         ConfigError: there is no such folder.
     """
-    name = project.config.drivers.drawings
-    if name is None:
-        return None
-    folder = project.source_folder / Path(name).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(f"drivers.drawings {folder}", "no such folder", "give a folder of drawings named as the images and of their size")
-    return folder
+    fix = "give a folder of drawings named as the images and of their size"
+    return users_folder(project, project.config.drivers.drawings, setting="drivers.drawings", fix=fix)
 
 
 def drawings_listing(project: Project) -> object:
@@ -97,7 +92,7 @@ def on_tile(window: Image, valid_hw: tuple[int, int], tile_px: int) -> Image:
 
 
 def require_size(path: Path, found_hw: tuple[int, int], wanted_hw: tuple[int, int]) -> None:
-    """Refuse a drawing of another size than its image.
+    """Refuse a drawing, or a drawn region, of another size than its image.
 
     Raises:
         ImageError: sizes differ.

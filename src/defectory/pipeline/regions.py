@@ -12,9 +12,10 @@ from defectory.artifacts.tiles import Tile
 from defectory.errors import ConfigError, ImageError
 from defectory.geometry import resize_mask
 from defectory.imageio import load_class_mask, load_rgb
+from defectory.pipeline.drawings import require_size
 from defectory.pipeline.pool import augmentation_of
 from defectory.pipeline.stage import Project
-from defectory.pipeline.values import dataset_of, source_listing
+from defectory.pipeline.values import dataset_of, source_listing, users_folder
 
 Mask = NDArray[np.bool_]
 
@@ -25,15 +26,8 @@ def regions_folder(project: Project) -> Path | None:
     Raises:
         ConfigError: there is no such folder.
     """
-    name = project.config.masks.regions
-    if name is None:
-        return None
-    folder = project.source_folder / Path(name).expanduser()
-    if not folder.is_dir():
-        raise ConfigError(
-            f"masks.regions {folder}", "no such folder", "give a folder of PNG files named as the images, white where defects may lie"
-        )
-    return folder
+    fix = "give a folder of PNG files named as the images, white where defects may lie"
+    return users_folder(project, project.config.masks.regions, setting="masks.regions", fix=fix)
 
 
 def regions_listing(project: Project) -> object:
@@ -49,12 +43,7 @@ def load_region(path: Path, size_hw: tuple[int, int]) -> Mask:
         ImageError: of another size than its image, or empty.
     """
     region = load_class_mask(path) > 0
-    if region.shape != size_hw:
-        raise ImageError(
-            path,
-            f"is {region.shape[0]}x{region.shape[1]}, its image {size_hw[0]}x{size_hw[1]} (height x width)",
-            "draw it at the image's size",
-        )
+    require_size(path, (region.shape[0], region.shape[1]), size_hw)
     if not region.any():
         raise ImageError(path, "allows no pixel", "draw where defects may lie in any value above 0, or delete the file")
     return region

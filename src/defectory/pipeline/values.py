@@ -14,6 +14,7 @@ from defectory.artifacts.dataset import MANIFEST, Dataset
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.drivers.extract import extract_driver
+from defectory.errors import ConfigError
 from defectory.pipeline.stage import Project
 from defectory.rle import decode
 
@@ -57,6 +58,20 @@ def driver_maker(project: Project, num_classes: int) -> Callable[..., Image]:
         return extract_driver(image, instances, num_classes=num_classes, config=config, blind=blind, valid_hw=valid_hw)
 
     return make
+
+
+def users_folder(project: Project, name: str | None, *, setting: str, fix: str) -> Path | None:
+    """Give a folder that a setting names, relative to the project file; None where it names none.
+
+    Raises:
+        ConfigError: there is no such folder; `fix` says what to give.
+    """
+    if name is None:
+        return None
+    folder = project.source_folder / Path(name).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f"{setting} {folder}", "no such folder", fix)
+    return folder
 
 
 def source_listing(path: Path) -> list[tuple[str, int, int]]:
