@@ -30,6 +30,7 @@ def mask_model_settings(project: Project) -> object:
 
 def run_learn_masks(project: Project) -> Iterator[Progress | str]:
     """Train the model on the bank, an expert's corrections included."""
+    # for the project's number of threads alone: so small a model stays on the CPU
     device_of(project)
     _, bank = expert_masks(project, bank_from_train(project))
     yield from training_progress("learn-masks", _model(project, bank).learn(project.path(FOLDER)))

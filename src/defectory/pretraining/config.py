@@ -14,6 +14,7 @@ PATCH_VALUES = 48
 POOLING_HEADS = 64
 """Heads of the attention that pools a caption: `ControlNetModel.from_unet` knows no other number."""
 MAX_DEFECT_WEIGHT = 16.0
+"""Largest loss weight of a latent pixel at a defect: a single one must not be the whole image."""
 NUM_CONSTANTS = 4
 """Constant channels per group that hold a normalisation's scale in the patch code."""
 
