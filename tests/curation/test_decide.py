@@ -201,6 +201,20 @@ def test_only_so_many_are_kept_and_the_rest_say_why(drafts: Drafts) -> None:
     assert summary.likely_cause is None, "a choice is no fault"
 
 
+def test_of_each_class_the_truest_labels_are_kept(drafts: Drafts) -> None:
+    for index in range(8):
+        label = rectangle(10, 10, 40, 40)
+        drafts.add([(1 + index % 2, label)], [rectangle(10, 10, 40, 40 - index)])
+    plan, decisions, _ = drafts.decided(CurationConfig(keep_share=0.5))
+    kept = [d.job_id for d in decisions.decisions if d.status == "accepted"]
+    assert kept == [job.id for job in plan.jobs[:4]], "two of either class, the best drawn"
+    assert {d.reason for d in decisions.decisions if d.status == "rejected"} == {
+        "passes, but the labels of 2 others of its class are truer"
+    }
+    _, few, _ = drafts.decided(CurationConfig(keep_share=0.01))
+    assert [d.job_id for d in few.decisions if d.status == "accepted"] == [job.id for job in plan.jobs[:2]], "one of a class at least"
+
+
 def test_a_run_that_is_mostly_rejected_names_the_likely_cause(drafts: Drafts) -> None:
     label = rectangle(10, 10, 40, 40)
     for _ in range(6):

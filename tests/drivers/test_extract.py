@@ -126,6 +126,27 @@ def test_nobody_can_tell_from_the_driver_whether_its_source_had_the_defect(seed:
     assert not np.array_equal(geometry_map(cracked, config=seen), geometry_map(clean, config=seen)), "unfilled, it leaks"
 
 
+def test_a_hole_beside_a_defect_stays_and_lends_no_dark_to_what_is_filled() -> None:
+    size_hw, config = (96, 128), DriverConfig(kind="grey", grid_px=64, background_level=255)
+    ys, xs = np.mgrid[: size_hw[0], : size_hw[1]]
+    hole, far = np.hypot(ys - 40, xs - 40) < 7, np.hypot(ys - 40, xs - 100) < 7
+    clean = np.full((*size_hw, 3), 120, np.uint8)
+    clean[hole | far] = 6
+    crack = np.zeros(size_hw, bool)
+    crack[38:43, 40:75] = True
+    crack &= ~hole
+    cracked = clean.copy()
+    cracked[cv2.dilate(crack.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0] = 10
+    for image in (clean, cracked):
+        grey = geometry_map(image, config=config, blind=[crack])[..., 0]
+        assert (grey[np.hypot(ys - 40, xs - 40) < 5] < 40).all(), "the hole is there to its rim"
+        assert (grey[38:43, 52:75] > 110).all(), "no defect, and no shade of the hole, beside it"
+    # what is dark along a defect is its own border, however near a hole is
+    halo = cv2.dilate(crack.astype(np.uint8), np.ones((9, 9), np.uint8)) > 0
+    cracked[halo & ~hole] = 10
+    assert (geometry_map(cracked, config=config, blind=[crack])[38:43, 56:71, 0] > 110).all()
+
+
 def test_filling_changes_nothing_far_from_the_defect() -> None:
     mask = rectangle(8, 8, 16, 16)
     changed = (geometry_map(surface(), config=CONFIG, blind=[mask]) != geometry_map(surface(), config=CONFIG)).any(axis=2)

@@ -10,15 +10,15 @@ from defectory.masks.placement import (
     RELATIONS,
     Site,
     borders_of,
-    filled_where_holes_cut,
+    filled_where_cut,
     place,
     place_like,
     relation_of,
     relation_shares,
     site_of,
-    solid_pixels,
 )
 from defectory.rle import box_xyxy
+from defectory.surface import solid_pixels
 
 SIZE_HW = (40, 64)
 BAR = np.ones((5, 12), bool)
@@ -193,16 +193,34 @@ def test_where_no_place_is_like_train_any_place_will_do() -> None:
     assert place_like(BAR, only_holes, site=nowhere, taken=taken, rng=rng(0)) is None
 
 
+def test_a_crack_across_a_hole_becomes_one_piece_and_its_end_at_one_is_not_hollow() -> None:
+    borders = borders_of(solid_pixels(part(), PART_HW))
+    hole = borders.to_hole == 0
+    across = bar(37, 20, 6, 42) & ~hole
+    filled = filled_where_cut(across, borders)
+    assert (count_pieces(across), count_pieces(filled)) == (2, 1)
+    assert np.array_equal(filled & ~hole, across), "nothing is added on the surface"
+    askew = bar(42, 40, 6, 22) & ~hole
+    added = filled_where_cut(askew, borders) & ~askew
+    assert added.any()
+    assert (added & ~hole).sum() == 0
+    assert np.nonzero(added)[0].min() >= 42, "it ends as wide as it is"
+
+
+def count_pieces(mask: Mask) -> int:
+    return cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] - 1
+
+
 def test_gaps_that_holes_cut_into_a_defect_are_filled() -> None:
     ys, xs = np.mgrid[: PART_HW[0], : PART_HW[1]]
     hole = np.hypot(ys - 40, xs - 40) < 7
     borders = borders_of(solid_pixels(part(), PART_HW))
     around = (np.hypot(ys - 40, xs - 42) < 19) & ~hole
-    filled = filled_where_holes_cut(around, borders)
+    filled = filled_where_cut(around, borders)
     assert filled[hole].all()
     assert (filled & ~around & ~(np.hypot(ys - 40, xs - 40) < 11)).sum() == 0
     beside = bar(38, 48, 3, 14)
-    assert np.array_equal(filled_where_holes_cut(beside, borders), beside)
+    assert np.array_equal(filled_where_cut(beside, borders), beside)
     ring = (np.hypot(ys - 40, xs - 40) < 10) & ~hole
-    assert np.array_equal(filled_where_holes_cut(ring, borders), ring), "a crack around a hole is no disc"
-    assert np.array_equal(filled_where_holes_cut(around, borders_of(np.ones(PART_HW, bool))), around)
+    assert np.array_equal(filled_where_cut(ring, borders), ring), "a crack around a hole is no disc"
+    assert np.array_equal(filled_where_cut(around, borders_of(np.ones(PART_HW, bool))), around)

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty
+from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
 from defectory.artifacts.plan import Plan
 from defectory.masks.config import MaskConfig
 from defectory.masks.sources import MaskSources
 from defectory.pipeline.curate_stage import decisions_of
-from defectory.pipeline.folds_stage import FoldSegmenters, agreement_limit, difficulty_of
+from defectory.pipeline.folds_stage import FoldSegmenters, best_ious, difficulty_of, overlap
 from defectory.pipeline.generate_stages import bank_of, mask_supply
 from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Project, StageEnded
@@ -61,13 +61,39 @@ def test_every_train_instance_is_judged_and_no_other(focused: Project) -> None:
     assert {(i.image_id, i.number) for i in found.instances} == train
     assert {i.image_id for i in found.instances} <= set(split_of(focused).train)
     assert all(0 <= i.iou <= 1 for i in found.instances)
-    assert 0 <= agreement_limit(focused) <= 1
+    assert [t.tile_id for t in found.tiles] == [t.id for t in tileset_of(focused).of("train") if t.instances]
+    assert all(0 <= t.overlap <= 1 for t in found.tiles)
 
 
 def test_segmenters_give_nothing_where_they_find_nothing(focused: Project) -> None:
     mask = np.zeros((32, 32), bool)
     mask[4:12, 4:12] = True
-    assert FoldSegmenters(focused).ious(np.full((32, 32, 3), 90, np.uint8), [(1, mask), (2, mask)]) == [0.0, 0.0]
+    seen = FoldSegmenters(focused).defects(np.full((32, 32, 3), 90, np.uint8))
+    assert best_ious(seen, [(1, mask), (2, mask)]) == [0.0, 0.0]
+    assert overlap(seen, [(1, mask)]) == 0.0
+
+
+def test_overlap_counts_what_has_no_label_and_ignores_classes() -> None:
+    label, beside, half = (np.zeros((12, 20), bool) for _ in range(3))
+    label[2:6, 2:12], beside[8:12, 2:12], half[2:6, 2:7] = True, True, True
+    seen = [[(1, label)], [(2, label), (1, beside)], [(1, half)], []]
+    assert overlap(seen, [(1, label)]) == pytest.approx((1 + 0.5 + 0.5 + 0) / 4)
+    assert best_ious(seen, [(1, label), (2, label)]) == [1.0, 1.0]
+    assert best_ious(seen[2:], [(1, label), (2, label)]) == [0.5, 0.0]
+
+
+def test_what_is_expected_of_a_draft_is_what_its_classes_reach_in_train() -> None:
+    tiles = tuple(
+        TileOverlap(tile_id=f"t{n}", category_ids=of, overlap=value)
+        for n, (of, value) in enumerate([((1,), 0.8), ((1,), 0.6), ((2,), 0.5), ((1, 2), 0.4)])
+    )
+    of = Difficulty(split_digest="", num_folds=2, instances=(), tiles=tiles)
+    assert of.expected_overlap([1]) == pytest.approx(0.6)
+    assert of.expected_overlap([2, 1, 1]) == pytest.approx((0.45 + 0.6 + 0.6) / 3)
+    assert of.expected_overlap([3]) == pytest.approx(np.mean([0.8, 0.6, 0.5, 0.4])), "of a class without a tile, what all reach"
+    assert of.overlap_limit(0.0) == pytest.approx(0.4 / 0.525)
+    blind = of.model_copy(update={"tiles": tuple(t.model_copy(update={"overlap": 0.0}) for t in tiles)})
+    assert blind.overlap_limit(0.5) == 0.0, "segmenters that find nothing reject nothing"
 
 
 def test_folds_are_a_stage_only_where_something_needs_them(tiny_run: Run, open_tiny: Opened) -> None:
@@ -125,4 +151,5 @@ def test_a_class_that_is_missed_comes_more_often(focused: Project) -> None:
 def test_drafts_are_held_against_what_segmenters_find(focused: Project) -> None:
     decisions = decisions_of(focused).decisions
     assert {c.name for d in decisions for c in d.checks} == {"agreement"}
-    assert all(0 <= c.value <= 1 for d in decisions for c in d.checks)
+    assert all(c.value <= 1 for d in decisions for c in d.checks)
+    assert {c.limit for d in decisions for c in d.checks} == {1.0 - difficulty_of(focused).overlap_limit(0.05)}

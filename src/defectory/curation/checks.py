@@ -60,9 +60,14 @@ class Draft:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Segmenters that saw only train: they give per instance the best IoU of a detection; `limit` is how much of it train tiles lack."""
+    """Segmenters that saw only train: what they call a defect beside what is labelled.
 
-    ious: Callable[[Image, Sequence[tuple[int, Mask]]], list[float]]
+    `overlap` gives the IoU of the two on an image, `expected` that of train tiles of given classes which they have not seen, and `limit` is
+    how much of it may be missing, as a share.
+    """
+
+    overlap: Callable[[Image, Sequence[tuple[int, Mask]]], float]
+    expected: Callable[[Sequence[int]], float]
     limit: float
 
 
@@ -153,8 +158,8 @@ class Checker:
                 value = max(0.0, float(alike[nearest]))
                 checks.append(Check(name="duplicate", value=value, limit=DUPLICATE_LIMIT, nearest=f"draft number {nearest}"))
             if self._agreement is not None and draft.instances:
-                missing = 1.0 - float(np.mean(self._agreement.ious(draft.image, draft.instances)))
-                checks.append(Check(name="agreement", value=missing, limit=self._agreement.limit))
+                share = self._agreement.overlap(draft.image, draft.instances) / self._agreement.expected([c for c, _ in draft.instances])
+                checks.append(Check(name="agreement", value=1.0 - share, limit=self._agreement.limit))
             self._seen.append(thumb)
             result.append(tuple(check for check in checks if self._wants(check.name)))
         return result
@@ -167,7 +172,7 @@ REASONS: dict[CheckName, str] = {
     "anomaly": "the half without a mask shows a defect as well (anomaly {value:.2f}, limit {limit:.2f})",
     "realism": "unlike every real tile (distance {value:.2f}, limit {limit:.2f})",
     "novelty": "a copy of {nearest} (likeness {value:.2f}, limit {limit:.2f})",
-    "agreement": "segmenters do not find its defects where the labels are (they miss {value:.0%} of them, limit {limit:.0%})",
+    "agreement": "what segmenters call a defect is not what is labelled (overlap {value:.0%} under that of train tiles, limit {limit:.0%})",
     "duplicate": "the same picture as {nearest} (likeness {value:.2f}, limit {limit:.2f})",
 }
 

@@ -27,6 +27,10 @@ class CurationConfig(Section):
     """Multiple of the limits of exposure, blur, clipping, anomaly and realism that drafts may reach; those of copies are fixed."""
     tighten_labels: bool = False
     """Replace labels by what was drawn at them, where the two agree well enough; the report shows what it would do."""
+    agreement_quantile: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the train tiles, each seen by a segmenter that has not learned from it, that `agreement` would reject; more is stricter."""
+    keep_share: float | None = Field(default=None, gt=0, le=1)
+    """Keep at most this share of each class's drafts: those whose labels are truest, by fidelity and, where that is checked, agreement."""
     keep: int | None = Field(default=None, ge=1)
     """Keep at most so many accepted drafts: classes in the shares of all drafts, and as different from each other as can be."""
     enabled: bool = True

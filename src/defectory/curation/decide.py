@@ -136,10 +136,33 @@ def decide(
                 other = np.any([decode(i.rle) for i in stranger.instances], axis=0)
                 shuffled.append(iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other))
             yield Scored(done=number + 1, total=len(plan.jobs))
+    if config.enabled and config.keep_share is not None:
+        decisions = _truest(plan, decisions, config.keep_share)
     if config.enabled and config.keep is not None:
         decisions = _keep(plan, decisions, config.keep, checker)
     outcome = Decisions(plan_digest=plan.digest(), threshold=config.min_fidelity, decisions=tuple(decisions))
     yield outcome, _summary(plan, outcome, shuffled, agreements, checker)
+
+
+def _truest(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Decision]:
+    """Reject accepted drafts beyond a share of all drafts of their rarest class, so that those of the truest labels are left."""
+    counts = Counter(i.category_id for job in plan.jobs for i in job.instances)
+    by_class: dict[int, list[int]] = {}
+    for number, job in enumerate(plan.jobs):
+        by_class.setdefault(min({i.category_id for i in job.instances}, key=lambda c: counts[c]), []).append(number)
+    result = list(decisions)
+    for numbers in by_class.values():
+        accepted = sorted((n for n in numbers if decisions[n].status == "accepted"), key=lambda n: -_trueness(decisions[n]))
+        count = max(1, round(share * len(numbers)))
+        spare = {"status": "rejected", "cause": "not chosen", "reason": f"passes, but the labels of {count} others of its class are truer"}
+        for number in accepted[count:]:
+            result[number] = decisions[number].model_copy(update=spare)
+    return result
+
+
+def _trueness(decision: Decision) -> float:
+    agreement = next((1.0 - check.value for check in decision.checks if check.name == "agreement"), 1.0)
+    return decision.fidelity.iou * agreement
 
 
 def _keep(plan: Plan, decisions: Sequence[Decision], count: int, checker: Checker | None) -> list[Decision]:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.kinds import IMAGE_KIND, KINDS, grey_of, kind_of
 from defectory.drivers.palette import palette
+from defectory.geometry import distance_to
+from defectory.surface import solid_pixels
 
 Mask = NDArray[np.bool_]
 BLIND_MARGIN = 1 / 32
@@ -39,14 +41,14 @@ def geometry_map(
     result = np.zeros(image.shape, np.uint8)
     if config.kind == IMAGE_KIND:
         seen = np.ascontiguousarray(window)
-        result[:height, :width] = _blinded(seen, blind, config, (height, width))
+        result[:height, :width] = _blinded(seen, window, blind, config)
         return result
     ratio = config.grid_px / max(image.shape[:2])
     grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
     low = np.asarray(cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA), np.uint8)  # 1. downscale
     if config.kind in KINDS:
         low = grey_of(low)  # 2. grayscale; a plug-in sees colour
-    low = _blinded(low, blind, config, (height, width))
+    low = _blinded(low, window, blind, config)
     if low.ndim == 2:
         low = np.repeat(low[..., None], 3, axis=2)
     geometry = kind_of(config.kind)(low, config)  # 3. adaptive threshold, or what stands in its place
@@ -87,17 +89,40 @@ def extract_driver(
     return driver
 
 
-def _blinded(picture: NDArray[np.uint8], blind: Sequence[Mask], config: DriverConfig, size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+def _blinded(picture: NDArray[np.uint8], window: NDArray[np.uint8], blind: Sequence[Mask], config: DriverConfig) -> NDArray[np.uint8]:
+    """Fill defects in a picture, which is the window or a smaller copy of it."""
     if not config.fills or len(blind) == 0:
         return picture
-    return _fill(picture, np.any([mask[: size_hw[0], : size_hw[1]] for mask in blind], axis=0))
+    defect = np.any([mask[: window.shape[0], : window.shape[1]] for mask in blind], axis=0)
+    return _fill(picture, defect, _holes_beside(window, defect))
 
 
-def _fill(low: NDArray[np.uint8], defect: Mask) -> NDArray[np.uint8]:
-    """Fill grid cells that hold any defect pixel, and those within the margin, from the cells around them: the defect's own tone is gone."""
-    cover = cv2.resize(defect.astype(np.float32), (low.shape[1], low.shape[0]), interpolation=cv2.INTER_AREA) > 0
+def _holes_beside(window: NDArray[np.uint8], defect: Mask) -> Mask:
+    """Give the holes and surroundings of the part that reach beyond the margin around a defect: they are geometry, not its dark border."""
+    margin = max(1, round(BLIND_MARGIN * max(window.shape[:2])))
+    dark = ~solid_pixels(window, (window.shape[0], window.shape[1]), [defect])
+    # a dark border that is wider than the margin is still thin beyond it
+    beyond = cv2.morphologyEx((dark & (distance_to(defect) > margin)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    return dark & (distance_to(beyond) <= margin + 2)
+
+
+def _fill(low: NDArray[np.uint8], defect: Mask, holes: Mask) -> NDArray[np.uint8]:
+    """Fill grid cells that hold any defect pixel, and those within the margin, from the surface around them: the defect's own tone is gone.
+
+    Holes stay, and lend none of their dark to what is filled.
+    """
+    size_wh = low.shape[1], low.shape[0]
+    cover = cv2.resize(defect.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA) > 0
     margin = max(1, round(BLIND_MARGIN * max(low.shape[:2])))
-    hole = cv2.dilate(cover.astype(np.uint8), np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
-    if not hole.any() or hole.all():
+    filled = _grown(cover, margin)
+    kept = cv2.resize(holes.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA) >= 0.5
+    unknown = filled | (kept & _grown(filled, 2 * margin))
+    if not filled.any() or unknown.all():
         return low
-    return cv2.inpaint(low, hole, 2 * margin, cv2.INPAINT_TELEA).astype(np.uint8)
+    result = cv2.inpaint(low, unknown.astype(np.uint8), 2 * margin, cv2.INPAINT_TELEA).astype(np.uint8)
+    result[kept] = low[kept]
+    return result
+
+
+def _grown(mask: Mask, by: int) -> Mask:
+    return cv2.dilate(mask.astype(np.uint8), np.ones((2 * by + 1, 2 * by + 1), np.uint8)) > 0

@@ -6,14 +6,15 @@ lie to those of the pool tile in the same shares. A crack that starts at a hole 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.geometry import DARK_LEVEL, distance_to
+from defectory.geometry import distance_to
+from defectory.surface import solid_pixels
 
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
@@ -24,16 +25,10 @@ MARGIN_PX = 2
 """Pixels of the tile's border that stay free."""
 GAP_PX = 2
 """Pixels that stay free between two defects, so that they do not grow into one."""
-RIM_SHARE, RIM_PX = 0.45, 2
-"""A hole's rim is where brightness falls under this share of the surface's, at most so many pixels from the dark itself."""
-SPECK_PX = 12
-"""Dark specks of fewer pixels are texture."""
-MIN_SOLID_SHARE = 0.25
 TOUCH_PX, CONTACT_PX, NEAR_PX = 2.5, 3.5, 10.0
 CONTACT_SHARES = (0.25, 0.5)
-ENCLOSED_SHARE = 0.5
-"""A hole with so much of its rim in a defect lies within the defect, unless it is large beside it, as at a thin crack."""
-MAX_GAP_SHARE = 0.3
+MAX_GAP_SHARE = 0.6
+"""What a hole cut from a mask is at most so much of it: what lies between the ends of a thin crack around a large hole is no defect."""
 RELATIONS = (
     "end at a hole", "along a hole", "around a hole", "end at the outside", "along the outside", "around the outside", "near either", "in the open",
 )  # fmt: skip
@@ -41,38 +36,6 @@ RELATIONS = (
 with little, more or most of itself, is near one, or neither."""
 NEAR_EITHER, IN_THE_OPEN = len(RELATIONS) - 2, len(RELATIONS) - 1
 NUM_CONTACTS = len(CONTACT_SHARES) + 1
-
-
-def solid_pixels(image: NDArray[np.uint8], valid_hw: tuple[int, int], defects: Sequence[Mask] = ()) -> Mask:
-    """Give where a tile shows the part's surface, bool [H,W]: inside the image, off dark holes, background and vignette.
-
-    Args:
-        image: RGB uint8 [H,W,3].
-        valid_hw: height and width that hold image, not padding.
-        defects: bool [H,W] each, surface however dark.
-    """
-    height, width = valid_hw
-    inside = np.zeros(image.shape[:2], bool)
-    inside[:height, :width] = True
-    grey = cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY)
-    soft, lit = cv2.GaussianBlur(grey, (0, 0), 0.7), grey[grey > DARK_LEVEL / 4]
-    half = RIM_SHARE * float(np.median(lit)) if len(lit) else DARK_LEVEL
-    core = ~_without_specks(soft > min(DARK_LEVEL, half))
-    # a hole's rim is where its brightness is half the surface's, not where the blur of it ends
-    reach = cv2.dilate(core.astype(np.uint8), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)) > 0
-    solid = np.zeros_like(inside)
-    solid[:height, :width] = ~(core | (reach & (soft < half)))
-    for mask in defects:
-        solid |= mask & inside
-    return solid if solid.sum() > MIN_SOLID_SHARE * inside.sum() else inside
-
-
-def _without_specks(solid: Mask) -> Mask:
-    for value in (False, True):
-        _, labels, stats, _ = cv2.connectedComponentsWithStats((solid == value).astype(np.uint8), connectivity=8)
-        small = np.flatnonzero(stats[:, cv2.CC_STAT_AREA] < SPECK_PX)
-        solid = solid ^ (np.isin(labels, small[small > 0]))
-    return solid
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,21 +83,34 @@ def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
     return Site(allowed=allowed, borders=borders_of(solid))
 
 
-def filled_where_holes_cut(mask: Mask, borders: Borders) -> Mask:
-    """Give a mask without the gaps that holes of its own part cut into it: elsewhere on a part there is no hole to make them.
+def filled_where_cut(mask: Mask, borders: Borders) -> Mask:
+    """Give a mask without what holes and the outside of its own part cut from it: elsewhere on a part nothing is there to cut it so.
+
+    Where a crack ends at a hole its end is hollow, where it crosses one it is in two pieces, and a stain around one is a ring. Filled is what
+    lies between a mask's pixels at the hole.
 
     Args:
         mask: bool [H,W].
         borders: of its tile.
     """
-    _, labels = cv2.connectedComponents((borders.to_hole == 0).astype(np.uint8), connectivity=4)
     result = mask.copy()
-    for label in np.unique(labels[labels > 0]):
-        distance = distance_to(labels == label)
-        gap = distance <= TOUCH_PX
-        if mask[(distance > 0) & (distance <= CONTACT_PX)].mean() >= ENCLOSED_SHARE and (gap & ~mask).sum() <= MAX_GAP_SHARE * mask.sum():
-            result |= gap
+    for cut in (borders.to_hole == 0, borders.to_outside == 0):
+        _, labels = cv2.connectedComponents(cut.astype(np.uint8), connectivity=4)
+        for label in np.unique(labels[labels > 0]):
+            distance = distance_to(labels == label)
+            gap = (distance <= TOUCH_PX) & ~mask & _hull(mask & (distance <= CONTACT_PX))
+            if gap.sum() <= MAX_GAP_SHARE * mask.sum():
+                result |= gap
     return result
+
+
+def _hull(mask: Mask) -> Mask:
+    """Give the convex hull of a mask's pixels."""
+    result = np.zeros(mask.shape, np.uint8)
+    points = np.argwhere(mask)[:, ::-1]
+    if len(points):
+        cv2.fillConvexPoly(result, cv2.convexHull(np.ascontiguousarray(points.astype(np.int32))), 1)
+    return result > 0
 
 
 def relation_of(mask: Mask, borders: Borders) -> int:

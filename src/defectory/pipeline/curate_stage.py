@@ -13,7 +13,7 @@ from defectory.artifacts.weights import Concept
 from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, Encoder, RealTile
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
 from defectory.imageio import load_native, load_rgb
-from defectory.pipeline.folds_stage import FoldSegmenters, agreement_limit
+from defectory.pipeline.folds_stage import FoldSegmenters, difficulty_of
 from defectory.pipeline.generate_stages import plan_of
 from defectory.pipeline.pool import PoolTiles
 from defectory.pipeline.stage import Progress, Project
@@ -67,7 +67,11 @@ def checker_of(project: Project) -> Checker:
         config = config.model_copy(update={"checks": tuple(name for name in config.checks if name != "duplicate")})
     agreement = None
     if "agreement" in config.checks:
-        agreement = Agreement(ious=FoldSegmenters(project).ious, limit=agreement_limit(project))
+        difficulty = difficulty_of(project)
+        agreement = Agreement(
+            overlap=FoldSegmenters(project).overlap, expected=difficulty.expected_overlap,
+            limit=1.0 - difficulty.overlap_limit(config.agreement_quantile),
+        )  # fmt: skip
     return Checker(real, prior_images(project), encoder=curation_encoder(), config=config, seed=project.config.seed, agreement=agreement)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty
+from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
 from defectory.artifacts.tiles import Tile, Tiling
 from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Progress, Project
@@ -25,8 +25,8 @@ MAX_DEFECT_FREE_TILES = 400
 """Defect-free tiles that every segmenter trains on."""
 MIN_SCORE = 0.3
 """Weaker detections do not count; validation images, which could tell a better score, take no part."""
-LIMIT_QUANTILE = 0.95
 Mask = NDArray[np.bool_]
+Defects = Sequence[tuple[int, Mask]]
 
 
 def segmentation_tiles(project: Project, tiles: Sequence[Tile]) -> list[SegmentationTile]:
@@ -54,7 +54,8 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
     device = device_of(project)
     kind = config.model if config.model != "auto" else ("light" if device == "cpu" else "resnet50")
     # nothing but train may choose a checkpoint: the last one is kept
-    config = config.model_copy(update={"validate_every": config.num_steps})
+    num_steps = config.fold_steps or config.num_steps
+    config = config.model_copy(update={"num_steps": num_steps, "validate_every": num_steps})
     free = segmentation_tiles(project, pool)
     for fold in range(NUM_FOLDS):
         out = project.path("folds", f"fold-{fold}")
@@ -65,14 +66,15 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
             arm="real", real=seen, synthetic=[], defect_free=free, validate=lambda _: 0.0, kind=kind, categories=tileset.categories,
             tiling=tileset.tiling, config=config, seed=project.config.seed, out=out, device=device,
         ):  # fmt: skip
-            yield Progress(
-                stage="folds", done=fold * config.num_steps + event.step, total=NUM_FOLDS * config.num_steps, note=f"loss {event.loss:.3f}"
-            )
+            yield Progress(stage="folds", done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}")
     found: dict[tuple[int, int], list[tuple[int, float]]] = {}
     segmenters = FoldSegmenters(project)
+    tiles: list[TileOverlap] = []
     for tile in defective:
-        ious = segmenters.ious(load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances), folds=[fold_of[tile.image_id]])
-        for instance, iou in zip(tile.instances, ious, strict=True):
+        image, labels = load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances)
+        seen = segmenters.defects(image, folds=[fold_of[tile.image_id]])
+        tiles.append(TileOverlap(tile_id=tile.id, category_ids=tuple(i.category_id for i in tile.instances), overlap=overlap(seen, labels)))
+        for instance, iou in zip(tile.instances, best_ious(seen, labels), strict=True):
             if not instance.is_crowd:
                 found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, iou))
     difficulty = Difficulty(
@@ -81,6 +83,7 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
             InstanceDifficulty(image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([iou for _, iou in of])))
             for (image_id, number), of in sorted(found.items())
         ),
+        tiles=tuple(tiles),
     )  # fmt: skip
     difficulty.save(project.path("folds", "difficulty.json"))
     names = {c.id: c.name for c in tileset.categories}
@@ -123,33 +126,41 @@ class FoldSegmenters:
         # tiles are at the segmenters' scale already
         self._tiling = loaded[0][2].model_copy(update={"mode": "tile", "scale": 1.0})
 
-    def ious(self, image: NDArray[np.uint8], instances: Sequence[tuple[int, Mask]], *, folds: Sequence[int] | None = None) -> list[float]:
-        """Give per instance the best IoU of a detection of its class.
+    def defects(self, image: NDArray[np.uint8], *, folds: Sequence[int] = range(NUM_FOLDS)) -> list[Defects]:
+        """Give what each segmenter calls defects, as category id and mask bool [H,W].
 
         Args:
             image: a tile, RGB uint8 [H,W,3].
-            instances: category id and mask bool [H,W].
-            folds: whose segmenters; None takes all.
+            folds: whose segmenters.
         """
         from defectory.segmentation.predict import predict_images
 
-        found = [
-            (p.category_id, decode(p.rle))
-            for fold in (range(NUM_FOLDS) if folds is None else folds)
-            for predictions in predict_images(self._models[fold], [(0, image)], self._tiling, min_score=MIN_SCORE)
-            for p in predictions
-        ]
         return [
-            max((float((mask & seen).sum() / (mask | seen).sum()) for of, seen in found if of == category_id), default=0.0)
-            for category_id, mask in instances
+            [(p.category_id, decode(p.rle)) for p in predictions]
+            for fold in folds
+            for predictions in predict_images(self._models[fold], [(0, image)], self._tiling, min_score=MIN_SCORE)
         ]
+
+    def overlap(self, image: NDArray[np.uint8], labels: Defects) -> float:
+        """Give the mean over all segmenters of `overlap` on a tile."""
+        return overlap(self.defects(image), labels)
+
+
+def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:
+    """Give per labelled instance the best IoU of a detection of its class."""
+    return [
+        max((float((mask & found).sum() / (mask | found).sum()) for of in seen for c, found in of if c == category_id), default=0.0)
+        for category_id, mask in labels
+    ]
+
+
+def overlap(seen: Sequence[Defects], labels: Defects) -> float:
+    """Give the IoU of all that is called a defect with all that is labelled, whatever class; the mean over segmenters."""
+    label = np.any([mask for _, mask in labels], axis=0)
+    unions = [np.any([mask for _, mask in of], axis=0) if of else np.zeros_like(label) for of in seen]
+    return float(np.mean([(found & label).sum() / max(1, (found | label).sum()) for found in unions]))
 
 
 def difficulty_of(project: Project) -> Difficulty:
     """Read what the segmenters find hard."""
     return Difficulty.load(project.path("folds", "difficulty.json"))
-
-
-def agreement_limit(project: Project) -> float:
-    """Give the missing IoU of labels that nearly all train tiles keep within, judged by segmenters that have not seen them."""
-    return float(np.quantile([1.0 - i.iou for i in difficulty_of(project).instances], LIMIT_QUANTILE))

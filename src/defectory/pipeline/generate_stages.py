@@ -20,13 +20,12 @@ from defectory.masks.placement import (
     RELATIONS,
     Site,
     borders_of,
-    filled_where_holes_cut,
+    filled_where_cut,
     place,
     place_like,
     relation_of,
     relation_shares,
     site_of,
-    solid_pixels,
 )
 from defectory.masks.sources import MaskSources
 from defectory.pipeline.drawings import drawings_of
@@ -39,12 +38,13 @@ from defectory.pipeline.training import device_of, training_progress
 from defectory.pipeline.values import Mask, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.rle import decode, encode
 from defectory.run import digest_json, write_json
+from defectory.surface import solid_pixels
 from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
 
 FOCUS_FLOOR = 0.1
 """Weight of an instance that a segmenter draws perfectly, beside 1 for one that it misses."""
-DRIVER_RULES = 2
+DRIVER_RULES = 3
 """Raised when the same settings give other drivers."""
 
 
@@ -129,7 +129,7 @@ def placement_in_train(project: Project, bank: MaskBank, weights: Mapping[str, f
         for entry in masks[tile.id]:
             mask = decode(entry.mask.rle)
             observed.append((entry.category_id, relation_of(mask, borders), weights.get(entry.id, 1.0)))
-            filled = entry.mask.model_copy(update={"rle": encode(filled_where_holes_cut(mask, borders))})
+            filled = entry.mask.model_copy(update={"rle": encode(filled_where_cut(mask, borders))})
             whole[entry.id] = entry.model_copy(update={"mask": filled})
     return relation_shares(observed), bank.model_copy(update={"entries": tuple(whole.get(entry.id, entry) for entry in bank.entries)})
 

@@ -159,7 +159,7 @@ def _condition(project: Project) -> object:
     }
 
 
-PLAN_RULES = 7
+PLAN_RULES = 8
 """Raised when the same settings give another plan."""
 
 
@@ -188,7 +188,7 @@ def _synthesis(project: Project) -> object:
     return {**project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
 
 
-FIDELITY_RULES = 3
+FIDELITY_RULES = 4
 """Raised when the same settings give other scores of drafts."""
 
 
@@ -197,8 +197,12 @@ def _curation(project: Project) -> object:
 
 
 def _folds(project: Project) -> object:
-    return {"segmentation": _segmentation(project), "seed": project.config.seed}
+    return {
+        "rules": 2,
+        "segmentation": {**_segmentation(project), "fold_steps": project.config.segmentation.fold_steps},
+        "seed": project.config.seed,
+    }
 
 
 def _segmentation(project: Project) -> object:
-    return project.config.segmentation.model_dump(mode="json", exclude={"arms", "seeds"})
+    return project.config.segmentation.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps"})

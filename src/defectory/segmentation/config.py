@@ -19,6 +19,8 @@ class SegmentationConfig(Section):
     """`auto`: resnet50 on a GPU, light on a CPU."""
     arms: tuple[Arm, ...] = ("real", "synthetic", "synthetic_then_real")
     num_steps: int = Field(default=400, ge=2)
+    fold_steps: int | None = Field(default=None, ge=2)
+    """Steps of the segmenters that are trained in folds of train, for `synthesis.focus` and the check `agreement`; None: `num_steps`."""
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
