@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from defectory.masks.placement import (
     GAP_PX,
+    NUM_CONTACTS,
     RELATIONS,
     Site,
     borders_of,
@@ -191,6 +192,28 @@ def test_where_no_place_is_like_train_any_place_will_do() -> None:
         assert not (placed & taken).any()
     nowhere = Site(allowed=np.zeros(SIZE_HW, bool), borders=site.borders)
     assert place_like(BAR, only_holes, site=nowhere, taken=taken, rng=rng(0)) is None
+
+
+@pytest.mark.parametrize("degrees", [0, 50, 135, 200, 300])
+def test_the_border_lies_where_distances_fall(degrees: int) -> None:
+    borders = borders_of(solid_pixels(part(), PART_HW))
+    angle = np.deg2rad(degrees)
+    y, x = round(40 + 9 * np.sin(angle)), round(40 + 9 * np.cos(angle))
+    found = borders.towards(0, y, x)
+    assert np.cos(found - (angle + np.pi)) > np.cos(np.deg2rad(25)), "to the middle of the hole"
+    assert np.cos(borders.towards(NUM_CONTACTS, 40, 16) - np.pi) > 0.9, "at the left of the part its outside is to the left"
+
+
+def test_a_crack_that_ends_at_a_hole_does_not_cross_it() -> None:
+    site = site_of(part(), PART_HW)
+    at_holes, crack = np.eye(len(RELATIONS))[0], np.ones((4, 22), bool)
+    shares: list[float] = []
+    for seed in range(30):
+        placed = place_like(crack, at_holes, site=site, taken=np.zeros(PART_HW, bool), rng=rng(seed))
+        assert placed is not None
+        assert relation_of(placed, site.borders) == 0
+        shares.append(placed.sum() / crack.sum())
+    assert min(shares) >= 0.9
 
 
 def test_a_crack_across_a_hole_becomes_one_piece_and_its_end_at_one_is_not_hollow() -> None:

@@ -27,6 +27,8 @@ GAP_PX = 2
 """Pixels that stay free between two defects, so that they do not grow into one."""
 TOUCH_PX, CONTACT_PX, NEAR_PX = 2.5, 3.5, 10.0
 CONTACT_SHARES = (0.25, 0.5)
+MAX_SLANT = np.pi / 4
+"""An end at a border points at it within so many radians."""
 MAX_GAP_SHARE = 0.6
 """What a hole cut from a mask is at most so much of it: what lies between the ends of a thin crack around a large hole is no defect."""
 RELATIONS = (
@@ -56,6 +58,12 @@ class Borders:
             distance = self.to_hole if relation < NUM_CONTACTS else self.to_outside
             ys, xs = np.nonzero((nearest > 0) & (distance < 1.5))
         return ys, xs
+
+    def towards(self, relation: int, y: int, x: int) -> float:
+        """Give the direction, radians from the x axis to the y axis, from a surface pixel to the border that a touching relation is to."""
+        distance = self.to_hole if relation < NUM_CONTACTS else self.to_outside
+        rows, columns = (np.clip([at - 1, at + 1], 0, size - 1) for at, size in zip((y, x), distance.shape, strict=True))
+        return float(np.arctan2(distance[rows[0], x] - distance[rows[1], x], distance[y, columns[0]] - distance[y, columns[1]]))
 
 
 def borders_of(solid: Mask) -> Borders:
@@ -156,16 +164,19 @@ def place_like(mask: Mask, shares: NDArray[np.float64], *, site: Site, taken: Ma
         wanted = int(rng.choice(len(RELATIONS), p=shares))
         touches = wanted < NEAR_EITHER
         ys, xs = site.borders.pixels(wanted)
-        for _ in range(NUM_CANDIDATES if len(ys) else 0):
+        for candidate in range(NUM_CANDIDATES if len(ys) else 0):
             at = int(rng.integers(len(ys)))
             if touches and wanted % NUM_CONTACTS == 0:
-                angle = rng.uniform(0, 2 * np.pi)  # an end of the mask is laid there: its outermost pixel in some direction
+                # an end of the mask is laid there, its outermost pixel towards the border, so that it ends at a hole and does not cross it
+                angle = site.borders.towards(wanted, int(ys[at]), int(xs[at])) + rng.uniform(-MAX_SLANT, MAX_SLANT)
                 y, x = own[int((own @ np.array([np.sin(angle), np.cos(angle)])).argmax())]
             else:
                 y, x = own[int(rng.integers(len(own)))]
             result = _pasted(mask, int(ys[at] - y), int(xs[at] - x), size_hw) & allowed
+            # later candidates settle for more that holes cut off
+            loose = touches and candidate >= NUM_CANDIDATES // 2
             if (
-                result.sum() >= (0.75 if touches else 0.9) * len(own)
+                result.sum() >= (0.75 if loose else 0.9) * len(own)
                 and relation_of(result, site.borders) == wanted
                 and not _crowds(result, taken)
             ):
