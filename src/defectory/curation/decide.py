@@ -16,7 +16,7 @@ from defectory.artifacts.plan import Cause, Check, Decision, Decisions, Fidelity
 from defectory.artifacts.value import Value
 from defectory.curation.checks import Checker, Draft, choose, reason_of
 from defectory.curation.config import CurationConfig
-from defectory.curation.fidelity import drawn_map, iou, score_map
+from defectory.curation.fidelity import compare, drawn_map, iou, score_map
 from defectory.curation.realism import density_and_coverage
 from defectory.curation.tighten import tighten
 from defectory.drawing import contact_sheet, draw_outlines
@@ -123,10 +123,11 @@ def decide(
             )
         for number, (job, (image, without)) in enumerate(zip(jobs, pairs, strict=True), start=start):
             masks = [decode(instance.rle) for instance in job.instances]
-            drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=config.difference_threshold)
+            halves = compare(image, without, np.any(masks, axis=0))
+            drawn, strays = halves.drawn(config.difference_threshold), halves.strays(config.difference_threshold)
             tight = tighten(drawn, masks)
             agreements += [iou(mask, label) for mask, label in zip(tight, masks, strict=True)]
-            decision = _decision(job, image, score_map(drawn, masks), checks[number - start], config)
+            decision = _decision(job, image, score_map(drawn, masks, strays=strays), checks[number - start], config)
             if config.tighten_labels:
                 found = tuple(Instance(category_id=i.category_id, rle=encode(mask)) for i, mask in zip(job.instances, tight, strict=True))
                 decision = decision.model_copy(update={"tightened": found})

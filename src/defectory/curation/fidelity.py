@@ -6,6 +6,7 @@ The same noise drawn with and without the mask; their difference shows what the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -29,23 +30,71 @@ SURFACE_SIGMA_PX = 8.0
 LOCAL_SHARE = 0.6
 """A pixel counts as drawn where its difference is at least this share of the mean of what was drawn around it: the foot of a blurred
 border is none of the defect (decision 027)."""
+FAINT_SHARE, FAINT_QUANTILE = 0.4, 0.75
+"""A label under which little differs is held against this share of what does (its strongest quarter): its defect is faint (decision 032)."""
+QUIET_LEVEL, QUIET_QUANTILE = 0.3, 0.5
+"""Halves of which half of the pixels away from the label differ by less than this many grey levels show a faint second defect too."""
+LEAST_FACTOR = 0.5
+"""Thresholds fall no lower than to this share."""
 LOCAL_SIGMA_PX = 5.0
 STRENGTH_SIGMA_PX = 1.0
 
 
-def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE) -> Mask:
-    """Give where the two halves of a counterfactual pair differ, bool [H,W].
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Comparison:
+    """How the two halves of a counterfactual pair differ, float32 [H,W] each, and where that is near the label."""
 
-    The smooth low-frequency drift away from the label is estimated outside it and removed first; single specks are too.
-    The threshold is in proportion to the surface's brightness, since half the light is half the contrast, and to how strongly the defect
-    is drawn there: a dark crack and a faint one, equally blurred, are equally wide.
+    difference: NDArray[np.float32]
+    """Grey levels, drift removed; the lesser of the difference itself and a smoothed one."""
+    strength: NDArray[np.float32]
+    """The difference itself, grey levels."""
+    surface: NDArray[np.float32]
+    """Brightness of the half without mask, over that of mid grey."""
+    label: Mask
+    outside: Mask
+
+    def drawn(self, difference_threshold: float, *, local_share: float = LOCAL_SHARE) -> Mask:
+        """Give where a defect was drawn, bool [H,W].
+
+        The threshold is in proportion to the surface's brightness, since half the light is half the contrast, to how strongly the defect
+        is drawn there, since a dark crack and a faint one, equally blurred, are equally wide, and lower where all of the label is drawn faintly.
+
+        Args:
+            difference_threshold: least grey levels on a surface of grey level 128.
+            local_share: share of the mean difference of drawn pixels around; 0 leaves the threshold as it is.
+        """
+        under = np.quantile((self.difference / self.surface)[self.label], FAINT_QUANTILE)
+        return self._over(difference_threshold * float(np.clip(FAINT_SHARE * under / difference_threshold, LEAST_FACTOR, 1.0)), local_share)
+
+    def strays(self, difference_threshold: float) -> Mask:
+        """Give what was drawn clearly away from the label, bool [H,W]; the more equal the halves are there, the less it takes."""
+        factor = 1.0
+        if self.outside.any():
+            factor = float(np.clip(np.quantile(self.difference[self.outside], QUIET_QUANTILE) / QUIET_LEVEL, LEAST_FACTOR, 1.0))
+        far = cv2.distanceTransform((~self.label).astype(np.uint8), cv2.DIST_L2, 5) > STRAY_PX
+        return self._over(factor * difference_threshold, LOCAL_SHARE, least=factor * MIN_THRESHOLD) & far
+
+    def _over(self, threshold: float, local_share: float, *, least: float = MIN_THRESHOLD) -> Mask:
+        drawn = self.difference > np.maximum(threshold * self.surface, least)
+        if local_share > 0:
+            strength = cv2.GaussianBlur(self.strength, (0, 0), STRENGTH_SIGMA_PX) * drawn
+            share = cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), LOCAL_SIGMA_PX)
+            around = cv2.GaussianBlur(strength, (0, 0), LOCAL_SIGMA_PX) / np.maximum(share, 1e-3)
+            drawn &= self.difference > local_share * around
+        count, labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
+        keep = [index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= MIN_SPECK_PX]
+        return np.isin(labels, keep)
+
+
+def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
+    """Compare the two halves of a counterfactual pair.
+
+    The smooth low-frequency drift away from the label is estimated outside it and removed first.
 
     Args:
         with_mask: RGB uint8 [H,W,3].
         without_mask: RGB uint8 [H,W,3], same noise, no mask.
-        label: union of the masks.
-        difference_threshold: least grey levels on a surface of grey level 128.
-        local_share: share of the mean difference of drawn pixels around; 0 leaves the threshold as it is.
+        label: union of the masks, not empty.
     """
     signed = with_mask.astype(np.float32) - without_mask.astype(np.float32)
     outside = (cv2.dilate(label.astype(np.uint8), np.ones((2 * NEAR_PX + 1, 2 * NEAR_PX + 1), np.uint8)) == 0).astype(np.float32)
@@ -55,19 +104,21 @@ def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_
     # where no outside pixel is near, there is nothing to estimate drift from
     signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
     smooth = np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2)
-    # smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border
-    surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX)
-    threshold = np.maximum(difference_threshold * surface / MID_GREY, MIN_THRESHOLD)
-    difference = np.minimum(smooth, np.abs(signed).max(axis=2))
-    drawn = difference > threshold
-    if local_share > 0:
-        strength = cv2.GaussianBlur(np.abs(signed).max(axis=2), (0, 0), STRENGTH_SIGMA_PX) * drawn
-        share = cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), LOCAL_SIGMA_PX)
-        around = cv2.GaussianBlur(strength, (0, 0), LOCAL_SIGMA_PX) / np.maximum(share, 1e-3)
-        drawn &= difference > local_share * around
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
-    keep = [index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= MIN_SPECK_PX]
-    return np.isin(labels, keep)
+    strength = np.abs(signed).max(axis=2)
+    surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX) / MID_GREY
+    return Comparison(
+        # smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border
+        difference=np.minimum(smooth, strength),
+        strength=strength,
+        surface=np.maximum(surface, 1 / MID_GREY).astype(np.float32),
+        label=label,
+        outside=outside > 0,
+    )
+
+
+def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE) -> Mask:
+    """Give where the two halves of a counterfactual pair differ, bool [H,W]; see `compare` and `Comparison.drawn`."""
+    return compare(with_mask, without_mask, label).drawn(difference_threshold, local_share=local_share)
 
 
 def score(with_mask: Image, without_mask: Image, masks: Sequence[Mask], *, difference_threshold: float) -> Fidelity:
@@ -80,12 +131,12 @@ def score(with_mask: Image, without_mask: Image, masks: Sequence[Mask], *, diffe
         difference_threshold: grey levels that count as drawn on a surface of grey level 128.
     """
     label = np.any(masks, axis=0)
-    drawn = drawn_map(with_mask, without_mask, label, difference_threshold=difference_threshold)
-    return score_map(drawn, masks)
+    halves = compare(with_mask, without_mask, label)
+    return score_map(halves.drawn(difference_threshold), masks, strays=halves.strays(difference_threshold))
 
 
-def score_map(drawn: Mask, masks: Sequence[Mask]) -> Fidelity:
-    """Compare a map of what was drawn, bool [H,W], with the label's masks."""
+def score_map(drawn: Mask, masks: Sequence[Mask], *, strays: Mask) -> Fidelity:
+    """Compare a map of what was drawn, bool [H,W], with the label's masks; `strays` is what was drawn away from them."""
     label = np.any(masks, axis=0)
     total = int(drawn.sum())
     per_instance: list[float] = []
@@ -98,7 +149,7 @@ def score_map(drawn: Mask, masks: Sequence[Mask]) -> Fidelity:
         iou=iou(drawn, label),
         per_instance_iou=tuple(per_instance),
         outside_fraction=float((drawn & ~label).sum() / total) if total else 0.0,
-        stray_px=int((drawn & (cv2.distanceTransform((~label).astype(np.uint8), cv2.DIST_L2, 5) > STRAY_PX)).sum()),
+        stray_px=int(strays.sum()),
         f1_2px=tuple(thin),
     )
 

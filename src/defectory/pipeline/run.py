@@ -188,7 +188,7 @@ def _synthesis(project: Project) -> object:
     return {**project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
 
 
-FIDELITY_RULES = 4
+FIDELITY_RULES = 5
 """Raised when the same settings give other scores of drafts."""
 
 
