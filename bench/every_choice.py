@@ -27,7 +27,7 @@ from defectory.rle import decode
 from defectory.run import write_json
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "topology": (),
+    "topology": ("drivers.kind=topology",),
     "edges": ("drivers.kind=edges",),
     "soft-edges": ("drivers.kind=soft-edges",),
     "superpixels": ("drivers.kind=superpixels",),

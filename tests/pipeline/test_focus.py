@@ -108,6 +108,15 @@ def test_folds_are_a_stage_only_where_something_needs_them(tiny_run: Run, open_t
     assert ("folds" in agreement["plan"], "folds" in agreement["curate"]) == (False, True)
 
 
+def test_steps_of_folds_are_the_folds_alone(tiny_run: Run, open_tiny: Opened) -> None:
+    folder, settings, _ = tiny_run
+    changed: list[str] = []
+    plain, other = (open_tiny(folder, settings, "synthesis.focus=segmenter", f"segmentation.fold_steps={steps}") for steps in (2, 5))
+    for before, after in zip(stages_of(plain), stages_of(other), strict=True):
+        changed += [before.name] if before.settings(plain) != after.settings(other) else []
+    assert changed == ["folds", "report"], "no arm is trained again"
+
+
 def test_hard_instances_give_more_of_the_masks(focused: Project) -> None:
     bank = bank_of(focused)
     several = [c for c, count in Counter(entry.category_id for entry in bank.entries).items() if count > 1]

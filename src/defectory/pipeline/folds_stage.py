@@ -156,9 +156,18 @@ def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:
 
 def overlap(seen: Sequence[Defects], labels: Defects) -> float:
     """Give the IoU of all that is called a defect with all that is labelled, whatever class; the mean over segmenters."""
-    label = np.any([mask for _, mask in labels], axis=0)
-    unions = [np.any([mask for _, mask in of], axis=0) if of else np.zeros_like(label) for of in seen]
-    return float(np.mean([(found & label).sum() / max(1, (found | label).sum()) for found in unions]))
+    label = _union(labels, like=labels[0][1])
+    ious: list[float] = []
+    for found in (_union(of, like=label) for of in seen):
+        ious.append(float((found & label).sum()) / max(1, int((found | label).sum())))
+    return float(np.mean(ious))
+
+
+def _union(defects: Defects, *, like: Mask) -> Mask:
+    result = np.zeros_like(like)
+    for _, mask in defects:
+        result |= mask
+    return result
 
 
 def difficulty_of(project: Project) -> Difficulty:

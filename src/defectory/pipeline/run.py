@@ -198,10 +198,8 @@ def _curation(project: Project) -> object:
 
 def _folds(project: Project) -> object:
     return {
-        "rules": 2,
-        "segmentation": {**_segmentation(project), "fold_steps": project.config.segmentation.fold_steps},
-        "seed": project.config.seed,
-    }
+        "rules": 2, "segmentation": _segmentation(project), "fold_steps": project.config.segmentation.fold_steps, "seed": project.config.seed,
+    }  # fmt: skip
 
 
 def _segmentation(project: Project) -> object:
