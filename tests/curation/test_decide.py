@@ -215,6 +215,16 @@ def test_of_each_class_the_truest_labels_are_kept(drafts: Drafts) -> None:
     assert [d.job_id for d in few.decisions if d.status == "accepted"] == [job.id for job in plan.jobs[:2]], "one of a class at least"
 
 
+def test_a_small_choice_of_what_passes_names_no_cause(drafts: Drafts) -> None:
+    label = rectangle(10, 10, 40, 40)
+    for number in range(12):
+        drafts.add([(1, label)], [] if number == 0 else [label])
+    _, _, summary = drafts.decided(CurationConfig(keep_share=0.1))
+    assert summary.accepted_share == pytest.approx(1 / 12)
+    assert summary.rejected_by == {"not chosen": 10, "not drawn": 1}
+    assert summary.likely_cause is None
+
+
 def test_a_run_that_is_mostly_rejected_names_the_likely_cause(drafts: Drafts) -> None:
     label = rectangle(10, 10, 40, 40)
     for _ in range(6):

@@ -243,7 +243,9 @@ def _summary(plan: Plan, outcome: Decisions, shuffled: list[float], agreements: 
     if checker is not None and checker.realism is not None and chosen:
         of = checker.realism
         density, coverage = density_and_coverage((checker.features[chosen] - of.mean) / of.scale, of.features)
+    # what was left out by choice is no fault
     faults: Counter[Cause] = Counter({cause: count for cause, count in causes.items() if cause != "not chosen"})
+    passed = len(outcome.decisions) - sum(faults.values())
     return FidelitySummary(
         mean=float(np.mean([d.fidelity.iou for d in outcome.decisions])),
         per_class=_means(per_class),
@@ -261,7 +263,7 @@ def _summary(plan: Plan, outcome: Decisions, shuffled: list[float], agreements: 
         density=density,
         coverage=coverage,
         tightened_iou=float(np.mean(agreements)) if agreements else None,
-        likely_cause=CAUSES[faults.most_common(1)[0][0]] if share < LOW_ACCEPTANCE and faults else None,
+        likely_cause=CAUSES[faults.most_common(1)[0][0]] if faults and passed < LOW_ACCEPTANCE * len(outcome.decisions) else None,
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
 from defectory.artifacts.tiles import Tile, Tiling
+from defectory.curation.fidelity import iou
 from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.training import device_of
@@ -74,13 +75,13 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
         image, labels = load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances)
         seen = segmenters.defects(image, folds=[fold_of[tile.image_id]])
         tiles.append(TileOverlap(tile_id=tile.id, category_ids=tuple(i.category_id for i in tile.instances), overlap=overlap(seen, labels)))
-        for instance, iou in zip(tile.instances, best_ious(seen, labels), strict=True):
+        for instance, best in zip(tile.instances, best_ious(seen, labels), strict=True):
             if not instance.is_crowd:
-                found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, iou))
+                found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, best))
     difficulty = Difficulty(
         split_digest=split.digest(), num_folds=NUM_FOLDS,
         instances=tuple(
-            InstanceDifficulty(image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([iou for _, iou in of])))
+            InstanceDifficulty(image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([best for _, best in of])))
             for (image_id, number), of in sorted(found.items())
         ),
         tiles=tuple(tiles),
@@ -148,19 +149,13 @@ class FoldSegmenters:
 
 def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:
     """Give per labelled instance the best IoU of a detection of its class."""
-    return [
-        max((float((mask & found).sum() / (mask | found).sum()) for of in seen for c, found in of if c == category_id), default=0.0)
-        for category_id, mask in labels
-    ]
+    return [max((iou(mask, found) for of in seen for c, found in of if c == category_id), default=0.0) for category_id, mask in labels]
 
 
 def overlap(seen: Sequence[Defects], labels: Defects) -> float:
     """Give the IoU of all that is called a defect with all that is labelled, whatever class; the mean over segmenters."""
     label = _union(labels, like=labels[0][1])
-    ious: list[float] = []
-    for found in (_union(of, like=label) for of in seen):
-        ious.append(float((found & label).sum()) / max(1, int((found | label).sum())))
-    return float(np.mean(ious))
+    return float(np.mean([iou(_union(of, like=label), label) for of in seen]))
 
 
 def _union(defects: Defects, *, like: Mask) -> Mask:
