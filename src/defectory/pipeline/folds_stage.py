@@ -88,7 +88,7 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
     )  # fmt: skip
     difficulty.save(project.path("folds", "difficulty.json"))
     names = {c.id: c.name for c in tileset.categories}
-    yield "IoU of what each fold left out: " + ", ".join(f"{names[c]} {iou:.2f}" for c, iou in difficulty.per_class().items())
+    yield "IoU of what each fold left out: " + ", ".join(f"{names[c]} {best:.2f}" for c, best in difficulty.per_class().items())
 
 
 def _folds(project: Project, tiles: Sequence[Tile]) -> dict[int, int]:
