@@ -1,0 +1,84 @@
+"""Does curation name copies? Train tiles mirrored, shifted, re-exposed and passed through the autoencoder, and real test tiles.
+
+Wanted: at least 95% of the copies named, at most 1% of the test tiles. For a run whose tiles, test tiles and class images are there:
+`python bench/copies.py PROJECT.toml [--each 2]`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from defectory.cli.options import open_project
+from defectory.engine.base.known import resolve_base
+from defectory.engine.base.load import load_base
+from defectory.engine.tensors import images_to_tensor, tensor_to_images
+from defectory.imageio import load_rgb
+from defectory.pipeline.curate_stage import checker_of
+from defectory.pipeline.values import tileset_of
+
+Image = NDArray[np.uint8]
+MAX_SHIFT_PX = 8
+GAINS, OFFSETS = (0.7, 1.3), (-20.0, 20.0)
+BATCH_SIZE = 16
+
+
+def changed(image: Image, rng: np.random.Generator) -> Image:
+    """Give a copy RGB uint8 [H,W,3] that no pixel of is as it was."""
+    image = image[:, ::-1] if rng.random() < 0.5 else image
+    image = image[::-1] if rng.random() < 0.5 else image
+    dx, dy = rng.integers(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)
+    shift = np.array([[1, 0, dx], [0, 1, dy]], np.float32)
+    moved = cv2.warpAffine(np.ascontiguousarray(image), shift, image.shape[1::-1], borderMode=cv2.BORDER_REFLECT_101)
+    return np.clip(moved.astype(np.float32) * rng.uniform(*GAINS) + rng.uniform(*OFFSETS), 0, 255).astype(np.uint8)
+
+
+def main() -> None:
+    """Count copies that are named, by the right name, and test tiles that are taken for copies."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("project", type=Path)
+    parser.add_argument("--each", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    project = open_project(args.project, save=False)
+    checker, models = checker_of(project), load_base(resolve_base(project.config.base))
+    vae: Any = models.vae
+    tiles = [tile for tile in tileset_of(project).of("train") if tile.instances]
+    rng = np.random.default_rng(5)
+    made = [(tile, changed(load_rgb(project.path("tiles", tile.file_name)), rng)) for tile in tiles for _ in range(args.each)]
+    passed: list[Image] = []
+    with torch.no_grad():
+        for start in range(0, len(made), BATCH_SIZE):
+            pictures = images_to_tensor([image for _, image in made[start : start + BATCH_SIZE]])
+            passed += tensor_to_images(vae.decode(vae.encode(pictures).latent_dist.mode()).sample)
+    found = [checker.originals.likeness(image, tile.valid_hw) for (tile, _), image in zip(made, passed, strict=True)]
+    named = [like.value > checker.copy_limit for like in found]
+    # another tile of the same image is the same picture
+    right = [
+        like.name.removeprefix("train tile ").rsplit("-", 1)[0] == t.id.rsplit("-", 1)[0] for like, (t, _) in zip(found, made, strict=True)
+    ]
+    test = tileset_of(project, "test_tiles").tiles
+    real = [checker.originals.likeness(load_rgb(project.path("test_tiles", t.file_name)), t.valid_hw).value for t in test]
+    print(
+        json.dumps(
+            {
+                "copies": len(made), "named": float(np.mean(named)), "by_the_right_name": float(np.mean(right)),
+                "test_tiles": len(real), "false_alarms": float(np.mean(np.array(real) > checker.copy_limit)),
+                "limit": checker.copy_limit, "least_likeness_of_a_copy": min(like.value for like in found), "most_of_a_test_tile": max(real),
+            },
+            indent=1,
+        )
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
