@@ -22,7 +22,7 @@ from defectory.engine.base.load import load_base
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.imageio import load_rgb
 from defectory.pipeline.curate_stage import checker_of
-from defectory.pipeline.values import tileset_of
+from defectory.pipeline.values import dataset_of, tileset_of
 
 Image = NDArray[np.uint8]
 MAX_SHIFT_PX = 8
@@ -59,13 +59,13 @@ def main() -> None:
     with torch.no_grad():
         for start in range(0, len(made), BATCH_SIZE):
             pictures = images_to_tensor([image for _, image in made[start : start + BATCH_SIZE]])
-            passed += tensor_to_images(vae.decode(vae.encode(pictures).latent_dist.mode()).sample)
+            passed.extend(tensor_to_images(vae.decode(vae.encode(pictures).latent_dist.mode()).sample))
     found = [checker.originals.likeness(image, tile.valid_hw) for (tile, _), image in zip(made, passed, strict=True)]
     named = [like.value > checker.copy_limit for like in found]
-    # another tile of the same image is the same picture
-    right = [
-        like.name.removeprefix("train tile ").rsplit("-", 1)[0] == t.id.rsplit("-", 1)[0] for like, (t, _) in zip(found, made, strict=True)
-    ]
+    # other photographs of the same part show the same picture
+    dataset = dataset_of(project)
+    group_of = {f"train tile {tile.id}": dataset.image(tile.image_id).group for tile in tiles}
+    right = [group_of.get(like.name) == group_of[f"train tile {tile.id}"] for like, (tile, _) in zip(found, made, strict=True)]
     test = tileset_of(project, "test_tiles").tiles
     real = [checker.originals.likeness(load_rgb(project.path("test_tiles", t.file_name)), t.valid_hw).value for t in test]
     print(
