@@ -31,7 +31,7 @@ BATCH_SIZE = 16
 
 
 def changed(image: Image, rng: np.random.Generator) -> Image:
-    """Give a copy RGB uint8 [H,W,3] that no pixel of is as it was."""
+    """Give a copy RGB uint8 [H,W,3], mirrored, shifted and re-exposed."""
     image = image[:, ::-1] if rng.random() < 0.5 else image
     image = image[::-1] if rng.random() < 0.5 else image
     dx, dy = rng.integers(-MAX_SHIFT_PX, MAX_SHIFT_PX + 1, 2)

@@ -42,7 +42,7 @@ STRENGTH_SIGMA_PX = 1.0
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """How the two halves of a counterfactual pair differ, float32 [H,W] each, and where that is near the label."""
+    """How the two halves of a counterfactual pair differ, arrays [H,W]."""
 
     difference: NDArray[np.float32]
     """Grey levels, drift removed; the lesser of the difference itself and a smoothed one."""
@@ -51,7 +51,9 @@ class Comparison:
     surface: NDArray[np.float32]
     """Brightness of the half without mask, over that of mid grey."""
     label: Mask
+    """Union of the masks."""
     outside: Mask
+    """What is clear of the label, where nothing but drift should differ."""
 
     def drawn(self, difference_threshold: float, *, local_share: float = LOCAL_SHARE) -> Mask:
         """Give where a defect was drawn, bool [H,W].

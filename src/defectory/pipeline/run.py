@@ -196,9 +196,14 @@ def _curation(project: Project) -> object:
     return {"rules": FIDELITY_RULES, "curation": project.config.curation.model_dump(mode="json"), "seed": project.config.seed}
 
 
+FOLD_RULES = 2
+"""Raised when the same settings give other folds, or more is told of them."""
+
+
 def _folds(project: Project) -> object:
     return {
-        "rules": 2, "segmentation": _segmentation(project), "fold_steps": project.config.segmentation.fold_steps, "seed": project.config.seed,
+        "rules": FOLD_RULES, "segmentation": _segmentation(project), "fold_steps": project.config.segmentation.fold_steps,
+        "seed": project.config.seed,
     }  # fmt: skip
 
 
