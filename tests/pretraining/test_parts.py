@@ -269,6 +269,45 @@ def test_the_prior_begins_on_as_many_pixels_in_crops(tiny_recipe: PretrainConfig
     assert seen == [(16, 4, 4, 4)] * 3 + [(4, 4, 8, 8)] * 3
 
 
+def test_a_share_of_captions_is_short_and_a_share_empty(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
+    save_file({"latents": torch.randn(24, 4, 8, 8).half()}, tmp_path / "latents.safetensors")
+    recipe = tiny_recipe.model_copy(update={"caption_dropout": 0.2, "short_caption_share": 0.3})
+    data = LatentCorpus(recipe, corpus, make_tokenizer(recipe, corpus), cache=tmp_path / "latents.safetensors")
+    indices = torch.arange(20).repeat(100)
+    told = data.token_ids(indices, torch.Generator().manual_seed(0))
+    short = [short_caption(*words) for words in zip(corpus.tones, corpus.materials, corpus.defect_words, strict=True)]
+    forms = [data.tokenize(texts) for texts in (corpus.captions, short, [""] * 24)]
+    shares = [float((told == form[indices]).all(dim=1).float().mean()) for form in forms]
+    assert shares == pytest.approx([0.5, 0.3, 0.2], abs=0.05)
+    assert sum(shares) == pytest.approx(1.0), "each image has its own caption, in one of three forms"
+
+
+def test_the_compiled_unet_is_the_one_that_trains(tiny_recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
+    save_file({"latents": torch.randn(24, 4, 8, 8).half()}, tmp_path / "latents.safetensors")
+    tokenizer = make_tokenizer(tiny_recipe, corpus)
+    data = LatentCorpus(tiny_recipe, corpus, tokenizer, cache=tmp_path / "latents.safetensors")
+    calls: list[bool] = []
+
+    def compiled(unet: nn.Module) -> Any:
+        def call(*inputs: Any, **named: Any) -> Any:
+            calls.append(torch.is_grad_enabled())
+            return unet(*inputs, **named)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    weights: list[dict[str, torch.Tensor]] = []
+    for compiles in (False, True):
+        recipe = tiny_recipe.model_copy(update={"compiles": compiles})
+        *_, model = train_prior(recipe, data, tokenizer, checkpoint=tmp_path / f"{compiles}.safetensors")
+        assert isinstance(model, nn.Module)
+        weights.append(model.state_dict())
+    assert calls == [True] * tiny_recipe.diffusion.num_steps, "every step and no held-out loss"
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
 def test_the_average_is_checked_and_training_goes_on_as_if_it_were_not(tmp_path: Path) -> None:
     def run(checkpoint: Path, check_every: int | None) -> tuple[torch.Tensor, list[torch.Tensor], list[float | None]]:
         model = nn.Linear(2, 1, bias=False)

@@ -13,16 +13,22 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.errors import ConfigError
 from defectory.pipeline.stage import Event, Progress, StageEnded
-from defectory.pretraining.config import PretrainConfig, ScoreConfig
+from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig
 
 
 def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
-    """Give the configuration of pretraining with `dotted.key=value` settings.
+    """Give the configuration of pretraining with `dotted.key=value` settings; on another device than a CPU, that of `ON_ACCELERATOR`.
 
     Raises:
         ConfigError: an unknown or wrong setting.
     """
-    return _with_overrides(PretrainConfig(device=device, seed=seed), overrides)
+    config = PretrainConfig(device=device, seed=seed)
+    if not device.startswith("cpu"):
+        tree = config.model_dump()
+        for key, value in ON_ACCELERATOR.items():
+            tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
+        config = PretrainConfig.model_validate(tree)
+    return _with_overrides(config, overrides)
 
 
 C = TypeVar("C", bound=Section)

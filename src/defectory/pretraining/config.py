@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -60,7 +60,8 @@ class ScoreConfig(Section):
     num_samples: int = Field(default=1000, ge=4)
     num_workers: int = Field(default=2, ge=1)
     num_steps: int = Field(default=20, ge=1)
-    guidance_scale: float = Field(default=3.0, ge=1)
+    guidance_scale: float = Field(default=5.0, ge=1)
+    guidance_rescale: float = Field(default=0.7, ge=0, le=1)
     judge: StageConfig = StageConfig(num_steps=2000, batch_size=32, learning_rate=6e-3, optimizer="muon", decay_share=0.5, ema_decay=0.99)
 
 
@@ -85,6 +86,9 @@ class PretrainConfig(Section):
     tokenizer are kept as they are. None starts from nothing."""
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
+    compiles: bool = False
+    """Compile the UNet while it trains: a seventh off a step of 128 images on an H100, for a minute and a half before the first one; wants a
+    compiler."""
     tile_px: int = Field(default=128, ge=32)
     num_images: int = Field(default=48000, ge=8)
     """Procedural images in the corpus."""
@@ -95,7 +99,8 @@ class PretrainConfig(Section):
     latent_channels: int = Field(default=8, ge=1)
     vae_channels: tuple[int, ...] = (32, 48, 64)
     """Three stages: factor 4, so that thin cracks survive."""
-    unet_channels: tuple[int, ...] = (64, 112, 160)
+    unet_channels: tuple[int, ...] = (64, 96, 224)
+    """Wide at the lowest resolution, where material and defect are decided and a channel costs a CPU little (decision 034)."""
     text_width: int = Field(default=128, ge=8)
     text_layers: int = Field(default=2, ge=1)
     text_length: int = Field(default=32, ge=8)
@@ -117,7 +122,7 @@ class PretrainConfig(Section):
     """Add the pooled caption to the time embedding too (`addition_embed_type` of diffusers), so that every layer hears it."""
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under and next to a defect while the base trains."""
-    defect_share: float = Field(default=0.0, ge=0, lt=1)
+    defect_share: float = Field(default=0.15, ge=0, lt=1)
     """Least share of an image's loss that its defects and their margin have while the base trains, as far as `MAX_DEFECT_WEIGHT` goes: a pit
     is a thousandth of an image, and no loss without it."""
     control_defect_weight: float = Field(default=4.0, ge=1)
@@ -163,3 +168,22 @@ class PretrainConfig(Section):
         ):
             raise ValueError(f"vae_channels {self.vae_channels} with {self.vae_norm_groups} groups are too few for vae_start patch-code")
         return self
+
+
+ON_ACCELERATOR: dict[str, Any] = {
+    "num_images": 96000,
+    "num_workers": 15,
+    "crop_share": 0.0,
+    "check_every": 1500,
+    "diffusion": {
+        "num_steps": 2200,
+        "batch_size": 512,
+        "learning_rate": 4e-3,
+        "warmup_steps": 200,
+        "decay_share": 0.7,
+        "ema_decay": 0.998,
+        "checkpoint_every": 500,
+    },
+    "control": {"num_steps": 500, "batch_size": 128, "warmup_steps": 50, "decay_share": 0.7, "ema_decay": 0.99, "checkpoint_every": 100},
+}
+"""What the recipe has for an accelerator in place of a CPU's values: the embedded base, version 3, in eight minutes of an H100 (decision 034)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,12 +69,13 @@ def train_control(
     size = config.control.batch_size
     corpus = data.corpus
 
+    def driver(index: int, hue: float) -> NDArray[np.uint8]:
+        class_map = corpus.class_maps[index]
+        return paint(geometry_of(corpus.images[index], class_map > 0), class_map, hue)
+
     def drivers(indices: Tensor, hues: Tensor) -> Tensor:
-        batch: list[NDArray[np.uint8]] = []
-        for index, hue in zip(indices.tolist(), hues.tolist(), strict=True):
-            class_map = corpus.class_maps[index]
-            batch.append(paint(geometry_of(corpus.images[index], class_map > 0), class_map, hue))
-        return torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 255
+        batch = torch.from_numpy(np.stack(list(threads.map(driver, indices.tolist(), hues.tolist()))))
+        return batch.to(device).permute(0, 3, 1, 2).float() / 255
 
     def predict(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, condition: Tensor, num_free: int) -> Tensor:
         """Give v [B,C,h,w], the first `num_free` members without driver."""
@@ -91,16 +93,16 @@ def train_control(
 
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
         indices = data.indices(size, generator)
-        clean = data.clean(indices).to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        timesteps = stratified_timesteps(size, 1000, generator).to(device)
+        clean = data.clean(indices)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        timesteps = stratified_timesteps(size, 1000, generator)
         if num_free:
             # strata come in order of noise: members without driver would all be the least noisy ones
-            timesteps = timesteps[torch.randperm(size, generator=generator).to(device)]
-        token_ids = data.token_ids(indices, generator).to(device)
-        hues = torch.rand(size, generator=generator)
-        condition = drivers(indices[num_free:], hues[num_free:]).to(device)
-        weight = data.defect_weight(indices, config.control_defect_weight).to(device)
+            timesteps = timesteps[torch.randperm(size, generator=generator, device=device)]
+        token_ids = data.token_ids(indices, generator)
+        hues = torch.rand(size, generator=generator, device=device)
+        condition = drivers(indices[num_free:], hues[num_free:])
+        weight = data.defect_weight(indices, config.control_defect_weight)
         noisy, target = noising.add(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = predict(noisy, timesteps, token_ids, condition, num_free)
@@ -110,13 +112,14 @@ def train_control(
     held_out_hues = torch.rand(config.num_held_out, generator=torch.Generator().manual_seed(config.seed))
 
     def predict_held_out(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, indices: Tensor) -> Tensor:
-        condition = drivers(indices, held_out_hues[indices - data.num_train]).to(device)
+        condition = drivers(indices, held_out_hues[indices - data.num_train])
         return predict(noisy, timesteps, token_ids, condition, 0)
 
-    yield from fit(
-        trained, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint,
-        check=lambda _: held_out_loss(config, data, predict_held_out, batch_size=size), check_every=config.check_every,
-    )  # fmt: skip
+    with ThreadPoolExecutor(config.num_workers) as threads:
+        yield from fit(
+            trained, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint,
+            check=lambda _: held_out_loss(config, data, predict_held_out, batch_size=size), check_every=config.check_every, rng_device=device,
+        )  # fmt: skip
     yield control
 
 

@@ -128,47 +128,51 @@ ENCODE_IMAGES = 512
 
 
 class LatentCorpus:
-    """Scaled latents of the corpus (fp16, as `cache_latents` left them), captions as token ids, defect masks."""
+    """Scaled latents of the corpus (fp16, as `cache_latents` left them), captions as token ids, where defects are; on the recipe's device,
+    so that a step there waits for nothing.
+    """
 
     def __init__(self, config: PretrainConfig, corpus: Corpus, tokenizer: CLIPTokenizer, *, cache: Path) -> None:
         self.config, self.corpus, self.tokenizer = config, corpus, tokenizer
         self.num_train = len(corpus) - config.num_held_out
-        self.latents = load_file(cache)["latents"]
+        self.device = torch.device(config.device)
+        self.latents = load_file(cache)["latents"].to(self.device)
         self.factor = config.tile_px // self.latents.shape[-1]
+        self.holds_defect = torch.cat([self._defects_of(start) for start in range(0, len(corpus), ENCODE_IMAGES)])
+        short = [short_caption(*words) for words in zip(corpus.tones, corpus.materials, corpus.defect_words, strict=True)]
+        self._long_ids, self._short_ids, self._empty_ids = (self.tokenize(texts) for texts in (corpus.captions, short, [""]))
+
+    def _defects_of(self, start: int) -> Tensor:
+        class_maps = torch.from_numpy(self.corpus.class_maps[start : start + ENCODE_IMAGES]).to(self.device)
+        return nn.functional.max_pool2d((class_maps > 0).float()[:, None], self.factor) > 0
 
     def indices(self, batch_size: int, generator: torch.Generator) -> Tensor:
         """Draw training image indices."""
-        return torch.randint(self.num_train, (batch_size,), generator=generator)
+        return torch.randint(self.num_train, (batch_size,), generator=generator, device=generator.device)
 
     def window(self, crop_px: int, generator: torch.Generator) -> Window:
         """Draw a window of `crop_px`, on whole latent pixels."""
         side, full = crop_px // self.factor, self.latents.shape[-1]
-        y, x = torch.randint(full - side + 1, (2,), generator=generator).tolist()
+        y, x = torch.randint(full - side + 1, (2,), generator=generator, device=generator.device).tolist()
         return Window(y=y, x=x, side=side, factor=self.factor)
 
     def clean(self, indices: Tensor, windows: Sequence[Window] | None = None) -> Tensor:
         """Give scaled latents float32 [B,C,h,w], of one window each where there are any."""
-        if windows is None:
-            return self.latents[indices].float()
-        return torch.stack([self.latents[i][..., *w.latents] for i, w in zip(indices.tolist(), windows, strict=True)]).float()
+        return _windowed(self.latents, indices, windows).float()
 
     def token_ids(self, indices: Tensor, generator: torch.Generator, windows: Sequence[Window] | None = None) -> Tensor:
         """Give token ids [B,L]; some captions shortened, some dropped; a window's caption names the defects in it."""
-        draws = torch.rand(len(indices), generator=generator).tolist()
-        captions: list[str] = []
-        for number, (index, draw) in enumerate(zip(indices.tolist(), draws, strict=True)):
-            words = self.corpus.defect_words[index]
-            caption = self.corpus.captions[index]
-            if windows is not None:
-                words = self._words_in(index, windows[number])
-                caption = with_defects(caption, words)
-            if draw < self.config.caption_dropout:
-                captions.append("")
-            elif draw < self.config.caption_dropout + self.config.short_caption_share:
-                captions.append(short_caption(self.corpus.tones[index], self.corpus.materials[index], words))
-            else:
-                captions.append(caption)
-        return self.tokenize(captions)
+        draws = torch.rand(len(indices), generator=generator, device=generator.device)
+        dropped = draws < self.config.caption_dropout
+        shortened = draws < self.config.caption_dropout + self.config.short_caption_share
+        if windows is None:
+            long_ids, short_ids = self._long_ids[indices], self._short_ids[indices]
+        else:
+            words = [self._words_in(index, window) for index, window in zip(indices.tolist(), windows, strict=True)]
+            named = list(zip(indices.tolist(), words, strict=True))
+            long_ids = self.tokenize([with_defects(self.corpus.captions[i], w) for i, w in named])
+            short_ids = self.tokenize([short_caption(self.corpus.tones[i], self.corpus.materials[i], w) for i, w in named])
+        return torch.where(dropped[:, None], self._empty_ids, torch.where(shortened[:, None], short_ids, long_ids))
 
     def _words_in(self, index: int, window: Window) -> tuple[str, ...]:
         areas = np.bincount(self.corpus.class_maps[index][window.pixels].ravel(), minlength=len(DEFECT_WORDS) + 1)
@@ -179,22 +183,24 @@ class LatentCorpus:
         batch: Any = self.tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.config.text_length, return_tensors="pt"
         )
-        return batch.input_ids
+        return batch.input_ids.to(self.device)
 
     def defect_weight(self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None, *, share: float = 0.0) -> Tensor:
         """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1 elsewhere.
 
         Where these pixels would weigh less than `share` of their image, they weigh so much, at most `MAX_DEFECT_WEIGHT` each.
         """
-        maps = [self.corpus.class_maps[i] for i in indices.tolist()]
-        if windows is not None:
-            maps = [class_map[w.pixels] for class_map, w in zip(maps, windows, strict=True)]
-        masks = torch.stack([torch.from_numpy(class_map > 0) for class_map in maps]).float()[:, None]
         margin = self.config.defect_margin
-        near = nn.functional.max_pool2d(nn.functional.max_pool2d(masks, self.factor), 2 * margin + 1, stride=1, padding=margin)
+        near = nn.functional.max_pool2d(_windowed(self.holds_defect, indices, windows).float(), 2 * margin + 1, stride=1, padding=margin)
         part = near.mean(dim=(1, 2, 3), keepdim=True).clamp(1e-6, 1 - 1e-6)
         wanted = (share / (1 - share) * (1 - part) / part).clamp(min=weight, max=max(weight, MAX_DEFECT_WEIGHT))
         return 1 + (wanted - 1) * near
+
+
+def _windowed(maps: Tensor, indices: Tensor, windows: Sequence[Window] | None) -> Tensor:
+    if windows is None:
+        return maps[indices]
+    return torch.stack([maps[i][..., *w.latents] for i, w in zip(indices.tolist(), windows, strict=True)])
 
 
 class PriorModel(nn.Module):
@@ -212,7 +218,8 @@ class PriorModel(nn.Module):
 
 def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
     """Draw one timestep per equal stratum of the range, int64 [B]: same expectation as uniform, less variance."""
-    offsets = (torch.arange(batch_size) + torch.rand(batch_size, generator=generator)) / batch_size
+    device = generator.device
+    offsets = (torch.arange(batch_size, device=device) + torch.rand(batch_size, generator=generator, device=device)) / batch_size
     return (offsets * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
@@ -272,8 +279,8 @@ def train_prior(
     use_plain_attention(model.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     # a twelfth faster on a CPU
     model.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    scheduler = build_scheduler()
-    noising = Noising(scheduler, device)
+    unet: Any = torch.compile(model.unet) if config.compiles else model.unet
+    noising = Noising(build_scheduler(), device)
     num_crop_steps = round(config.crop_share * config.diffusion.num_steps)
     crops_per_step = config.diffusion.batch_size * (config.tile_px // config.crop_px) ** 2
 
@@ -282,15 +289,16 @@ def train_prior(
         size = crops_per_step if cropped else config.diffusion.batch_size
         indices = data.indices(size, generator)
         windows = [data.window(config.crop_px, generator) for _ in range(size)] if cropped else None
-        clean = data.clean(indices, windows).to(device)
-        noise = torch.randn(clean.shape, generator=generator).to(device)
-        timesteps = stratified_timesteps(size, 1000, generator).to(device)
-        token_ids = data.token_ids(indices, generator, windows).to(device)
-        weight = data.defect_weight(indices, config.defect_weight, windows, share=config.defect_share).to(device)
+        clean = data.clean(indices, windows)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        timesteps = stratified_timesteps(size, 1000, generator)
+        token_ids = data.token_ids(indices, generator, windows)
+        weight = data.defect_weight(indices, config.defect_weight, windows, share=config.defect_share)
         noisy, target = noising.add(clean, noise, timesteps)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            predicted = model(noisy, timesteps, token_ids)
+            context = model.text_encoder(input_ids=token_ids).last_hidden_state
+            predicted = unet(noisy, timesteps, encoder_hidden_states=context).sample
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
@@ -303,7 +311,7 @@ def train_prior(
 
     yield from fit(
         model, loss_of, config.diffusion, stage="diffusion", seed=config.seed, checkpoint=checkpoint, check=check,
-        check_every=config.check_every,
+        check_every=config.check_every, rng_device=device,
     )  # fmt: skip
     # safetensors hold plain layouts alone
     model.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]

@@ -19,10 +19,13 @@ from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.pretraining.config import StageConfig
 from defectory.run import atomic_path
 
+READ_EVERY = 10
+"""Steps between two losses read from an accelerator, which has to finish its work for it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainEvent:
-    """One step of one stage: `step` of `num_steps`, the loss (None where nothing is trained), the seconds since the stage began, and
+    """One step of one stage: `step` of `num_steps`, the last loss read (None where nothing is trained), the seconds since the stage began, and
     the held-out loss where it was measured.
     """
 
@@ -58,6 +61,7 @@ def fit(
     checkpoint: Path,
     check: Callable[[int], float] | None = None,
     check_every: int = 500,
+    rng_device: torch.device | None = None,
 ) -> Iterator[PretrainEvent]:
     """Train a model in place and leave its EMA weights in it.
 
@@ -70,6 +74,7 @@ def fit(
         checkpoint: safetensors file; found, training resumes from it, and it is kept at the end.
         check: gives the held-out loss after a step; the model has its EMA weights meanwhile.
         check_every: steps between two of them; the last step is always checked.
+        rng_device: where the generators are; None is the CPU, whose numbers are the same for any model.
     """
     names, parameters = zip(*((n, p) for n, p in model.named_parameters() if p.requires_grad), strict=True)
     optimizer = NamedOptimizer(
@@ -78,14 +83,15 @@ def fit(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
     )
+    device = parameters[0].device
     average = [p.detach().clone() for p in parameters]
-    start = 0
+    start, shown = 0, math.nan
     if checkpoint.is_file():
         start = _restore(checkpoint, names, parameters, average, optimizer)
     began = time.monotonic()
     for step in range(start, config.num_steps):
         optimizer.set_learning_rate(learning_rate_at(step, config))
-        generator = torch.Generator().manual_seed(step_rng_seed(seed, stage, step))
+        generator = torch.Generator(rng_device or "cpu").manual_seed(step_rng_seed(seed, stage, step))
         loss = loss_of(step, generator)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -101,10 +107,10 @@ def fit(
             _put(average, parameters)
             held_out = check(done)
             _put(kept, parameters)
+        if device.type == "cpu" or step == start or done % READ_EVERY == 0 or done == config.num_steps:
+            shown = float(loss.detach())
         seconds = time.monotonic() - began
-        yield PretrainEvent(
-            stage=stage, step=done, num_steps=config.num_steps, loss=float(loss.detach()), seconds=seconds, held_out_loss=held_out
-        )
+        yield PretrainEvent(stage=stage, step=done, num_steps=config.num_steps, loss=shown, seconds=seconds, held_out_loss=held_out)
     _put(average, parameters)
 
 

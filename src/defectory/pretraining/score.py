@@ -128,7 +128,8 @@ def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: Scor
             denoise(
                 models, prompt_embeddings=encode_prompts(models, batch), empty_embedding=empty, drivers=None,
                 seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))], scheduler_name="base",
-                num_steps=config.num_steps, guidance_scale=config.guidance_scale, precision="bf16",
+                num_steps=config.num_steps, guidance_scale=config.guidance_scale,
+                guidance_rescale=config.guidance_rescale, precision="bf16",
             )
         )  # fmt: skip
 

@@ -161,7 +161,7 @@ def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainC
     parts: list[Tensor] = []
     for start in range(0, len(indices), 64):
         chosen = indices[start : start + 64]
-        pixels = images_to_tensor([corpus.images[i] for i in chosen]).to(device)
+        pixels = images_to_tensor([corpus.images[i] for i in chosen], device)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             mean = vae.encode(pixels).latent_dist.mean
         parts.append(mean.float().cpu())

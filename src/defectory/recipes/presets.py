@@ -21,13 +21,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "drivers": DRIVERS_OF_DEMO,
         "concept": {
             "num_class_images": 32,
-            "training": {"num_steps": 140, **CONCEPT_OF_DEMO, "variants_per_image": 4, "validate_every": 70},
+            "training": {"num_steps": 110, **CONCEPT_OF_DEMO, "variants_per_image": 4, "validate_every": 55},
         },
         "condition": {
             "defect_noun": "crack",
             "training": {"num_steps": 240, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 80},
         },
-        "synthesis": {"num_images": 128, "num_steps": 16, "calibration_drafts": 16},
+        "synthesis": {"num_images": 128, "scheduler": "dpm-solver", "num_steps": 8, "calibration_drafts": 16},
         "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {

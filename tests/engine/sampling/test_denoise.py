@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline
+from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 from defectory.engine.base.load import LoadedModels, load_base
 from defectory.engine.sampling.denoise import Without, denoise, encode_prompts, make_scheduler, sample_noise
@@ -89,6 +89,22 @@ def test_it_draws_what_diffusers_own_pipeline_draws(models: LoadedModels, tiny_b
     ).images[0]  # fmt: skip
     drawn = draw(models, [0], num_steps=4, guidance_scale=guidance)[0]
     assert np.abs(drawn - expected * 255).max() < 1.5
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+def test_rescaled_guidance_is_that_of_diffusers(models: LoadedModels, tiny_base_folder: Path, rescale: float) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base_folder, safety_checker=None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        PROMPTS[0], height=32, width=32, num_inference_steps=4, guidance_scale=6.0, guidance_rescale=rescale, negative_prompt="",
+        latents=sample_noise([SEEDS[0]], (4, 8, 8)), output_type="np",
+    ).images[0]  # fmt: skip
+    drawn = denoise(
+        models, prompt_embeddings=encode_prompts(models, PROMPTS[:1]), empty_embedding=encode_prompts(models, [""])[0], drivers=None,
+        seeds=SEEDS[:1], scheduler_name="base", num_steps=4, guidance_scale=6.0, guidance_rescale=rescale,
+    )[0]  # fmt: skip
+    assert np.abs(drawn - expected * 255).max() < 1.5
+    assert np.ptp(expected) > 0.1
 
 
 def test_the_control_networks_strength_scales_its_effect(models: LoadedModels) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defectory.engine.training.optimizer import NamedOptimizer, as_matrix, is_hidden_matrix
+from defectory.engine.training.optimizer import NamedOptimizer, StackedMuon, as_matrix, is_hidden_matrix
 
 
 class Small(nn.Module):
@@ -114,3 +114,25 @@ def test_restored_it_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
         second.step()
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_matrices_made_orthogonal_together_move_as_one_by_one() -> None:
+    shapes = [(24, 40), (24, 40), (40, 24), (24, 24), (24, 40)]
+    generator = torch.Generator().manual_seed(1)
+    begin = [torch.randn(shape, generator=generator) for shape in shapes]
+    ours, theirs = ([nn.Parameter(value.clone()) for value in begin] for _ in range(2))
+    stacked = StackedMuon(ours, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    reference = torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        if step == 1:
+            ours[1].grad = theirs[1].grad = None
+        stacked.step()
+        reference.step()
+    for one, other, value in zip(ours, theirs, begin, strict=True):
+        moved = (other - value).detach()
+        # bf16 inside the iteration, summed in another order
+        assert float((one - other).detach().norm() / moved.norm()) < 0.02
+    assert torch.allclose(stacked.state[ours[0]]["momentum_buffer"], reference.state[theirs[0]]["momentum_buffer"])

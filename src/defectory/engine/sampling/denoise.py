@@ -91,6 +91,7 @@ def denoise(
     scheduler_name: str,
     num_steps: int,
     guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
     control_scale: float = 1.0,
     without: Without | None = None,
     driver_guidance: float = 1.0,
@@ -115,6 +116,8 @@ def denoise(
         scheduler_name: as for `make_scheduler`.
         num_steps: denoising steps.
         guidance_scale: classifier-free guidance; 1 is none.
+        guidance_rescale: how far the spread of the so guided prediction is brought back to that of p, 0..1, since guidance makes pictures glaring
+            (Lin et al. 2024, eq. 15 and 16).
         control_scale: strength of the control network's residuals.
         without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
         driver_guidance: how strongly the driver's geometry is drawn; 1 is none.
@@ -166,6 +169,8 @@ def denoise(
         if guidance_scale > 1.0:
             unguided = predict(scaled, timestep, empty_embedding.expand_as(prompt_embeddings), condition)
             guided = guided + (guidance_scale - 1) * (predicted - unguided)
+            spread = [values.std(dim=(1, 2, 3), keepdim=True) for values in (predicted, guided)]
+            guided = guided * (1 + guidance_rescale * (spread[0] / spread[1] - 1))
         guides_now = guides_driver and first <= float(timestep) <= last
         plain = predicted
         if without is not None and (mask_weight is not None or guides_now):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,53 @@ def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1)
 
 
+class StackedMuon(torch.optim.Muon):
+    """`torch.optim.Muon` with matrices of one shape made orthogonal together, for accelerators.
+
+    One by one, as torch does it, takes a hundred small kernels per matrix, and an accelerator waits for each to be started. Momentum is
+    always Nesterov's and the rate always AdamW's ("match_rms_adamw").
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take a step along the gradients of all matrices that have one."""
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            if not matrices:
+                continue
+            for matrix in matrices:
+                if "momentum_buffer" not in self.state[matrix]:
+                    self.state[matrix]["momentum_buffer"] = torch.zeros_like(matrix)
+            slopes = [matrix.grad for matrix in matrices]
+            buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
+            torch._foreach_lerp_(buffers, slopes, 1 - group["momentum"])  # pyright: ignore[reportPrivateUsage]
+            wanted = torch._foreach_lerp(slopes, buffers, group["momentum"])  # pyright: ignore[reportPrivateUsage]
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateUsage]
+            shapes: dict[torch.Size, list[int]] = {}
+            for number, matrix in enumerate(matrices):
+                shapes.setdefault(matrix.shape, []).append(number)
+            for shape, numbers in shapes.items():
+                moves = orthogonal(torch.stack([wanted[n] for n in numbers]), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                rate = group["lr"] * 0.2 * math.sqrt(max(shape))
+                torch._foreach_add_(  # pyright: ignore[reportPrivateUsage]
+                    [matrices[n] for n in numbers], list(moves.to(matrices[0].dtype)), alpha=-rate
+                )
+        return loss
+
+
+def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
+    """Give nearly orthogonal factors of matrices [N,R,C], bf16, by the quintic Newton-Schulz iteration (Jordan et al. 2024)."""
+    a, b, c = coefficients
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(num_steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
 class NamedOptimizer:
     """AdamW over named parameters; as `muon`, hidden matrices get orthogonal updates of AdamW's size instead (Liu et al. 2025, Muon is Scalable).
 
@@ -61,7 +109,9 @@ class NamedOptimizer:
         if rest:
             self._add(torch.optim.AdamW(rest.values(), betas=BETAS, fused=fused, **common), rest)
         if self._matrices:
-            self._add(torch.optim.Muon(self._matrices.values(), adjust_lr_fn="match_rms_adamw", **common), self._matrices)
+            on_cpu = next(iter(self._matrices.values())).device.type == "cpu"
+            muon = torch.optim.Muon if on_cpu else StackedMuon
+            self._add(muon(self._matrices.values(), adjust_lr_fn="match_rms_adamw", **common), self._matrices)
 
     def _add(self, optimizer: torch.optim.Optimizer, members: Mapping[str, nn.Parameter]) -> None:
         self._optimizers.append(optimizer)
