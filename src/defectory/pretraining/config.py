@@ -186,4 +186,5 @@ ON_ACCELERATOR: dict[str, Any] = {
     },
     "control": {"num_steps": 500, "batch_size": 128, "warmup_steps": 50, "decay_share": 0.7, "ema_decay": 0.99, "checkpoint_every": 100},
 }
-"""What the recipe has for an accelerator in place of a CPU's values: the embedded base, version 3, in eight minutes of an H100 (decision 034)."""
+"""What the recipe has for an accelerator in place of a CPU's values: those the embedded base, version 3, learned with on an H100 in eight minutes
+(decision 034)."""
