@@ -79,7 +79,9 @@ def pretrain_base(
     override: Annotated[
         list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example diffusion.num_steps=8000.")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; other than a CPU has larger batches and fewer steps.")] = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; other than a CPU has larger batches and fewer steps.")
+    ] = "cpu",
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
     """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network; and with it the
