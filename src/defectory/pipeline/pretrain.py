@@ -22,13 +22,8 @@ def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> Pret
     Raises:
         ConfigError: an unknown or wrong setting.
     """
-    config = PretrainConfig(device=device, seed=seed)
-    if not device.startswith("cpu"):
-        tree = config.model_dump()
-        for key, value in ON_ACCELERATOR.items():
-            tree[key] = {**tree[key], **value} if isinstance(value, dict) else value
-        config = PretrainConfig.model_validate(tree)
-    return _with_overrides(config, overrides)
+    settings = () if device.startswith("cpu") else ON_ACCELERATOR
+    return _with_overrides(PretrainConfig(device=device, seed=seed), [*settings, *overrides])
 
 
 C = TypeVar("C", bound=Section)

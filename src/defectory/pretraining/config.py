@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -62,6 +62,7 @@ class ScoreConfig(Section):
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=5.0, ge=1)
     guidance_rescale: float = Field(default=0.7, ge=0, le=1)
+    """As for `denoise`: guided pictures glare."""
     judge: StageConfig = StageConfig(num_steps=2000, batch_size=32, learning_rate=6e-3, optimizer="muon", decay_share=0.5, ema_decay=0.99)
 
 
@@ -170,21 +171,12 @@ class PretrainConfig(Section):
         return self
 
 
-ON_ACCELERATOR: dict[str, Any] = {
-    "num_images": 96000,
-    "num_workers": 15,
-    "crop_share": 0.0,
-    "check_every": 1500,
-    "diffusion": {
-        "num_steps": 2200,
-        "batch_size": 512,
-        "learning_rate": 4e-3,
-        "warmup_steps": 200,
-        "decay_share": 0.7,
-        "ema_decay": 0.998,
-        "checkpoint_every": 500,
-    },
-    "control": {"num_steps": 500, "batch_size": 128, "warmup_steps": 50, "decay_share": 0.7, "ema_decay": 0.99, "checkpoint_every": 100},
-}
+ON_ACCELERATOR = (
+    "num_images=96000", "num_workers=15", "crop_share=0.0", "check_every=1500",
+    "diffusion.num_steps=2200", "diffusion.batch_size=512", "diffusion.learning_rate=0.004", "diffusion.warmup_steps=200",
+    "diffusion.decay_share=0.7", "diffusion.ema_decay=0.998", "diffusion.checkpoint_every=500",
+    "control.num_steps=500", "control.batch_size=128", "control.warmup_steps=50", "control.decay_share=0.7", "control.ema_decay=0.99",
+    "control.checkpoint_every=100",
+)  # fmt: skip
 """What the recipe has for an accelerator in place of a CPU's values: those the embedded base, version 3, learned with on an H100 in eight minutes
 (decision 034)."""

@@ -169,8 +169,9 @@ def denoise(
         if guidance_scale > 1.0:
             unguided = predict(scaled, timestep, empty_embedding.expand_as(prompt_embeddings), condition)
             guided = guided + (guidance_scale - 1) * (predicted - unguided)
-            spread = [values.std(dim=(1, 2, 3), keepdim=True) for values in (predicted, guided)]
-            guided = guided * (1 + guidance_rescale * (spread[0] / spread[1] - 1))
+            if guidance_rescale > 0:
+                wanted, spread = (values.std(dim=(1, 2, 3), keepdim=True) for values in (predicted, guided))
+                guided = guided * (1 + guidance_rescale * (wanted / spread - 1))
         guides_now = guides_driver and first <= float(timestep) <= last
         plain = predicted
         if without is not None and (mask_weight is not None or guides_now):
