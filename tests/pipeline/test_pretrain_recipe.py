@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from defectory.errors import ConfigError
-from defectory.pipeline.pretrain import pretrain_config
+from defectory.pipeline.pretrain import pretrain_config, run_pretrain
+from defectory.pipeline.training import usable_device
 from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig
 
 
@@ -25,3 +28,11 @@ def test_settings_of_the_command_line_win_over_those_of_the_device() -> None:
     assert config.diffusion.batch_size == pretrain_config([], device="cuda", seed=0).diffusion.batch_size
     with pytest.raises(ConfigError, match="no such setting"):
         pretrain_config(["diffusion.num_stepz=1"], device="cuda", seed=0)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_said_before_anything_is_written(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"device: '{device}' cannot be used on this machine; choose cpu"):
+        list(run_pretrain(PretrainConfig(device=device), out=tmp_path / "out", work=tmp_path / "work"))
+    assert not list(tmp_path.iterdir())
+    assert usable_device("cpu") == "cpu"

@@ -136,12 +136,18 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
 
 
 def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:
-    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`; resumable."""
+    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`; resumable.
+
+    Raises:
+        ConfigError: the device cannot be used; nothing is written.
+    """
     import time
 
     from defectory.pipeline.segmenter_start import run_segmenter_start
+    from defectory.pipeline.training import usable_device
     from defectory.pretraining.run import pretrain
 
+    usable_device(config.device)
     began, stage, held_out = time.monotonic(), "", ""
 
     def geometry_of(image: Any, mask: Any) -> Any:

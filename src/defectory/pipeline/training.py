@@ -5,17 +5,39 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from defectory.errors import ConfigError
 from defectory.pipeline.stage import Progress, Project
 
 
+def usable_device(name: str) -> str:
+    """Give a device's name back.
+
+    Raises:
+        ConfigError: this machine has no such device, or torch cannot use it.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "device", f"{name!r} cannot be used on this machine", "choose cpu, or a GPU that `defectory doctor` shows"
+        ) from error
+    return name
+
+
 def device_of(project: Project) -> str:
-    """Give the device a run uses: a GPU where there is one, unless told otherwise."""
+    """Give the device a run uses: a GPU where there is one, unless told otherwise.
+
+    Raises:
+        ConfigError: it was told to use one that cannot be used.
+    """
     import torch
 
     if project.config.threads:
         torch.set_num_threads(project.config.threads)
     if project.config.device != "auto":
-        return project.config.device
+        return usable_device(project.config.device)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
