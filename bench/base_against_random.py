@@ -1,11 +1,13 @@
 """How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
 
-Samples are drawn from phase 1's prompt with the tone words of train tiles, and compared with real test tiles around defects, under the
-embedded encoder and under an independent one (a VGG-16 of random weights, its last feature maps averaged). A percentile interval
-of the difference over random halves says which start wins.
+Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler, and compared with real test tiles
+around defects, under the embedded encoder and under an independent one (a VGG-16 of random weights, its last feature maps averaged):
+as drawn, and finished as drafts are with `synthesis.match_grain` (grey where tiles are grey, and the grain of their tile where they
+lack it). A percentile interval of the difference over random halves says which start wins.
 
 Run: `python bench/base_against_random.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set and its
-fraction; import, split and tiles are made where they are missing. Finished parts are not made again.
+fraction; import, split and tiles are made where they are missing. Finished parts are not made again; `--rounds` repeats phase 1 and its
+samples with other seeds.
 """
 
 from __future__ import annotations
@@ -28,17 +30,19 @@ from defectory.engine.base.save import save_base_like
 from defectory.engine.features.encoder import embed_images, load_encoder
 from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
 from defectory.engine.tensors import images_to_tensor
+from defectory.engine.training.data import TrainingTile
 from defectory.evaluation.image_metrics import kid
 from defectory.imageio import load_rgb, save_png
 from defectory.pipeline.generate_stages import phase_tiles
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project
 from defectory.pipeline.training import device_of
-from defectory.pipeline.values import tileset_of
+from defectory.pipeline.values import spread, tileset_of
 from defectory.recipes.resolve import resolve
-from defectory.run import write_json
+from defectory.run import read_manifest, write_json
+from defectory.synthesis.grain import add_grain
 
-BATCH = 16
+VGG_BATCH = 16
 NUM_HALVES = 500
 
 
@@ -52,16 +56,17 @@ def random_base(base: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *, num_steps: int) -> list[np.ndarray]:
+def samples_of(project: Project, concept: Path, prompts: list[str], out: Path) -> list[np.ndarray]:
     """Draw one image per prompt from a concept, or read those drawn before."""
+    synthesis = project.config.synthesis
     if not (out / f"{len(prompts) - 1:04d}.png").is_file():
         models = for_sampling(load_base(concept / "base", device_of(project)))
         empty = encode_prompts(models, [""])[0]
-        for start in range(0, len(prompts), BATCH):
-            some = prompts[start : start + BATCH]
+        for start in range(0, len(prompts), synthesis.batch_size):
+            some = prompts[start : start + synthesis.batch_size]
             images = denoise(
                 models, prompt_embeddings=encode_prompts(models, some), empty_embedding=empty, drivers=None, seeds=range(start, start + len(some)),
-                scheduler_name="base", num_steps=num_steps, precision="bf16",
+                scheduler_name=synthesis.scheduler, num_steps=synthesis.num_steps, precision=synthesis.precision,
             )  # fmt: skip
             for number, image in enumerate(images, start=start):
                 save_png(out / f"{number:04d}.png", image)
@@ -69,64 +74,96 @@ def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *
 
 
 @torch.no_grad()
-def features_of(images: list[np.ndarray], encoder: str) -> np.ndarray:
-    """Give features float64 [N,D] under `embedded-...` or the random VGG."""
+def features_of(images: list[np.ndarray], encoder: str, device: str = "cpu") -> np.ndarray:
+    """Give features float64 [N,D] under the embedded encoder or the random VGG."""
     if encoder == "embedded":
         return embed_images(load_encoder()[0], images)
     torch.manual_seed(0)
-    vgg = torchvision.models.vgg16(weights=None).features.eval()
-    parts = [vgg(images_to_tensor(images[start : start + BATCH])).mean(dim=(2, 3)) for start in range(0, len(images), BATCH)]
-    return torch.cat(parts).double().numpy()
+    vgg = torchvision.models.vgg16(weights=None).features.eval().to(device)
+    batches = (images_to_tensor(images[start : start + VGG_BATCH]).to(device) for start in range(0, len(images), VGG_BATCH))
+    return torch.cat([vgg(batch).mean(dim=(2, 3)) for batch in batches]).double().cpu().numpy()
 
 
-def compare(project_file: Path, work: Path, *, num_samples: int, overrides: list[str]) -> dict[str, object]:
+def finish(image: np.ndarray, tile: TrainingTile, seed: int) -> np.ndarray:
+    """Give a sample what drafts get: no colour where its tile has none, and the tile's grain where it lacks it."""
+    if (tile.image == tile.image[..., :1]).all():
+        image = np.round(image.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8).repeat(3, axis=2)
+    return add_grain([image], tile=tile.image, valid_hw=tile.valid_hw or (image.shape[0], image.shape[1]), seed=seed)[0]
+
+
+def judge(target: np.ndarray, drawn: dict[str, np.ndarray], *, rounds: int, has_scale: bool) -> dict[str, object]:
+    """Compare what both starts drew with real tiles, on features."""
+    # random features have no scale of their own; at this one both terms of the kernel weigh about the same
+    unit = 1.0 if has_scale else float(np.sqrt(np.square(target).mean()))
+    target = target / unit
+    of = {name: features / unit for name, features in drawn.items()}
+    rng = np.random.default_rng(0)
+    total = len(of["base"])
+    differences: list[float] = []
+    for _ in range(NUM_HALVES):
+        rows, some = rng.permutation(total)[: total // 2], rng.permutation(len(target))[: max(2, len(target) // 2)]
+        differences.append(kid(of["random"][rows], target[some]) - kid(of["base"][rows], target[some]))
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return {
+        "kid_base": kid(of["base"], target), "kid_random": kid(of["random"], target), "random_minus_base_95": [float(low), float(high)],
+        "base_wins": bool(low > 0), "each_round": {name: [kid(own, target) for own in np.split(features, rounds)] for name, features in of.items()},
+        "kid_real_halves": kid(target[::2], target[1::2]),
+    }  # fmt: skip
+
+
+def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, overrides: list[str]) -> dict[str, object]:
     """Train both starts on one project and compare what they draw."""
     resolved = resolve(project_file=project_file, overrides=overrides)
     config = resolved.config
     project = Project(config=config, folder=work / config.name, source_folder=project_file.parent)
-    for _ in run_project(project, only=["import", "split", "tiles", "test-tiles"]):
-        pass
+    if read_manifest(project.path("test_tiles")) is None:
+        for _ in run_project(project, only=["import", "split", "tiles", "test-tiles"]):
+            pass
+    device = device_of(project)
     tiles, held_out = phase_tiles(project)
     test = tileset_of(project, "test_tiles")
-    real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in test.tiles if tile.instances][:num_samples]
+    real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in spread([t for t in test.tiles if t.instances], num_samples)]
     base = resolve_base(config.base)
-    starts = {"base": base, "random": random_base(base, project.path("random_base"), config.seed)}
-    drawn: dict[str, list[np.ndarray]] = {}
+    drawn: dict[str, list[np.ndarray]] = {"base": [], "random": []}
     prompts = [
         concept_prompt(config.concept.token, tiles[i % len(tiles)].tone if config.concept.tone_words else "") for i in range(num_samples)
     ]
-    for name, start in starts.items():
-        out = project.path(f"concept-{name}")
-        if not (out / "concept.json").is_file():
-            for _ in learn_concept(
-                tiles,
-                base=start,
-                config=config.concept,
-                seed=config.seed,
-                out=out,
-                device=device_of(project),
-                held_out=held_out,
-                cache=project.path("cache"),
-            ):
-                pass
-        drawn[name] = samples_of(project, out, prompts, project.path(f"samples-{name}"), num_steps=config.synthesis.num_steps)
-    result: dict[str, object] = {"project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "samples": num_samples}
+    for seed in range(config.seed, config.seed + rounds):
+        starts = {"base": base, "random": random_base(base, project.path(f"random_base-seed{seed}"), seed)}
+        for name, start in starts.items():
+            out = project.path(f"concept-{name}-seed{seed}")
+            if not (out / "concept.json").is_file():
+                for _ in learn_concept(
+                    tiles,
+                    base=start,
+                    config=config.concept,
+                    seed=seed,
+                    out=out,
+                    device=device,
+                    held_out=held_out,
+                    cache=project.path("cache"),
+                ):
+                    pass
+            sampler = f"{config.synthesis.scheduler}{config.synthesis.num_steps}"
+            drawn[name] += samples_of(project, out, prompts, project.path(f"samples-{name}-seed{seed}-{sampler}"))
+    result: dict[str, object] = {
+        "project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "samples": rounds * num_samples, "rounds": rounds,
+        "steps": config.concept.training.num_steps, "scheduler": config.synthesis.scheduler, "sampler_steps": config.synthesis.num_steps,
+    }  # fmt: skip
+    sources = [tiles[i % len(tiles)] for i in range(num_samples)] * rounds
+    finished = {
+        name: [finish(image, tile, seed) for seed, (image, tile) in enumerate(zip(images, sources, strict=True))]
+        for name, images in drawn.items()
+    }
     for encoder in ("embedded", "random VGG-16"):
-        target = features_of(real, encoder)
-        # random features have no scale of their own: that of the real ones
-        unit = 1.0 if encoder == "embedded" else float(target.std(axis=0).mean())
-        target = target / unit
-        of = {name: features_of(images, encoder) / unit for name, images in drawn.items()}
-        rng = np.random.default_rng(0)
-        differences: list[float] = []
-        for _ in range(NUM_HALVES):
-            rows, some = rng.permutation(num_samples)[: num_samples // 2], rng.permutation(len(target))[: max(2, len(target) // 2)]
-            differences.append(kid(of["random"][rows], target[some]) - kid(of["base"][rows], target[some]))
-        low, high = np.quantile(differences, [0.025, 0.975])
-        result[encoder] = {
-            "kid_base": kid(of["base"], target), "kid_random": kid(of["random"], target), "random_minus_base_95": [float(low), float(high)],
-            "base_wins": bool(low > 0),
-        }  # fmt: skip
+        target = features_of(real, encoder, device)
+        for name, images in (("as drawn", drawn), ("finished", finished)):
+            result[f"{encoder}, {name}"] = judge(
+                target,
+                {start: features_of(own, encoder, device) for start, own in images.items()},
+                rounds=rounds,
+                has_scale=encoder == "embedded",
+            )
     return result
 
 
@@ -135,10 +172,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("projects", type=Path, nargs="+")
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--num-samples", type=int, default=192)
+    parser.add_argument("--num-samples", type=int, default=192, help="Drawn from each start and round.")
+    parser.add_argument("--rounds", type=int, default=1, help="Seeds of phase 1, counted from the project's.")
     parser.add_argument("-o", "--override", action="append", default=[])
     args = parser.parse_args()
-    results = [compare(file, args.work, num_samples=args.num_samples, overrides=args.override) for file in args.projects]
+    results = [
+        compare(file, args.work, num_samples=args.num_samples, rounds=args.rounds, overrides=args.override) for file in args.projects
+    ]
     write_json(args.work / "base_against_random.json", results)
     print(json.dumps(results, indent=1))
 

@@ -13,6 +13,7 @@ def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:
     return {
         "fidelity": {"accepted_share": 0.8, "mean": 0.6, "shuffled": 0.02},
         "image_sets": None,
+        "arms": {},
         "verdict": {"outcome": "not enough evidence"},
         "defect_contrast": {
             name: {"synthetic": synthetic, "real": real, "num_synthetic": count, "num_real": 40}
@@ -52,3 +53,16 @@ def test_leaking_drivers_are_named_with_the_option_that_helps(auc: float, blind:
     assert found.detected == (advice is not None)
     assert f"{auc:.2f}" in found.evidence
     assert advice is None or advice in found.advice
+
+
+@pytest.mark.parametrize(
+    ("maps", "detected"),
+    [({"real": 0.0, "synthetic": 0.2}, True), ({"real": 0.0, "synthetic": 0.0}, True), ({"real": 0.03}, False), ({}, None)],
+)
+def test_an_arm_that_learnt_nothing_is_named(maps: dict[str, float], detected: bool | None) -> None:
+    """A gain over a collapsed segmenter is no gain."""
+    given = {**scores(), "arms": {arm: {"segm_map": value} for arm, value in maps.items()}}
+    found = {s.name: s for s in signatures(given, None, None, drivers=DriverConfig())}["segmenter collapse"]
+    assert found.detected is detected
+    assert all(f"{arm} {value:.3f}" in found.evidence for arm, value in maps.items())
+    assert ("real" in found.advice) == bool(detected)

@@ -53,7 +53,6 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
     split.require_training_ids((t.image_id for t in [*defective, *pool]), stage="folds")
     fold_of = _folds(project, defective)
     device = device_of(project)
-    kind = config.model if config.model != "auto" else ("light" if device == "cpu" else "resnet50")
     # nothing but train may choose a checkpoint: the last one is kept
     num_steps = config.fold_steps or config.num_steps
     config = config.model_copy(update={"num_steps": num_steps, "validate_every": num_steps})
@@ -64,7 +63,7 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
             continue
         seen = segmentation_tiles(project, [t for t in defective if fold_of[t.image_id] != fold])
         for event in train_segmenter(
-            arm="real", real=seen, synthetic=[], defect_free=free, validate=lambda _: 0.0, kind=kind, categories=tileset.categories,
+            arm="real", real=seen, synthetic=[], defect_free=free, validate=lambda _: 0.0, kind=config.model, categories=tileset.categories,
             tiling=tileset.tiling, config=config, seed=project.config.seed, out=out, device=device,
         ):  # fmt: skip
             yield Progress(stage="folds", done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}")

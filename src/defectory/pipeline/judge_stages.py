@@ -68,11 +68,10 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
             results = _predict(project, model, val, tileset.tiling, predict_images, coco_results)
             return score_segmenter(val, dataset.categories, results, score_threshold=0.5).segm_map  # mAP knows no threshold
 
-        kind = config.model if config.model != "auto" else ("light" if device == "cpu" else "resnet50")
         out = project.path(arm_folder(arm, seed))
         best = 0.0
         for event in train_segmenter(
-            arm=arm, real=segmentation_tiles(project, defective), synthetic=synthetic, defect_free=segmentation_tiles(project, pool), validate=validate, kind=kind, categories=dataset.categories,
+            arm=arm, real=segmentation_tiles(project, defective), synthetic=synthetic, defect_free=segmentation_tiles(project, pool), validate=validate, kind=config.model, categories=dataset.categories,
             tiling=tileset.tiling, config=config, seed=seed, out=out, device=device,
         ):  # fmt: skip
             best = max(best, event.val_map or 0.0)

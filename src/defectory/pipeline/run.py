@@ -176,16 +176,21 @@ PLAN_KEYS = frozenset({"mode", "focus", "num_images", "augmentations_per_image",
 """Settings of synthesis that decide what is drawn, not how."""
 
 
+SAMPLER_RULES = 2
+"""Raised when the same settings draw otherwise."""
+
+
 def _calibration(project: Project) -> object:
     config = project.config
     return {
+        "sampler_rules": SAMPLER_RULES,
         "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_KEYS)), "drivers": config.drivers.model_dump(mode="json"),
         "defect_noun": config.condition.defect_noun,
     }  # fmt: skip
 
 
 def _synthesis(project: Project) -> object:
-    return {**project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
+    return {"sampler_rules": SAMPLER_RULES, **project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
 
 
 FIDELITY_RULES = 5

@@ -19,6 +19,8 @@ MAX_TILES = 200
 TONE_RATIO = 2.0
 LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
+COLLAPSED_MAP = 0.005
+"""Segm mAP under which a segmenter has learnt nothing."""
 COPY_RATIO = 0.5
 CONTRAST_RATIOS = (2 / 3, 1.5)
 MIN_INSTANCES = 8
@@ -71,6 +73,8 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
         poor = poor or max(ratios) > TONE_RATIO
         quality += f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
     gain = verdict.get("gain")
+    maps = {arm: own["segm_map"] for arm, own in scores["arms"].items()}
+    collapsed = [arm for arm, value in maps.items() if value < COLLAPSED_MAP]
     contrasts = {
         name: c["synthetic"] / max(c["real"], 1e-6)
         for name, c in scores["defect_contrast"].items()
@@ -87,6 +91,15 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
             name="no downstream gain", detected=None if verdict["outcome"] == "not enough evidence" else verdict["outcome"] == "do not use it",
             evidence="" if gain is None else f"gain in segm mAP {gain:+.3f}; {verdict['outcome']}",
             advice="Set at least three seeds to know. Without a gain, more annotated images help more than more synthetic ones.",
+        ),
+        Signature(
+            name="segmenter collapse", detected=bool(collapsed) if maps else None,
+            evidence="segm mAP " + ", ".join(f"{arm} {value:.3f}" for arm, value in maps.items()) if maps else "",
+            advice=(
+                f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise segmentation.num_steps; segmentation.model = \"light\" with "
+                "segmentation.init = \"segmenter\" starts from shipped weights, which few images need."
+                if collapsed else "Every arm learnt something."
+            ),
         ),
         Signature(
             name="control collapse", detected=bool(fidelity["mean"] < LOW_FIDELITY or fidelity["mean"] < 2 * fidelity["shuffled"]),

@@ -15,8 +15,8 @@ Init = Literal["segmenter", "encoder", "random"]
 class SegmentationConfig(Section):
     """Mask R-CNN and the arms it is trained in; all arms take the same number of optimiser steps."""
 
-    model: Literal["auto", "light", "resnet50"] = "auto"
-    """`auto`: resnet50 on a GPU, light on a CPU."""
+    model: Literal["light", "resnet50"] = "light"
+    """`light` starts from shipped weights; `resnet50` starts from random ones and draws nothing from a few hundred tiles (decision 035)."""
     arms: tuple[Arm, ...] = ("real", "synthetic", "synthetic_then_real")
     num_steps: int = Field(default=400, ge=2)
     fold_steps: int | None = Field(default=None, ge=2)

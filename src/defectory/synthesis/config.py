@@ -27,7 +27,8 @@ class SynthesisConfig(Section):
     """At most this many images per driver (paper: 15)."""
     max_images_per_tile: int | None = Field(default=None, ge=1)
     """At most this many images on one pool tile, all its versions together; a pool that is too small for it is refused."""
-    scheduler: Literal["base", "ddim", "ddpm", "euler", "dpm-solver"] = "base"
+    scheduler: Literal["base", "ddim", "ddpm", "euler", "dpm-solver"] = "dpm-solver"
+    """`base`: the one the base names. `dpm-solver` draws fine detail in fewer steps than the others (decision 035)."""
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=1.0, ge=1)
     driver_guidance: float = Field(default=2.0, ge=1)
