@@ -127,7 +127,7 @@ def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: Scor
         yield list(
             denoise(
                 models, prompt_embeddings=encode_prompts(models, batch), empty_embedding=empty, drivers=None,
-                seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))], scheduler_name="base",
+                seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))], scheduler_name="dpm-solver",
                 num_steps=config.num_steps, guidance_scale=config.guidance_scale,
                 guidance_rescale=config.guidance_rescale, precision="bf16",
             )

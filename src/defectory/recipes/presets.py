@@ -25,22 +25,22 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "condition": {
             "defect_noun": "crack",
-            "training": {"num_steps": 240, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 80},
+            "training": {"num_steps": 200, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 100},
         },
-        "synthesis": {"num_images": 128, "scheduler": "dpm-solver", "num_steps": 8, "calibration_drafts": 16},
-        "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
+        "synthesis": {"num_images": 128, "num_steps": 6, "calibration_drafts": 16},
+        "segmentation": {"num_steps": 200, **SEGMENTER_OF_DEMO, "validate_every": 50},
     },
     "demo-full": {
         "drivers": DRIVERS_OF_DEMO,
         "concept": {"training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
         "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 360},
+        "synthesis": {"num_images": 360, "num_steps": 12},
         "segmentation": {"num_steps": 600, **SEGMENTER_OF_DEMO, "validate_every": 100, "seeds": [0, 1, 2]},
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
-        "synthesis": {"num_images": 240},
+        "synthesis": {"num_images": 240, "num_steps": 12},
         "segmentation": {"num_steps": 400},
     },
     "gpu-sd15": {

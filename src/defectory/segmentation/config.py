@@ -16,7 +16,7 @@ class SegmentationConfig(Section):
     """Mask R-CNN and the arms it is trained in; all arms take the same number of optimiser steps."""
 
     model: Literal["light", "resnet50"] = "light"
-    """`light` starts from shipped weights; `resnet50` starts from random ones and draws nothing from a few hundred tiles (decision 035)."""
+    """`light` starts from shipped weights; `resnet50` starts from random ones and finds nothing after a few hundred steps (decision 036)."""
     arms: tuple[Arm, ...] = ("real", "synthetic", "synthetic_then_real")
     num_steps: int = Field(default=400, ge=2)
     fold_steps: int | None = Field(default=None, ge=2)
