@@ -190,7 +190,11 @@ def _calibration(project: Project) -> object:
 
 
 def _synthesis(project: Project) -> object:
-    return {"sampler_rules": SAMPLER_RULES, **project.config.synthesis.model_dump(mode="json"), "drivers": project.config.drivers.model_dump(mode="json")}
+    return {
+        "sampler_rules": SAMPLER_RULES,
+        **project.config.synthesis.model_dump(mode="json"),
+        "drivers": project.config.drivers.model_dump(mode="json"),
+    }
 
 
 FIDELITY_RULES = 5
