@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "training": {"num_steps": 200, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 100},
         },
         "synthesis": {"num_images": 128, "num_steps": 6, "calibration_drafts": 16},
-        "segmentation": {"num_steps": 200, **SEGMENTER_OF_DEMO, "validate_every": 50},
+        "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {
         "drivers": DRIVERS_OF_DEMO,
