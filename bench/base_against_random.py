@@ -39,7 +39,7 @@ from defectory.pipeline.stage import Project
 from defectory.pipeline.training import device_of
 from defectory.pipeline.values import spread, tileset_of
 from defectory.recipes.resolve import resolve
-from defectory.run import read_manifest, write_json
+from defectory.run import write_json
 from defectory.synthesis.grain import add_grain
 
 VGG_BATCH = 16
@@ -116,9 +116,8 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
     resolved = resolve(project_file=project_file, overrides=overrides)
     config = resolved.config
     project = Project(config=config, folder=work / config.name, source_folder=project_file.parent)
-    if read_manifest(project.path("test_tiles")) is None:
-        for _ in run_project(project, only=["import", "split", "tiles", "test-tiles"]):
-            pass
+    for _ in run_project(project, only=["import", "split", "tiles", "test-tiles"]):
+        pass
     device = device_of(project)
     tiles, held_out = phase_tiles(project)
     test = tileset_of(project, "test_tiles")

@@ -51,11 +51,14 @@ def make_scheduler(models: LoadedModels, name: str) -> Any:
 
 
 def set_timesteps(scheduler: Any, num_steps: int, device: torch.device | str) -> None:
-    """Choose a scheduler's timesteps, in place: dpm-solver's are denser towards the end, the others' are as the base spaces them."""
+    """Choose a scheduler's timesteps, in place.
+
+    Those of dpm-solver lie at (T - 1) (i / num_steps)^TIMESTEP_POWER of T training timesteps, for i = num_steps to 1, rounded; where two fall on one,
+    there are fewer steps. The others' are spaced as the base says.
+    """
     if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
         last = scheduler.config["num_train_timesteps"] - 1
         spaced = last * (np.arange(1, num_steps + 1) / num_steps) ** TIMESTEP_POWER
-        # so many steps that two fall on one timestep are fewer steps
         scheduler.set_timesteps(timesteps=np.unique(spaced.round().astype(int))[::-1].tolist(), device=device)
     else:
         scheduler.set_timesteps(num_steps, device=device)
