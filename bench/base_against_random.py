@@ -1,7 +1,7 @@
 """How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
 
-Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler, and compared with real test tiles
-around defects, under the embedded encoder and under an independent one (a VGG-16 of random weights, its last feature maps averaged):
+Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler (guided from the class prompt, as drafts
+are, and once without guidance), and compared with real test tiles around defects, under the embedded encoder and under an independent one (a VGG-16 of random weights, its last feature maps averaged):
 as drawn, and finished as drafts are with `synthesis.match_grain` (grey where tiles are grey, and the grain of their tile where they
 lack it). A percentile interval of the difference over random halves says which start wins.
 
@@ -25,7 +25,7 @@ from transformers import CLIPTextModel
 from defectory.concept.dreambooth import learn_concept
 from defectory.engine.base.known import resolve_base
 from defectory.engine.base.load import load_base
-from defectory.engine.base.prompts import concept_prompt
+from defectory.engine.base.prompts import class_prompt, concept_prompt
 from defectory.engine.base.save import save_base_like
 from defectory.engine.features.encoder import embed_images, load_encoder
 from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
@@ -56,17 +56,18 @@ def random_base(base: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def samples_of(project: Project, concept: Path, prompts: list[str], out: Path) -> list[np.ndarray]:
-    """Draw one image per prompt from a concept, or read those drawn before."""
+def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
+    """Draw one image per prompt from a concept, or read those drawn before; guidance leads away from the class prompt."""
     synthesis = project.config.synthesis
     if not (out / f"{len(prompts) - 1:04d}.png").is_file():
         models = for_sampling(load_base(concept / "base", device_of(project)))
-        empty = encode_prompts(models, [""])[0]
+        empty, of_class = encode_prompts(models, ["", class_prompt(project.config.concept.class_noun)])
         for start in range(0, len(prompts), synthesis.batch_size):
             some = prompts[start : start + synthesis.batch_size]
             images = denoise(
                 models, prompt_embeddings=encode_prompts(models, some), empty_embedding=empty, drivers=None, seeds=range(start, start + len(some)),
-                scheduler_name=synthesis.scheduler, num_steps=synthesis.num_steps, precision=synthesis.precision,
+                scheduler_name=synthesis.scheduler, num_steps=synthesis.num_steps, driver_guidance=guidance, class_embedding=of_class,
+                precision=synthesis.precision,
             )  # fmt: skip
             for number, image in enumerate(images, start=start):
                 save_png(out / f"{number:04d}.png", image)
@@ -123,7 +124,8 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
     test = tileset_of(project, "test_tiles")
     real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in spread([t for t in test.tiles if t.instances], num_samples)]
     base = resolve_base(config.base)
-    drawn: dict[str, list[np.ndarray]] = {"base": [], "random": []}
+    guided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
+    unguided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
     prompts = [
         concept_prompt(config.concept.token, tiles[i % len(tiles)].tone if config.concept.tone_words else "") for i in range(num_samples)
     ]
@@ -144,7 +146,9 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
                 ):
                     pass
             sampler = f"{config.synthesis.scheduler}{config.synthesis.num_steps}"
-            drawn[name] += samples_of(project, out, prompts, project.path(f"samples-{name}-seed{seed}-{sampler}"))
+            for drawn, guidance in ((guided, config.synthesis.driver_guidance), (unguided, 1.0)):
+                folder = project.path(f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}")
+                drawn[name] += samples_of(project, out, prompts, folder, guidance=guidance)
     result: dict[str, object] = {
         "project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "samples": rounds * num_samples, "rounds": rounds,
         "steps": config.concept.training.num_steps, "scheduler": config.synthesis.scheduler, "sampler_steps": config.synthesis.num_steps,
@@ -152,11 +156,13 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
     sources = [tiles[i % len(tiles)] for i in range(num_samples)] * rounds
     finished = {
         name: [finish(image, tile, seed) for seed, (image, tile) in enumerate(zip(images, sources, strict=True))]
-        for name, images in drawn.items()
+        for name, images in guided.items()
     }
+    mixed = {"base": guided["base"], "random": unguided["random"]}
     for encoder in ("embedded", "random VGG-16"):
         target = features_of(real, encoder, device)
-        for name, images in (("as drawn", drawn), ("finished", finished)):
+        ways = {"guided": guided, "guided and finished": finished, "unguided": unguided, "guided against unguided random weights": mixed}
+        for name, images in ways.items():
             result[f"{encoder}, {name}"] = judge(
                 target,
                 {start: features_of(own, encoder, device) for start, own in images.items()},

@@ -112,7 +112,9 @@ def test_each_draft_is_drawn_at_every_level_and_measured_where_its_masks_lie(tin
         return 0.25 * LEVELS[(len(seen) - 1) % 3]
 
     config = SynthesisConfig(num_steps=2, batch_size=3, precision="fp32")
-    *progress, last = calibrate(drafts, real={2: [0.5] * 4}, models=models, categories=CATEGORIES, config=config, contrast_of=contrast_of)
+    *progress, last = calibrate(
+        drafts, real={2: [0.5] * 4}, models=models, class_noun="surface", categories=CATEGORIES, config=config, contrast_of=contrast_of
+    )
     assert progress == [3, 6, 9, 11, 13, 15]
     assert isinstance(last, tuple)
     burn = last[1]

@@ -57,7 +57,7 @@ def input_of(job: Job) -> DraftInput:
 
 def draw(models: LoadedModels, out: Path, *, plan: Plan | None = None, **changes: Any) -> list[Any]:
     config = CONFIG.model_copy(update=changes)
-    return list(synthesize(plan or make_plan(), models=models, input_of=input_of, config=config, out=out))
+    return list(synthesize(plan or make_plan(), models=models, class_noun="surface", input_of=input_of, config=config, out=out))
 
 
 def pictures(out: Path, which: int) -> NDArray[np.int64]:
@@ -100,7 +100,7 @@ def test_drafts_of_grey_tiles_are_grey_and_of_coloured_ones_coloured(models: Loa
         return replace(input_of(job), tile=np.full((*SIZE_HW, 3), (77, 80, 90), np.uint8))
 
     draw(models, tmp_path / "grey")
-    list(synthesize(make_plan(), models=models, input_of=coloured, config=CONFIG, out=tmp_path / "coloured"))
+    list(synthesize(make_plan(), models=models, class_noun="surface", input_of=coloured, config=CONFIG, out=tmp_path / "coloured"))
     grey, colour = pictures(tmp_path / "grey", 0), pictures(tmp_path / "coloured", 0)
     assert (grey == grey[..., :1]).all()
     drawn = colour[:, :, : VALID_HW[1]]
@@ -113,7 +113,7 @@ def test_mask_guidance_changes_the_half_with_mask_alone(models: LoadedModels, tm
         return replace(input_of(job), mask_guidance=np.full(SIZE_HW, 8, np.float32))
 
     draw(models, tmp_path / "as_set")
-    list(synthesize(make_plan(), models=models, input_of=strongly, config=CONFIG, out=tmp_path / "strong"))
+    list(synthesize(make_plan(), models=models, class_noun="surface", input_of=strongly, config=CONFIG, out=tmp_path / "strong"))
     assert (pictures(tmp_path / "as_set", 0) != pictures(tmp_path / "strong", 0)).any()
     assert (pictures(tmp_path / "as_set", 1) == pictures(tmp_path / "strong", 1)).all()
 
@@ -127,7 +127,7 @@ def test_both_halves_start_from_the_same_noise(models: LoadedModels, tmp_path: P
 
     plan = make_plan()
     plan = plan.model_copy(update={"jobs": tuple(job.model_copy(update={"prompt_without": job.prompt}) for job in plan.jobs)})
-    list(synthesize(plan, models=models, input_of=same, config=CONFIG, out=tmp_path))
+    list(synthesize(plan, models=models, class_noun="surface", input_of=same, config=CONFIG, out=tmp_path))
     assert (np.abs(pictures(tmp_path, 0) - pictures(tmp_path, 1)) <= 1).mean() >= 0.999
 
 
@@ -176,7 +176,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
             (out / "images" / ".000003.png.12.tmp.png").write_bytes(b"left by a killed write")
             config = SynthesisConfig(num_steps=4, batch_size=2)
             models = load_base(Path({str(tiny_base_folder)!r}))
-            for _ in synthesize(plan, models=models, input_of=input_of, config=config, out=out):
+            for _ in synthesize(plan, models=models, class_noun="surface", input_of=input_of, config=config, out=out):
                 pass
         """
     )

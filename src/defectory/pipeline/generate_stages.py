@@ -252,7 +252,13 @@ def run_calibration(project: Project) -> Iterator[Progress | str]:
             )
         )  # fmt: skip
     for event in calibrate(
-        drafts, real=real, models=sampling_models(project), categories=tileset.categories, config=config, contrast_of=defect_contrast
+        drafts,
+        real=real,
+        models=sampling_models(project),
+        class_noun=concept.class_noun,
+        categories=tileset.categories,
+        config=config,
+        contrast_of=defect_contrast,
     ):
         if isinstance(event, int):
             yield Progress(stage="calibrate", done=event, total=len(drafts) * len(LEVELS))
@@ -312,6 +318,7 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
     for event in synthesize(
         plan,
         models=sampling_models(project),
+        class_noun=Concept.load(project.path("concept", "concept.json")).class_noun,
         input_of=input_of,
         config=project.config.synthesis,
         out=project.path("drafts"),

@@ -98,6 +98,7 @@ def insert_into(
     plan, windows = _plan(project, image, frame_file, region, drawing, count=count, class_name=class_name, seed=seed)
     config = project.config.synthesis.model_copy(update={"mode": "insert"})
     guidance = calibration_of(project).by_category()
+    noun = Concept.load(project.path("concept", "concept.json")).class_noun
 
     def input_of(job: Job) -> DraftInput:
         window, instances = windows[job.id], masks_of(job.instances)
@@ -114,7 +115,8 @@ def insert_into(
 
     # a folder of its own: drafts left by a run that was killed may be of another plan
     with TemporaryDirectory() as drafts:
-        for event in synthesize(plan, models=sampling_models(project), input_of=input_of, config=config, out=Path(drafts)):
+        models = sampling_models(project)
+        for event in synthesize(plan, models=models, class_noun=noun, input_of=input_of, config=config, out=Path(drafts)):
             yield Progress(stage="insert", done=event.done, total=event.total)
         _write(frame_file, out, plan, windows, Path(drafts))
     yield StageEnded(

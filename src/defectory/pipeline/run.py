@@ -176,7 +176,7 @@ PLAN_KEYS = frozenset({"mode", "focus", "num_images", "augmentations_per_image",
 """Settings of synthesis that decide what is drawn, not how."""
 
 
-SAMPLER_RULES = 2
+SAMPLER_RULES = 3
 """Raised when the same settings draw otherwise."""
 
 

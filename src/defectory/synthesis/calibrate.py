@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.calibration import ClassCalibration
 from defectory.engine.base.load import LoadedModels
+from defectory.engine.base.prompts import class_prompt
 from defectory.engine.sampling.denoise import Without, denoise, encode_prompts
 from defectory.synthesis.config import SynthesisConfig
 
@@ -75,6 +76,7 @@ def calibrate(
     *,
     real: Mapping[int, Sequence[float]],
     models: LoadedModels,
+    class_noun: str,
     categories: Sequence[Category],
     config: SynthesisConfig,
     contrast_of: ContrastOf,
@@ -85,11 +87,12 @@ def calibrate(
         drafts: what to draw.
         real: contrasts of the train tiles' own defects, by category id.
         models: adapted base and control network, in float32.
+        class_noun: as for `synthesize`.
         categories: of the data set.
         config: sampler, steps, batch size.
         contrast_of: measures a defect.
     """
-    empty = encode_prompts(models, [""])[0]
+    empty, of_class = encode_prompts(models, ["", class_prompt(class_noun)])
     device = next(models.unet.parameters()).device
     # category id, then its contrast at each level
     rows: list[tuple[int, tuple[float, ...]]] = []
@@ -104,7 +107,8 @@ def calibrate(
                 seeds=[d.seed for d in batch], scheduler_name=config.scheduler, num_steps=config.num_steps, guidance_scale=config.guidance_scale,
                 control_scale=config.control_scale,
                 without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[d.empty_driver for d in batch]),
-                driver_guidance=config.driver_guidance, mask_guidance=level, mask_spill=config.mask_spill, precision=config.precision,
+                driver_guidance=config.driver_guidance, class_embedding=of_class, mask_guidance=level, mask_spill=config.mask_spill,
+                precision=config.precision,
             )  # fmt: skip
             pictures.append(list(drawn))
             done += len(batch)

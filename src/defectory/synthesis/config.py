@@ -31,9 +31,10 @@ class SynthesisConfig(Section):
     """`base`: the one the base names. `dpm-solver` draws fine detail in fewer steps than the others (decision 035)."""
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=1.0, ge=1)
-    driver_guidance: float = Field(default=2.0, ge=1)
-    """How strongly geometry is drawn: distance of each step from the same step without a driver, as a multiple. Networks that were
-    trained briefly draw soft; this gives holes, seams and contrast back, at a fifth more time."""
+    driver_guidance: float = Field(default=1.75, ge=1)
+    """How strongly the part is drawn: distance of each step from the same step that knows the class noun alone, neither the concept's token
+    nor a driver, as a multiple. Networks that were trained briefly draw soft; this gives holes, seams, contrast and grain back, at a fifth
+    more time."""
     mask_guidance: Literal["auto"] | float = "auto"
     """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks. `auto`
     chooses it per class, so that defects stand out as much as those of train tiles."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Job, Plan
 from defectory.engine.base.load import LoadedModels
+from defectory.engine.base.prompts import class_prompt
 from defectory.engine.sampling.denoise import Known, Without, denoise, encode_prompts
 from defectory.geometry import distance_to
 from defectory.imageio import save_png
@@ -65,7 +66,7 @@ def draft_paths(out: Path, job_id: str) -> tuple[Path, Path, Path]:
 
 
 def synthesize(
-    plan: Plan, *, models: LoadedModels, input_of: Callable[[Job], DraftInput], config: SynthesisConfig, out: Path
+    plan: Plan, *, models: LoadedModels, class_noun: str, input_of: Callable[[Job], DraftInput], config: SynthesisConfig, out: Path
 ) -> Iterator[DraftDone]:
     """Draw all drafts of a plan that are not on disk yet, each twice from the same noise: with and without its mask.
 
@@ -74,13 +75,14 @@ def synthesize(
     Args:
         plan: jobs.
         models: adapted base and control network, in float32.
+        class_noun: of the concept; guidance leads away from its prompt.
         input_of: gives a job's drivers and pool tile.
         config: sampler, steps, batch size.
         out: folder with `images/`, `without/` and `drivers/`.
     """
     device = next(models.unet.parameters()).device
     remove_leftovers(out)
-    empty = encode_prompts(models, [""])[0]
+    empty, of_class = encode_prompts(models, ["", class_prompt(class_noun)])
     began, done, resumed = time.monotonic(), 0, 0
     for batch in batches_of(plan, config.batch_size):
         if all(path.is_file() for job in batch for path in draft_paths(out, job.id)):
@@ -101,6 +103,7 @@ def synthesize(
             control_scale=config.control_scale,
             without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[item.empty_driver for item in inputs]),
             driver_guidance=config.driver_guidance,
+            class_embedding=of_class,
             mask_guidance=np.stack([item.mask_guidance for item in inputs]),
             mask_spill=config.mask_spill,
             known=Known(images=[item.tile for item in inputs] * 2, regions=[item.label_margin(config) for item in inputs] * 2)

@@ -220,10 +220,11 @@ def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(models: LoadedM
     embeddings = encode_prompts(models, PROMPTS[:2])
     without = Without(prompt_embeddings=embeddings[1:], drivers=[plain])
 
-    def latents(given: list[np.ndarray] | None = None, context: torch.Tensor = embeddings, **changes: Any) -> torch.Tensor:
+    def latents(context: torch.Tensor = embeddings, *, undriven: bool = False, **changes: Any) -> torch.Tensor:
         vae = Listening(models.vae)
         denoise(
-            replace(models, vae=vae), prompt_embeddings=context, empty_embedding=embeddings[0], drivers=given or [drivers()[0], plain],
+            replace(models, vae=vae), prompt_embeddings=context, empty_embedding=embeddings[0],
+            drivers=None if undriven else [drivers()[0], plain],
             seeds=[SEEDS[0]] * 2, scheduler_name="ddim", num_steps=1, **changes,
         )  # fmt: skip
         return vae.latents[:2]
@@ -236,6 +237,17 @@ def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(models: LoadedM
     torch.testing.assert_close(guided[1], no_mask + 1.5 * (no_mask - bare_without), atol=1e-4, rtol=1e-4)
     alone = latents(driver_guidance=2.5)
     torch.testing.assert_close(alone[0], with_mask + 1.5 * (with_mask - bare_with), atol=1e-4, rtol=1e-4)
+    # the class prompt takes the place of whatever prompts say; without a driver it is what guidance leads away from
+    of_class = encode_prompts(models, ["a surface"])[0]
+    bare_class = latents(context=of_class.expand(2, -1, -1), control_scale=0.0)
+    assert not torch.allclose(bare_class[0], bare_without, atol=1e-3)
+    from_class = latents(without=without, driver_guidance=2.5, class_embedding=of_class)
+    torch.testing.assert_close(from_class[0], with_mask + 1.5 * (no_mask - bare_class[0]), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(from_class[1], no_mask + 1.5 * (no_mask - bare_class[1]), atol=1e-4, rtol=1e-4)
+    own, class_alone = latents(undriven=True), latents(of_class.expand(2, -1, -1), undriven=True)
+    concept = latents(undriven=True, driver_guidance=2.5, class_embedding=of_class)
+    torch.testing.assert_close(concept, own + 1.5 * (own - class_alone), atol=1e-4, rtol=1e-4)
+    assert torch.equal(latents(undriven=True, driver_guidance=2.5), own)
     both = latents(without=without, driver_guidance=2.5, mask_guidance=1.0, mask_spill=0.0)
     painted = (torch.from_numpy(drivers()[0]) != torch.from_numpy(plain)).any(dim=-1).float()
     cover = (2 * torch.nn.functional.avg_pool2d(painted[None], models.latent_factor)).clamp(max=1)

@@ -113,6 +113,7 @@ def denoise(
     control_scale: float = 1.0,
     without: Without | None = None,
     driver_guidance: float = 1.0,
+    class_embedding: Tensor | None = None,
     mask_guidance: float | np.ndarray = 1.0,
     mask_spill: float = 1.0,
     known: Known | None = None,
@@ -121,8 +122,8 @@ def denoise(
     """Draw images.
 
     Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the empty
-    prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - q without any driver), where q is p, or p without
-    the mask where `without` is given; and (w - 1) (p - p without the mask), where w goes from `mask_spill` on latent pixels
+    prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - r), where q is p, or p without the mask where `without`
+    is given, and r has no driver and the class prompt instead of its own, so that it knows neither the part's geometry nor its look; and (w - 1) (p - p without the mask), where w goes from `mask_spill` on latent pixels
     without mask to `mask_guidance` on those that it covers by half or more.
 
     Args:
@@ -138,7 +139,8 @@ def denoise(
             (Lin et al. 2024, eq. 15 and 16).
         control_scale: strength of the control network's residuals.
         without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
-        driver_guidance: how strongly the driver's geometry is drawn; 1 is none.
+        driver_guidance: how strongly the part's geometry and look are drawn; 1 is none, and so is any without a driver and `class_embedding`.
+        class_embedding: float [L,D] of the prompt that knows the part's class alone; None for each sample's own prompt.
         mask_guidance: how strongly masks are drawn; 1 is none. A number, or float32 [N,H,W] for the N samples of `without`, read where
             masks are painted.
         mask_spill: how much of what a mask does outside itself is kept, 0..1; 1 is all.
@@ -170,10 +172,12 @@ def denoise(
         if strength.ndim:
             strength = torch.nn.functional.avg_pool2d(strength[:, None] * painted, factor) / share.clamp_min(1e-6)
         mask_weight = mask_spill + (strength - mask_spill) * (2 * share).clamp(max=1) - 1
-    guides_driver = condition is not None and driver_guidance != 1.0
-    plain_embeddings = prompt_embeddings
-    if without is not None:
-        plain_embeddings = torch.cat([without.prompt_embeddings, prompt_embeddings[len(without.drivers) :]])
+    guides_driver = driver_guidance != 1.0 and (condition is not None or class_embedding is not None)
+    weak_embeddings = prompt_embeddings
+    if class_embedding is not None:
+        weak_embeddings = class_embedding.to(device).expand_as(prompt_embeddings)
+    elif without is not None:
+        weak_embeddings = torch.cat([without.prompt_embeddings, prompt_embeddings[len(without.drivers) :]])
     first, last = (share * models.scheduler.config["num_train_timesteps"] for share in DRIVER_GUIDANCE_INTERVAL)
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds]
     # a base may name a scheduler that draws noise at every step
@@ -199,7 +203,7 @@ def denoise(
                 guided = guided.clone()
                 guided[:count] += mask_weight * (predicted[:count] - plain[:count])
         if guides_now:
-            guided = guided + (driver_guidance - 1) * (plain - predict(scaled, timestep, plain_embeddings, None))
+            guided = guided + (driver_guidance - 1) * (plain - predict(scaled, timestep, weak_embeddings, None))
         latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
         if keep is not None:
             latents = keep.put_into(latents, scheduler, number)
