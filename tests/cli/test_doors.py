@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +19,29 @@ VERBS = (
     "demo", "init", "import", "check", "base", "learn-concept", "learn-condition", "drivers", "plan", "synthesize", "curate", "export", "segment",
     "predict", "evaluate", "report", "run", "finalize", "doctor",
 )  # fmt: skip
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the options are glibc's")
+def test_freed_memory_is_kept_unless_the_environment_says_otherwise() -> None:
+    code = (
+        "import resource\n"
+        "from defectory.cli.main import keep_freed_memory\n"
+        "print(keep_freed_memory())\n"
+        "faults = []\n"
+        "for _ in range(3):\n"
+        "    filled = bytearray(b'x') * (64 << 20)\n"
+        "    del filled\n"
+        "    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)\n"
+        "print(faults[2] - faults[1])\n"
+    )
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    answers = [
+        subprocess.run([sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True).stdout.split()
+        for env in (plain, plain | {"MALLOC_MMAP_THRESHOLD_": "131072"})
+    ]
+    (kept, few), (left, many) = answers
+    assert (kept, left) == ("True", "False")
+    assert int(few) < 100 < 1000 < int(many)
 
 
 def test_help_names_every_verb_and_imports_no_torch() -> None:
