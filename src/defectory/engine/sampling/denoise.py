@@ -122,7 +122,7 @@ def denoise(
     """Draw images.
 
     Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the empty
-    prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - r), where q is p, or p without the mask where `without`
+    prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - r), less its mean over latent pixels, where q is p, or p without the mask where `without`
     is given, and r has no driver and the class prompt instead of its own, so that it knows neither the part's geometry nor its look; and (w - 1) (p - p without the mask), where w goes from `mask_spill` on latent pixels
     without mask to `mask_guidance` on those that it covers by half or more.
 
@@ -203,7 +203,9 @@ def denoise(
                 guided = guided.clone()
                 guided[:count] += mask_weight * (predicted[:count] - plain[:count])
         if guides_now:
-            guided = guided + (driver_guidance - 1) * (plain - predict(scaled, timestep, weak_embeddings, None))
+            away = plain - predict(scaled, timestep, weak_embeddings, None)
+            # tones are what the prompt says; a multiple of the distance would overdo them
+            guided = guided + (driver_guidance - 1) * (away - away.mean(dim=(2, 3), keepdim=True))
         latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
         if keep is not None:
             latents = keep.put_into(latents, scheduler, number)
