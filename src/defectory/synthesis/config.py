@@ -33,8 +33,8 @@ class SynthesisConfig(Section):
     guidance_scale: float = Field(default=1.0, ge=1)
     driver_guidance: float = Field(default=1.75, ge=1)
     """How strongly the part is drawn: distance of each step from the same step that knows the class noun alone, neither the concept's token
-    nor a driver, as a multiple. Networks that were trained briefly draw soft; this gives holes, seams, contrast and grain back, at a fifth
-    more time."""
+    nor a driver, as a multiple. Networks that were trained briefly draw soft; this gives holes, seams, contrast and grain back and
+    leaves tones alone, at a fifth more time."""
     mask_guidance: Literal["auto"] | float = "auto"
     """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the masks. `auto`
     chooses it per class, so that defects stand out as much as those of train tiles."""

@@ -122,9 +122,10 @@ def denoise(
     """Draw images.
 
     Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the empty
-    prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - r), less its mean over latent pixels, where q is p, or p without the mask where `without`
-    is given, and r has no driver and the class prompt instead of its own, so that it knows neither the part's geometry nor its look; and (w - 1) (p - p without the mask), where w goes from `mask_spill` on latent pixels
-    without mask to `mask_guidance` on those that it covers by half or more.
+    prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - r), less its mean over latent pixels, where q is p, or p
+    without the mask where `without` is given, and r has no driver and the class prompt in place of its own, so that it knows neither
+    the part's geometry nor its look; and (w - 1) (p - p without the mask), where w goes from `mask_spill` on latent pixels without
+    mask to `mask_guidance` on those that it covers by half or more.
 
     Args:
         models: base and control network.
@@ -139,7 +140,7 @@ def denoise(
             (Lin et al. 2024, eq. 15 and 16).
         control_scale: strength of the control network's residuals.
         without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
-        driver_guidance: how strongly the part's geometry and look are drawn; 1 is none, and so is any without a driver and `class_embedding`.
+        driver_guidance: how strongly the part's geometry and look are drawn; 1 is none. Without drivers it needs `class_embedding`.
         class_embedding: float [L,D] of the prompt that knows the part's class alone; None for each sample's own prompt.
         mask_guidance: how strongly masks are drawn; 1 is none. A number, or float32 [N,H,W] for the N samples of `without`, read where
             masks are painted.
