@@ -1,9 +1,10 @@
 """How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
 
-Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler (guided from the class prompt, as drafts
-are, and once without guidance), and compared with real test tiles around defects, under the embedded encoder and under an independent one (a VGG-16 of random weights, its last feature maps averaged):
-as drawn, and finished as drafts are with `synthesis.match_grain` (grey where tiles are grey, and the grain of their tile where they
-lack it). A percentile interval of the difference over random halves says which start wins.
+Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler (guided from the class prompt, as
+drafts are, and once without guidance), and compared with real test tiles around defects, under the embedded encoder and under an
+independent one (a VGG-16 of random weights, its last feature maps averaged): as drawn, and finished as drafts are with
+`synthesis.match_grain` (grey where tiles are grey, and the grain of their tile where they lack it). A percentile interval of the
+difference over random halves says which start wins.
 
 Run: `python bench/base_against_random.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set and its
 fraction; import, split and tiles are made where they are missing. Finished parts are not made again; `--rounds` repeats phase 1 and its
