@@ -1,10 +1,15 @@
 """How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
 
 Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler (guided from the class prompt, as
-drafts are, and once without guidance), and compared with real test tiles around defects, under the embedded encoder and under an
-independent one (a VGG-16 of random weights, its last feature maps averaged): as drawn, and finished as drafts are with
+drafts are, and once without guidance), and compared with real test tiles around defects: as drawn, and finished as drafts are with
 `synthesis.match_grain` (grey where tiles are grey, and the grain of their tile where they lack it). A percentile interval of the
 difference over random halves says which start wins.
+
+Encoders are the embedded one and independent ones: a VGG-16 of random weights whose last feature maps are averaged, as it is and
+whitened, since most of what random features say is one number, brightness. What an encoder sees is printed beside it, before any base is
+looked at: the share of its features' variance along one direction, and how far it finds real tiles from real tiles with their phases
+scrambled (clouds of the same spectrum) and from real tiles smoothed by half a pixel. One that does not find the clouds further judges
+grain, not pictures.
 
 Run: `python bench/base_against_random.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set and its
 fraction; import, split and tiles are made where they are missing. Finished parts are not made again; `--rounds` repeats phase 1 and its
@@ -15,12 +20,15 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 import torchvision
 from diffusers import UNet2DConditionModel
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
 from transformers import CLIPTextModel
 
 from defectory.concept.dreambooth import learn_concept
@@ -43,8 +51,13 @@ from defectory.recipes.resolve import resolve
 from defectory.run import write_json
 from defectory.synthesis.grain import add_grain
 
+Features = NDArray[np.float64]
+
 VGG_BATCH = 16
 NUM_HALVES = 500
+SMOOTHED_BY_PX = 0.5
+NUM_WHITENED = 16
+"""Directions kept of whitened features, the widest of real tiles; the smallest set has 44 tiles to find them in."""
 
 
 def random_base(base: Path, out: Path, seed: int) -> Path:
@@ -76,14 +89,65 @@ def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *
 
 
 @torch.no_grad()
-def features_of(images: list[np.ndarray], encoder: str, device: str = "cpu") -> np.ndarray:
-    """Give features float64 [N,D] under the embedded encoder or the random VGG."""
-    if encoder == "embedded":
+def features_of(images: list[np.ndarray], network: str, device: str, vgg_seed: int) -> Features:
+    """Give features float64 [N,D] of one of `ENCODERS`' networks."""
+    if network == "embedded":
         return embed_images(load_encoder()[0], images)
-    torch.manual_seed(0)
+    torch.manual_seed(vgg_seed)
     vgg = torchvision.models.vgg16(weights=None).features.eval().to(device)
     batches = (images_to_tensor(images[start : start + VGG_BATCH]).to(device) for start in range(0, len(images), VGG_BATCH))
     return torch.cat([vgg(batch).mean(dim=(2, 3)) for batch in batches]).double().cpu().numpy()
+
+
+def as_they_are(_: Features) -> Callable[[Features], Features]:
+    """Leave features as they are."""
+    return lambda features: features
+
+
+def at_one_scale(real: Features) -> Callable[[Features], Features]:
+    """Divide features, which have no scale of their own, by one number, after which both terms of the kernel weigh about the same."""
+    unit = float(np.sqrt(np.square(real).mean()))
+    return lambda features: features / unit
+
+
+def whitened(real: Features) -> Callable[[Features], Features]:
+    """Give real tiles' features no mean and the same spread along each of their widest directions."""
+    mean = real.mean(axis=0)
+    _, widths, directions = np.linalg.svd(real - mean, full_matrices=False)
+    widths = widths / np.sqrt(len(real) - 1)
+    return lambda features: (features - mean) @ directions[:NUM_WHITENED].T / widths[:NUM_WHITENED]
+
+
+ENCODERS = {
+    "embedded": {"embedded": as_they_are},
+    "random VGG-16": {"random VGG-16": at_one_scale, "random VGG-16, whitened": whitened},
+}
+"""Per network, the encoders made of it: what features are compared after, fitted to real tiles alone."""
+
+
+def scrambled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Give grey clouds of an image's spectrum and brightness."""
+    grey = image.astype(np.float64).mean(axis=2)
+    phases = np.angle(np.fft.rfft2(rng.standard_normal(grey.shape)))
+    phases[0, 0] = 0.0
+    clouds = np.fft.irfft2(np.abs(np.fft.rfft2(grey)) * np.exp(1j * phases), s=grey.shape)
+    return np.clip(np.round(clouds + grey.mean() - clouds.mean()), 0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+
+
+def harmed(real: list[np.ndarray]) -> dict[str, list[np.ndarray]]:
+    """Give every second real tile as it is, scrambled and smoothed."""
+    rng, half, sigma = np.random.default_rng(0), real[::2], (SMOOTHED_BY_PX, SMOOTHED_BY_PX, 0)
+    return {
+        "real": half,
+        "scrambled": [scrambled(image, rng) for image in half],
+        "smoothed": [np.round(gaussian_filter(image.astype(np.float32), sigma)).astype(np.uint8) for image in half],
+    }
+
+
+def share_of_one_direction(features: Features) -> float:
+    """Give how much of the variance of features lies along one direction, 0..1."""
+    variances = np.square(np.linalg.svd(features - features.mean(axis=0), compute_uv=False))
+    return float(variances[0] / variances.sum())
 
 
 def finish(image: np.ndarray, tile: TrainingTile, seed: int) -> np.ndarray:
@@ -93,12 +157,8 @@ def finish(image: np.ndarray, tile: TrainingTile, seed: int) -> np.ndarray:
     return add_grain([image], tile=tile.image, valid_hw=tile.valid_hw or (image.shape[0], image.shape[1]), seed=seed)[0]
 
 
-def judge(target: np.ndarray, drawn: dict[str, np.ndarray], *, rounds: int, has_scale: bool) -> dict[str, object]:
+def judge(target: Features, of: dict[str, Features], *, rounds: int) -> dict[str, object]:
     """Compare what both starts drew with real tiles, on features."""
-    # random features have no scale of their own; at this one both terms of the kernel weigh about the same
-    unit = 1.0 if has_scale else float(np.sqrt(np.square(target).mean()))
-    target = target / unit
-    of = {name: features / unit for name, features in drawn.items()}
     rng = np.random.default_rng(0)
     total = len(of["base"])
     differences: list[float] = []
@@ -113,7 +173,7 @@ def judge(target: np.ndarray, drawn: dict[str, np.ndarray], *, rounds: int, has_
     }  # fmt: skip
 
 
-def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, overrides: list[str]) -> dict[str, object]:
+def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, vgg_seed: int, overrides: list[str]) -> dict[str, object]:
     """Train both starts on one project and compare what they draw."""
     resolved = resolve(project_file=project_file, overrides=overrides)
     config = resolved.config
@@ -160,16 +220,21 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
         for name, images in guided.items()
     }
     mixed = {"base": guided["base"], "random": unguided["random"]}
-    for encoder in ("embedded", "random VGG-16"):
-        target = features_of(real, encoder, device)
-        ways = {"guided": guided, "guided and finished": finished, "unguided": unguided, "guided against unguided random weights": mixed}
-        for name, images in ways.items():
-            result[f"{encoder}, {name}"] = judge(
-                target,
-                {start: features_of(own, encoder, device) for start, own in images.items()},
-                rounds=rounds,
-                has_scale=encoder == "embedded",
-            )
+    ways = {"guided": guided, "guided and finished": finished, "unguided": unguided, "guided against unguided random weights": mixed}
+    for network, encoders in ENCODERS.items():
+        target = features_of(real, network, device, vgg_seed)
+        halves = {name: features_of(images, network, device, vgg_seed) for name, images in harmed(real).items()}
+        drawn = {way: {start: features_of(own, network, device, vgg_seed) for start, own in images.items()} for way, images in ways.items()}
+        for encoder, frame_of in encoders.items():
+            frame = frame_of(target)
+            result[f"{encoder}, real tiles"] = {
+                **{name: kid(frame(features), frame(target[1::2])) for name, features in halves.items()},
+                "variance_of_one_direction": share_of_one_direction(frame(target)),
+            }
+            for way, of in drawn.items():
+                result[f"{encoder}, {way}"] = judge(
+                    frame(target), {start: frame(features) for start, features in of.items()}, rounds=rounds
+                )
     return result
 
 
@@ -180,10 +245,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--num-samples", type=int, default=192, help="Drawn from each start and round.")
     parser.add_argument("--rounds", type=int, default=1, help="Seeds of phase 1, counted from the project's.")
+    parser.add_argument("--vgg-seed", type=int, default=0, help="Of the random weights of the independent encoders.")
     parser.add_argument("-o", "--override", action="append", default=[])
     args = parser.parse_args()
     results = [
-        compare(file, args.work, num_samples=args.num_samples, rounds=args.rounds, overrides=args.override) for file in args.projects
+        compare(file, args.work, num_samples=args.num_samples, rounds=args.rounds, vgg_seed=args.vgg_seed, overrides=args.override)
+        for file in args.projects
     ]
     write_json(args.work / "base_against_random.json", results)
     print(json.dumps(results, indent=1))

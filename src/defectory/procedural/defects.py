@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -32,6 +33,11 @@ class Defect:
     def mask(self) -> NDArray[np.bool_]:
         """Pixels the defect changes visibly, bool [H,W]."""
         return self.coverage > 0.4
+
+    @cached_property
+    def glows(self) -> bool:
+        """Whether most of it pulls to a brightness above the surface's."""
+        return float(np.median(self.target)) > 1
 
 
 def _curve(

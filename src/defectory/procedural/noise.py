@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import cv2
@@ -73,7 +74,10 @@ def streaks(rng: np.random.Generator, size_hw: tuple[int, int], length_px: float
     return field / np.float32(max(float(field.std()), 1e-6))
 
 
+@lru_cache(maxsize=8)
 def coordinates(size_hw: tuple[int, int]) -> tuple[Field, Field]:
-    """Give pixel coordinates (x, y), each float32 [H,W]."""
-    ys, xs = np.mgrid[0 : size_hw[0], 0 : size_hw[1]].astype(np.float32)
+    """Give pixel coordinates (x, y), each float32 [H,W] and read-only."""
+    both = np.mgrid[0 : size_hw[0], 0 : size_hw[1]].astype(np.float32)
+    both.flags.writeable = False
+    ys, xs = both
     return xs, ys

@@ -67,34 +67,45 @@ def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Scene:
     )  # fmt: skip
 
 
-def _radiance(scene: _Scene, defects: list[Defect]) -> NDArray[np.float32]:
-    """Give scene brightness float32 [H,W,3]; defects change the surface before the light falls on it."""
+def _surface(scene: _Scene) -> NDArray[np.float32]:
+    """Give brightness float32 [H,W,3] of the scene without defects."""
     height = scene.texture.height + scene.part.height
     lit = 1 + scene.texture.shade + scene.part.shade + shade_relief(height, scene.light)
     surface = (scene.level * scene.light.falloff * np.clip(lit, 0.05, 3))[..., None] * np.array(scene.texture.tint_rgb, np.float32)
-    surface = np.clip(surface, 0.0, 1.0)
-    void = np.full_like(surface, scene.part.void_level)
-    image = np.where(scene.part.solid[..., None], surface, void).astype(np.float32)
+    image = np.clip(surface, 0.0, 1.0)
+    image[~scene.part.solid] = scene.part.void_level
+    return image.astype(np.float32)
+
+
+def _radiance(scene: _Scene, surface: NDArray[np.float32], defects: list[Defect]) -> NDArray[np.float32]:
+    """Give scene brightness float32 [H,W,3]; defects change the surface before the light falls on it."""
+    image = surface.copy()
     for defect in defects:
-        relief = shade_relief(defect.height, scene.light) * np.sign(defect.coverage)
-        target = np.clip(defect.target + relief, 0.0, 3.0)[..., None]
+        # most defects cover a small part of the image, and the rest stays as it is
+        rows, columns = (np.flatnonzero(defect.coverage.any(axis=axis)) for axis in (1, 0))
+        if not len(rows):
+            continue
+        part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        coverage = defect.coverage[part]
+        relief = shade_relief(defect.height, scene.light)[part] * np.sign(coverage)
+        target = np.clip(defect.target[part] + relief, 0.0, 3.0)[..., None]
         tint = 1 - defect.colour_strength * (1 - np.array(defect.tint_rgb, np.float32))
-        base = np.maximum(image, np.float32(0.12)) if float(np.median(defect.target)) > 1 else image
+        base = np.maximum(image[part], np.float32(0.12)) if defect.glows else image[part]
         changed = np.clip(base * target * tint, 0, 1)
-        image = image + defect.coverage[..., None] * (changed - image)
+        image[part] = image[part] + coverage[..., None] * (changed - image[part])
     return np.minimum(image, np.float32(1.0))
 
 
 def _is_visible(with_defect: NDArray[np.float32], without: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
-    difference = np.abs(with_defect - without).max(axis=2)[mask]
+    difference = np.abs(with_defect[mask] - without[mask]).max(axis=1)
     return bool(np.median(difference) * 255 >= MIN_CONTRAST)
 
 
-def _draw_defects(rng: np.random.Generator, scene: _Scene, size_hw: tuple[int, int]) -> list[Defect]:
+def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32]) -> list[Defect]:
     wanted = int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))
     chosen: list[Defect] = []
+    size_hw = (surface.shape[0], surface.shape[1])
     taken = np.zeros(size_hw, bool)
-    plain = _radiance(scene, [])
     for _ in range(wanted * 6):
         if len(chosen) == wanted:
             break
@@ -107,7 +118,7 @@ def _draw_defects(rng: np.random.Generator, scene: _Scene, size_hw: tuple[int, i
             or (cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) > 0)[taken].any()
         ):
             continue
-        if not _is_visible(_radiance(scene, [defect]), plain, mask):
+        if not _is_visible(_radiance(scene, surface, [defect]), surface, mask):
             continue
         chosen.append(defect)
         taken |= mask
@@ -124,8 +135,8 @@ def _caption(rng: np.random.Generator, scene: _Scene, tone: str, defects: list[D
     return f"{lead}{head}{light}, {tail}"
 
 
-def _sample(rng: np.random.Generator, scene: _Scene, defects: list[Defect]) -> Sample:
-    image = expose(_radiance(scene, defects), scene.camera)
+def _sample(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32], defects: list[Defect]) -> Sample:
+    image = expose(_radiance(scene, surface, defects), scene.camera)
     class_map = np.zeros(image.shape[:2], np.uint8)
     for defect in defects:
         class_map[defect.mask] = DEFECT_WORDS.index(defect.word) + 1
@@ -147,9 +158,10 @@ def render(seed: int, size_hw: tuple[int, int] = (128, 128), *, with_defect: boo
     """
     rng = np.random.default_rng([20261124, seed])
     scene = _draw_scene(rng, size_hw)
+    surface = _surface(scene)
     wanted = bool(rng.random() < 0.65) if with_defect is None else with_defect
-    defects = _draw_defects(rng, scene, size_hw) if wanted else []
-    return _sample(rng, scene, defects)
+    defects = _draw_defects(rng, scene, surface) if wanted else []
+    return _sample(rng, scene, surface, defects)
 
 
 def render_pair(seed: int, size_hw: tuple[int, int] = (128, 128)) -> tuple[Sample, Sample]:
@@ -161,5 +173,6 @@ def render_pair(seed: int, size_hw: tuple[int, int] = (128, 128)) -> tuple[Sampl
     """
     rng = np.random.default_rng([20261124, seed])
     scene = _draw_scene(rng, size_hw)
-    defects = _draw_defects(rng, scene, size_hw)
-    return _sample(rng, scene, defects), _sample(rng, scene, [])
+    surface = _surface(scene)
+    defects = _draw_defects(rng, scene, surface)
+    return _sample(rng, scene, surface, defects), _sample(rng, scene, surface, [])

@@ -234,38 +234,35 @@ def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(models: LoadedM
 
     with_mask, no_mask = latents()
     # one step of a v-prediction is linear in it, so that latents differ as predictions do
-    bare_with, bare_without = latents(control_scale=0.0)
-    guided = latents(without=without, driver_guidance=2.5)
-    torch.testing.assert_close(guided[0], with_mask + 1.5 * without_mean(no_mask - bare_without), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(guided[1], no_mask + 1.5 * without_mean(no_mask - bare_without), atol=1e-4, rtol=1e-4)
-    alone = latents(driver_guidance=2.5)
-    torch.testing.assert_close(alone[0], with_mask + 1.5 * without_mean(with_mask - bare_with), atol=1e-4, rtol=1e-4)
-    # the class prompt takes the place of whatever prompts say; without a driver it is what guidance leads away from
     of_class = encode_prompts(models, ["a surface"])[0]
-    bare_class = latents(context=of_class.expand(2, -1, -1), control_scale=0.0)
-    assert not torch.allclose(bare_class[0], bare_without, atol=1e-3)
-    from_class = latents(without=without, driver_guidance=2.5, class_embedding=of_class)
-    torch.testing.assert_close(from_class[0], with_mask + 1.5 * without_mean(no_mask - bare_class[0]), atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(from_class[1], no_mask + 1.5 * without_mean(no_mask - bare_class[1]), atol=1e-4, rtol=1e-4)
+    bare_with, bare_without = latents(context=of_class.expand(2, -1, -1), control_scale=0.0)
+    assert not torch.allclose(bare_without, latents(control_scale=0.0)[1], atol=1e-3)
+    guidance: dict[str, Any] = {"driver_guidance": 2.5, "class_embedding": of_class}
+    guided = latents(without=without, **guidance)
+    torch.testing.assert_close(guided[0], with_mask + 1.5 * without_mean(no_mask - bare_with), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(guided[1], no_mask + 1.5 * without_mean(no_mask - bare_without), atol=1e-4, rtol=1e-4)
+    alone = latents(**guidance)
+    torch.testing.assert_close(alone[0], with_mask + 1.5 * without_mean(with_mask - bare_with), atol=1e-4, rtol=1e-4)
     own, class_alone = latents(undriven=True), latents(of_class.expand(2, -1, -1), undriven=True)
-    concept = latents(undriven=True, driver_guidance=2.5, class_embedding=of_class)
+    concept = latents(undriven=True, **guidance)
     torch.testing.assert_close(concept, own + 1.5 * without_mean(own - class_alone), atol=1e-4, rtol=1e-4)
-    assert torch.equal(latents(undriven=True, driver_guidance=2.5), own)
-    both = latents(without=without, driver_guidance=2.5, mask_guidance=1.0, mask_spill=0.0)
+    assert torch.equal(latents(driver_guidance=2.5), latents())
+    both = latents(without=without, mask_guidance=1.0, mask_spill=0.0, **guidance)
     painted = (torch.from_numpy(drivers()[0]) != torch.from_numpy(plain)).any(dim=-1).float()
     cover = (2 * torch.nn.functional.avg_pool2d(painted[None], models.latent_factor)).clamp(max=1)
     torch.testing.assert_close(
-        both[0], no_mask + cover * (with_mask - no_mask) + 1.5 * without_mean(no_mask - bare_without), atol=1e-4, rtol=1e-4
+        both[0], no_mask + cover * (with_mask - no_mask) + 1.5 * without_mean(no_mask - bare_with), atol=1e-4, rtol=1e-4
     )
 
 
 def test_drivers_are_guided_between_two_noise_levels_alone(models: LoadedModels, monkeypatch: pytest.MonkeyPatch) -> None:
     from defectory.engine.sampling import denoise as module
 
+    guidance: dict[str, Any] = {"driver_guidance": 3.0, "class_embedding": encode_prompts(models, ["a surface"])[0]}
     plain = draw(models, [0], num_steps=4)
-    assert (draw(models, [0], num_steps=4, driver_guidance=3.0) != plain).mean() > 0.05
+    assert (draw(models, [0], num_steps=4, **guidance) != plain).mean() > 0.05
     monkeypatch.setattr(module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 0.0))
-    assert np.array_equal(draw(models, [0], num_steps=4, driver_guidance=3.0), plain)
+    assert np.array_equal(draw(models, [0], num_steps=4, **guidance), plain)
 
 
 @pytest.mark.parametrize("scheduler", ["base", "euler", "dpm-solver"])

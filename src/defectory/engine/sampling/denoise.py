@@ -140,8 +140,8 @@ def denoise(
             (Lin et al. 2024, eq. 15 and 16).
         control_scale: strength of the control network's residuals.
         without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
-        driver_guidance: how strongly the part's geometry and look are drawn; 1 is none. Without drivers it needs `class_embedding`.
-        class_embedding: float [L,D] of the prompt that knows the part's class alone; None for each sample's own prompt.
+        driver_guidance: how strongly the part's geometry and look are drawn; 1 is none.
+        class_embedding: float [L,D] of the prompt that knows the part's class alone, which `driver_guidance` leads away from; None for no guidance.
         mask_guidance: how strongly masks are drawn; 1 is none. A number, or float32 [N,H,W] for the N samples of `without`, read where
             masks are painted.
         mask_spill: how much of what a mask does outside itself is kept, 0..1; 1 is all.
@@ -173,12 +173,6 @@ def denoise(
         if strength.ndim:
             strength = torch.nn.functional.avg_pool2d(strength[:, None] * painted, factor) / share.clamp_min(1e-6)
         mask_weight = mask_spill + (strength - mask_spill) * (2 * share).clamp(max=1) - 1
-    guides_driver = driver_guidance != 1.0 and (condition is not None or class_embedding is not None)
-    weak_embeddings = prompt_embeddings
-    if class_embedding is not None:
-        weak_embeddings = class_embedding.to(device).expand_as(prompt_embeddings)
-    elif without is not None:
-        weak_embeddings = torch.cat([without.prompt_embeddings, prompt_embeddings[len(without.drivers) :]])
     first, last = (share * models.scheduler.config["num_train_timesteps"] for share in DRIVER_GUIDANCE_INTERVAL)
     generators = [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds]
     # a base may name a scheduler that draws noise at every step
@@ -195,16 +189,16 @@ def denoise(
             if guidance_rescale > 0:
                 wanted, spread = (values.std(dim=(1, 2, 3), keepdim=True) for values in (predicted, guided))
                 guided = guided * (1 + guidance_rescale * (wanted / spread - 1))
-        guides_now = guides_driver and first <= float(timestep) <= last
+        weak_embedding = class_embedding if driver_guidance != 1.0 and first <= float(timestep) <= last else None
         plain = predicted
-        if without is not None and (mask_weight is not None or guides_now):
+        if without is not None and (mask_weight is not None or weak_embedding is not None):
             count = len(without.drivers)
             plain = torch.cat([predict(scaled[:count], timestep, without.prompt_embeddings, plain_condition), predicted[count:]])
             if mask_weight is not None:
                 guided = guided.clone()
                 guided[:count] += mask_weight * (predicted[:count] - plain[:count])
-        if guides_now:
-            away = plain - predict(scaled, timestep, weak_embeddings, None)
+        if weak_embedding is not None:
+            away = plain - predict(scaled, timestep, weak_embedding.to(device).expand_as(prompt_embeddings), None)
             # tones are what the prompt says; a multiple of the distance would overdo them
             guided = guided + (driver_guidance - 1) * (away - away.mean(dim=(2, 3), keepdim=True))
         latents = scheduler.step(guided, timestep, latents, **extra).prev_sample
