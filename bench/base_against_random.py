@@ -1,15 +1,16 @@
 """How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
 
 Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler (guided from the class prompt, as
-drafts are, and once without guidance), and compared with real test tiles around defects: as drawn, and finished as drafts are with
-`synthesis.match_grain` (grey where tiles are grey, and the grain of their tile where they lack it). A percentile interval of the
-difference over random halves says which start wins.
+drafts are) and once without guidance. They are grey where train tiles are, as drafts are, and are compared with real test tiles around
+defects, as drawn and with the grain of their tile where they lack it (`synthesis.match_grain`). A percentile interval of the difference
+over random halves says which start wins.
 
 Encoders are the embedded one and independent ones: a VGG-16 of random weights whose last feature maps are averaged, as it is and
-whitened, since most of what random features say is one number, brightness. What an encoder sees is printed beside it, before any base is
-looked at: the share of its features' variance along one direction, and how far it finds real tiles from real tiles with their phases
-scrambled (clouds of the same spectrum) and from real tiles smoothed by half a pixel. One that does not find the clouds further judges
-grain, not pictures.
+whitened, since most of what random features say is one number; and the statistics of Portilla & Simoncelli (2000), which describe a
+texture so well that pictures drawn to have them look like it. What an encoder sees is printed beside it, before any base is looked at:
+the share of its features' variance along one direction, and how far it finds real tiles from real tiles with their phases scrambled
+(clouds of the same spectrum), from real tiles smoothed by half a pixel and from train tiles. One that does not find the clouds further
+than the smoothed ones judges grain, not pictures. Needs plenoptic (the extra `bench`).
 
 Run: `python bench/base_against_random.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set and its
 fraction; import, split and tiles are made where they are missing. Finished parts are not made again; `--rounds` repeats phase 1 and its
@@ -43,7 +44,7 @@ from defectory.engine.training.data import TrainingTile
 from defectory.evaluation.image_metrics import kid
 from defectory.imageio import load_rgb, save_png
 from defectory.pipeline.generate_stages import phase_tiles
-from defectory.pipeline.run import run_project
+from defectory.pipeline.run import SAMPLER_RULES, run_project
 from defectory.pipeline.stage import Project
 from defectory.pipeline.training import device_of
 from defectory.pipeline.values import spread, tileset_of
@@ -53,7 +54,7 @@ from defectory.synthesis.grain import add_grain
 
 Features = NDArray[np.float64]
 
-VGG_BATCH = 16
+BATCH = 16
 NUM_HALVES = 500
 SMOOTHED_BY_PX = 0.5
 NUM_WHITENED = 16
@@ -93,10 +94,25 @@ def features_of(images: list[np.ndarray], network: str, device: str, vgg_seed: i
     """Give features float64 [N,D] of one of `ENCODERS`' networks."""
     if network == "embedded":
         return embed_images(load_encoder()[0], images)
+    pixels = images_to_tensor(images)
+    if network == "texture statistics":
+        # their variances and correlations are of grey pixels 0 to 1; noise of a quarter of a grey level keeps those of flat pictures defined
+        generator = torch.Generator().manual_seed(0)
+        grey = (pixels.mean(dim=1, keepdim=True) + 1) / 2
+        pixels = grey + 1e-3 * torch.randn(grey.shape, generator=generator)
+        statistics = texture_statistics((pixels.shape[2], pixels.shape[3]))
+        return torch.cat([statistics(batch) for batch in pixels.split(BATCH)]).double().numpy()
     torch.manual_seed(vgg_seed)
     vgg = torchvision.models.vgg16(weights=None).features.eval().to(device)
-    batches = (images_to_tensor(images[start : start + VGG_BATCH]).to(device) for start in range(0, len(images), VGG_BATCH))
-    return torch.cat([vgg(batch).mean(dim=(2, 3)) for batch in batches]).double().cpu().numpy()
+    return torch.cat([vgg(batch.to(device)).mean(dim=(2, 3)).cpu() for batch in pixels.split(BATCH)]).double().numpy()
+
+
+def texture_statistics(size_hw: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Give the statistics of Portilla & Simoncelli of grey pictures [B,1,H,W], of three scales and four orientations: float [B,D]."""
+    import plenoptic  # pyright: ignore[reportMissingImports]
+
+    model = plenoptic.models.PortillaSimoncelli(size_hw, n_scales=3, n_orientations=4, spatial_corr_width=5)
+    return lambda batch: model(batch)[:, 0]
 
 
 def as_they_are(_: Features) -> Callable[[Features], Features]:
@@ -110,6 +126,13 @@ def at_one_scale(real: Features) -> Callable[[Features], Features]:
     return lambda features: features / unit
 
 
+def standardised(real: Features) -> Callable[[Features], Features]:
+    """Give each of real tiles' features that varies no mean and unit spread."""
+    mean, spread_of = real.mean(axis=0), real.std(axis=0)
+    varies = spread_of > 1e-6 * np.abs(real).max(axis=0)
+    return lambda features: (features[:, varies] - mean[varies]) / spread_of[varies]
+
+
 def whitened(real: Features) -> Callable[[Features], Features]:
     """Give real tiles' features no mean and the same spread along each of their widest directions."""
     mean = real.mean(axis=0)
@@ -121,6 +144,7 @@ def whitened(real: Features) -> Callable[[Features], Features]:
 ENCODERS = {
     "embedded": {"embedded": as_they_are},
     "random VGG-16": {"random VGG-16": at_one_scale, "random VGG-16, whitened": whitened},
+    "texture statistics": {"texture statistics": standardised},
 }
 """Per network, the encoders made of it: what features are compared after, fitted to real tiles alone."""
 
@@ -150,11 +174,20 @@ def share_of_one_direction(features: Features) -> float:
     return float(variances[0] / variances.sum())
 
 
-def finish(image: np.ndarray, tile: TrainingTile, seed: int) -> np.ndarray:
-    """Give a sample what drafts get: no colour where its tile has none, and the tile's grain where it lacks it."""
-    if (tile.image == tile.image[..., :1]).all():
-        image = np.round(image.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8).repeat(3, axis=2)
-    return add_grain([image], tile=tile.image, valid_hw=tile.valid_hw or (image.shape[0], image.shape[1]), seed=seed)[0]
+def keep_grey(images: list[np.ndarray], tiles: list[TrainingTile]) -> list[np.ndarray]:
+    """Take colour from samples where no tile has any, as drafts are finished."""
+    if any((tile.image != tile.image[..., :1]).any() for tile in tiles):
+        return images
+    return [np.round(image.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8).repeat(3, axis=2) for image in images]
+
+
+def with_grain(images: list[np.ndarray], tiles: list[TrainingTile], num_samples: int) -> list[np.ndarray]:
+    """Give samples the grain of the train tile whose tones they were drawn for, where they lack it; `num_samples` are of one round."""
+    result: list[np.ndarray] = []
+    for number, image in enumerate(images):
+        tile = tiles[number % num_samples % len(tiles)]
+        result += add_grain([image], tile=tile.image, valid_hw=tile.valid_hw, seed=number)
+    return result
 
 
 def judge(target: Features, of: dict[str, Features], *, rounds: int) -> dict[str, object]:
@@ -206,35 +239,35 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, vg
                     cache=project.path("cache"),
                 ):
                     pass
-            sampler = f"{config.synthesis.scheduler}{config.synthesis.num_steps}"
+            sampler = f"{config.synthesis.scheduler}{config.synthesis.num_steps}-rules{SAMPLER_RULES}"
             for drawn, guidance in ((guided, config.synthesis.driver_guidance), (unguided, 1.0)):
                 folder = project.path(f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}")
-                drawn[name] += samples_of(project, out, prompts, folder, guidance=guidance)
+                drawn[name] += keep_grey(samples_of(project, out, prompts, folder, guidance=guidance), tiles)
     result: dict[str, object] = {
         "project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "samples": rounds * num_samples, "rounds": rounds,
         "steps": config.concept.training.num_steps, "scheduler": config.synthesis.scheduler, "sampler_steps": config.synthesis.num_steps,
     }  # fmt: skip
-    sources = [tiles[i % len(tiles)] for i in range(num_samples)] * rounds
-    finished = {
-        name: [finish(image, tile, seed) for seed, (image, tile) in enumerate(zip(images, sources, strict=True))]
-        for name, images in guided.items()
-    }
-    mixed = {"base": guided["base"], "random": unguided["random"]}
-    ways = {"guided": guided, "guided and finished": finished, "unguided": unguided, "guided against unguided random weights": mixed}
+    grained = {name: with_grain(images, tiles, num_samples) for name, images in guided.items()}
+    halves = harmed(real) | {"train": [tile.image for tile in tiles if tile.instances]}
     for network, encoders in ENCODERS.items():
-        target = features_of(real, network, device, vgg_seed)
-        halves = {name: features_of(images, network, device, vgg_seed) for name, images in harmed(real).items()}
-        drawn = {way: {start: features_of(own, network, device, vgg_seed) for start, own in images.items()} for way, images in ways.items()}
+
+        def features(images: list[np.ndarray], network: str = network) -> Features:
+            return features_of(images, network, device, vgg_seed)
+
+        target, others = features(real), {name: features(images) for name, images in halves.items()}
+        ways = {
+            way: {start: features(own) for start, own in images.items()}
+            for way, images in {"guided": guided, "guided, with grain": grained, "unguided": unguided}.items()
+        }
+        ways["guided against unguided random weights"] = {"base": ways["guided"]["base"], "random": ways["unguided"]["random"]}
         for encoder, frame_of in encoders.items():
             frame = frame_of(target)
             result[f"{encoder}, real tiles"] = {
-                **{name: kid(frame(features), frame(target[1::2])) for name, features in halves.items()},
+                **{name: kid(frame(own), frame(target[1::2])) for name, own in others.items()},
                 "variance_of_one_direction": share_of_one_direction(frame(target)),
             }
-            for way, of in drawn.items():
-                result[f"{encoder}, {way}"] = judge(
-                    frame(target), {start: frame(features) for start, features in of.items()}, rounds=rounds
-                )
+            for way, of in ways.items():
+                result[f"{encoder}, {way}"] = judge(frame(target), {start: frame(own) for start, own in of.items()}, rounds=rounds)
     return result
 
 
