@@ -1,6 +1,6 @@
 """How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
 
-Samples are drawn from phase 1's prompt with the tone words of train tiles, by the project's sampler (guided from the class prompt, as
+Samples are drawn from the prompts that phase 1 has for train tiles (tone words and names of defects), by the project's sampler (guided from the class prompt, as
 drafts are) and once without guidance. They are grey where train tiles are, as drafts are, and are compared with real test tiles around
 defects, as drawn and with the grain of their tile where they lack it (`synthesis.match_grain`). A percentile interval of the difference
 over random halves says which start wins.
@@ -36,7 +36,7 @@ from transformers import CLIPTextModel
 from defectory.concept.dreambooth import learn_concept
 from defectory.engine.base.known import resolve_base
 from defectory.engine.base.load import load_base
-from defectory.engine.base.prompts import class_prompt, concept_prompt
+from defectory.engine.base.prompts import class_prompt, condition_prompt
 from defectory.engine.base.save import save_base_like
 from defectory.engine.features.encoder import embed_images, load_encoder
 from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
@@ -49,6 +49,7 @@ from defectory.pipeline.run import SAMPLER_RULES, run_project
 from defectory.pipeline.stage import Project
 from defectory.pipeline.training import device_of
 from defectory.pipeline.values import spread, tileset_of
+from defectory.recipes.project import ProjectConfig
 from defectory.recipes.resolve import resolve
 from defectory.run import write_json
 from defectory.synthesis.grain import add_grain
@@ -70,6 +71,13 @@ def random_base(base: Path, out: Path, seed: int) -> Path:
         unet = UNet2DConditionModel.from_config(models.unet.config)
         save_base_like(base, out, replaced={"unet": unet, "text_encoder": CLIPTextModel(models.text_encoder.config)})
     return out
+
+
+def prompt_of(config: ProjectConfig, tile: TrainingTile) -> str:
+    """Give the prompt that phase 1 learns a tile with."""
+    names = tile.class_names if config.concept.defect_words else ()
+    tone = tile.tone if config.concept.tone_words else ""
+    return condition_prompt(config.concept.token, names, defect_noun=config.condition.defect_noun, tone=tone)
 
 
 def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
@@ -220,9 +228,7 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
     base = resolve_base(config.base)
     guided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
     unguided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
-    prompts = [
-        concept_prompt(config.concept.token, tiles[i % len(tiles)].tone if config.concept.tone_words else "") for i in range(num_samples)
-    ]
+    prompts = [prompt_of(config, tiles[i % len(tiles)]) for i in range(num_samples)]
     for seed in range(config.seed, config.seed + rounds):
         starts = {"base": base, "random": random_base(base, project.path(f"random_base-seed{seed}"), seed)}
         for name, start in starts.items():
@@ -232,6 +238,7 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
                     tiles,
                     base=start,
                     config=config.concept,
+                    defect_noun=config.condition.defect_noun,
                     seed=seed,
                     out=out,
                     device=device,

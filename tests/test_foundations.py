@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 from pycocotools import mask as oracle
+from scipy.ndimage import gaussian_filter
 
 from defectory.errors import ImageError, OutputError
 from defectory.geometry import Augmentation, Border, border_of, width_px
@@ -127,6 +128,20 @@ def test_image_and_mask_move_together_inside_the_valid_window(strength) -> None:
         assert not moved_mask[50:].any()
         again = Augmentation.sample(seed, valid, strength=strength).apply_image(image)
         np.testing.assert_array_equal(again, moved_image)
+
+
+@pytest.mark.parametrize("strength", ["train", "offline"])
+def test_augmentation_keeps_the_grain_of_a_surface(strength) -> None:
+    white = np.random.default_rng(0).standard_normal((96, 120))
+    grain = gaussian_filter(white, 0.8)
+    image = np.round(128 + 30 * grain / grain.std()).clip(0, 255).astype(np.uint8)[..., None].repeat(3, axis=2)
+    for seed in range(10):
+        geometric = Augmentation.sample(seed, (96, 120), strength=strength).geometric
+        # zoomed in, the same grain is coarser: neighbours differ less by the zoom
+        zoom = np.sqrt(abs(np.linalg.det(np.array(geometric.matrix)[:, :2])))
+        moved = geometric.apply_image(image)[10:-10, 10:-10, 0].astype(float)
+        assert moved.std() == pytest.approx(30, rel=0.05)
+        assert np.abs(np.diff(moved)).mean() == pytest.approx(np.abs(np.diff(image[..., 0].astype(float))).mean() * zoom, rel=0.08)
 
 
 def test_a_round_view_gets_no_second_one_beside_it() -> None:

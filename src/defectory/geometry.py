@@ -14,6 +14,8 @@ Border = Literal["reflect", "replicate"]
 DARK_LEVEL = 24
 """Grey level under which a pixel shows a hole or what is around the part, not the part."""
 DARK_SHARE = 0.3
+RESAMPLING = cv2.INTER_LANCZOS4
+"""Of augmented images. Between pixels a linear one takes a quarter of a grainy surface's detail, and networks learn what they see (decision 040)."""
 THIN_PX = 6.0
 """An instance is thin under this width, in pixels."""
 
@@ -134,7 +136,7 @@ class Augmentation:
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Transform an image uint8 [H,W,3]; same size and type."""
         height, width = self.valid_hw
-        window = self._warp(np.ascontiguousarray(image[:height, :width]), cv2.INTER_LINEAR)
+        window = self._warp(np.ascontiguousarray(image[:height, :width]), RESAMPLING)
         if self.contrast != 1.0 or self.noise_sigma > 0:
             noise = np.random.default_rng([11, self.noise_seed]).standard_normal((height, width, 1)) * self.noise_sigma
             mean = window.mean()

@@ -64,6 +64,19 @@ def test_text_encoder_and_prior_can_be_left_out(tiny_base_folder: Path, training
         assert digest_folder(tmp_path / "base" / part) == digest_folder(tiny_base_folder / part)
 
 
+def test_prompts_name_the_defects_of_a_tile(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+    def weights(out: str, tiles: list[Any], *, defect_words: bool, defect_noun: str = "") -> str:
+        config = CONFIG.model_copy(update={"defect_words": defect_words, "tone_words": False})
+        return learn(tiles, tiny_base_folder, tmp_path / out, config, defect_noun=defect_noun, cache=tmp_path / "cache")[-1].digest
+
+    tiles = training_tiles()
+    defective, free = [tile for tile in tiles if tile.instances], [tile for tile in tiles if not tile.instances]
+    named, unnamed = (weights(f"defective-{named}", defective, defect_words=named) for named in (True, False))
+    assert named != unnamed
+    assert weights("with-noun", defective, defect_words=True, defect_noun="axial") not in (named, unnamed)
+    assert weights("free-True", free, defect_words=True) == weights("free-False", free, defect_words=False)
+
+
 def test_loss_is_instance_term_plus_lambda_times_prior_term(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     training = TRAINING.model_copy(update={"num_steps": 1, "precision": "fp32", "prompt_dropout": 0.0})
 

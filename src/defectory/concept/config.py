@@ -20,6 +20,8 @@ class ConceptConfig(Section):
     tone_words: bool = True
     """Put two words for a tile's lightness and contrast before [V] in every prompt; off is the paper's prompt. A driver carries no
     brightness, and without the words drafts drift to the mean tone."""
+    defect_words: bool = True
+    """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws none; off is the paper's prompt."""
     prior_weight: float = Field(default=0.3, ge=0)
     """lambda of the prior term; 0 turns prior preservation off."""
     prior_share: float = Field(default=0.25, gt=0, lt=1)

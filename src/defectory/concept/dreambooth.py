@@ -1,6 +1,6 @@
 """DreamBooth with prior preservation (paper, section 3.1; Ruiz et al. 2023).
 
-L = E |target - f(x_t, t, "an image of a [V]")|^2 + lambda * E |target' - f(x'_t, t, "a [class noun]")|^2,
+L = E |target - f(x_t, t, "an image of a [V] with a [class]")|^2 + lambda * E |target' - f(x'_t, t, "a [class noun]")|^2,
 x from the training tiles, x' from the frozen model's own samples.
 """
 
@@ -16,7 +16,7 @@ from defectory.artifacts.weights import Concept
 from defectory.concept.config import ConceptConfig
 from defectory.concept.prior import class_latents
 from defectory.engine.base.load import LoadedModels, load_base
-from defectory.engine.base.prompts import class_prompt, concept_prompt
+from defectory.engine.base.prompts import class_prompt, condition_prompt
 from defectory.engine.base.save import save_base_like
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare_variants
@@ -38,6 +38,7 @@ def learn_concept(
     config: ConceptConfig,
     seed: int,
     out: Path,
+    defect_noun: str = "",
     device: torch.device | str = "cpu",
     held_out: Sequence[TrainingTile] = (),
     cache: Path | None = None,
@@ -50,6 +51,7 @@ def learn_concept(
         config: of the phase.
         seed: of everything drawn.
         out: stage folder; a checkpoint found in it is gone on from.
+        defect_noun: word after each class name in prompts, as in phase 2.
         device: where to train.
         held_out: tiles of val for a held-out loss; they are never trained on.
         cache: folder for latents and class images; None means `out/cache`.
@@ -106,8 +108,9 @@ def learn_concept(
         use_plain_attention(models.unet, num_tokens=variants[0].latents[0, 0].numel(), device=device)
     predict = _Predictor(models, device)
 
-    def prompt_of(tile: TileVariants, _variant: int) -> str:
-        return concept_prompt(config.token, tile.tone if config.tone_words else "")
+    def prompt_of(tile: TileVariants, variant: int) -> str:
+        names = tile.class_names[variant] if config.defect_words else ()
+        return condition_prompt(config.token, names, defect_noun=defect_noun, tone=tile.tone if config.tone_words else "")
 
     plan = BatchPlan(range(len(tiles)), (), batch_size=num_instance, share=0, num_variants=training.variants_per_image, seed=seed)
 
@@ -158,6 +161,7 @@ def learn_concept(
                 "held_out": [tile.digest() for tile in validation_tiles],
                 "base": base_digest,
                 "config": config.model_dump(mode="json"),
+                "defect_noun": defect_noun,
                 "seed": seed,
             }
         ),

@@ -85,7 +85,7 @@ def run_concept(project: Project) -> Iterator[Progress | str]:
         "learn-concept",
         learn_concept(
             tiles, base=resolve_base(project.config.base), config=project.config.concept, seed=project.config.seed, out=project.path("concept"),
-            device=device_of(project), held_out=held_out, cache=project.path("cache"),
+            defect_noun=project.config.condition.defect_noun, device=device_of(project), held_out=held_out, cache=project.path("cache"),
         ),
     )  # fmt: skip
 

@@ -132,7 +132,7 @@ def _tiling(project: Project) -> object:
     }
 
 
-VARIANT_RULES = 2
+VARIANT_RULES = 3
 """Raised when the same settings give other augmented training tiles."""
 
 
@@ -143,6 +143,7 @@ def _concept(project: Project) -> object:
     return {
         "variant_rules": VARIANT_RULES,
         "concept": project.config.concept.model_dump(mode="json"),
+        "defect_noun": project.config.condition.defect_noun,
         "base": digest_folder(resolve_base(project.config.base)),
         "seed": project.config.seed,
     }
@@ -176,7 +177,7 @@ PLAN_KEYS = frozenset({"mode", "focus", "num_images", "augmentations_per_image",
 """Settings of synthesis that decide what is drawn, not how."""
 
 
-SAMPLER_RULES = 3
+SAMPLER_RULES = 4
 """Raised when the same settings draw otherwise."""
 
 

@@ -21,6 +21,7 @@ from defectory.engine.tensors import images_to_tensor, masks_to_tensor
 from defectory.engine.training.checkpoint import write_tensors
 from defectory.engine.training.data import TrainingTile, augment, augmentation_of
 from defectory.engine.training.events import Preparing
+from defectory.geometry import RESAMPLING
 from defectory.run import digest_json
 
 MakeDriver = Callable[[NDArray[np.uint8], Sequence[tuple[int, NDArray[np.bool_]]], tuple[int, int]], NDArray[np.uint8]]
@@ -103,7 +104,7 @@ def prepare_variants(
 def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> TileVariants:
     """Make or read the variants of one tile."""
     augmentations = [augmentation_of(tile, variant, seed=recipe.seed, flip=recipe.flip) for variant in range(recipe.num_variants)]
-    content = {"tile": tile.digest(), "augmentations": [asdict(augmentation) for augmentation in augmentations]}
+    content = {"tile": tile.digest(), "augmentations": [asdict(augmentation) for augmentation in augmentations], "resampling": RESAMPLING}
     moved: list[TrainingTile] = []
 
     def variants() -> list[TrainingTile]:
