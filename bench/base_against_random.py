@@ -1,9 +1,9 @@
 """How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
 
-Samples are drawn from the prompts that phase 1 has for train tiles (tone words and names of defects), by the project's sampler (guided from the class prompt, as
-drafts are) and once without guidance. They are grey where train tiles are, as drafts are, and are compared with real test tiles around
-defects, as drawn and with the grain of their tile where they lack it (`synthesis.match_grain`). A percentile interval of the difference
-over random halves says which start wins.
+Samples are drawn from the prompts that phase 1 has for train tiles (tone words and names of defects), by the project's sampler (guided
+from the class prompt, as drafts are) and once without guidance. They are grey where train tiles are, as drafts are, and are compared
+with real test tiles around defects, as drawn and with the grain of their tile where they lack it (`synthesis.match_grain`). A percentile
+interval of the difference over random halves says which start wins.
 
 Encoders are the embedded one and independent ones: a VGG-16 of random weights whose last feature maps are averaged, as it is and
 whitened, since most of what random features say is one number; and the statistics of Portilla & Simoncelli (2000), which describe a

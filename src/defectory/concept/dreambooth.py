@@ -1,7 +1,7 @@
 """DreamBooth with prior preservation (paper, section 3.1; Ruiz et al. 2023).
 
 L = E |target - f(x_t, t, "an image of a [V] with a [class]")|^2 + lambda * E |target' - f(x'_t, t, "a [class noun]")|^2,
-x from the training tiles, x' from the frozen model's own samples.
+x from the training tiles, x' from the frozen model's own samples. Naming defects is ours (decision 040).
 """
 
 from __future__ import annotations

@@ -160,7 +160,7 @@ def _condition(project: Project) -> object:
     }
 
 
-PLAN_RULES = 8
+PLAN_RULES = 9
 """Raised when the same settings give another plan."""
 
 

@@ -1,4 +1,4 @@
-"""The prompts of both phases, as the paper has them."""
+"""The prompts of both phases, as the paper has them, and with what we add."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def concept_prompt(token: str, tone: str = "") -> str:
-    """Give phase 1's prompt, `an image of a [V]`; also that of a defect-free tile in phase 2.
+    """Give the prompt of a defect-free tile, `an image of a [V]`; the paper's phase 1 has it for every tile.
 
     Args:
         token: [V].
@@ -21,7 +21,7 @@ def class_prompt(noun: str) -> str:
 
 
 def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str = "", tone: str = "") -> str:
-    """Give phase 2's prompt, `an image of a [V] with a [class] crack`, several classes joined by `and`.
+    """Give the prompt of a tile, `an image of a [V] with a [class] crack`, several classes joined by `and`: phase 2's, and ours in phase 1.
 
     Args:
         token: [V].
