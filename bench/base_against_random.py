@@ -2,8 +2,8 @@
 
 Samples are drawn from the prompts that phase 1 has for train tiles (tone words and names of defects), by the project's sampler (guided
 from the class prompt, as drafts are) and once without guidance. They are grey where train tiles are, as drafts are, and are compared
-with real test tiles around defects, as drawn and with the grain of their tile where they lack it (`synthesis.match_grain`). A percentile
-interval of the difference over random halves says which start wins.
+with real test tiles chosen as phase 1 chooses train tiles (around defects, and half as many without), as drawn and with the grain of
+their tile where they lack it (`synthesis.match_grain`). A percentile interval of the difference over random halves says which start wins.
 
 Encoders are the embedded one and independent ones: a VGG-16 of random weights whose last feature maps are averaged, as it is and
 whitened, since most of what random features say is one number; and the statistics of Portilla & Simoncelli (2000), which describe a
@@ -214,7 +214,7 @@ def judge(target: Features, of: dict[str, Features], *, rounds: int) -> dict[str
     }  # fmt: skip
 
 
-def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, overrides: list[str]) -> dict[str, object]:
+def compare(project_file: Path, work: Path, *, num_samples: int, num_real: int, rounds: int, overrides: list[str]) -> dict[str, object]:
     """Train both starts on one project and compare what they draw."""
     resolved = resolve(project_file=project_file, overrides=overrides)
     config = resolved.config
@@ -224,7 +224,10 @@ def compare(project_file: Path, work: Path, *, num_samples: int, rounds: int, ov
     device = device_of(project)
     tiles, held_out = phase_tiles(project)
     test = tileset_of(project, "test_tiles")
-    real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in spread([t for t in test.tiles if t.instances], num_samples)]
+    defective = spread([tile for tile in test.tiles if tile.instances], num_real)
+    free = spread([tile for tile in test.tiles if not tile.instances], len(defective) // 2)
+    # the names of defects are in the prompts, so that a third of all samples, too, are meant to have none
+    real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in [*defective, *free]]
     base = resolve_base(config.base)
     guided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
     unguided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
@@ -281,11 +284,13 @@ def main() -> None:
     parser.add_argument("projects", type=Path, nargs="+")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--num-samples", type=int, default=192, help="Drawn from each start and round.")
+    parser.add_argument("--num-real", type=int, default=192, help="Real test tiles around defects, at most.")
     parser.add_argument("--rounds", type=int, default=1, help="Seeds of phase 1, counted from the project's.")
     parser.add_argument("-o", "--override", action="append", default=[])
     args = parser.parse_args()
     results = [
-        compare(file, args.work, num_samples=args.num_samples, rounds=args.rounds, overrides=args.override) for file in args.projects
+        compare(file, args.work, num_samples=args.num_samples, num_real=args.num_real, rounds=args.rounds, overrides=args.override)
+        for file in args.projects
     ]
     write_json(args.work / "base_against_random.json", results)
     print(json.dumps(results, indent=1))

@@ -28,7 +28,8 @@ def tone_words(image: NDArray[np.uint8], *, without: NDArray[np.bool_] | None = 
         image: RGB uint8 [H,W,3].
         without: bool [H,W], pixels that do not count, such as defects and padding; ignored where nothing else is left.
     """
-    grey = image.astype(np.float32).mean(axis=2)
+    # channel by channel: numpy sums a last axis of three ten times more slowly
+    grey = (image[..., 0].astype(np.float32) + image[..., 1] + image[..., 2]) / np.float32(3)
     counted = grey if without is None or without.all() else grey[~without]
     return f"{_word(LIGHTNESS, float(counted.mean()))} {_word(CONTRAST, float(counted.std()))}"
 

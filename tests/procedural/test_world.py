@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from defectory.procedural.camera import draw_light, shade_relief
 from defectory.procedural.defects import DEFECT_WORDS
 from defectory.procedural.materials import MATERIALS
 from defectory.procedural.noise import grain, streaks, value_noise
@@ -132,6 +133,24 @@ def test_noise_fields_have_the_range_they_name() -> None:
             pytest.approx(0, abs=1e-3),
             pytest.approx(1, abs=1e-3),
         )
+
+
+@pytest.mark.parametrize("length_px", [3.0, 15.0, 60.0])
+def test_streaks_are_noise_blurred_by_their_length_and_thickness(length_px: float) -> None:
+    side = int(np.ceil(np.hypot(*SIZE_HW))) + 2
+    noise = np.random.default_rng(3).standard_normal((side, side), dtype=np.float32)
+    blurred = cv2.GaussianBlur(noise, (0, 0), sigmaX=length_px, sigmaY=0.9)
+    top, left = (side - SIZE_HW[0]) // 2, (side - SIZE_HW[1]) // 2
+    expected = blurred[top : top + SIZE_HW[0], left : left + SIZE_HW[1]]
+    expected = (expected - expected.mean()) / expected.std()
+    np.testing.assert_allclose(streaks(np.random.default_rng(3), SIZE_HW, length_px, 0.0, 0.9), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("part", [np.s_[0:9, 0:20], np.s_[30:72, 60:104], np.s_[11:12, 40:41], np.s_[0:72, 0:104]])
+def test_relief_of_a_part_is_a_part_of_the_relief(part: tuple[slice, slice]) -> None:
+    rng = np.random.default_rng(0)
+    light, height = draw_light(rng, SIZE_HW), grain(rng, SIZE_HW, 1.0)
+    np.testing.assert_array_equal(shade_relief(height, light, part=part), shade_relief(height, light)[part])
 
 
 def test_streaks_run_along_their_angle() -> None:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from defectory.procedural.noise import Field, coordinates
 
 Size = tuple[int, int]
+LUMINANCE = (0.299, 0.587, 0.114)
+"""What red, green and blue add to grey, as JPEG has it."""
 LIGHTS = ("flat light", "point light", "line light", "ring light", "side light", "specular light", "dim corners")
 
 
@@ -27,7 +29,7 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Camera of a shot; `noise` float32 [H,W,3] in grey levels is drawn with the shot, so that a twin can share it."""
+    """Camera of a shot; `noise` float32 [H,W,3], of a grey one [H,W,1], in grey levels is drawn with the shot, so that a twin can share it."""
 
     blur_px: float
     noise: NDArray[np.float32]
@@ -70,8 +72,13 @@ def draw_light(rng: np.random.Generator, size: Size) -> Light:
     )
 
 
-def shade_relief(height: Field, light: Light) -> Field:
-    """Give the relative brightness change of a height map under a light, float32 [H,W]."""
+def shade_relief(height: Field, light: Light, *, part: tuple[slice, slice] | None = None) -> Field:
+    """Give the relative brightness change of a height map under a light, float32 [H,W] or of a part's rows and columns alone."""
+    if part is not None:
+        # slopes need a pixel more on each side
+        rows, columns = (slice(max(0, side.start - 1), side.stop + 1) for side in part)
+        inside = tuple(slice(side.start - wide.start, side.stop - wide.start) for side, wide in zip(part, (rows, columns), strict=True))
+        return shade_relief(height[rows, columns], light)[inside]
     dx = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
     dy = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)
     return np.clip((dx * light.direction_xy[0] + dy * light.direction_xy[1]) * light.relief * 2, -0.6, 0.6)
@@ -80,12 +87,12 @@ def shade_relief(height: Field, light: Light) -> Field:
 def draw_camera(rng: np.random.Generator, size: Size) -> Camera:
     """Draw a camera: a third of all images grey, mild blur and noise, rarely JPEG."""
     sigma = float(rng.choice([0.5, rng.uniform(0.5, 3), rng.uniform(2, 6)], p=[0.4, 0.4, 0.2]))
-    noise = rng.standard_normal((*size, 3), dtype=np.float32) * np.float32(sigma)
+    noise = rng.standard_normal((*size, 3), dtype=np.float32)
     grey = bool(rng.random() < 0.35)
     cast = tuple(float(v) for v in 1 + rng.normal(0, 0.06, 3))
     return Camera(
         blur_px=float(rng.choice([0.0, rng.uniform(0.3, 0.9)], p=[0.5, 0.5])),
-        noise=noise[..., :1].repeat(3, axis=2) if grey else noise,
+        noise=(noise[..., :1] if grey else noise) * np.float32(sigma),
         jpeg_quality=int(rng.integers(50, 90)) if rng.random() < 0.1 else None,
         cast_rgb=(cast[0], cast[1], cast[2]),
         grey=grey,
@@ -97,12 +104,13 @@ def expose(scene: NDArray[np.floating[Any]], camera: Camera) -> NDArray[np.uint8
     """Turn scene brightness float32 [H,W,3] in [0,1] into an image uint8 [H,W,3]."""
     if camera.blur_px > 0:
         scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), camera.blur_px), np.float32)
+    seen = np.array([LUMINANCE], np.float32)
+    if not camera.grey:
+        seen = ((1 - camera.saturation) * seen + camera.saturation * np.eye(3)) * np.array(camera.cast_rgb)[:, None]
+    levels = np.asarray(cv2.transform(scene, (255 * seen).astype(np.float32)), np.float32).reshape(camera.noise.shape)
+    image = np.clip(np.round(levels + camera.noise), 0, 255).astype(np.uint8)
     if camera.grey:
-        scene = (scene @ np.array([0.299, 0.587, 0.114], np.float32))[..., None].repeat(3, axis=2)
-    else:
-        grey = (scene @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-        scene = (grey + (scene - grey) * np.float32(camera.saturation)) * np.array(camera.cast_rgb, np.float32)
-    image = np.clip(np.round(scene * 255 + camera.noise), 0, 255).astype(np.uint8)
+        image = np.asarray(cv2.merge([image] * 3), np.uint8)
     if camera.jpeg_quality is not None:
         _, coded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, camera.jpeg_quality])
         image = np.ascontiguousarray(np.asarray(cv2.imdecode(coded, cv2.IMREAD_COLOR), np.uint8)[..., ::-1])

@@ -37,7 +37,8 @@ class Defect:
     @cached_property
     def glows(self) -> bool:
         """Whether most of it pulls to a brightness above the surface's."""
-        return float(np.median(self.target)) > 1
+        bright, half = int(np.count_nonzero(self.target > 1)), self.target.size / 2
+        return bright > half or (bright == half and float(np.median(self.target)) > 1)
 
 
 def _curve(
@@ -81,11 +82,12 @@ def _blob(
     xs, ys = coordinates(size)
     cx, cy = (rng.uniform(0.08, 0.92) * size[1], rng.uniform(0.08, 0.92) * size[0]) if centre_xy is None else centre_xy
     theta = rng.uniform(0, np.pi)
-    u = ((xs - cx) * np.cos(theta) + (ys - cy) * np.sin(theta)) / aspect
-    v = -(xs - cx) * np.sin(theta) + (ys - cy) * np.cos(theta)
-    distance = np.hypot(u, v)
+    cosine, sine = np.float32(np.cos(theta)), np.float32(np.sin(theta))
+    right, down = xs - np.float32(cx), ys - np.float32(cy)
+    along, across = (right * cosine + down * sine) / np.float32(aspect), down * cosine - right * sine
+    distance = np.sqrt(along * along + across * across)
     border = radius_px * (1 + ragged * 2 * (value_noise(rng, size, max(3.0, radius_px * 0.6), 3) - 0.5))
-    return np.clip((border - distance) / max(soft_px, 0.7) + 0.5, 0, 1).astype(np.float32)
+    return np.clip((border - distance) / max(soft_px, 0.7) + 0.5, 0, 1)
 
 
 def _dark(rng: np.random.Generator, size: Size, low: float, high: float, rough: float = 0.08) -> Field:

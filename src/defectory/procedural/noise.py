@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scipy.fft import dct, idct
 
 Field = NDArray[np.floating[Any]]
 
@@ -47,8 +48,21 @@ def grain(rng: np.random.Generator, size_hw: tuple[int, int], sigma_px: float) -
     field = rng.standard_normal(size_hw, dtype=np.float32)
     if sigma_px > 0:
         field = cv2.GaussianBlur(field, (0, 0), sigma_px).astype(np.float32)
+    return _standardised(field)
+
+
+def _standardised(field: Field) -> Field:
+    """Give a field of zero mean and unit standard deviation; the one passed in is overwritten."""
     field -= field.mean()
-    return field / np.float32(max(float(field.std()), 1e-6))
+    field *= np.float32(1 / max(float(np.sqrt(np.vdot(field, field) / field.size)), 1e-6))
+    return field
+
+
+def _blurred_along(field: Field, sigma_px: float) -> Field:
+    """Blur float32 [H,W] along x, mirrored at its ends: each cosine shrinks by its frequency, where a kernel as wide as streaks are long is slow."""
+    frequencies = np.arange(field.shape[1], dtype=np.float32) * np.float32(np.pi / (field.shape[1] - 1))
+    shrinking = np.exp(-0.5 * np.square(np.float32(sigma_px) * frequencies))
+    return np.asarray(idct(np.asarray(dct(field, type=1, axis=1)) * shrinking, type=1, axis=1), np.float32)
 
 
 def streaks(rng: np.random.Generator, size_hw: tuple[int, int], length_px: float, angle_degrees: float, thickness_px: float = 0.7) -> Field:
@@ -64,14 +78,14 @@ def streaks(rng: np.random.Generator, size_hw: tuple[int, int], length_px: float
     height, width = size_hw
     side = int(np.ceil(np.hypot(height, width))) + 2
     field = rng.standard_normal((side, side), dtype=np.float32)
-    field = cv2.GaussianBlur(field, (0, 0), sigmaX=max(length_px, 0.5), sigmaY=max(thickness_px, 0.3))
+    field = cv2.GaussianBlur(field, (1, 0), sigmaX=1, sigmaY=max(thickness_px, 0.3))
+    field = _blurred_along(np.asarray(field, np.float32), max(length_px, 0.5))
     if angle_degrees % 180 != 0:
         turn = cv2.getRotationMatrix2D((side / 2, side / 2), angle_degrees, 1.0)
         field = cv2.warpAffine(field, turn, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     top, left = (side - height) // 2, (side - width) // 2
-    field = np.ascontiguousarray(field[top : top + height, left : left + width])
-    field -= field.mean()
-    return field / np.float32(max(float(field.std()), 1e-6))
+    field = np.array(field[top : top + height, left : left + width], np.float32)
+    return _standardised(field)
 
 
 @lru_cache(maxsize=8)

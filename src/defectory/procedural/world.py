@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -71,34 +72,45 @@ def _surface(scene: _Scene) -> NDArray[np.float32]:
     """Give brightness float32 [H,W,3] of the scene without defects."""
     height = scene.texture.height + scene.part.height
     lit = 1 + scene.texture.shade + scene.part.shade + shade_relief(height, scene.light)
-    surface = (scene.level * scene.light.falloff * np.clip(lit, 0.05, 3))[..., None] * np.array(scene.texture.tint_rgb, np.float32)
-    image = np.clip(surface, 0.0, 1.0)
-    image[~scene.part.solid] = scene.part.void_level
-    return image.astype(np.float32)
+    surface = scene.level * scene.light.falloff * np.clip(lit, 0.05, 3)
+    # channel by channel: numpy is slow along a last axis of three
+    image = np.asarray(cv2.merge([np.clip(surface * np.float32(tint), 0.0, 1.0) for tint in scene.texture.tint_rgb]), np.float32)
+    if not scene.part.solid.all():
+        image[~scene.part.solid] = scene.part.void_level
+    return image
+
+
+def _part_of(coverage: NDArray[np.floating[Any]]) -> tuple[slice, slice]:
+    """Give rows and columns a defect covers anything of: most are small, and the rest of the image stays as it is."""
+    left, top, width, height = cv2.boundingRect((coverage > 0).astype(np.uint8))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def _with_defect(image: NDArray[np.float32], defect: Defect, light: Light, part: tuple[slice, slice]) -> NDArray[np.float32]:
+    """Give brightness float32 [h,w,3] of a part of an image with a defect in it, which changes the surface before light falls on it."""
+    coverage, shown = defect.coverage[part], image[part]
+    relief = shade_relief(defect.height, light, part=part) * np.sign(coverage)
+    target = np.clip(defect.target[part] + relief, 0.0, 3.0)[..., None]
+    tint = 1 - defect.colour_strength * (1 - np.array(defect.tint_rgb, np.float32))
+    base = np.maximum(shown, np.float32(0.12)) if defect.glows else shown
+    changed = np.clip(base * target * tint, 0, 1)
+    return np.minimum(shown + coverage[..., None] * (changed - shown), np.float32(1.0))
 
 
 def _radiance(scene: _Scene, surface: NDArray[np.float32], defects: list[Defect]) -> NDArray[np.float32]:
-    """Give scene brightness float32 [H,W,3]; defects change the surface before the light falls on it."""
+    """Give scene brightness float32 [H,W,3] with its defects."""
     image = surface.copy()
     for defect in defects:
-        # most defects cover a small part of the image, and the rest stays as it is
-        rows, columns = (np.flatnonzero(defect.coverage.any(axis=axis)) for axis in (1, 0))
-        if not len(rows):
-            continue
-        part = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        coverage = defect.coverage[part]
-        relief = shade_relief(defect.height, scene.light)[part] * np.sign(coverage)
-        target = np.clip(defect.target[part] + relief, 0.0, 3.0)[..., None]
-        tint = 1 - defect.colour_strength * (1 - np.array(defect.tint_rgb, np.float32))
-        base = np.maximum(image[part], np.float32(0.12)) if defect.glows else image[part]
-        changed = np.clip(base * target * tint, 0, 1)
-        image[part] = image[part] + coverage[..., None] * (changed - image[part])
-    return np.minimum(image, np.float32(1.0))
+        part = _part_of(defect.coverage)
+        image[part] = _with_defect(image, defect, scene.light, part)
+    return image
 
 
-def _is_visible(with_defect: NDArray[np.float32], without: NDArray[np.float32], mask: NDArray[np.bool_]) -> bool:
-    difference = np.abs(with_defect[mask] - without[mask]).max(axis=1)
-    return bool(np.median(difference) * 255 >= MIN_CONTRAST)
+def _is_visible(scene: _Scene, surface: NDArray[np.float32], defect: Defect, mask: NDArray[np.bool_]) -> bool:
+    part = _part_of(defect.coverage)
+    inside = mask[part]
+    changed = np.abs(_with_defect(surface, defect, scene.light, part)[inside] - surface[part][inside])
+    return bool(np.median(np.maximum(np.maximum(changed[:, 0], changed[:, 1]), changed[:, 2])) * 255 >= MIN_CONTRAST)
 
 
 def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32]) -> list[Defect]:
@@ -115,10 +127,10 @@ def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.f
         if (
             mask.sum() < 12
             or (mask & scene.part.solid).sum() < SURFACE_SUPPORT * mask.sum()
-            or (cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) > 0)[taken].any()
+            or (chosen and (cv2.dilate(mask.astype(np.uint8), np.ones((5, 5))) > 0)[taken].any())
         ):
             continue
-        if not _is_visible(_radiance(scene, surface, [defect]), surface, mask):
+        if not _is_visible(scene, surface, defect, mask):
             continue
         chosen.append(defect)
         taken |= mask
