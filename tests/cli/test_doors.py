@@ -112,6 +112,12 @@ def test_a_wrong_project_file_is_one_line_and_exit_code_2(defectory: Cli, tmp_pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["project.toml"]
 
 
+def test_a_demo_with_a_wrong_setting_leaves_nothing_behind(defectory: Cli, tmp_path: Path) -> None:
+    done = defectory("demo", "--out", tmp_path / "demo", "-o", "synthesis.num_images=many")
+    assert (done.code, "synthesis.num_images" in done.error_line) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_project_file_says_how_to_write_one(defectory: Cli, tmp_path: Path) -> None:
     done = defectory("run", tmp_path / "project.toml")
     assert done.code == 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
 
@@ -22,6 +22,21 @@ DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would b
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
 RESERVED = ("DEFECTORY_BASES",)
+
+
+class Layers(TypedDict):
+    """Settings above a project file."""
+
+    environment: dict[str, str]
+    overrides: list[str]
+
+
+def layers_of(overrides: list[str] | None, *, seed: int | None, device: str | None) -> Layers:
+    """Give what environment and command line set, as `resolve` takes it."""
+    wanted = list(overrides or [])
+    wanted += [f"seed={seed}"] if seed is not None else []
+    wanted += [f'device="{device}"'] if device is not None else []
+    return Layers(environment={name: value for name, value in os.environ.items() if name not in RESERVED}, overrides=wanted)
 
 
 def open_project(
@@ -44,11 +59,7 @@ def open_project(
     from defectory.pipeline.stage import Project
     from defectory.recipes.resolve import resolve
 
-    wanted = list(overrides or [])
-    wanted += [f"seed={seed}"] if seed is not None else []
-    wanted += [f'device="{device}"'] if device is not None else []
-    environment = {name: value for name, value in os.environ.items() if name not in RESERVED}
-    resolved = resolve(project_file=file, preset=preset, environment=environment, overrides=wanted)
+    resolved = resolve(project_file=file, preset=preset, **layers_of(overrides, seed=seed, device=device))
     source = file.resolve().parent
     base = resolved.config.base
     if not is_known(base):

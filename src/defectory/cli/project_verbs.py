@@ -16,6 +16,7 @@ from defectory.cli.options import (
     OverrideOption,
     PresetOption,
     SeedOption,
+    layers_of,
     open_project,
 )
 
@@ -56,10 +57,13 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Do all of it on a procedural borescope data set: data, both phases, synthesis, curation, segmenters, report."""
-    from defectory.recipes.demo import write_demo
+    from defectory.recipes.demo import demo_project, write_demo
+    from defectory.recipes.resolve import resolve
 
-    folder = out or Path("runs") / ("demo-full" if full else "demo")
-    _run(write_demo(folder, full=full), None, override, None, seed, device, dry_run, as_json)
+    preset = "demo-full" if full else "demo"
+    # a wrong setting is told before anything is written
+    resolve(project=demo_project(preset), preset=preset, **layers_of(override, seed=seed, device=device))
+    _run(write_demo(out or Path("runs") / preset, preset), None, override, None, seed, device, dry_run, as_json)
 
 
 def init(

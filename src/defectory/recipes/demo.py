@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from defectory.procedural.borescope import write_dataset
 from defectory.recipes.resolve import read_project_file
@@ -13,19 +13,19 @@ from defectory.run import write_text
 SOURCE = "borescope"
 
 
-def write_demo(out: Path, *, full: bool, seed: int = 0) -> Path:
+Preset = Literal["demo", "demo-full"]
+
+
+def demo_project(preset: Preset, *, seed: int = 0) -> dict[str, Any]:
+    """Give what the demo's project file sets beside its preset."""
+    return {"name": preset, "out": ".", "seed": seed, "data": {"path": f"{SOURCE}/annotations.json"}}
+
+
+def write_demo(out: Path, preset: Preset, *, seed: int = 0) -> Path:
     """Write the borescope data set and `project.toml` into `out`, once; give the project file."""
-    project: dict[str, Any] = {
-        "name": "demo-full" if full else "demo",
-        "out": ".",
-        "seed": seed,
-        "data": {"path": f"{SOURCE}/annotations.json", "defect_free": None},
-    }
-    project["data"].pop("defect_free")
     if not (out / SOURCE / "annotations.json").is_file():
         write_dataset(out / SOURCE, seed=seed)
     file = out / "project.toml"
-    text = project_template(project, preset="demo-full" if full else "demo")
-    if not file.is_file() or read_project_file(file).get("preset") != ("demo-full" if full else "demo"):
-        write_text(file, text)
+    if not file.is_file() or read_project_file(file).get("preset") != preset:
+        write_text(file, project_template(demo_project(preset, seed=seed), preset=preset))
     return file
