@@ -3,7 +3,8 @@
 Samples are drawn from the prompts that phase 1 has for train tiles (tone words and names of defects), by the project's sampler (guided
 from the class prompt, as drafts are) and once without guidance. They are grey where train tiles are, as drafts are, and are compared
 with real test tiles chosen as phase 1 chooses train tiles (around defects, and half as many without), as drawn and with the grain of
-their tile where they lack it (`synthesis.match_grain`). A percentile interval of the difference over random halves says which start wins.
+their tile where they lack it (`synthesis.match_grain`). A percentile interval of the difference over random halves of samples and of the
+groups that real tiles are from, which are not independent within one, says which start wins.
 
 Encoders are the embedded one and independent ones: a VGG-16 of random weights whose last feature maps are averaged, as it is and
 whitened, since most of what random features say is one number; and the statistics of Portilla & Simoncelli (2000), which describe a
@@ -48,7 +49,7 @@ from defectory.pipeline.generate_stages import phase_tiles
 from defectory.pipeline.run import SAMPLER_RULES, run_project
 from defectory.pipeline.stage import Project
 from defectory.pipeline.training import device_of
-from defectory.pipeline.values import spread, tileset_of
+from defectory.pipeline.values import dataset_of, spread, tileset_of
 from defectory.recipes.project import ProjectConfig
 from defectory.recipes.resolve import resolve
 from defectory.run import write_json
@@ -190,22 +191,24 @@ def keep_grey(images: list[np.ndarray], tiles: list[TrainingTile]) -> list[np.nd
     return [np.round(image.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8).repeat(3, axis=2) for image in images]
 
 
-def with_grain(images: list[np.ndarray], tiles: list[TrainingTile], num_samples: int) -> list[np.ndarray]:
-    """Give samples the grain of the train tile whose tones they were drawn for, where they lack it; `num_samples` are of one round."""
+def with_grain(images: list[np.ndarray], drawn_for: list[TrainingTile]) -> list[np.ndarray]:
+    """Give samples, of one round or several, the grain of the train tile each was drawn for, where they lack it."""
     result: list[np.ndarray] = []
     for number, image in enumerate(images):
-        tile = tiles[number % num_samples % len(tiles)]
+        tile = drawn_for[number % len(drawn_for)]
         result += add_grain([image], tile=tile.image, valid_hw=tile.valid_hw, seed=number)
     return result
 
 
-def judge(target: Features, of: dict[str, Features], *, rounds: int) -> dict[str, object]:
-    """Compare what both starts drew with real tiles, on features."""
+def judge(target: Features, of: dict[str, Features], *, groups: list[str], rounds: int) -> dict[str, object]:
+    """Compare what both starts drew with real tiles, on features; `groups` names that of each real tile."""
     rng = np.random.default_rng(0)
     total = len(of["base"])
+    names, group_of = np.unique(groups, return_inverse=True)
     differences: list[float] = []
     for _ in range(NUM_HALVES):
-        rows, some = rng.permutation(total)[: total // 2], rng.permutation(len(target))[: max(2, len(target) // 2)]
+        rows, half = rng.permutation(total)[: total // 2], rng.permutation(len(names))[: max(2, len(names) // 2)]
+        some = np.isin(group_of, half)
         differences.append(kid(of["random"][rows], target[some]) - kid(of["base"][rows], target[some]))
     low, high = np.quantile(differences, [0.025, 0.975])
     return {
@@ -228,10 +231,14 @@ def compare(project_file: Path, work: Path, *, num_samples: int, num_real: int, 
     free = spread([tile for tile in test.tiles if not tile.instances], len(defective) // 2)
     # the names of defects are in the prompts, so that a third of all samples, too, are meant to have none
     real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in [*defective, *free]]
+    group_of = {record.id: record.group for record in dataset_of(project).images}
+    groups = [group_of[tile.image_id] for tile in [*defective, *free]]
     base = resolve_base(config.base)
     guided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
     unguided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
-    prompts = [prompt_of(config, tiles[i % len(tiles)]) for i in range(num_samples)]
+    drawn_for = spread(tiles, num_samples)
+    drawn_for = [drawn_for[i % len(drawn_for)] for i in range(num_samples)]
+    prompts = [prompt_of(config, tile) for tile in drawn_for]
     for seed in range(config.seed, config.seed + rounds):
         starts = {"base": base, "random": random_base(base, project.path(f"random_base-seed{seed}"), seed)}
         for name, start in starts.items():
@@ -254,10 +261,10 @@ def compare(project_file: Path, work: Path, *, num_samples: int, num_real: int, 
                 folder = project.path(f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}")
                 drawn[name] += keep_grey(samples_of(project, out, prompts, folder, guidance=guidance), tiles)
     result: dict[str, object] = {
-        "project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "samples": rounds * num_samples, "rounds": rounds,
+        "project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "real_groups": len(set(groups)), "samples": rounds * num_samples, "rounds": rounds,
         "steps": config.concept.training.num_steps, "scheduler": config.synthesis.scheduler, "sampler_steps": config.synthesis.num_steps,
     }  # fmt: skip
-    grained = {name: with_grain(images, tiles, num_samples) for name, images in guided.items()}
+    grained = {name: with_grain(images, drawn_for) for name, images in guided.items()}
     halves = harmed(real) | {"train": [tile.image for tile in tiles if tile.instances]}
     for network, encoders in ENCODERS.items():
         features = partial(features_of, network=network, device=device)
@@ -274,7 +281,9 @@ def compare(project_file: Path, work: Path, *, num_samples: int, num_real: int, 
                 "variance_of_one_direction": share_of_one_direction(frame(target)),
             }
             for way, of in ways.items():
-                result[f"{encoder}, {way}"] = judge(frame(target), {start: frame(own) for start, own in of.items()}, rounds=rounds)
+                result[f"{encoder}, {way}"] = judge(
+                    frame(target), {start: frame(own) for start, own in of.items()}, groups=groups, rounds=rounds
+                )
     return result
 
 
