@@ -104,10 +104,10 @@ def expose(scene: NDArray[np.floating[Any]], camera: Camera) -> NDArray[np.uint8
     """Turn scene brightness float32 [H,W,3] in [0,1] into an image uint8 [H,W,3]."""
     if camera.blur_px > 0:
         scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), camera.blur_px), np.float32)
-    seen = np.array([LUMINANCE], np.float32)
+    to_image = np.array([LUMINANCE])
     if not camera.grey:
-        seen = ((1 - camera.saturation) * seen + camera.saturation * np.eye(3)) * np.array(camera.cast_rgb)[:, None]
-    levels = np.asarray(cv2.transform(scene, (255 * seen).astype(np.float32)), np.float32).reshape(camera.noise.shape)
+        to_image = ((1 - camera.saturation) * to_image + camera.saturation * np.eye(3)) * np.array(camera.cast_rgb)[:, None]
+    levels = np.asarray(cv2.transform(scene, (255 * to_image).astype(np.float32)), np.float32).reshape(camera.noise.shape)
     image = np.clip(np.round(levels + camera.noise), 0, 255).astype(np.uint8)
     if camera.grey:
         image = np.asarray(cv2.merge([image] * 3), np.uint8)

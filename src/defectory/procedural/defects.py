@@ -37,8 +37,7 @@ class Defect:
     @cached_property
     def glows(self) -> bool:
         """Whether most of it pulls to a brightness above the surface's."""
-        bright, half = int(np.count_nonzero(self.target > 1)), self.target.size / 2
-        return bright > half or (bright == half and float(np.median(self.target)) > 1)
+        return 2 * int(np.count_nonzero(self.target > 1)) > self.target.size
 
 
 def _curve(

@@ -110,7 +110,7 @@ def _is_visible(scene: _Scene, surface: NDArray[np.float32], defect: Defect, mas
     part = _part_of(defect.coverage)
     inside = mask[part]
     changed = np.abs(_with_defect(surface, defect, scene.light, part)[inside] - surface[part][inside])
-    return bool(np.median(np.maximum(np.maximum(changed[:, 0], changed[:, 1]), changed[:, 2])) * 255 >= MIN_CONTRAST)
+    return bool(np.median(changed.max(axis=1)) * 255 >= MIN_CONTRAST)
 
 
 def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32]) -> list[Defect]:
