@@ -25,7 +25,7 @@ VERBS = (
 def test_freed_memory_is_kept_unless_the_environment_says_otherwise() -> None:
     code = (
         "import resource\n"
-        "from defectory.cli.main import keep_freed_memory\n"
+        "from defectory.memory import keep_freed_memory\n"
         "print(keep_freed_memory())\n"
         "faults = []\n"
         "for _ in range(3):\n"

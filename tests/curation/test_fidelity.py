@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, f1_with_tolerance, iou, score, score_map
 from defectory.geometry import width_px
+from defectory.procedural.borescope import CLASSES, render_pair
 
 SIZE_HW = (96, 128)
 THRESHOLD = 18.0
@@ -199,3 +200,38 @@ def test_dark_and_faint_defects_of_one_width_count_as_equally_wide() -> None:
 
     assert width(110, LOCAL_SHARE) - width(45, LOCAL_SHARE) < 0.5 * (width(110, 0.0) - width(45, 0.0))
     assert width(110, LOCAL_SHARE) < width(110, 0.0) - 1
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_a_defect_of_a_dark_core_in_a_bright_rim_counts_as_one_that_is_dark_all_over(sign: int) -> None:
+    """Between core and rim the difference passes zero, and smoothed it cancels."""
+    core = cv2.erode(LABEL.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
+
+    def fidelity(rim: int) -> float:
+        change = (np.where(core, sign * 60.0, 0.0) + np.where(LABEL & ~core, rim, 0.0)).astype(np.float32)
+        image = surface() + cv2.GaussianBlur(change, (0, 0), 0.8)[..., None]
+        return score(np.clip(np.round(image), 0, 255).astype(np.uint8), surface(), [LABEL], difference_threshold=24.0).iou
+
+    assert fidelity(-sign * 60) > fidelity(sign * 60) - 0.07
+
+
+@pytest.mark.parametrize("change", [-60, 60])
+def test_what_lies_between_two_defects_is_of_neither(change: int) -> None:
+    both = rectangle(40, 30, 46, 80) | rectangle(48, 30, 54, 80)
+    assert np.array_equal(drawn_map(drawn(surface(), both, change), surface(), both, difference_threshold=24.0), both)
+
+
+@pytest.mark.parametrize("word", CLASSES)
+def test_every_class_of_the_demo_scores_high_where_it_is_drawn_as_labelled(word: str) -> None:
+    """Rendered with and without its defects: what a perfect generator would score."""
+    found: list[float] = []
+    for seed in range(40):
+        shown, hidden = render_pair(seed, scene_seed=900 + seed, size_hw=(99, 120))
+        fidelity = (
+            score(shown.image, hidden.image, [mask for _, mask in shown.instances], difference_threshold=24.0) if shown.instances else None
+        )
+        found += [
+            iou for (name, _), iou in zip(shown.instances, fidelity.per_instance_iou if fidelity else (), strict=True) if name == word
+        ]
+    assert len(found) >= 8
+    assert np.mean(found) > 0.88

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import platform
 import sys
 
 import typer
 
 from defectory.cli import data_verbs, project_verbs, tool_verbs
+from defectory.memory import keep_freed_memory
 
 QUIET = {
     "HF_HUB_OFFLINE": "1",
@@ -25,9 +24,6 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """No verb touches the network; dependencies are told not to either."""
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""Of glibc's malloc.h."""
 
 app = typer.Typer(name="defectory", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
 
@@ -48,19 +44,6 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 project_verbs.register(app)
 data_verbs.register(app)
 tool_verbs.register(app)
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next tensors, and tensors lie on huge pages; gives whether both could be set.
-
-    Every large tensor is otherwise given back and got anew, at a page fault per 4 KiB: 5% of a training step on a quiet CPU, up to half of one on
-    a virtual machine with busy neighbours (decision 038). What `MALLOC_...` variables say already stays so.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-    if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    set_option = ctypes.CDLL(None).mallopt
-    return all([set_option(M_MMAP_MAX, 0), set_option(M_TRIM_THRESHOLD, 2**31 - 1), set_option(M_TOP_PAD, 64 << 20)])
 
 
 def main() -> None:

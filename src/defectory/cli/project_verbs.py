@@ -143,15 +143,16 @@ def insert(
     as_json: JsonOption = False,
 ) -> None:
     """Draw defects of a trained project into an image of your own, which stays as it is around them."""
-    from defectory.cli.show import peak_memory_gb, show_events
+    from defectory.cli.show import show_events
+    from defectory.memory import PeakMemory
     from defectory.pipeline.insert_into import insert_into
 
     project = open_project(config, overrides=override, device=device, save=False)
     events = insert_into(project, frame, out=out, count=count, class_name=class_name, region_file=region, seed=seed, drawing_file=drawing)
-    show_events(events, as_json=as_json)
-    peak = peak_memory_gb()
-    if not as_json and peak is not None:
-        print(f"at most {peak:.1f} GB of memory")
+    with PeakMemory() as peak:
+        show_events(events, as_json=as_json)
+    if not as_json:
+        print(f"at most {peak.gb:.1f} GB of memory")
 
 
 def _stage_verb(stage: str):  # typer reads the signature
@@ -173,7 +174,8 @@ def _run(
     file: Path, only: list[str] | None, override: list[str] | None, preset: str | None, seed: int | None, device: str | None, dry_run: bool,
     as_json: bool, *, with_needs: bool = False,
 ) -> None:  # fmt: skip
-    from defectory.cli.show import format_seconds, peak_memory_gb, show_events, show_table
+    from defectory.cli.show import format_seconds, show_events, show_table
+    from defectory.memory import PeakMemory
 
     began = time.monotonic()
     project = open_project(file, overrides=override, preset=preset, seed=seed, device=device, save=not dry_run)
@@ -187,10 +189,10 @@ def _run(
         rows = [(stage.name, states[stage.name], project.path(stage.folder)) for stage in stages if names is None or stage.name in names]
         show_table(f"{project.config.name}: what would be done", ("stage", "state", "folder"), rows)
         return
-    show_events(run_project(project, only=names), as_json=as_json)
+    with PeakMemory() as peak:
+        show_events(run_project(project, only=names), as_json=as_json)
     if as_json:
         return
-    peak = peak_memory_gb()
-    print(f"done in {format_seconds(time.monotonic() - began)}" + (f", at most {peak:.1f} GB of memory" if peak is not None else ""))
+    print(f"done in {format_seconds(time.monotonic() - began)}, at most {peak.gb:.1f} GB of memory")
     if only is None or "report" in only:
         print(f"report: {project.path('report.html')}")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -48,37 +47,55 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
         TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
-        task: TaskID | None = None
-        shown = ("", 0)
+        bars: dict[str, tuple[TaskID, int]] = {}
+
+        def remove(names: Iterable[str]) -> None:
+            for name in names:
+                progress.remove_task(bars.pop(name)[0])
+
         for event in events:
             if isinstance(event, StageEnded):
-                if task is not None:
-                    progress.remove_task(task)
-                    task, shown = None, ("", 0)
+                remove([event.stage] if event.stage in bars else [])
                 console.print(_line(event), highlight=False, markup=False)
                 continue
-            if task is None or shown != (event.stage, event.total):
-                if task is not None:
-                    progress.remove_task(task)
-                task, shown = progress.add_task(event.stage, total=event.total, note=""), (event.stage, event.total)
-            progress.update(task, completed=event.done, note=event.note)
+            if event.stage not in bars or bars[event.stage][1] != event.total:
+                # stages run side by side have a bar each; one that is done makes room for what comes after it
+                remove(
+                    [
+                        name
+                        for name, (task, _) in bars.items()
+                        if name == event.stage or progress.tasks[progress.task_ids.index(task)].finished
+                    ]
+                )
+                bars[event.stage] = progress.add_task(event.stage, total=event.total, note=""), event.total
+            progress.update(bars[event.stage][0], completed=event.done, note=event.note)
+
+
+@dataclass
+class _Told:
+    """What was told of a stage last: of how many steps, and the times and step it is reckoned from."""
+
+    total: int
+    began_s: float
+    first_done: int
+    last_s: float
 
 
 def _show_lines(events: Iterable[Event]) -> None:
     from defectory.pipeline.stage import StageEnded
 
-    began = last = time.monotonic()
-    current, first_done = ("", 0), 0
+    told: dict[str, _Told] = {}
     for event in events:
         if isinstance(event, StageEnded):
             print(_line(event), flush=True)
             continue
         now = time.monotonic()
-        if (event.stage, event.total) != current:
-            current, began, last, first_done = (event.stage, event.total), now, now, event.done
-        elif now - last >= PLAIN_EVERY_S:
-            last = now
-            left_s = (now - began) / max(1, event.done - first_done) * (event.total - event.done)
+        of = told.get(event.stage)
+        if of is None or of.total != event.total:
+            told[event.stage] = _Told(total=event.total, began_s=now, first_done=event.done, last_s=now)
+        elif now - of.last_s >= PLAIN_EVERY_S:
+            of.last_s = now
+            left_s = (now - of.began_s) / max(1, event.done - of.first_done) * (event.total - event.done)
             print(
                 f"  {event.stage} {event.done}/{event.total}, about {format_seconds(left_s)} left{', ' + event.note if event.note else ''}",
                 flush=True,
@@ -99,16 +116,6 @@ def format_seconds(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def peak_memory_gb() -> float | None:
-    """Give the most memory this process has held so far, in GB of 10^9 bytes; None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e9 if sys.platform == "darwin" else peak * 1024 / 1e9
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

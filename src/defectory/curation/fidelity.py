@@ -44,8 +44,10 @@ STRENGTH_SIGMA_PX = 1.0
 class Comparison:
     """How the two halves of a counterfactual pair differ, arrays [H,W]."""
 
-    difference: NDArray[np.float32]
-    """Grey levels, drift removed; the lesser of the difference itself and a smoothed one."""
+    brighter: NDArray[np.float32]
+    """How far the half with the mask is above the other, at least 0, in grey levels, drift removed; the lesser of the difference itself and a smoothed one."""
+    darker: NDArray[np.float32]
+    """How far it is below."""
     strength: NDArray[np.float32]
     """The difference itself, grey levels."""
     surface: NDArray[np.float32]
@@ -54,6 +56,11 @@ class Comparison:
     """Union of the masks."""
     outside: Mask
     """What is clear of the label, where nothing but drift should differ."""
+
+    @property
+    def difference(self) -> NDArray[np.float32]:
+        """How far the halves are apart either way, float32 [H,W], grey levels."""
+        return np.maximum(self.brighter, self.darker)
 
     def drawn(self, difference_threshold: float, *, local_share: float = LOCAL_SHARE) -> Mask:
         """Give where a defect was drawn, bool [H,W].
@@ -77,15 +84,25 @@ class Comparison:
         return self._over(factor * difference_threshold, LOCAL_SHARE, least=factor * MIN_THRESHOLD) & far
 
     def _over(self, threshold: float, local_share: float, *, least: float = MIN_THRESHOLD) -> Mask:
-        drawn = self.difference > np.maximum(threshold * self.surface, least)
+        difference = self.difference
+        drawn = difference > np.maximum(threshold * self.surface, least)
         if local_share > 0:
             strength = cv2.GaussianBlur(self.strength, (0, 0), STRENGTH_SIGMA_PX) * drawn
             share = cv2.GaussianBlur(drawn.astype(np.float32), (0, 0), LOCAL_SIGMA_PX)
             around = cv2.GaussianBlur(strength, (0, 0), LOCAL_SIGMA_PX) / np.maximum(share, 1e-3)
-            drawn &= self.difference > local_share * around
+            drawn &= difference > local_share * around
+        drawn |= self._seams(drawn)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(drawn.astype(np.uint8), connectivity=8)
         keep = [index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= MIN_SPECK_PX]
         return np.isin(labels, keep)
+
+    def _seams(self, drawn: Mask) -> Mask:
+        """Give pixels between a brighter and a darker part of what was drawn: the difference passes zero there, inside the defect (decision 042)."""
+        above = self.brighter > self.darker
+        beside_brighter, beside_darker = (
+            cv2.dilate((drawn & side).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for side in (above, ~above)
+        )
+        return beside_brighter & beside_darker
 
 
 def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
@@ -105,17 +122,22 @@ def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
     drift = cv2.GaussianBlur(signed * outside[..., None], (0, 0), sigma) / np.maximum(weight, 1e-3)[..., None]
     # where no outside pixel is near, there is nothing to estimate drift from
     signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
-    smooth = np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2)
-    strength = np.abs(signed).max(axis=2)
     surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX) / MID_GREY
+    # each way smoothed by itself: a bright rim beside a dark core would cancel
+    brighter, darker = (_smoothed(np.maximum(way, 0.0)) for way in (signed, -signed))
     return Comparison(
-        # smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border
-        difference=np.minimum(smooth, strength),
-        strength=strength,
+        brighter=brighter,
+        darker=darker,
+        strength=np.abs(signed).max(axis=2),
         surface=np.maximum(surface, 1 / MID_GREY).astype(np.float32),
         label=label,
         outside=outside > 0,
     )
+
+
+def _smoothed(difference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Give the most of the channels, [H,W,3] to [H,W]: smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border."""
+    return np.minimum(cv2.GaussianBlur(difference, (0, 0), SMOOTH_SIGMA_PX).max(axis=2), difference.max(axis=2))
 
 
 def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE) -> Mask:

@@ -29,6 +29,11 @@ from defectory.segmentation.config import Arm
 SCORE_KEYS = ("segm_map", "bbox_map", "ap50", "iou", "iou_matched", "hausdorff")
 
 
+def stage_name(arm: Arm, seed: int) -> str:
+    """Give the name of the stage that trains one segmenter."""
+    return f"segment-{arm}-seed{seed}"
+
+
 def arm_folder(arm: Arm, seed: int) -> str:
     """Give the folder of one trained segmenter, relative to the run."""
     return f"segment/{arm}-seed{seed}"
@@ -43,7 +48,7 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
         from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
 
         dataset, split, tileset = dataset_of(project), split_of(project), tileset_of(project)
-        config, device, name = project.config.segmentation, device_of(project), f"segment {arm} seed {seed}"
+        config, device, name = project.config.segmentation, device_of(project), stage_name(arm, seed)
 
         defective = [t for t in tileset.of("train") if t.instances]
         pool = spread(tileset.of("pool"), MAX_DEFECT_FREE_TILES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 from defectory.drivers.kinds import kind_of
 from defectory.errors import ConfigError
@@ -16,6 +17,7 @@ from defectory.pipeline.drawings import drawings_listing
 from defectory.pipeline.mask_check import expert_listing
 from defectory.pipeline.mask_model import FOLDER, mask_model_settings, run_learn_masks
 from defectory.pipeline.regions import regions_listing
+from defectory.pipeline.side_by_side import run_segmenters
 from defectory.pipeline.stage import Event, Project, Stage, run_stage
 from defectory.segmentation.config import Arm
 
@@ -23,7 +25,7 @@ from defectory.segmentation.config import Arm
 def stages_of(project: Project) -> tuple[Stage, ...]:
     """Give a project's stages in the order in which they run."""
     seg = project.config.segmentation
-    arms: list[tuple[str, Arm, int]] = [(f"segment-{arm}-seed{seed}", arm, seed) for seed in seg.seeds for arm in seg.arms]
+    arms: list[tuple[str, Arm, int]] = [(judge.stage_name(arm, seed), arm, seed) for seed in seg.seeds for arm in seg.arms]
     made = ("tiles", "split")
     focuses, agrees = project.config.synthesis.focus == "segmenter", "agreement" in project.config.curation.checks
     learns_masks = project.config.masks.sources.diffusion > 0
@@ -93,8 +95,13 @@ def run_project(project: Project, *, only: Sequence[str] | None = None) -> Itera
 
         verify(resolve_base(project.config.base))
     kind_of(project.config.drivers.kind)
-    for stage in selected:
-        yield from run_stage(project, stage, stages)
+    segmenters = {judge.stage_name(arm, seed) for arm in project.config.segmentation.arms for seed in project.config.segmentation.seeds}
+    for of_segmenters, together in groupby(selected, key=lambda stage: stage.name in segmenters):
+        if of_segmenters:
+            yield from run_segmenters(project, list(together), stages, num_segmenters=len(segmenters))
+        else:
+            for stage in together:
+                yield from run_stage(project, stage, stages)
 
 
 def select(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
@@ -198,7 +205,7 @@ def _synthesis(project: Project) -> object:
     }
 
 
-FIDELITY_RULES = 5
+FIDELITY_RULES = 6
 """Raised when the same settings give other scores of drafts."""
 
 
@@ -218,4 +225,4 @@ def _folds(project: Project) -> object:
 
 
 def _segmentation(project: Project) -> object:
-    return project.config.segmentation.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps"})
+    return project.config.segmentation.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps", "num_processes"})

@@ -38,4 +38,6 @@ class SegmentationConfig(Section):
     """Detections under this score count neither for IoU nor for Hausdorff distance; None: where F1 on real val is best, per segmenter."""
     init: Init = "segmenter"
     """What every arm of the light segmenter starts from: the shipped segmenter for procedural defects, the shipped encoder alone, or random weights."""
+    num_processes: int | None = Field(default=None, ge=1)
+    """Segmenters trained side by side on a CPU, which share its threads; None: one per thread, 4 at most, each with about a gigabyte of memory; 1: one after the other."""
     seeds: tuple[int, ...] = (0,)

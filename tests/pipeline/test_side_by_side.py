@@ -1,0 +1,116 @@
+"""Segmenters trained in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from defectory.errors import FirewallError, StageError
+from defectory.pipeline.run import run_project, stages_of
+from defectory.pipeline.stage import Progress, Project, StageEnded
+from defectory.run import read_manifest
+
+Open = Callable[..., Project]
+TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
+SIDE_BY_SIDE = "segmentation.num_processes=2"
+RUN = """
+import json, sys
+from pathlib import Path
+from defectory.pipeline.run import run_project
+from defectory.pipeline.stage import Project
+from defectory.recipes.resolve import resolve
+
+folder, settings, override = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
+project = Project(config=resolve(project=settings, overrides=[override]).config, folder=folder / "run", source_folder=folder)
+for event in run_project(project, only=["segment"]):
+    print(event, flush=True)
+"""
+
+
+@pytest.fixture
+def untrained(tiny_run: TinyRun, tmp_path: Path) -> tuple[Path, dict[str, Any], dict[str, str]]:
+    """A copy of the run without its segmenters, its settings, and the digests that they had."""
+    folder, settings, _ = tiny_run
+    shutil.copytree(folder, tmp_path / "copy")
+    digests = outcome(folder / "run")
+    shutil.rmtree(tmp_path / "copy" / "run" / "segment")
+    return tmp_path / "copy", settings, digests
+
+
+def outcome(run: Path) -> dict[str, str]:
+    manifests = {path.parent.name: read_manifest(path.parent) for path in sorted((run / "segment").glob("*/stage.json"))}
+    return {name: str((manifest or {})["info"]["output_digest"]) for name, manifest in manifests.items()}
+
+
+def test_segmenters_trained_side_by_side_are_those_trained_one_after_the_other(
+    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
+) -> None:
+    folder, settings, digests = untrained
+    project = open_tiny(folder, settings, SIDE_BY_SIDE)
+    events = list(run_project(project, only=["segment"]))
+    assert outcome(folder / "run") == digests
+    assert {e.stage for e in events if isinstance(e, StageEnded)} == {s.name for s in stages_of(project) if s.name.startswith("segment-")}
+    assert {e.stage for e in events if isinstance(e, Progress)} == {e.stage for e in events if isinstance(e, StageEnded)}
+    assert all(e.summary.startswith("test segm mAP") for e in events if isinstance(e, StageEnded))
+    # how they were trained is none of what decides whether they are up to date
+    again = list(run_project(open_tiny(folder, settings), only=["segment"]))
+    assert all(isinstance(event, StageEnded) and event.skipped for event in again)
+
+
+def test_the_first_failure_is_told_as_what_it_is_and_ends_the_others(
+    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
+) -> None:
+    folder, settings, _ = untrained
+    split = folder / "run" / "split" / "split.json"
+    content = json.loads(split.read_text())
+    moved = content["train"][0]
+    # a train image said to be of test: its tiles must not reach a training
+    split.write_text(json.dumps({**content, "train": content["train"][1:], "test": [*content["test"], moved]}))
+    with pytest.raises(FirewallError, match=rf"^segment-[a-z_]+-seed0: image ids \[{moved}\] are not in train or pool"):
+        list(run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"]))
+    assert outcome(folder / "run") == {}
+    assert not psutil.Process().children()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills by signals")
+def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_end(
+    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
+) -> None:
+    folder, settings, digests = untrained
+    parent = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(folder), json.dumps(settings), SIDE_BY_SIDE], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    assert "Progress" in parent.stdout.readline()
+    children = psutil.Process(parent.pid).children()
+    assert len(children) == 2
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    deadline = time.monotonic() + 20
+    while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):
+        assert time.monotonic() < deadline, "a process outlived the run that started it"
+        time.sleep(0.05)
+    assert len(outcome(folder / "run")) < len(digests)
+    list(run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"]))
+    assert outcome(folder / "run") == digests
+
+
+def test_a_killed_segmenter_is_told_with_what_to_do(untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open) -> None:
+    folder, settings, _ = untrained
+    events = run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"])
+    next(events)
+    for child in psutil.Process().children():
+        child.kill()
+    with pytest.raises(StageError, match=r"segment-.*killed by signal 9.*segmentation\.num_processes=1"):
+        list(events)
