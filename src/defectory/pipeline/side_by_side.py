@@ -20,7 +20,7 @@ from defectory.recipes.project import ProjectConfig
 from defectory.run import stage_is_done
 
 MAX_PROCESSES = 4
-"""Each holds a gigabyte, or somewhat more."""
+"""Each holds a gigabyte, or somewhat more. On two threads, too: three at once share them more evenly than two and then one (decision 043)."""
 SERVE = "from defectory.pipeline.side_by_side import serve; serve()"
 
 
@@ -46,7 +46,7 @@ def run_segmenters(project: Project, segmenters: Sequence[Stage], stages: Sequen
     from defectory.pipeline.training import device_of
 
     on_cpu, num_threads = device_of(project) == "cpu", torch.get_num_threads()
-    num_processes = min(num_segmenters, project.config.segmentation.num_processes or min(num_threads, MAX_PROCESSES))
+    num_processes = min(num_segmenters, project.config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
     if on_cpu and num_processes > 1:
         yield from run_side_by_side(project, left, num_processes=num_processes, num_threads=max(1, num_threads // num_processes))
         return
@@ -74,12 +74,13 @@ def run_side_by_side(project: Project, stages: Sequence[Stage], *, num_processes
                 running[stage.name] = _start(job, messages)
             name, message = messages.get()
             if message is None:
-                code = running.pop(name).wait()
-                if code != 0:
-                    found = f"was killed by signal {-code}; for lack of memory?" if code < 0 else f"ended with exit code {code}, see above"
+                code = _end(running.pop(name))
+                if code < 0:
                     raise errors.StageError(
-                        f"{name}: its process {found}; run again to go on, with segmentation.num_processes=1 to spare memory"
+                        f"{name}: its process was killed by signal {-code}, for lack of memory?; run again to go on, with segmentation.num_processes=1 to spare it"
                     )
+                if code > 0:
+                    raise errors.StageError(f"{name}: its process ended with exit code {code}, for what is told above; run again to go on")
             elif message["kind"] == "Progress":
                 yield Progress(**message["content"])
             elif message["kind"] == "StageEnded":
@@ -89,7 +90,7 @@ def run_side_by_side(project: Project, stages: Sequence[Stage], *, num_processes
     finally:
         for process in running.values():
             process.kill()
-            process.wait()
+            _end(process)
 
 
 def _start(job: dict[str, Any], messages: queue.Queue[tuple[str, dict[str, Any] | None]]) -> subprocess.Popen[bytes]:
@@ -102,12 +103,20 @@ def _start(job: dict[str, Any], messages: queue.Queue[tuple[str, dict[str, Any] 
     process.stdin.flush()
 
     def listen() -> None:
-        for line in output:
-            messages.put((job["stage"], json.loads(line)))
+        with output:
+            for line in output:
+                messages.put((job["stage"], json.loads(line)))
         messages.put((job["stage"], None))
 
     threading.Thread(target=listen, daemon=True).start()
     return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return code
 
 
 def serve() -> None:

@@ -39,5 +39,5 @@ class SegmentationConfig(Section):
     init: Init = "segmenter"
     """What every arm of the light segmenter starts from: the shipped segmenter for procedural defects, the shipped encoder alone, or random weights."""
     num_processes: int | None = Field(default=None, ge=1)
-    """Segmenters trained side by side on a CPU, which share its threads; None: one per thread, 4 at most, each with about a gigabyte of memory; 1: one after the other."""
+    """Segmenters trained side by side on a CPU, which share its threads; None: 4 at most, each with about a gigabyte of memory, where there is more than one thread; 1: one after the other."""
     seeds: tuple[int, ...] = (0,)
