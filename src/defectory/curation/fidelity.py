@@ -56,6 +56,8 @@ class Comparison:
     """Union of the masks."""
     outside: Mask
     """What is clear of the label, where nothing but drift should differ."""
+    noise_level: float
+    """Half of those pixels differ by less than this, smoothed with their sign so that noise averages out; infinite where there are none."""
 
     @property
     def difference(self) -> NDArray[np.float32]:
@@ -77,9 +79,7 @@ class Comparison:
 
     def strays(self, difference_threshold: float) -> Mask:
         """Give what was drawn clearly away from the label, bool [H,W]; the more equal the halves are there, the less it takes."""
-        factor = 1.0
-        if self.outside.any():
-            factor = float(np.clip(np.quantile(self.difference[self.outside], QUIET_QUANTILE) / QUIET_LEVEL, LEAST_FACTOR, 1.0))
+        factor = min(max(self.noise_level / QUIET_LEVEL, LEAST_FACTOR), 1.0)
         far = cv2.distanceTransform((~self.label).astype(np.uint8), cv2.DIST_L2, 5) > STRAY_PX
         return self._over(factor * difference_threshold, LOCAL_SHARE, least=factor * MIN_THRESHOLD) & far
 
@@ -116,22 +116,25 @@ def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
         label: union of the masks, not empty.
     """
     signed = with_mask.astype(np.float32) - without_mask.astype(np.float32)
-    outside = (cv2.dilate(label.astype(np.uint8), np.ones((2 * NEAR_PX + 1, 2 * NEAR_PX + 1), np.uint8)) == 0).astype(np.float32)
+    outside = cv2.dilate(label.astype(np.uint8), np.ones((2 * NEAR_PX + 1, 2 * NEAR_PX + 1), np.uint8)) == 0
     sigma = max(8.0, 0.12 * max(label.shape))
-    weight = cv2.GaussianBlur(outside, (0, 0), sigma)
+    weight = cv2.GaussianBlur(outside.astype(np.float32), (0, 0), sigma)
     drift = cv2.GaussianBlur(signed * outside[..., None], (0, 0), sigma) / np.maximum(weight, 1e-3)[..., None]
     # where no outside pixel is near, there is nothing to estimate drift from
     signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
     surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX) / MID_GREY
+    strength = np.abs(signed).max(axis=2)
     # each way smoothed by itself: a bright rim beside a dark core would cancel
     brighter, darker = (_smoothed(np.maximum(way, 0.0)) for way in (signed, -signed))
+    even = np.minimum(np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2), strength)
     return Comparison(
         brighter=brighter,
         darker=darker,
-        strength=np.abs(signed).max(axis=2),
+        strength=strength,
         surface=np.maximum(surface, 1 / MID_GREY).astype(np.float32),
         label=label,
-        outside=outside > 0,
+        outside=outside,
+        noise_level=float(np.quantile(even[outside], QUIET_QUANTILE)) if outside.any() else float("inf"),
     )
 
 
