@@ -52,8 +52,8 @@ def test_changed_file_is_refused_by_its_digest(copy: Path) -> None:
 
 
 def test_file_listed_in_digests_but_missing_is_named(copy: Path) -> None:
-    (copy / "vae" / "config.json").unlink()
-    with pytest.raises(WeightsError, match=r"vae/config\.json: missing"):
+    (copy / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(WeightsError, match=r"scheduler/scheduler_config\.json: missing"):
         load_base(copy)
 
 
@@ -65,7 +65,6 @@ def test_missing_part_is_named(copy: Path, part: str) -> None:
 
 
 def test_truncated_safetensors_is_refused(copy: Path) -> None:
-    (copy / "digests.json").unlink()
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(WeightsError, match="not a whole safetensors file") as caught:
@@ -75,17 +74,15 @@ def test_truncated_safetensors_is_refused(copy: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt"])
 def test_pickle_in_place_of_safetensors_is_refused_unopened(copy: Path, suffix: str) -> None:
-    (copy / "digests.json").unlink()
     path = copy / "unet" / "diffusion_pytorch_model.safetensors"
     torch.save(load_file(path), path.with_suffix(suffix))
     path.unlink()
-    with pytest.raises(WeightsError, match="a pickle"):
+    with pytest.raises(WeightsError, match=rf"diffusion_pytorch_model\{suffix}: a pickle"):
         load_base(copy)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
 def test_pickle_under_a_safetensors_name_is_refused(copy: Path, legacy: bool) -> None:
-    (copy / "digests.json").unlink()
     path = copy / "text_encoder" / "model.safetensors"
     torch.save({"a": torch.zeros(3)}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(WeightsError, match="a pickle under a safetensors name"):

@@ -32,11 +32,12 @@ def verify(folder: Path) -> None:
     for part in PARTS:
         if not (folder / part).is_dir():
             raise WeightsError(folder, f"the part {part}/ is missing", "copy the base again or give another one")
-    _verify_digests(folder)
     for part in MODEL_PARTS:
         verify_part(folder / part)
     if (folder / "controlnet").is_dir():
         verify_part(folder / "controlnet")
+    # last: that a file is cut short or is a pickle says more than that it is another one
+    _verify_digests(folder)
 
 
 def verify_part(folder: Path) -> None:
