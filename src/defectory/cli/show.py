@@ -48,27 +48,25 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
     )  # fmt: skip
     with Progress(*columns, console=console, transient=True) as progress:
         bars: dict[str, tuple[TaskID, int]] = {}
+        full: set[str] = set()
 
-        def remove(names: Iterable[str]) -> None:
-            for name in names:
+        def remove(names: set[str]) -> None:
+            for name in names & bars.keys():
                 progress.remove_task(bars.pop(name)[0])
 
         for event in events:
             if isinstance(event, StageEnded):
-                remove([event.stage] if event.stage in bars else [])
+                remove({event.stage})
                 console.print(_line(event), highlight=False, markup=False)
                 continue
             if event.stage not in bars or bars[event.stage][1] != event.total:
-                # stages run side by side have a bar each; one that is done makes room for what comes after it
-                remove(
-                    [
-                        name
-                        for name, (task, _) in bars.items()
-                        if name == event.stage or progress.tasks[progress.task_ids.index(task)].finished
-                    ]
-                )
+                # stages run side by side have a bar each; a full one makes room for what comes after it
+                remove({event.stage} | full)
+                full.clear()
                 bars[event.stage] = progress.add_task(event.stage, total=event.total, note=""), event.total
             progress.update(bars[event.stage][0], completed=event.done, note=event.note)
+            if event.done >= event.total:
+                full.add(event.stage)
 
 
 @dataclass

@@ -103,10 +103,12 @@ def _start(job: dict[str, Any], messages: queue.Queue[tuple[str, dict[str, Any] 
     process.stdin.flush()
 
     def listen() -> None:
-        with output:
-            for line in output:
-                messages.put((job["stage"], json.loads(line)))
-        messages.put((job["stage"], None))
+        try:
+            with output:
+                for line in output:
+                    messages.put((job["stage"], json.loads(line)))
+        finally:
+            messages.put((job["stage"], None))
 
     threading.Thread(target=listen, daemon=True).start()
     return process

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from defectory.cli import show
+from defectory.pipeline.stage import Event, Progress, StageEnded
+
+SIDE_BY_SIDE: list[Event] = [
+    *(Progress(stage=name, done=done, total=total) for done in range(1, 4) for name, total in (("segment-a", 4), ("segment-b", 8))),
+    StageEnded(stage="segment-a", seconds=1.0, skipped=False, summary="done"),
+    Progress(stage="segment-b", done=8, total=8),
+    StageEnded(stage="segment-b", seconds=2.0, skipped=False, summary="done"),
+]
+
+
+def test_lines_tell_of_each_stage_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    seconds = iter(range(100))
+    monkeypatch.setattr(show, "PLAIN_EVERY_S", 1.0)
+    monkeypatch.setattr(show.time, "monotonic", lambda: float(next(seconds)))
+    show._show_lines(SIDE_BY_SIDE)  # pyright: ignore[reportPrivateUsage]
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    # a step of each takes two seconds, since their events take turns
+    assert lines[:4] == [
+        "segment-a 2/4, about 4 s left", "segment-b 2/8, about 12 s left", "segment-a 3/4, about 2 s left", "segment-b 3/8, about 10 s left",
+    ]  # fmt: skip
+    assert [line.split()[0] for line in lines[4:]] == ["segment-a", "segment-b", "segment-b"]
+
+
+def test_stages_side_by_side_have_a_bar_each_until_they_end() -> None:
+    written = io.StringIO()
+    shown: list[set[str]] = []
+
+    def events() -> Iterator[Event]:
+        for event in SIDE_BY_SIDE:
+            yield event
+            written.seek(0), written.truncate()
+            time.sleep(0.25)  # bars are drawn ten times a second
+            shown.append({name for name in ("segment-a", "segment-b") if name in written.getvalue()})
+
+    console = Console(file=written, force_terminal=True, width=120)
+    show._show_bars(events(), console)  # pyright: ignore[reportPrivateUsage]
+    assert shown[1] == {"segment-a", "segment-b"}
+    assert shown[5] == {"segment-a", "segment-b"}
+    assert shown[6] == {"segment-b"}
