@@ -72,6 +72,14 @@ def test_texts_are_escaped() -> None:
     assert page.count("&lt;script&gt;") >= 4
 
 
+def test_commands_in_advice_are_set_as_code() -> None:
+    advice = f"run `defectory drivers tune {HOSTILE}`, then look"
+    page = render_report(content(signatures=[Signature(name="leak", detected=True, evidence="0.7", advice=advice)]))
+    assert "run <code>defectory drivers tune &lt;" in page
+    assert "</code>, then look</td>" in page
+    assert "<script" not in page
+
+
 def test_three_states_of_a_signature_are_told_apart() -> None:
     page = render_report(content())
     for words in ("detected", "not detected", "cannot be told"):

@@ -8,8 +8,8 @@ from html import escape
 
 from defectory.report.content import Chart
 
-WIDTH, HEIGHT = 460, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 26, 58
+WIDTH, HEIGHT = 460, 268
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 26, 66
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, told apart by most people with a colour-vision deficiency."""
 DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 2")

@@ -102,11 +102,16 @@ def _grid(grid: Grid) -> str:
     return f"<h3>{escape(grid.title)}</h3>{note}{rows or '<p>none</p>'}"
 
 
+def _with_code(text: str) -> str:
+    """Escape a text, with what stands between backticks set as code."""
+    return "".join(f"<code>{escape(part)}</code>" if index % 2 else escape(part) for index, part in enumerate(text.split("`")))
+
+
 def _signatures(signatures: Sequence[Signature]) -> str:
     words = {True: ("yes", "detected"), False: ("no", "not detected"), None: ("unknown", "cannot be told")}
     rows = "".join(
         f'<tr><td>{escape(s.name)}</td><td class="{words[s.detected][0]}">{words[s.detected][1]}</td>'
-        f'<td class="text">{escape(s.evidence)}</td><td class="text">{escape(s.advice)}</td></tr>'
+        f'<td class="text">{escape(s.evidence)}</td><td class="text">{_with_code(s.advice)}</td></tr>'
         for s in signatures
     )
     return f'<div class="scroll"><table><thead><tr><th>failure</th><th>found</th><th class="text">figures</th><th class="text">what to do</th></tr></thead><tbody>{rows}</tbody></table></div>'
