@@ -105,7 +105,7 @@ def _line(event: Event) -> str:
 
     assert isinstance(event, StageEnded)
     took = "up to date" if event.skipped else format_seconds(event.seconds)
-    return f"{event.stage:<28} {took:>10}  {event.summary}"
+    return f"{event.stage:<34} {took:>10}  {event.summary}"
 
 
 def format_seconds(seconds: float) -> str:
