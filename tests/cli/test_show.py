@@ -33,17 +33,23 @@ def test_lines_tell_of_each_stage_how_long_it_takes(monkeypatch: pytest.MonkeyPa
 
 def test_stages_side_by_side_have_a_bar_each_until_they_end() -> None:
     written = io.StringIO()
-    shown: list[set[str]] = []
+    console = Console(file=written, force_terminal=True, width=120)
+    both = {"segment-a", "segment-b"}
+
+    def wait_for(names: set[str]) -> None:
+        """Wait for a drawing of just these bars; they are drawn ten times a second."""
+        deadline = time.monotonic() + 10
+        while {name for name in both if name in written.getvalue()} != names:
+            assert time.monotonic() < deadline, f"no drawing of just {names}"
+            written.seek(0), written.truncate()
+            time.sleep(0.25)
 
     def events() -> Iterator[Event]:
-        for event in SIDE_BY_SIDE:
+        for number, event in enumerate(SIDE_BY_SIDE):
             yield event
-            written.seek(0), written.truncate()
-            time.sleep(0.25)  # bars are drawn ten times a second
-            shown.append({name for name in ("segment-a", "segment-b") if name in written.getvalue()})
+            if number in (1, 5):
+                wait_for(both)
+            elif number == 6:
+                wait_for({"segment-b"})
 
-    console = Console(file=written, force_terminal=True, width=120)
     show._show_bars(events(), console)  # pyright: ignore[reportPrivateUsage]
-    assert shown[1] == {"segment-a", "segment-b"}
-    assert shown[5] == {"segment-a", "segment-b"}
-    assert shown[6] == {"segment-b"}

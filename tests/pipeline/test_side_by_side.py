@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -83,7 +81,6 @@ def test_the_first_failure_is_told_as_what_it_is_and_ends_the_others(
     assert not psutil.Process().children()
 
 
-@pytest.mark.skipif(os.name == "nt", reason="kills by signals")
 def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_end(
     untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
 ) -> None:
@@ -95,7 +92,7 @@ def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_
     assert "Progress" in parent.stdout.readline()
     children = psutil.Process(parent.pid).children()
     assert len(children) == 2
-    parent.send_signal(signal.SIGKILL)
+    parent.kill()
     parent.wait()
     deadline = time.monotonic() + 20
     while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children):

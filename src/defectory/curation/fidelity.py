@@ -123,24 +123,25 @@ def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
     # where no outside pixel is near, there is nothing to estimate drift from
     signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
     surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX) / MID_GREY
-    strength = np.abs(signed).max(axis=2)
     # each way smoothed by itself: a bright rim beside a dark core would cancel
     brighter, darker = (_smoothed(np.maximum(way, 0.0)) for way in (signed, -signed))
-    even = np.minimum(np.abs(cv2.GaussianBlur(signed, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2), strength)
     return Comparison(
         brighter=brighter,
         darker=darker,
-        strength=strength,
+        strength=np.abs(signed).max(axis=2),
         surface=np.maximum(surface, 1 / MID_GREY).astype(np.float32),
         label=label,
         outside=outside,
-        noise_level=float(np.quantile(even[outside], QUIET_QUANTILE)) if outside.any() else float("inf"),
+        noise_level=float(np.quantile(_smoothed(signed)[outside], QUIET_QUANTILE)) if outside.any() else float("inf"),
     )
 
 
 def _smoothed(difference: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give the most of the channels, [H,W,3] to [H,W]: smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border."""
-    return np.minimum(cv2.GaussianBlur(difference, (0, 0), SMOOTH_SIGMA_PX).max(axis=2), difference.max(axis=2))
+    """Give how far a difference is from zero, the most of its channels, float32 [H,W,3] to [H,W].
+
+    Smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border.
+    """
+    return np.minimum(np.abs(cv2.GaussianBlur(difference, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2), np.abs(difference).max(axis=2))
 
 
 def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE) -> Mask:
