@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, score, pretrain, world.")
+base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, score, pretrain, teach, world.")
 
 
 def register(app: typer.Typer) -> None:
@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     base_app.command("verify")(verify_base)
     base_app.command("score")(score_base)
     base_app.command("pretrain")(pretrain_base)
+    base_app.command("teach")(teach_base)
     base_app.command("world")(show_world)
     app.add_typer(base_app, name="base")
     app.command("doctor")(doctor)
@@ -23,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 @base_app.callback()
 def _base() -> None:
-    """Bases: list, verify, score, pretrain, world."""
+    """Bases: list, verify, score, pretrain, teach, world."""
 
 
 def list_bases() -> None:
@@ -92,6 +93,26 @@ def pretrain_base(
     config = pretrain_config(override or [], device=device, seed=seed)
     show_events(run_pretrain(config, out=out, work=work or out / "work"))
     print(f'use it with `base = "{out / "base"}"` in a project file')
+
+
+def teach_base(
+    word: Annotated[str, typer.Argument(help="A defect of the procedural world that the base draws badly, for example dent.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the base that knows it.")],
+    base: Annotated[str, typer.Option("--base", help="`embedded`, or the path of a base that was made by `base pretrain`.")] = "embedded",
+    work: Annotated[Path | None, typer.Option("--work", help="Folder for images and checkpoint; <out>.work.")] = None,
+    override: Annotated[
+        list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example training.num_steps=500.")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
+) -> None:
+    """Teach a base one word of the procedural world; what it draws for texts without the word hardly changes."""
+    from defectory.cli.show import show_events
+    from defectory.engine.base.known import resolve_base
+    from defectory.pipeline.pretrain import run_teach, word_config
+
+    config = word_config(word, override or [], device=device)
+    show_events(run_teach(config, base=resolve_base(base), out=out, work=work or out.with_name(f"{out.name}.work")))
+    print(f'use it with `base = "{out}"` in a project file')
 
 
 def doctor() -> None:

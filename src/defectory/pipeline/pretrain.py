@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -13,7 +14,10 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.errors import ConfigError
 from defectory.pipeline.stage import Event, Progress, StageEnded
-from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig
+from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig, WordConfig
+
+if TYPE_CHECKING:
+    from defectory.pretraining.loop import PretrainEvent
 
 
 def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
@@ -64,7 +68,6 @@ def score_config(overrides: Sequence[str]) -> ScoreConfig:
 def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     """Score a base on procedural images it has not seen: `scores.json` and `samples.png` in `out`; resumable but for the samples."""
     import textwrap
-    import time
 
     import numpy as np
 
@@ -75,7 +78,7 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     from defectory.evaluation.image_metrics import kid
     from defectory.imageio import save_png
     from defectory.pretraining.corpus import make_corpus
-    from defectory.pretraining.run import claim
+    from defectory.pretraining.loop import claim
     from defectory.pretraining.score import GRID_CAPTIONS, Judge, draw_captions, name_images, summarise, train_judge
     from defectory.procedural.defects import DEFECT_WORDS
     from defectory.procedural.materials import MATERIALS
@@ -141,19 +144,44 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
     Raises:
         ConfigError: the device cannot be used; nothing is written.
     """
-    import time
-
     from defectory.pipeline.segmenter_start import run_segmenter_start
     from defectory.pipeline.training import usable_device
     from defectory.pretraining.run import pretrain
 
     usable_device(config.device)
-    began, stage, held_out = time.monotonic(), "", ""
 
     def geometry_of(image: Any, mask: Any) -> Any:
         return geometry_map(image, config=DriverConfig(), blind=[mask])
 
-    for event in pretrain(config, work=work, base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of):
+    yield from _told(pretrain(config, work=work, base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of))
+    yield from run_segmenter_start(config, work=work, encoder=out / "encoder", out=out / "segmenter")
+
+
+def word_config(word: str, overrides: Sequence[str], *, device: str) -> WordConfig:
+    """Give the configuration of teaching a word with `dotted.key=value` settings.
+
+    Raises:
+        ConfigError: no word of the world; an unknown or wrong setting.
+    """
+    return _with_overrides(WordConfig(device=device), [f"word={word}", *overrides])
+
+
+def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Iterator[Event]:
+    """Teach a base one word, into `out`, a base like it; resumable.
+
+    Raises:
+        ConfigError: the device cannot be used, or the base spells the word in several tokens; nothing is written.
+    """
+    from defectory.pipeline.training import usable_device
+    from defectory.pretraining.word import teach_word
+
+    usable_device(config.device)
+    yield from _told(teach_word(config, base=base, work=work, out=out))
+
+
+def _told(events: Iterator[PretrainEvent]) -> Iterator[Event]:
+    began, stage, held_out = time.monotonic(), "", ""
+    for event in events:
         if stage and event.stage != stage:
             yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
             began, held_out = time.monotonic(), ""
@@ -163,4 +191,3 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
         notes = ["" if event.loss is None else f"loss {event.loss:.4f}", held_out]
         yield Progress(stage=stage, done=event.step, total=event.num_steps, note=", ".join(filter(None, notes)))
     yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
-    yield from run_segmenter_start(config, work=work, encoder=out / "encoder", out=out / "segmenter")

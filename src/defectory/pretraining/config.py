@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
 from defectory.engine.training.config import OptimizerKind
+from defectory.procedural.defects import DEFECT_WORDS
 
 PATCH_VALUES = 48
 """Values of a patch of 4x4 pixels in three colours."""
@@ -169,6 +170,41 @@ class PretrainConfig(Section):
         ):
             raise ValueError(f"vae_channels {self.vae_channels} with {self.vae_norm_groups} groups are too few for vae_start patch-code")
         return self
+
+
+class WordConfig(Section):
+    """How a base is taught one word of the world (decision 044)."""
+
+    word: str = "dent"
+    """A defect word of the world, a single token of the base's vocabulary."""
+    seed: int = 44
+    device: str = "cpu"
+    precision: Literal["fp32", "bf16"] = "bf16"
+    num_images: int = Field(default=4000, ge=8)
+    """Procedural images whose defects are all of the word."""
+    num_held_out: int = Field(default=256, ge=1)
+    """Further ones, for a held-out loss."""
+    num_texts: int = Field(default=1000, ge=1)
+    """Images of the whole world, whose captions show what other texts use."""
+    num_workers: int = Field(default=2, ge=1)
+    num_directions: int = Field(default=64, ge=1)
+    """Directions of what the UNet reads, those that other texts use least, in which its reading changes."""
+    short_caption_share: float = Field(default=0.5, ge=0, le=1)
+    defect_share: float = Field(default=0.4, ge=0, lt=1)
+    """As in pretraining, but more of it: all else in the images is known."""
+    min_snr_gamma: float = Field(default=5.0, gt=0)
+    min_snr_floor: float = Field(default=1.0, ge=0, le=1)
+    check_every: int = Field(default=300, ge=1)
+    training: StageConfig = StageConfig(
+        num_steps=1800, learning_rate=1e-2, warmup_steps=20, decay_share=0.5, ema_decay=0.99, weight_decay=0.0, checkpoint_every=100
+    )
+
+    @field_validator("word")
+    @classmethod
+    def _of_the_world(cls, word: str) -> str:
+        if word not in DEFECT_WORDS:
+            raise ValueError(f"{word!r} is not one of {', '.join(DEFECT_WORDS)}")
+        return word
 
 
 ON_ACCELERATOR = (

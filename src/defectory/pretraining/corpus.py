@@ -33,13 +33,13 @@ class Corpus:
         return len(self.captions)
 
 
-def _render_chunk(job: tuple[str, int, int, int, int]) -> None:
-    folder, first, count, tile_px, seed = job
+def _render_chunk(job: tuple[str, int, int, int, int, str | None]) -> None:
+    folder, first, count, tile_px, seed, only = job
     images = np.empty((count, tile_px, tile_px, 3), np.uint8)
     class_maps = np.empty((count, tile_px, tile_px), np.uint8)
     words: list[dict[str, Any]] = []
     for index in range(count):
-        sample = render(seed * 100_000_000 + first + index, (tile_px, tile_px))
+        sample = render(seed * 100_000_000 + first + index, (tile_px, tile_px), with_defect=True if only else None, only=only)
         images[index], class_maps[index] = sample.image, sample.class_map
         words.append({"caption": sample.caption, "tone": sample.tone, "material": sample.material, "defects": list(sample.defect_words)})
     np.save(Path(folder) / f"images-{first:07d}.npy", images)
@@ -47,7 +47,7 @@ def _render_chunk(job: tuple[str, int, int, int, int]) -> None:
     write_json(Path(folder) / f"words-{first:07d}.json", words)
 
 
-def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_workers: int) -> Corpus:
+def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_workers: int, only: str | None = None) -> Corpus:
     """Render what is missing of the corpus into a folder and open it.
 
     Args:
@@ -56,11 +56,13 @@ def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_w
         tile_px: side of every image, pixels.
         seed: of the whole corpus; image i depends on (seed, i) alone.
         num_workers: processes; one renders in this process.
+        only: None for the world as it is, or a defect word: every image is drawn one, and no other; where the surface would not show it,
+            none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, num_images, CHUNK_IMAGES)
     missing = [
-        (str(folder), first, min(CHUNK_IMAGES, num_images - first), tile_px, seed)
+        (str(folder), first, min(CHUNK_IMAGES, num_images - first), tile_px, seed, only)
         for first in starts
         if not (folder / f"words-{first:07d}.json").is_file()
     ]

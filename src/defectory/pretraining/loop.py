@@ -5,19 +5,22 @@ Every batch and all noise are functions of (seed, step), so that resuming needs 
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defectory.engine.training.optimizer import NamedOptimizer
+from defectory.errors import StageError
 from defectory.pretraining.config import StageConfig
-from defectory.run import atomic_path
+from defectory.run import atomic_path, write_json
 
 READ_EVERY = 10
 """Steps between two losses read from an accelerator, which has to finish its work for it."""
@@ -112,6 +115,19 @@ def fit(
         seconds = time.monotonic() - began
         yield PretrainEvent(stage=stage, step=done, num_steps=config.num_steps, loss=shown, seconds=seconds, held_out_loss=held_out)
     _put(average, parameters)
+
+
+def claim(work: Path, recipe: dict[str, Any]) -> None:
+    """Make a work folder that of one recipe, or find it to be so.
+
+    Raises:
+        StageError: it belongs to another recipe.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    recipe_file = work / "recipe.json"
+    if recipe_file.is_file() and json.loads(recipe_file.read_text()) != recipe:
+        raise StageError(f"{work}: holds checkpoints of another recipe; choose another work folder or remove it")
+    write_json(recipe_file, recipe)
 
 
 @torch.no_grad()

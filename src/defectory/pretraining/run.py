@@ -14,17 +14,17 @@ from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 
 from defectory.drawing import contact_sheet
 from defectory.engine.base.load import LoadedModels, load_base, load_controlnet, quiet
-from defectory.errors import StageError
+from defectory.engine.base.save import write_digests
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig
 from defectory.pretraining.control import GeometryOf, train_control
 from defectory.pretraining.corpus import make_corpus
 from defectory.pretraining.diffusion import LatentCorpus, PriorModel, build_scheduler, cache_latents, make_tokenizer, train_prior
 from defectory.pretraining.encoder import train_encoder
-from defectory.pretraining.loop import PretrainEvent
+from defectory.pretraining.loop import PretrainEvent, claim
 from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
 from defectory.pretraining.vae import build_vae, train_vae
-from defectory.run import atomic_folder, digest_file, write_json
+from defectory.run import atomic_folder, write_json
 
 NUM_TONE_WORDS = 3
 """Lightness, contrast and colour come before the material in a caption."""
@@ -110,19 +110,6 @@ def pretrain(
     write_base(base_out, vae=vae, prior=prior, tokenizer=tokenizer, control=control)
 
 
-def claim(work: Path, recipe: dict[str, Any]) -> None:
-    """Make a work folder that of one recipe, or find it to be so.
-
-    Raises:
-        StageError: it belongs to another recipe.
-    """
-    work.mkdir(parents=True, exist_ok=True)
-    recipe_file = work / "recipe.json"
-    if recipe_file.is_file() and json.loads(recipe_file.read_text()) != recipe:
-        raise StageError(f"{work}: holds checkpoints of another recipe; choose another work folder or remove it")
-    write_json(recipe_file, recipe)
-
-
 def _copy_vae(source: AutoencoderKL, target: AutoencoderKL) -> None:
     target.load_state_dict(source.state_dict())
     target.register_to_config(scaling_factor=float(source.config["scaling_factor"]))
@@ -150,5 +137,4 @@ def write_base(out: Path, *, vae: AutoencoderKL, prior: PriorModel, tokenizer: A
             control.to("cpu", torch.float16).save_pretrained(folder / "controlnet")
         for path in folder.rglob("*.safetensors"):
             path.chmod(0o644)  # safetensors are written readable for their owner alone
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        write_json(folder / "digests.json", {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
+        write_digests(folder)

@@ -113,7 +113,7 @@ def _is_visible(scene: _Scene, surface: NDArray[np.float32], defect: Defect, mas
     return bool(np.median(changed.max(axis=1)) * 255 >= MIN_CONTRAST)
 
 
-def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32]) -> list[Defect]:
+def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32], shares: dict[str, float]) -> list[Defect]:
     wanted = int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))
     chosen: list[Defect] = []
     size_hw = (surface.shape[0], surface.shape[1])
@@ -121,7 +121,7 @@ def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.f
     for _ in range(wanted * 6):
         if len(chosen) == wanted:
             break
-        word = _choose(rng, DEFECT_SHARES)
+        word = _choose(rng, shares)
         defect = draw_chip(rng, size_hw, scene.part.solid, scene.part.void_level) if word == "chip" else DEFECTS[word](rng, size_hw)
         mask = defect.mask
         if (
@@ -160,19 +160,21 @@ def _sample(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32
     )  # fmt: skip
 
 
-def render(seed: int, size_hw: tuple[int, int] = (128, 128), *, with_defect: bool | None = None) -> Sample:
+def render(seed: int, size_hw: tuple[int, int] = (128, 128), *, with_defect: bool | None = None, only: str | None = None) -> Sample:
     """Render one image of the world; a pure function of its arguments.
 
     Args:
         seed: of everything in the image.
         size_hw: height and width, pixels.
         with_defect: None draws defects with probability 0.65.
+        only: a word of DEFECT_WORDS that every defect is of; None is the world as it is.
     """
     rng = np.random.default_rng([20261124, seed])
     scene = _draw_scene(rng, size_hw)
     surface = _surface(scene)
     wanted = bool(rng.random() < 0.65) if with_defect is None else with_defect
-    defects = _draw_defects(rng, scene, surface) if wanted else []
+    shares = DEFECT_SHARES if only is None else {only: 1.0}
+    defects = _draw_defects(rng, scene, surface, shares) if wanted else []
     return _sample(rng, scene, surface, defects)
 
 
@@ -186,5 +188,5 @@ def render_pair(seed: int, size_hw: tuple[int, int] = (128, 128)) -> tuple[Sampl
     rng = np.random.default_rng([20261124, seed])
     scene = _draw_scene(rng, size_hw)
     surface = _surface(scene)
-    defects = _draw_defects(rng, scene, surface)
+    defects = _draw_defects(rng, scene, surface, DEFECT_SHARES)
     return _sample(rng, scene, surface, defects), _sample(rng, scene, surface, [])

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 
 from defectory.engine.base.load import quiet
-from defectory.run import atomic_folder, write_json
+from defectory.engine.base.verify import DIGESTS_NAME
+from defectory.run import atomic_folder, digest_file, write_json
 
 _LIBRARIES = {
     "scheduler": "diffusers",
@@ -43,6 +44,13 @@ def save_model(model: Any, folder: Path) -> None:
     # safetensors are written readable for their owner alone, which breaks shared run folders
     for path in folder.iterdir():
         path.chmod(0o644)
+
+
+def write_digests(folder: Path) -> None:
+    """Write `digests.json`: the SHA-256 of every file of a base folder, in place of what it holds."""
+    (folder / DIGESTS_NAME).unlink(missing_ok=True)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    write_json(folder / DIGESTS_NAME, {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
 def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:

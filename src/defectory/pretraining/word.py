@@ -1,0 +1,185 @@
+"""Teaches a base one word of the world that it draws badly, and leaves what it draws for other texts as it is.
+
+Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts (keys and values,
+as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that texts without the word hardly
+use, and the word's embedding is free to go there.
+"""
+
+# diffusers and transformers wrap their methods in decorators that lose the signatures
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import CLIPTextModel
+
+from defectory.engine.base.load import LoadedModels, load_base, quiet
+from defectory.engine.base.save import save_model, write_digests
+from defectory.engine.training.attention import use_plain_attention
+from defectory.errors import ConfigError
+from defectory.pretraining.config import PretrainConfig, WordConfig
+from defectory.pretraining.corpus import Corpus, make_corpus
+from defectory.pretraining.diffusion import LatentCorpus, Noising, build_scheduler, cache_latents, held_out_loss, stratified_timesteps
+from defectory.pretraining.loop import PretrainEvent, claim, fit
+from defectory.pretraining.text import RESERVED_WORDS, short_caption
+from defectory.run import atomic_folder, digest_folder
+
+READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
+"""Parameters of the UNet that read a text."""
+
+
+def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, float]:
+    """Give the orthonormal directions [D,count] along which contexts [N,D] have least energy, and their share of it, 0..1."""
+    energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double())
+    return directions[:, :count].float(), float((energies[:count].sum() / energies.sum()).clamp_min(0))
+
+
+class TaughtWord(nn.Module):
+    """A frozen base whose reading of one word is learned.
+
+    Args:
+        unet: its cross-attention's keys and values learn.
+        text_encoder: one row of its embedding learns.
+        token_id: the word's.
+        directions: float [D,K], orthonormal: what keys and values change in.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, *, token_id: int, directions: Tensor) -> None:
+        super().__init__()
+        self.unet, self.text_encoder = unet.requires_grad_(False), text_encoder.requires_grad_(False)
+        embeddings: Any = text_encoder.get_input_embeddings()
+        embedding: Tensor = embeddings.weight
+        self._row = next(name for name, value in text_encoder.named_parameters() if value is embedding)
+        self._token_id, self._directions = token_id, directions
+        self._readings = [name for name, _ in unet.named_parameters() if name.endswith(READINGS)]
+        self.embedding = nn.Parameter(embedding[token_id].clone())
+        sizes = [len(unet.get_parameter(name)) for name in self._readings]
+        self.readings = nn.ParameterList(nn.Parameter(embedding.new_zeros(size, directions.shape[1])) for size in sizes)
+
+    def _words(self) -> dict[str, Tensor]:
+        weight = self.text_encoder.get_parameter(self._row)
+        here = torch.zeros(len(weight), 1, dtype=torch.bool, device=weight.device)
+        here[self._token_id] = True
+        return {self._row: torch.where(here, self.embedding, weight)}
+
+    def _read(self) -> dict[str, Tensor]:
+        changes = zip(self._readings, self.readings, strict=True)
+        return {name: self.unet.get_parameter(name) + change @ self._directions.T for name, change in changes}
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
+        """Give the predicted v [B,C,h,w]."""
+        context = functional_call(self.text_encoder, self._words(), kwargs={"input_ids": token_ids}).last_hidden_state
+        return functional_call(self.unet, self._read(), args=(noisy, timesteps), kwargs={"encoder_hidden_states": context}).sample
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Write what was learned into UNet and text encoder; the readings' part is then zero."""
+        for network, values in ((self.text_encoder, self._words()), (self.unet, self._read())):
+            for name, value in values.items():
+                network.get_parameter(name).copy_(value)
+        for change in self.readings:
+            change.zero_()
+
+
+def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iterator[PretrainEvent]:
+    """Write a base like another one that knows a word of the procedural world; a second call resumes from `work`.
+
+    Args:
+        config: word and recipe.
+        base: of the embedded kind: made by `pretrain`, of tiles of the world.
+        work: images with the word's defect alone, texts without it, cached latents, checkpoint, and which share of such texts' energy
+            the directions hold (`directions.txt`).
+        out: base folder, replaced when the word is learned; all files but those of UNet and text encoder are the first base's.
+
+    Raises:
+        ConfigError: the base spells the word in several tokens.
+        StageError: `work` belongs to another recipe.
+    """
+    models = load_base(base, config.device)
+    token_id = _token_of(models, config.word)
+    claim(work, {"base": digest_folder(base), **config.model_dump(mode="json")})
+    # LatentCorpus reads a recipe of pretraining
+    recipe = PretrainConfig(
+        seed=config.seed, device=config.device, precision=config.precision, tile_px=models.tile_px, num_images=config.num_images,
+        num_held_out=config.num_held_out, caption_dropout=0.0, short_caption_share=config.short_caption_share, crop_share=0.0,
+        defect_share=config.defect_share, text_length=int(models.tokenizer.model_max_length),
+    )  # fmt: skip
+    count, workers = config.num_images + config.num_held_out, config.num_workers
+    corpus = make_corpus(work / "corpus", num_images=count, tile_px=models.tile_px, seed=config.seed, num_workers=workers, only=config.word)
+    others = make_corpus(work / "others", num_images=config.num_texts, tile_px=models.tile_px, seed=config.seed, num_workers=workers)
+    yield from cache_latents(recipe, corpus, models.vae, work / "latents.safetensors")
+    data = LatentCorpus(recipe, corpus, models.tokenizer, cache=work / "latents.safetensors")
+    contexts = _contexts(models, data, texts_without(others, config.word))
+    directions, share = least_used_directions(contexts, config.num_directions)
+    (work / "directions.txt").write_text(f"{share:.6f}\n")
+    taught = TaughtWord(models.unet, models.text_encoder, token_id=token_id, directions=directions)
+    yield from _fit(taught, config, data, checkpoint=work / "word.safetensors")
+    taught.fold()
+    with quiet(), atomic_folder(out) as folder:
+        shutil.copytree(base, folder, dirs_exist_ok=True)
+        for part, model in (("unet", models.unet), ("text_encoder", models.text_encoder)):
+            shutil.rmtree(folder / part)
+            save_model(model.to("cpu", torch.float16), folder / part)
+            shutil.copyfile(base / part / "config.json", folder / part / "config.json")
+        write_digests(folder)
+
+
+def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoint: Path) -> Iterator[PretrainEvent]:
+    device, size, stage = data.device, config.training.batch_size, config.training
+    use_plain_attention(taught.unet, num_tokens=data.latents[0, 0].numel(), device=device)
+    taught.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    noising = Noising(build_scheduler(), device)
+    # a defect that the surface would not show is left out of an image
+    shows = torch.tensor([i for i in range(data.num_train) if data.corpus.defect_words[i]], device=device)
+
+    def loss_of(_step: int, generator: torch.Generator) -> Tensor:
+        indices = shows[torch.randint(len(shows), (size,), generator=generator, device=device)]
+        clean = data.clean(indices)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        timesteps = stratified_timesteps(size, 1000, generator)
+        token_ids = data.token_ids(indices, generator)
+        weight = data.defect_weight(indices, data.config.defect_weight, share=config.defect_share)
+        noisy, target = noising.add(clean, noise, timesteps)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            predicted = taught(noisy.contiguous(memory_format=torch.channels_last), timesteps, token_ids)
+        per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
+        return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
+
+    def check(_step: int) -> float:
+        return held_out_loss(data.config, data, lambda noisy, timesteps, ids, _: taught(noisy, timesteps, ids), batch_size=size)
+
+    yield from fit(
+        taught, loss_of, stage, stage="word", seed=config.seed, checkpoint=checkpoint, check=check, check_every=config.check_every,
+        rng_device=device,
+    )  # fmt: skip
+    taught.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
+
+
+def _token_of(models: LoadedModels, word: str) -> int:
+    tokens: Any = models.tokenizer(word, add_special_tokens=False).input_ids
+    if len(tokens) != 1:
+        raise ConfigError("word", f"{word!r} is {len(tokens)} tokens in this base's vocabulary", "teach one that is a single token")
+    return int(tokens[0])
+
+
+def texts_without(others: Corpus, word: str) -> list[str]:
+    """Give captions of images in both forms, prompts with the words users' prompts hold, and the empty text; none names the word."""
+    kept = [i for i, words in enumerate(others.defect_words) if word not in words]
+    short = [short_caption(others.tones[i], others.materials[i], others.defect_words[i]) for i in kept]
+    words = [w for w in RESERVED_WORDS if w != word]
+    prompts = [f"an image of a {others.tones[i]} sks with a {words[at % len(words)]} defect" for at, i in enumerate(kept[: 4 * len(words)])]
+    return [*(others.captions[i] for i in kept), *short, *prompts, ""]
+
+
+@torch.no_grad()
+def _contexts(models: LoadedModels, data: LatentCorpus, texts: Sequence[str]) -> Tensor:
+    """Give what the UNet reads of texts, float32 [N,D], one row per token."""
+    pieces = [data.tokenize(list(texts[start : start + 64])) for start in range(0, len(texts), 64)]
+    return torch.cat([models.text_encoder(input_ids=ids).last_hidden_state.flatten(0, 1) for ids in pieces]).float()

@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from defectory.engine.base.load import load_base
+from defectory.engine.base.verify import verify
+from defectory.errors import ConfigError, StageError
+from defectory.pretraining.config import PretrainConfig, StageConfig, WordConfig
+from defectory.pretraining.run import pretrain
+from defectory.pretraining.text import RESERVED_WORDS
+from defectory.pretraining.word import TaughtWord, least_used_directions, teach_word, texts_without
+from defectory.procedural.world import render
+from defectory.run import digest_folder
+
+WORD = "crack"
+STAGE = StageConfig(num_steps=6, batch_size=4, learning_rate=0.05, warmup_steps=1, weight_decay=0.0, checkpoint_every=2)
+RECIPE = WordConfig(
+    word=WORD, precision="fp32", num_images=12, num_held_out=4, num_texts=24, num_workers=1, num_directions=8, check_every=3, training=STAGE
+)
+
+
+@pytest.fixture(scope="module")
+def base(tiny_recipe: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("base")
+    for _ in pretrain(tiny_recipe, work=out / "work", base_out=out / "base", encoder_out=None, geometry_of=lambda image, _: image // 6):
+        pass
+    return out / "base"
+
+
+@pytest.fixture(scope="module")
+def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("taught")
+    events = list(teach_word(RECIPE, base=base, work=out / "work", out=out / "base"))
+    assert [e.step for e in events if e.stage == "word"] == [1, 2, 3, 4, 5, 6]
+    assert [e.step for e in events if e.held_out_loss is not None] == [3, 6]
+    return out / "base"
+
+
+def test_directions_are_those_that_contexts_do_not_use() -> None:
+    rng = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(6, 6, generator=rng)).Q
+    scales = torch.tensor([3.0, 2.0, 1.0, 1.0, 1e-3, 1e-3])
+    contexts = (torch.linalg.qr(torch.randn(500, 6, generator=rng)).Q * scales) @ turned.T
+    directions, share = least_used_directions(contexts, 2)
+    torch.testing.assert_close(directions.T @ directions, torch.eye(2))
+    torch.testing.assert_close(directions @ directions.T, turned[:, 4:] @ turned[:, 4:].T, atol=1e-4, rtol=0)
+    assert share == pytest.approx(2e-6 / float(scales.square().sum()), rel=1e-2)
+
+
+def test_one_row_and_the_readings_of_texts_change_and_nothing_else(base: Path, taught: Path) -> None:
+    verify(taught)
+    for part in ("vae", "tokenizer", "scheduler", "controlnet"):
+        assert digest_folder(taught / part) == digest_folder(base / part)
+    changed: dict[str, torch.Tensor] = {}
+    for path in ("unet/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
+        before, after = load_file(base / path), load_file(taught / path)
+        assert before.keys() == after.keys()
+        assert {value.dtype for value in after.values()} == {torch.float16}
+        changed |= {name: after[name] - before[name] for name in after if not torch.equal(after[name], before[name])}
+    rows = {name: change for name, change in changed.items() if "token_embedding" in name}
+    token_id = load_base(base).tokenizer(WORD, add_special_tokens=False).input_ids
+    assert [change.abs().sum(dim=1).nonzero().flatten().tolist() for change in rows.values()] == [token_id]
+    rest = changed.keys() - rows.keys()
+    assert rest
+    assert all(name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")) for name in rest)
+    for path in base.rglob("*.json"):
+        if path.name != "digests.json":
+            assert (taught / path.relative_to(base)).read_bytes() == path.read_bytes()
+
+
+def test_folded_in_the_base_predicts_as_it_was_trained_to_and_texts_off_the_directions_are_untouched(base: Path) -> None:
+    models = load_base(base)
+    token_id = models.tokenizer(WORD, add_special_tokens=False).input_ids[0]
+    texts = models.tokenizer(
+        ["", f"an image of a ceramic with a {WORD}"], padding="max_length", max_length=16, return_tensors="pt"
+    ).input_ids
+    noisy = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(1))
+    timesteps = torch.tensor([900, 400])
+    context = models.text_encoder(input_ids=texts).last_hidden_state
+    before = models.unet(noisy, timesteps, encoder_hidden_states=context).sample
+    # the empty text's own tokens span fewer directions than there are
+    directions = torch.linalg.svd(context[0], full_matrices=True).Vh[16:].T
+    word = TaughtWord(models.unet, models.text_encoder, token_id=token_id, directions=directions)
+    torch.testing.assert_close(word(noisy, timesteps, texts), before)
+    with torch.no_grad():
+        word.embedding += 1
+        for change in word.readings:
+            change += torch.randn(change.shape, generator=torch.Generator().manual_seed(2))
+    after = word(noisy, timesteps, texts)
+    torch.testing.assert_close(after[0], before[0], atol=1e-4, rtol=1e-4)
+    assert float((after[1] - before[1]).detach().abs().max()) > 1e-3
+    word.fold()
+    context = models.text_encoder(input_ids=texts).last_hidden_state
+    torch.testing.assert_close(models.unet(noisy, timesteps, encoder_hidden_states=context).sample, after)
+    torch.testing.assert_close(word(noisy, timesteps, texts), after)
+
+
+def test_what_was_left_goes_on_and_ends_the_same(base: Path, taught: Path, tmp_path: Path) -> None:
+    assert len(list(islice(teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base"), 4))) == 4
+    assert not (tmp_path / "base").exists()
+    assert len(list(teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base"))) < 6
+    assert digest_folder(tmp_path / "base") == digest_folder(taught)
+    with pytest.raises(StageError, match="another recipe"):
+        next(teach_word(RECIPE.model_copy(update={"seed": 9}), base=base, work=tmp_path / "work", out=tmp_path / "base"))
+
+
+def test_a_word_that_the_base_spells_is_told_and_nothing_written(base: Path, tmp_path: Path) -> None:
+    models = load_base(base)
+    spelled = next(w for w in ("corrosion", "inclusion", "fray", "pores", "dent") if len(models.tokenizer(w)["input_ids"]) > 3)
+    with pytest.raises(ConfigError, match="tokens in this base's vocabulary"):
+        next(teach_word(RECIPE.model_copy(update={"word": spelled}), base=base, work=tmp_path / "work", out=tmp_path / "base"))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="'rust' is not one of crack, "):
+        WordConfig(word="rust")
+
+
+def test_images_of_one_word_hold_no_other_and_other_texts_do_not_name_it() -> None:
+    samples = [render(i, (48, 64), with_defect=True, only="dent") for i in range(24)]
+    assert {word for sample in samples for word in sample.defect_words} == {"dent"}
+    assert sum(bool(sample.defect_words) for sample in samples) > 12
+    assert len({word for i in range(24) for word in render(i, (48, 64), with_defect=True).defect_words}) > 4
+    again = render(3, (48, 64), with_defect=True, only="dent")
+    np.testing.assert_array_equal(again.image, samples[3].image)
+
+
+def test_other_texts_are_captions_prompts_and_the_empty_one(base: Path, tmp_path: Path) -> None:
+    from defectory.pretraining.corpus import make_corpus
+
+    corpus = make_corpus(tmp_path, num_images=40, tile_px=32, seed=5, num_workers=1)
+    assert any(WORD in words for words in corpus.defect_words)
+    texts = texts_without(corpus, WORD)
+    assert not [text for text in texts if WORD in text.split()]
+    assert texts[-1] == ""
+    assert {w for w in RESERVED_WORDS if any(w in text.split() for text in texts)} >= {"sks", "gouge", "edge", "blowhole"}
