@@ -305,3 +305,18 @@ def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path)
     for row in json.loads((tmp_path / "found" / "predictions.json").read_text()):
         assert row["segmentation"]["size"] == [48, 64]
         assert 0 <= row["score"] <= 1
+
+
+def test_a_base_is_taught_a_word_of_the_world_and_other_words_are_refused(defectory: Cli, tmp_path: Path) -> None:
+    out = tmp_path / "taught"
+    few = [f"-o{name}={value}" for name, value in {"num_images": 8, "num_held_out": 2, "num_texts": 8, "num_workers": 1}.items()]
+    done = defectory("base", "teach", "dent", "--out", out, *few, "-otraining.num_steps=2", "-otraining.batch_size=2")
+    assert done.code == 0, done.err
+    assert str(out) in done.out
+    assert "whole" in defectory("base", "verify", out).out
+
+    done = defectory("base", "teach", "rust", "--out", tmp_path / "no")
+    assert done.code == 2
+    assert "'rust' is not one of crack, " in done.error_line
+    assert not (tmp_path / "no").exists()
+    assert not (tmp_path / "no.work").exists()
