@@ -309,7 +309,10 @@ def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path)
 
 def test_a_base_is_taught_a_word_of_the_world_and_other_words_are_refused(defectory: Cli, tmp_path: Path) -> None:
     out = tmp_path / "taught"
-    few = [f"-o{name}={value}" for name, value in {"num_images": 8, "num_held_out": 2, "num_texts": 8, "num_workers": 1}.items()]
+    few = [
+        f"-o{name}={value}"
+        for name, value in {"num_images": 8, "num_held_out": 2, "num_texts": 8, "num_workers": 1, "num_drawn": 1}.items()
+    ]
     done = defectory("base", "teach", "dent", "--out", out, *few, "-otraining.num_steps=2", "-otraining.batch_size=2")
     assert done.code == 0, done.err
     assert str(out) in done.out

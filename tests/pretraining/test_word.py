@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from defectory.engine.base.load import load_base
 from defectory.engine.base.verify import verify
 from defectory.errors import ConfigError, StageError
+from defectory.imageio import load_rgb
 from defectory.pretraining.config import PretrainConfig, StageConfig, WordConfig
 from defectory.pretraining.run import pretrain
 from defectory.pretraining.text import RESERVED_WORDS
@@ -21,7 +22,16 @@ from defectory.run import digest_folder
 WORD = "crack"
 STAGE = StageConfig(num_steps=6, batch_size=4, learning_rate=0.05, warmup_steps=1, weight_decay=0.0, checkpoint_every=2)
 RECIPE = WordConfig(
-    word=WORD, precision="fp32", num_images=12, num_held_out=4, num_texts=24, num_workers=1, num_directions=8, check_every=3, training=STAGE
+    word=WORD,
+    precision="fp32",
+    num_images=12,
+    num_held_out=4,
+    num_texts=24,
+    num_workers=1,
+    num_directions=8,
+    check_every=3,
+    num_drawn=2,
+    training=STAGE,
 )
 
 
@@ -39,6 +49,9 @@ def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     events = list(teach_word(RECIPE, base=base, work=out / "work", out=out / "base"))
     assert [e.step for e in events if e.stage == "word"] == [1, 2, 3, 4, 5, 6]
     assert [e.step for e in events if e.held_out_loss is not None] == [3, 6]
+    sheets = [load_rgb(out / "work" / name) for name in ("before.png", "after.png")]
+    assert sheets[0].shape == sheets[1].shape
+    assert not np.array_equal(*sheets)
     return out / "base"
 
 

@@ -111,7 +111,9 @@ def teach_base(
     from defectory.pipeline.pretrain import run_teach, word_config
 
     config = word_config(word, override or [], device=device)
-    show_events(run_teach(config, base=resolve_base(base), out=out, work=work or out.with_name(f"{out.name}.work")))
+    work = work or out.with_name(f"{out.name}.work")
+    show_events(run_teach(config, base=resolve_base(base), out=out, work=work))
+    print(f"samples: {work / 'before.png'}, {work / 'after.png'}")
     print(f'use it with `base = "{out}"` in a project file')
 
 

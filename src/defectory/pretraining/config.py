@@ -195,6 +195,8 @@ class WordConfig(Section):
     min_snr_gamma: float = Field(default=5.0, gt=0)
     min_snr_floor: float = Field(default=1.0, ge=0, le=1)
     check_every: int = Field(default=300, ge=1)
+    num_drawn: int = Field(default=16, ge=0)
+    """Samples drawn before and after, for captions of held-out images."""
     training: StageConfig = StageConfig(
         num_steps=1800, learning_rate=1e-2, warmup_steps=20, decay_share=0.5, ema_decay=0.99, weight_decay=0.0, checkpoint_every=100
     )

@@ -228,7 +228,7 @@ HeldOutStep = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def held_out_loss(config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int) -> float:
+def held_out_loss(config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int, at_defects: bool = False) -> float:
     """Give the mean squared error of v over the images that no step sees, with their full captions, at noise that is always the same.
 
     Args:
@@ -236,10 +236,11 @@ def held_out_loss(config: PretrainConfig, data: LatentCorpus, predict: HeldOutSt
         data: the corpus; its last `num_held_out` images are held out.
         predict: the model.
         batch_size: images at once; each batch has timesteps of all strata.
+        at_defects: the mean is over latent pixels that hold a defect; else over all.
     """
     device, noising = torch.device(config.device), Noising(build_scheduler(), torch.device(config.device))
     generator = torch.Generator().manual_seed(config.seed)
-    total = 0.0
+    total, count = 0.0, 0.0
     for start in range(data.num_train, data.num_train + config.num_held_out, batch_size):
         indices = torch.arange(start, min(start + batch_size, data.num_train + config.num_held_out))
         clean = data.clean(indices).to(device)
@@ -249,8 +250,10 @@ def held_out_loss(config: PretrainConfig, data: LatentCorpus, predict: HeldOutSt
         noisy, target = noising.add(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = predict(noisy, timesteps, token_ids, indices)
-        total += float((predicted.float() - target).square().mean(dim=(1, 2, 3)).sum())
-    return total / config.num_held_out
+        errors = (predicted.float() - target).square().mean(dim=1, keepdim=True)
+        where = data.holds_defect[indices].float() if at_defects else torch.ones_like(errors)
+        total, count = total + float((errors * where).sum()), count + float(where.sum())
+    return total / max(count, 1.0)
 
 
 def train_prior(

@@ -20,17 +20,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import CLIPTextModel
 
+from defectory.drawing import contact_sheet
 from defectory.engine.base.load import LoadedModels, load_base, quiet
 from defectory.engine.base.save import save_model, write_digests
 from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError
-from defectory.pretraining.config import PretrainConfig, WordConfig
+from defectory.imageio import save_png
+from defectory.pretraining.config import PretrainConfig, ScoreConfig, WordConfig
 from defectory.pretraining.corpus import Corpus, make_corpus
 from defectory.pretraining.diffusion import LatentCorpus, Noising, build_scheduler, cache_latents, held_out_loss, stratified_timesteps
 from defectory.pretraining.loop import PretrainEvent, claim, fit
+from defectory.pretraining.score import draw_captions
 from defectory.pretraining.text import RESERVED_WORDS, short_caption
 from defectory.run import atomic_folder, digest_folder
 
+BEFORE, AFTER = "before.png", "after.png"
 READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
 """Parameters of the UNet that read a text."""
 
@@ -94,8 +98,8 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     Args:
         config: word and recipe.
         base: of the embedded kind: made by `pretrain`, of tiles of the world.
-        work: images with the word's defect alone, texts without it, cached latents, checkpoint, and which share of such texts' energy
-            the directions hold (`directions.txt`).
+        work: images with the word's defect alone, texts without it, cached latents, checkpoint, samples (`before.png`, `after.png`), and
+            which share of such texts' energy the directions hold (`directions.txt`).
         out: base folder, replaced when the word is learned; all files but those of UNet and text encoder are the first base's.
 
     Raises:
@@ -119,9 +123,14 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     contexts = _contexts(models, data, texts_without(others, config.word))
     directions, share = least_used_directions(contexts, config.num_directions)
     (work / "directions.txt").write_text(f"{share:.6f}\n")
+    held_out = range(config.num_images, count)
+    drawn = [corpus.captions[i] for i in held_out if corpus.defect_words[i]][: config.num_drawn]
+    if not (work / BEFORE).is_file():
+        _draw(models, drawn, work / BEFORE)
     taught = TaughtWord(models.unet, models.text_encoder, token_id=token_id, directions=directions)
     yield from _fit(taught, config, data, checkpoint=work / "word.safetensors")
     taught.fold()
+    _draw(models, drawn, work / AFTER)
     with quiet(), atomic_folder(out) as folder:
         shutil.copytree(base, folder, dirs_exist_ok=True)
         for part, model in (("unet", models.unet), ("text_encoder", models.text_encoder)):
@@ -153,7 +162,9 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
     def check(_step: int) -> float:
-        return held_out_loss(data.config, data, lambda noisy, timesteps, ids, _: taught(noisy, timesteps, ids), batch_size=size)
+        return held_out_loss(
+            data.config, data, lambda noisy, timesteps, ids, _: taught(noisy, timesteps, ids), batch_size=size, at_defects=True
+        )
 
     yield from fit(
         taught, loss_of, stage, stage="word", seed=config.seed, checkpoint=checkpoint, check=check, check_every=config.check_every,
@@ -176,6 +187,12 @@ def texts_without(others: Corpus, word: str) -> list[str]:
     words = [w for w in RESERVED_WORDS if w != word]
     prompts = [f"an image of a {others.tones[i]} sks with a {words[at % len(words)]} defect" for at, i in enumerate(kept[: 4 * len(words)])]
     return [*(others.captions[i] for i in kept), *short, *prompts, ""]
+
+
+def _draw(models: LoadedModels, captions: Sequence[str], path: Path) -> None:
+    images = [image for batch in draw_captions(models, captions, config=ScoreConfig()) for image in batch]
+    if images:
+        save_png(path, contact_sheet(images, columns=min(8, len(images)), cell_px=models.tile_px))
 
 
 @torch.no_grad()
