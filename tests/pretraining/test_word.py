@@ -60,10 +60,10 @@ def test_directions_are_those_that_contexts_do_not_use() -> None:
     turned = torch.linalg.qr(torch.randn(6, 6, generator=rng)).Q
     scales = torch.tensor([3.0, 2.0, 1.0, 1.0, 1e-3, 1e-3])
     contexts = (torch.linalg.qr(torch.randn(500, 6, generator=rng)).Q * scales) @ turned.T
-    directions, share = least_used_directions(contexts, 2)
+    directions, energies = least_used_directions(contexts, 2)
     torch.testing.assert_close(directions.T @ directions, torch.eye(2))
     torch.testing.assert_close(directions @ directions.T, turned[:, 4:] @ turned[:, 4:].T, atol=1e-4, rtol=0)
-    assert share == pytest.approx(2e-6 / float(scales.square().sum()), rel=1e-2)
+    torch.testing.assert_close(energies, torch.full((2,), 1e-6 / 500), rtol=1e-2, atol=0)
 
 
 def test_one_row_and_the_readings_of_texts_change_and_nothing_else(base: Path, taught: Path) -> None:
@@ -97,14 +97,15 @@ def test_folded_in_the_base_predicts_as_it_was_trained_to_and_texts_off_the_dire
     timesteps = torch.tensor([900, 400])
     context = models.text_encoder(input_ids=texts).last_hidden_state
     before = models.unet(noisy, timesteps, encoder_hidden_states=context).sample
-    # the empty text's own tokens span fewer directions than there are
-    directions = torch.linalg.svd(context[0], full_matrices=True).Vh[16:].T
-    word = TaughtWord(models.unet, models.text_encoder, token_id=token_id, directions=directions)
+    # the empty text's own tokens span 16 of 64 directions
+    word = TaughtWord(models.unet, models.text_encoder, token_id=token_id, others=context[0], num_directions=48)
     torch.testing.assert_close(word(noisy, timesteps, texts), before)
+    assert word.change_of_others() == 0
     with torch.no_grad():
         word.embedding += 1
         for change in word.readings:
             change += torch.randn(change.shape, generator=torch.Generator().manual_seed(2))
+    assert word.change_of_others() < 1e-6
     after = word(noisy, timesteps, texts)
     torch.testing.assert_close(after[0], before[0], atol=1e-4, rtol=1e-4)
     assert float((after[1] - before[1]).detach().abs().max()) > 1e-3
@@ -112,6 +113,22 @@ def test_folded_in_the_base_predicts_as_it_was_trained_to_and_texts_off_the_dire
     context = models.text_encoder(input_ids=texts).last_hidden_state
     torch.testing.assert_close(models.unet(noisy, timesteps, encoder_hidden_states=context).sample, after)
     torch.testing.assert_close(word(noisy, timesteps, texts), after)
+
+
+def test_change_of_what_is_read_of_others_is_that_of_the_folded_weights(base: Path) -> None:
+    models = load_base(base)
+    others = torch.randn(300, 64, generator=torch.Generator().manual_seed(3))
+    names = [name for name, _ in models.unet.named_parameters() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    before = [others @ models.unet.get_parameter(name).T for name in names]
+    word = TaughtWord(models.unet, models.text_encoder, token_id=5, others=others, num_directions=20)
+    with torch.no_grad():
+        for change in word.readings:
+            change += torch.randn(change.shape, generator=torch.Generator().manual_seed(4))
+    told = word.change_of_others().detach()
+    word.fold()
+    after = [others @ models.unet.get_parameter(name).T for name in names]
+    shares = [(new - old).square().mean() / old.square().mean() for old, new in zip(before, after, strict=True)]
+    torch.testing.assert_close(told, torch.stack(shares).mean(), rtol=1e-3, atol=0)
 
 
 def test_what_was_left_goes_on_and_ends_the_same(base: Path, taught: Path, tmp_path: Path) -> None:

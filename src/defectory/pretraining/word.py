@@ -2,7 +2,7 @@
 
 Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts (keys and values,
 as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that texts without the word hardly
-use, and the word's embedding is free to go there.
+use, and are held to change little for them; the word's embedding is free to go there.
 """
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
@@ -32,17 +32,17 @@ from defectory.pretraining.diffusion import LatentCorpus, Noising, build_schedul
 from defectory.pretraining.loop import PretrainEvent, claim, fit
 from defectory.pretraining.score import draw_captions
 from defectory.pretraining.text import RESERVED_WORDS, short_caption
-from defectory.run import atomic_folder, digest_folder
+from defectory.run import atomic_folder, digest_folder, write_json
 
 BEFORE, AFTER = "before.png", "after.png"
 READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
 """Parameters of the UNet that read a text."""
 
 
-def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, float]:
-    """Give the orthonormal directions [D,count] along which contexts [N,D] have least energy, and their share of it, 0..1."""
-    energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double())
-    return directions[:, :count].float(), float((energies[:count].sum() / energies.sum()).clamp_min(0))
+def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Give the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy, [count], rising."""
+    energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double() / len(contexts))
+    return directions[:, :count].float(), energies[:count].clamp_min(0).float()
 
 
 class TaughtWord(nn.Module):
@@ -52,20 +52,25 @@ class TaughtWord(nn.Module):
         unet: its cross-attention's keys and values learn.
         text_encoder: one row of its embedding learns.
         token_id: the word's.
-        directions: float [D,K], orthonormal: what keys and values change in.
+        others: float [N,D], what the UNet reads of texts without the word, one row per token.
+        num_directions: keys and values change in so many directions, those that `others` use least.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, *, token_id: int, directions: Tensor) -> None:
+    def __init__(
+        self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, *, token_id: int, others: Tensor, num_directions: int
+    ) -> None:
         super().__init__()
         self.unet, self.text_encoder = unet.requires_grad_(False), text_encoder.requires_grad_(False)
         embeddings: Any = text_encoder.get_input_embeddings()
         embedding: Tensor = embeddings.weight
         self._row = next(name for name, value in text_encoder.named_parameters() if value is embedding)
-        self._token_id, self._directions = token_id, directions
+        self._token_id = token_id
+        self._directions, self._energies = least_used_directions(others, num_directions)
         self._readings = [name for name, _ in unet.named_parameters() if name.endswith(READINGS)]
         self.embedding = nn.Parameter(embedding[token_id].clone())
-        sizes = [len(unet.get_parameter(name)) for name in self._readings]
-        self.readings = nn.ParameterList(nn.Parameter(embedding.new_zeros(size, directions.shape[1])) for size in sizes)
+        weights = [unet.get_parameter(name) for name in self._readings]
+        self.readings = nn.ParameterList(nn.Parameter(embedding.new_zeros(len(weight), num_directions)) for weight in weights)
+        self._read_of_others = [(others @ weight.T).square().sum(dim=1).mean() for weight in weights]
 
     def _words(self) -> dict[str, Tensor]:
         weight = self.text_encoder.get_parameter(self._row)
@@ -81,6 +86,11 @@ class TaughtWord(nn.Module):
         """Give the predicted v [B,C,h,w]."""
         context = functional_call(self.text_encoder, self._words(), kwargs={"input_ids": token_ids}).last_hidden_state
         return functional_call(self.unet, self._read(), args=(noisy, timesteps), kwargs={"encoder_hidden_states": context}).sample
+
+    def change_of_others(self) -> Tensor:
+        """Give the mean squared change of what is read of other texts, as a share of its mean square; mean of all readings."""
+        changes = zip(self.readings, self._read_of_others, strict=True)
+        return torch.stack([(change.square() @ self._energies).sum() / read for change, read in changes]).mean()
 
     @torch.no_grad()
     def fold(self) -> None:
@@ -99,7 +109,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
         config: word and recipe.
         base: of the embedded kind: made by `pretrain`, of tiles of the world.
         work: images with the word's defect alone, texts without it, cached latents, checkpoint, samples (`before.png`, `after.png`), and
-            which share of such texts' energy the directions hold (`directions.txt`).
+            by how much the UNet reads other texts otherwise (`others.json`, relative, root mean square).
         out: base folder, replaced when the word is learned; all files but those of UNet and text encoder are the first base's.
 
     Raises:
@@ -121,14 +131,13 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     yield from cache_latents(recipe, corpus, models.vae, work / "latents.safetensors")
     data = LatentCorpus(recipe, corpus, models.tokenizer, cache=work / "latents.safetensors")
     contexts = _contexts(models, data, texts_without(others, config.word))
-    directions, share = least_used_directions(contexts, config.num_directions)
-    (work / "directions.txt").write_text(f"{share:.6f}\n")
     held_out = range(config.num_images, count)
     drawn = [corpus.captions[i] for i in held_out if corpus.defect_words[i]][: config.num_drawn]
     if not (work / BEFORE).is_file():
         _draw(models, drawn, work / BEFORE)
-    taught = TaughtWord(models.unet, models.text_encoder, token_id=token_id, directions=directions)
+    taught = TaughtWord(models.unet, models.text_encoder, token_id=token_id, others=contexts, num_directions=config.num_directions)
     yield from _fit(taught, config, data, checkpoint=work / "word.safetensors")
+    write_json(work / "others.json", {"readings_changed": round(float(taught.change_of_others().detach()) ** 0.5, 5)})
     taught.fold()
     _draw(models, drawn, work / AFTER)
     with quiet(), atomic_folder(out) as folder:
@@ -159,7 +168,8 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             predicted = taught(noisy.contiguous(memory_format=torch.channels_last), timesteps, token_ids)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
-        return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
+        loss = (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
+        return loss + config.keep_weight * taught.change_of_others()
 
     def check(_step: int) -> float:
         return held_out_loss(
