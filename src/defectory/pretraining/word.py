@@ -1,8 +1,8 @@
-"""Teaches a base one word of the world that it draws badly, and leaves what it draws for other texts as it is.
+"""Teaches a base one word of the world that it draws badly, and moves what it draws for other texts little.
 
 Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts (keys and values,
 as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that texts without the word hardly
-use, and are held to change little for them; the word's embedding is free to go there.
+use; the word's embedding is free to go there.
 """
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
