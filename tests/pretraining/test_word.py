@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from itertools import islice
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from defectory.engine.base.load import load_base
+from defectory.engine.base.save import write_digests
 from defectory.engine.base.verify import verify
 from defectory.errors import ConfigError, StageError
 from defectory.imageio import load_rgb
@@ -17,7 +20,7 @@ from defectory.pretraining.run import pretrain
 from defectory.pretraining.text import RESERVED_WORDS
 from defectory.pretraining.word import TaughtWord, least_used_directions, teach_word, texts_without
 from defectory.procedural.world import render
-from defectory.run import digest_folder
+from defectory.run import digest_folder, write_json
 
 WORD = "crack"
 STAGE = StageConfig(num_steps=6, batch_size=4, learning_rate=0.05, warmup_steps=1, weight_decay=0.0, checkpoint_every=2)
@@ -140,8 +143,18 @@ def test_what_was_left_goes_on_and_ends_the_same(base: Path, taught: Path, tmp_p
         next(teach_word(RECIPE.model_copy(update={"seed": 9}), base=base, work=tmp_path / "work", out=tmp_path / "base"))
 
 
-def test_a_word_that_the_base_spells_is_told_and_nothing_written(base: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_taught_is_told_and_nothing_written(base: Path, tmp_path: Path) -> None:
     models = load_base(base)
+    with pytest.raises(ConfigError, match="65 of 64 that this base has"):
+        next(teach_word(RECIPE.model_copy(update={"num_directions": 65}), base=base, work=tmp_path / "work", out=tmp_path / "base"))
+    other = tmp_path / "other"
+    shutil.copytree(base, other)
+    schedule = other / "scheduler" / "scheduler_config.json"
+    write_json(schedule, json.loads(schedule.read_text()) | {"prediction_type": "epsilon"})
+    write_digests(other)
+    with pytest.raises(ConfigError, match="another noise schedule"):
+        next(teach_word(RECIPE, base=other, work=tmp_path / "work", out=tmp_path / "base"))
+    shutil.rmtree(other)
     spelled = next(w for w in ("corrosion", "inclusion", "fray", "pores", "dent") if len(models.tokenizer(w)["input_ids"]) > 3)
     with pytest.raises(ConfigError, match="tokens in this base's vocabulary"):
         next(teach_word(RECIPE.model_copy(update={"word": spelled}), base=base, work=tmp_path / "work", out=tmp_path / "base"))

@@ -113,11 +113,11 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
         out: base folder, replaced when the word is learned; all files but those of UNet and text encoder are the first base's.
 
     Raises:
-        ConfigError: the base spells the word in several tokens.
+        ConfigError: the base is not of the embedded kind, spells the word in several tokens or has fewer directions than are to change.
         StageError: `work` belongs to another recipe.
     """
     models = load_base(base, config.device)
-    token_id = _token_of(models, config.word)
+    token_id = _token_of(models, config)
     claim(work, {"base": digest_folder(base), **config.model_dump(mode="json")})
     # LatentCorpus reads a recipe of pretraining
     recipe = PretrainConfig(
@@ -183,7 +183,15 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
     taught.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
-def _token_of(models: LoadedModels, word: str) -> int:
+def _token_of(models: LoadedModels, config: WordConfig) -> int:
+    """Give the word's token id, where the base can be taught it."""
+    ours, found = build_scheduler().config, models.scheduler.config
+    if any(found.get(key) != ours[key] for key in ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")):
+        raise ConfigError("base", "not of the embedded kind: another noise schedule", "give one that was made by `base pretrain`")
+    width = int(models.text_encoder.config.hidden_size)
+    if config.num_directions > width:
+        raise ConfigError("num_directions", f"{config.num_directions} of {width} that this base has", f"give at most {width}")
+    word = config.word
     tokens: Any = models.tokenizer(word, add_special_tokens=False).input_ids
     if len(tokens) != 1:
         raise ConfigError("word", f"{word!r} is {len(tokens)} tokens in this base's vocabulary", "teach one that is a single token")
