@@ -1,7 +1,7 @@
 """What a base draws for a word of the world before and after `base teach`, and how far it draws other texts as before.
 
-The classifier of `base score` names defects in images of the word, in samples of both bases for these images' captions, and in those
-of the grid's caption on other materials. Other texts: captions of the world without the word, same noise for both bases. Run:
+The classifier of `base score` names defects in images of the word and in samples of both bases for these images' captions. Other
+texts: captions of the world without the word, same noise for both bases. Run:
 `python bench/taught_word.py TAUGHT --score FOLDER_OF_BASE_SCORE [--base embedded] [--word dent]`.
 """
 
@@ -35,7 +35,7 @@ from defectory.procedural.world import Sample, render
 Image = NDArray[np.uint8]
 FIRST_SEED = 8_000_000_000
 """No corpus reaches it."""
-NOISE_LEVELS = (100, 400, 700, 950)
+TIMESTEPS = (100, 400, 700, 950)
 
 
 def samples_of_world(count: int, *, only: str | None, without: str = "") -> list[Sample]:
@@ -63,13 +63,13 @@ def drawn(models: LoadedModels, captions: Sequence[str], config: ScoreConfig) ->
 
 @torch.no_grad()
 def moved(before: LoadedModels, after: LoadedModels, samples: Sequence[Sample]) -> list[float]:
-    """Give the relative difference of both bases' predictions for noisy latents of images and their captions, one per noise level."""
+    """Give the relative difference of both bases' predictions for noisy latents of images and their captions, one per timestep."""
     noising = Noising(build_scheduler(), torch.device("cpu"))
     clean = before.vae.encode(images_to_tensor([s.image for s in samples])).latent_dist.mode() * before.scaling_factor
     noise = sample_noise(range(len(samples)), (clean.shape[1], clean.shape[2], clean.shape[3]))
     result: list[float] = []
-    for level in NOISE_LEVELS:
-        timesteps = torch.full((len(samples),), level)
+    for timestep in TIMESTEPS:
+        timesteps = torch.full((len(samples),), timestep)
         noisy, _ = noising.add(clean, noise, timesteps)
         old, new = (
             m.unet(noisy, timesteps, encoder_hidden_states=encode_prompts(m, [s.caption for s in samples])).sample for m in (before, after)
@@ -109,8 +109,8 @@ def main() -> int:
             save_png(
                 arguments.out / f"{name.replace(', ', '-').replace(' ', '-')}.png", contact_sheet(pictures[:32], columns=8, cell_px=128)
             )
-    result["other texts: relative change of predictions at noise levels"] = dict(
-        zip(NOISE_LEVELS, (round(x, 4) for x in moved(before, after, others)), strict=True)
+    result["other texts: relative change of predictions at timesteps"] = dict(
+        zip(TIMESTEPS, (round(x, 4) for x in moved(before, after, others)), strict=True)
     )
     pairs = zip(sets["before, other texts"], sets["after, other texts"], strict=True)
     result["other texts: mean difference of samples, grey levels"] = round(

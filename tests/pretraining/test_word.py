@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from defectory.engine.base.load import load_base
 from defectory.engine.base.save import write_digests
 from defectory.engine.base.verify import verify
-from defectory.errors import ConfigError, StageError
+from defectory.errors import ConfigError, OutputError, StageError
 from defectory.imageio import load_rgb
 from defectory.pretraining.config import PretrainConfig, StageConfig, WordConfig
 from defectory.pretraining.run import pretrain
@@ -140,7 +140,7 @@ def test_what_was_left_goes_on_and_ends_the_same(base: Path, taught: Path, tmp_p
     assert len(list(teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base"))) < 6
     assert digest_folder(tmp_path / "base") == digest_folder(taught)
     with pytest.raises(StageError, match="another recipe"):
-        next(teach_word(RECIPE.model_copy(update={"seed": 9}), base=base, work=tmp_path / "work", out=tmp_path / "base"))
+        next(teach_word(RECIPE.model_copy(update={"seed": 9}), base=base, work=tmp_path / "work", out=tmp_path / "new"))
 
 
 def test_what_cannot_be_taught_is_told_and_nothing_written(base: Path, tmp_path: Path) -> None:
@@ -161,6 +161,14 @@ def test_what_cannot_be_taught_is_told_and_nothing_written(base: Path, tmp_path:
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="'rust' is not one of crack, "):
         WordConfig(word="rust")
+
+
+def test_a_folder_that_is_there_is_kept(base: Path, tmp_path: Path) -> None:
+    before = digest_folder(base)
+    with pytest.raises(OutputError, match="is there already"):
+        next(teach_word(RECIPE, base=base, work=tmp_path / "work", out=base))
+    assert digest_folder(base) == before
+    assert not list(tmp_path.iterdir())
 
 
 def test_images_of_one_word_hold_no_other_and_other_texts_do_not_name_it() -> None:

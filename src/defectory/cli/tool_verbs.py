@@ -105,7 +105,7 @@ def teach_base(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
-    """Teach a base one word of the procedural world; what it draws for other texts changes little (decision 044)."""
+    """Teach a base one word of the procedural world; what it draws for other texts moves by a few percent (decision 044)."""
     from defectory.cli.show import show_events
     from defectory.engine.base.known import resolve_base
     from defectory.pipeline.pretrain import run_teach, word_config

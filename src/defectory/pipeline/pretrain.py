@@ -170,7 +170,7 @@ def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Itera
     """Teach a base one word, into `out`, a base like it; resumable.
 
     Raises:
-        ConfigError: the device cannot be used, or the base spells the word in several tokens; nothing is written.
+        ConfigError: the device cannot be used, or the base cannot be taught the word; nothing is written.
     """
     from defectory.pipeline.training import usable_device
     from defectory.pretraining.word import teach_word
@@ -190,4 +190,5 @@ def _told(events: Iterator[PretrainEvent]) -> Iterator[Event]:
             held_out = f"held-out loss {event.held_out_loss:.4f} at step {event.step}"
         notes = ["" if event.loss is None else f"loss {event.loss:.4f}", held_out]
         yield Progress(stage=stage, done=event.step, total=event.num_steps, note=", ".join(filter(None, notes)))
-    yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
+    if stage:  # none where all was done before
+        yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)

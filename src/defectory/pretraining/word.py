@@ -24,7 +24,7 @@ from defectory.drawing import contact_sheet
 from defectory.engine.base.load import LoadedModels, load_base, quiet
 from defectory.engine.base.save import save_model, write_digests
 from defectory.engine.training.attention import use_plain_attention
-from defectory.errors import ConfigError
+from defectory.errors import ConfigError, OutputError
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig, WordConfig
 from defectory.pretraining.corpus import Corpus, make_corpus
@@ -110,12 +110,15 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
         base: of the embedded kind: made by `pretrain`, of tiles of the world.
         work: images with the word's defect alone, texts without it, cached latents, checkpoint, samples (`before.png`, `after.png`), and
             by how much the UNet reads other texts otherwise (`others.json`, relative, root mean square).
-        out: base folder, replaced when the word is learned; all files but those of UNet and text encoder are the first base's.
+        out: new base folder, written when the word is learned; all files but those of UNet and text encoder are the first base's.
 
     Raises:
         ConfigError: the base is not of the embedded kind, spells the word in several tokens or has fewer directions than are to change.
+        OutputError: `out` is there already.
         StageError: `work` belongs to another recipe.
     """
+    if out.exists():
+        raise OutputError(out, "is there already", "give another folder")
     models = load_base(base, config.device)
     token_id = _token_of(models, config)
     claim(work, {"base": digest_folder(base), **config.model_dump(mode="json")})
@@ -150,7 +153,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
 
 
 def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoint: Path) -> Iterator[PretrainEvent]:
-    device, size, stage = data.device, config.training.batch_size, config.training
+    device, size = data.device, config.training.batch_size
     use_plain_attention(taught.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     taught.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     noising = Noising(build_scheduler(), device)
@@ -177,7 +180,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
         )
 
     yield from fit(
-        taught, loss_of, stage, stage="word", seed=config.seed, checkpoint=checkpoint, check=check, check_every=config.check_every,
+        taught, loss_of, config.training, stage="word", seed=config.seed, checkpoint=checkpoint, check=check, check_every=config.check_every,
         rng_device=device,
     )  # fmt: skip
     taught.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
