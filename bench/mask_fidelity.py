@@ -31,7 +31,7 @@ from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.dataset.config import DataConfig, TilingConfig
 from defectory.dataset.importer import import_dataset
-from defectory.dataset.tiles import cut_tiles
+from defectory.dataset.tiles import cut_tiles, finished
 from defectory.engine.training.noise import generator_of
 from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.imageio import load_rgb
@@ -193,7 +193,8 @@ def unseen(run: Path, work: Path, *, fresh: int) -> list[Labelled]:
             "test": tuple(r.id for r in dataset.images if r.id not in taken),
         }
     )
-    tiles = cut_tiles(folder, dataset, rest, tileset.tiling, parts=("test",), out=work / "unseen", config=TilingConfig(), seed=0)
+    cutting = cut_tiles(folder, dataset, rest, tileset.tiling, parts=("test",), out=work / "unseen", config=TilingConfig(), seed=0)
+    tiles = finished(cutting)
     return real_tiles(work / "unseen", tiles, dataset)
 
 

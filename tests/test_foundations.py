@@ -13,10 +13,11 @@ from pycocotools import mask as oracle
 from scipy.ndimage import gaussian_filter
 
 from defectory.errors import ImageError, OutputError
+from defectory.folders import atomic_folder
 from defectory.geometry import Augmentation, Border, border_of, width_px
 from defectory.imageio import load_class_mask, load_image, load_rgb, save_png
 from defectory.rle import box_xyxy, decode, encode
-from defectory.run import atomic_folder, atomic_path, digest_folder, write_json
+from defectory.run import atomic_path, digest_folder, write_json
 
 masks = arrays(np.bool_, st.tuples(st.integers(1, 13), st.integers(1, 17)))
 
@@ -44,7 +45,7 @@ def test_a_failed_write_leaves_the_earlier_file_and_nothing_else(tmp_path: Path)
     with pytest.raises(OutputError, match="cannot be written"), atomic_path(tmp_path / "a.json") as temporary:
         temporary.write_text("half")
         raise OSError(28, "No space left on device")
-    with pytest.raises(ValueError, match="stop"), atomic_folder(tmp_path / "folder") as folder:
+    with pytest.raises(ValueError, match="stop"), atomic_folder(tmp_path / "folder", kind="dataset") as folder:
         (folder / "x").write_text("half")
         raise ValueError("stop")
     assert digest_folder(tmp_path) == before
@@ -78,7 +79,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     [
         (lambda: Image.fromarray(np.full((4, 6), 257 * 100, np.uint16)), (100, 100, 100), "16 bit"),
         (lambda: Image.fromarray(np.full((4, 6), 70, np.uint8)), (70, 70, 70), "grey"),
-        (lambda: Image.new("RGBA", (6, 4), (200, 100, 50, 0)), (0, 0, 0), "alpha"),
+        (lambda: Image.new("RGBA", (6, 4), (200, 100, 50, 0)), (200, 100, 50), "alpha"),
         (lambda: Image.new("RGBA", (6, 4), (200, 100, 50, 255)), (200, 100, 50), "alpha"),
         (lambda: Image.new("RGB", (6, 4), (9, 8, 7)), (9, 8, 7), "none"),
         (lambda: Image.new("RGB", (6, 4), (255, 0, 0)).convert("P"), (255, 0, 0), "palette"),

@@ -31,6 +31,12 @@ def draw_outlines(image: Image, masks: Sequence[tuple[Colour, NDArray[np.bool_]]
     return np.ascontiguousarray(canvas, dtype=np.uint8)
 
 
+def fitted_size_hw(size_hw: tuple[int, int], cell_px: int) -> tuple[int, int]:
+    """Return the height and width at which an image fits a square cell, its aspect kept, pixels."""
+    scale = cell_px / max(size_hw)
+    return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
+
+
 def contact_sheet(
     cells: Sequence[Image], *, columns: int, labels: Sequence[str] | None = None, gap_px: int = 4, cell_px: int = 160
 ) -> Image:
@@ -50,10 +56,12 @@ def contact_sheet(
     for index, cell in enumerate(cells):
         row, column = divmod(index, columns)
         top, left = gap_px + row * (cell_px + text_px + gap_px), gap_px + column * (cell_px + gap_px)
-        scale = cell_px / max(cell.shape[:2])
-        size = (max(1, round(cell.shape[1] * scale)), max(1, round(cell.shape[0] * scale)))
-        fitted = cv2.resize(cell, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
-        sheet[top : top + size[1], left : left + size[0]] = fitted
+        size_hw = fitted_size_hw((cell.shape[0], cell.shape[1]), cell_px)
+        shrink = max(cell.shape[:2]) > cell_px
+        fitted = cv2.resize(cell, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST)
+        sheet[top : top + size_hw[0], left : left + size_hw[1]] = fitted
         if labels:
-            cv2.putText(sheet, labels[index][:28], (left, top + cell_px + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (40, 40, 40), 1, cv2.LINE_AA)
+            # the font has no other letters, and would draw several marks for one
+            label = labels[index][:28].encode("ascii", "replace").decode()
+            cv2.putText(sheet, label, (left, top + cell_px + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (40, 40, 40), 1, cv2.LINE_AA)
     return sheet

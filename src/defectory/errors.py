@@ -11,16 +11,25 @@ DefectoryError                  exit code 1: a run failed
     ├── WeightsError            a base, a checkpoint or an adapter
     └── OutputError             an output folder that cannot be written or is full (a StageError too)
 
-Every message is one line: where, what was found, what to do.
+Every message is one line: where, what was found, what to do. What it quotes from data cannot break the line or reach the terminal as a
+control character.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+
+from defectory.terminal import printable
 
 
 class DefectoryError(Exception):
     """The base of all errors Defectory raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """Return the message as one printable line."""
+        return printable(super().__str__())
 
 
 class StageError(DefectoryError):
@@ -53,6 +62,10 @@ class InputError(DefectoryError):
         self.found = found
         self.todo = todo
         super().__init__(f"{self.where}: {found}; {todo}")
+
+    def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str, str]]:
+        """Let the error cross from a worker process to its parent."""
+        return type(self), (self.where, self.found, self.todo)
 
 
 class ImageError(InputError):

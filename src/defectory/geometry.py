@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import ceil, gcd
 from typing import Literal, Self
 
 import cv2
@@ -18,13 +19,43 @@ RESAMPLING = cv2.INTER_LANCZOS4
 """Of augmented images. Between pixels a linear one takes a quarter of a grainy surface's detail, and networks learn what they see (decision 040)."""
 THIN_PX = 6.0
 """An instance is thin under this width, in pixels."""
+_BLOCK_PX = 1024
 
 
 def width_px(mask: NDArray[np.bool_]) -> float:
     """Give the width in pixels of the thickest part of a mask bool [H,W]; 0 where it is empty."""
+    return _widest_px(np.pad(mask, 1))
+
+
+def _widest_px(padded: NDArray[np.bool_]) -> float:
     # doubled, since the distance transform gives lines of 5 and of 6 pixels the same middle
-    doubled = np.pad(mask, 1).astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    doubled = padded.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     return float(cv2.distanceTransform(doubled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max())
+
+
+def is_thinner(mask: NDArray[np.bool_], limit_px: float) -> bool:
+    """Tell whether a mask bool [H,W] is nowhere as thick as `limit_px`, as `width_px` measures; memory does not grow with the mask."""
+    if min(mask.shape) < limit_px or not mask.any():
+        return True
+    padded = np.pad(mask, 1)
+    # a pixel's distance shows in full, or past the limit, where so much around it is seen
+    margin = ceil(limit_px) + 2
+    step = max(_BLOCK_PX, 2 * margin)
+    for top in range(0, padded.shape[0], step):
+        for left in range(0, padded.shape[1], step):
+            block = padded[max(0, top - margin) : top + step + margin, max(0, left - margin) : left + step + margin]
+            if block.any() and _core_width_px(block, (min(top, margin), min(left, margin)), step) >= limit_px:
+                return False
+    return True
+
+
+def _core_width_px(block: NDArray[np.bool_], start_yx: tuple[int, int], step: int) -> float:
+    doubled = block.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
+    if doubled.all():
+        return float("inf")
+    distance = cv2.distanceTransform(doubled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    y, x = 2 * start_yx[0], 2 * start_yx[1]
+    return float(distance[y : y + 2 * step, x : x + 2 * step].max())
 
 
 def distance_to(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -43,6 +74,44 @@ def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np
     )
     half = cover >= 0.5
     return half if half.any() else cover > 0
+
+
+def resize_crop(
+    crop: NDArray[np.bool_], corner_yx: tuple[int, int], size_hw: tuple[int, int], new_size_hw: tuple[int, int]
+) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Resize a mask that is given as the crop that holds it, as `resize_mask` resizes the whole mask, and cut it to its box again.
+
+    Args:
+        crop: bool [h,w], all of the mask.
+        corner_yx: where the crop's first pixel lies in the image.
+        size_hw: of the image, pixels.
+        new_size_hw: of the resized image, pixels.
+
+    Returns:
+        The resized mask's crop and the place (y, x) of its first pixel.
+    """
+    if size_hw == new_size_hw or not crop.size:
+        return crop, corner_yx if crop.size else (0, 0)
+    (top, bottom), (new_top, new_bottom) = _whole_periods(corner_yx[0], crop.shape[0], size_hw[0], new_size_hw[0])
+    (left, right), (new_left, new_right) = _whole_periods(corner_yx[1], crop.shape[1], size_hw[1], new_size_hw[1])
+    window = np.zeros((bottom - top, right - left), bool)
+    y, x = corner_yx[0] - top, corner_yx[1] - left
+    window[y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+    resized = resize_mask(window, (new_bottom - new_top, new_right - new_left))
+    rows, columns = np.flatnonzero(resized.any(axis=1)), np.flatnonzero(resized.any(axis=0))
+    if not len(rows):
+        return resized[:0, :0], (0, 0)
+    tight = resized[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    return np.ascontiguousarray(tight), (new_top + int(rows[0]), new_left + int(columns[0]))
+
+
+def _whole_periods(start: int, length: int, old: int, new: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Return the part (from, to) of an axis around a crop, before and after resizing, in which pixels fall as they do in the whole axis."""
+    count = gcd(old, new)
+    period, new_period = old // count, new // count
+    # a neighbour more on either side is what interpolation between pixels looks at
+    first, last = max(0, (start - 2) // period), min(count, -(-(start + length + 2) // period))
+    return (first * period, last * period), (first * new_period, last * new_period)
 
 
 def border_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Border:

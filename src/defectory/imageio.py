@@ -3,125 +3,215 @@
 from __future__ import annotations
 
 import io
-import warnings
+import struct
+import time
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from defectory.errors import ImageError
+from defectory.imagefile import MAX_PIXELS as MAX_PIXELS
+from defectory.imagefile import Decoded, decode, file_state, read_header
+from defectory.imagefile import looks_like_image as looks_like_image
 from defectory.run import write_bytes
+from defectory.terminal import printable
+from defectory.tiff import encode_tiff
+from defectory.valuerange import LEAST_COUNTS, Levels, is_meant_for, levels_of, own_range, set_range, shown, to_eight_bit
+from defectory.valuerange import ValueRange as ValueRange
 
-MAX_PIXELS = 200_000_000
-"""Larger images are refused as decompression bombs."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+SOFTWARE = "defectory"
+"""What pictures for people name as their software, so that a folder of ours is known as such."""
+DARK_LEVEL = 16
+"""An image of a set whose values end below this 8-bit level is named in a remark."""
+_BAND_ROWS = 256
+_PLAIN_STEPS = {"P": "palette to RGB", "L": "grey to RGB", "1": "black and white to RGB"}
+_OVER_BLACK, _TRANSPARENT = "alpha over black", "wholly transparent: alpha dropped"
+_COLOURS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """An RGB image uint8 [H,W,3] and how it came to be one, in words."""
+    """An RGB image uint8 [H,W,3] and how it came to be one, in words.
+
+    `remarks` are the parts of `conversion` that people should know of: all but plain changes of mode and the data set's own range.
+    """
 
     rgb: NDArray[np.uint8]
     conversion: str
+    remarks: tuple[str, ...] = ()
 
 
-def _open(path: Path) -> Image.Image:
-    if not path.is_file():
-        raise ImageError(path, "no such image file", "check the file name and --image-root")
-    if path.stat().st_size == 0:
-        raise ImageError(path, "the file is empty (0 bytes)", "copy the image again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(path)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise ImageError(
-                    path, f"{height}x{width} pixels, more than {MAX_PIXELS // 1_000_000} megapixels", "cut the image into parts"
-                )
-            image.load()
-    except Image.DecompressionBombError:
-        raise ImageError(path, f"more than {MAX_PIXELS // 1_000_000} megapixels", "cut the image into parts") from None
-    except UnidentifiedImageError:
-        raise ImageError(path, "not an image in a known format", f"give one of {', '.join(sorted(IMAGE_SUFFIXES))}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ImageError(
-            path, f"damaged or truncated ({str(error).splitlines()[0] or type(error).__name__})", "copy the image again"
-        ) from None
-    return image
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FrameImage:
+    """An image with the values of its file, and how to write another one of the same kind.
+
+    `pixels` is [H,W], or [H,W,C] with grey and alpha, RGB, or RGBA; `value_range` is None for 8 bit.
+    """
+
+    pixels: NDArray[Any]
+    value_range: ValueRange | None
+    container: Literal["PNG", "TIFF"]
+    big_endian: bool = False
+    white_is_zero: bool = False
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def suffix(self) -> str:
+        """Return the suffix of files of this kind: `.png`, or `.tif` for TIFF files and for what PNG cannot hold."""
+        return ".png" if self.container == "PNG" else ".tif"
+
+    def rgb(self, pixels: NDArray[Any] | None = None) -> NDArray[np.uint8]:
+        """Return the image, or pixels of its kind, as RGB uint8 [H,W,3] for people, without alpha."""
+        values = self.pixels if pixels is None else pixels
+        colours = values if values.ndim == 2 else values[..., : 1 if values.shape[2] == 2 else 3]
+        levels = colours if self.value_range is None else to_eight_bit(colours, self.value_range)
+        return _three_channels(levels.astype(np.uint8))
+
+    def encode(self, pixels: NDArray[Any]) -> bytes:
+        """Return a file of this kind with other pixels of the same shape and type."""
+        if self.container == "PNG":
+            return encode_png(pixels)
+        return encode_tiff(pixels, big_endian=self.big_endian, white_is_zero=self.white_is_zero)
+
+    def save(self, path: Path, pixels: NDArray[Any]) -> None:
+        """Write a file of this kind with other pixels of the same shape and type, atomically."""
+        write_bytes(path, self.encode(pixels))
 
 
-def load_image(path: Path) -> LoadedImage:
+def load_image(path: Path, value_range: ValueRange | None = None) -> LoadedImage:
     """Load an image file as RGB and say how it was converted.
 
-    EXIF orientation is applied. 16-bit and 32-bit integer values are divided by 257 (65535 becomes 255);
-    floats in [0,1] are scaled by 255. Grey is repeated to three channels, palettes are resolved,
-    alpha is dropped over black.
+    EXIF orientation is applied, and the first page of several is read. Grey is repeated to three channels, palettes are resolved;
+    alpha is dropped over black, or simply dropped where the whole image is transparent.
+
+    Values of more than 8 bit are scaled linearly from a range to 0..255, rounded and clipped; what is no number becomes black.
+    8-bit images are never scaled.
+
+    Args:
+        path: image file.
+        value_range: of the data set. None, or a range of other units than the image's, makes black 0 and white the largest value
+            of the bit depth that holds the image's values (1, 255, 1023, 4095, 16383, 65535); negative values make it their own range.
 
     Raises:
-        ImageError: missing, empty, truncated, too large or not an image.
+        ImageError: missing, not to be read, empty, truncated, too large or not an image.
     """
-    image = _open(path)
-    steps: list[str] = []
-    if image.getexif().get(0x0112, 1) != 1:
-        image = ImageOps.exif_transpose(image)
-        steps.append("EXIF rotation applied")
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image).astype(np.float64)
-        if image.mode == "F" and values.size and values.max() <= 1.0:
-            levels = values * 255
-            steps.append("float 0..1 scaled to 8 bit")
-        else:
-            levels = values / 257
-            steps.append("16 bit divided by 257")
-        grey = np.clip(np.round(levels), 0, 255).astype(np.uint8)
-        return LoadedImage(rgb=np.repeat(grey[..., None], 3, axis=2), conversion=", ".join([*steps, "grey to RGB"]))
-    if "A" in image.mode or (image.mode == "P" and "transparency" in image.info):
-        rgba = image.convert("RGBA")
-        black = Image.new("RGBA", rgba.size, (0, 0, 0, 255))
-        image = Image.alpha_composite(black, rgba)
-        steps.append("alpha over black")
-    elif image.mode != "RGB":
-        steps.append({"P": "palette to RGB", "L": "grey to RGB", "1": "black and white to RGB"}.get(image.mode, f"{image.mode} to RGB"))
-    return LoadedImage(rgb=np.asarray(image.convert("RGB")).copy(), conversion=", ".join(steps) or "none")
+    decoded = _remembered(path, decode(path))
+    if decoded.values is not None:
+        rgb, remarks, plain = _deep_to_rgb(decoded, value_range)
+    else:
+        assert decoded.image is not None
+        rgb, remarks, plain = _eight_bit_to_rgb(path, decoded.image)
+    remarks = (*decoded.remarks, *remarks)
+    return LoadedImage(rgb=rgb, conversion=", ".join([*remarks, *plain]) or "none", remarks=remarks)
 
 
-def load_rgb(path: Path) -> NDArray[np.uint8]:
+def load_rgb(path: Path, value_range: ValueRange | None = None) -> NDArray[np.uint8]:
     """Load an image file as RGB uint8 [H,W,3]; conversions as in `load_image`.
 
     Raises:
-        ImageError: missing, empty, truncated, too large or not an image.
+        ImageError: as for `load_image`.
     """
-    return load_image(path).rgb
+    return load_image(path, value_range).rgb
 
 
-def load_native(path: Path) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Load an image file with its own values: grey [H,W] of 8 or 16 bit, RGB or RGBA uint8 [H,W,C]; EXIF orientation is applied.
+def load_native(path: Path) -> NDArray[Any]:
+    """Load an image file with its own values, upright: grey [H,W], grey and alpha, RGB or RGBA [H,W,C], of the file's own number type.
 
-    Other kinds of image (palettes, floats, 32 bit) come as RGB, as `load_rgb` gives them.
+    Other kinds of image (palettes, black and white, CMYK) come as RGB, as `load_rgb` gives them.
 
     Raises:
         ImageError: as for `load_image`.
     """
-    image = ImageOps.exif_transpose(_open(path))
-    if image.mode in ("L", "RGB", "RGBA"):
-        return np.asarray(image).copy()
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.uint16)
-    return load_rgb(path)
+    return load_frame(path, convert=True).pixels
+
+
+def load_frame(path: Path, value_range: ValueRange | None = None, *, convert: bool = False) -> FrameImage:
+    """Load an image that is to be changed in places and written again with its own depth and range.
+
+    Args:
+        path: image file.
+        value_range: of the data set; used where the image has more than 8 bit and its values are in those units.
+        convert: load kinds that cannot be written again as 8-bit RGB in place of refusing them.
+
+    Raises:
+        ImageError: as for `load_image`, or a kind that cannot be written again: a palette, black and white, CMYK.
+    """
+    decoded = _remembered(path, decode(path))
+    header, remarks = decoded.header, list(decoded.remarks)
+    container: Literal["PNG", "TIFF"] = "TIFF" if header.kind == "TIFF" else "PNG"
+    if decoded.values is not None:
+        chosen, told = _chosen_range(decoded, value_range)
+        return FrameImage(
+            pixels=decoded.values, value_range=chosen, container=container, big_endian=header.big_endian,
+            white_is_zero=header.white_is_zero, remarks=(*remarks, *told),
+        )  # fmt: skip
+    image = decoded.image
+    assert image is not None
+    if image.mode in _COLOURS:
+        return FrameImage(
+            pixels=np.asarray(image).copy(), value_range=None, container=container, big_endian=header.big_endian, remarks=tuple(remarks)
+        )
+    if not convert:
+        kind = {"P": "a palette image", "PA": "a palette image", "1": "a black-and-white image"}.get(image.mode, f"a {image.mode} image")
+        raise ImageError(path, f"{kind}, into which no defect can be drawn without changing its kind", "save it as grey or RGB first")
+    rgb, told, _ = _eight_bit_to_rgb(path, image)
+    return FrameImage(pixels=rgb, value_range=None, container="PNG", remarks=(*remarks, *told))
 
 
 def image_size_hw(path: Path) -> tuple[int, int]:
-    """Give height and width of an image file after EXIF rotation, decoding it fully so that damage is found.
+    """Return height and width of an image file after EXIF rotation, decoding it fully so that damage is found.
+
+    A file that was decoded before and has not changed since is not decoded again.
 
     Raises:
         ImageError: as for `load_image`.
     """
-    image = _open(path)
-    width, height = image.size
-    return (width, height) if image.getexif().get(0x0112, 1) in (5, 6, 7, 8) else (height, width)
+    return _facts(path).size_hw
+
+
+def remarks_of(path: Path) -> tuple[str, ...]:
+    """Return what is worth a remark about how an image file is read: a turn by EXIF, further pages, transparency, other colour spaces.
+
+    A file that was decoded before and has not changed since is not decoded again.
+
+    Raises:
+        ImageError: as for `load_image`.
+    """
+    return _facts(path).remarks
+
+
+def measure_value_range(paths: Iterable[Path]) -> tuple[ValueRange | None, tuple[str, ...]]:
+    """Return what black and white are in a set of images, and remarks; None where every image has 8 bit.
+
+    Black is 0 and white the largest value of the bit depth that holds all values, 4095 for 12 bits in 16-bit files; where the values fill
+    less than a third of that, black and white are about the least and the largest of them. At most .01% of an image's pixels are clipped
+    on either side. One image is in memory at a time; 8-bit images are opened, not decoded.
+
+    Raises:
+        ImageError: as for `load_image`.
+    """
+    deep: list[tuple[str, Levels]] = []
+    num_eight_bit = 0
+    for path in paths:
+        # what was decoded before is known without opening it
+        known = _facts(path) if _is_remembered(path) or read_header(path).is_deep else None
+        if known is None or known.levels is None:
+            num_eight_bit += 1
+        else:
+            deep.append((path.name, known.levels))
+    if not deep:
+        return None, ()
+    counts = [levels for _, levels in deep if not levels.is_fraction]
+    chosen = set_range(counts if counts and max(i.high for i in counts) > LEAST_COUNTS else [levels for _, levels in deep])
+    return chosen, tuple(_remarks_on_range(chosen, deep, num_eight_bit))
 
 
 def load_class_mask(path: Path) -> NDArray[np.uint8]:
@@ -130,26 +220,224 @@ def load_class_mask(path: Path) -> NDArray[np.uint8]:
     Raises:
         ImageError: not an 8-bit single-channel image, or unreadable.
     """
-    image = _open(path)
-    if image.mode not in ("L", "P", "1"):
-        raise ImageError(path, f"mask has mode {image.mode}", "save masks as 8-bit PNG with one channel: 0 background, value = class index")
-    return np.asarray(image).astype(np.uint8)
+    decoded = decode(path)
+    mode = decoded.header.mode if decoded.image is None else decoded.image.mode
+    if decoded.image is None or mode not in ("L", "P", "1"):
+        depth = f" of {decoded.header.bits} bit" if decoded.image is None else ""
+        raise ImageError(
+            path, f"mask has mode {mode}{depth}", "save masks as 8-bit PNG with one channel: 0 background, value = class index"
+        )
+    return np.asarray(decoded.image).astype(np.uint8)
 
 
 def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level: int = 3) -> bytes:
-    """Encode RGB or RGBA uint8 [H,W,C], or grey uint8 or uint16 [H,W], as PNG; the same pixels give the same bytes."""
+    """Encode grey [H,W], grey and alpha, RGB or RGBA [H,W,C] of uint8 or uint16 as PNG; the same pixels give the same bytes."""
+    if image.ndim == 3 and image.dtype == np.uint16:
+        return _encode_deep_png(image.astype(np.uint16, copy=False), compress_level)
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", compress_level=compress_level)
     return buffer.getvalue()
 
 
-def save_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16]) -> None:
-    """Write an image, as `encode_png` takes it, to a PNG file atomically."""
-    write_bytes(path, encode_png(image))
+def save_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16], *, software: bool = False, durable: bool | None = None) -> None:
+    """Write an image, as `encode_png` takes it, to a PNG file atomically.
+
+    Args:
+        path: file.
+        image: pixels.
+        software: write that the file is ours, for pictures to look at that lie in a folder of the user's.
+        durable: wait until it is on disk; None means yes, but for files in an unfinished folder.
+    """
+    data = encode_png(image)
+    if software:
+        buffer, text = io.BytesIO(), PngInfo()
+        text.add_text("Software", SOFTWARE)
+        Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", compress_level=3, pnginfo=text)
+        data = buffer.getvalue()
+    write_bytes(path, data, durable=durable)
 
 
-def save_jpeg(path: Path, image: NDArray[np.uint8], *, quality: int = 85) -> None:
-    """Write RGB uint8 [H,W,3] to a JPEG file atomically: for sheets to look at, never for data."""
+def save_jpeg(path: Path, image: NDArray[np.uint8], *, quality: int = 85, software: bool = False, durable: bool | None = None) -> None:
+    """Write RGB uint8 [H,W,3] to a JPEG file atomically: for sheets to look at, never for data; arguments as for `save_png`."""
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality)
-    write_bytes(path, buffer.getvalue())
+    comment: dict[str, Any] = {"comment": f"Software: {SOFTWARE}"} if software else {}
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality, **comment)
+    write_bytes(path, buffer.getvalue(), durable=durable)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Facts:
+    size_hw: tuple[int, int]
+    levels: Levels | None
+    """None for 8 bit."""
+    remarks: tuple[str, ...]
+
+
+_MAX_REMEMBERED, _SETTLED_S = 50_000, 0.5
+_remembered_facts: dict[tuple[str, int, int, int, int], _Facts] = {}
+
+
+def _key(path: Path) -> tuple[tuple[str, int, int, int, int], bool]:
+    """Return what a file's facts are remembered by, and whether it is old enough for a change to show in its times."""
+    state = file_state(path)
+    settled = time.time() - max(state.st_mtime, state.st_ctime) > _SETTLED_S
+    return (str(path.absolute()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns), settled
+
+
+def _is_remembered(path: Path) -> bool:
+    return _key(path)[0] in _remembered_facts
+
+
+def _facts(path: Path) -> _Facts:
+    known = _remembered_facts.get(_key(path)[0])
+    return known if known is not None else _remember(path, decode(path))
+
+
+def _remembered(path: Path, decoded: Decoded) -> Decoded:
+    if not _is_remembered(path) and decoded.values is None:
+        _remember(path, decoded)
+    return decoded
+
+
+def _remember(path: Path, decoded: Decoded) -> _Facts:
+    levels, remarks = None, list(decoded.remarks)
+    if decoded.values is not None:
+        levels = levels_of(_colours(decoded))
+        remarks += _remarks_on_missing(levels)
+    elif decoded.image is not None:
+        remarks += _remarks_on_colours(decoded.image)
+    facts = _Facts(size_hw=decoded.size_hw, levels=levels, remarks=tuple(remarks))
+    key, settled = _key(path)
+    if settled:
+        if len(_remembered_facts) >= _MAX_REMEMBERED:
+            _remembered_facts.pop(next(iter(_remembered_facts)))
+        _remembered_facts[key] = facts
+    return facts
+
+
+def _colours(decoded: Decoded) -> NDArray[Any]:
+    assert decoded.values is not None
+    return decoded.values if decoded.values.ndim == 2 else decoded.values[..., : _COLOURS[decoded.header.mode]]
+
+
+def _chosen_range(decoded: Decoded, value_range: ValueRange | None) -> tuple[ValueRange, list[str]]:
+    """Return the range to read a deep image with, and remarks: the data set's, or its own where it belongs to none or is of other units."""
+    levels = levels_of(_colours(decoded))
+    told = _remarks_on_missing(levels)
+    if value_range is not None and is_meant_for(value_range, levels):
+        return value_range, told
+    own = own_range(levels)
+    if value_range is None:
+        told.append(f"{levels.words} values read as {own.words}")
+    else:
+        told.append(f"{levels.words} values are not of the data set's range ({value_range.words}): read as {own.words}")
+    return own, told
+
+
+def _deep_to_rgb(decoded: Decoded, value_range: ValueRange | None) -> tuple[NDArray[np.uint8], tuple[str, ...], list[str]]:
+    chosen, remarks = _chosen_range(decoded, value_range)
+    header, colours, values = decoded.header, _colours(decoded), decoded.values
+    assert values is not None
+    kind = "float" if header.sample == "float" else f"{header.bits} bit"
+    plain = [f"{kind} to 8 bit with {chosen.words}"]
+    levels = _three_channels(to_eight_bit(colours, chosen))
+    if header.mode in ("LA", "RGBA"):
+        alpha = values[..., -1].astype(np.float64)
+        # an alpha channel may have fewer bits than its number type, as the colours may
+        opaque = (1.0, chosen.high) if header.sample == "float" else (chosen.high, float(np.iinfo(values.dtype).max))
+        full = next((value for value in opaque if value >= alpha.max()), float(alpha.max()))
+        if not alpha.any():
+            remarks.append(_TRANSPARENT)
+        elif alpha.min() < full:
+            remarks.append(_OVER_BLACK)
+            levels = np.round(levels * np.clip(alpha / full, 0, 1)[..., None]).astype(np.uint8)
+    if colours.ndim == 2 or colours.shape[2] == 1:
+        plain.append("grey to RGB")
+    return levels, tuple(remarks), plain
+
+
+def _three_channels(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    grey = levels[..., None] if levels.ndim == 2 else levels
+    return np.ascontiguousarray(np.repeat(grey, 3, axis=2) if grey.shape[2] == 1 else grey)
+
+
+def _pixels_of(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels of an RGB image uint8 [H,W,3], taken in bands: Pillow hands a whole one over as three copies."""
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top in range(0, image.height, _BAND_ROWS):
+        pixels[top : top + _BAND_ROWS] = np.asarray(image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))))
+    return pixels
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or (image.mode == "P" and "transparency" in image.info)
+
+
+def _eight_bit_to_rgb(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...], list[str]]:
+    remarks = _remarks_on_colours(image)
+    plain = [_PLAIN_STEPS[image.mode]] if image.mode in _PLAIN_STEPS else []
+    try:
+        if not _has_alpha(image):
+            return _pixels_of(image if image.mode == "RGB" else image.convert("RGB")), remarks, plain
+        rgba = np.asarray(image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
+    except (ValueError, KeyError):
+        raise ImageError(path, f"has colours of the kind {image.mode}, which is not supported", "save it as grey or RGB") from None
+    if not rgba[..., 3].any():
+        return rgba[..., :3].copy(), remarks, plain
+    whole = Image.fromarray(rgba)
+    black = Image.new("RGBA", whole.size, (0, 0, 0, 255))
+    return (
+        np.asarray(Image.alpha_composite(black, whole).convert("RGB")).copy(),
+        remarks,
+        [*plain, *([] if remarks else ["opaque alpha dropped"])],
+    )
+
+
+def _remarks_on_colours(image: Image.Image) -> tuple[str, ...]:
+    if _has_alpha(image):
+        alpha = np.asarray(image.getchannel("A") if "A" in image.getbands() else image.convert("RGBA").getchannel("A"))
+        return () if alpha.min() == 255 else (_OVER_BLACK,) if alpha.any() else (_TRANSPARENT,)
+    return () if image.mode in (*_PLAIN_STEPS, "RGB") else (f"{image.mode} to RGB",)
+
+
+def _remarks_on_missing(levels: Levels) -> list[str]:
+    count = levels.num_missing
+    return [f"{count} value{'s are no numbers' if count > 1 else ' is no number'} and read as black"] if count else []
+
+
+def _remarks_on_range(chosen: ValueRange, deep: list[tuple[str, Levels]], num_eight_bit: int) -> list[str]:
+    """Say what the deep images of a set hold and how it is read, and which of them do not look as the others do."""
+    meant = [(name, levels) for name, levels in deep if is_meant_for(chosen, levels)]
+    kinds = " and ".join(sorted({levels.words for _, levels in deep}))
+    least, most = min((i.minimum for _, i in meant), default=chosen.low), max((i.maximum for _, i in meant), default=chosen.high)
+    told = [f"{kinds} images hold values {shown(least)} to {shown(most)}; read as {chosen.words}"]
+    others = [name for name, levels in deep if not is_meant_for(chosen, levels)]
+    if others:
+        told.append(f"{_named(others)} not of that range and read in {'its own' if len(others) == 1 else 'their own'}")
+    dark = [name for name, levels in meant if levels.maximum < chosen.low + DARK_LEVEL * chosen.per_level]
+    if dark:
+        told.append(f"{_named(dark)} darker than level {DARK_LEVEL} of 255 everywhere")
+    if num_eight_bit:
+        told.append(f"{num_eight_bit} images have 8 bit and are not scaled, {len(deep)} have more; they may differ in brightness")
+    return told
+
+
+def _named(names: list[str]) -> str:
+    first = printable(names[0])
+    return f"{first} is" if len(names) == 1 else f"{len(names)} images (first {first}) are"
+
+
+def _encode_deep_png(image: NDArray[np.uint16], compress_level: int) -> bytes:
+    """Encode 16-bit grey and alpha, RGB or RGBA, which Pillow does not write; every row is stored as the difference to the pixel before."""
+    height, width, channels = image.shape
+    rows = np.ascontiguousarray(image, dtype=">u2").view(np.uint8).reshape(height, width, channels * 2)
+    # filter 1 (sub): bytes are modulo 256
+    filtered = np.concatenate([rows[:, :1], rows[:, 1:] - rows[:, :-1]], axis=1).reshape(height, -1)
+    data = np.concatenate([np.ones((height, 1), np.uint8), filtered], axis=1).tobytes()
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    head = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = [chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(data, compress_level)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -1,19 +1,18 @@
 """The run folder: atomic writes, content digests and stage manifests.
 
-A stage writes its outputs first and its manifest (`stage.json`) last. A manifest whose
-`inputs_digest` equals the present one means that the stage need not run again.
+A stage's manifest (`stage.json`) says what the stage was made from and the digest of every file. A manifest whose
+`inputs_digest` equals the present one means that the stage need not run again, if its files are what it says.
 Knows nothing of what any stage does.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
-import re
-import shutil
-import tempfile
+import secrets
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,12 @@ from typing import Any
 from defectory.errors import OutputError
 
 MANIFEST_NAME = "stage.json"
-_LEFTOVER = re.compile(r"\.(.+\.tmp(\..+)?|.+\.old\.\d+|tmp[0-9A-Za-z]{6})")
-"""Names of what is half-written: ours, and those of safetensors."""
+MARKER_NAME = ".defectory.json"
+"""The file that makes a folder ours; see `defectory.folders`."""
+DRAWN_NAME = ".defectory.drawn"
+"""The list of the drafts that are whole in an unfinished folder."""
+BOOKKEEPING = frozenset({MARKER_NAME, DRAWN_NAME, ".defectory.lock"})
+"""Names of files that say something of a folder and are no part of what it holds."""
 
 
 def canonical_json(value: object) -> str:
@@ -42,108 +45,148 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(folder: Path, *, exclude: tuple[str, ...] = (MANIFEST_NAME,)) -> str:
-    """Give the SHA-256 hex digest of all files under a folder, names included, order independent."""
+    """Return the SHA-256 hex digest of all files under a folder but its bookkeeping, names included, order independent."""
     entries = {
-        path.relative_to(folder).as_posix(): digest_file(path) for path in folder.rglob("*") if path.is_file() and path.name not in exclude
+        path.relative_to(folder).as_posix(): digest_file(path)
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in exclude and path.name not in BOOKKEEPING
     }
     return digest_json(entries)
 
 
-def _fsync_folder(folder: Path) -> None:
+_in_progress: set[Path] = set()
+
+
+@contextlib.contextmanager
+def in_progress(folder: Path) -> Generator[None]:
+    """Declare a folder unfinished: files written under it are not fsynced one by one, since it is synced as a whole before use."""
+    folder = absolute(folder)
+    nested = folder in _in_progress
+    _in_progress.add(folder)
+    try:
+        yield
+    finally:
+        if not nested:
+            _in_progress.discard(folder)
+
+
+def unfinished_folder_of(path: Path) -> Path | None:
+    """Return the unfinished folder that a path is or lies in, None where it lies in none."""
+    if not _in_progress:
+        return None
+    path = absolute(path)
+    return next((folder for folder in (path, *path.parents) if folder in _in_progress), None)
+
+
+def absolute(path: Path) -> Path:
+    """Return a path from the root on, its parent's links resolved, its own last part as it is."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100  # Path.absolute keeps `..`
+    return path.parent.resolve() / path.name
+
+
+def fsync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk, as far as system and file system can."""
+    if os.name == "nt":
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # some network and user-space file systems know no fsync of folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Generator[Path]:
+def atomic_path(path: Path, *, durable: bool | None = None) -> Generator[Path]:
     """Yield a temporary file name beside `path`; on success fsync it and rename it to `path`.
+
+    Args:
+        path: the file.
+        durable: wait until it is on disk; None means yes, but for files in an unfinished folder (`in_progress`).
 
     Raises:
         OutputError: the folder cannot be written or is full; nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    if durable is None:
+        durable = unfinished_folder_of(path) is None
+    # a short name: the file's own may be as long as the file system allows
+    temporary = path.with_name(f".defectory-{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix[:16]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        with open(temporary, "rb") as stream:
-            os.fsync(stream.fileno())
+        if durable:
+            with open(temporary, "rb+") as stream:
+                os.fsync(stream.fileno())
         os.replace(temporary, path)
-        _fsync_folder(path.parent)
+        if durable:
+            fsync_folder(path.parent)
     except OSError as error:
-        raise OutputError(path, f"cannot be written ({error.strerror or error})", "free space or choose another output folder") from error
+        raise OutputError(path, f"cannot be written ({reason_of(error)})", "free space or choose another output folder") from error
     finally:
-        temporary.unlink(missing_ok=True) if temporary.parent.is_dir() else None
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write bytes to a file atomically (temporary name, fsync, rename)."""
-    with atomic_path(path) as temporary:
+def reason_of(error: OSError) -> str:
+    """Return what the system says of an error, in lower case."""
+    return (error.strerror or str(error) or type(error).__name__).lower()
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool | None = None) -> None:
+    """Write bytes to a file atomically (temporary name, fsync, rename); `durable` as for `atomic_path`."""
+    with atomic_path(path, durable=durable) as temporary:
         temporary.write_bytes(data)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text to a file atomically."""
-    write_bytes(path, text.encode())
+def write_text(path: Path, text: str, *, durable: bool | None = None) -> None:
+    """Write UTF-8 text to a file atomically; `durable` as for `atomic_path`."""
+    write_bytes(path, text.encode(), durable=durable)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON-compatible value to a file atomically, indented, keys sorted."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-@contextlib.contextmanager
-def atomic_folder(path: Path) -> Generator[Path]:
-    """Yield a temporary folder beside `path`; on success replace `path` by it, else remove it.
-
-    Raises:
-        OutputError: the parent cannot be written or is full; an earlier `path` is kept.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    except OSError as error:
-        raise OutputError(path, f"cannot be written ({error.strerror or error})", "choose another output folder") from error
-    temporary.chmod(0o755)
-    try:
-        yield temporary
-        old = None
-        if path.exists():
-            old = path.with_name(f".{path.name}.old.{os.getpid()}")
-            os.replace(path, old)
-        os.replace(temporary, path)
-        _fsync_folder(path.parent)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise OutputError(path, f"cannot be written ({error.strerror or error})", "free space or choose another output folder") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written anywhere in a folder, so that it ends as if never killed."""
-    for path in sorted(folder.rglob(".*")):
-        if _LEFTOVER.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+def write_json(path: Path, value: object, *, durable: bool | None = None) -> None:
+    """Write a JSON-compatible value to a file atomically, indented, keys sorted; `durable` as for `atomic_path`."""
+    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
 
 
 def stage_is_done(folder: Path, inputs_digest: str) -> bool:
-    """Tell whether a stage folder's manifest says it was finished for exactly these inputs."""
+    """Tell whether a stage folder's manifest says that it was finished for exactly these inputs."""
     manifest = read_manifest(folder)
-    return manifest is not None and manifest.get("inputs_digest") == inputs_digest
+    return manifest is not None and manifest["inputs_digest"] == inputs_digest
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Give the manifest of a stage folder, or None where there is none."""
-    path = folder / MANIFEST_NAME
-    if not path.is_file():
+    """Return the manifest of a stage folder, None where there is none or it cannot be understood.
+
+    Its keys: `inputs_digest`; `inputs`, the digest of each thing that the stage depends on; `files`, the SHA-256 of each file by
+    relative name; `info` with `summary`, `output_digest` and `seconds`.
+    """
+    try:
+        content = json.loads((folder / MANIFEST_NAME).read_bytes())
+        inputs, files, info = content["inputs"], content["files"], content["info"]
+        texts = [content["inputs_digest"], info["summary"], info["output_digest"], *inputs.values(), *files.values()]
+        if not all(isinstance(text, str) for text in texts) or info["output_digest"] != digest_json(files):
+            return None
+        float(info["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return json.loads(path.read_text())
+    return content
 
 
-def finish_stage(folder: Path, *, inputs_digest: str, info: Mapping[str, object] | None = None) -> None:
-    """Write a stage's manifest, the last file of the stage."""
-    write_json(folder / MANIFEST_NAME, {"inputs_digest": inputs_digest, "info": dict(info or {})})
+def finish_stage(
+    folder: Path, *, inputs_digest: str, inputs: Mapping[str, str], files: Mapping[str, str], summary: str, seconds: float
+) -> None:
+    """Write a stage's manifest, the last file of the stage.
+
+    Args:
+        folder: of the stage.
+        inputs_digest: of all that the stage depends on.
+        inputs: digest of each of these things by name.
+        files: SHA-256 of each file of the outcome by relative name.
+        summary: one line for people.
+        seconds: that the stage took.
+    """
+    info = {"summary": summary, "output_digest": digest_json(dict(files)), "seconds": round(seconds, 1)}
+    write_json(folder / MANIFEST_NAME, {"inputs_digest": inputs_digest, "inputs": dict(inputs), "files": dict(files), "info": info})

@@ -27,7 +27,15 @@ def write_coco(root: Path) -> dict[str, Any]:
         save_png(root / "images" / f"p{index}.png", np.full((HEIGHT, WIDTH, 3), 100 + 20 * index, np.uint8))
         images.append({"id": index + 1, "file_name": f"p{index}.png", "height": HEIGHT, "width": WIDTH})
     annotations = [
-        {"id": n, "image_id": n, "category_id": 1, "segmentation": [SQUARE], "bbox": [10, 10, 20, 15], "area": 300, "iscrowd": 0}
+        {
+            "id": n,
+            "image_id": n,
+            "category_id": 1,
+            "segmentation": [SQUARE],
+            "bbox": [10, 10, 20, 15],
+            "area": 300,
+            "iscrowd": 0,
+        }
         for n in (1, 2)
     ]
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "scratch"}]}
@@ -91,20 +99,22 @@ PER_ENTRY: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "no polygon": set_segmentation([]),
     "polygon of two points": set_segmentation([[1.0, 1.0, 5.0, 5.0]]),
     "polygon out of bounds": set_segmentation([[10.0, 10.0, 300.0, 10.0, 300.0, 25.0, 10.0, 25.0]]),
-    "self-crossing polygon": set_segmentation([[10.0, 10.0, 30.0, 25.0, 30.0, 10.0, 10.0, 25.0]]),
+    "polygon with NaN": set_segmentation([[10.0, 10.0, 30.0, 25.0, 30.0, float("nan")]]),
+    "crowd of a word": change("annotations", 1, "iscrowd", "maybe"),
+    "a list as class": change("annotations", 1, "category_id", [1]),
+    "height of a word": change("images", 1, "height", "tall"),
     "RLE of wrong length": set_segmentation({"size": [HEIGHT, WIDTH], "counts": [5, 5]}),
     "RLE of another size": set_segmentation({"size": [HEIGHT, WIDTH + 1], "counts": [HEIGHT * (WIDTH + 1)]}),
     "RLE that is no RLE": set_segmentation({"size": [HEIGHT, WIDTH], "counts": "\x7f\x7f!!"}),
     "annotation without image": change("annotations", 1, "image_id", 99),
     "unknown class": change("annotations", 1, "category_id", 7),
-    "file name with ..": rename("../p1.png"),
+    "file name with ..": rename("../p9.png"),
     "absolute file name": rename("/etc/hostname"),
     "link leaving the data set": link_out,
 }
 
 WHOLE_FILE: dict[str, Callable[[Path, dict[str, Any]], None]] = {
     "duplicate image id": change("images", 1, "id", 1),
-    "duplicate annotation id": change("annotations", 1, "id", 1),
     "duplicate category id": lambda _root, coco: coco["categories"].append({"id": 1, "name": "dent"}),
 }
 
@@ -142,7 +152,7 @@ def test_skip_bad_goes_on_and_lists_what_was_skipped(kind: str, defectory: Cli, 
 def test_an_image_whose_only_annotation_was_bad_does_not_become_defect_free(defectory: Cli, tmp_path: Path) -> None:
     root = tmp_path / "source"
     coco = write_coco(root)
-    PER_ENTRY["self-crossing polygon"](root, coco)
+    PER_ENTRY["polygon of two points"](root, coco)
     (root / "annotations.json").write_text(json.dumps(coco))
     done = defectory("import", root / "annotations.json", "--out", tmp_path / "data", "--skip-bad", "--json")
     assert json.loads(done.out)["defect_free"] == 1
@@ -154,7 +164,8 @@ def test_an_image_without_annotation_is_defect_free(defectory: Cli, tmp_path: Pa
     coco = write_coco(root)
     (root / "annotations.json").write_text(json.dumps(coco))
     done = defectory("import", root / "annotations.json", "--out", tmp_path / "data", "--json")
-    assert json.loads(done.out) == {"images": 3, "defect_free": 1, "instances": 2, "classes": ["scratch"], "skipped": []}
+    expected = {"images": 3, "defect_free": 1, "instances": 2, "classes": ["scratch"], "skipped": []}
+    assert json.loads(done.out).items() >= expected.items()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"images": 3}', '{"images": [], "annotations": [], "categories": []}'])

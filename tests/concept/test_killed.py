@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from defectory.run import digest_file
+from defectory.run import MARKER_NAME, digest_file
 
 
 def outcome(out: Path) -> dict[str, str]:
     return {
         path.relative_to(out).as_posix(): digest_file(path)
         for path in sorted(out.rglob("*"))
-        if path.is_file() and "cache" not in path.parts
+        if path.is_file() and "cache" not in path.parts and path.name != MARKER_NAME
     }
 
 

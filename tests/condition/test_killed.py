@@ -5,14 +5,14 @@ from pathlib import Path
 
 from defectory.artifacts.weights import Concept
 from defectory.engine.base.save import save_base_like
-from defectory.run import digest_file, digest_folder
+from defectory.run import MARKER_NAME, digest_file, digest_folder
 
 
 def outcome(out: Path) -> dict[str, str]:
     return {
         path.relative_to(out).as_posix(): digest_file(path)
         for path in sorted(out.rglob("*"))
-        if path.is_file() and "cache" not in path.parts
+        if path.is_file() and "cache" not in path.parts and path.name != MARKER_NAME
     }
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectory.errors import ConfigError, ImageError
+from defectory.errors import ConfigError, ImageError, OutputError
 from defectory.formats.coco import load_coco
 from defectory.geometry import distance_to
-from defectory.imageio import load_native, save_png
+from defectory.imageio import ValueRange, encode_png, load_frame, load_native, load_rgb, save_png
+from defectory.pipeline import insert_into as insert_module
 from defectory.pipeline.insert_into import insert_into
 from defectory.pipeline.regions import tile_regions
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project, StageEnded
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
 from defectory.rle import decode
+from defectory.tiff import encode_tiff
 
 Opened = Callable[..., Project]
 Run = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -31,10 +34,14 @@ def project(tiny_run: Run, open_tiny: Opened) -> Project:
 
 
 def frame(kind: str, size_hw: tuple[int, int], seed: int = 0) -> Any:
+    """Return a frame of a kind: channels, then number type, then `12` for 12 bits of 16."""
     rng = np.random.default_rng(seed)
-    if kind == "grey16":
-        return rng.integers(20000, 50000, size_hw).astype(np.uint16)
-    return rng.integers(60, 200, size_hw if kind == "grey" else (*size_hw, 3)).astype(np.uint8)
+    channels = {"grey": 1, "la": 2, "rgb": 3, "rgba": 4}[kind.split(" ")[0]]
+    levels = rng.integers(60, 200, (*size_hw, channels)).astype(np.float64)
+    dtype = kind.split(" ")[1] if " " in kind else "u1"
+    factor = 11.84 if kind.endswith(" 12") else {"u1": 1, "u2": 257, "i2": 100, "u4": 2**24, "f4": 1 / 255, "f8": 1000}[dtype]
+    values = (levels * factor).astype(dtype)
+    return values[..., 0] if channels == 1 else values
 
 
 def inserted(project: Project, path: Path, out: Path, **changes: Any) -> list[tuple[Any, list[Any]]]:
@@ -44,21 +51,99 @@ def inserted(project: Project, path: Path, out: Path, **changes: Any) -> list[tu
     return [(load_native(image.path), [decode(i.rle) for i in image.instances]) for image in raw.images]
 
 
-@pytest.mark.parametrize(("kind", "size_hw"), [("grey", (71, 93)), ("rgb", (64, 88)), ("grey16", (121, 67))])
-def test_a_frame_keeps_size_depth_and_every_pixel_beyond_the_margin(
-    project: Project, tmp_path: Path, kind: str, size_hw: tuple[int, int]
+@pytest.mark.parametrize(
+    ("kind", "suffix", "size_hw"),
+    [
+        ("grey", ".png", (71, 93)), ("rgb", ".png", (64, 88)), ("rgba", ".png", (64, 88)), ("la", ".png", (50, 70)), ("rgb", ".tif", (64, 88)),
+        ("grey u2", ".png", (121, 67)), ("grey u2 12", ".png", (64, 88)), ("rgb u2", ".png", (64, 88)), ("rgba u2 12", ".png", (64, 88)),
+        ("la u2", ".png", (40, 88)), ("grey u2", ".tif", (64, 88)), ("rgb u2", ".tif", (64, 88)), ("grey i2", ".tif", (64, 88)),
+        ("grey u4", ".tif", (64, 88)), ("grey f4", ".tif", (64, 88)), ("rgb f4", ".tif", (64, 88)), ("grey f8", ".tif", (64, 88)),
+    ],
+)  # fmt: skip
+def test_a_frame_keeps_size_depth_range_and_every_pixel_beyond_the_margin(
+    project: Project, tmp_path: Path, kind: str, suffix: str, size_hw: tuple[int, int]
 ) -> None:
     pixels = frame(kind, size_hw)
-    save_png(tmp_path / "frame.png", pixels)
-    found = inserted(project, tmp_path / "frame.png", tmp_path / "out")
+    path = tmp_path / f"frame{suffix}"
+    path.write_bytes(encode_png(pixels) if suffix == ".png" else encode_tiff(pixels))
+    found = inserted(project, path, tmp_path / "out")
     assert len(found) == 2
+    assert {file.suffix for file in (tmp_path / "out" / "images").iterdir()} == {suffix}
     native_px = max(size_hw) / tileset_of(project).tiling.tile_px
+    # a deep frame in a project of 8 bit is read in the bit depth that holds its values
+    white = load_frame(path).value_range
     for image, (label,) in found:
         assert (image.shape, image.dtype) == (pixels.shape, pixels.dtype)
         changed = (image != pixels).reshape(*size_hw, -1).any(axis=2)
         assert changed[label].any()
         assert not changed[distance_to(label) > (4 + 1) * native_px + 1].any()
+        if kind.startswith(("la", "rgba")):
+            np.testing.assert_array_equal(image[..., -1], pixels[..., -1])
+        if white is not None:
+            assert image.max() <= white.high
     assert not np.array_equal(found[0][0], found[1][0]), "each has a place, a mask and noise of its own"
+    sheet = load_rgb(tmp_path / "out" / "sheet.jpg")
+    assert 60 < np.median(sheet[30:200, 30:200]) < 200, "the sheet shows deep frames as they look"
+
+
+def test_a_big_endian_tiff_stays_one(project: Project, tmp_path: Path) -> None:
+    pixels = frame("grey u2", (64, 88))
+    (tmp_path / "frame.tif").write_bytes(encode_tiff(pixels, big_endian=True))
+    ((image, _),) = inserted(project, tmp_path / "frame.tif", tmp_path / "out", count=1)
+    assert (image != pixels).any()
+    assert next((tmp_path / "out" / "images").iterdir()).read_bytes()[:4] == b"MM\0*"
+
+
+def test_changes_are_in_units_of_the_sets_range(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_range(high: float) -> Any:
+        return lambda project: dataset_of(project).model_copy(update={"value_range": ValueRange(low=0, high=high)})
+
+    levels = frame("grey", (64, 88))
+    save_png(tmp_path / "eight.png", levels)
+    save_png(tmp_path / "deep.png", levels.astype(np.uint16) * 9)
+    save_png(tmp_path / "full.png", levels.astype(np.uint16) * 257)
+    ((eight, _),) = inserted(project, tmp_path / "eight.png", tmp_path / "a", count=1)
+    monkeypatch.setattr(insert_module, "dataset_of", with_range(255 * 9))
+    ((deep, _),) = inserted(project, tmp_path / "deep.png", tmp_path / "b", count=1)
+    ((again, _),) = inserted(project, tmp_path / "eight.png", tmp_path / "c", count=1)
+    np.testing.assert_allclose(deep, eight.astype(float) * 9, atol=5)  # 8-bit values are rounded after the change
+    np.testing.assert_array_equal(again, eight)
+    events = list(
+        insert_into(project, tmp_path / "full.png", out=tmp_path / "d", count=1, class_name=None, region_file=None, seed=0)
+    )  # fmt: skip
+    np.testing.assert_allclose(load_native(next((tmp_path / "d" / "images").iterdir())), eight.astype(float) * 257, atol=129)
+    told = [event.summary for event in events if isinstance(event, StageEnded)]
+    assert "not of the data set's range (black 0, white 2295): read as black 0, white 65535" in told[0]
+
+
+def test_a_turned_frame_comes_out_upright_with_a_remark(project: Project, tmp_path: Path) -> None:
+    pixels = frame("rgb", (64, 88))
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels).save(tmp_path / "frame.png", exif=exif)
+    events = list(
+        insert_into(project, tmp_path / "frame.png", out=tmp_path / "out", count=1, class_name=None, region_file=None, seed=0)
+    )  # fmt: skip
+    image = load_native(next((tmp_path / "out" / "images").iterdir()))
+    assert (image == pixels[::-1, ::-1]).mean() > 0.5
+    assert any("EXIF half-turn applied" in event.summary for event in events if isinstance(event, StageEnded))
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("P", "PNG"), ("1", "PNG"), ("CMYK", "TIFF")])
+def test_frames_that_cannot_be_written_again_are_refused(project: Project, tmp_path: Path, mode: str, kind: str) -> None:
+    Image.fromarray(frame("rgb", (64, 88))).convert(mode).save(tmp_path / "frame.bin", kind)
+    with pytest.raises(ImageError, match="without changing its kind; save it as grey or RGB first"):
+        inserted(project, tmp_path / "frame.bin", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_the_users_is_left_alone(project: Project, tmp_path: Path) -> None:
+    save_png(tmp_path / "frames" / "frame.png", frame("rgb", (64, 88)))
+    before = (tmp_path / "frames" / "frame.png").read_bytes()
+    with pytest.raises(OutputError):
+        inserted(project, tmp_path / "frames" / "frame.png", tmp_path / "frames")
+    assert [path.name for path in (tmp_path / "frames").iterdir()] == ["frame.png"]
+    assert (tmp_path / "frames" / "frame.png").read_bytes() == before
 
 
 def test_the_same_seed_gives_the_same_images(project: Project, tmp_path: Path) -> None:
@@ -75,9 +160,12 @@ def test_a_defect_lies_in_the_region_that_was_drawn(project: Project, tmp_path: 
     region = np.zeros((64, 88), np.uint8)
     region[:, 50:] = 255
     save_png(tmp_path / "region.png", region)
-    for _, (label,) in inserted(project, tmp_path / "frame.png", tmp_path / "out", region_file=tmp_path / "region.png", count=4):
-        assert label[:, 50:].sum() > 0
-        assert not label[:, :48].any()
+    Image.fromarray(region).convert("RGB").save(tmp_path / "painted.png")
+    for number, file in enumerate(("region.png", "painted.png")):
+        out = tmp_path / f"out{number}"
+        for _, (label,) in inserted(project, tmp_path / "frame.png", out, region_file=tmp_path / file, count=4):
+            assert label[:, 50:].sum() > 0
+            assert not label[:, :48].any()
 
 
 def test_bad_input_is_told_and_nothing_is_written(project: Project, tmp_path: Path) -> None:
@@ -101,8 +189,6 @@ def test_bad_input_is_told_and_nothing_is_written(project: Project, tmp_path: Pa
 
 
 def test_a_run_that_inserts_exports_pool_images_with_labels_in_their_frame(tiny_run: Run, open_tiny: Opened, tmp_path: Path) -> None:
-    import shutil
-
     folder, settings, _ = tiny_run
     shutil.copytree(folder, tmp_path / "copy")
     project = open_tiny(tmp_path / "copy", settings, "synthesis.mode=insert", "synthesis.insert_margin_px=4", "synthesis.num_images=4")
@@ -133,7 +219,7 @@ def test_drawn_regions_of_pool_images_follow_their_tiles(tiny_run: Run, open_tin
     region = np.zeros(record.size_hw, np.uint8)
     region[:, : record.size_hw[1] // 2] = 255
     try:
-        with pytest.raises(ConfigError, match="holds no PNG file"):
+        with pytest.raises(ConfigError, match="holds no image file"):
             tile_regions(project, tileset.tiling.tile_px)
         save_png(drawn / f"{Path(record.file_name).stem}.png", region)
         region_of = tile_regions(project, tileset.tiling.tile_px)
@@ -146,6 +232,9 @@ def test_drawn_regions_of_pool_images_follow_their_tiles(tiny_run: Run, open_tin
         assert turned is not None
         assert not np.array_equal(turned, shown)
         assert region_of(tileset.of("pool")[-1], None) is None
+        save_png(drawn / ".ipynb_checkpoints" / "nobody.png", region)
+        assert region_of(tile, None) is not None
+        shutil.rmtree(drawn / ".ipynb_checkpoints")
         save_png(drawn / "nobody.png", region)
         with pytest.raises(ConfigError, match="no image is named so"):
             tile_regions(project, tileset.tiling.tile_px)

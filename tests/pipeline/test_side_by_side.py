@@ -14,10 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
+from defectory.artifacts.split import Split
 from defectory.errors import FirewallError, StageError
+from defectory.folders import record_files
+from defectory.pipeline import run as run_module
 from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Progress, Project, StageEnded
-from defectory.run import read_manifest
+from defectory.run import digest_file, digest_json, read_manifest
 
 Open = Callable[..., Project]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -46,15 +49,29 @@ def untrained(tiny_run: TinyRun, tmp_path: Path) -> tuple[Path, dict[str, Any], 
     return tmp_path / "copy", settings, digests
 
 
+def forge(folder: Path, name: str) -> None:
+    """Make manifest and marker of a stage folder agree with a file that was changed."""
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    manifest["files"][name] = digest_file(folder / name)
+    manifest["info"]["output_digest"] = digest_json(manifest["files"])
+    (folder / "stage.json").write_text(json.dumps(manifest))
+    record_files(folder, [name, "stage.json"])
+
+
 def outcome(run: Path) -> dict[str, str]:
     manifests = {path.parent.name: read_manifest(path.parent) for path in sorted((run / "segment").glob("*/stage.json"))}
     return {name: str((manifest or {})["info"]["output_digest"]) for name, manifest in manifests.items()}
 
 
 def test_segmenters_trained_side_by_side_are_those_trained_one_after_the_other(
-    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
+    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, settings, digests = untrained
+    # modules of a user's own in the current folder are none of ours
+    for name in ("scipy", "psutil", "torch", "random"):
+        (folder / f"{name}.py").write_text("raise SystemExit('a file beside the project was executed')")
+    monkeypatch.chdir(folder)
     project = open_tiny(folder, settings, SIDE_BY_SIDE)
     events = list(run_project(project, only=["segment"]))
     assert outcome(folder / "run") == digests
@@ -67,14 +84,20 @@ def test_segmenters_trained_side_by_side_are_those_trained_one_after_the_other(
 
 
 def test_the_first_failure_is_told_as_what_it_is_and_ends_the_others(
-    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
+    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, settings, _ = untrained
-    split = folder / "run" / "split" / "split.json"
-    content = json.loads(split.read_text())
-    moved = content["train"][0]
+    path = folder / "run" / "split" / "split.json"
+    split = Split.load(path)
+    moved = split.train[0]
     # a train image said to be of test: its tiles must not reach a training
-    split.write_text(json.dumps({**content, "train": content["train"][1:], "test": [*content["test"], moved]}))
+    split.model_copy(update={"train": split.train[1:], "test": (*split.test, moved)}).save(path)
+    with pytest.raises(StageError, match=r"split\.json is changed or damaged; `defectory run` makes stage split anew"):
+        list(run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"]))
+    assert outcome(folder / "run") == {}
+    # not even where the manifests have been made to agree
+    forge(path.parent, "split.json")
+    monkeypatch.setattr(run_module, "check_before_training", lambda _project: ())
     with pytest.raises(FirewallError, match=rf"^segment-[a-z_]+-seed0: image ids \[{moved}\] are not in train or pool"):
         list(run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"]))
     assert outcome(folder / "run") == {}
@@ -89,7 +112,7 @@ def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_
         [sys.executable, "-c", RUN, str(folder), json.dumps(settings), SIDE_BY_SIDE], stdout=subprocess.PIPE, text=True
     )
     assert parent.stdout is not None
-    assert "Progress" in parent.stdout.readline()
+    assert any("Progress" in line for line in parent.stdout)
     children = psutil.Process(parent.pid).children()
     assert len(children) == 2
     parent.kill()
@@ -106,7 +129,7 @@ def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_
 def test_a_killed_segmenter_is_told_with_what_to_do(untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open) -> None:
     folder, settings, _ = untrained
     events = run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"])
-    next(events)
+    assert any(isinstance(event, Progress) for event in events)
     for child in psutil.Process().children():
         child.kill()
     with pytest.raises(StageError, match=r"segment-.*killed by signal 9.*segmentation\.num_processes=1"):

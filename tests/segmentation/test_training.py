@@ -151,7 +151,7 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
         def stage(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / ".tmpQ3fx9a").write_bytes(b"left by a killed write of safetensors")
-            (out / ".model.safetensors.12.tmp.safetensors").write_bytes(b"left by a killed write of ours")
+            (out / ".defectory-12-0123abcd.tmp.safetensors").write_bytes(b"left by a killed write of ours")
             config = SegmentationConfig(num_steps=16, batch_size=3, defect_free_share=0.3, validate_every=3, checkpoint_every=2)
             for _ in train_segmenter(
                 arm="synthetic_then_real", real=tiles(0), synthetic=tiles(1), defect_free=tiles(2, False),

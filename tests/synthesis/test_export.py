@@ -48,11 +48,11 @@ def exported(tmp_path: Path) -> tuple[Path, Plan]:
         plan_digest=plan.digest(), threshold=0.35,
         decisions=tuple(Decision(job_id=j.id, status=s, reason="", fidelity=fidelity) for j, s in zip(jobs, statuses, strict=True)),
     )  # fmt: skip
-    count = export_synthetic(
+    written = export_synthetic(
         plan, decisions, drafts=tmp_path / "drafts", out=tmp_path / "synthetic", base_digest="bb",
         pool_image_of=lambda job: {"image_id": 7, "file_name": f"{job.tile_id}.jpg"}, valid_hw_of=lambda _: VALID_HW,
     )  # fmt: skip
-    assert count == 2
+    assert (written.num_images, written.num_without_outline) == (2, 0)
     return tmp_path / "synthetic", plan
 
 
@@ -87,6 +87,16 @@ def test_run_lengths_keep_holes_and_padding_is_cut_off(exported: tuple[Path, Pla
     assert ring["bbox"] == [4, 4, 16, 16]
     draft = load_rgb(tmp_path / "drafts" / "images" / "000000.png")
     assert np.array_equal(load_rgb(folder / "images" / "000000.png"), draft[: VALID_HW[0], : VALID_HW[1]])
+
+
+def test_polygons_are_filled_to_the_masks_of_the_run_lengths(exported: tuple[Path, Plan]) -> None:
+    from pycocotools.coco import COCO
+
+    folder, _ = exported
+    coco, polygons = COCO(str(folder / "annotations.json")), COCO(str(folder / "annotations_polygons.json"))
+    assert all(isinstance(annotation["segmentation"], list) for annotation in polygons.anns.values())
+    for annotation_id, annotation in coco.anns.items():
+        assert np.array_equal(coco.annToMask(annotation), polygons.annToMask(polygons.anns[annotation_id])), "holes are kept"
 
 
 def test_every_image_has_its_provenance(exported: tuple[Path, Plan]) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
@@ -7,8 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from defectory.imageio import encode_png, load_frame, load_native
+from defectory.synthesis.export import Frame
 from defectory.synthesis.grain import add_grain
 from defectory.synthesis.insert import blend, feather, paste
+from defectory.tiff import encode_tiff
+from defectory.valuerange import ValueRange
 
 SIZE_HW = (48, 64)
 Mask = NDArray[np.bool_]
@@ -75,13 +81,81 @@ def test_an_eight_bit_colour_frame_at_the_tiles_scale_gets_the_tile_itself() -> 
     assert np.array_equal(result[10:58, 30:94], after)
 
 
-def test_a_sixteen_bit_frame_changes_by_257_times_as_much() -> None:
-    frame = np.full((60, 80), 30000, np.uint16)
+@pytest.mark.parametrize(
+    ("dtype", "low", "high", "value"),
+    [
+        ("u2", 0, 65535, 30000),
+        ("u2", 0, 2368, 1100),
+        ("i2", -200, 600, 90),
+        ("f4", 0, 1, 0.5),
+        ("f4", -1.5, 3.25, 0.125),
+        ("u4", 0, 2**24 - 1, 9_000_000),
+    ],
+)
+def test_a_deep_frame_changes_in_units_of_its_range(dtype: str, low: float, high: float, value: float) -> None:
+    frame = np.full((60, 80), value, dtype)
     before = np.full((*SIZE_HW, 3), 117, np.uint8)
     after = before.copy()
     after[label_at()] = 100
-    result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW)
-    assert set(np.unique(result).tolist()) == {30000, 30000 - 17 * 257}
+    given = ValueRange(low=low, high=high)
+    result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=given)
+    assert result.dtype == frame.dtype
+    step = -17 * (high - low) / 255
+    assert result[: SIZE_HW[0], : SIZE_HW[1]][label_at()] == pytest.approx(value + step, rel=1e-6, abs=0 if dtype[0] == "f" else 0.5)
+    untouched = np.ones(frame.shape, bool)
+    untouched[: SIZE_HW[0], : SIZE_HW[1]][label_at()] = False
+    assert (result[untouched] == frame[untouched]).all()
+
+
+def test_no_value_leaves_the_range_and_what_lies_beyond_stays() -> None:
+    frame = np.random.default_rng(0).integers(0, 2369, (60, 80)).astype(np.uint16)
+    frame[12, 20] = 3000
+    before = np.full((*SIZE_HW, 3), 100, np.uint8)
+    after = before.copy()
+    after[label_at()] = 255
+    result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=ValueRange(low=0, high=2368))
+    assert result.max() == 3000
+    assert result[12, 20] == 3000
+    assert np.delete(result.ravel(), 12 * 80 + 20).max() == 2368
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(2, "u1"), (4, "u1"), (2, "u2"), (4, "u2"), (4, "f4")])
+def test_alpha_stays_as_it_was(channels: int, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    frame = rng.integers(50, 200, (60, 80, channels)).astype(dtype)
+    before = np.full((*SIZE_HW, 3), 117, np.uint8)
+    after = before.copy()
+    after[label_at()] = (150, 140, 130)
+    given = None if dtype == "u1" else ValueRange(low=0, high=255)
+    result = paste(frame, before=before, after=after, corner_yx=(5, 9), size_hw=SIZE_HW, value_range=given)
+    np.testing.assert_array_equal(result[..., -1], frame[..., -1])
+    changed = (result != frame).any(axis=2)[5 : 5 + SIZE_HW[0], 9 : 9 + SIZE_HW[1]]
+    np.testing.assert_array_equal(changed, label_at())
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("u1", ".png"), ("u2", ".png"), ("f4", ".tif"), ("i2", ".tif")])
+def test_a_pool_frame_leaves_with_its_kind(tmp_path: Path, kind: str, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(50, 200, (60, 80)).astype(kind)
+    path = tmp_path / f"frame{suffix}"
+    path.write_bytes(encode_png(pixels) if suffix == ".png" else encode_tiff(pixels))
+    before = np.full((*SIZE_HW, 3), 117, np.uint8)
+    after = before.copy()
+    after[label_at()] = 100
+    frame = Frame(image=load_frame(path), tile=before, corner_yx=(5, 9), size_hw=SIZE_HW)
+    assert frame.suffix == suffix
+    frame.save(tmp_path / f"out{frame.suffix}", frame.with_defect(after))
+    found = load_native(tmp_path / f"out{frame.suffix}")
+    assert found.dtype == pixels.dtype
+    np.testing.assert_array_equal(found != pixels, frame.placed(label_at()))
+
+
+def test_missing_values_of_a_float_frame_stay_missing() -> None:
+    frame = np.full((60, 80), np.nan, np.float32)
+    before = np.full((*SIZE_HW, 3), 117, np.uint8)
+    after = before.copy()
+    after[label_at()] = 100
+    result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=ValueRange(low=0, high=1))
+    assert np.isnan(result).all()
 
 
 def noisy(sigma: float, *, seed: int = 0, blur: tuple[float, float] = (0, 0)) -> NDArray[np.uint8]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Literal, Self
 
-from pydantic import PrivateAttr
+from pydantic import PrivateAttr, field_validator, model_validator
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
+from defectory.imageio import ValueRange as ValueRange
 
 MANIFEST = "dataset.json"
 
@@ -21,6 +23,16 @@ class ImageRecord(Value):
     sha256: str
     group: str
     instances: tuple[Instance, ...] = ()
+    part: Literal["train", "val", "test"] | None = None
+    """In the source's own split, where it has one."""
+
+    @field_validator("file_name")
+    @classmethod
+    def _stays_in_its_folder(cls, name: str) -> str:
+        path = PurePosixPath(name)
+        if not name or "\0" in name or path.is_absolute() or ".." in path.parts:
+            raise ValueError("not a file name relative to images/")
+        return name
 
     @property
     def is_defect_free(self) -> bool:
@@ -33,7 +45,25 @@ class Dataset(Value):
 
     categories: tuple[Category, ...]
     images: tuple[ImageRecord, ...]
+    value_range: ValueRange | None = None
+    """None where every image has 8 bit per channel."""
+    layout: str = ""
+    """What the source was recognised as, for people."""
+    remarks: tuple[str, ...] = ()
+    """What the import noticed, one line each."""
     _index: dict[int, ImageRecord] | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if [category.id for category in self.categories] != list(range(1, len(self.categories) + 1)):
+            raise ValueError("category ids are not 1, 2, ... in order")
+        if len({record.id for record in self.images}) < len(self.images):
+            raise ValueError("two images have one id")
+        known = len(self.categories)
+        for record in self.images:
+            if not all(1 <= instance.category_id <= known for instance in record.instances):
+                raise ValueError(f"image {record.id} has an instance of a class that is not listed")
+        return self
 
     def image(self, image_id: int) -> ImageRecord:
         """Give the record with this id."""

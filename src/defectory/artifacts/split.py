@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Literal
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
 
+from pydantic import ModelWrapValidatorHandler, model_validator
+
+from defectory.artifacts.dataset import Dataset
 from defectory.artifacts.value import Value
-from defectory.errors import FirewallError
+from defectory.errors import FirewallError, InputError
+from defectory.run import write_json
+
+MAX_NAMED = 5
+"""Ids that a message names."""
+AGAIN = "do not edit it: run the stage `split` again"
 
 
 class Split(Value):
-    """Image ids of every part, disjoint by group; pool holds defect-free images of train groups or of groups of its own.
+    """Image ids of every part, no id in two of them; pool holds defect-free images of train groups or of groups of its own.
 
-    Where `pool_source` is `train_crops`, `pool` is empty and the pool is made of defect-free crops of train.
+    Where `pool_source` is `train_crops`, `pool` is empty and the pool is made of defect-free crops of train. The file holds a digest of
+    the content beside it, so that an edited one is refused.
     """
 
     dataset_digest: str
@@ -24,8 +35,73 @@ class Split(Value):
     test: tuple[int, ...]
     pool: tuple[int, ...]
     pool_source: Literal["images", "train_crops"]
+    source: Literal["drawn", "data"] = "drawn"
+    """Drawn by group, or as the data set brings it."""
+    duplicate_threshold: float = 1.0
+    """Similarity from which on two images counted as copies of each other."""
+    num_merges: int = 0
+    """Times that two groups became one because they share near-duplicates."""
     moved_duplicates: tuple[str, ...] = ()
+    """The first of these, one line each."""
     left_out_of_pool: tuple[int, ...] = ()
+    """Defect-free images that are copies of images with defects."""
+    remarks: tuple[str, ...] = ()
+    """What people should know of the split, one line each."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_as_it_was_written(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        told = None
+        if isinstance(data, Mapping):
+            fields: dict[str, Any] = dict(data)
+            told, data = fields.pop("digest", None), fields
+        split = handler(data)
+        if told is not None and told != split.digest():
+            raise ValueError("its content was changed after it was written")
+        return split
+
+    @model_validator(mode="after")
+    def _is_disjoint(self) -> Self:
+        parts = {name: getattr(self, name) for name in ("train", "val", "test", "pool", "left_out_of_pool")}
+        for name, ids in parts.items():
+            twice = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
+            if twice:
+                raise ValueError(f"{name} holds {_ids(twice)} twice")
+        names = list(parts)
+        for place, first in enumerate(names):
+            for second in names[place + 1 :]:
+                shared = sorted(set(parts[first]) & set(parts[second]))
+                if shared:
+                    raise ValueError(f"{first} and {second} share {_ids(shared)}")
+        return self
+
+    def save(self, path: Path) -> None:
+        """Write the split and its digest to a JSON file atomically."""
+        write_json(path, {**self.model_dump(mode="json"), "digest": self.digest()})
+
+    def require_dataset(self, dataset: Dataset, *, where: Path) -> None:
+        """Refuse a data set that the split was not made from, and a split that does not keep its groups together.
+
+        Args:
+            dataset: that the run holds now.
+            where: the split's file, for messages.
+
+        Raises:
+            InputError: the split names images that the data set does not have, the data set is another one, or a group straddles parts.
+        """
+        group_of = {record.id: record.group for record in dataset.images}
+        unknown = sorted({*self.train, *self.val, *self.test, *self.pool, *self.left_out_of_pool} - group_of.keys())
+        if unknown:
+            raise InputError(where, f"{_ids(unknown)} are not in the data set", AGAIN)
+        if self.source == "drawn":
+            part_of: dict[str, str] = {}
+            for part, ids in (("train", (*self.train, *self.pool)), ("val", self.val), ("test", self.test)):
+                for image_id in ids:
+                    other = part_of.setdefault(group_of[image_id], part)
+                    if other != part:
+                        raise InputError(where, f"group {group_of[image_id]!r} is in {other} and in {part} (image id {image_id})", AGAIN)
+        if dataset.digest() != self.dataset_digest:
+            raise InputError(where, "the data set was changed after the split was made", "run the stage `split` again")
 
     def require_training_ids(self, image_ids: Iterable[int], *, stage: str) -> None:
         """Refuse ids that are not in train or pool.
@@ -36,4 +112,9 @@ class Split(Value):
         allowed = set(self.train) | set(self.pool)
         forbidden = sorted(set(image_ids) - allowed)
         if forbidden:
-            raise FirewallError(f"{stage}: image ids {forbidden[:5]} are not in train or pool; only those may reach this stage")
+            raise FirewallError(f"{stage}: image ids {forbidden[:MAX_NAMED]} are not in train or pool; only those may reach this stage")
+
+
+def _ids(ids: Sequence[int]) -> str:
+    more = f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else ""
+    return f"image ids {list(ids[:MAX_NAMED])}{more}"

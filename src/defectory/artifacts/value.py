@@ -8,13 +8,13 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defectory.errors import InputError
-from defectory.run import digest_json, write_json
+from defectory.run import digest_json, reason_of, write_json
 
 
 class Value(BaseModel):
     """A frozen value with a content digest, stored as one JSON file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
         """Give the SHA-256 hex digest of the value's content."""
@@ -35,7 +35,12 @@ class Value(BaseModel):
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             raise InputError(path, f"no {cls.__name__} here", "run the stage that makes it first") from None
+        except OSError as error:
+            raise InputError(path, f"cannot be read ({reason_of(error)})", "check the file and its permissions") from None
         except ValidationError as error:
             first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
-            raise InputError(path, f"not a valid {cls.__name__} ({field}: {first['msg']})", "run the stage that makes it again") from None
+            field = "".join(f"{part}." for part in first["loc"])[:-1]
+            told = first["msg"].removeprefix("Value error, ")
+            raise InputError(
+                path, f"not a valid {cls.__name__} ({f'{field}: ' if field else ''}{told})", "run the stage that makes it again"
+            ) from None

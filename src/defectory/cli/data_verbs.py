@@ -1,19 +1,26 @@
-"""Verbs about data: import, check, drivers, predict."""
+"""Verbs about data: import, check, predict."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from defectory.cli.options import DeviceOption, JsonOption
+
 if TYPE_CHECKING:
-    from defectory.pipeline.stage import Project
+    from defectory.artifacts.dataset import Dataset
+    from defectory.dataset.check import CheckReport
+    from defectory.dataset.config import DataConfig
 
-from defectory.cli.options import ConfigOption, DeviceOption, JsonOption, OverrideOption, open_project
-
-drivers_app = typer.Typer(no_args_is_help=True, help="Drivers: what tells the control network where part and defect are.")
-masks_app = typer.Typer(no_args_is_help=True, help="Masks that synthesis may paint.")
+FORMAT_NAMES = (
+    "defectory", "cvat", "label-studio", "coco", "voc", "labelme", "mvtec", "visa", "severstal", "kolektor", "yolo", "index-csv", "masks", "voc-xml",
+)  # fmt: skip
+"""The registry's, which is not imported for `--help`."""
+MAX_LINES = 40
+"""Remarks and skipped entries of a kind that are printed; `--json` prints all."""
 
 
 def register(app: typer.Typer) -> None:
@@ -21,276 +28,229 @@ def register(app: typer.Typer) -> None:
     app.command("import")(import_data)
     app.command("check")(check)
     app.command("predict")(predict)
-    drivers_app.command("extract")(extract)
-    drivers_app.command("tune")(tune)
-    drivers_app.command("compare")(compare)
-    app.add_typer(drivers_app, name="drivers")
-    masks_app.command("review")(review_masks)
-    masks_app.command("preview")(preview_masks)
-    app.add_typer(masks_app, name="masks")
-
-
-@drivers_app.callback()
-def _drivers() -> None:
-    """Drivers: dim coarse geometry with a bright class-coloured defect mask."""
 
 
 def import_data(
-    source: Annotated[Path, typer.Argument(help="COCO JSON file, mask folder (or its index CSV), YOLO data.yaml.")],
-    out: Annotated[Path, typer.Option("--out", help="Data set folder to write.")],
-    kind: Annotated[str, typer.Option("--format", help="auto, coco, masks, yolo or defectory.")] = "auto",
-    image_root: Annotated[Path | None, typer.Option("--image-root", help="Where the images lie, if not beside the annotations.")] = None,
-    defect_free: Annotated[Path | None, typer.Option("--defect-free", help="Folder of further defect-free images.")] = None,
+    source: Annotated[
+        Path, typer.Argument(help="Annotation file (COCO JSON, data.yaml, CSV, XML) or folder of a data set; its layout is recognised.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Data set folder to write: new, empty, or an earlier import.")],
+    kind: Annotated[str, typer.Option("--format", help=f"auto, or one of: {', '.join(FORMAT_NAMES)}.")] = "auto",
+    image_root: Annotated[Path | None, typer.Option("--image-root", help="Where the images are, if not beside the annotations.")] = None,
+    defect_free: Annotated[Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")] = None,
     index: Annotated[Path | None, typer.Option("--index", help="Mask folders: CSV with image, mask, class and group columns.")] = None,
     classes: Annotated[list[str] | None, typer.Option("--class", help="Keep only this class (repeatable).")] = None,
-    min_area_px: Annotated[int, typer.Option("--min-area-px", help="Drop instances smaller than this.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on past bad images and annotations, and list them.")] = False,
+    min_area_px: Annotated[int, typer.Option("--min-area-px", min=0, help="Drop instances with a smaller area, pixels.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad images and annotations, and list them.")] = False,
+    unlabelled: Annotated[
+        str,
+        typer.Option("--unlabelled", help="Images without any label: skip (leave out, with a remark), refuse (stop), or defect-free."),
+    ] = "skip",
+    follow_links: Annotated[bool, typer.Option("--follow-links", help="Follow links that lead out of the data set.")] = False,
+    mask_threshold: Annotated[
+        int | None,
+        typer.Option("--mask-threshold", min=1, max=255, help="Mask values from this one on are the defect (JPEG or smoothed masks)."),
+    ] = None,
+    class_colours: Annotated[
+        Path | None, typer.Option("--class-colours", help="CSV or JSON table of colours and class names, for RGB masks.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring annotated images into one data set folder; images stay byte for byte what they were."""
-    import json
+    """Copy annotated images into one data set folder. Images stay byte for byte what they were."""
+    from defectory.cli.show import say, say_json
+    from defectory.dataset.importer import import_dataset
+    from defectory.folders import require_replaceable
 
+    config = _data_config(
+        {
+            "path": source, "format": kind, "image_root": image_root, "defect_free": defect_free, "index": index, "classes": classes or None,
+            "min_area_px": min_area_px, "skip_bad": skip_bad, "unlabelled": unlabelled, "follow_links": follow_links, "mask_threshold": mask_threshold,
+            "class_colours": class_colours,
+        }
+    )  # fmt: skip
+    require_replaceable(
+        out, kind="dataset", sources=[path for path in (source, image_root, defect_free, index, class_colours) if path is not None]
+    )
+    result = import_dataset(config, out)
+    summary = _summary(result.dataset, [(rejected.id, rejected.reason) for rejected in result.rejected])
+    if as_json:
+        say_json(summary)
+        return
+    say(f"recognised as {result.dataset.layout}")
+    say(
+        f"{out}: {summary['images']} images ({summary['defect_free']} defect-free), {summary['instances']} instances of {', '.join(summary['classes'])}"
+    )
+    _say_some([f"remark: {line}" for line in result.dataset.remarks])
+    _say_some([f"skipped {rejected.id}: {rejected.reason}" for rejected in result.rejected])
+
+
+def _data_config(values: dict[str, Any]) -> DataConfig:
+    """Return the options of `import` as configuration; a wrong one is told by its own name."""
     from pydantic import ValidationError
 
     from defectory.dataset.config import DataConfig
-    from defectory.dataset.importer import import_dataset
     from defectory.errors import ConfigError
 
-    def text(path: Path | None) -> str | None:
-        return None if path is None else str(path.resolve())
-
+    if values["format"] not in ("auto", *FORMAT_NAMES):
+        raise ConfigError("option --format", f"no format is called {values['format']!r}", f"give auto, {', '.join(FORMAT_NAMES)}")
+    for key in ("image_root", "defect_free", "index", "class_colours"):
+        # a format that has no use for one would not look
+        if values[key] is not None and not os.path.lexists(values[key]):
+            raise ConfigError(f"option --{key.replace('_', '-')}", f"{values[key]}: no such file or folder", "check the path")
     try:
-        config = DataConfig.model_validate(
-            {
-                "path": str(source.resolve()), "format": kind, "image_root": text(image_root), "defect_free": text(defect_free), "index": text(index),
-                "classes": classes or None, "min_area_px": min_area_px, "skip_bad": skip_bad,
-            }
-        )  # fmt: skip
+        return DataConfig.model_validate({key: str(value) if isinstance(value, Path) else value for key, value in values.items()})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"option --{first['loc'][0]}".replace("_", "-"), first["msg"].lower(), "see `defectory import --help`") from None
-    result = import_dataset(config, out)
-    defect_free_count = sum(1 for record in result.dataset.images if not record.instances)
-    summary = {
-        "images": len(result.dataset.images), "defect_free": defect_free_count, "instances": sum(len(r.instances) for r in result.dataset.images),
-        "classes": [c.name for c in result.dataset.categories], "skipped": [{"id": r.id, "reason": r.reason} for r in result.rejected],
-    }  # fmt: skip
-    if as_json:
-        print(json.dumps(summary))
-        return
-    print(
-        f"{out}: {summary['images']} images ({defect_free_count} defect-free), {summary['instances']} instances of {', '.join(c.name for c in result.dataset.categories)}"
-    )
-    for rejected in result.rejected:
-        print(f"skipped {rejected.id}: {rejected.reason}")
+        option = f"option --{str(first['loc'][0]).replace('_', '-')}"
+        raise ConfigError(option, f"{first['msg'][0].lower()}{first['msg'][1:]}", "see `defectory import --help`") from None
+
+
+def _summary(dataset: Dataset, skipped: list[tuple[str, str]]) -> dict[str, Any]:
+    from collections import Counter
+
+    parts = Counter(record.part for record in dataset.images if record.part is not None)
+    return {
+        "images": len(dataset.images),
+        "defect_free": sum(record.is_defect_free for record in dataset.images),
+        "instances": sum(len(record.instances) for record in dataset.images),
+        "classes": [category.name for category in dataset.categories],
+        "layout": dataset.layout,
+        "parts": {part: parts[part] for part in ("train", "val", "test") if parts[part]},
+        "value_range": None if dataset.value_range is None else [dataset.value_range.low, dataset.value_range.high],
+        "remarks": list(dataset.remarks),
+        "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
+    }
+
+
+def _say_some(lines: list[str]) -> None:
+    from defectory.cli.show import say
+
+    for line in lines[:MAX_LINES]:
+        say(line)
+    if len(lines) > MAX_LINES:
+        say(f"... and {len(lines) - MAX_LINES} more (--json lists all)")
 
 
 def check(
-    folder: Annotated[Path, typer.Argument(help="Data set folder made by `defectory import`, or a run folder.")],
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="Contact sheet to write; contact_sheet.png in the folder.")] = None,
+    folder: Annotated[
+        Path, typer.Argument(help="Data set folder made by `defectory import`, run folder, or any data set that `import` reads.")
+    ],
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="Contact sheet to write; contact_sheet.png in the data set folder, if not given.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print what a data set holds, list every problem, and write a contact sheet."""
-    import json
-
     from defectory.artifacts.dataset import MANIFEST, Dataset
-    from defectory.cli.show import show_table
+    from defectory.cli.show import say, say_json
     from defectory.dataset.check import check_dataset, write_contact_sheet
+    from defectory.errors import InputError
+    from defectory.folders import require_new_or_ours
 
-    folder = folder / "data" if (folder / "data" / MANIFEST).is_file() else folder
+    if sheet is not None:
+        require_new_or_ours(sheet)
+    if not (folder / MANIFEST).is_file():
+        if not (folder / "data" / MANIFEST).is_file():
+            _check_source(folder, sheet=sheet, as_json=as_json)
+            return
+        folder = folder / "data"
     dataset = Dataset.load(folder / MANIFEST)
     report = check_dataset(folder, dataset)
-    path = sheet or folder / "contact_sheet.png"
-    write_contact_sheet(folder, dataset, path)
+    path, reason = sheet or folder / "contact_sheet.png", ""
+    try:
+        require_new_or_ours(path)
+        write_contact_sheet(folder, dataset, path)
+    except InputError as error:
+        if sheet is not None:
+            raise
+        # a data set on a read-only medium is checked all the same
+        reason = f"not written ({error.where}: {error.found}; --sheet FILE writes it elsewhere)"
     if as_json:
-        print(json.dumps(report.model_dump(mode="json")))
+        say_json({**report.model_dump(mode="json"), **_provenance(dataset), "contact_sheet": None if reason else str(path)})
         return
+    _show_report(folder, report, dataset)
+    _say_some([f"remark: {line}" for line in (*dataset.remarks, *report.problems)])
+    say(f"{_counted(len(dataset.remarks) + len(report.problems))}; contact sheet: {reason or path}")
+
+
+def _counts(instances: int, images: int) -> str:
+    return f"{instances} instance{'' if instances == 1 else 's'} in {images} image{'' if images == 1 else 's'}"
+
+
+def _counted(remarks: int) -> str:
+    return f"{remarks or 'no'} remark{'' if remarks == 1 else 's'}"
+
+
+def _provenance(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "layout": dataset.layout,
+        "value_range": None if dataset.value_range is None else [dataset.value_range.low, dataset.value_range.high],
+        "remarks": list(dataset.remarks),
+    }
+
+
+def _show_report(folder: Path, report: CheckReport, dataset: Dataset) -> None:
+    from defectory.cli.show import show_table
+
+    parts = _summary(dataset, [])["parts"]
     rows: list[tuple[str, object]] = [
+        *((("layout", dataset.layout),) if dataset.layout else ()),
         ("images", f"{report.num_images} ({report.num_defect_free} defect-free)"),
+        *((("split of its own", ", ".join(f"{part} {count}" for part, count in parts.items())),) if parts else ()),
         ("instances", report.num_instances),
         ("groups", report.num_groups),
-        *(
-            (f"class {name}", f"{count} instances in {report.images_per_class.get(name, 0)} images")
-            for name, count in report.instances_per_class.items()
-        ),
+        *((f"class {name}", _counts(count, report.images_per_class.get(name, 0))) for name, count in report.instances_per_class.items()),
         *((f"size {size} (height x width)", f"{count} images") for size, count in list(report.sizes_hw.items())[:8]),
         *((f"instance area, quantile {q}", f"{area:.0f} px") for q, area in report.area_quantiles_px.items()),
     ]
+    if dataset.value_range is not None:
+        rows.append(("value range", f"{dataset.value_range.low:g} to {dataset.value_range.high:g} become 0 to 255"))
     show_table(str(folder), ("what", "found"), rows)
-    for problem in report.problems:
-        print(f"remark: {problem}")
-    print(f"{len(report.problems)} remarks; contact sheet: {path}")
 
 
-def extract(
-    images: Annotated[list[Path] | None, typer.Argument(help="Images; without any, the tiles of the project are used.")] = None,
-    mask: Annotated[Path | None, typer.Option("--mask", help="Class-index mask to paint on each image.")] = None,
-    config: ConfigOption = Path("project.toml"),
-    override: OverrideOption = None,
-    part: Annotated[str, typer.Option("--part", help="Tiles of the project: train or pool.")] = "train",
-    limit: Annotated[int, typer.Option("--limit", help="At most this many tiles.")] = 64,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the drivers.")] = Path("drivers"),
-) -> None:
-    """Extract drivers from images, or from the tiles of a project, as PNG files."""
-    from defectory.drivers.config import DriverConfig
-    from defectory.errors import ConfigError, ImageError
-    from defectory.imageio import load_class_mask, load_rgb, save_png
+def _check_source(path: Path, *, sheet: Path | None, as_json: bool) -> None:
+    """Print what a data set that was never imported holds; nothing is copied or written."""
+    from collections import Counter
 
-    if part not in ("train", "pool"):
-        raise ConfigError("option --part", f"is {part!r}", "choose train or pool")
-    if images:
-        import numpy as np
+    from defectory.cli.show import say, say_json, show_table
+    from defectory.errors import ConfigError
+    from defectory.formats.raw import LoadOptions
+    from defectory.formats.registry import load
 
-        from defectory.drivers.extract import extract_driver
-
-        drivers = open_project(config, overrides=override, save=False).config.drivers if config.is_file() else DriverConfig()
-        labels = None if mask is None else load_class_mask(mask)
-        for path in images:
-            image = load_rgb(path)
-            instances: list[tuple[int, np.ndarray]] = []
-            if labels is not None:
-                if labels.shape != image.shape[:2]:
-                    raise ImageError(
-                        mask,
-                        f"mask is {labels.shape[0]}x{labels.shape[1]}, {path} is {image.shape[0]}x{image.shape[1]}",
-                        "give a mask of the image's size",
-                    )
-                instances = [(int(value), labels == value) for value in np.unique(labels) if value]
-            count = max([1, *(category for category, _ in instances)])
-            save_png(out / f"{path.stem}.png", extract_driver(image, instances, num_classes=count, config=drivers))
-        print(f"{len(images)} drivers in {out}")
-        return
-    project = open_project(config, overrides=override, save=False)
-    from defectory.pipeline.drawings import drawings_of
-    from defectory.pipeline.values import driver_maker, masks_of, tileset_of
-
-    tileset, drawings = tileset_of(project), drawings_of(project)
-    make = driver_maker(project, len(tileset.categories))
-    tiles = tileset.of(part)[:limit]
-    for tile in tiles:
-        image = load_rgb(project.path("tiles", tile.file_name)) if drawings is None else drawings.of(tile)
-        save_png(out / f"{tile.id}.png", make(image, masks_of(tile.instances), tile.valid_hw))
-    print(f"{len(tiles)} drivers in {out}")
-
-
-def tune(
-    config: ConfigOption = Path("project.toml"),
-    override: OverrideOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the constants that keep most of the surface's structure and do not tell which images had a defect, from train and pool tiles."""
-    from collections.abc import Iterator
-    from dataclasses import asdict
-
-    from defectory.cli.show import show_events, show_table
-    from defectory.drivers.tune import Candidate
-    from defectory.pipeline.driver_check import tune_drivers
-    from defectory.pipeline.stage import Event
-    from defectory.run import write_json
-
-    project = open_project(config, overrides=override)
-    found: list[Candidate] = []
-
-    def events() -> Iterator[Event]:
-        for event in tune_drivers(project):
-            if isinstance(event, list):
-                found.extend(event)
-            else:
-                yield event
-
-    _run_needed(project, "tiles")
-    show_events(events(), as_json=as_json)
-    path = project.path("tune", "drivers.json")
-    write_json(path, [{**asdict(c), "config": c.config.model_dump(mode="json")} for c in found])
-    best, present = found[0], next(c for c in found if c.config == project.config.drivers)
-    changed = {key: value for key, value in best.config.model_dump(mode="json").items() if value != getattr(project.config.drivers, key)}
-    if not as_json:
-        keys = [key for key in DRIVER_CONSTANTS if len({getattr(c.config, key) for c in found}) > 1]
-        shown = [("present", present), *((f"{rank}", c) for rank, c in enumerate(found[:NUM_CANDIDATES_SHOWN], start=1))]
-        show_table(
-            f"Drivers of kind {best.config.kind}: {len(found)} choices",
-            ("", *(key.removeprefix("threshold_") for key in keys), "explains", "leakage"),
-            [
-                (name, *(f"{getattr(c.config, key):g}" for key in keys), f"{c.reconstruction:.3f}",
-                 "" if c.leakage is None else f"{c.leakage.auc:.2f} ({c.leakage.interval[0]:.2f} to {c.leakage.interval[1]:.2f})")
-                for name, c in shown
-            ],
+    if sheet is not None:
+        raise ConfigError(
+            "option --sheet", f"{path} was not imported yet", f"run `defectory import {path} --out FOLDER` and check that folder"
+        )
+    raw = load(path, LoadOptions(skip_bad=True))
+    instances = [instance for image in raw.images for instance in image.instances]
+    per_class = Counter(instance.class_name for instance in instances)
+    images = Counter(name for image in raw.images for name in {instance.class_name for instance in image.instances})
+    sizes = Counter(f"{image.size_hw[0]} x {image.size_hw[1]}" for image in raw.images)
+    rejected = [f"{entry.id}: {entry.reason}" for entry in raw.rejected]
+    free = sum(image.is_defect_free for image in raw.images)
+    if as_json:
+        say_json(
+            {
+                "layout": raw.layout, "num_images": len(raw.images), "num_defect_free": free, "num_instances": len(instances),
+                "num_groups": len({image.group for image in raw.images}), "instances_per_class": {name: per_class[name] for name in raw.class_names},
+                "images_per_class": {name: images[name] for name in raw.class_names}, "sizes_hw": dict(sizes.most_common(8)),
+                "problems": rejected, "remarks": list(raw.remarks), "contact_sheet": None,
+            }
         )  # fmt: skip
-        print("explains: share of grey-level variance that the geometry tells; leakage: AUC of had-a-defect against had-none, .5 is none")
-        if best.leaks:
-            print("every choice leaks: check that labels cover the whole defect, and that drivers.defect_blind is on")
-        print(f"[drivers] of {config}: " + (", ".join(f"{key} = {value}" for key, value in changed.items()) or "stays as it is"))
-        print(f"all choices: {path}")
-
-
-def compare(
-    config: ConfigOption = Path("project.toml"),
-    override: OverrideOption = None,
-    num_tiles: Annotated[int, typer.Option("--tiles", min=1, help="Train tiles to show.")] = 6,
-    out: Annotated[Path, typer.Option("--out", help="Sheet to write.")] = Path("drivers.png"),
-) -> None:
-    """Show train tiles beside their drivers of every kind, geometry brightened so that it can be seen."""
-    from defectory.imageio import save_png
-    from defectory.pipeline.driver_check import compare_drivers
-
-    project = open_project(config, overrides=override)
-    _run_needed(project, "tiles")
-    save_png(out, compare_drivers(project, num_tiles=num_tiles))
-    print(out)
-
-
-@masks_app.callback()
-def _masks() -> None:
-    """Masks that synthesis may paint: those of train, an expert's, and new ones."""
-
-
-def review_masks(
-    config: ConfigOption = Path("project.toml"),
-    override: OverrideOption = None,
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("masks"),
-) -> None:
-    """Write the training masks as PNG files for an expert to correct or add to; `masks.expert` of the project file reads them back."""
-    from defectory.errors import OutputError
-    from defectory.pipeline.mask_check import review_masks as write
-
-    project = open_project(config, overrides=override)
-    if out.exists() and any(out.iterdir()):
-        raise OutputError(out, "is there already and may hold corrections", "give another folder (--out)")
-    _run_needed(project, "tiles")
-    print(f"{write(project, out)} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, add new ones, and set")
-    print(f'masks.expert = "{out}"')
-
-
-def preview_masks(
-    config: ConfigOption = Path("project.toml"),
-    override: OverrideOption = None,
-    per_class: Annotated[int, typer.Option("--per-class", min=1, help="Masks of each class.")] = 20,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    out: Annotated[Path, typer.Option("--out", help="Sheet to write.")] = Path("masks.png"),
-) -> None:
-    """Draw masks from the project's sources and look at them before anything is synthesized."""
-    from defectory.cli.show import show_table
-    from defectory.imageio import save_png
-    from defectory.pipeline.mask_preview import preview_masks as preview
-    from defectory.pipeline.mask_preview import summary_of
-
-    project = open_project(config, overrides=override)
-    _run_needed(project, "learn-masks" if project.config.masks.sources.diffusion > 0 else "tiles")
-    sheet, counts = preview(project, per_class=per_class, seed=seed)
-    save_png(out, sheet)
-    show_table("Masks", ("class", "drawn from"), summary_of(counts))
-    print(out)
-
-
-def _run_needed(project: Project, stage: str) -> None:
-    from defectory.cli.show import show_events
-    from defectory.pipeline.run import needed_for, run_project, stages_of
-
-    show_events(run_project(project, only=needed_for(stages_of(project), [stage])))
-
-
-DRIVER_CONSTANTS = ("grid_px", "threshold_block_px", "threshold_constant", "edge_high", "soft_sigma_px", "superpixel_px")
-NUM_CANDIDATES_SHOWN = 8
+        return
+    rows: list[tuple[str, object]] = [
+        ("layout", raw.layout),
+        ("images", f"{len(raw.images)} ({free} defect-free)"),
+        ("instances", len(instances)),
+        ("groups", len({image.group for image in raw.images})),
+        *((f"class {name}", _counts(per_class[name], images[name])) for name in raw.class_names),
+        *((f"size {size} (height x width)", f"{count} images") for size, count in sizes.most_common(8)),
+    ]
+    show_table(str(path), ("what", "found"), rows)
+    _say_some([f"bad: {line}" for line in rejected])
+    _say_some([f"remark: {line}" for line in raw.remarks])
+    bad = f"; {len(rejected)} bad entries, which import refuses without --skip-bad" if rejected else ""
+    say(f"{_counted(len(raw.remarks))}{bad}; not imported yet: `defectory import {path} --out FOLDER` also draws a contact sheet")
 
 
 def predict(
@@ -305,16 +265,19 @@ def predict(
             "--min-score",
             min=0,
             max=1,
-            help="Detections under this score are not drawn; default: the segmenter's own, chosen on validation.",
+            help="Detections with a lower score are not drawn. Default: the segmenter's own threshold, chosen on validation.",
         ),
     ] = None,
     device: DeviceOption = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on past images that cannot be read, and list them.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")] = False,
 ) -> None:
     """Find defects in images: COCO results and overlays."""
     from defectory.cli.prediction import predict_files
+    from defectory.cli.show import say
 
-    done, skipped = predict_files(images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad)
-    for line in skipped:
-        print(f"skipped {line}")
-    print(f"{done} images; {out / 'predictions.json'} and overlays in {out / 'overlays'}")
+    done = predict_files(images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad)
+    for line in done.skipped:
+        say(f"skipped {line}")
+    for line in done.remarks:
+        say(f"note: {line}")
+    say(f"{done.num_images} images; {out / 'predictions.json'} and overlays in {out / 'overlays'}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
+import traceback
 
 import typer
 
-from defectory.cli import data_verbs, project_verbs, tool_verbs
+from defectory.cli import data_verbs, driver_verbs, export_verb, project_verbs, run_verbs, tool_verbs
+from defectory.cli.failures import INTERRUPTED
 from defectory.memory import keep_freed_memory
 
 QUIET = {
@@ -42,25 +46,54 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
 
 
 project_verbs.register(app)
+export_verb.register(app)
+run_verbs.register(app)
 data_verbs.register(app)
+driver_verbs.register(app)
 tool_verbs.register(app)
 
 
 def main() -> None:
-    """Run the command line; exit with 0 done, 1 failed, 2 bad input, 130 interrupted (resumable)."""
+    """Run the command line; exit with 0 done, 1 failed, 2 bad input, 130 interrupted (resumable).
+
+    Whatever ends a command is one line on standard error; `DEFECTORY_DEBUG=1` adds the traceback.
+    """
     keep_freed_memory()
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    from defectory.errors import DefectoryError
-
+    make_streams_forgiving()
     try:
-        app()
-    except DefectoryError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except (Exception, KeyboardInterrupt) as error:
+        sys.exit(_told(error))
+    if isinstance(code, int) and code:
+        # typer turns Ctrl-C into an exit code
+        sys.exit(_told(KeyboardInterrupt()) if code == INTERRUPTED else code)
+
+
+def make_streams_forgiving() -> None:
+    """Let standard output and error write what their encoding lacks (ASCII, Windows code pages) as escapes instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _told(error: BaseException) -> int:
+    """Print what ended the command and return the exit code."""
+    from defectory.cli.failures import line_and_code, wants_traceback
+
+    if type(error).__name__ == "NoArgsIsHelpError":  # its help is printed already
+        return 2
+    if wants_traceback():
+        traceback.print_exception(error)
+    line, code = line_and_code(error)
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed or on a full disk
+        print(line, file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

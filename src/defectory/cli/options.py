@@ -21,7 +21,8 @@ DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, c
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, do nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
 
-RESERVED = ("DEFECTORY_BASES",)
+RESERVED = ("DEFECTORY_BASES", "DEFECTORY_DEBUG")
+"""Variables of our name that are no settings."""
 
 
 class Layers(TypedDict):
@@ -32,7 +33,7 @@ class Layers(TypedDict):
 
 
 def layers_of(overrides: list[str] | None, *, seed: int | None, device: str | None) -> Layers:
-    """Give what environment and command line set, as `resolve` takes it."""
+    """Return what environment and command line set, as `resolve` takes it."""
     wanted = list(overrides or [])
     wanted += [f"seed={seed}"] if seed is not None else []
     wanted += [f'device="{device}"'] if device is not None else []
@@ -56,15 +57,41 @@ def open_project(
     """
     from defectory import __version__
     from defectory.engine.base.known import is_known
+    from defectory.errors import ConfigError
     from defectory.pipeline.stage import Project
     from defectory.recipes.resolve import resolve
 
     resolved = resolve(project_file=file, preset=preset, **layers_of(overrides, seed=seed, device=device))
-    source = file.resolve().parent
-    base = resolved.config.base
-    if not is_known(base):
-        resolved = resolved.with_value("base", str(source / Path(base).expanduser()))
-    folder = source / resolved.config.out
+    try:
+        source = file.resolve().parent
+        base = resolved.config.base
+        if not is_known(base):
+            resolved = resolved.with_value("base", str(source / Path(base).expanduser()))
+        folder = source / resolved.config.out
+    except (OSError, RuntimeError, ValueError) as error:  # `~nobody`, a link to itself
+        raise ConfigError(file, f"names a path that cannot be looked up ({error})", "correct `base` or `out`") from None
     if save:
-        resolved.save(folder / "project.json", version=__version__)
+        from defectory.lock import run_lock
+        from defectory.pipeline.run import claim_run
+
+        if Path(resolved.config.base).is_dir():
+            from defectory.engine.base.verify import verify_layout
+
+            # of another family, or torn: told before anything is written; one that is not there at present may not be needed
+            verify_layout(Path(resolved.config.base))
+        claim_run(folder)
+        with run_lock(folder):
+            resolved.save(folder / "project.json", version=__version__)
     return Project(config=resolved.config, folder=folder, source_folder=source)
+
+
+def path_from_project(path: Path, project_file: Path) -> str:
+    """Return a path that a user gave from the current folder as it is written into a project file: from that file's folder on.
+
+    It is relative and has `/` on every system where both are on one drive, else absolute.
+    """
+    home = project_file.absolute().parent
+    try:
+        return Path(os.path.relpath(path.expanduser().absolute(), home)).as_posix()
+    except (ValueError, RuntimeError):  # another drive; a home folder that is not known
+        return path.absolute().as_posix()

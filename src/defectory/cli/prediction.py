@@ -3,54 +3,115 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    """How many images were predicted, why others were not, and what is worth a remark about how images were read."""
+
+    num_images: int
+    skipped: tuple[str, ...]
+    remarks: tuple[str, ...]
+
+
 def predict_files(
     images: list[Path], *, segmenter: Path, out: Path, min_score: float | None, device: str, skip_bad: bool
-) -> tuple[int, list[str]]:  # fmt: skip
-    """Predict image files, write `predictions.json` (images, categories, COCO results) and overlays.
+) -> Predicted:  # fmt: skip
+    """Predict image files, write `predictions.json` (COCO results), `images.json` (images, categories) and overlays.
+
+    Images are read as those that the segmenter was trained on, with the value range of their data set.
+
+    Args:
+        images: files of any name, and folders, of which files with an image suffix or without any suffix count. A file named twice counts once.
+        segmenter: folder of a trained segmenter.
+        out: folder, replaced as a whole where an earlier prediction made it.
+        min_score: weaker detections are not drawn; None takes the segmenter's own.
+        device: where to predict.
+        skip_bad: go on past images that cannot be read.
 
     Raises:
-        InputError: no images, an image that cannot be read (unless skipped), or not a segmenter.
+        InputError: no images, an image that cannot be read (where `skip_bad`: none can), or not a segmenter.
+        OutputError: `out` holds something that no prediction made.
     """
     from defectory.errors import ImageError
-    from defectory.imageio import load_rgb
+    from defectory.filenames import file_name_of
+    from defectory.folders import atomic_folder, require_replaceable
+    from defectory.formats.raw import Sieve
+    from defectory.imageio import load_image
     from defectory.run import write_json
     from defectory.segmentation.predict import coco_results, predict_images, write_overlay
-    from defectory.segmentation.training import load_segmenter, score_threshold_of
+    from defectory.segmentation.training import load_segmenter, score_threshold_of, value_range_of
 
-    files = list(_files(images))
+    files = _once(images)
     if not files:
         raise ImageError(", ".join(str(p) for p in images), "no images here", "give image files or folders that hold some")
+    require_replaceable(out, kind="predictions")
     model, categories, tiling = load_segmenter(segmenter, device)
+    value_range = value_range_of(segmenter)
     drawn_from = score_threshold_of(segmenter) if min_score is None else min_score
     records: list[dict[str, Any]] = []
     results: list[dict[str, object]] = []
-    skipped: list[str] = []
-    for image_id, path in enumerate(files, start=1):
+    sieve = Sieve(skip_bad)
+    with atomic_folder(out, kind="predictions") as folder:
+        for image_id, path in enumerate(files, start=1):
+            loaded = sieve.attempt(str(path), lambda path=path: load_image(path, value_range))
+            if loaded is None:
+                continue
+            for remark in loaded.remarks:
+                sieve.remark(remark, path)
+            image = loaded.rgb
+            found = next(iter(predict_images(model, [(image_id, image)], tiling)))
+            records.append({"id": image_id, "file_name": _as_text(path), "height": image.shape[0], "width": image.shape[1]})
+            results += coco_results(found)
+            write_overlay(
+                folder / "overlays" / f"{image_id:05d}_{file_name_of(path.stem)}.png", image, found, categories, min_score=drawn_from
+            )
+        if not records:
+            raise ImageError(f"none of {len(files)} images", f"can be read; the first: {sieve.rejected[0].reason}", "give other images")
+        write_json(folder / "predictions.json", results)
+        write_json(folder / "images.json", {"images": records, "categories": [{"id": c.id, "name": c.name} for c in categories]})
+    return Predicted(num_images=len(records), skipped=tuple(bad.reason for bad in sieve.rejected), remarks=sieve.remarks)
+
+
+def _once(paths: list[Path]) -> list[Path]:
+    """Return the files to predict in order, each once however it is named."""
+    seen: set[str] = set()
+    files: list[Path] = []
+    for path in _files(paths):
         try:
-            image = load_rgb(path)
-        except ImageError as error:
-            if not skip_bad:
-                raise
-            skipped.append(str(error))
-            continue
-        found = next(iter(predict_images(model, [(image_id, image)], tiling)))
-        records.append({"id": image_id, "file_name": str(path), "height": image.shape[0], "width": image.shape[1]})
-        results += coco_results(found)
-        write_overlay(out / "overlays" / f"{image_id:05d}_{path.stem}.png", image, found, categories, min_score=drawn_from)
-    write_json(out / "predictions.json", results)
-    write_json(out / "images.json", {"images": records, "categories": [{"id": c.id, "name": c.name} for c in categories]})
-    return len(records), skipped
+            same = str(path.resolve())
+        except (OSError, RuntimeError, ValueError):
+            # reading it says what is wrong
+            same = str(path)
+        if same not in seen:
+            seen.add(same)
+            files.append(path)
+    return files
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:
-    from defectory.imageio import IMAGE_SUFFIXES
+    from defectory.formats.raw import walk_files
+    from defectory.imageio import IMAGE_SUFFIXES, looks_like_image
 
     for path in paths:
-        if path.is_dir():
-            yield from sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-        else:
+        if not _is_folder(path):
             yield path
+            continue
+        for file in walk_files(path):
+            if file.suffix.lower() in IMAGE_SUFFIXES or (not file.suffix and looks_like_image(file)):
+                yield file
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _as_text(path: Path) -> str:
+    """Return a path as it was given; bytes that are no text in the file system's encoding are written as escapes, since JSON has none."""
+    return str(path).encode("utf-8", "backslashreplace").decode()

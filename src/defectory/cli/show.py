@@ -3,19 +3,45 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column, Table
+from rich.text import Text
+
+from defectory.terminal import printable
 
 if TYPE_CHECKING:
     from defectory.pipeline.stage import Event
 
 PLAIN_EVERY_S = 20.0
+MIN_COLUMN = 12
+MIN_COLUMN_OF_MANY = 18
+"""Columns of a table are at least this many characters wide, where their content is; in one of more than two columns, more."""
+
+
+def say(text: object) -> None:
+    """Print one line on standard output; the only way in which verbs print text, so that no name from data reaches the terminal raw."""
+    print(printable(text), flush=True)
+
+
+def say_json(value: object) -> None:
+    """Print a JSON-compatible value on one line of ASCII."""
+    print(json.dumps(value), flush=True)
 
 
 def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
@@ -26,11 +52,11 @@ def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
     """
     from defectory.errors import InterruptedRun
 
-    console = Console()
+    console = Console(highlight=False, markup=False, emoji=False)
     try:
         if as_json:
             for event in events:
-                print(json.dumps({"event": type(event).__name__, **asdict(event)}), flush=True)
+                say_json({"event": type(event).__name__, **asdict(event)})
         elif console.is_terminal:
             _show_bars(events, console)
         else:
@@ -40,13 +66,9 @@ def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
 
 
 def _show_bars(events: Iterable[Event], console: Console) -> None:
-    from defectory.pipeline.stage import StageEnded
+    from defectory.pipeline.stage import Notice, StageEnded
 
-    columns = (
-        TextColumn("[bold]{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn(),
-        TextColumn("ETA"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True) as progress:
+    with Progress(*_bar_columns(console.width), console=console, transient=True) as progress:
         bars: dict[str, tuple[TaskID, int]] = {}
         full: set[str] = set()
 
@@ -57,16 +79,37 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
         for event in events:
             if isinstance(event, StageEnded):
                 remove({event.stage})
-                console.print(_line(event), highlight=False, markup=False)
+                console.print(Text(printable(_line(event))), overflow="fold")
+                continue
+            if isinstance(event, Notice):
+                console.print(Text(printable(f"{event.stage}: {event.text}")), overflow="fold")
                 continue
             if event.stage not in bars or bars[event.stage][1] != event.total:
                 # stages run side by side have a bar each; a full one makes room for what comes after it
                 remove({event.stage} | full)
                 full.clear()
-                bars[event.stage] = progress.add_task(event.stage, total=event.total, note=""), event.total
-            progress.update(bars[event.stage][0], completed=event.done, note=event.note)
+                bars[event.stage] = progress.add_task(printable(event.stage), total=event.total, note=""), event.total
+            progress.update(bars[event.stage][0], completed=event.done, note=printable(event.note))
             if event.done >= event.total:
                 full.add(event.stage)
+
+
+def _bar_columns(width: int) -> list[ProgressColumn]:
+    """Return what a bar shows in a terminal of this many columns: name and count always, then time left, bar, time taken and note."""
+    # what a narrow terminal lacks room for is the name's end, never the count
+    name = Column(no_wrap=True, overflow="ellipsis", min_width=8, max_width=max(8, width - 24) if width < 80 else None)
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", style="bold", markup=False, table_column=name),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+    ]
+    if width >= MIN_COLUMN * 5:
+        columns.append(TimeRemainingColumn(table_column=Column(no_wrap=True)))
+    if width >= 80:
+        columns.insert(1, BarColumn(bar_width=24 if width >= 100 else 12))
+    if width >= 100:
+        columns.insert(3, TimeElapsedColumn(table_column=Column(no_wrap=True)))
+        columns.append(TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")))
+    return columns
 
 
 @dataclass
@@ -80,12 +123,15 @@ class _Told:
 
 
 def _show_lines(events: Iterable[Event]) -> None:
-    from defectory.pipeline.stage import StageEnded
+    from defectory.pipeline.stage import Notice, StageEnded
 
     told: dict[str, _Told] = {}
     for event in events:
         if isinstance(event, StageEnded):
-            print(_line(event), flush=True)
+            say(_line(event))
+            continue
+        if isinstance(event, Notice):
+            say(f"{event.stage}: {event.text}")
             continue
         now = time.monotonic()
         of = told.get(event.stage)
@@ -94,10 +140,8 @@ def _show_lines(events: Iterable[Event]) -> None:
         elif now - of.last_s >= PLAIN_EVERY_S:
             of.last_s = now
             left_s = (now - of.began_s) / max(1, event.done - of.first_done) * (event.total - event.done)
-            print(
-                f"  {event.stage} {event.done}/{event.total}, about {format_seconds(left_s)} left{', ' + event.note if event.note else ''}",
-                flush=True,
-            )
+            note = f", {event.note}" if event.note else ""
+            say(f"  {event.stage} {event.done}/{event.total}, about {format_seconds(left_s)} left{note}")
 
 
 def _line(event: Event) -> str:
@@ -109,7 +153,7 @@ def _line(event: Event) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Give a duration as people write it."""
+    """Return a duration as people write it."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -117,10 +161,38 @@ def format_seconds(seconds: float) -> str:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table."""
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console().print(table)
+    """Print a table; where the terminal is too narrow for its columns, each row is printed as a list of `column: value`."""
+    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    heads = [Text(printable(column)) for column in columns]
+    widths = [max([head.cell_len, *(row[index].cell_len for row in cells)]) for index, head in enumerate(heads)]
+    frame = 3 * len(columns) + 1
+    console = _console(natural_width=sum(widths) + frame)
+    least = sum(min(width, MIN_COLUMN if len(columns) <= 2 else MIN_COLUMN_OF_MANY) for width in widths) + frame
+    if least > console.width:
+        _show_rows(console, title, heads, cells)
+        return
+    table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", header_style="bold")
+    for index, head in enumerate(heads):
+        table.add_column(
+            head, justify="left" if index == 0 else "right", overflow="fold", min_width=min(widths[index], MIN_COLUMN if len(columns) <= 2 else MIN_COLUMN_OF_MANY), max_width=widths[index]
+        )  # fmt: skip
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _show_rows(console: Console, title: str, heads: Sequence[Text], cells: Sequence[Sequence[Text]]) -> None:
+    """Print a table row by row, for terminals that are too narrow for its columns."""
+    console.print(Text(printable(title), style="bold"), overflow="fold")
+    for row in cells:
+        console.print(Text.assemble("- ", row[0]) if row[0] else Text("-"), overflow="fold")
+        for head, cell in zip(heads[1:], row[1:], strict=True):
+            console.print(Text.assemble("  ", (head.plain, "bold"), ": ", cell), overflow="fold")
+
+
+def _console(*, natural_width: int) -> Console:
+    """Return a console; what goes into a file or a pipe is as wide as its content, so that no line of it is folded."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = max(console.width, natural_width)
+    return console

@@ -29,21 +29,22 @@ def _base() -> None:
 
 def list_bases() -> None:
     """List the bases known by name."""
-    from defectory.cli.show import show_table
+    from defectory.cli.show import say, show_table
     from defectory.engine.base.known import KNOWN_BASES
 
     show_table("Known bases", ("name", "tile px", "what", "licence"), [(b.name, b.tile_px, b.description, b.licence) for b in KNOWN_BASES])
-    print("Any other base: the path of a folder in Stable Diffusion layout.")
+    say("Any other base: the path of a folder in Stable Diffusion layout (1.x or 2.x).")
 
 
 def verify_base(name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base.")] = "embedded") -> None:
-    """Check that a base is whole: parts there, safetensors readable, digests as recorded."""
+    """Check that a base is whole and of a family that is supported: parts, safetensors, tokenizer, digests."""
+    from defectory.cli.show import say
     from defectory.engine.base.known import resolve_base
     from defectory.engine.base.verify import verify
 
     folder = resolve_base(name_or_path)
-    verify(folder)
-    print(f"{folder}: whole")
+    facts = verify(folder)
+    say(f"{folder}: whole; {facts.family}, tiles of {facts.tile_px} px, predicts {facts.prediction_type}")
 
 
 def score_base(
@@ -54,24 +55,31 @@ def score_base(
     ] = None,
 ) -> None:
     """Score a base on procedural images: does it draw the material and defect of a caption, and how close are samples to images?"""
-    from defectory.cli.show import show_events
+    from defectory.cli.show import say, show_events
     from defectory.engine.base.known import resolve_base
+    from defectory.folders import require_claimable
     from defectory.pipeline.pretrain import run_score, score_config
 
-    show_events(run_score(score_config(override or []), base=resolve_base(name_or_path), out=out))
-    print(f"{out / 'scores.json'}, {out / 'samples.png'}")
+    config, base = score_config(override or []), resolve_base(name_or_path)
+    require_claimable(out, kind="base-score")
+    require_outside(base, out)
+    show_events(run_score(config, base=base, out=out))
+    say(f"{out / 'scores.json'}, {out / 'samples.png'}")
 
 
 def show_world(out: Annotated[Path, typer.Option("--out", help="Folder for the sheets.")] = Path("world")) -> None:
     """Draw sheets of the procedural world that bases are trained on, and of the borescope demo that they are not."""
+    from defectory.cli.show import say
+    from defectory.folders import atomic_folder
     from defectory.imageio import save_jpeg
     from defectory.procedural.gallery import SHEETS, borescope_sheet, world_sheet
 
-    for name in SHEETS:
-        save_jpeg(out / f"{name}.jpg", world_sheet(name))
-        print(out / f"{name}.jpg")
-    save_jpeg(out / "borescope.jpg", borescope_sheet())
-    print(out / "borescope.jpg")
+    with atomic_folder(out, kind="world") as folder:
+        for name in SHEETS:
+            save_jpeg(folder / f"{name}.jpg", world_sheet(name))
+        save_jpeg(folder / "borescope.jpg", borescope_sheet())
+    for name in (*SHEETS, "borescope"):
+        say(out / f"{name}.jpg")
 
 
 def pretrain_base(
@@ -83,16 +91,20 @@ def pretrain_base(
     device: Annotated[
         str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; other than a CPU has larger batches and fewer steps.")
     ] = "cpu",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of corpus and training.")] = 0,
 ) -> None:
     """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network; and with it the
     encoder behind KID and the start of the light segmenter."""
-    from defectory.cli.show import show_events
+    from defectory.cli.show import say, show_events
+    from defectory.folders import require_claimable
     from defectory.pipeline.pretrain import pretrain_config, run_pretrain
 
     config = pretrain_config(override or [], device=device, seed=seed)
+    require_claimable(out, kind="pretrain")
+    if work is not None:
+        require_claimable(work, kind="pretrain-work")
     show_events(run_pretrain(config, out=out, work=work or out / "work"))
-    print(f'use it with `base = "{out / "base"}"` in a project file')
+    say(f'use it with `base = "{out / "base"}"` in a project file')
 
 
 def teach_base(
@@ -106,15 +118,31 @@ def teach_base(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
     """Teach a base one word of the procedural world; what it draws for other texts moves by a few percent (decision 044)."""
-    from defectory.cli.show import show_events
+    from defectory.cli.show import say, show_events
     from defectory.engine.base.known import resolve_base
+    from defectory.folders import require_claimable, require_replaceable
     from defectory.pipeline.pretrain import run_teach, word_config
 
-    config = word_config(word, override or [], device=device)
+    config, start = word_config(word, override or [], device=device), resolve_base(base)
+    require_replaceable(out, kind="base", sources=[start])
+    require_outside(start, out)
     work = work or out.with_name(f"{out.name}.work")
-    show_events(run_teach(config, base=resolve_base(base), out=out, work=work))
-    print(f"samples: {work / 'before.png'}, {work / 'after.png'}")
-    print(f'use it with `base = "{out}"` in a project file')
+    require_claimable(work, kind="pretrain-work")
+    show_events(run_teach(config, base=start, out=out, work=work))
+    say(f"samples: {work / 'before.png'}, {work / 'after.png'}")
+    say(f'use it with `base = "{out}"` in a project file')
+
+
+def require_outside(base: Path, out: Path) -> None:
+    """Refuse to write into a base folder that is only to be read.
+
+    Raises:
+        OutputError: `out` lies in it, or is it.
+    """
+    from defectory.errors import OutputError
+
+    if out.resolve().is_relative_to(base.resolve()):
+        raise OutputError(out, f"lies in the base {base}, which is only read", "give another folder")
 
 
 def doctor() -> None:

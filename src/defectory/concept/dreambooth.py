@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from defectory.artifacts.weights import Concept
 from defectory.concept.config import ConceptConfig
-from defectory.concept.prior import class_latents
+from defectory.concept.prior import CLASS_IMAGES, class_latents
 from defectory.engine.base.load import LoadedModels, load_base
 from defectory.engine.base.prompts import class_prompt, condition_prompt
 from defectory.engine.base.save import save_base_like
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare_variants
-from defectory.engine.training.checkpoint import clear_leftovers, remove_checkpoint
+from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
 from defectory.engine.training.embeddings import PromptEmbeddings
 from defectory.engine.training.events import Finished, TrainingEvent
@@ -28,6 +28,7 @@ from defectory.engine.training.held_out import held_out_batches, held_out_indice
 from defectory.engine.training.loop import train
 from defectory.engine.training.loss import Batch, Predict, denoising_errors
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
+from defectory.folders import remove_leftovers
 from defectory.run import digest_folder, digest_json
 
 
@@ -43,7 +44,7 @@ def learn_concept(
     held_out: Sequence[TrainingTile] = (),
     cache: Path | None = None,
 ) -> Iterator[TrainingEvent]:
-    """Teach a base the look of the user's parts; writes `base/`, `concept.json` and `log.jsonl` under `out`.
+    """Teach a base the look of the user's parts; writes `base/`, `concept.json`, `log.jsonl` and the class images' latents under `out`.
 
     Args:
         tiles: training tiles with and without defects; all of one size.
@@ -65,7 +66,7 @@ def learn_concept(
         StageError: the loss is not finite, or `out` cannot be written.
     """
     device, cache, training = torch.device(device), cache or out / "cache", config.training
-    clear_leftovers(out, names=("base", "concept.json", "log.jsonl"))
+    remove_leftovers(out)
     models = load_base(base, device)
     validation_tiles = [held_out[index] for index in held_out_indices(len(held_out))]
     check_tiles([*tiles, *validation_tiles], multiple_px=models.size_multiple_px)
@@ -178,6 +179,8 @@ def learn_concept(
         weights_digest=digest_folder(out / "base"),
     )
     concept.save(out / "concept.json")
+    if num_prior:
+        write_tensors(out / CLASS_IMAGES, {"latents": class_x})
     remove_checkpoint(out / "checkpoint")
     yield Finished(digest=concept.weights_digest)
 

@@ -8,18 +8,19 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler
-from safetensors.torch import load_file
 from torch import Tensor
 
 from defectory.engine.base.load import LoadedModels
 from defectory.engine.base.prompts import class_prompt
-from defectory.engine.training.checkpoint import write_tensors
+from defectory.engine.training.cache import read_cached, write_cached
 from defectory.engine.training.embeddings import PromptEmbeddings
 from defectory.engine.training.events import Preparing
 from defectory.engine.training.noise import NoiseSchedule, generator_of
 from defectory.run import digest_json
 
 PIXELS_PER_BATCH = 16 * 128 * 128
+CLASS_IMAGES = "class_images.safetensors"
+"""File of a concept's stage folder: the latents of the class images it was trained with."""
 
 
 def class_latents(
@@ -48,7 +49,7 @@ def class_latents(
         seed: of all noise.
         base_digest: of the base's folder.
         precision: `bf16` or `fp32`.
-        cache: folder; finished batches are kept in it by content.
+        cache: folder; finished batches are kept in it by content, and drawn again where they are damaged.
     """
     height, width = (side // models.latent_factor for side in size_hw)
     batch_size = max(1, PIXELS_PER_BATCH // (size_hw[0] * size_hw[1]))
@@ -56,15 +57,14 @@ def class_latents(
     for start in range(0, num_images, batch_size):
         indices = range(start, min(start + batch_size, num_images))
         content = [base_digest, class_noun, height, width, num_steps, seed, precision, indices.start, indices.stop]
-        path = cache / "class_images" / f"{digest_json(content)}.safetensors"
-        if path.is_file():
-            drawn = load_file(path)["latents"]
-        else:
-            shape = (models.latent_channels, height, width)
+        key = digest_json(content)
+        path, shape = cache / "class_images" / f"{key}.safetensors", (models.latent_channels, height, width)
+        stored = read_cached(path, key)
+        if stored is None or tuple(stored["latents"].shape) != (len(indices), *shape):
             generators = [generator_of(seed, "class image", index) for index in indices]
-            drawn = _ancestral(models, class_prompt(class_noun), shape, generators, num_steps, precision).half().cpu()
-            write_tensors(path, {"latents": drawn})
-        parts.append(drawn)
+            stored = {"latents": _ancestral(models, class_prompt(class_noun), shape, generators, num_steps, precision).half().cpu()}
+            write_cached(path, key, stored)
+        parts.append(stored["latents"])
         yield Preparing(what="class images", done=indices.stop, total=num_images)
     return torch.cat(parts)
 

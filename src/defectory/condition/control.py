@@ -21,7 +21,7 @@ from defectory.engine.base.save import save_model, save_pipeline
 from defectory.engine.tensors import drivers_to_tensor
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRecipe, prepare_variants
-from defectory.engine.training.checkpoint import clear_leftovers, remove_checkpoint
+from defectory.engine.training.checkpoint import remove_checkpoint
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
 from defectory.engine.training.embeddings import PromptEmbeddings
 from defectory.engine.training.events import Finished, TrainingEvent
@@ -30,7 +30,8 @@ from defectory.engine.training.loop import train
 from defectory.engine.training.loss import Batch, Predict, denoising_errors
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.errors import InputError, WeightsError
-from defectory.run import atomic_folder, digest_folder, digest_json
+from defectory.folders import atomic_folder, remove_leftovers
+from defectory.run import digest_folder, digest_json
 
 
 def learn_condition(
@@ -69,7 +70,7 @@ def learn_condition(
         StageError: the loss is not finite, or `out` cannot be written.
     """
     device, cache, training = torch.device(device), cache or out / "cache", config.training
-    clear_leftovers(out, names=("controlnet", "control.json", "log.jsonl"))
+    remove_leftovers(out)
     learned = Concept.load(concept / "concept.json")
     models = load_base(concept / "base", device)
     validation_tiles = [held_out[index] for index in held_out_indices(len(held_out))]
@@ -152,7 +153,7 @@ def learn_condition(
         log=out / "log.jsonl",
         held_out_loss=held_out_loss if validation else None,
     )
-    with atomic_folder(out / "controlnet") as folder:
+    with atomic_folder(out / "controlnet", kind="base") as folder:
         save_model(control, folder)
     result = Control(
         concept_digest=learned.weights_digest, driver_config_digest=driver_digest, weights_digest=digest_folder(out / "controlnet")

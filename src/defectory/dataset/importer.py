@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord
 from defectory.dataset.config import DataConfig
-from defectory.errors import AnnotationError, ConfigError
-from defectory.formats.coco import load_coco, save_coco
-from defectory.formats.masks import load_mask_folder
-from defectory.formats.raw import RawDataset, RawImage, Rejected, Sieve, checked_size_hw
-from defectory.formats.yolo import load_yolo
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.dataset.intake import Taken, take, without_copies
+from defectory.errors import AnnotationError, ConfigError, OutputError
+from defectory.folders import atomic_folder
+from defectory.formats.coco import save_coco
+from defectory.formats.lookup import images_in, shown
+from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Rejected, Sieve, checked_size_hw
+from defectory.formats.registry import load
+from defectory.imageio import measure_value_range, remarks_of
 from defectory.rle import area_px
-from defectory.run import atomic_folder, digest_file
+from defectory.terminal import printable
+
+MAX_SHOWN_LETTERS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +31,19 @@ class ImportResult:
     dataset: Dataset
     rejected: tuple[Rejected, ...]
 
+    @property
+    def layout(self) -> str:
+        """Return what the source was recognised as, for people."""
+        return self.dataset.layout
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Return what was noticed, one line each."""
+        return self.dataset.remarks
+
 
 def import_dataset(config: DataConfig, out: Path, *, base_folder: Path = Path()) -> ImportResult:
-    """Read an annotated data set and write it as one data set folder.
+    """Read an annotated data set and write it as one data set folder; the source is read as a whole before anything is written.
 
     Args:
         config: where and what; relative paths are taken from `base_folder`.
@@ -36,126 +51,196 @@ def import_dataset(config: DataConfig, out: Path, *, base_folder: Path = Path())
         base_folder: folder of the project file.
 
     Raises:
-        InputError: anything bad in it, unless `skip_bad`.
+        InputError: anything bad in it, unless `skip_bad`; or `out` is, or holds, what is to be read.
         StageError: `out` cannot be written.
     """
-    raw = _load(config, base_folder)
+    sources = _sources(config, base_folder)
+    _refuse_out(out, sources)
+    raw = _with_clean_names(_load(config, base_folder))
     sieve = Sieve(config.skip_bad, list(raw.rejected))
-    images = list(raw.images)
-    if config.defect_free is not None:
-        images += _defect_free(base_folder / config.defect_free, {image.file_name for image in images}, sieve)
-    images, names = _keep_classes(images, raw.class_names, config)
+    images, names = _keep_classes(raw, config)
+    asked = _defect_free(config, base_folder, {image.file_name for image in images}, sieve)
+    images = [*images, *asked]
     if not images:
         raise AnnotationError(config.path, "no usable image", "check the path and the classes")
-    categories = tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1))
-    id_of = {category.name: category.id for category in categories}
-    with atomic_folder(out) as folder:
-        records: list[ImageRecord] = []
-        for number, image in enumerate(images, start=1):
-            target = folder / "images" / image.file_name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(image.path, target)
-            instances = tuple(Instance(category_id=id_of[i.class_name], rle=i.rle, is_crowd=i.is_crowd) for i in image.instances)
-            records.append(
-                ImageRecord(
-                    id=number,
-                    file_name=image.file_name,
-                    size_hw=image.size_hw,
-                    sha256=digest_file(target),
-                    group=image.group,
-                    instances=instances,
-                )
-            )
-        dataset = Dataset(categories=categories, images=tuple(records))
-        save_coco(
-            folder / "annotations.json",
-            categories,
-            [(record.id, record.file_name, record.size_hw, {"group": record.group}) for record in records],
-            [(record.id, instance) for record in records for instance in record.instances],
+    for image in images:
+        for what in remarks_of(image.path):
+            sieve.remark(what, image.file_name)
+    value_range, range_remarks = measure_value_range([image.path for image in images])
+    digests: dict[str, str] = {}
+    with atomic_folder(out, kind="dataset", digests=digests, sources=sources) as folder:
+        taken = take(images, folder, digests)
+        kept = without_copies(taken, [image.path for image in asked], sieve, config.defect_free or config.path)
+        _remove(folder, {entry.file_name for entry in taken} - {entry.file_name for entry in kept}, digests)
+        categories = tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1))
+        dataset = Dataset(
+            categories=categories,
+            images=tuple(_records(kept, {category.name: category.id for category in categories})),
+            value_range=value_range,
+            layout=_plain(raw.layout),
+            remarks=tuple(map(_plain, (*raw.remarks, *sieve.remarks, *range_remarks, *_remarks_on(kept, raw.remarks)))),
         )
-        dataset.save(folder / MANIFEST)
-    return ImportResult(dataset=dataset, rejected=tuple(sieve.rejected))
+        _write(folder, dataset)
+    return ImportResult(dataset=dataset, rejected=tuple(Rejected(id=_plain(r.id), reason=_plain(r.reason)) for r in sieve.rejected))
 
 
-def detect_format(path: Path) -> str:
-    """Tell the format of a data set by its path: `coco`, `masks`, `yolo` or `defectory`.
+def _sources(config: DataConfig, base_folder: Path) -> list[Path]:
+    named = (config.path, config.image_root, config.defect_free, config.index, config.class_colours)
+    return [base_folder / name for name in named if name is not None]
 
-    Raises:
-        ConfigError: none of them.
-    """
-    if path.suffix.lower() == ".json":
-        return "coco"
-    if path.suffix.lower() in (".yaml", ".yml"):
-        return "yolo"
-    if path.suffix.lower() == ".csv":
-        return "masks"
-    if (path / MANIFEST).is_file():
-        return "defectory"
-    if (path / "data.yaml").is_file():
-        return "yolo"
-    if (path / "index.csv").is_file() or (path / "masks").is_dir():
-        return "masks"
-    if (path / "annotations.json").is_file():
-        return "coco"
-    if not path.exists():
-        raise ConfigError(path, "no such file or folder", "check data.path")
-    raise ConfigError(path, "no known data set layout", "give a COCO JSON, a mask folder or a YOLO data.yaml, or set data.format")
+
+def _refuse_out(out: Path, sources: Iterable[Path]) -> None:
+    """Refuse an output folder that is, or holds, anything that is read; one inside the source is fine."""
+    try:
+        where = out.resolve()
+        read = [(source, source.resolve(), source.is_dir()) for source in sources]
+    except (OSError, RuntimeError, ValueError) as error:
+        raise OutputError(printable(out), f"cannot be looked up ({error})", "give another folder") from None
+    for source, place, is_folder in read:
+        if place.is_relative_to(where):
+            what = "is the folder that is to be read" if place == where else f"holds {source}, which is to be read"
+            raise OutputError(out, what, "give a new folder for the data set")
+        if not is_folder and place.parent == where:
+            raise OutputError(out, f"is the folder of {source}, which is to be read", "give a new folder for the data set")
 
 
 def _load(config: DataConfig, base_folder: Path) -> RawDataset:
-    path = base_folder / config.path
-    kind = detect_format(path) if config.format == "auto" else config.format
-    root = None if config.image_root is None else base_folder / config.image_root
-    if kind in ("coco", "defectory"):
-        return load_coco(path / "annotations.json" if path.is_dir() else path, image_root=root, skip_bad=config.skip_bad)
-    if kind == "yolo":
-        return load_yolo(path / "data.yaml" if path.is_dir() else path, image_root=root, skip_bad=config.skip_bad)
-    index = None if config.index is None else base_folder / config.index
-    if path.suffix.lower() == ".csv":
-        path, index = path.parent, index or path
-    return load_mask_folder(path, index=index, image_root=root, min_area_px=config.min_area_px, skip_bad=config.skip_bad)
+    def place(name: str | None) -> Path | None:
+        return None if name is None else base_folder / name
+
+    options = LoadOptions(
+        image_root=place(config.image_root),
+        index=place(config.index),
+        min_area_px=config.min_area_px,
+        skip_bad=config.skip_bad,
+        follow_links=config.follow_links,
+        unlabelled=config.unlabelled,
+        mask_threshold=config.mask_threshold,
+        class_colours=place(config.class_colours),
+    )
+    name = "index-csv" if config.format == "auto" and config.index is not None else config.format
+    return load(base_folder / config.path, options, name=name)
 
 
-def _defect_free(folder: Path, taken: set[str], sieve: Sieve) -> list[RawImage]:
+def _with_clean_names(raw: RawDataset) -> RawDataset:
+    """Return the data set with class names without spaces at their ends; names that become equal are one class."""
+    sieve = Sieve(skip_bad=False)
+    clean: dict[str, str] = {}
+    for name in dict.fromkeys([*raw.class_names, *(i.class_name for image in raw.images for i in image.instances)]):
+        clean[name] = _plain(name).strip()
+        if clean[name] != name:
+            sieve.remark(f"class {_quoted(name)} is read as {_quoted(clean[name])}")
+    for name, count in Counter(clean.values()).items():
+        if count > 1:
+            sieve.remark(f"{count} classes are called {_quoted(name)} and become one")
+
+    def renamed(instance: RawInstance) -> RawInstance:
+        return replace(instance, class_name=clean[instance.class_name])
+
+    return replace(
+        raw,
+        class_names=tuple(dict.fromkeys(clean.values())),
+        images=tuple(replace(image, instances=tuple(map(renamed, image.instances))) for image in raw.images),
+        remarks=(*raw.remarks, *sieve.remarks),
+    )
+
+
+def _keep_classes(raw: RawDataset, config: DataConfig) -> tuple[list[RawImage], tuple[str, ...]]:
+    """Keep wanted classes and sizes; an image whose defects are all left out is left out, it is not defect-free."""
+    wanted = raw.class_names if config.classes is None else tuple(dict.fromkeys(name.strip() for name in config.classes))
+    unknown = sorted(set(wanted) - set(raw.class_names))
+    if unknown:
+        listed = ", ".join(map(printable, raw.class_names))
+        raise ConfigError("data.classes", f"{_quoted(unknown[0])} is not a class of the data set ({listed})", "correct the list")
+    kept: list[RawImage] = []
+    for image in raw.images:
+        instances = tuple(i for i in image.instances if i.class_name in wanted and area_px(i.rle) >= config.min_area_px)
+        if instances or image.is_defect_free:
+            kept.append(replace(image, instances=instances, group=_plain(image.group)))
+    return kept, wanted
+
+
+def _defect_free(config: DataConfig, base_folder: Path, taken: set[str], sieve: Sieve) -> list[RawImage]:
+    """Return the images of the folder that the import declares defect-free."""
+    if config.defect_free is None:
+        return []
+    folder = base_folder / config.defect_free
     if not folder.is_dir():
         raise ConfigError(folder, "no such folder of defect-free images", "check data.defect_free")
     images: list[RawImage] = []
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES):
-        name = path.relative_to(folder).as_posix()
-        size_hw = sieve.attempt(name, lambda path=path: checked_size_hw(path, None, path))
+    for path in images_in(folder, LoadOptions(follow_links=config.follow_links, skip_bad=config.skip_bad), sieve):
+        size_hw = sieve.attempt(shown(path, folder), lambda path=path: checked_size_hw(path, None, path))
         if size_hw is not None:
+            name = path.relative_to(folder).as_posix()
             unique = name if name not in taken else f"defect_free/{name}"
-            images.append(
-                RawImage(
-                    path=path,
-                    file_name=unique,
-                    size_hw=size_hw,
-                    group=Path(unique).with_suffix("").as_posix(),
-                    instances=(),
-                    is_defect_free=True,
-                )
-            )
+            group = _plain(Path(unique).with_suffix("").as_posix())
+            images.append(RawImage(path=path, file_name=unique, size_hw=size_hw, group=group, instances=(), is_defect_free=True))
+    if not images and not sieve.rejected:
+        raise ConfigError(folder, "no image in it", "check data.defect_free")
     return images
 
 
-def _keep_classes(images: list[RawImage], names: tuple[str, ...], config: DataConfig) -> tuple[list[RawImage], tuple[str, ...]]:
-    """Keep wanted classes and sizes; an image whose defects are all left out is left out, it is not defect-free."""
-    wanted = config.classes or names
-    unknown = sorted(set(wanted) - set(names))
-    if unknown:
-        raise ConfigError("data.classes", f"{unknown[0]!r} is not a class of the data set ({', '.join(names)})", "correct the list")
-    kept: list[RawImage] = []
-    for image in images:
-        instances = tuple(i for i in image.instances if i.class_name in wanted and area_px(i.rle) >= config.min_area_px)
-        if instances or image.is_defect_free:
-            kept.append(
-                RawImage(
-                    path=image.path,
-                    file_name=image.file_name,
-                    size_hw=image.size_hw,
-                    group=image.group,
-                    instances=instances,
-                    is_defect_free=image.is_defect_free,
-                )
-            )
-    return kept, tuple(wanted)
+def _remove(folder: Path, names: Iterable[str], digests: dict[str, str]) -> None:
+    """Remove images from the folder that is being made, and folders that are empty then."""
+    for name in sorted(names):
+        path = folder / "images" / name
+        path.unlink()
+        del digests[f"images/{name}"]
+        for parent in path.parents:
+            if parent == folder or next(parent.iterdir(), None) is not None:
+                break
+            parent.rmdir()
+
+
+def _records(kept: Sequence[Taken], id_of: Mapping[str, int]) -> Iterable[ImageRecord]:
+    for number, entry in enumerate(kept, start=1):
+        yield ImageRecord(
+            id=number,
+            file_name=entry.file_name,
+            size_hw=entry.image.size_hw,
+            sha256=entry.sha256,
+            group=entry.image.group,
+            instances=tuple(Instance(category_id=id_of[i.class_name], rle=i.rle, is_crowd=i.is_crowd) for i in entry.image.instances),
+            part=entry.image.part,
+        )
+
+
+def _remarks_on(kept: Sequence[Taken], said: Sequence[str]) -> list[str]:
+    """Return remarks on the data set as a whole: its own split, file names that were changed, nothing but crowd."""
+    remarks: list[str] = []
+    parts = Counter(entry.image.part for entry in kept if entry.image.part is not None)
+    if parts and not any("own split" in remark for remark in said):
+        counts = ", ".join(f"{part} {parts[part]}" for part in ("train", "val", "test") if parts[part])
+        remarks.append(f"the data brings its own split ({counts}); split.from_data = true keeps it")
+    renamed = [entry for entry in kept if entry.file_name != entry.image.file_name]
+    if renamed:
+        some = "1 image gets a file name" if len(renamed) == 1 else f"{len(renamed)} images get file names"
+        first = f"{printable(renamed[0].image.file_name)} -> {renamed[0].file_name}"
+        remarks.append(f"{some} that every system can hold ({'first: ' if len(renamed) > 1 else ''}{first})")
+    instances = [instance for entry in kept for instance in entry.image.instances]
+    if instances and all(instance.is_crowd for instance in instances):
+        remarks.append("every instance is a crowd region (iscrowd 1), from which nothing can be trained; correct iscrowd")
+    return remarks
+
+
+def _write(folder: Path, dataset: Dataset) -> None:
+    def extra(record: ImageRecord) -> dict[str, object]:
+        return {"group": record.group} if record.part is None else {"group": record.group, "part": record.part}
+
+    save_coco(
+        folder / "annotations.json",
+        dataset.categories,
+        [(record.id, record.file_name, record.size_hw, extra(record)) for record in dataset.images],
+        [(record.id, instance) for record in dataset.images for instance in record.instances],
+    )
+    dataset.save(folder / MANIFEST)
+
+
+def _plain(text: str) -> str:
+    """Return a text without half characters (lone surrogates), which no file can hold."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _quoted(name: str) -> str:
+    shown_name = printable(name[: MAX_SHOWN_LETTERS + 1])
+    return f"'{shown_name}'" if len(shown_name) <= MAX_SHOWN_LETTERS else f"'{shown_name[:MAX_SHOWN_LETTERS]}...'"

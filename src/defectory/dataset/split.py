@@ -1,115 +1,286 @@
-"""The frozen split: by group, near-duplicates together, val and fractions inside what is labelled."""
+"""The frozen split: by group, near-duplicates together, val and fractions inside what is labelled; or as the data set brings it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import imagehash
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
-from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
+from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.artifacts.split import Split
 from defectory.dataset.config import SplitConfig
+from defectory.dataset.descriptor import ImageDescriptor, describe_images
+from defectory.dataset.duplicates import DuplicatePair, Duplicates, find_duplicates
 from defectory.errors import ConfigError
-from defectory.imageio import load_rgb
 
-MIN_STD = 6.0
-"""Flatter images (grey levels) have a meaningless perceptual hash and are not compared."""
+MAX_TOLD = 20
+"""Pairs that a split lists; it gives the number of the rest."""
+MAX_NAMED = 3
+LARGE_SHARE = 0.2
+"""A group that near-duplicates make larger than this share of the images is worth a remark."""
+
+Groups = dict[str, list[ImageRecord]]
 
 
-def make_split(folder: Path, dataset: Dataset, config: SplitConfig) -> Split:
+@dataclass(frozen=True, kw_only=True)
+class _Merged:
+    """Groups after those that share near-duplicates became one: the root of each, and what was merged."""
+
+    root_of: dict[str, str]
+    num_merges: int
+    told: tuple[str, ...]
+
+
+def make_split(folder: Path, dataset: Dataset, config: SplitConfig, *, descriptors: Mapping[int, ImageDescriptor] | None = None) -> Split:
     """Split a data set into train, val, test and pool.
 
     Labelled groups are ordered once, classes interleaved; test takes its share from the end, so that it is the same
     for every fraction; a fraction is a prefix of the rest, so that 1% lies within 5% within 10%, and val is drawn
-    inside the fraction. Defect-free images of groups outside val and test form the pool.
+    inside the fraction. Defect-free images of groups outside val and test form the pool, but for copies of labelled images.
 
     Args:
         folder: data set folder.
         dataset: its value.
-        config: shares, seed, folds.
+        config: shares, seed, folds, or the parts that the data set brings.
+        descriptors: of its images, by id; None computes them.
 
     Raises:
-        ConfigError: too few groups for the parts asked for.
+        ConfigError: too few groups for the parts asked for, or parts asked for that the data set does not bring.
+        ImageError: an image cannot be read.
     """
-    root_of, moved = _merge_duplicates(folder, dataset, config.duplicate_distance)
-    groups: dict[str, list[ImageRecord]] = {}
+    if config.from_data:
+        _require_parts(dataset, config)
+    if descriptors is None:
+        descriptors = dict(describe_images(folder, dataset))
+    duplicates = find_duplicates(descriptors, threshold=config.duplicate_similarity)
+    remarks = _remarks(dataset, config, duplicates)
+    return (_given if config.from_data else _drawn)(dataset, config, duplicates, remarks)
+
+
+def _remarks(dataset: Dataset, config: SplitConfig, duplicates: Duplicates) -> list[str]:
+    remarks: list[str] = []
+    brought = Counter(record.part for record in dataset.images if record.part is not None)
+    if brought and not config.from_data:
+        told = ", ".join(f"{part} {brought[part]}" for part in ("train", "val", "test") if brought[part])
+        remarks.append(f"the data set brings a split of its own ({told} images); split.from_data = true keeps it")
+    if config.duplicate_distance is not None:
+        remarks.append("split.duplicate_distance is no longer used: split.duplicate_similarity took its place")
+    if duplicates.threshold > config.duplicate_similarity:
+        remarks.append(
+            f"images of this set are alike anyway (similarity {duplicates.typical_similarity:.2f} at random), "
+            f"so that copies count from {duplicates.threshold:.3f} on"
+        )
+    return remarks
+
+
+def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str]) -> Split:
+    merged = _merge(dataset, duplicates.pairs)
+    groups: Groups = {}
     for record in dataset.images:
-        groups.setdefault(root_of[record.group], []).append(record)
+        groups.setdefault(merged.root_of[record.group], []).append(record)
+    largest = max((len(records) for records in groups.values()), default=0)
+    if merged.num_merges and largest >= max(10, LARGE_SHARE * len(dataset.images)):
+        remarks.append(
+            f"near-duplicates and groups join {largest} of {len(dataset.images)} images; "
+            "if they show different parts, raise split.duplicate_similarity"
+        )
     labelled = {name: [r for r in records if not r.is_defect_free] for name, records in groups.items()}
     ordered = _interleave({name: records for name, records in labelled.items() if records}, config.seed)
     if len(ordered) < 3:
+        kept = f" after {merged.num_merges} merges of near-duplicates" if merged.num_merges else ""
         raise ConfigError(
-            "split", f"{len(ordered)} groups with defects, at least 3 needed", "label more images or give them groups of their own"
+            "split", f"{len(ordered)} groups with defects{kept}, at least 3 needed", "label more images or give them groups of their own"
         )
     test_groups, rest = _test_groups(ordered, labelled, config)
     val_share = config.val_share / (1 - config.test_share)
     chosen = _prefix(rest, labelled, config.fraction, val_share)
     val_groups, train_groups = _val_groups(chosen, labelled, val_share)
-    rng = np.random.default_rng([2, config.seed])
-    clean_only = [name for name in sorted(groups) if not labelled[name]]
-    clean_only = [clean_only[i] for i in rng.permutation(len(clean_only))]
-    num_test, num_val = round(len(clean_only) * config.test_share), round(len(clean_only) * config.val_share)
-    if config.folds is not None:
-        size = len(clean_only) / config.folds
-        low, high = round(size * config.fold), round(size * (config.fold + 1))
-        clean_test, clean_rest = clean_only[low:high], clean_only[:low] + clean_only[high:]
-    else:
-        clean_test, clean_rest = clean_only[:num_test], clean_only[num_test:]
-    held_out = set(test_groups) | set(clean_test)
-    val_names = set(val_groups) | set(clean_rest[:num_val])
-    unused = set(rest) - set(chosen)
-    pool: list[int] = []
-    left_out: list[int] = []
-    for name, records in groups.items():
-        clean = [r.id for r in records if r.is_defect_free]
-        if name in held_out or name in val_names:
-            left_out += clean
-        else:
-            pool += clean
-    test = [r.id for name in held_out for r in groups[name]]
-    val = [r.id for name in val_names for r in groups[name]]
-    train = [r.id for name in train_groups for r in labelled[name]]
-    assert not unused & (held_out | val_names)
+    clean_test, clean_val = _clean_groups([name for name in groups if not labelled[name]], config)
+    held_out, val_names = {*test_groups, *clean_test}, {*val_groups, *clean_val}
+    assert not set(train_groups) & (held_out | val_names)
+    pool, left_out = _pool(dataset, groups, held_out | val_names, duplicates.pairs, remarks)
     return Split(
         dataset_digest=dataset.digest(),
         seed=config.seed,
         fraction=config.fraction,
-        fold=config.fold if config.folds else None,
-        train=tuple(sorted(train)),
-        val=tuple(sorted(val)),
-        test=tuple(sorted(test)),
-        pool=tuple(sorted(pool)),
+        fold=None if config.folds is None else config.fold,
+        train=tuple(sorted(r.id for name in train_groups for r in labelled[name])),
+        val=tuple(sorted(r.id for name in val_names for r in groups[name])),
+        test=tuple(sorted(r.id for name in held_out for r in groups[name])),
+        pool=tuple(pool),
         pool_source="images" if pool else "train_crops",
-        moved_duplicates=tuple(moved),
-        left_out_of_pool=tuple(sorted(left_out)),
+        duplicate_threshold=duplicates.threshold,
+        num_merges=merged.num_merges,
+        moved_duplicates=merged.told,
+        left_out_of_pool=tuple(left_out),
+        remarks=tuple(remarks),
     )
 
 
-def _interleave(labelled: dict[str, list[ImageRecord]], seed: int) -> list[str]:
+def _clean_groups(names: Sequence[str], config: SplitConfig) -> tuple[list[str], list[str]]:
+    """Return groups without a defect for test and for val."""
+    ordered = sorted(names)
+    ordered = [ordered[i] for i in np.random.default_rng([2, config.seed]).permutation(len(ordered))]
+    num_val = round(len(ordered) * config.val_share)
+    if config.folds is not None:
+        size = len(ordered) / config.folds
+        low, high = round(size * config.fold), round(size * (config.fold + 1))
+        return ordered[low:high], (ordered[:low] + ordered[high:])[:num_val]
+    num_test = round(len(ordered) * config.test_share)
+    return ordered[:num_test], ordered[num_test : num_test + num_val]
+
+
+def _pool(
+    dataset: Dataset, groups: Groups, held_out: set[str], pairs: Sequence[DuplicatePair], remarks: list[str]
+) -> tuple[list[int], list[int]]:
+    """Return the ids of defect-free images in the pool, and of those left out because they are copies of images with defects."""
+    unsafe = _copies_of_labelled(dataset, pairs)
+    pool: list[int] = []
+    copies: list[int] = []
+    for name, records in groups.items():
+        clean = [record.id for record in records if record.is_defect_free]
+        if name in held_out:
+            continue
+        copies += [image_id for image_id in clean if image_id in unsafe]
+        pool += [image_id for image_id in clean if image_id not in unsafe]
+    _tell_copies(dataset, copies, remarks)
+    return sorted(pool), sorted(copies)
+
+
+def _copies_of_labelled(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> set[int]:
+    """Return ids of defect-free images that are copies of an image with defects: what the label says of one is wrong of the other."""
+    found: set[int] = set()
+    for pair in pairs:
+        first, second = dataset.image(pair.first), dataset.image(pair.second)
+        if first.is_defect_free != second.is_defect_free:
+            found.add(first.id if first.is_defect_free else second.id)
+    return found
+
+
+def _tell_copies(dataset: Dataset, copies: Sequence[int], remarks: list[str]) -> None:
+    if copies:
+        remarks.append(
+            f"{len(copies)} defect-free images are copies of images with defects and were left out of the pool ({_named(dataset, copies)})"
+        )
+
+
+def _named(dataset: Dataset, ids: Sequence[int]) -> str:
+    names = ", ".join(dataset.image(image_id).file_name for image_id in ids[:MAX_NAMED])
+    return names + (", ..." if len(ids) > MAX_NAMED else "")
+
+
+def _require_parts(dataset: Dataset, config: SplitConfig) -> None:
+    brought = Counter(record.part for record in dataset.images if record.part is not None)
+    missing = [part for part in ("train", "val", "test") if not brought[part]]
+    if missing:
+        told = "brings no split" if not brought else f"brings no {' and no '.join(missing)} part"
+        raise ConfigError("split.from_data", f"the data set {told}", "set split.from_data = false, so that a split is drawn by group")
+    if config.folds is not None:
+        raise ConfigError("split.from_data", "is set together with split.folds", "leave one of them out")
+
+
+def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str]) -> Split:
+    """Keep the parts that the data set brings; train loses copies of val and test, val those of test, test none."""
+    ids: dict[str | None, list[int]] = {}
+    for record in dataset.images:
+        # images from elsewhere, a folder of defect-free ones for example, can only serve training
+        part = "train" if record.part is None and record.is_defect_free else record.part
+        ids.setdefault(part, []).append(record.id)
+    if None in ids:
+        remarks.append(f"{len(ids[None])} images with defects are in no part of the data set's split and are not used")
+    copies = _copies_between(ids, duplicates.pairs)
+    for part, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        crossing = copies[part, other]
+        if crossing:
+            remarks.append(
+                f"{len(crossing)} images of {part} are copies of images of {other} and are left out of {part} ({_named(dataset, crossing)})"
+            )
+    val = [image_id for image_id in ids["val"] if image_id not in copies["val", "test"]]
+    dropped = {*copies["train", "val"], *copies["train", "test"]}
+    train = [image_id for image_id in ids["train"] if image_id not in dropped]
+    straddling = _straddling(dataset, {"train": train, "val": val, "test": ids["test"]})
+    if straddling:
+        remarks.append(f"{len(straddling)} groups are in several parts of the data set's split ({', '.join(straddling[:MAX_NAMED])})")
+    labelled: Groups = {}
+    for image_id in train:
+        record = dataset.image(image_id)
+        if not record.is_defect_free:
+            labelled.setdefault(record.group, []).append(record)
+    if not labelled or not any(dataset.image(image_id).instances for image_id in val):
+        part = "val" if labelled else "train"
+        raise ConfigError(
+            "split.from_data", f"no image with a defect is left in {part}", "set split.from_data = false, so that a split is drawn by group"
+        )
+    chosen = _shortest(_interleave(labelled, config.seed), labelled, config.fraction)
+    unsafe = _copies_of_labelled(dataset, duplicates.pairs)
+    clean = [image_id for image_id in train if dataset.image(image_id).is_defect_free]
+    left_out = [image_id for image_id in clean if image_id in unsafe]
+    _tell_copies(dataset, left_out, remarks)
+    pool = [image_id for image_id in clean if image_id not in unsafe]
+    return Split(
+        dataset_digest=dataset.digest(),
+        seed=config.seed,
+        fraction=config.fraction,
+        source="data",
+        train=tuple(sorted(record.id for name in chosen for record in labelled[name])),
+        val=tuple(sorted(val)),
+        test=tuple(sorted(ids["test"])),
+        pool=tuple(sorted(pool)),
+        pool_source="images" if pool else "train_crops",
+        duplicate_threshold=duplicates.threshold,
+        left_out_of_pool=tuple(sorted(left_out)),
+        remarks=tuple(remarks),
+    )
+
+
+def _copies_between(ids: Mapping[str | None, Sequence[int]], pairs: Sequence[DuplicatePair]) -> dict[tuple[str, str], list[int]]:
+    """Return for train and val, train and test, val and test the ids of the former that are copies of images of the latter."""
+    part_of = {image_id: part for part, members in ids.items() for image_id in members}
+    found: dict[tuple[str, str], set[int]] = {("train", "val"): set(), ("train", "test"): set(), ("val", "test"): set()}
+    for pair in pairs:
+        for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            key = (part_of[one] or "", part_of[other] or "")
+            if key in found:
+                found[key].add(one)
+    return {key: sorted(members) for key, members in found.items()}
+
+
+def _straddling(dataset: Dataset, parts: Mapping[str, Sequence[int]]) -> list[str]:
+    seen: dict[str, set[str]] = {}
+    for part, ids in parts.items():
+        for image_id in ids:
+            seen.setdefault(dataset.image(image_id).group, set()).add(part)
+    return sorted(group for group, within in seen.items() if len(within) > 1)
+
+
+def _interleave(labelled: Mapping[str, Sequence[ImageRecord]], seed: int) -> list[str]:
     """Order groups so that every prefix holds all classes in the data's own shares as nearly as can be."""
     rng = np.random.default_rng([1, seed])
     names = sorted(labelled)
     names = [names[i] for i in rng.permutation(len(names))]
     content = {name: Counter(i.category_id for r in labelled[name] for i in r.instances) for name in names}
     total = sum(content.values(), Counter[int]())
+    queues = {c: deque(name for name in names if content[name][c]) for c in total}
     have: Counter[int] = Counter()
+    used: set[str] = set()
     ordered: list[str] = []
-    while names:
+    while len(ordered) < len(names):
+        for queue in queues.values():
+            while queue and queue[0] in used:
+                queue.popleft()
         # the class furthest behind its share comes next, the rarest first
-        behind = min((c for c in total if any(content[n][c] for n in names)), key=lambda c: (have[c] / total[c], total[c]))
-        best = next(name for name in names if content[name][behind])
-        names.remove(best)
+        behind = min((c for c in total if queues[c]), key=lambda c: (have[c] / total[c], total[c]))
+        best = queues[behind].popleft()
+        used.add(best)
         ordered.append(best)
         have += content[best]
     return ordered
 
 
-def _test_groups(ordered: list[str], labelled: dict[str, list[ImageRecord]], config: SplitConfig) -> tuple[list[str], list[str]]:
+def _test_groups(ordered: list[str], labelled: Mapping[str, Sequence[ImageRecord]], config: SplitConfig) -> tuple[list[str], list[str]]:
     if config.folds is not None:
         if config.fold >= config.folds or config.folds > len(ordered):
             raise ConfigError(
@@ -124,39 +295,58 @@ def _test_groups(ordered: list[str], labelled: dict[str, list[ImageRecord]], con
                 break
             test.append(name)
             count += len(labelled[name])
-    return test, [name for name in ordered if name not in set(test)]
+    taken = set(test)
+    return test, [name for name in ordered if name not in taken]
 
 
 def _spread(ordered: list[str], share: float) -> list[str]:
-    """Give groups from evenly spread places of an interleaved order first, so that a part holds every class."""
+    """Return groups from evenly spread places of an interleaved order first, so that a part holds every class."""
     step = max(2, round(1 / share))
     return [ordered[i] for offset in range(step) for i in range(step - 1 - offset, len(ordered), step)]
 
 
-def _prefix(rest: list[str], labelled: dict[str, list[ImageRecord]], fraction: float, val_share: float) -> list[str]:
-    """Give the shortest prefix that holds the fraction of images and, once val is drawn from it, every class there is in train."""
+def _prefix(rest: list[str], labelled: Mapping[str, Sequence[ImageRecord]], fraction: float, val_share: float) -> list[str]:
+    """Return the shortest prefix that holds the fraction of images and, once val is drawn from it, every class there is in train."""
     total = sum(len(labelled[name]) for name in rest)
-    available = {i.category_id for name in rest for r in labelled[name] for i in r.instances}
+    available = _classes(rest, labelled)
     chosen: list[str] = []
     count = 0
     for name in rest:
         if count >= fraction * total - 1e-9 and len(chosen) >= 2:
             train = _val_groups(chosen, labelled, val_share)[1]
-            if available <= {i.category_id for n in train for r in labelled[n] for i in r.instances}:
+            if available <= _classes(train, labelled):
                 break
         chosen.append(name)
         count += len(labelled[name])
     return chosen
 
 
-def _val_groups(chosen: list[str], labelled: dict[str, list[ImageRecord]], share: float) -> tuple[list[str], list[str]]:
+def _shortest(ordered: list[str], labelled: Mapping[str, Sequence[ImageRecord]], fraction: float) -> list[str]:
+    """Return the shortest prefix that holds the fraction of images and every class there is."""
+    total, available = sum(len(labelled[name]) for name in ordered), _classes(ordered, labelled)
+    chosen: list[str] = []
+    count, seen = 0, set[int]()
+    for name in ordered:
+        if count >= fraction * total - 1e-9 and chosen and available <= seen:
+            break
+        chosen.append(name)
+        count += len(labelled[name])
+        seen |= _classes([name], labelled)
+    return chosen
+
+
+def _classes(names: Sequence[str], labelled: Mapping[str, Sequence[ImageRecord]]) -> set[int]:
+    return {i.category_id for name in names for r in labelled[name] for i in r.instances}
+
+
+def _val_groups(chosen: list[str], labelled: Mapping[str, Sequence[ImageRecord]], share: float) -> tuple[list[str], list[str]]:
     """Draw val inside the fraction, never the last training instance of a class; one nested rule for every fraction."""
     step = max(2, round(1 / share))
     val = [name for index, name in enumerate(chosen) if index % step == step - 1]
-    train = [name for name in chosen if name not in set(val)]
-    have = {i.category_id for name in train for r in labelled[name] for i in r.instances}
+    train = [name for index, name in enumerate(chosen) if index % step != step - 1]
+    have = _classes(train, labelled)
     for name in list(val):
-        missing = {i.category_id for r in labelled[name] for i in r.instances} - have
+        missing = _classes([name], labelled) - have
         if missing and len(val) > 1:
             val.remove(name)
             train.append(name)
@@ -164,46 +354,35 @@ def _val_groups(chosen: list[str], labelled: dict[str, list[ImageRecord]], share
     if not val:
         # the last group doubles no other: a class may then be left to val alone only where there is a single group of it
         spare = next(
-            (n for n in reversed(train) if {i.category_id for r in labelled[n] for i in r.instances} <= _others(train, n, labelled)),
+            (n for n in reversed(train) if _classes([n], labelled) <= _classes([other for other in train if other != n], labelled)),
             train[-1],
         )
         val, train = [spare], [name for name in train if name != spare]
     return val, train
 
 
-def _others(train: list[str], left: str, labelled: dict[str, list[ImageRecord]]) -> set[int]:
-    return {i.category_id for name in train if name != left for r in labelled[name] for i in r.instances}
-
-
-def _merge_duplicates(folder: Path, dataset: Dataset, distance: int) -> tuple[dict[str, str], list[str]]:
-    """Give each group's root after merging groups that share near-duplicates, and what was merged."""
+def _merge(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> _Merged:
+    """Merge groups that share near-duplicates."""
     parent = {record.group: record.group for record in dataset.images}
 
     def root(name: str) -> str:
         while parent[name] != name:
+            parent[name] = parent[parent[name]]
             name = parent[name]
         return name
 
-    hashes, indices = _hashes(folder, dataset.images)
-    moved: list[str] = []
-    for first in range(len(hashes)):
-        near = np.flatnonzero((hashes[first + 1 :] != hashes[first]).sum(axis=1) <= distance) + first + 1
-        for second in near.tolist():
-            a, b = dataset.images[indices[first]], dataset.images[indices[second]]
-            if root(a.group) != root(b.group):
-                moved.append(f"{a.file_name} and {b.file_name}: near-duplicates, groups {a.group} and {b.group} kept together")
-                parent[root(b.group)] = root(a.group)
-    return {name: root(name) for name in parent}, moved
-
-
-def _hashes(folder: Path, records: Sequence[ImageRecord]) -> tuple[NDArray[np.bool_], list[int]]:
-    """Give a 256-bit perceptual hash per image that is not flat; the distance counts bits of 256, a stricter test than of 64."""
-    rows: list[NDArray[np.bool_]] = []
-    indices: list[int] = []
-    for index, record in enumerate(records):
-        image = load_rgb(image_path(folder, record))
-        if image.std() < MIN_STD:
-            continue
-        rows.append(np.asarray(imagehash.phash(Image.fromarray(image), hash_size=16).hash).reshape(-1))
-        indices.append(index)
-    return (np.stack(rows) if rows else np.zeros((0, 256), bool)), indices
+    told: list[str] = []
+    num_merges = 0
+    for pair in pairs:
+        first, second = dataset.image(pair.first), dataset.image(pair.second)
+        if root(first.group) != root(second.group):
+            num_merges += 1
+            parent[root(second.group)] = root(first.group)
+            if len(told) < MAX_TOLD:
+                told.append(
+                    f"{first.file_name} and {second.file_name}: near-duplicates ({pair.similarity:.2f}), "
+                    f"groups {first.group} and {second.group} kept together"
+                )
+    if num_merges > MAX_TOLD:
+        told.append(f"and {num_merges - MAX_TOLD} more")
+    return _Merged(root_of={name: root(name) for name in parent}, num_merges=num_merges, told=tuple(told))

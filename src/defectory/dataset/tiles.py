@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -14,10 +15,12 @@ from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Part, Tile, TileInstance, TileSet, Tiling
 from defectory.dataset.config import TilingConfig
-from defectory.geometry import THIN_PX, resize_mask, width_px
-from defectory.imageio import load_rgb, save_png
-from defectory.rle import box_xyxy, decode, encode
-from defectory.run import atomic_folder
+from defectory.dataset.tile_plan import Cut, Patch, patches_of, plan_cuts, scaled_size_hw
+from defectory.errors import ConfigError, ImageError, StageError
+from defectory.folders import atomic_folder
+from defectory.geometry import THIN_PX, is_thinner
+from defectory.imageio import MAX_PIXELS, ValueRange, load_rgb, save_png
+from defectory.rle import Rle, box_of, decode_crop, encode_crop
 
 FRAME_MIN_SCALE = 0.6
 """Whole images are used as frames where they fit a tile at this scale or above."""
@@ -27,8 +30,19 @@ THIN_SHARE = 0.2
 """Where more than this share of the instances would be thin in a frame, images are cut at native detail."""
 SLIVER_SHARE = 0.25
 """A cut instance with less than this share of its area in the tile is no instance of it."""
+_MIN_AREA_PX = 4
+_ALWAYS_KEPT_PX = 200
+"""A cut instance of this area is kept, however small a share of the whole it is."""
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CutProgress:
+    """`done` of `total` images are cut."""
+
+    done: int
+    total: int
 
 
 def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px: int) -> Tiling:
@@ -42,19 +56,28 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
         split: only train is looked at.
         config: what the user fixed.
         tile_px: side of a tile, pixels; the configured one wins.
+
+    Raises:
+        StageError: train is empty.
+        ConfigError: the configured scale makes images too large.
     """
     side = config.tile_px or tile_px
     records = [dataset.image(i) for i in split.train]
+    if not records:
+        raise StageError(
+            "the training part of the split holds no image; add labelled images, or lower split.val_share and split.test_share"
+        )
     long_image = float(np.median([max(record.size_hw) for record in records]))
-    masks = [decode(instance.rle) for record in records for instance in record.instances]
-    sizes = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in map(box_xyxy, masks)]
+    boxes = [box_of(instance.rle) for record in records for instance in record.instances]
+    sizes = [max(x1 - x0, y1 - y0) for x0, y0, x1, y1 in boxes]
     long_defect = float(np.quantile(sizes, 0.9)) if sizes else 0.0
     mode = config.mode
     frame_scale = side / long_image
     fits = frame_scale >= FRAME_MIN_SCALE
     large = long_defect > 1.5 * side
-    thin_share = float(np.mean([width_px(mask) * frame_scale < THIN_PX for mask in masks])) if masks else 0.0
-    blurs = frame_scale < NATIVE_SCALE and thin_share > THIN_SHARE
+    # measured only where it decides: it takes a look at every mask
+    thin_share = _thin_share(records, frame_scale) if fits and frame_scale < NATIVE_SCALE else 0.0
+    blurs = thin_share > THIN_SHARE
     cropped = split.pool_source == "train_crops"
     if mode == "auto":
         # no whole image is defect-free then, and frames would leave the pool empty
@@ -70,20 +93,29 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
         scale = config.scale or 1.0
         why = (
             f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} px at scale {scale:.2f}"
-            + (
-                f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame"
-                if fits and blurs and not cropped
-                else ""
-            )
+            + (f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame" if blurs and not cropped else "")
             + (", since no image is defect-free" if cropped else "")
         )
+        largest = max(dataset.images, key=lambda record: record.size_hw[0] * record.size_hw[1])
+        if largest.size_hw[0] * largest.size_hw[1] * scale**2 > MAX_PIXELS:
+            found = f"is {scale:g}, which makes {largest.file_name} larger than {MAX_PIXELS / 1e6:.0f} million pixels"
+            raise ConfigError("tiling.scale", found, "give a smaller scale")
     return Tiling(mode=mode, tile_px=side, scale=round(scale, 4), reason=why)
+
+
+def _thin_share(records: Sequence[ImageRecord], scale: float) -> float:
+    """Return the share of the instances that are thin at a scale; one mask is in memory at a time."""
+    rles = [instance.rle for record in records for instance in record.instances]
+    return float(np.mean([is_thinner(decode_crop(rle)[0], THIN_PX / scale) for rle in rles])) if rles else 0.0
 
 
 def cut_tiles(
     folder: Path, dataset: Dataset, split: Split, tiling: Tiling, *, parts: Sequence[Part], out: Path, config: TilingConfig, seed: int
-) -> TileSet:
-    """Cut the tiles of some parts of a split and write them with their tile set.
+) -> Generator[CutProgress, None, TileSet]:
+    """Cut the tiles of some parts of a split and write them with their tile set, which is the generator's value.
+
+    Which tiles there are is known before any image is read. Every image is read once, and one image and one of its masks are in
+    memory at a time.
 
     Args:
         folder: data set folder.
@@ -94,22 +126,40 @@ def cut_tiles(
         out: folder, replaced as a whole: `tileset.json` and `images/`.
         config: limits.
         seed: of the tiles' places.
+
+    Yields:
+        Progress after every image.
+
+    Raises:
+        ImageError: an image cannot be read, or is of another size than at import.
+        OutputError: `out` cannot be written.
     """
-    ids = {"train": split.train, "pool": split.pool, "val": split.val, "test": split.test}
-    with atomic_folder(out) as target:
-        tiles: list[Tile] = []
-        for part in parts:
-            for image_id in ids[part]:
-                tiles += _cut_image(folder, dataset.image(image_id), part, tiling, config, target, seed)
-            if part == "pool" and split.pool_source == "train_crops":
-                for image_id in split.train:
-                    tiles += _cut_image(folder, dataset.image(image_id), "pool", tiling, config, target, seed)
-        tiles = _limit_pool(tiles, config.max_pool_tiles, target)
-        training = [tile.image_id for tile in tiles if tile.part in ("train", "pool")]
-        split.require_training_ids(training, stage="tiles")
-        result = TileSet(tiling=tiling, categories=dataset.categories, split_digest=split.digest(), tiles=tuple(tiles))
+    cuts = plan_cuts(dataset, split, tiling, parts=parts, config=config, seed=seed)
+    split.require_training_ids([cut.record.id for cut in cuts if cut.part in ("train", "pool")], stage="tiles")
+    of_image: dict[int, list[int]] = {}
+    for place, cut in enumerate(cuts):
+        if cut.corners:
+            of_image.setdefault(cut.record.id, []).append(place)
+    tiles_of: list[list[Tile]] = [[] for _ in cuts]
+    with atomic_folder(out, kind="dataset") as target:
+        for done, places in enumerate(of_image.values(), start=1):
+            image = _scaled_image(folder, cuts[places[0]].record, tiling, dataset.value_range)
+            for place in places:
+                tiles_of[place] = _cut_image(image, cuts[place], tiling, target)
+            yield CutProgress(done=done, total=len(of_image))
+        tiles = tuple(tile for some in tiles_of for tile in some)
+        result = TileSet(tiling=tiling, categories=dataset.categories, split_digest=split.digest(), tiles=tiles)
         result.save(target / "tileset.json")
     return result
+
+
+def finished(cutting: Generator[CutProgress, None, TileSet]) -> TileSet:
+    """Run `cut_tiles` to its end and return the tile set."""
+    while True:
+        try:
+            next(cutting)
+        except StopIteration as end:
+            return end.value
 
 
 def frame_image(image: Image, tiling: Tiling) -> tuple[Image, tuple[int, int]]:
@@ -130,77 +180,6 @@ def resize_image(image: Image, size_hw: tuple[int, int]) -> Image:
     return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC).astype(np.uint8)
 
 
-def _cut_image(folder: Path, record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, target: Path, seed: int) -> list[Tile]:
-    image = load_rgb(image_path(folder, record))
-    masks = [decode(i.rle) for i in record.instances]
-    if tiling.mode == "frame":
-        if part == "pool" and masks:
-            return []
-        square, valid_hw = frame_image(image, tiling)
-        scaled = [
-            _seen(source, number, _padded(resize_mask(mask, valid_hw), tiling.tile_px))
-            for number, (source, mask) in enumerate(zip(record.instances, masks, strict=True))
-        ]
-        return [
-            _write(record, part, 0, square, scaled, (0.0, 0.0), min(tiling.scale, tiling.tile_px / max(record.size_hw)), valid_hw, target)
-        ]
-    size_hw = (max(1, round(image.shape[0] * tiling.scale)), max(1, round(image.shape[1] * tiling.scale)))
-    image = resize_image(image, size_hw)
-    masks = [resize_mask(mask, size_hw) for mask in masks]
-    any_defect = np.any(masks, axis=0) if masks else np.zeros(size_hw, bool)
-    rng = np.random.default_rng([3, seed, record.id])
-    corners: list[tuple[int, int]] = []
-    if part != "pool":
-        for mask in masks:
-            corners += [_corner_around(mask, size_hw, tiling.tile_px, rng) for _ in range(config.tiles_per_instance)]
-    if not masks or part in ("pool", "test", "val"):
-        corners += [c for c in _grid(size_hw, tiling.tile_px) if not _window(any_defect, c, tiling.tile_px).any()]
-    tiles: list[Tile] = []
-    for number, corner in enumerate(dict.fromkeys(corners)):
-        square, valid_hw = cut_window(image, corner, tiling.tile_px)
-        kept: list[TileInstance] = []
-        for index, (source, mask) in enumerate(zip(record.instances, masks, strict=True)):
-            cut = _padded(_window(mask, corner, tiling.tile_px), tiling.tile_px)
-            if cut.sum() >= max(4, SLIVER_SHARE * mask.sum()) or cut.sum() >= 200:
-                kept.append(_seen(source, index, cut, visible_share=float(cut.sum() / mask.sum())))
-        offset = (corner[1] / tiling.scale, corner[0] / tiling.scale)
-        if part != "pool" and masks and not kept and _window(any_defect, corner, tiling.tile_px).any():
-            continue
-        tiles.append(_write(record, part, number, square, kept, offset, tiling.scale, valid_hw, target))
-    return tiles
-
-
-def _corner_around(mask: Mask, size_hw: tuple[int, int], side: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Give the upper left corner (y, x) of a tile that holds a defect at a random place, or a random part of a large one."""
-    ys, xs = np.nonzero(mask)
-    pick = int(rng.integers(len(ys)))
-    corner: list[int] = []
-    for low, high, at, limit in ((ys.min(), ys.max() + 1, ys[pick], size_hw[0]), (xs.min(), xs.max() + 1, xs[pick], size_hw[1])):
-        if high - low + 8 <= side:
-            start = rng.integers(int(high) + 4 - side, int(low) - 4 + 1)
-        else:
-            start = int(at) - side // 2 + rng.integers(-side // 8, side // 8 + 1)
-        corner.append(int(np.clip(start, 0, max(0, limit - side))))
-    return corner[0], corner[1]
-
-
-def _grid(size_hw: tuple[int, int], side: int) -> list[tuple[int, int]]:
-    """Give the corners (y, x) of the fewest tiles that cover an image, spread evenly and laid against its borders.
-
-    Tiles of its middle alone would have less of what lies at the borders, a dark vignette for one, than tiles around defects have.
-    """
-
-    def starts(length: int) -> list[int]:
-        count = -(-length // side)
-        return [round(i * (length - side) / (count - 1)) for i in range(count)] if count > 1 else [0]
-
-    return [(y, x) for y in starts(size_hw[0]) for x in starts(size_hw[1])]
-
-
-def _window(mask: Mask, corner: tuple[int, int], side: int) -> Mask:
-    return mask[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
-
-
 def cut_window(image: Image, corner: tuple[int, int], side: int) -> tuple[Image, tuple[int, int]]:
     """Give the square of `side` pixels at a corner (y, x) of an image uint8 [H,W,3], its border repeated as padding, and its image part."""
     window = image[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
@@ -210,42 +189,72 @@ def cut_window(image: Image, corner: tuple[int, int], side: int) -> tuple[Image,
     return np.ascontiguousarray(window), valid_hw
 
 
-def _padded(mask: Mask, side: int) -> Mask:
-    return np.pad(mask, ((0, side - mask.shape[0]), (0, side - mask.shape[1])))
+def _scaled_image(folder: Path, record: ImageRecord, tiling: Tiling, value_range: ValueRange | None) -> Image:
+    path = image_path(folder, record)
+    image = load_rgb(path, value_range)
+    if image.shape[:2] != record.size_hw:
+        (height, width), (was_height, was_width) = image.shape[:2], record.size_hw
+        raise ImageError(
+            path, f"is {height}x{width} pixels, and was {was_height}x{was_width} when it was imported", "import the data again"
+        )
+    return image if tiling.mode == "frame" else resize_image(image, scaled_size_hw(record, tiling))
 
 
-def _seen(source: Instance, number: int, mask: Mask, *, visible_share: float = 1.0) -> TileInstance:
-    return TileInstance(
-        category_id=source.category_id, rle=encode(mask), is_crowd=source.is_crowd, number=number, visible_share=visible_share
-    )
+def _cut_image(image: Image, cut: Cut, tiling: Tiling, target: Path) -> list[Tile]:
+    seen = _seen_in_tiles(cut, tiling)
+    tiles: list[Tile] = []
+    for number, corner in cut.corners.items():
+        instances, is_touched = seen[number]
+        if tiling.mode == "frame":
+            square, valid_hw = frame_image(image, tiling)
+            scale = min(tiling.scale, tiling.tile_px / max(cut.record.size_hw))
+        else:
+            if is_touched and not instances:  # a sliver alone is neither a defect nor defect-free
+                continue
+            square, valid_hw = cut_window(image, corner, tiling.tile_px)
+            scale = tiling.scale
+        tile = Tile(
+            id=f"{cut.part}-{cut.record.id:06d}-{number:03d}",
+            file_name=f"images/{cut.part}-{cut.record.id:06d}-{number:03d}.png",
+            image_id=cut.record.id,
+            part=cut.part,
+            offset_xy=(corner[1] / tiling.scale, corner[0] / tiling.scale),
+            scale=scale,
+            valid_hw=valid_hw,
+            instances=tuple(instances),
+        )
+        save_png(target / tile.file_name, square, durable=False)
+        tiles.append(tile)
+    return tiles
 
 
-def _write(
-    record: ImageRecord, part: Part, number: int, square: Image, instances: Sequence[TileInstance], offset_xy: tuple[float, float], scale: float,
-    valid_hw: tuple[int, int], target: Path,
-) -> Tile:  # fmt: skip
-    tile_id = f"{part}-{record.id:06d}-{number:03d}"
-    file_name = f"images/{tile_id}.png"
-    save_png(target / file_name, square)
-    return Tile(
-        id=tile_id,
-        file_name=file_name,
-        image_id=record.id,
-        part=part,
-        offset_xy=offset_xy,
-        scale=scale,
-        valid_hw=valid_hw,
-        instances=tuple(instances),
-    )
+def _seen_in_tiles(cut: Cut, tiling: Tiling) -> dict[int, tuple[list[TileInstance], bool]]:
+    """Return for every tile, by number, its instances and whether any mask touches it."""
+    seen: dict[int, tuple[list[TileInstance], bool]] = {number: ([], False) for number in cut.corners}
+    side, is_frame = tiling.tile_px, tiling.mode == "frame"
+    numbers, corners = list(cut.corners), np.array([*cut.corners.values()], np.int64).reshape(-1, 2)
+    patches = patches_of(cut.record, scaled_size_hw(cut.record, tiling))
+    for index, (source, patch) in enumerate(zip(cut.record.instances, patches, strict=True)):
+        area_px = int(patch.mask.sum())
+        for place in _near(corners, patch, side):
+            instances, number = seen[numbers[place]][0], numbers[place]
+            found = patch.within(cut.corners[number], side)
+            visible_px = 0 if found is None else int(found[0].sum())
+            if found is None or not visible_px:
+                continue
+            seen[number] = (instances, True)
+            if is_frame or visible_px >= max(_MIN_AREA_PX, SLIVER_SHARE * area_px) or visible_px >= _ALWAYS_KEPT_PX:
+                mask, (y, x) = found
+                share = 1.0 if is_frame else visible_px / area_px
+                instances.append(_instance(source, index, encode_crop(mask, (x, y), (side, side)), visible_share=share))
+    return seen
 
 
-def _limit_pool(tiles: list[Tile], limit: int, target: Path) -> list[Tile]:
-    """Keep at most `limit` pool tiles, spread evenly over all of them."""
-    pool = [tile for tile in tiles if tile.part == "pool"]
-    if len(pool) <= limit:
-        return tiles
-    keep = {pool[i].id for i in np.linspace(0, len(pool) - 1, limit).round().astype(int)}
-    for tile in pool:
-        if tile.id not in keep:
-            (target / tile.file_name).unlink()
-    return [tile for tile in tiles if tile.part != "pool" or tile.id in keep]
+def _near(corners: NDArray[np.int64], patch: Patch, side: int) -> list[int]:
+    """Return the places of the corners (y, x) int64 [n,2] whose squares meet a mask's box."""
+    low, high = np.array(patch.corner_yx), np.array(patch.corner_yx) + patch.mask.shape
+    return np.flatnonzero(((corners < high) & (corners + side > low)).all(axis=1)).tolist()
+
+
+def _instance(source: Instance, number: int, rle: Rle, *, visible_share: float) -> TileInstance:
+    return TileInstance(category_id=source.category_id, rle=rle, is_crowd=source.is_crowd, number=number, visible_share=visible_share)

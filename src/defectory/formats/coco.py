@@ -1,56 +1,142 @@
-"""COCO instances: polygons, compressed and uncompressed RLE, crowd."""
+"""COCO instances: one file, or one per part of a split, in the layouts of the tools that write them."""
 
 from __future__ import annotations
 
-import json
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.errors import AnnotationError
-from defectory.formats.polygons import polygons_to_rle, rle_to_polygons
-from defectory.formats.raw import RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, safe_image_path
-from defectory.rle import Rle, box_xyxy, decode, encode
+from defectory.formats.coco_schema import CocoAnnotation, CocoFile, CocoImage, read_coco, segmentation_rle
+from defectory.formats.fields import shortened
+from defectory.formats.imagefinder import ANNOTATION_FOLDERS, ImageFinder, choose_root, unlisted_images
+from defectory.formats.lookup import (
+    child_folder,
+    child_folders,
+    group_of,
+    is_file,
+    is_folder,
+    part_of,
+    settle_unlabelled,
+)
+from defectory.formats.outlines import rle_to_polygons
+from defectory.formats.raw import (
+    LoadOptions,
+    Part,
+    RawDataset,
+    RawImage,
+    RawInstance,
+    Sieve,
+    checked_size_hw,
+    is_litter,
+)
+from defectory.formats.registry import Format
+from defectory.rle import area_px, box_of
 from defectory.run import write_json
+from defectory.textfile import sniff_text
+
+KNOWN_NAMES = (
+    "annotations.json",
+    "_annotations.coco.json",
+    "result.json",
+    "instances_default.json",
+    "labels.json",
+    "coco.json",
+)
+MANIFEST = "dataset.json"
+OWN_LAYOUT = "Defectory data set"
+MAX_FILES = 200
+"""A folder of more JSON files is of a tool that writes one per image."""
+_KEYS = re.compile(r'"(images|annotations|categories|image_id)"\s*:')
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    path: Path
+    part: Part | None = None
+
+
+def load(path: Path, options: LoadOptions) -> RawDataset:
+    """Load a COCO instances file, or a folder that holds one, or one per part of a split.
+
+    A listed image without annotations is defect-free; an image file that is not listed is left out with a remark.
+
+    Raises:
+        AnnotationError: the file, or without `skip_bad` any entry, is bad.
+        ImageError: without `skip_bad`, an image is bad.
+    """
+    sieve = Sieve(options.skip_bad)
+    sources = _sources(path)
+    if not sources:
+        raise AnnotationError(path, "no COCO instances file in it", f"name the JSON file, or call it {KNOWN_NAMES[0]}")
+    base = path if is_folder(path) else path.parent
+    files = [read_coco(source.path, sieve) for source in sources]
+    roots = [options.image_root or _root(source, file) for source, file in zip(sources, files, strict=True)]
+    finders = [ImageFinder(root, sieve, follow_links=options.follow_links) for root in roots]
+    images: list[RawImage] = []
+    for source, file, finder in zip(sources, files, finders, strict=True):
+        prefix = _prefix(finder.root, base) if len(set(roots)) > 1 else ""
+        images += _images(file, source.part, finder, prefix, sieve)
+    _refuse_same_files(images, path)
+    found = {path for finder in finders for path in finder.found}
+    images += _unlisted(images, found, {name for file in files for name in file.left_out_names}, base, options, sieve)
+    names = dict.fromkeys(name for file in files for name in file.class_names.values())
+    return RawDataset(
+        class_names=tuple(names),
+        images=tuple(images),
+        rejected=tuple(sieve.rejected),
+        remarks=sieve.remarks,
+        layout=_layout(path, sources),
+    )
 
 
 def load_coco(path: Path, *, image_root: Path | None = None, skip_bad: bool = False) -> RawDataset:
-    """Load a COCO instances file; an image without annotations is defect-free.
+    """Load a COCO instances file, as `load` does.
 
     Args:
         path: JSON file.
-        image_root: where files lie; else the file's folder, or `images/` beside it.
+        image_root: where files lie; else they are looked for in the usual places.
         skip_bad: leave bad entries out and list them.
 
     Raises:
         AnnotationError: the file, or without `skip_bad` any entry, is bad.
         ImageError: without `skip_bad`, an image is bad.
     """
-    content = _read(path)
-    root = image_root or (path.parent / "images" if (path.parent / "images").is_dir() else path.parent)
-    sieve = Sieve(skip_bad)
-    names = _class_names(content["categories"], path)
-    for kind in ("images", "annotations"):
-        _refuse_duplicates(content[kind], kind, path)
-    image_ids = {entry["id"] for entry in content["images"]}
-    by_image: dict[Any, list[Mapping[str, Any]]] = {}
-    for entry in content["annotations"]:
-        image_id = entry.get("image_id")
-        if image_id not in image_ids:
-            sieve.attempt(f"annotation {entry['id']}", lambda entry=entry: _raise_orphan(path, entry))
-        else:
-            by_image.setdefault(image_id, []).append(entry)
-    images: list[RawImage] = []
-    for entry in content["images"]:
-        made = sieve.attempt(
-            f"image {entry['id']}", lambda entry=entry: _image(path, root, entry, by_image.get(entry["id"], []), names, sieve)
-        )
-        if made is not None:
-            images.append(made)
-    _refuse_same_files(images, path)
-    return RawDataset(class_names=tuple(names.values()), images=tuple(images), rejected=tuple(sieve.rejected))
+    return load(path, LoadOptions(image_root=image_root, skip_bad=skip_bad))
+
+
+def load_defectory(path: Path, options: LoadOptions) -> RawDataset:
+    """Load a data set folder made by `defectory import`.
+
+    Raises:
+        AnnotationError: as for `load`.
+        ImageError: as for `load`.
+    """
+    raw = load(path / "annotations.json" if is_folder(path) else path, options)
+    return replace(raw, layout=OWN_LAYOUT)
+
+
+def recognise_defectory(path: Path) -> str | None:
+    """Tell a data set folder of ours by its manifest."""
+    return OWN_LAYOUT if is_file(path / MANIFEST) and is_file(path / "annotations.json") else None
+
+
+def recognise(path: Path) -> str | None:
+    """Tell a COCO instances file, or a folder that holds one or one per part."""
+    sources = _sources(path)
+    if sources and path == sources[0].path and not looks_like_coco(path):
+        return None
+    return _layout(path, sources) if sources else None
+
+
+def looks_like_coco(path: Path) -> bool:
+    """Tell a COCO file by its first and last kilobytes."""
+    text = sniff_text(path)
+    keys = set(_KEYS.findall(text)) if text.lstrip().startswith("{") else set()
+    return "images" in keys or ("annotations" in keys and len(keys) > 1)
 
 
 def save_coco(
@@ -68,20 +154,19 @@ def save_coco(
         categories: classes.
         images: id, file name, size_hw and extra keys of each image.
         instances: image id and instance.
-        polygons: write rings instead of RLE (approximate for thin parts).
+        polygons: write rings instead of RLE where they give the mask (`outlines` says when they do not).
     """
     annotations: list[dict[str, object]] = []
     for number, (image_id, instance) in enumerate(instances, start=1):
-        mask = decode(instance.rle)
-        x0, y0, x1, y1 = box_xyxy(mask)
+        x0, y0, x1, y1 = box_of(instance.rle)
         rle = {"size": list(instance.rle.size_hw), "counts": instance.rle.counts}
         annotations.append(
             {
                 "id": number,
                 "image_id": image_id,
                 "category_id": instance.category_id,
-                "segmentation": rle_to_polygons(instance.rle) if polygons and not instance.is_crowd else rle,
-                "area": int(mask.sum()),
+                "segmentation": (rle_to_polygons(instance.rle) if polygons and not instance.is_crowd else []) or rle,
+                "area": area_px(instance.rle),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "iscrowd": int(instance.is_crowd),
             }
@@ -97,131 +182,185 @@ def save_coco(
     )
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _sources(path: Path) -> list[_Source]:
+    """Return the COCO files of a path: itself, or those of a folder in the layouts that tools write; none where there is none."""
+    if not is_folder(path):
+        return [_Source(path=path)] if path.suffix.lower() == ".json" else []
+    places = [path, *(folder for name in ANNOTATION_FOLDERS if (folder := child_folder(path, [name])) is not None)]
+    for place in places:
+        found = _chosen(_coco_files(place))
+        if found:
+            return found
+    # Roboflow: one file in the folder of each part, images beside it
+    found = [
+        _Source(path=file, part=part_of(folder.name))
+        for folder in child_folders(path)
+        if part_of(folder.name) is not None
+        for file in _coco_files(folder)[:1]
+    ]
+    if found:
+        return found
+    images = child_folder(path, ["images"])
+    return [] if images is None else _chosen(_coco_files(images))
+
+
+def _coco_files(folder: Path) -> list[Path]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise AnnotationError(path, "no such file", "check the path") from None
-    except (OSError, ValueError) as error:
-        raise AnnotationError(path, f"not readable as JSON ({str(error).splitlines()[0]})", "export the annotations again") from None
-    for key in ("images", "annotations", "categories"):
-        if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            raise AnnotationError(path, f"no list '{key}', so not a COCO instances file", "export the annotations as COCO instances")
-        if not all(isinstance(entry, dict) and "id" in entry for entry in content[key]):
-            raise AnnotationError(path, f"an entry of '{key}' has no id", "export the annotations again")
-    return content
+        files = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".json" and not is_litter(p.name) and is_file(p))
+    except OSError:
+        return []
+    return [file for file in files if looks_like_coco(file)] if len(files) <= MAX_FILES else []
 
 
-def _class_names(entries: Sequence[Mapping[str, Any]], path: Path) -> dict[Any, str]:
-    _refuse_duplicates(entries, "categories", path)
-    names = {entry["id"]: str(entry.get("name", entry["id"])) for entry in sorted(entries, key=lambda entry: str(entry["id"]).zfill(9))}
-    repeated = [name for name, count in Counter(names.values()).items() if count > 1]
-    if repeated:
-        raise AnnotationError(path, f"two categories are called {repeated[0]!r}", "give each class its own name")
-    return names
+def _chosen(files: Sequence[Path]) -> list[_Source]:
+    """Choose among the COCO files of one folder: instances before captions and keypoints, parts of a split together, else a known name."""
+    files = [file for file in files if file.name.lower().startswith("instances")] or list(files)
+    parts = [_part_in(file.stem) for file in files]
+    if len(files) > 1 and None not in parts and len(set(parts)) == len(parts):
+        return [_Source(path=file, part=_part_in(file.stem)) for file in files]
+    known = sorted(
+        (file for file in files if file.name.lower() in KNOWN_NAMES),
+        key=lambda file: KNOWN_NAMES.index(file.name.lower()),
+    )
+    return [_Source(path=file) for file in (known or files)[: 1 if known or len(files) == 1 else None]]
 
 
-def _refuse_duplicates(entries: Sequence[Mapping[str, Any]], kind: str, path: Path) -> None:
-    repeated = [value for value, count in Counter(str(entry["id"]) for entry in entries).items() if count > 1]
-    if repeated:
-        raise AnnotationError(path, f"id {repeated[0]} appears more than once in '{kind}'", "give every entry its own id")
+def _part_in(stem: str) -> Part | None:
+    for word in re.split(r"[^a-z]+", stem.lower()):
+        part = part_of(word)
+        if part is not None:
+            return part
+    return None
+
+
+def _root(source: _Source, file: CocoFile) -> Path:
+    hints = [source.path.stem.rsplit("_", 1)[-1], source.part or "", "valid" if source.part == "val" else ""]
+    return choose_root(source.path.parent, [image.file_name for image in file.images], hints=hints)
+
+
+def _prefix(root: Path, base: Path) -> str:
+    try:
+        relative = root.resolve().relative_to(base.resolve()).as_posix()
+    except (ValueError, OSError):
+        return f"{root.name}/"
+    return "" if relative == "." else f"{relative}/"
+
+
+def _layout(path: Path, sources: Sequence[_Source]) -> str:
+    first = sources[0].path
+    name = first.name.lower()
+    by_name = {"_annotations.coco.json": "Roboflow", "result.json": "Label Studio", "instances_default.json": "CVAT"}
+    tool = "FiftyOne" if name == "labels.json" and is_folder(first.parent / "data") else by_name.get(name)
+    parts = f", {len(sources)} files" if len(sources) > 1 else ""
+    place = "" if first.parent == path or first == path else f" in {first.parent.name}/" if len(sources) == 1 or parts else ""
+    if len({source.path.parent for source in sources}) > 1:
+        place = " in " + ", ".join(f"{source.path.parent.name}/" for source in sources)
+    return f"COCO instances{place}{parts}" + (f" ({tool} export)" if tool else "")
+
+
+def _images(file: CocoFile, part: Part | None, finder: ImageFinder, prefix: str, sieve: Sieve) -> list[RawImage]:
+    images: list[RawImage] = []
+    for entry in file.images:
+        listed = file.annotations.get(entry.id, ())
+        made = sieve.attempt(
+            f"image {entry.id}",
+            lambda entry=entry, listed=listed: _image(file, entry, listed, finder, sieve, part=entry.part or part, prefix=prefix),
+        )
+        if made is not None:
+            images.append(made)
+    return images
+
+
+def _image(
+    file: CocoFile,
+    entry: CocoImage,
+    annotations: Sequence[CocoAnnotation],
+    finder: ImageFinder,
+    sieve: Sieve,
+    *,
+    part: Part | None,
+    prefix: str,
+) -> RawImage:
+    where = f"{file.path}: image {shortened(entry.id)}"
+    path = finder.find(entry.file_name, where, f"{file.path.name}: image {shortened(entry.id)}")
+    size_hw = checked_size_hw(path, entry.stated_hw, where)
+    instances: list[RawInstance] = []
+    for annotation in annotations:
+        made = sieve.attempt(annotation.name, lambda annotation=annotation: _instance(file, annotation, size_hw, sieve))
+        if made is not None:
+            instances.append(made)
+    name = f"{prefix}{path.relative_to(finder.root).as_posix()}"
+    return RawImage(
+        path=path,
+        file_name=name,
+        size_hw=size_hw,
+        group=group_of(PurePosixPath(name)) if entry.group is None else entry.group,
+        instances=tuple(instances),
+        is_defect_free=not annotations and entry.id not in file.damaged,
+        part=part,
+    )
+
+
+def _instance(file: CocoFile, annotation: CocoAnnotation, size_hw: tuple[int, int], sieve: Sieve) -> RawInstance:
+    def notice(what: str, detail: str) -> None:
+        sieve.remark(what, f"{file.path.name}: {shortened(annotation.name)}{f' ({detail})' if detail else ''}")
+
+    rle = segmentation_rle(annotation, size_hw, f"{file.path}: {shortened(annotation.name)}", notice)
+    return RawInstance(class_name=file.class_names[annotation.category_id], rle=rle, is_crowd=annotation.is_crowd)
 
 
 def _refuse_same_files(images: Sequence[RawImage], path: Path) -> None:
     repeated = [name for name, count in Counter(image.file_name for image in images).items() if count > 1]
     if repeated:
-        raise AnnotationError(path, f"file_name {repeated[0]!r} appears in two images", "list each file once")
+        raise AnnotationError(path, f"{shortened(repeated[0])} is the file of two images", "list each file once")
 
 
-def _raise_orphan(path: Path, entry: Mapping[str, Any]) -> None:
-    raise AnnotationError(
-        path, f"annotation {entry['id']} names image {entry.get('image_id')}, which is not listed", "add the image or remove the annotation"
+def _unlisted(
+    images: Sequence[RawImage],
+    found: Collection[Path],
+    left_out: Collection[str | None],
+    base: Path,
+    options: LoadOptions,
+    sieve: Sieve,
+) -> list[RawImage]:
+    """Settle image files that lie beside the listed ones and are not listed; return those that the import takes as defect-free.
+
+    An image whose entry was left out is listed all the same; where such an entry has no usable name it may be any of them.
+    """
+    folders = {image.path.parent: PurePosixPath(image.file_name).parent for image in images}
+    own_names = {PurePosixPath(name.replace("\\", "/")).name.casefold() for name in left_out if name is not None}
+    left = [path for path in unlisted_images(found) if path.parent in folders and path.name.casefold() not in own_names]
+    names = [(folders[path.parent] / path.name).as_posix() for path in left]
+    may_ask = options.unlabelled != "defect-free" or None not in left_out
+    settle_unlabelled(
+        [shortened(name) for name in names],
+        len(images),
+        options if may_ask else replace(options, unlabelled="skip"),
+        sieve,
+        where=base,
+        what="listing in the annotations",
+        looked_for="entries of 'images'",
     )
+    if options.unlabelled != "defect-free" or not may_ask:
+        return []
+    added: list[RawImage] = []
+    for path, name in zip(left, names, strict=True):
+        size_hw = sieve.attempt(name, lambda path=path: checked_size_hw(path, None, path))
+        if size_hw is not None:
+            group = group_of(PurePosixPath(name))
+            added.append(RawImage(path=path, file_name=name, size_hw=size_hw, group=group, instances=(), is_defect_free=True))
+    return added
 
 
-def _image(
-    path: Path, root: Path, entry: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], names: Mapping[Any, str], sieve: Sieve
-) -> RawImage:
-    where = f"{path}: image {entry['id']}"
-    file_name = str(entry.get("file_name", ""))
-    image_file = safe_image_path(root, file_name, where)
-    stated = (int(entry["height"]), int(entry["width"])) if "height" in entry and "width" in entry else None
-    size_hw = checked_size_hw(image_file, stated, where)
-    instances: list[RawInstance] = []
-    for annotation in annotations:
-        made = sieve.attempt(f"annotation {annotation['id']}", lambda annotation=annotation: _instance(path, annotation, size_hw, names))
-        if made is not None:
-            instances.append(made)
-    group = str(entry.get("group") or Path(file_name).with_suffix("").as_posix())
-    return RawImage(
-        path=image_file, file_name=file_name, size_hw=size_hw, group=group, instances=tuple(instances), is_defect_free=not annotations
-    )
-
-
-def _instance(path: Path, entry: Mapping[str, Any], size_hw: tuple[int, int], names: Mapping[Any, str]) -> RawInstance:
-    where = f"{path}: annotation {entry['id']}"
-    if entry.get("category_id") not in names:
-        raise AnnotationError(where, f"category_id {entry.get('category_id')} is not in 'categories'", "add the class or correct the id")
-    segmentation = entry.get("segmentation")
-    if isinstance(segmentation, list):
-        rle = polygons_to_rle(segmentation, size_hw, where)
-    elif isinstance(segmentation, dict):
-        rle = _rle(segmentation, size_hw, where)
-    else:
-        raise AnnotationError(where, "no segmentation", "export instance masks, boxes alone do not do")
-    return RawInstance(class_name=names[entry["category_id"]], rle=rle, is_crowd=bool(entry.get("iscrowd", 0)))
-
-
-def _rle(segmentation: Mapping[str, Any], size_hw: tuple[int, int], where: object) -> Rle:
-    import numpy as np
-
-    size, counts = segmentation.get("size"), segmentation.get("counts")
-    if size is None or [int(v) for v in size] != list(size_hw):
-        raise AnnotationError(
-            where, f"mask size {size}, image is {size_hw[0]}x{size_hw[1]} (height x width)", "re-export the mask at image size"
-        )
-    try:
-        if isinstance(counts, str):
-            rle = Rle(size_hw=size_hw, counts=counts)
-            runs_total = sum(_string_runs(counts))
-            if runs_total != size_hw[0] * size_hw[1]:
-                raise ValueError(f"runs add up to {runs_total}, not {size_hw[0] * size_hw[1]}")
-            mask = decode(rle)
-        else:
-            runs = np.asarray(counts, np.int64)
-            if runs.ndim != 1 or (runs < 0).any() or int(runs.sum()) != size_hw[0] * size_hw[1]:
-                raise ValueError(f"runs add up to {int(runs.sum())}, not {size_hw[0] * size_hw[1]}")
-            values = np.arange(len(runs)) % 2 == 1
-            mask = np.repeat(values, runs).reshape(size_hw[1], size_hw[0]).T
-    except (ValueError, TypeError, OverflowError) as error:
-        raise AnnotationError(where, f"malformed RLE ({str(error).splitlines()[0]})", "export the mask again") from None
-    if not mask.any():
-        raise AnnotationError(where, "mask covers no pixel", "draw it or remove the annotation")
-    return encode(mask)
-
-
-def _string_runs(counts: str) -> list[int]:
-    """Decode COCO's compressed run lengths without trusting them."""
-    runs: list[int] = []
-    position = 0
-    codes = counts.encode("ascii")
-    while position < len(codes):
-        value, shift, more = 0, 0, True
-        while more:
-            if position >= len(codes) or shift > 60:
-                raise ValueError("the text ends inside a number")
-            code = codes[position] - 48
-            if not 0 <= code < 64:
-                raise ValueError("a character outside the code")
-            value |= (code & 0x1F) << shift
-            more = bool(code & 0x20)
-            position += 1
-            shift += 5
-            if not more and code & 0x10:
-                value |= -1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        if value < 0:
-            raise ValueError("a run is negative")
-        runs.append(value)
-    return runs
+DEFECTORY = Format(
+    name="defectory",
+    title="a data set folder made by defectory import",
+    recognise=recognise_defectory,
+    load=load_defectory,
+)
+COCO = Format(
+    name="coco",
+    title="COCO instances (JSON), also as CVAT, Label Studio, Roboflow and FiftyOne export it",
+    recognise=recognise,
+    load=load,
+)

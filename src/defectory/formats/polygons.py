@@ -1,135 +1,289 @@
-"""Polygons to masks: several parts, holes, and what is refused."""
+"""Outlines to masks: several rings, holes, and what is refused.
+
+Rings are filled exactly as COCO's own tools fill them, bit for bit, but along the outline alone: no mask is made, so that many small
+outlines on a large image and one dense outline are cheap.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectory.errors import AnnotationError
-from defectory.rle import Rle, decode, encode
+from defectory.rle import Rle, rle_of_edges
 
-OUTSIDE_TOLERANCE_PX = 1.0
+SILENT_PX = 1.0
+"""Outlines may touch the border's outer side by rounding."""
+TOLERANCE_PX, TOLERANCE_SHARE = 5.0, 0.02
+"""An outline may reach this far beyond a border, pixels or share of the side, whichever is more; it is clipped."""
+SUBPIXELS = 5
+"""COCO walks along an outline in steps of a fifth of a pixel."""
+MAX_STEPS = 20_000_000
+"""Such steps of all rings of an annotation: an outline of 4 million pixels of length."""
+NEARBY_SIDES = 6
+MAX_CHECKED_SIDES = 500
+_CHUNK_STEPS = 2_000_000
+Ring = NDArray[np.float64]
+Edges = NDArray[np.int64]
+Notice = Callable[[str, str], None]
+"""Called with what is worth a remark, equal for all places, and the detail of this place."""
 
 
-def polygons_to_rle(rings: Sequence[Sequence[float]], size_hw: tuple[int, int], where: object) -> Rle:
-    """Rasterise COCO polygon rings as pycocotools does; a ring inside another that turns the other way is a hole.
+def polygons_to_rle(rings: object, size_hw: tuple[int, int], where: object, *, notice: Notice | None = None) -> Rle:
+    """Fill polygon rings as pycocotools does; a ring inside another that turns the other way is a hole.
 
     Args:
-        rings: flat x, y lists, pixels.
+        rings: flat x, y lists or lists of x, y pairs, pixels; or one such ring alone.
         size_hw: height and width of the image.
         where: named in errors.
+        notice: told of what is read all the same: stray rings, crossings, outlines clipped at the border.
 
     Raises:
-        AnnotationError: a ring is empty, out of bounds or crosses itself.
+        AnnotationError: no usable ring, numbers that are none, or an outline far outside.
     """
+    tell = notice or _silent
+    points = _without_stray_rings(rings_of(rings, where), where, tell)
+    _refuse_normalised(points, size_hw, where)
+    _check_ends(points, size_hw, where, tell)
+    _check_length(points, where)
+    filled: list[Edges] = []
+    crosses = False
+    for ring in points:
+        positions, directions = _crossings(ring, size_hw)
+        edges, crosses_itself = _filled(positions, directions)
+        filled.append(edges)
+        crosses = crosses or (crosses_itself and _may_cross(ring)) or _crosses(ring, NEARBY_SIDES)
+    if crosses:
+        tell("the outline crosses itself; it is filled as pycocotools fills it", "")
+    edges = filled[0] if len(filled) == 1 else _joined(filled, [_signed_area(ring) for ring in points])
+    if not len(edges):
+        raise AnnotationError(where, "polygon covers no pixel", "draw it larger or remove the annotation")
+    return rle_of_edges(edges, size_hw)
+
+
+def rings_of(value: object, where: object) -> list[Ring]:
+    """Return rings float64 [n,2] from a list of flat lists, of lists of pairs, or from one ring alone.
+
+    Raises:
+        AnnotationError: something else, or something in it that is not a finite number.
+    """
+    if not isinstance(value, list | tuple):
+        raise AnnotationError(where, f"polygon is {type(value).__name__}, a list was expected", "export it again")
+    rings: Sequence[Any] = value
     if not rings:
         raise AnnotationError(where, "segmentation is an empty list", "draw the polygon or remove the annotation")
-    points = [_checked(ring, size_hw, where) for ring in rings]
-    masks = [_raster(ring, size_hw) for ring in points]
-    areas = [_signed_area(ring) for ring in points]
-    result = np.zeros(size_hw, bool)
-    holes: list[int] = []
-    for index, mask in enumerate(masks):
-        inside = any(
-            other != index
-            and areas[other] * areas[index] < 0
-            and abs(areas[other]) > abs(areas[index])
-            and not (mask & ~masks[other]).any()
-            for other in range(len(masks))
-        )
-        if inside:
-            holes.append(index)
-        else:
-            result |= mask
-    for index in holes:
-        result &= ~masks[index]
-    if not result.any():
-        raise AnnotationError(where, "polygon covers no pixel", "draw it larger or remove the annotation")
-    return encode(result)
+    if not isinstance(rings[0], list | tuple) or (len(rings) > 2 and all(_is_pair(entry) for entry in rings)):
+        rings = [rings]
+    return [_ring_of(ring, where) for ring in rings]
 
 
-def rle_to_polygons(rle: Rle) -> list[list[float]]:
-    """Give the outer and inner borders of a mask as COCO rings (an export: thin parts and holes are approximate)."""
-    import cv2
-
-    mask = decode(rle).astype(np.uint8)
-    contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    rings: list[list[float]] = []
-    for contour in contours:
-        points = contour[:, 0, :].astype(float) + 0.5
-        if len(points) < 3:
-            x0, y0 = points.min(axis=0) - 0.5
-            x1, y1 = points.max(axis=0) + 0.5
-            points = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])
-        rings.append([float(value) for value in points.reshape(-1)])
-    return rings
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and not isinstance(value[0], list | tuple)
 
 
-def _checked(ring: Sequence[float], size_hw: tuple[int, int], where: object) -> NDArray[np.float64]:
+def _ring_of(ring: Any, where: object) -> Ring:
+    if not isinstance(ring, list | tuple):
+        raise AnnotationError(where, "polygon holds a list and something beside it that is no list", "export it again")
+    flat: list[Any] = [number for pair in ring for number in pair] if ring and all(_is_pair(pair) for pair in ring) else list(ring)
+    if any(kind not in (int, float, str) for kind in set(map(type, flat))):
+        raise AnnotationError(where, "polygon holds something other than numbers", "export it again")
     try:
-        flat = np.asarray(ring, np.float64)
-    except (TypeError, ValueError):
+        values = np.asarray([float(number) for number in flat], np.float64)
+    except (TypeError, ValueError, OverflowError):
         raise AnnotationError(where, "polygon holds something other than numbers", "export it again") from None
-    if flat.ndim != 1 or flat.size < 6 or flat.size % 2:
-        raise AnnotationError(where, f"polygon of {flat.size} numbers, at least 6 and an even count expected", "draw at least three points")
-    if not np.isfinite(flat).all():
+    if not np.isfinite(values).all():
         raise AnnotationError(where, "polygon holds a number that is not finite", "export it again")
-    points = flat.reshape(-1, 2)
-    height, width = size_hw
-    low, high = points.min(axis=0), points.max(axis=0)
-    if low.min() < -OUTSIDE_TOLERANCE_PX or high[0] > width + OUTSIDE_TOLERANCE_PX or high[1] > height + OUTSIDE_TOLERANCE_PX:
+    if len(values) % 2:
+        raise AnnotationError(where, f"polygon of {len(values)} numbers, an even count was expected", "export it again")
+    return values.reshape(-1, 2)
+
+
+def _silent(what: str, detail: str) -> None:
+    """Tell nobody."""
+
+
+def _without_stray_rings(rings: list[Ring], where: object, tell: Notice) -> list[Ring]:
+    kept = [ring for ring in rings if len(ring) >= 3]
+    if not kept:
+        points = max(len(ring) for ring in rings)
+        raise AnnotationError(where, f"polygon of {points} points, at least 3 expected", "draw at least three points")
+    if len(kept) < len(rings):
+        tell("a stray ring of fewer than 3 points is left out", "")
+    return kept
+
+
+def _refuse_normalised(rings: list[Ring], size_hw: tuple[int, int], where: object) -> None:
+    if max(size_hw) > 4 and all(float(ring.min()) >= 0 and float(ring.max()) <= 1.0 for ring in rings):
         raise AnnotationError(
             where,
-            f"polygon reaches ({high[0]:.0f}, {high[1]:.0f}), image is {height}x{width} (height x width)",
-            "clip it to the image or re-export",
+            "all coordinates lie between 0 and 1, so they are normalised; pixels were expected",
+            "multiply x by the image's width and y by its height",
         )
-    if abs(_signed_area(points)) < 1e-9:
-        raise AnnotationError(where, "polygon has no area", "draw it again or remove the annotation")
-    crossing = _first_crossing(points)
-    if crossing is not None:
+
+
+def _check_ends(rings: list[Ring], size_hw: tuple[int, int], where: object, tell: Notice) -> None:
+    height, width = size_hw
+    low = np.min([ring.min(axis=0) for ring in rings], axis=0)
+    high = np.max([ring.max(axis=0) for ring in rings], axis=0)
+    beyond = {"left": -low[0], "right": high[0] - width, "top": -low[1], "bottom": high[1] - height}
+    for end, px in beyond.items():
+        side = width if end in ("left", "right") else height
+        if px > max(TOLERANCE_PX, TOLERANCE_SHARE * side):
+            raise AnnotationError(
+                where,
+                f"polygon reaches {px:.4g} px beyond the {end} border, image is {height}x{width} (height x width)",
+                "clip it to the image, or export it for this image's size",
+            )
+    for end, px in beyond.items():
+        if px > SILENT_PX:
+            tell(f"the outline reaches beyond the {end} border and is clipped", f"by {px:.1f} px")
+
+
+def _check_length(rings: list[Ring], where: object) -> None:
+    steps = sum(float(np.abs(np.diff(ring, axis=0, append=ring[:1])).max(axis=1).sum()) * SUBPIXELS + len(ring) for ring in rings)
+    if steps > MAX_STEPS:
         raise AnnotationError(
-            where, f"polygon crosses itself near ({crossing[0]:.0f}, {crossing[1]:.0f})", "draw it without crossing, or as several parts"
+            where,
+            f"polygon is {steps / SUBPIXELS / 1e6:.0f} million pixels long, no drawn outline",
+            "export it again, or simplify it",
         )
-    return points
 
 
-def _signed_area(points: NDArray[np.float64]) -> float:
+def _signed_area(points: Ring) -> float:
     x, y = points[:, 0], points[:, 1]
     return float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
 
 
-def _first_crossing(points: NDArray[np.float64]) -> NDArray[np.float64] | None:
-    """Give a point where two sides that share no end properly cross, or None."""
-    keep = np.any(points != np.roll(points, 1, axis=0), axis=1)
-    a = points[keep]
-    b = np.roll(a, -1, axis=0)
-    count = len(a)
-    for first in range(count - 2):
-        others = np.arange(first + 2, count if first > 0 else count - 1)
-        if len(others) == 0:
-            continue
-        c, d = a[others], b[others]
-        side_c, side_d = _side(a[first], b[first], c), _side(a[first], b[first], d)
-        side_a, side_b = _side2(c, d, a[first]), _side2(c, d, b[first])
-        hit = (side_c * side_d < 0) & (side_a * side_b < 0)
-        if hit.any():
-            return (c[hit][0] + d[hit][0]) / 2
-    return None
+def _crossings(ring: Ring, size_hw: tuple[int, int]) -> tuple[Edges, NDArray[np.int64]]:
+    """Return where an outline crosses the middle of a column of pixels: positions, column-major, and directions (+1 to the right).
+
+    This is `rleFrPoly` of COCO's maskApi.c, kept to its arithmetic, rounding towards zero included.
+    """
+    corners = np.trunc(SUBPIXELS * ring + 0.5).astype(np.int64)
+    begin, end = corners, np.roll(corners, -1, axis=0)
+    counts = np.abs(end - begin).max(axis=1) + 1
+    positions: list[Edges] = []
+    directions: list[NDArray[np.int64]] = []
+    last: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
+    cuts = np.searchsorted(np.cumsum(counts), np.arange(_CHUNK_STEPS, int(counts.sum()), _CHUNK_STEPS), side="left") + 1
+    bounds = np.unique(np.concatenate([[0], cuts, [len(counts)]]))
+    for first, stop in pairwise(bounds.tolist()):
+        u, v = _walk(begin[first:stop], end[first:stop], counts[first:stop])
+        if last is not None:
+            u, v = np.concatenate([last[0], u]), np.concatenate([last[1], v])
+        last = (u[-1:], v[-1:])
+        position, direction = _column_crossings(u, v, size_hw)
+        positions.append(position)
+        directions.append(direction)
+    return np.concatenate(positions), np.concatenate(directions)
 
 
-def _side(a: NDArray[np.float64], b: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (b[0] - a[0]) * (points[:, 1] - a[1]) - (b[1] - a[1]) * (points[:, 0] - a[0])
+def _walk(begin: NDArray[np.int64], end: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the subpixels (u, v) along sides, both ends of each included."""
+    delta = np.abs(end - begin)
+    is_flat = delta[:, 0] >= delta[:, 1]
+    flip = np.where(is_flat, begin[:, 0] > end[:, 0], begin[:, 1] > end[:, 1])
+    start = np.where(flip[:, None], end, begin)
+    stop = np.where(flip[:, None], begin, end)
+    span = stop - start
+    slope = np.where(is_flat, span[:, 1], span[:, 0]) / np.maximum(np.where(is_flat, delta[:, 0], delta[:, 1]), 1)
+    side = np.repeat(np.arange(len(counts)), counts)
+    step = np.arange(len(side)) - np.repeat(np.cumsum(counts) - counts, counts)
+    step = np.where(flip[side], counts[side] - 1 - step, step)
+    flat = is_flat[side]
+    along = step + np.where(flat, start[side, 0], start[side, 1])
+    across = (np.where(flat, start[side, 1], start[side, 0]) + slope[side] * step + 0.5).astype(np.int64)
+    return np.where(flat, along, across), np.where(flat, across, along)
 
 
-def _side2(c: NDArray[np.float64], d: NDArray[np.float64], point: NDArray[np.float64]) -> NDArray[np.float64]:
-    return (d[:, 0] - c[:, 0]) * (point[1] - c[:, 1]) - (d[:, 1] - c[:, 1]) * (point[0] - c[:, 0])
+def _column_crossings(u: NDArray[np.int64], v: NDArray[np.int64], size_hw: tuple[int, int]) -> tuple[Edges, NDArray[np.int64]]:
+    height, width = size_hw
+    moved = u[1:] - u[:-1]
+    lower = np.minimum(u[1:], u[:-1])
+    crossing = np.flatnonzero((moved != 0) & (lower % SUBPIXELS == SUBPIXELS // 2) & (lower >= 0))
+    column = (lower[crossing] - SUBPIXELS // 2) // SUBPIXELS
+    crossing, column = crossing[column < width], column[column < width]
+    above = np.minimum(v[1:], v[:-1])[crossing]
+    row = np.clip(-((SUBPIXELS // 2 - above) // SUBPIXELS), 0, height)
+    return column * height + row, np.sign(moved[crossing])
 
 
-def _raster(ring: NDArray[np.float64], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    from faster_coco_eval.core import mask as mask_api
+def _filled(positions: Edges, directions: NDArray[np.int64]) -> tuple[Edges, bool]:
+    """Return the edges of what lies inside by COCO's rule (an odd number of crossings above), and whether the outline crosses itself.
 
-    rles: Any = mask_api.frPyObjects([ring.reshape(-1).tolist()], *size_hw)
-    return np.asarray(mask_api.decode(mask_api.merge(rles)), bool)
+    An outline that does not goes around every pixel once or not at all, and always in one direction.
+    """
+    if not len(positions):
+        return positions, False
+    order = np.argsort(positions, kind="stable")
+    places = positions[order]
+    is_last = np.append(places[1:] != places[:-1], True)
+    turns = np.cumsum(directions[order])[is_last]
+    crosses = bool((np.abs(turns) > 1).any() or (turns.min() < 0 < turns.max()))
+    inside = np.arange(1, len(places) + 1)[is_last] % 2 == 1
+    places = places[is_last]
+    return places[inside != np.append(False, inside[:-1])], crosses
+
+
+def _may_cross(ring: Ring) -> bool:
+    """Check what the filling says of a short outline: spikes thinner than its steps look like crossings."""
+    return len(ring) > MAX_CHECKED_SIDES or _crosses(ring, len(ring))
+
+
+def _crosses(ring: Ring, sides_apart: int) -> bool:
+    """Tell whether sides up to so many corners apart cross; two swapped points, for example, make a loop too thin to hold a pixel."""
+    ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)]
+    end = np.roll(ring, -1, axis=0)
+    for apart in range(2, min(sides_apart, len(ring) - 2) + 1):
+        other, other_end = np.roll(ring, -apart, axis=0), np.roll(end, -apart, axis=0)
+        split = _side(ring, end, other) * _side(ring, end, other_end) < 0
+        if (split & (_side(other, other_end, ring) * _side(other, other_end, end) < 0)).any():
+            return True
+    return False
+
+
+def _side(begin: Ring, end: Ring, points: Ring) -> NDArray[np.float64]:
+    """Return on which side of each line from `begin` to `end` a point lies, as a sign."""
+    return (end[:, 0] - begin[:, 0]) * (points[:, 1] - begin[:, 1]) - (end[:, 1] - begin[:, 1]) * (points[:, 0] - begin[:, 0])
+
+
+def _joined(filled: Sequence[Edges], areas: Sequence[float]) -> Edges:
+    """Return the edges of all rings together, holes taken out."""
+    boxes = np.array([(edges[0], edges[-1]) if len(edges) else (0, 0) for edges in filled], np.int64)
+    area = np.array(areas)
+    holes: set[int] = set()
+    for index, edges in enumerate(filled):
+        around = (area * np.sign(area[index]) < 0) & (np.abs(area) > abs(area[index]))
+        around &= (boxes[:, 0] <= boxes[index, 0]) & (boxes[:, 1] >= boxes[index, 1])
+        if any(_contains(filled[int(other)], edges) for other in np.flatnonzero(around)):
+            holes.add(index)
+    return _combined([edges for index, edges in enumerate(filled) if index not in holes], [filled[index] for index in sorted(holes)])
+
+
+def _combined(parts: Sequence[Edges], holes: Sequence[Edges]) -> Edges:
+    """Return the edges of what lies in any of the parts and in none of the holes."""
+    every = [*parts, *holes]
+    places = np.concatenate(every)
+    steps = np.concatenate([np.resize(np.array([1, -1]), len(edges)) for edges in every])
+    of_hole = np.repeat([False] * len(parts) + [True] * len(holes), [len(edges) for edges in every])
+    order = np.argsort(places, kind="stable")
+    places, steps, of_hole = places[order], steps[order], of_hole[order]
+    is_last = np.append(places[1:] != places[:-1], True)[: len(places)]
+    num_parts, num_holes = (
+        np.cumsum(np.where(of_hole, 0, steps))[is_last],
+        np.cumsum(np.where(of_hole, steps, 0))[is_last],
+    )
+    places, inside = places[is_last], (num_parts > 0) & (num_holes == 0)
+    return places[inside != np.append(False, inside[:-1])[: len(inside)]]
+
+
+def _contains(outer: Edges, inner: Edges) -> bool:
+    """Tell whether every pixel of `inner` is one of `outer`."""
+    place = np.searchsorted(outer, inner[0::2], side="right")
+    if not len(inner) or not (place % 2 == 1).all():
+        return not len(inner)
+    return bool((inner[1::2] <= outer[place]).all())

@@ -1,20 +1,25 @@
-"""What every loader gives: images with instances, and what was rejected, before anything is copied."""
+"""What every loader gives: images with instances, what was rejected and what is worth a remark, before anything is copied."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from defectory.errors import AnnotationError, InputError
-from defectory.imageio import image_size_hw
+from defectory.imageio import IMAGE_SUFFIXES, image_size_hw
 from defectory.rle import Rle
+from defectory.run import MARKER_NAME
 
 T = TypeVar("T")
+Part = Literal["train", "val", "test"]
+Unlabelled = Literal["refuse", "defect-free", "skip"]
+LITTER_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "__pycache__"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,28 +45,58 @@ class RawImage:
 
     path: Path
     file_name: str
+    """Relative to the source's image root, with `/`, so that equal names in two folders stay two images."""
     size_hw: tuple[int, int]
     group: str
     instances: tuple[RawInstance, ...]
     is_defect_free: bool
-    """False for an image whose defects were all left out: it is neither."""
+    """True only because the data says so or the import asks; False for an image whose defects were all left out: it is neither."""
+    part: Part | None = None
+    """In the source's own split, where it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawDataset:
-    """Classes in order, images, and what was rejected."""
+    """Classes in order, images, what was rejected and what was noticed."""
 
     class_names: tuple[str, ...]
     images: tuple[RawImage, ...]
     rejected: tuple[Rejected, ...]
+    remarks: tuple[str, ...] = ()
+    """One line each; they name files relative to the source, never an absolute path."""
+    layout: str = ""
+    """What was recognised, for people, for example `COCO instances (Label Studio export)`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """What an import may ask of a loader."""
+
+    image_root: Path | None = None
+    index: Path | None = None
+    """Mask folders: CSV file."""
+    min_area_px: int = 0
+    skip_bad: bool = False
+    follow_links: bool = False
+    """Follow links that lead out of the data set."""
+    unlabelled: Unlabelled = "skip"
+    """What an image is for which no mask, label file or row is found: left out with a remark, refused, or defect-free because the import asks.
+
+    Where none is found for any image the set is refused in any case but `defect-free`.
+    """
+    mask_threshold: int | None = None
+    """Mask values from this one on are the defect; for masks of one class that went through JPEG or smoothing."""
+    class_colours: Path | None = None
+    """Table of colours and class names for RGB masks."""
 
 
 @dataclass
 class Sieve:
-    """Collects rejections where bad entries are to be skipped, raises at once where they are not."""
+    """Collects rejections where bad entries are to be skipped, raises at once where they are not; gathers remarks by kind."""
 
     skip_bad: bool
     rejected: list[Rejected] = field(default_factory=list)
+    _noticed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def attempt(self, entry_id: str, make: Callable[[], T]) -> T | None:
         """Give what `make` gives, or None where it raised an input error that is to be skipped."""
@@ -73,22 +108,92 @@ class Sieve:
             self.rejected.append(Rejected(id=entry_id, reason=str(error)))
             return None
 
+    def remark(self, what: str, where: object = "") -> None:
+        """Notice something that is read all the same; equal ones are counted and the first place is kept."""
+        count, first = self._noticed.get(what, (0, str(where)))
+        self._noticed[what] = (count + 1, first)
 
-def safe_image_path(root: Path, file_name: str, where: object) -> Path:
-    """Give the path of a file named by annotations, refusing what leaves the image root.
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Give one line per kind of remark."""
+
+        def line(what: str, count: int, first: str) -> str:
+            if not first:
+                return what if count == 1 else f"{what} ({count} times)"
+            return f"{first}: {what}" if count == 1 else f"{what} ({count} times, first {first})"
+
+        return tuple(line(what, count, first) for what, (count, first) in self._noticed.items())
+
+
+def is_litter(name: str) -> bool:
+    """Tell whether a file or folder name is left by a system or an editor: hidden, `._x`, `Thumbs.db`, `@eaDir`, `.ipynb_checkpoints`."""
+    return name.startswith(".") or name.endswith("~") or name.lower() in LITTER_NAMES
+
+
+def walk_files(folder: Path, *, follow_links: bool = False) -> Iterator[Path]:
+    """Yield the regular files under a folder in the order of their relative names; links only where asked, loops never.
+
+    Litter is passed over, and so are folders in it that Defectory made: a run beside the images is no part of the data.
 
     Raises:
-        AnnotationError: an absolute path, `..`, or a link that leads outside.
+        AnnotationError: a folder cannot be read.
     """
-    name = Path(file_name)
-    if not file_name or name.is_absolute() or ".." in name.parts or "\\" in file_name:
+    seen: set[tuple[int, int]] = set()
+
+    def inside(place: Path) -> Iterator[Path]:
+        try:
+            entries = sorted(os.scandir(place), key=lambda entry: entry.name)
+        except OSError as error:
+            raise AnnotationError(place, f"cannot be read ({error.strerror or error})", "make the folder readable") from None
+        for entry in entries:
+            if is_litter(entry.name):
+                continue
+            try:
+                about = entry.stat(follow_symlinks=True)
+            except OSError:
+                continue
+            if entry.is_symlink() and not follow_links:
+                continue
+            if stat.S_ISDIR(about.st_mode):
+                if (about.st_dev, about.st_ino) in seen or os.path.lexists(os.path.join(entry.path, MARKER_NAME)):  # noqa: PTH118
+                    continue
+                seen.add((about.st_dev, about.st_ino))
+                yield from inside(Path(entry.path))
+            elif stat.S_ISREG(about.st_mode):
+                yield Path(entry.path)
+
+    yield from inside(folder)
+
+
+def image_files(folder: Path, *, follow_links: bool = False) -> list[Path]:
+    """Give the image files under a folder, by suffix in any case, litter passed over."""
+    return [path for path in walk_files(folder, follow_links=follow_links) if path.suffix.lower() in IMAGE_SUFFIXES]
+
+
+def safe_image_path(root: Path, file_name: str, where: object, *, follow_links: bool = False) -> Path:
+    """Give the path of a file named by annotations, refusing what leaves the image root; backslashes are separators.
+
+    Raises:
+        AnnotationError: an absolute path, `..`, a zero byte, or a link that leads outside and is not to be followed.
+    """
+    plain = file_name.replace("\\", "/")
+    name = Path(plain)
+    if not plain.strip() or "\0" in plain or name.is_absolute() or ".." in name.parts or (len(plain) > 1 and plain[1] == ":"):
         raise AnnotationError(
-            where, f"file_name {file_name!r} is not a plain relative path", "name files relative to the image root, without '..'"
+            where,
+            f"file_name {file_name!r} is not a plain relative path",
+            "name files relative to the image root, without '..'",
         )
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        inside = follow_links or path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):
+        raise AnnotationError(where, f"file_name {file_name[:80]!r} cannot be looked up", "give files shorter names") from None
+    if not inside:
         raise AnnotationError(
-            where, f"file_name {file_name!r} leads outside {root.name}/ through a link", "copy the image into the image root"
+            where,
+            f"file_name {file_name!r} leads outside {root.name}/ through a link",
+            "copy the image into the image root, or follow links (--follow-links)",
         )
     return path
 
@@ -97,17 +202,18 @@ def checked_size_hw(path: Path, stated_hw: tuple[int, int] | None, where: object
     """Give the true size of an image file and refuse annotations made for another size."""
     size = image_size_hw(path)
     if stated_hw is not None and stated_hw != size:
+        turned = " after the quarter turn that its EXIF data asks for" if stated_hw == size[::-1] and _has_quarter_turn(path) else ""
         raise AnnotationError(
             where,
-            f"annotated as {stated_hw[0]}x{stated_hw[1]}, but the image is {size[0]}x{size[1]} (height x width)",
-            "re-export annotations at image size",
+            f"annotated as {stated_hw[0]}x{stated_hw[1]}, but the image is {size[0]}x{size[1]} (height x width){turned}",
+            "re-export annotations at image size" if not turned else "remove the EXIF orientation, or annotate the turned image",
         )
     return size
 
 
-def components(mask: NDArray[np.bool_], min_area_px: int) -> list[NDArray[np.bool_]]:
-    """Give the 8-connected components of a mask with at least `min_area_px` pixels."""
-    import cv2
-
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return [labels == index for index in range(1, count) if stats[index, cv2.CC_STAT_AREA] >= max(1, min_area_px)]
+def _has_quarter_turn(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except (OSError, ValueError, SyntaxError):
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import MaskBank
 from defectory.errors import AnnotationError
+from defectory.filenames import file_names_of, text_of
+from defectory.folders import atomic_folder
+from defectory.formats.raw import is_litter
 from defectory.geometry import resize_mask
 from defectory.imageio import load_class_mask, save_png
 from defectory.masks.perturb import cropped
 from defectory.masks.sources import ExpertMask
 from defectory.rle import decode, encode
-from defectory.run import atomic_folder
 
 Mask = NDArray[np.bool_]
 SHEET = "sheet.png"
@@ -27,6 +30,7 @@ def read_folder(
 ) -> tuple[tuple[ExpertMask, ...], MaskBank]:
     """Read `<class>/<name>.png`, any value above 0 being the defect: new masks, and the bank with corrected ones in place of its own.
 
+    A folder is named as `write_review` names it or as its class is; hidden files and what systems leave behind are passed over.
     A file with the name of a bank entry corrects it and has its tile's size; any other is a new mask at the scale of the images.
 
     Args:
@@ -45,10 +49,10 @@ def read_folder(
     ids = _trained(bank, categories)
     entries = {entry.id: entry for entry in bank.entries}
     found: list[ExpertMask] = []
-    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
-        files = sorted(class_folder.glob("*.png"))
-        category_id = _id_of(class_folder.name, ids, class_folder)
-        for path in files:
+    class_of = class_names_of_folders(folder, list(ids))
+    for class_folder, class_name in class_of.items():
+        category_id = _id_of(class_name, ids, class_folder)
+        for path in mask_files(class_folder):
             mask = load_class_mask(path) > 0
             if not mask.any():
                 raise AnnotationError(path, "is empty", "draw the defect in any value above 0, or delete the file")
@@ -92,21 +96,58 @@ def from_instances(
 def write_review(bank: MaskBank, categories: Sequence[Category], sheet: NDArray[np.uint8], out: Path) -> int:
     """Write every mask of the bank as `<class>/<id>.png`, 0 and 255 at its tile's size, and a sheet; corrected, the folder can be read back.
 
+    Folders are named by `file_names_of` of all classes, so that a name of any kind stays inside `out`.
+
     Args:
         bank: of the training masks.
         categories: of the data set.
         sheet: RGB uint8 [H,W,3] to look at.
-        out: folder, replaced as a whole.
+        out: folder, replaced as a whole where an earlier review made it.
 
     Returns:
         How many masks were written.
+
+    Raises:
+        OutputError: `out` holds something that no review made, or cannot be written.
     """
-    names = {category.id: category.name for category in categories}
-    with atomic_folder(out) as folder:
+    folder_of = file_names_of(category.name for category in categories)
+    names = {category.id: folder_of[category.name] for category in categories}
+    with atomic_folder(out, kind="masks-review") as folder:
         for entry in bank.entries:
             save_png(folder / names[entry.category_id] / f"{entry.id}.png", decode(entry.mask.rle).astype(np.uint8) * 255)
         save_png(folder / SHEET, sheet)
     return len(bank.entries)
+
+
+def class_names_of_folders(folder: Path, names: Sequence[str]) -> dict[Path, str]:
+    """Return the class of each folder in an expert's folder, in order of their names.
+
+    Args:
+        folder: of the expert.
+        names: of the data set's classes; a folder that stands for none of them keeps its own name.
+    """
+    written = {name: text for text, name in file_names_of(names).items()}
+    folded = {name.casefold(): text for name, text in written.items()}
+
+    def class_of(name: str) -> str | None:
+        for found in (written.get(name), name if name in names else None, folded.get(name.casefold()), text_of(name, names)):
+            if found is not None and found in names:
+                return found
+        return None
+
+    found: dict[Path, str] = {}
+    for path in sorted(folder.iterdir()):
+        # some systems write letters and their accents apart
+        name = unicodedata.normalize("NFC", path.name)
+        known = class_of(name)
+        if path.is_dir() and (known is not None or not is_litter(name)):
+            found[path] = name if known is None else known
+    return found
+
+
+def mask_files(folder: Path) -> list[Path]:
+    """Return the PNG files of a class's folder, in capitals or not, in order of their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file() and not is_litter(path.name))
 
 
 def _trained(bank: MaskBank, categories: Sequence[Category]) -> dict[str, int | None]:

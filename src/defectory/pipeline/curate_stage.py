@@ -12,12 +12,13 @@ from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.artifacts.weights import Concept
 from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, Encoder, RealTile
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
-from defectory.imageio import load_native, load_rgb
+from defectory.imageio import load_frame, load_rgb
 from defectory.pipeline.folds_stage import FoldSegmenters, difficulty_of
 from defectory.pipeline.generate_stages import plan_of
 from defectory.pipeline.pool import PoolTiles
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
+from defectory.pipeline.verify import checked
 from defectory.synthesis.export import Frame, export_synthetic
 
 MAX_PRIOR_IMAGES = 64
@@ -98,20 +99,21 @@ def curation_encoder() -> Encoder:
 
 
 def prior_images(project: Project) -> list[Any]:
-    """Give the images that phase 1 drew for prior preservation, RGB uint8, as far as the cache still has them."""
+    """Return the images that phase 1 drew for prior preservation, RGB uint8; none where it drew none."""
     import torch
     from safetensors.torch import load_file
 
-    from defectory.engine.base.known import resolve_base
+    from defectory.concept.prior import CLASS_IMAGES
     from defectory.engine.base.load import load_base
     from defectory.engine.tensors import tensor_to_images
 
-    files = sorted(project.path("cache", "class_images").glob("*.safetensors"))
-    if project.config.concept.prior_weight == 0 or not files:
+    file = checked(project, "concept", CLASS_IMAGES)
+    if not file.is_file():
         return []
-    models = load_base(resolve_base(project.config.base))
+    # phase 1 leaves the base's autoencoder as it was
+    models = load_base(project.path("concept", "base"))
     vae: Any = models.vae
-    latents = torch.cat([load_file(path)["latents"] for path in files])[:MAX_PRIOR_IMAGES].float()
+    latents = load_file(file)["latents"][:MAX_PRIOR_IMAGES].float()
     with torch.no_grad():
         parts = [tensor_to_images(vae.decode(rows / models.scaling_factor).sample) for rows in latents.split(8)]
     return [image for part in parts for image in part]
@@ -119,12 +121,12 @@ def prior_images(project: Project) -> list[Any]:
 
 def fidelity_of(project: Project) -> FidelitySummary:
     """Read the fidelity summary."""
-    return FidelitySummary.load(project.path("curation", "fidelity.json"))
+    return FidelitySummary.load(checked(project, "curation", "fidelity.json"))
 
 
 def decisions_of(project: Project) -> Decisions:
     """Read the decisions."""
-    return Decisions.load(project.path("curation", "decisions.json"))
+    return Decisions.load(checked(project, "curation", "decisions.json"))
 
 
 def accepted_jobs(plan: Plan, decisions: Decisions) -> Sequence[Job]:
@@ -145,25 +147,28 @@ def run_export(project: Project) -> Iterator[Progress | str]:
         record = dataset.image(pool.tile(job).image_id)
         return {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256}
 
-    count = export_synthetic(
+    written = export_synthetic(
         plan_of(project), decisions_of(project), drafts=project.path("drafts"), out=project.path("synthetic"),
         base_digest=Concept.load(project.path("concept", "concept.json")).base_digest, pool_image_of=pool_image_of,
         valid_hw_of=lambda job: pool.tile(job).valid_hw,
         frame_of=(lambda job: frame_of(project, dataset, pool, job)) if project.config.synthesis.mode == "insert" else None,
     )  # fmt: skip
-    yield f"{count} images in synthetic/annotations.json"
+    kept = f"; {written.num_without_outline} instances have no outline and stay RLE" if written.num_without_outline else ""
+    yield f"{written.num_images} images in synthetic/annotations.json{kept}"
 
 
 def frame_of(project: Project, dataset: Dataset, pool: PoolTiles, job: Job) -> Frame:
     """Give the frame that a job's pool tile was cut from."""
     tile = pool.tile(job)
-    pixels = load_native(image_path(project.path("data"), dataset.image(tile.image_id)))
+    # kinds that cannot be written again as they are, palettes for one, leave as RGB
+    image = load_frame(image_path(project.path("data"), dataset.image(tile.image_id)), dataset.value_range, convert=True)
     corner_xy = tuple(round(offset) for offset in tile.offset_xy)
     size_hw = tuple(
-        min(round(side / tile.scale), whole - at) for side, whole, at in zip(tile.valid_hw, pixels.shape, corner_xy[::-1], strict=False)
+        min(round(side / tile.scale), whole - at)
+        for side, whole, at in zip(tile.valid_hw, image.pixels.shape, corner_xy[::-1], strict=False)
     )
     return Frame(
-        pixels=pixels,
+        image=image,
         tile=pool.image(tile, None)[: tile.valid_hw[0], : tile.valid_hw[1]],
         corner_yx=(corner_xy[1], corner_xy[0]),
         size_hw=(size_hw[0], size_hw[1]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from numpy.typing import NDArray
 from defectory.artifacts.tiles import Tile
 from defectory.dataset.tiles import frame_image, resize_image
 from defectory.errors import ConfigError, ImageError
-from defectory.imageio import IMAGE_SUFFIXES, image_size_hw, load_rgb
+from defectory.formats.raw import image_files
+from defectory.imageio import image_size_hw, load_rgb
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, source_listing, split_of, tileset_of, users_folder
 
@@ -32,8 +34,8 @@ def drawings_folder(project: Project) -> Path | None:
 
 def drawings_listing(project: Project) -> object:
     """Give name, size and time of the files, so that a changed one is noticed."""
-    folder = drawings_folder(project)
-    return None if folder is None else source_listing(folder)
+    name = project.config.drivers.drawings
+    return None if name is None else source_listing(project.source_folder / Path(name).expanduser())
 
 
 class Drawings:
@@ -47,17 +49,19 @@ class Drawings:
     def __init__(self, project: Project, folder: Path) -> None:
         self._tiling = tileset_of(project).tiling
         dataset, split = dataset_of(project), split_of(project)
-        files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES]
-        by_name = {path.stem: path for path in files} | {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+        by_name, by_stem = named_files(folder)
+        images_of_stem = Counter(Path(record.file_name).stem for record in dataset.images)
         self._paths: dict[int, Path] = {}
         for image_id in (*split.train, *split.pool, *split.val):
             record = dataset.image(image_id)
             name = Path(record.file_name)
-            # images of one name may lie in folders of their own
-            path = by_name.get(name.with_suffix("").as_posix(), by_name.get(name.stem))
+            path = by_name.get(name.with_suffix("").as_posix())
+            if path is None and images_of_stem[name.stem] == 1:
+                path = by_stem.get(name.stem)
             if path is None:
+                several = " in a folder named as the image's" if images_of_stem[name.stem] > 1 else ""
                 raise ConfigError(
-                    f"drivers.drawings {folder}", f"no drawing of {record.file_name}", "add one of that name, whatever the suffix"
+                    f"drivers.drawings {folder}", f"no drawing of {record.file_name}", f"add one of that name{several}, whatever the suffix"
                 )
             require_size(path, image_size_hw(path), record.size_hw)
             self._paths[image_id] = path
@@ -76,6 +80,14 @@ class Drawings:
             return frame_image(drawing, self._tiling)[0]
         height, width = (max(1, round(length * self._tiling.scale)) for length in drawing.shape[:2])
         return resize_image(drawing, (height, width))
+
+
+def named_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the image files under a folder by relative path without suffix, and by stem where only one file has it; litter is passed over."""
+    files = image_files(folder)
+    stems = Counter(path.stem for path in files)
+    by_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    return by_name, {path.stem: path for path in files if stems[path.stem] == 1}
 
 
 def drawings_of(project: Project) -> Drawings | None:

@@ -12,10 +12,12 @@ from defectory.artifacts.annotation import Category
 from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
 from defectory.artifacts.tiles import Tile, Tiling
 from defectory.curation.fidelity import iou
+from defectory.errors import StageError
 from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.training import device_of
 from defectory.pipeline.values import dataset_of, masks_of, split_of, spread, tileset_of
+from defectory.pipeline.verify import checked
 from defectory.rle import decode
 
 if TYPE_CHECKING:
@@ -39,18 +41,34 @@ def segmentation_tiles(project: Project, tiles: Sequence[Tile]) -> list[Segmenta
             id=t.id,
             image=load_rgb(project.path("tiles", t.file_name)),
             instances=tuple((i.category_id, i.rle) for i in t.instances if not i.is_crowd),
+            image_ids=(t.image_id,),
         )
         for t in tiles
     ]
 
 
+def training_tiles(project: Project, *, stage: str) -> tuple[list[Tile], list[Tile]]:
+    """Return the defective train tiles and the defect-free tiles that segmenters train on.
+
+    Raises:
+        FirewallError: a tile comes from an image that is not in train or pool, whatever part it says it is of.
+        StageError: the tiles were cut for another split.
+    """
+    tileset, split = tileset_of(project), split_of(project)
+    if tileset.split_digest != split.digest():
+        raise StageError(f"{stage}: the tiles were cut for another split; run the stage `tiles` again")
+    defective = [t for t in tileset.of("train") if t.instances]
+    pool = spread(tileset.of("pool"), MAX_DEFECT_FREE_TILES)
+    split.require_training_ids((t.image_id for t in [*defective, *pool]), stage=stage)
+    return defective, pool
+
+
 def run_folds(project: Project) -> Iterator[Progress | str]:
     """Train a segmenter per fold of train and judge every train instance by the one that has not seen it."""
-    from defectory.segmentation.training import train_segmenter
+    from defectory.segmentation.training import is_whole_segmenter, train_segmenter
 
     tileset, split, config = tileset_of(project), split_of(project), project.config.segmentation
-    defective, pool = [t for t in tileset.of("train") if t.instances], spread(tileset.of("pool"), MAX_DEFECT_FREE_TILES)
-    split.require_training_ids((t.image_id for t in [*defective, *pool]), stage="folds")
+    defective, pool = training_tiles(project, stage="folds")
     fold_of = _folds(project, defective)
     device = device_of(project)
     # nothing but train may choose a checkpoint: the last one is kept
@@ -59,12 +77,13 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
     free = segmentation_tiles(project, pool)
     for fold in range(NUM_FOLDS):
         out = project.path("folds", f"fold-{fold}")
-        if (out / "segmenter.json").is_file():
+        if is_whole_segmenter(out):
             continue
         seen = segmentation_tiles(project, [t for t in defective if fold_of[t.image_id] != fold])
         for event in train_segmenter(
             arm="real", real=seen, synthetic=[], defect_free=free, validate=lambda _: 0.0, kind=config.model, categories=tileset.categories,
             tiling=tileset.tiling, config=config, seed=project.config.seed, out=out, device=device,
+            require=lambda ids, what: split.require_training_ids(ids, stage=f"folds, {what}"),
         ):  # fmt: skip
             yield Progress(stage="folds", done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}")
     found: dict[tuple[int, int], list[tuple[int, float]]] = {}
@@ -166,4 +185,4 @@ def _union(defects: Defects, *, like: Mask) -> Mask:
 
 def difficulty_of(project: Project) -> Difficulty:
     """Read what the segmenters find hard."""
-    return Difficulty.load(project.path("folds", "difficulty.json"))
+    return Difficulty.load(checked(project, "folds", "difficulty.json"))

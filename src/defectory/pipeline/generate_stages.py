@@ -33,9 +33,10 @@ from defectory.pipeline.mask_check import bank_from_train, expert_masks
 from defectory.pipeline.mask_model import mask_diffusion_of
 from defectory.pipeline.pool import PoolTiles
 from defectory.pipeline.regions import tile_regions
-from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.stage import Notice, Progress, Project
 from defectory.pipeline.training import device_of, training_progress
 from defectory.pipeline.values import Mask, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
+from defectory.pipeline.verify import checked
 from defectory.rle import decode, encode
 from defectory.run import digest_json, write_json
 from defectory.surface import solid_pixels
@@ -75,7 +76,7 @@ def phase_tiles(project: Project) -> tuple[list[Any], list[Any]]:
     return training_tiles(project, [*defective, *free]), training_tiles(project, held_out)
 
 
-def run_concept(project: Project) -> Iterator[Progress | str]:
+def run_concept(project: Project) -> Iterator[Progress | Notice | str]:
     """Phase 1."""
     from defectory.concept.dreambooth import learn_concept
     from defectory.engine.base.known import resolve_base
@@ -90,7 +91,7 @@ def run_concept(project: Project) -> Iterator[Progress | str]:
     )  # fmt: skip
 
 
-def run_condition(project: Project) -> Iterator[Progress | str]:
+def run_condition(project: Project) -> Iterator[Progress | Notice | str]:
     """Phase 2."""
     from defectory.condition.control import learn_condition
 
@@ -186,7 +187,7 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     region_of = tile_regions(project, tileset.tiling.tile_px)
     supply.bank.save(project.path("plan", "bank.json"))
     pool = PoolTiles(project, tileset)
-    concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
+    concept, control = Concept.load(checked(project, "concept", "concept.json")), Control.load(checked(project, "control", "control.json"))
 
     names = {category.id: category.name for category in tileset.categories}
     table = {names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in supply.shares.items()}
@@ -225,7 +226,7 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
 def run_calibration(project: Project) -> Iterator[Progress | str]:
     """Choose mask guidance per class."""
     tileset, config = tileset_of(project), project.config.synthesis
-    concept, control = Concept.load(project.path("concept", "concept.json")), Control.load(project.path("control", "control.json"))
+    concept, control = Concept.load(checked(project, "concept", "concept.json")), Control.load(checked(project, "control", "control.json"))
     digests = {"concept_digest": concept.weights_digest, "control_digest": control.weights_digest}
     path = project.path("calibration", "calibration.json")
     if config.mask_guidance != "auto":
@@ -286,17 +287,17 @@ def prompt_of(project: Project, concept: Concept, names: Sequence[str], tone: st
 
 def plan_of(project: Project) -> Plan:
     """Read the plan."""
-    return Plan.load(project.path("plan", "plan.json"))
+    return Plan.load(checked(project, "plan", "plan.json"))
 
 
 def calibration_of(project: Project) -> Calibration:
     """Read the mask guidance per class."""
-    return Calibration.load(project.path("calibration", "calibration.json"))
+    return Calibration.load(checked(project, "calibration", "calibration.json"))
 
 
 def bank_of(project: Project) -> MaskBank:
     """Read the mask bank."""
-    return MaskBank.load(project.path("plan", "bank.json"))
+    return MaskBank.load(checked(project, "plan", "bank.json"))
 
 
 def run_synthesis(project: Project) -> Iterator[Progress | str]:
@@ -318,7 +319,7 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
     for event in synthesize(
         plan,
         models=sampling_models(project),
-        class_noun=Concept.load(project.path("concept", "concept.json")).class_noun,
+        class_noun=Concept.load(checked(project, "concept", "concept.json")).class_noun,
         input_of=input_of,
         config=project.config.synthesis,
         out=project.path("drafts"),

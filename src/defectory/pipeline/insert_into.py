@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,23 +17,28 @@ from defectory.artifacts.tiles import Tiling
 from defectory.artifacts.weights import Concept, Control
 from defectory.drawing import contact_sheet, draw_outlines
 from defectory.drivers.extract import extract_driver
-from defectory.errors import ConfigError, ImageError
+from defectory.errors import ConfigError
+from defectory.filenames import file_name_of
+from defectory.folders import atomic_folder, require_replaceable
 from defectory.formats.coco import save_coco
-from defectory.imageio import image_size_hw, load_native, load_rgb, save_jpeg, save_png
+from defectory.imageio import FrameImage, image_size_hw, load_frame, load_image, load_rgb, save_jpeg
 from defectory.masks.placement import Site, site_of
 from defectory.pipeline.drawings import on_tile, require_size
 from defectory.pipeline.generate_stages import calibration_of, driver_digest, mask_supply, prompt_of, sampling_models
+from defectory.pipeline.held_out import require_not_held_out
 from defectory.pipeline.regions import load_region, region_window
+from defectory.pipeline.run import stages_of
 from defectory.pipeline.stage import Event, Progress, Project, StageEnded
-from defectory.pipeline.values import dataset_of, masks_of, split_of, tileset_of
+from defectory.pipeline.values import dataset_of, masks_of, tileset_of
+from defectory.pipeline.verify import Verified, checked
 from defectory.rle import decode, encode
-from defectory.run import atomic_folder, digest_file
 from defectory.synthesis.calibrate import guidance_map
 from defectory.synthesis.export import Frame
 from defectory.synthesis.full import DraftInput, draft_paths, synthesize
-from defectory.synthesis.insert import LEVELS_OF_16_BIT
 from defectory.tones import tone_words
 
+READS = frozenset({"tiles", "learn-concept", "learn-condition"})
+"""Stages whose files are read besides the values that are checked one by one."""
 TRIES = 40
 SHEET_IMAGES, SHEET_CELL_PX = 12, 256
 LABEL_COLOUR = (40, 220, 60)
@@ -75,8 +79,9 @@ def insert_into(
 
     Args:
         project: whose concept, control network and calibration have been made.
-        frame_file: image of any size; grey of 8 or 16 bit, RGB and RGBA keep their depth.
-        out: folder, replaced as a whole.
+        frame_file: image of any size; grey or RGB, with or without alpha, of 8 or 16 bit or of floats. What is written has its depth and
+            range: PNG, or TIFF where the frame is one.
+        out: folder, replaced as a whole where an earlier insertion made it.
         count: how many.
         class_name: of the defects; None draws classes as often as they occur in train.
         region_file: PNG of the frame's size, white where defects may lie; None allows all of the part.
@@ -85,20 +90,28 @@ def insert_into(
 
     Raises:
         ConfigError: an unknown class, no place for a defect, or a drawing too few or too many.
-        ImageError: the frame, the region or the drawing cannot be used, or the frame belongs to validation or test.
+        ImageError: the frame, the region or the drawing cannot be used, the frame is of a kind that cannot be written again (a palette,
+            black and white, CMYK), or it belongs to validation or test.
+        OutputError: `out` holds something that no insertion made.
+        StageError: a stage of the project that is read is damaged.
     """
     began = time.monotonic()
     categories = dataset_of(project).categories
     if class_name is not None and class_name not in {c.name for c in categories}:
         raise ConfigError(f"class {class_name!r}", "is not one of the project's", f"choose among {', '.join(c.name for c in categories)}")
-    _require_not_held_out(project, frame_file)
-    image = load_rgb(frame_file)
+    require_replaceable(out, kind="insert")
+    value_range = dataset_of(project).value_range
+    # read before it is compared: what is wrong with a file is told in words of its own
+    frame, loaded = load_frame(frame_file, value_range), load_image(frame_file, value_range)
+    require_not_held_out(project, frame_file)
+    Verified().require(project, [stage for stage in stages_of(project) if stage.name in READS])
+    image = loaded.rgb
     region = None if region_file is None else load_region(region_file, (image.shape[0], image.shape[1]))
     drawing = _drawing(project, drawing_file, (image.shape[0], image.shape[1]))
     plan, windows = _plan(project, image, frame_file, region, drawing, count=count, class_name=class_name, seed=seed)
     config = project.config.synthesis.model_copy(update={"mode": "insert"})
     guidance = calibration_of(project).by_category()
-    noun = Concept.load(project.path("concept", "concept.json")).class_noun
+    noun = Concept.load(checked(project, "concept", "concept.json")).class_noun
 
     def input_of(job: Job) -> DraftInput:
         window, instances = windows[job.id], masks_of(job.instances)
@@ -118,19 +131,11 @@ def insert_into(
         models = sampling_models(project)
         for event in synthesize(plan, models=models, class_noun=noun, input_of=input_of, config=config, out=Path(drafts)):
             yield Progress(stage="insert", done=event.done, total=event.total)
-        _write(frame_file, out, plan, windows, Path(drafts))
+        _write(frame, file_name_of(frame_file.stem), out, plan, windows, Path(drafts))
+    told = "".join(f"; {remark}" for remark in loaded.remarks)
     yield StageEnded(
-        stage="insert", seconds=time.monotonic() - began, skipped=False, summary=f"{count} images in {out / 'annotations.json'}"
+        stage="insert", seconds=time.monotonic() - began, skipped=False, summary=f"{count} images in {out / 'annotations.json'}{told}"
     )
-
-
-def _require_not_held_out(project: Project, frame_file: Path) -> None:
-    if not frame_file.is_file():
-        raise ImageError(frame_file, "no such image file", "check the file name")
-    split, digest = split_of(project), digest_file(frame_file)
-    held_out = {*split.val, *split.test}
-    if any(record.id in held_out and record.sha256 == digest for record in dataset_of(project).images):
-        raise ImageError(frame_file, "is an image of validation or test", "insert into images of train, of the pool, or into new ones")
 
 
 def _drawing(project: Project, file: Path | None, size_hw: tuple[int, int]) -> Image | None:
@@ -172,7 +177,7 @@ def _plan(
     class_name: str | None,
     seed: int,
 ) -> tuple[Plan, dict[str, _Window]]:
-    tileset, concept = tileset_of(project), Concept.load(project.path("concept", "concept.json"))
+    tileset, concept = tileset_of(project), Concept.load(checked(project, "concept", "concept.json"))
     control = Control.load(project.path("control", "control.json"))
     supply = mask_supply(project)
     ids = {c.name: c.id for c in tileset.categories}
@@ -218,35 +223,28 @@ def _shown(drawing: Image, window: _Window) -> Image:
     return on_tile(drawing[top : top + height, left : left + width], window.valid_hw, window.tile.shape[0])
 
 
-def _write(frame_file: Path, out: Path, plan: Plan, windows: dict[str, _Window], drafts: Path) -> None:
-    pixels = load_native(frame_file)
+def _write(frame_image: FrameImage, stem: str, out: Path, plan: Plan, windows: dict[str, _Window], drafts: Path) -> None:
     categories: tuple[Category, ...] = plan.categories
-    with atomic_folder(out) as folder:
+    names = {category.id: category.name for category in categories}
+    cells, told = [frame_image.rgb()], ["as it was"]
+    with atomic_folder(out, kind="insert") as folder:
         (folder / "images").mkdir()
         images: list[tuple[int, str, tuple[int, int], dict[str, object]]] = []
         labels: list[tuple[int, Instance]] = []
         for number, job in enumerate(plan.jobs, start=1):
             window = windows[job.id]
             height, width = window.valid_hw
-            tile = window.tile[:height, :width]
-            frame = Frame(pixels=pixels, tile=tile, corner_yx=window.corner_yx, size_hw=window.size_hw)
+            frame = Frame(image=frame_image, tile=window.tile[:height, :width], corner_yx=window.corner_yx, size_hw=window.size_hw)
             after = np.ascontiguousarray(load_rgb(draft_paths(drafts, job.id)[0])[:height, :width])
-            name = f"{frame_file.stem}-{job.id}.png"
-            save_png(folder / "images" / name, frame.with_defect(after))
+            pixels, name = frame.with_defect(after), f"{stem}-{job.id}{frame.suffix}"
+            frame.save(folder / "images" / name, pixels)
             images.append((number, name, (pixels.shape[0], pixels.shape[1]), {}))
             for instance in job.instances:
                 mask = frame.placed(decode(instance.rle)[:height, :width])
                 labels.append((number, Instance(category_id=instance.category_id, rle=encode(mask))))
+                if number <= SHEET_IMAGES:
+                    shown = frame_image.rgb(pixels)
+                    cells += [shown, draw_outlines(shown, [(LABEL_COLOUR, mask)])]
+                    told += [f"{number}: {names[instance.category_id]}", "its label"]
         save_coco(folder / "annotations.json", categories, images, labels)
-        names = {category.id: category.name for category in categories}
-        cells, told = [_eight_bit(pixels)], ["as it was"]
-        for (number, name, _, _), (_, label) in list(zip(images, labels, strict=True))[:SHEET_IMAGES]:
-            image = load_rgb(folder / "images" / name)
-            cells += [image, draw_outlines(image, [(LABEL_COLOUR, decode(label.rle))])]
-            told += [f"{number}: {names[label.category_id]}", "its label"]
         save_jpeg(folder / "sheet.jpg", contact_sheet(cells, columns=5, labels=told, cell_px=SHEET_CELL_PX))
-
-
-def _eight_bit(pixels: NDArray[Any]) -> Image:
-    levels = np.round(pixels / LEVELS_OF_16_BIT).astype(np.uint8) if pixels.dtype == np.uint16 else pixels.astype(np.uint8)
-    return np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else np.ascontiguousarray(levels[..., :3])

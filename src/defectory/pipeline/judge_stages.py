@@ -5,27 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.dataset import ImageRecord, image_path
+from defectory.artifacts.plan import Job
 from defectory.artifacts.scores import DefectContrast, SegmenterScores
+from defectory.errors import StageError
 from defectory.evaluation.contrast import score_contrast
 from defectory.evaluation.image_metrics import score_image_sets
 from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
 from defectory.imageio import load_rgb
 from defectory.pipeline.curate_stage import accepted_jobs, decisions_of, fidelity_of
-from defectory.pipeline.folds_stage import MAX_DEFECT_FREE_TILES, segmentation_tiles
+from defectory.pipeline.folds_stage import segmentation_tiles, training_tiles
 from defectory.pipeline.generate_stages import plan_of
+from defectory.pipeline.mask_check import bank_from_train
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.training import device_of
-from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
+from defectory.pipeline.values import dataset_of, split_of, tileset_of
+from defectory.pipeline.verify import checked
 from defectory.rle import decode
-from defectory.run import atomic_folder, write_json
+from defectory.run import write_json
 from defectory.segmentation.config import Arm
 
+if TYPE_CHECKING:
+    from defectory.segmentation.data import SegmentationTile
+
+RUN_SCORES = "run_scores.json"
 SCORE_KEYS = ("segm_map", "bbox_map", "ap50", "iou", "iou_matched", "hausdorff")
 
 
@@ -43,26 +51,15 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
     """Give the stage that trains one arm with one seed and predicts test once."""
 
     def run(project: Project) -> Iterator[Progress | str]:
-        from defectory.segmentation.data import SegmentationTile
         from defectory.segmentation.predict import coco_results, predict_images
         from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
 
         dataset, split, tileset = dataset_of(project), split_of(project), tileset_of(project)
         config, device, name = project.config.segmentation, device_of(project), stage_name(arm, seed)
 
-        defective = [t for t in tileset.of("train") if t.instances]
-        pool = spread(tileset.of("pool"), MAX_DEFECT_FREE_TILES)
-        split.require_training_ids((t.image_id for t in [*defective, *pool]), stage=name)
+        defective, pool = training_tiles(project, stage=name)
         # the real arm needs no plan, and may be trained before there is one
-        accepted = [] if arm == "real" else accepted_jobs(plan_of(project), decisions_of(project))
-        synthetic = [
-            SegmentationTile(
-                id=job.id,
-                image=load_rgb(project.path("drafts", "images", f"{job.id}.png")),
-                instances=tuple((i.category_id, i.rle) for i in job.instances),
-            )
-            for job in accepted
-        ]
+        synthetic = [] if arm == "real" else _synthetic_tiles(project)
         if arm != "real" and not synthetic:
             write_json(project.path(arm_folder(arm, seed), "skipped.json"), {"reason": "curation accepted no draft"})
             yield "skipped: curation accepted no draft"
@@ -77,7 +74,8 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
         best = 0.0
         for event in train_segmenter(
             arm=arm, real=segmentation_tiles(project, defective), synthetic=synthetic, defect_free=segmentation_tiles(project, pool), validate=validate, kind=config.model, categories=dataset.categories,
-            tiling=tileset.tiling, config=config, seed=seed, out=out, device=device,
+            tiling=tileset.tiling, config=config, seed=seed, out=out, device=device, value_range=dataset.value_range,
+            require=lambda ids, what: split.require_training_ids(ids, stage=f"{name}, {what}"),
         ):  # fmt: skip
             best = max(best, event.val_map or 0.0)
             yield Progress(stage=name, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}, best val mAP {best:.3f}")
@@ -96,6 +94,46 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
     return run
 
 
+def _synthetic_tiles(project: Project) -> list[SegmentationTile]:
+    """Return the accepted drafts, each with the ids of the images that its background and its masks come from.
+
+    Raises:
+        StageError: a draft names a tile or a mask that is not of train or pool.
+    """
+    from defectory.segmentation.data import SegmentationTile
+
+    background = {tile.id: tile.image_id for part in ("train", "pool") for tile in tileset_of(project).of(part)}
+    bank = {entry.id: entry.image_id for entry in bank_from_train(project).entries}
+
+    def image_ids(job: Job) -> tuple[int, ...]:
+        named = [("tile", job.tile_id, background), *(("mask", s.bank_id, bank) for s in job.mask_sources if s.kind == "bank")]
+        for what, name, known in named:
+            if name not in known:
+                raise StageError(f"draft {job.id}: its {what} {name!r} is none of train or pool; run the stage `plan` again")
+        return tuple(sorted({known[name] for _, name, known in named}))
+
+    return [
+        SegmentationTile(
+            id=job.id,
+            image=load_rgb(project.path("drafts", "images", f"{job.id}.png")),
+            instances=tuple((i.category_id, i.rle) for i in job.instances),
+            image_ids=image_ids(job),
+        )
+        for job in accepted_jobs(plan_of(project), decisions_of(project))
+    ]
+
+
+def _require_unseen_test(project: Project, arm: Arm, seed: int) -> None:
+    """Refuse to judge a segmenter whose log does not say that it was trained on images of train and pool alone."""
+    log = json.loads(checked(project, arm_folder(arm, seed), "log.json").read_text())
+    ids = log.get("image_ids") if isinstance(log, dict) else None
+    if not ids:
+        raise StageError(
+            f"{stage_name(arm, seed)}: its log does not say which images it was trained on; run the stage `{stage_name(arm, seed)}` again"
+        )
+    split_of(project).require_training_ids(ids, stage=stage_name(arm, seed))
+
+
 def _with_few_defect_free(records: list[ImageRecord], limit: int) -> list[ImageRecord]:
     """Give defective val images and as many defect-free ones at most, within a limit: val is scored often."""
     defective = [r for r in records if r.instances]
@@ -107,17 +145,21 @@ def _with_few_defect_free(records: list[ImageRecord], limit: int) -> list[ImageR
 def _predict(
     project: Project, model: Any, records: list[ImageRecord], tiling: Any, predict_images: Any, coco_results: Any
 ) -> list[dict[str, object]]:
-    images = ((record.id, load_rgb(image_path(project.path("data"), record))) for record in records)
+    value_range = dataset_of(project).value_range
+    images = ((record.id, load_rgb(image_path(project.path("data"), record), value_range)) for record in records)
     return [row for found in predict_images(model, images, tiling) for row in coco_results(found)]
 
 
 def run_evaluation(project: Project) -> Iterator[Progress | str]:
-    """Gather all scores into `scores.json` of the stage and of the run."""
+    """Gather all scores into `scores.json`, and in the form of the run folder's own `scores.json`."""
     from defectory.engine.features.encoder import embed_images, load_encoder
 
     config = project.config
     arms: dict[str, Any] = {}
     for arm in config.segmentation.arms:
+        for seed in config.segmentation.seeds:
+            if _scores(project, arm, seed) is not None:
+                _require_unseen_test(project, arm, seed)
         per_seed = [s for seed in config.segmentation.seeds if (s := _scores(project, arm, seed)) is not None]
         if not per_seed:
             continue
@@ -143,9 +185,9 @@ def run_evaluation(project: Project) -> Iterator[Progress | str]:
         "arms": arms, "fidelity": fidelity_of(project).model_dump(mode="json"), "image_sets": image_sets,
         "defect_contrast": {name: value.model_dump(mode="json") for name, value in _contrast(project).items()}, "verdict": judged,
     }  # fmt: skip
-    with atomic_folder(project.path("evaluation")) as folder:
-        write_json(folder / "scores.json", scores)
-    write_json(project.path("scores.json"), {**arms, **{k: v for k, v in scores.items() if k != "arms"}})
+    write_json(project.path("evaluation", "scores.json"), scores)
+    # the run folder gets a copy of this one
+    write_json(project.path("evaluation", RUN_SCORES), {**arms, **{k: v for k, v in scores.items() if k != "arms"}})
     yield str(judged["sentence"])
 
 
@@ -165,7 +207,7 @@ def _contrast(project: Project) -> dict[str, DefectContrast]:
 
 
 def _scores(project: Project, arm: Arm, seed: int) -> SegmenterScores | None:
-    path = project.path(arm_folder(arm, seed), "scores.json")
+    path = checked(project, arm_folder(arm, seed), "scores.json")
     return SegmenterScores.load(path) if path.is_file() else None
 
 
@@ -211,4 +253,4 @@ def verdict(arms: dict[str, Any]) -> dict[str, Any]:
 
 def read_scores(project: Project) -> dict[str, Any]:
     """Read the evaluation's scores."""
-    return json.loads(project.path("evaluation", "scores.json").read_text())
+    return json.loads(checked(project, "evaluation", "scores.json").read_text())

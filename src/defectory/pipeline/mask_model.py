@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from defectory.artifacts.plan import MaskBank
 from defectory.masks.sources import MaskModel
 from defectory.pipeline.mask_check import bank_from_train, expert_listing, expert_masks
-from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.stage import Notice, Progress, Project
 from defectory.pipeline.training import device_of, training_progress
 from defectory.rle import decode
 
@@ -28,7 +28,7 @@ def mask_model_settings(project: Project) -> object:
     return {"masks": masks, "files": expert_listing(project), "seed": project.config.seed}
 
 
-def run_learn_masks(project: Project) -> Iterator[Progress | str]:
+def run_learn_masks(project: Project) -> Iterator[Progress | Notice | str]:
     """Train the model on the bank, an expert's corrections included."""
     # for the project's number of threads alone: so small a model stays on the CPU
     device_of(project)

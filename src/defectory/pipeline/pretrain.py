@@ -13,6 +13,7 @@ from defectory.artifacts.config import Section
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.errors import ConfigError
+from defectory.folders import claim_folder, require_replaceable
 from defectory.pipeline.stage import Event, Progress, StageEnded
 from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig, WordConfig
 
@@ -85,7 +86,7 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
 
     began = time.monotonic()
     # the base is no part of it: several may be scored by one classifier
-    claim(out, config.model_dump(mode="json", include={"seed", "tile_px", "num_images", "num_held_out", "judge"}))
+    claim(out, config.model_dump(mode="json", include={"seed", "tile_px", "num_images", "num_held_out", "judge"}), kind="base-score")
     models = for_sampling(load_base(base))
     count = config.num_images + config.num_held_out
     corpus = make_corpus(out / "corpus", num_images=count, tile_px=config.tile_px, seed=config.seed, num_workers=config.num_workers)
@@ -149,6 +150,9 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
     from defectory.pretraining.run import pretrain
 
     usable_device(config.device)
+    claim_folder(out, kind="pretrain")
+    for part in ("base", "encoder", "segmenter"):
+        require_replaceable(out / part, kind="base")
 
     def geometry_of(image: Any, mask: Any) -> Any:
         return geometry_map(image, config=DriverConfig(), blind=[mask])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.tiles import Tile
 from defectory.errors import ConfigError, ImageError
+from defectory.formats.raw import image_files
 from defectory.geometry import resize_mask
-from defectory.imageio import load_class_mask, load_rgb
+from defectory.imageio import load_rgb
 from defectory.pipeline.drawings import require_size
 from defectory.pipeline.pool import augmentation_of
 from defectory.pipeline.stage import Project
@@ -26,26 +28,26 @@ def regions_folder(project: Project) -> Path | None:
     Raises:
         ConfigError: there is no such folder.
     """
-    fix = "give a folder of PNG files named as the images, white where defects may lie"
+    fix = "give a folder of images named as the data set's, white where defects may lie"
     return users_folder(project, project.config.masks.regions, setting="masks.regions", fix=fix)
 
 
 def regions_listing(project: Project) -> object:
     """Give name, size and time of the files, so that a changed one is noticed."""
-    folder = regions_folder(project)
-    return None if folder is None else source_listing(folder)
+    name = project.config.masks.regions
+    return None if name is None else source_listing(project.source_folder / Path(name).expanduser())
 
 
 def load_region(path: Path, size_hw: tuple[int, int]) -> Mask:
-    """Load a drawn region, bool [H,W]; any value above 0 allows defects.
+    """Load a drawn region, bool [H,W]; any colour but black allows defects.
 
     Raises:
         ImageError: of another size than its image, or empty.
     """
-    region = load_class_mask(path) > 0
+    region: Mask = load_rgb(path).max(axis=2) > 0
     require_size(path, (region.shape[0], region.shape[1]), size_hw)
     if not region.any():
-        raise ImageError(path, "allows no pixel", "draw where defects may lie in any value above 0, or delete the file")
+        raise ImageError(path, "allows no pixel", "draw where defects may lie in any colour but black, or delete the file")
     return region
 
 
@@ -62,22 +64,28 @@ def tile_regions(project: Project, tile_px: int) -> Callable[[Tile, int | None],
     """Give the function from a pool tile and its augmentation's seed to where defects may lie on it; None where nothing was drawn.
 
     Raises:
-        ConfigError: there is no such folder, or a file that no image is named as.
+        ConfigError: there is no such folder, or a file that no image or several are named as.
         ImageError: a region of another size than its image, or an empty one.
     """
     folder = regions_folder(project)
     if folder is None:
         return lambda _tile, _seed: None
     dataset = dataset_of(project)
-    by_stem = {Path(record.file_name).stem: record for record in dataset.images}
+    by_name = {Path(record.file_name).with_suffix("").as_posix(): record for record in dataset.images}
+    stems = Counter(Path(record.file_name).stem for record in dataset.images)
+    by_stem = {Path(record.file_name).stem: record for record in dataset.images if stems[Path(record.file_name).stem] == 1}
     regions: dict[int, Mask] = {}
-    for path in sorted(folder.glob("*.png")):
-        record = by_stem.get(path.stem)
+    for path in image_files(folder):
+        record = by_name.get(path.relative_to(folder).with_suffix("").as_posix(), by_stem.get(path.stem))
+        if record is None and stems[path.stem] > 1:
+            raise ConfigError(path, f"{stems[path.stem]} images are named so", "put the region in a folder named as its image's")
         if record is None:
             raise ConfigError(path, "no image is named so", "name a region as its image, or delete the file")
+        if record.id in regions:
+            raise ConfigError(path, f"a second region of {record.file_name}", "delete one of the two")
         regions[record.id] = load_region(path, record.size_hw)
     if not regions:
-        raise ConfigError(f"masks.regions {folder}", "holds no PNG file", "draw regions, or leave the setting out")
+        raise ConfigError(f"masks.regions {folder}", "holds no image file", "draw regions, or leave the setting out")
     flip = project.config.condition.training.flip
 
     def region_of(tile: Tile, augmentation_seed: int | None) -> Mask | None:

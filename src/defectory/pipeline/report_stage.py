@@ -30,8 +30,8 @@ from defectory.pipeline.values import dataset_of, masks_of, split_of, spread, ti
 from defectory.recipes.resolve import flatten
 from defectory.report.charts import smooth
 from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Table
-from defectory.report.page import render_report, write_report
-from defectory.run import read_manifest, write_json, write_text
+from defectory.report.page import write_report
+from defectory.run import MANIFEST_NAME, read_manifest, write_json
 
 NUM_CELLS = 8
 TIGHT_COLOUR = (80, 160, 255)
@@ -48,7 +48,7 @@ def report_settings(project: Project) -> object:
 
 
 def run_report(project: Project) -> Iterator[Progress | str]:
-    """Write `report.html`, into the stage's folder and beside the stages."""
+    """Write `report.html`."""
     scores, plan, decisions = read_scores(project), plan_of(project), decisions_of(project)
     leak, copied = leakage_of(project), memorisation(project, plan)
     content = ReportContent(
@@ -62,6 +62,7 @@ def run_report(project: Project) -> Iterator[Progress | str]:
         charts=_charts(project),
         appendix=_appendix(project, decisions),
     )
+    # the run folder gets a copy of this one
     write_report(content, project.path("report", "report.html"))
     write_json(
         project.path("report", "summary.json"),
@@ -71,7 +72,6 @@ def run_report(project: Project) -> Iterator[Progress | str]:
             "signatures": {s.name: s.detected for s in content.signatures},
         },
     )
-    write_text(project.path("report.html"), render_report(content))
     found = [s.name for s in content.signatures if s.detected]
     yield f"report.html; failures found: {', '.join(found) or 'none'}"
 
@@ -322,24 +322,28 @@ def _charts(project: Project) -> list[Chart]:
     return charts
 
 
+def _origins(saved: Path) -> dict[str, str]:
+    """Return where each setting came from, as it was saved with the run; empty where that was not saved or is damaged."""
+    try:
+        return {str(key): str(origin) for key, origin in json.loads(saved.read_bytes())["origins"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
 def _appendix(project: Project, decisions: Decisions) -> list[Table]:
     stages: list[list[str]] = []
-    for manifest in sorted(project.folder.rglob("stage.json"), key=lambda p: p.stat().st_mtime_ns):
-        about = (read_manifest(manifest.parent) or {}).get("info", {})
-        stages.append(
-            [
-                manifest.parent.relative_to(project.folder).as_posix(),
-                f"{about.get('seconds', 0):.0f}",
-                str(about.get("output_digest", ""))[:16],
-                str(about.get("summary", "")),
-            ]
-        )
+    # stages of segmenters lie a folder deeper; an earlier report is no part of this one
+    found = [path for depth in ("*", "*/*") for path in project.folder.glob(f"{depth}/{MANIFEST_NAME}")]
+    for path in sorted(found, key=lambda p: p.stat().st_mtime_ns):
+        name, manifest = path.parent.relative_to(project.folder).as_posix(), read_manifest(path.parent)
+        if manifest is not None and name != "report" and not name.startswith(".") and ".damaged" not in name:
+            about = manifest["info"]
+            stages.append([name, f"{about['seconds']:.0f}", about["output_digest"][:16], about["summary"]])
     reasons: dict[str, int] = {}
     for decision in decisions.decisions:
         key = decision.cause or "accepted"
         reasons[key] = reasons.get(key, 0) + 1
-    saved = project.path("project.json")
-    origins: dict[str, str] = json.loads(saved.read_text())["origins"] if saved.is_file() else {}
+    origins = _origins(project.path("project.json"))
     settings = [
         [key, json.dumps(value), Path(origins.get(key, "")).name if origins.get(key, "").endswith(".toml") else origins.get(key, "")]
         for key, value in flatten(project.config.model_dump(mode="json")).items()

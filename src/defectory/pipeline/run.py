@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import groupby
+from pathlib import Path
 
 from defectory.drivers.kinds import kind_of
-from defectory.errors import ConfigError
+from defectory.errors import ConfigError, WeightsError
+from defectory.folders import claim_folder
+from defectory.lock import run_lock
 from defectory.pipeline import curate_stage as curate
 from defectory.pipeline import data_stages as data
 from defectory.pipeline import folds_stage as folded
@@ -16,9 +20,13 @@ from defectory.pipeline import report_stage as report
 from defectory.pipeline.drawings import drawings_listing
 from defectory.pipeline.mask_check import expert_listing
 from defectory.pipeline.mask_model import FOLDER, mask_model_settings, run_learn_masks
+from defectory.pipeline.outcome import require_stage_folder, run_stage, tidy
+from defectory.pipeline.preflight import check_before_training
 from defectory.pipeline.regions import regions_listing
 from defectory.pipeline.side_by_side import run_segmenters
-from defectory.pipeline.stage import Event, Project, Stage, run_stage
+from defectory.pipeline.stage import Event, MissingSource, Notice, Project, Stage, states_of
+from defectory.pipeline.verify import Verified
+from defectory.run import digest_folder
 from defectory.segmentation.config import Arm
 
 
@@ -48,9 +56,9 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
         Stage(name="calibrate", folder="calibration", needs=(*made, "learn-concept", "learn-condition", "plan"), settings=_calibration, run=generate.run_calibration),
         Stage(
             name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
-            run=generate.run_synthesis, resumable=True,
+            run=generate.run_synthesis, resumable=True, mendable=True,
         ),
-        Stage(name="curate", folder="curation", needs=("import", *made, "plan", "synthesize", *(("folds",) if agrees else ())), settings=_curation, run=curate.run_curation),
+        Stage(name="curate", folder="curation", needs=("import", *made, "learn-concept", "plan", "synthesize", *(("folds",) if agrees else ())), settings=_curation, run=curate.run_curation),
         Stage(name="export", folder="synthetic", needs=("import", "plan", "synthesize", "curate"), settings=lambda _: None, run=curate.run_export),
         Stage(name="finalize", folder="pipeline", needs=("learn-concept", "learn-condition"), settings=lambda _: None, run=generate.run_finalize),
         *(
@@ -63,12 +71,12 @@ def stages_of(project: Project) -> tuple[Stage, ...]:
         Stage(name="test-tiles", folder="test_tiles", needs=("import", *made), settings=_tiling, run=data.run_test_tiles),
         Stage(
             name="evaluate", folder="evaluation", needs=("test-tiles", "tiles", "synthesize", "curate", *(name for name, _, _ in arms)),
-            settings=lambda p: p.config.evaluation.model_dump(mode="json"), run=judge.run_evaluation,
+            settings=lambda p: p.config.evaluation.model_dump(mode="json"), run=judge.run_evaluation, copies={judge.RUN_SCORES: "scores.json"},
         ),
         Stage(
             name="report", folder="report",
             needs=("import", *made, "learn-concept", "learn-condition", "plan", "calibrate", "synthesize", "curate", "test-tiles", "evaluate", *(name for name, _, _ in arms)),
-            settings=report.report_settings, run=report.run_report,
+            settings=report.report_settings, run=report.run_report, copies={"report.html": "report.html"},
         ),
     )  # fmt: skip
 
@@ -86,22 +94,80 @@ def run_project(project: Project, *, only: Sequence[str] | None = None) -> Itera
     Raises:
         ConfigError: an unknown stage, one whose needs have not been run, or an unknown kind of driver.
         WeightsError: the base is not whole; said before anything is written.
+        OutputError: the run folder, or a stage's, holds something that is not ours.
+        StageError: another process writes into the run, or a stage that is needed and not named is damaged.
     """
     stages = stages_of(project)
     selected = stages if only is None else select(stages, only)
-    if READS_BASE & {stage.name for stage in selected}:
+    kind_of(project.config.drivers.kind)
+    claim_run(project.folder)
+    with run_lock(project.folder):
+        for stage in selected:
+            require_stage_folder(project, stage)
+        _require_base(project, stages, selected)
+        yield from _run(project, stages, selected)
+        tidy(project)
+
+
+def claim_run(folder: Path) -> None:
+    """Make a run folder ours, or find it to be so; the demo's project folder is its own run folder.
+
+    Raises:
+        OutputError: it holds something and is not ours.
+    """
+    claim_folder(folder, kind="run", also=("demo",), todo='set `out` to a new folder, for example out = "runs/first"')
+
+
+def _require_base(project: Project, stages: Sequence[Stage], selected: Sequence[Stage]) -> None:
+    """Require a whole base where a stage that reads it is going to run."""
+    readers = [stage for stage in selected if stage.name in READS_BASE]
+    if not readers:
+        return
+    try:
+        upto = stages[: 1 + max(stages.index(stage) for stage in readers)]
+        states = states_of(project, upto)
+    except ConfigError:
+        states = dict[str, str]()
+    if any(states.get(stage.name) != "up to date" for stage in readers):
         from defectory.engine.base.known import resolve_base
         from defectory.engine.base.verify import verify
 
         verify(resolve_base(project.config.base))
-    kind_of(project.config.drivers.kind)
+
+
+def _run(project: Project, stages: Sequence[Stage], selected: Sequence[Stage]) -> Iterator[Event]:
     segmenters = {judge.stage_name(arm, seed) for arm in project.config.segmentation.arms for seed in project.config.segmentation.seeds}
+    verified = Verified()
+    is_checked = False
     for of_segmenters, together in groupby(selected, key=lambda stage: stage.name in segmenters):
         if of_segmenters:
-            yield from run_segmenters(project, list(together), stages, num_segmenters=len(segmenters))
+            if not is_checked:
+                yield from _check_before_training(project, stages, selected, verified)
+            is_checked = True
+            yield from run_segmenters(project, list(together), stages, num_segmenters=len(segmenters), verified=verified)
         else:
             for stage in together:
-                yield from run_stage(project, stage, stages)
+                if not is_checked and stage.name not in BEFORE_TRAINING:
+                    yield from _check_before_training(project, stages, selected, verified)
+                    is_checked = True
+                yield from run_stage(project, stage, stages, verified=verified)
+
+
+READ_BEFORE_TRAINING = frozenset({"import", "split", "tiles"})
+BEFORE_TRAINING = READ_BEFORE_TRAINING | {"test-tiles"}
+
+
+def _check_before_training(project: Project, stages: Sequence[Stage], selected: Sequence[Stage], verified: Verified) -> Iterator[Event]:
+    """Tell dead ends before the first stage that trains, unless all that is asked for is up to date."""
+    try:
+        states = states_of(project, stages)
+    except ConfigError:
+        states = dict[str, str]()
+    if all(states.get(stage.name) == "up to date" for stage in selected if stage.name not in {*BEFORE_TRAINING, "report"}):
+        return
+    verified.require(project, [stage for stage in stages if stage.name in READ_BEFORE_TRAINING])
+    for remark in check_before_training(project):
+        yield Notice(stage="check", text=remark)
 
 
 def select(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
@@ -143,15 +209,30 @@ VARIANT_RULES = 3
 """Raised when the same settings give other augmented training tiles."""
 
 
-def _concept(project: Project) -> object:
+def _base_digest(project: Project) -> object:
     from defectory.engine.base.known import resolve_base
-    from defectory.run import digest_folder
 
+    try:
+        folder = resolve_base(project.config.base)
+    except WeightsError:
+        # on a disk that is not mounted; whoever needs it says so
+        return MissingSource(path=Path(project.config.base))
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return _digest_of(folder, tuple((path, about.st_size, about.st_mtime_ns) for path, about in files))
+
+
+@lru_cache(maxsize=4)
+def _digest_of(folder: Path, _state: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the digest of a folder, read once as long as its files keep size and time: it is asked for several times in a run."""
+    return digest_folder(folder)
+
+
+def _concept(project: Project) -> object:
     return {
         "variant_rules": VARIANT_RULES,
         "concept": project.config.concept.model_dump(mode="json"),
         "defect_noun": project.config.condition.defect_noun,
-        "base": digest_folder(resolve_base(project.config.base)),
+        "base": _base_digest(project),
         "seed": project.config.seed,
     }
 

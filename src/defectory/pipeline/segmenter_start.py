@@ -29,10 +29,11 @@ def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, ou
         out: start folder, replaced.
     """
     from defectory.segmentation.start import save_start
+    from defectory.segmentation.training import is_whole_segmenter
 
     began, trained = time.monotonic(), work / STAGE
     log = trained / "log.json"  # written last
-    if not log.is_file():
+    if not (log.is_file() and is_whole_segmenter(trained)):
         yield from _train(config, corpus_folder=work / "corpus", encoder=encoder, out=trained)
     save_start(trained, out)
     best = float(json.loads(log.read_text())["best_val_map"])

@@ -15,16 +15,19 @@ from typing import Any
 
 from defectory import errors
 from defectory.memory import give_back_freed_memory, keep_freed_memory
-from defectory.pipeline.stage import Event, Progress, Project, Stage, StageEnded, inputs_digest, run_stage
+from defectory.pipeline.outcome import is_up_to_date, make_work_root, run_stage
+from defectory.pipeline.stage import Event, Notice, Progress, Project, Stage, StageEnded
+from defectory.pipeline.verify import Verified
 from defectory.recipes.project import ProjectConfig
-from defectory.run import stage_is_done
 
 MAX_PROCESSES = 4
 """Each holds a gigabyte, or somewhat more. On two threads, too: three at once share them more evenly than two and then one (decision 043)."""
 SERVE = "from defectory.pipeline.side_by_side import serve; serve()"
 
 
-def run_segmenters(project: Project, segmenters: Sequence[Stage], stages: Sequence[Stage], *, num_segmenters: int) -> Iterator[Event]:
+def run_segmenters(
+    project: Project, segmenters: Sequence[Stage], stages: Sequence[Stage], *, num_segmenters: int, verified: Verified
+) -> Iterator[Event]:
     """Run the stages of segmenters, on a CPU side by side.
 
     Args:
@@ -32,11 +35,12 @@ def run_segmenters(project: Project, segmenters: Sequence[Stage], stages: Sequen
         segmenters: stages to run.
         stages: all of the project's.
         num_segmenters: that the project has, whichever of them are left to run: how many threads each gets decides its last bits.
+        verified: what has been held against its digests.
     """
     left: list[Stage] = []
     for stage in segmenters:
-        if stage_is_done(project.path(stage.folder), inputs_digest(project, stage, stages)):
-            yield from run_stage(project, stage, stages)
+        if is_up_to_date(project, stage, stages, verified=verified):
+            yield from run_stage(project, stage, stages, verified=verified)
         else:
             left.append(stage)
     if not left:
@@ -45,13 +49,17 @@ def run_segmenters(project: Project, segmenters: Sequence[Stage], stages: Sequen
 
     from defectory.pipeline.training import device_of
 
+    # what they read is checked here, once for all of them
+    by_name = {stage.name: stage for stage in stages}
+    verified.require(project, [by_name[name] for name in dict.fromkeys(name for stage in left for name in stage.needs)])
     on_cpu, num_threads = device_of(project) == "cpu", torch.get_num_threads()
     num_processes = min(num_segmenters, project.config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
     if on_cpu and num_processes > 1:
+        make_work_root(project)
         yield from run_side_by_side(project, left, num_processes=num_processes, num_threads=max(1, num_threads // num_processes))
         return
     for stage in left:
-        yield from run_stage(project, stage, stages)
+        yield from run_stage(project, stage, stages, verified=verified)
 
 
 def run_side_by_side(project: Project, stages: Sequence[Stage], *, num_processes: int, num_threads: int) -> Iterator[Event]:
@@ -83,6 +91,8 @@ def run_side_by_side(project: Project, stages: Sequence[Stage], *, num_processes
                     raise errors.StageError(f"{name}: its process ended with exit code {code}, for what is told above; run again to go on")
             elif message["kind"] == "Progress":
                 yield Progress(**message["content"])
+            elif message["kind"] == "Notice":
+                yield Notice(**message["content"])
             elif message["kind"] == "StageEnded":
                 yield StageEnded(**message["content"])
             else:
@@ -94,7 +104,8 @@ def run_side_by_side(project: Project, stages: Sequence[Stage], *, num_processes
 
 
 def _start(job: dict[str, Any], messages: queue.Queue[tuple[str, dict[str, Any] | None]]) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen([sys.executable, "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # -P: else python looks for modules in the current folder first, and would run a user's scipy.py
+    process = subprocess.Popen([sys.executable, "-P", "-c", SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     output = process.stdout
@@ -143,7 +154,8 @@ def serve() -> None:
     )
     stages = stages_of(project)
     try:
-        for event in run_stage(project, next(stage for stage in stages if stage.name == job["stage"]), stages):
+        stage = next(stage for stage in stages if stage.name == job["stage"])
+        for event in run_stage(project, stage, stages, verified=Verified(trusted=True)):
             tell(type(event).__name__, asdict(event))
     except errors.InputError as error:
         tell(type(error).__name__, [error.where, error.found, error.todo])

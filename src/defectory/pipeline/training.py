@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from defectory.errors import ConfigError
-from defectory.pipeline.stage import Progress, Project
+from defectory.pipeline.stage import Notice, Progress, Project
 
 
 def usable_device(name: str) -> str:
@@ -41,14 +41,16 @@ def device_of(project: Project) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def training_progress(stage: str, events: Iterator[Any]) -> Iterator[Progress | str]:
+def training_progress(stage: str, events: Iterator[Any]) -> Iterator[Progress | Notice | str]:
     """Tell a training's events as a stage's progress, and its digest last."""
-    from defectory.engine.training.events import Finished, Preparing, Step, Validated
+    from defectory.engine.training.events import Finished, Preparing, Started, Step, Validated
 
     held_out = ""
     for event in events:
         if isinstance(event, Preparing):
             yield Progress(stage=stage, done=event.done, total=event.total, note=f"preparing {event.what}")
+        elif isinstance(event, Started) and event.remark:
+            yield Notice(stage=stage, text=event.remark)
         elif isinstance(event, Validated):
             held_out = f", held-out loss {event.held_out_loss:.4f}"
         elif isinstance(event, Step):

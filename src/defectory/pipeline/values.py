@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -15,27 +16,41 @@ from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.drivers.extract import extract_driver
 from defectory.errors import ConfigError
-from defectory.pipeline.stage import Project
+from defectory.folders import read_marker
+from defectory.formats.raw import is_litter
+from defectory.imageio import IMAGE_SUFFIXES
+from defectory.pipeline.stage import MissingSource, Project
+from defectory.pipeline.verify import checked
 from defectory.rle import decode
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 T = TypeVar("T")
+SOURCE_KINDS = frozenset({"dataset", "export"})
+"""Kinds of folders of ours that may be a source, or a part of one."""
+LABEL_SUFFIXES = frozenset({".txt", ".xml", ".json"})
 
 
 def dataset_of(project: Project) -> Dataset:
     """Read the data set."""
-    return Dataset.load(project.path("data", MANIFEST))
+    return Dataset.load(checked(project, "data", MANIFEST))
 
 
 def split_of(project: Project) -> Split:
-    """Read the split."""
-    return Split.load(project.path("split", "split.json"))
+    """Read the split and check it against the data set.
+
+    Raises:
+        InputError: there is none, it was edited, or the data set is not the one it was made from.
+    """
+    path = checked(project, "split", "split.json")
+    split = Split.load(path)
+    split.require_dataset(dataset_of(project), where=path)
+    return split
 
 
 def tileset_of(project: Project, name: str = "tiles") -> TileSet:
     """Read a tile set: `tiles` (train, pool, val) or `test_tiles`."""
-    return TileSet.load(project.path(name, "tileset.json"))
+    return TileSet.load(checked(project, name, "tileset.json"))
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:
@@ -74,7 +89,36 @@ def users_folder(project: Project, name: str | None, *, setting: str, fix: str) 
     return folder
 
 
-def source_listing(path: Path) -> list[tuple[str, int, int]]:
-    """Give name, size and time of every file a source may read, so that a changed source is noticed."""
-    root = path if path.is_dir() else path.parent
-    return sorted((p.relative_to(root).as_posix(), p.stat().st_size, p.stat().st_mtime_ns) for p in root.rglob("*") if p.is_file())
+def source_listing(path: Path, *, follow_links: bool = False) -> list[tuple[str, int, int]] | MissingSource:
+    """Return name, size and time of the files that are read from a source, so that a changed source is noticed.
+
+    Of a folder, all files count but litter, project files and what lies in run folders of ours and the like; of a file, it and the
+    images around it, and label files beside a YOLO file. A source that is not there, or holds nothing, is missing: its disk may not be
+    mounted.
+    """
+    root, only = (path, None) if path.is_dir() else (path.parent, path)
+    suffixes = IMAGE_SUFFIXES | (LABEL_SUFFIXES if path.suffix.lower() in (".yaml", ".yml") else frozenset())
+    found: list[tuple[str, int, int]] = []
+    pending, seen = [root], set[tuple[int, int]]()
+    try:
+        if only is not None and not only.is_file():
+            return MissingSource(path=path)
+        while pending:
+            for entry in os.scandir(pending.pop()):
+                if is_litter(entry.name):
+                    continue
+                if entry.is_dir():
+                    about, marker = entry.stat(), read_marker(Path(entry.path))
+                    is_new = (about.st_dev, about.st_ino) not in seen and (follow_links or not entry.is_symlink())
+                    if is_new and (marker is None or marker.kind in SOURCE_KINDS):
+                        seen.add((about.st_dev, about.st_ino))
+                        pending.append(Path(entry.path))
+                    continue
+                place = Path(entry.path)
+                counts = place.suffix.lower() != ".toml" if only is None else place == only or place.suffix.lower() in suffixes
+                if counts and entry.is_file():
+                    state = entry.stat()
+                    found.append((place.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns))
+    except OSError:
+        return MissingSource(path=path)
+    return sorted(found) or MissingSource(path=path)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -13,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.procedural.world import render
-from defectory.run import write_json
+from defectory.run import atomic_path, digest_file, write_json
 
 CHUNK_IMAGES = 500
+SAFE_PATH = "PYTHONSAFEPATH"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,16 +46,46 @@ def _render_chunk(job: tuple[str, int, int, int, int, str | None]) -> None:
         sample = render(seed * 100_000_000 + first + index, (tile_px, tile_px), with_defect=True if only else None, only=only)
         images[index], class_maps[index] = sample.image, sample.class_map
         words.append({"caption": sample.caption, "tone": sample.tone, "material": sample.material, "defects": list(sample.defect_words)})
-    np.save(Path(folder) / f"images-{first:07d}.npy", images)
-    np.save(Path(folder) / f"classes-{first:07d}.npy", class_maps)
-    write_json(Path(folder) / f"words-{first:07d}.json", words)
+    digests: dict[str, str] = {}
+    for kind, array in (("images", images), ("classes", class_maps)):
+        path = Path(folder) / f"{kind}-{first:07d}.npy"
+        with atomic_path(path) as temporary:
+            np.save(temporary, array)
+        digests[kind] = digest_file(path)
+    write_json(Path(folder) / f"words-{first:07d}.json", {"words": words, "sha256": digests})
+
+
+def _words_of(folder: Path, first: int) -> list[dict[str, Any]] | None:
+    """Return what the images of a chunk show; None where the chunk is missing or damaged."""
+    try:
+        content = json.loads((folder / f"words-{first:07d}.json").read_bytes())
+        for kind, digest in content["sha256"].items():
+            if digest_file(folder / f"{kind}-{first:07d}.npy") != digest:
+                return None
+        return list(content["words"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+@contextlib.contextmanager
+def safe_path_for_children() -> Generator[None]:
+    """Let processes that are started meanwhile look for modules in Python's own folders alone, never in the current folder."""
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
 
 
 def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_workers: int, only: str | None = None) -> Corpus:
-    """Render what is missing of the corpus into a folder and open it.
+    """Render what is missing or damaged of the corpus into a folder and open it.
 
     Args:
-        folder: holds one array file per chunk; a chunk whose words file is there is complete.
+        folder: holds two array files per chunk, and a words file that carries their digests.
         num_images: images in all.
         tile_px: side of every image, pixels.
         seed: of the whole corpus; image i depends on (seed, i) alone.
@@ -64,15 +98,15 @@ def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_w
     missing = [
         (str(folder), first, min(CHUNK_IMAGES, num_images - first), tile_px, seed, only)
         for first in starts
-        if not (folder / f"words-{first:07d}.json").is_file()
+        if _words_of(folder, first) is None
     ]
     if min(num_workers, len(missing)) == 1:
         for job in missing:
             _render_chunk(job)
     elif missing:
-        with ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
+        with safe_path_for_children(), ProcessPoolExecutor(num_workers, mp_context=get_context("spawn")) as pool:
             list(pool.map(_render_chunk, missing))
-    words = [entry for first in starts for entry in json.loads((folder / f"words-{first:07d}.json").read_text())]
+    words = [entry for first in starts for entry in _words_of(folder, first) or ()]
     return Corpus(
         images=np.concatenate([np.load(folder / f"images-{first:07d}.npy") for first in starts]),
         class_maps=np.concatenate([np.load(folder / f"classes-{first:07d}.npy") for first in starts]),

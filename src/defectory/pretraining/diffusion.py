@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from defectory.engine.training.attention import use_plain_attention
+from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
 from defectory.pretraining.config import MAX_DEFECT_WEIGHT, PretrainConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.loop import PretrainEvent, fit
 from defectory.pretraining.text import build_text_encoder, build_tokenizer, short_caption, with_defects
 from defectory.pretraining.vae import encode
 from defectory.procedural.defects import DEFECT_WORDS
-from defectory.run import atomic_path
 
 
 def build_unet(config: PretrainConfig) -> UNet2DConditionModel:
@@ -111,8 +111,8 @@ class Window:
 
 
 def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Iterator[PretrainEvent]:
-    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]) where there is none yet, one event per piece."""
-    if cache.is_file():
+    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]) where there is no whole one yet, one event per piece."""
+    if read_checked_tensors(cache) is not None:
         return
     scale, began = float(vae.config["scaling_factor"]), time.monotonic()
     parts: list[Tensor] = []
@@ -120,8 +120,8 @@ def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, ca
         piece = range(start, min(start + ENCODE_IMAGES, len(corpus)))
         parts.append((encode(vae, corpus, piece, config) * scale).half())
         yield PretrainEvent(stage="latents", step=piece.stop, num_steps=len(corpus), loss=None, seconds=time.monotonic() - began)
-    with atomic_path(cache) as temporary:
-        save_file({"latents": torch.cat(parts).contiguous()}, temporary)
+    latents = {"latents": torch.cat(parts).contiguous()}
+    write_tensors(cache, latents, {"sha256": digest_tensors(latents)})
 
 
 ENCODE_IMAGES = 512

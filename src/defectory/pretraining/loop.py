@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
 from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.errors import StageError
+from defectory.folders import claim_folder
 from defectory.pretraining.config import StageConfig
-from defectory.run import atomic_path, write_json
+from defectory.run import write_json
 
 READ_EVERY = 10
 """Steps between two losses read from an accelerator, which has to finish its work for it."""
@@ -74,7 +75,7 @@ def fit(
         config: steps, batch, optimiser.
         stage: name, part of the noise seed.
         seed: of the whole pretraining.
-        checkpoint: safetensors file; found, training resumes from it, and it is kept at the end.
+        checkpoint: safetensors file; found whole, training resumes from it, and it is kept at the end.
         check: gives the held-out loss after a step; the model has its EMA weights meanwhile.
         check_every: steps between two of them; the last step is always checked.
         rng_device: where the generators are; None is the CPU, whose numbers are the same for any model.
@@ -89,8 +90,9 @@ def fit(
     device = parameters[0].device
     average = [p.detach().clone() for p in parameters]
     start, shown = 0, math.nan
-    if checkpoint.is_file():
-        start = _restore(checkpoint, names, parameters, average, optimizer)
+    found = read_checked_tensors(checkpoint)
+    if found is not None:
+        start = _restore(found[0], names, parameters, average, optimizer)
     began = time.monotonic()
     for step in range(start, config.num_steps):
         optimizer.set_learning_rate(learning_rate_at(step, config))
@@ -117,16 +119,22 @@ def fit(
     _put(average, parameters)
 
 
-def claim(work: Path, recipe: dict[str, Any]) -> None:
+def claim(work: Path, recipe: dict[str, Any], *, kind: str = "pretrain-work") -> None:
     """Make a work folder that of one recipe, or find it to be so.
 
     Raises:
+        OutputError: it holds something and is not ours.
         StageError: it belongs to another recipe.
     """
-    work.mkdir(parents=True, exist_ok=True)
+    claim_folder(work, kind=kind)
     recipe_file = work / "recipe.json"
-    if recipe_file.is_file() and json.loads(recipe_file.read_text()) != recipe:
-        raise StageError(f"{work}: holds checkpoints of another recipe; choose another work folder or remove it")
+    if recipe_file.is_file():
+        try:
+            recorded = json.loads(recipe_file.read_bytes())
+        except ValueError:
+            recorded = None
+        if recorded != recipe:
+            raise StageError(f"{work}: holds checkpoints of another recipe; choose another work folder or remove it")
     write_json(recipe_file, recipe)
 
 
@@ -142,12 +150,12 @@ def _save(
     tensors: dict[str, Tensor] = {"step": torch.tensor(step), **optimizer.moments()}
     for name, parameter, mean in zip(names, parameters, average, strict=True):
         tensors |= {f"p.{name}": parameter.detach(), f"ema.{name}": mean}
-    with atomic_path(path) as temporary:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, temporary)
+    write_tensors(path, tensors, {"sha256": digest_tensors(tensors)}, durable=True)
 
 
-def _restore(path: Path, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: NamedOptimizer) -> int:
-    tensors = load_file(path)
+def _restore(
+    tensors: dict[str, Tensor], names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: NamedOptimizer
+) -> int:
     step = int(tensors["step"])
     with torch.no_grad():
         for name, parameter, mean in zip(names, parameters, average, strict=True):

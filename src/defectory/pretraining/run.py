@@ -4,6 +4,7 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 from defectory.drawing import contact_sheet
 from defectory.engine.base.load import LoadedModels, load_base, load_controlnet, quiet
 from defectory.engine.base.save import write_digests
+from defectory.folders import atomic_folder, folder_is_whole
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig
 from defectory.pretraining.control import GeometryOf, train_control
@@ -24,7 +26,7 @@ from defectory.pretraining.encoder import train_encoder
 from defectory.pretraining.loop import PretrainEvent, claim
 from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
 from defectory.pretraining.vae import build_vae, train_vae
-from defectory.run import atomic_folder, write_json
+from defectory.run import write_json
 
 NUM_TONE_WORDS = 3
 """Lightness, contrast and colour come before the material in a caption."""
@@ -57,7 +59,7 @@ def pretrain(
     vae = build_vae(config).to(config.device)
     if start is not None:
         _copy_vae(start.vae, vae)
-    elif (work / "vae").is_dir():
+    elif folder_is_whole(work / "vae", kind="base"):
         # its values alone: the loaded model would carry this machine's path into the base
         _copy_vae(AutoencoderKL.from_pretrained(work / "vae", local_files_only=True), vae)
     else:
@@ -66,7 +68,7 @@ def pretrain(
                 yield event
             else:
                 vae = event
-        with atomic_folder(work / "vae") as folder:
+        with atomic_folder(work / "vae", kind="base") as folder:
             vae.save_pretrained(folder)
     vae.requires_grad_(False)
     tokenizer = make_tokenizer(config, corpus) if start is None else start.tokenizer
@@ -74,7 +76,9 @@ def pretrain(
     data = LatentCorpus(config, corpus, tokenizer, cache=work / "latents.safetensors")
     prior: PriorModel | None = None
     checked = work / "held_out.json"
-    checks: dict[str, dict[str, float]] = json.loads(checked.read_text()) if checked.is_file() else {}
+    checks: dict[str, dict[str, float]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        checks = dict(json.loads(checked.read_bytes()))
 
     def noted(event: PretrainEvent) -> PretrainEvent:
         if event.held_out_loss is not None:
@@ -130,7 +134,7 @@ def write_base(out: Path, *, vae: AutoencoderKL, prior: PriorModel, tokenizer: A
     # padding and truncation of the last call are no part of the vocabulary
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
-    with quiet(), atomic_folder(out) as folder:
+    with quiet(), atomic_folder(out, kind="base") as folder:
         half = pipeline.to("cpu", torch.float16)
         half.save_pretrained(folder, safe_serialization=True)
         if control is not None:

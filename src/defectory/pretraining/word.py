@@ -25,6 +25,7 @@ from defectory.engine.base.load import LoadedModels, load_base, quiet
 from defectory.engine.base.save import save_model, write_digests
 from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError, OutputError
+from defectory.folders import atomic_folder, remove_ours, require_replaceable
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig, WordConfig
 from defectory.pretraining.corpus import Corpus, make_corpus
@@ -32,7 +33,7 @@ from defectory.pretraining.diffusion import LatentCorpus, Noising, build_schedul
 from defectory.pretraining.loop import PretrainEvent, claim, fit
 from defectory.pretraining.score import draw_captions
 from defectory.pretraining.text import RESERVED_WORDS, short_caption
-from defectory.run import atomic_folder, digest_folder, write_json
+from defectory.run import MARKER_NAME, digest_folder, write_json
 
 BEFORE, AFTER = "before.png", "after.png"
 READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
@@ -119,6 +120,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     """
     if out.exists():
         raise OutputError(out, "is there already", "give another folder")
+    require_replaceable(out, kind="base")
     models = load_base(base, config.device)
     token_id = _token_of(models, config)
     claim(work, {"base": digest_folder(base), **config.model_dump(mode="json")})
@@ -143,10 +145,10 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     write_json(work / "others.json", {"readings_changed": round(float(taught.change_of_others().detach()) ** 0.5, 5)})
     taught.fold()
     _draw(models, drawn, work / AFTER)
-    with quiet(), atomic_folder(out) as folder:
-        shutil.copytree(base, folder, dirs_exist_ok=True)
+    with quiet(), atomic_folder(out, kind="base") as folder:
+        shutil.copytree(base, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MARKER_NAME))
         for part, model in (("unet", models.unet), ("text_encoder", models.text_encoder)):
-            shutil.rmtree(folder / part)
+            remove_ours(folder / part)
             save_model(model.to("cpu", torch.float16), folder / part)
             shutil.copyfile(base / part / "config.json", folder / part / "config.json")
         write_digests(folder)

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.folders import atomic_folder
 from defectory.imageio import save_png
 from defectory.procedural.noise import Field, coordinates, grain, streaks, value_noise
-from defectory.run import atomic_folder, write_json
+from defectory.run import write_json
 
 CLASSES: tuple[str, ...] = ("hairline", "branched", "edge", "gouge", "burn")
 SIZE_HW = (132, 160)
@@ -239,7 +240,7 @@ def write_dataset(out: Path, *, seed: int, num_labelled: int = 200, num_defect_f
     """
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, kind="dataset") as folder:
         (folder / "images").mkdir()
         (folder / "drawings").mkdir()
         total = num_labelled + num_defect_free

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+import re
+from collections.abc import Sequence
+
+from pydantic import Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
 from defectory.concept.config import ConceptConfig
@@ -38,6 +41,40 @@ class ProjectConfig(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     threads: int | None = Field(default=None, ge=1)
+
+    @field_validator("device")
+    @classmethod
+    def _is_a_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?|xpu(:\d{1,3})?", value):
+            raise ValueError("not a device: auto, cpu, cuda, cuda:1, mps or xpu was expected")
+        return value
+
+    @model_validator(mode="after")
+    def _shares_leave_some_train(self) -> ProjectConfig:
+        if self.split.val_share + self.split.test_share >= 1:
+            raise ValueError(
+                f"split.val_share {self.split.val_share:g} and split.test_share {self.split.test_share:g} leave nothing to train on"
+            )
+        if self.split.folds is not None and self.split.fold >= self.split.folds:
+            raise ValueError(f"split.fold {self.split.fold} of {self.split.folds} folds, which count from 0")
+        return self
+
+    @model_validator(mode="after")
+    def _ranges_are_in_order(self) -> ProjectConfig:
+        low, high = self.masks.scale_range
+        if not 0 < low <= high:
+            raise ValueError(f"masks.scale_range {[low, high]}: two factors above 0 in order were expected")
+        return self
+
+    @model_validator(mode="after")
+    def _lists_name_each_thing_once(self) -> ProjectConfig:
+        lists: dict[str, Sequence[object] | None] = {
+            "segmentation.arms": self.segmentation.arms, "segmentation.seeds": self.segmentation.seeds, "data.classes": self.data.classes,
+        }  # fmt: skip
+        for key, values in lists.items():
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise ValueError(f"{key} {'is an empty list' if not values else 'names something twice'}")
+        return self
 
     @model_validator(mode="after")
     def _inpainting_sees_the_image(self) -> ProjectConfig:

@@ -5,20 +5,24 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from defectory.errors import ConfigError
+from defectory.errors import AnnotationError, ConfigError
 from defectory.recipes.presets import PRESETS
 from defectory.recipes.project import ProjectConfig
+from defectory.recipes.settings import Setting, problem_of, takes_of
 from defectory.run import write_json
+from defectory.textfile import read_text_file
 
 ENVIRONMENT_PREFIX = "DEFECTORY_"
 Tree = dict[str, Any]
+MAX_DOTS = 1000
+"""In one line of a project file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +33,7 @@ class Resolved:
     origins: dict[str, str]
 
     def with_value(self, key: str, value: object) -> Resolved:
-        """Give the same with one top-level value replaced, its origin kept."""
+        """Return the same with one top-level value replaced, its origin kept."""
         return replace(self, config=self.config.model_copy(update={key: value}))
 
     def save(self, path: Path, *, version: str) -> None:
@@ -38,23 +42,28 @@ class Resolved:
 
 
 def read_project_file(path: Path) -> Tree:
-    """Read a TOML project file.
+    """Read a TOML project file, in any encoding that text editors write.
 
     Raises:
-        ConfigError: it is missing, not UTF-8 or not TOML.
+        ConfigError: it is missing, cannot be read, is not text or not TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(path, "no such file", "write one with `defectory init`") from None
-    except IsADirectoryError:
-        raise ConfigError(path, "is a folder, not a project file", "name the project.toml itself") from None
-    except UnicodeDecodeError:
-        raise ConfigError(path, "is not UTF-8 text", "save it as UTF-8") from None
+        text = read_text_file(path).text
+        if max((line.count(".") for line in text.splitlines()), default=0) > MAX_DOTS:
+            # the parser's time grows with the square of a key's parts
+            raise ConfigError(path, f"has a line with more than {MAX_DOTS} dots", "correct it; `defectory init` shows the form")
+        return tomllib.loads(text)
+    except AnnotationError as error:
+        todo = "write one with `defectory init`" if error.found == "no such file" else error.todo
+        raise ConfigError(path, error.found, todo) from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(
             path, f"is not TOML ({str(error).splitlines()[0]})", "correct the line; `defectory init` shows the form"
         ) from None
+    except RecursionError:
+        raise ConfigError(path, "is nested too deeply", "correct it; `defectory init` shows the form") from None
+    except ValueError as error:  # a number of more than 4,300 digits, a date that does not exist
+        raise ConfigError(path, f"is not TOML ({str(error).splitlines()[0]})", "correct the value") from None
 
 
 def resolve(
@@ -76,49 +85,57 @@ def resolve(
     content = dict(project) if project is not None else (read_project_file(project_file) if project_file else {})
     source = str(project_file) if project_file else "project"
     named = content.pop("preset", None)
-    preset = preset or named
+    chosen: object = named if preset is None else preset
     layers: list[tuple[str, dict[str, Any]]] = []
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(f"preset {preset!r}", "no such preset", f"choose among {', '.join(PRESETS)}")
-        layers.append((f"preset {preset}", flatten(PRESETS[preset])))
-    layers.append((source, flatten(content)))
-    layers.append(("environment", dict(_environment(environment or {}))))
-    layers.append(("command line", dict(_override(text) for text in overrides)))
+    if chosen is not None:
+        if not isinstance(chosen, str) or chosen not in PRESETS:
+            raise ConfigError(f"preset {_short(chosen)}", "no such preset", f"choose among {', '.join(PRESETS)}")
+        layers.append((f"preset {chosen}", flatten(PRESETS[chosen])))
+    settings = {setting.key: setting for setting in _settings(ProjectConfig, "")}
+    layers.append((source, _flat_content(content, source)))
+    layers.append(("environment", dict(_environment(environment or {}, settings))))
+    layers.append(("command line", dict(_override(text, settings) for text in overrides)))
 
     origins: dict[str, str] = {}
     tree: Tree = {}
-    known = defaults()
-    for key, (value, _) in known.items():
+    for setting in settings.values():
         # a section's own defaults may differ from its type's, which setting one of its keys must not bring back
-        if value is not None:
-            _put(tree, key, value)
+        if setting.default is not None:
+            _put(tree, setting.key, setting.default)
     for origin, values in layers:
         for key, value in values.items():
             where = f"{ENVIRONMENT_PREFIX}{key.upper().replace('.', '__')}" if origin == "environment" else f"{origin}: {key}"
-            if key not in known:
-                raise ConfigError(where, "no such setting", _advice(key, known))
+            if key not in settings:
+                raise ConfigError(where, *_unknown(key, settings))
+            problem = problem_of(value, settings[key])
+            if problem is not None:
+                raise ConfigError(where, f"{problem}, found {_short(value)}", "correct the value; `defectory init` shows the form")
             origins[key] = where if origin == "environment" else origin
             _put(tree, key, value)
     try:
         config = ProjectConfig.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-        origin = next((origins[k] for k in (key, *(k for k in origins if k.startswith(f"{key}."))) if k in origins), source)
-        said = first["msg"].removeprefix("Value error, ")
-        found = said[0].lower() + said[1:]
-        if first["type"] == "missing":
-            raise ConfigError(f"{origin}: {key}", "is missing", "set it; `defectory init` shows the form") from None
-        raise ConfigError(
-            f"{origin}: {key}", f"{found}, found {_short(first.get('input'))}", "correct the value; `defectory init` shows the form"
-        ) from None
+        raise _said_of(error, origins, source) from None
     everything = {key: origins.get(key, "default") for key in flatten(config.model_dump(mode="json"))}
     return Resolved(config=config, origins=everything)
 
 
+def _said_of(error: ValidationError, origins: Mapping[str, str], source: str) -> ConfigError:
+    """Return a section's first complaint as an error that names the layer and the setting."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    origin = next((origins[k] for k in (key, *(k for k in origins if k.startswith(f"{key}."))) if k in origins), source)
+    said = first["msg"].removeprefix("Value error, ")
+    where, found = (f"{origin}: {key}" if key else source), said[0].lower() + said[1:]
+    if first["type"] == "missing":
+        return ConfigError(where, "is missing", "set it; `defectory init` shows the form")
+    if not isinstance(first.get("input"), Mapping):
+        found = f"{found}, found {_short(first.get('input'))}"
+    return ConfigError(where, found, "correct the value; `defectory init` shows the form")
+
+
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Give a nested mapping as dotted keys; lists are values."""
+    """Return a nested mapping as dotted keys; lists are values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -128,12 +145,29 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def _flat_content(content: Tree, source: str) -> dict[str, Any]:
+    """Flatten a project's content; a table with a setting's name is told as that, even an empty one."""
+    try:
+        flat = flatten(content)
+    except RecursionError:
+        raise ConfigError(source, "is nested too deeply", "correct it; `defectory init` shows the form") from None
+    for key, value in content.items():
+        field = ProjectConfig.model_fields.get(key)
+        if isinstance(value, Mapping) and field is not None and not _is_section(field.annotation):
+            raise ConfigError(f"{source}: {key}", "is a section, one value was expected", f"write `{key} = ...` above the first section")
+    return flat
+
+
 def defaults() -> dict[str, tuple[Any, str]]:
-    """Give every setting by dotted key with its default (None where required) and what it means."""
-    return dict(_settings(ProjectConfig, ""))
+    """Return every setting by dotted key with its default (None where required) and what it means."""
+    return {setting.key: (setting.default, setting.meaning) for setting in _settings(ProjectConfig, "")}
 
 
-def _settings(model: type[BaseModel], prefix: str, values: BaseModel | None = None) -> Iterator[tuple[str, tuple[Any, str]]]:
+def _is_section(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _settings(model: type[BaseModel], prefix: str, values: BaseModel | None = None) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         default = (
             getattr(values, name) if values is not None else (None if field.is_required() else field.get_default(call_default_factory=True))
@@ -142,27 +176,37 @@ def _settings(model: type[BaseModel], prefix: str, values: BaseModel | None = No
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from _settings(kind, f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
         else:
-            yield f"{prefix}{name}", (default, field.description or "")
+            yield Setting(key=f"{prefix}{name}", default=default, meaning=field.description or "", takes=takes_of(kind))
 
 
-def _environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+def _environment(environment: Mapping[str, str], settings: Mapping[str, Setting]) -> Iterator[tuple[str, Any]]:
     for name in sorted(environment):
         if name.startswith(ENVIRONMENT_PREFIX):
-            yield name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", "."), parse(environment[name])
+            key = name.removeprefix(ENVIRONMENT_PREFIX).lower().replace("__", ".")
+            yield key, _parsed(environment[name], settings.get(key))
 
 
-def _override(text: str) -> tuple[str, Any]:
+def _override(text: str, settings: Mapping[str, Setting]) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
-    if not sign or not key:
+    if not sign or not key.strip():
         raise ConfigError(f"option {text!r}", "is not of the form key=value", "write for example `-o synthesis.num_images=50`")
-    return key.strip(), parse(value.strip())
+    key = key.strip()
+    return key, _parsed(value.strip(), settings.get(key))
+
+
+def _parsed(text: str, setting: Setting | None) -> Any:
+    """Return the value of a text for a setting: a setting of text alone takes `2024` and `true` as they stand."""
+    value = parse(text)
+    if setting is not None and "text" in setting.takes and value is not None and not isinstance(value, str | list | dict):
+        return text if "number" not in setting.takes else value
+    return value
 
 
 def parse(text: str) -> Any:
-    """Read a value as JSON where it is JSON, else as text."""
+    """Return a value read as JSON where the text is JSON, else the text."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -173,11 +217,21 @@ def _put(tree: Tree, key: str, value: Any) -> None:
     tree[last] = value
 
 
-def _advice(key: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-        key.rpartition(".")[2], [k.rpartition(".")[2] for k in known], n=1
-    )
-    return f"did you mean {close[0]!r}?" if close else "`defectory init` lists every setting"
+def _unknown(key: str, settings: Mapping[str, Setting]) -> tuple[str, str]:
+    """Return what is wrong with a key that is no setting, and what to do."""
+    inside = next((known for known in settings if known.startswith(f"{key}.")), None)
+    if inside is not None:
+        return "is a section, not a value", f"set its keys, for example {inside}"
+    parent = next((known for known in settings if key.startswith(f"{known}.")), None)
+    if parent is not None:
+        return f"no such setting: {parent} is one value, not a section", f"write `{parent.rpartition('.')[2]} = ...`"
+    last = key.rpartition(".")[2]
+    close = difflib.get_close_matches(key, settings, n=1, cutoff=0.5) or [
+        known
+        for known in settings
+        if known.rpartition(".")[2] in difflib.get_close_matches(last, [k.rpartition(".")[2] for k in settings], n=1)
+    ]
+    return "no such setting", f"did you mean {close[0]!r}?" if close else "`defectory init` lists every setting"
 
 
 def _short(value: object) -> str:

@@ -15,7 +15,7 @@ HEADER = """\
 
 
 def project_template(values: dict[str, Any], *, preset: str | None = None) -> str:
-    """Give the text of a project file: `values` (nested) set, everything else commented with its default."""
+    """Return the text of a project file: `values` (nested) set, everything else commented with its default."""
     given = flatten(values)
     sections: dict[str, list[str]] = {}
     for key, (default, meaning) in defaults().items():

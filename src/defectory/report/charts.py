@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 
-from defectory.report.content import Chart
+from defectory.report.content import Chart, escape
 
 WIDTH, HEIGHT = 460, 268
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 26, 66
@@ -16,7 +15,7 @@ DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 2")
 
 
 def line_chart(chart: Chart) -> str:
-    """Give a chart as an SVG element; points that are not finite are left out."""
+    """Return a chart as an SVG element; points that are not finite are left out."""
     curves = [(c.name, [(x, y) for x, y in c.points if math.isfinite(x) and math.isfinite(y)]) for c in chart.curves]
     points = [point for _, line in curves for point in line]
     parts = [
@@ -62,7 +61,7 @@ def line_chart(chart: Chart) -> str:
 
 
 def smooth(values: Sequence[float], window: int) -> list[tuple[float, float]]:
-    """Give (step, mean of the last `window` values), steps counted from 1."""
+    """Return (step, mean of the last `window` values), steps counted from 1."""
     result: list[tuple[float, float]] = []
     total = 0.0
     for index, value in enumerate(values):
@@ -72,14 +71,14 @@ def smooth(values: Sequence[float], window: int) -> list[tuple[float, float]]:
 
 
 def thin(line: Sequence[tuple[float, float]], most: int = 240) -> list[tuple[float, float]]:
-    """Give at most about `most` of the points, first and last among them."""
+    """Return at most about `most` of the points, first and last among them."""
     step = max(1, len(line) // most)
     kept = list(line[::step])
     return kept if not line or kept[-1] == line[-1] else [*kept, line[-1]]
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """Give round values within a range, three to seven of them."""
+    """Return round values within a range, three to seven of them."""
     step = 10.0 ** math.floor(math.log10((high - low) / 3))
     for factor in (1, 2, 5, 10):
         if (high - low) / (step * factor) <= 6:

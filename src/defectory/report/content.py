@@ -1,14 +1,22 @@
-"""What a report page shows, as plain values."""
+"""What a report page shows, as plain values, and how their texts become HTML."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.terminal import printable
+
 Image = NDArray[np.uint8]
+
+
+def escape(text: object, *, quote: bool = True) -> str:
+    """Return a text for a page: markup in it is shown as it is, and control and direction characters as escapes."""
+    return html.escape(printable(text), quote=quote)
 
 
 @dataclass(frozen=True, kw_only=True)

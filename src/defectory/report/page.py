@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 from PIL import Image as Pillow
 
 from defectory.report.charts import line_chart
-from defectory.report.content import Cell, Grid, Image, ReportContent, Signature, Table
+from defectory.report.content import Cell, Grid, Image, ReportContent, Signature, Table, escape
 from defectory.run import write_text
 
 JPEG_QUALITY = 90
@@ -35,7 +34,7 @@ th.text,td.text{text-align:left;overflow-wrap:anywhere}@media print{body{max-wid
 
 
 def render_report(content: ReportContent) -> str:
-    """Give the page as HTML text, everything it shows inside it."""
+    """Return the page as HTML text, everything it shows inside it."""
     outcome = OUTCOME_CLASSES.get(content.outcome.outcome, "open")
     facts = "".join(f"<div><span>{escape(name)}</span> {escape(value)}</div>" for name, value in content.facts)
     body = [
@@ -70,7 +69,7 @@ def write_report(content: ReportContent, path: Path) -> None:
 
 
 def picture_uri(image: Image) -> str:
-    """Give an image RGB uint8 [H,W,3] as a `data:` URI: PNG when small, JPEG otherwise."""
+    """Return an image RGB uint8 [H,W,3] as a `data:` URI: PNG when small, JPEG otherwise."""
     stream = io.BytesIO()
     if image.shape[0] * image.shape[1] <= 160 * 160:
         Pillow.fromarray(image).save(stream, "PNG", optimize=True)

@@ -15,11 +15,16 @@ from defectory.rle import Rle, box_xyxy, decode
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTile:
-    """A training square: RGB uint8 [H,W,3] and (category id, mask) per instance; none for a defect-free one."""
+    """A training square: RGB uint8 [H,W,3] and (category id, mask) per instance; none for a defect-free one.
+
+    `image_ids` are the images of the data set that it shows anything of: the one it was cut from, or those that a draft took its
+    background and its masks from. It is empty for squares of no data set.
+    """
 
     id: str
     image: NDArray[np.uint8]
     instances: tuple[tuple[int, Rle], ...] = ()
+    image_ids: tuple[int, ...] = ()
 
 
 def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -18,8 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defectory.errors import WeightsError
+from defectory.folders import atomic_folder
 from defectory.rle import encode
-from defectory.run import atomic_folder, digest_file, write_json
+from defectory.run import digest_file, write_json
 from defectory.segmentation.data import SegmentationTile
 
 CLASS_NAME = "defect"
@@ -46,7 +47,7 @@ def tiles_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[n
 def save_start(trained: Path, out: Path) -> None:
     """Write a one-class segmenter trained on procedural images as fp16 weights with their digest."""
     state = load_file(trained / "model.safetensors")
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, kind="base") as folder:
         save_file({name: value.half().contiguous() for name, value in state.items()}, folder / "model.safetensors")
         write_json(folder / "config.json", {"class": CLASS_NAME, "sha256": digest_file(folder / "model.safetensors")})
 

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
-from defectory.errors import ConfigError, WeightsError
-from defectory.run import atomic_path, digest_file, remove_leftovers, write_json
+from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
+from defectory.errors import ConfigError, FirewallError, WeightsError
+from defectory.folders import remove_leftovers
+from defectory.imageio import ValueRange
+from defectory.run import digest_file, write_json
 from defectory.segmentation.config import Arm, SegmentationConfig
 from defectory.segmentation.data import SegmentationTile, draw_batch
 from defectory.segmentation.models import build_segmenter
@@ -52,6 +54,8 @@ def train_segmenter(
     out: Path,
     device: str = "cpu",
     encoder: Path | None = None,
+    value_range: ValueRange | None = None,
+    require: Callable[[Sequence[int], str], None] | None = None,
 ) -> Iterator[SegmenterEvent]:
     """Train and keep the checkpoint that scores best on real val.
 
@@ -69,10 +73,15 @@ def train_segmenter(
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         device: where to train.
         encoder: folder of the encoder that `config.init = "encoder"` begins with; None means the shipped one.
+        value_range: of the data set, stored with the weights: images of more than 8 bit are predicted as they were trained on.
+        require: raises for image ids that may not be trained on, given a tile's ids and what to call it; the images trained on go into the log.
+            None where tiles are of no data set.
 
     Raises:
         ConfigError: the arm has no tiles.
+        FirewallError: a tile says not which images it comes from, or `require` refuses one of them.
     """
+    image_ids = _required_ids([*real, *synthetic, *defect_free], require)
     for name, tiles, needed in (("real", real, arm != "synthetic"), ("synthetic", synthetic, arm != "real")):
         if needed and not tiles:
             raise ConfigError(
@@ -85,8 +94,7 @@ def train_segmenter(
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     checkpoint = out / "checkpoint.safetensors"
-    if checkpoint.is_file():
-        _restore(checkpoint, model, parameters, optimizer, state)
+    _restore(checkpoint, model, parameters, optimizer, state)
     began, start = time.monotonic(), state.step
     for step in range(start, config.num_steps):
         for group in optimizer.param_groups:
@@ -128,19 +136,19 @@ def train_segmenter(
             step=state.step, num_steps=config.num_steps, loss=state.losses[-1], seconds=time.monotonic() - began, val_map=val_map
         )
     best = state.best or {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    with atomic_path(out / "model.safetensors") as temporary:
-        save_file({name: value.contiguous() for name, value in best.items()}, temporary)
-        temporary.chmod(0o644)  # safetensors are written readable for their owner alone
+    write_tensors(out / "model.safetensors", best)
     write_json(
         out / "segmenter.json",
         {
             "kind": kind,
             "categories": [c.model_dump() for c in categories],
             "tiling": tiling.model_dump(),
+            "value_range": None if value_range is None else value_range.model_dump(),
             "sha256": digest_file(out / "model.safetensors"),
         },
     )
-    write_json(out / "log.json", {"arm": arm, "seed": seed, "losses": state.losses, "val_map": state.val, "best_val_map": state.best_map})
+    log = {"arm": arm, "seed": seed, "losses": state.losses, "val_map": state.val, "best_val_map": state.best_map, "image_ids": image_ids}
+    write_json(out / "log.json", log)
     checkpoint.unlink(missing_ok=True)
 
 
@@ -171,6 +179,14 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
     return model.to(device).eval(), categories, Tiling.model_validate(content["tiling"])
 
 
+def is_whole_segmenter(folder: Path) -> bool:
+    """Tell whether a folder holds a trained segmenter with the weights that its description names."""
+    try:
+        return digest_file(folder / "model.safetensors") == json.loads((folder / "segmenter.json").read_bytes())["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def record_score_threshold(folder: Path, threshold: float) -> None:
     """Store with a trained segmenter the score from which on its detections count."""
     about = folder / "segmenter.json"
@@ -180,6 +196,23 @@ def record_score_threshold(folder: Path, threshold: float) -> None:
 def score_threshold_of(folder: Path) -> float:
     """Give the score from which on a segmenter's detections count; 0.5 where none was stored."""
     return float(json.loads((folder / "segmenter.json").read_text()).get("score_threshold", 0.5))
+
+
+def value_range_of(folder: Path) -> ValueRange | None:
+    """Return the value range of the data set that a segmenter was trained on; None for 8 bit, and where none was stored."""
+    stored = json.loads((folder / "segmenter.json").read_text()).get("value_range")
+    return None if stored is None else ValueRange.model_validate(stored)
+
+
+def _required_ids(tiles: Sequence[SegmentationTile], require: Callable[[Sequence[int], str], None] | None) -> list[int]:
+    """Return the ids of the images that tiles come from, in order, once each has been asked for."""
+    if require is None:
+        return []
+    for tile in tiles:
+        if not tile.image_ids:
+            raise FirewallError(f"tile {tile.id}: says not which images it comes from; only images of train and pool may be trained on")
+        require(tile.image_ids, f"tile {tile.id}")
+    return sorted({image_id for tile in tiles for image_id in tile.image_ids})
 
 
 class _State:
@@ -225,14 +258,17 @@ def _save(path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], opt
         tensors |= {f"m.{name}": optimizer.state[parameter]["exp_avg"], f"v.{name}": optimizer.state[parameter]["exp_avg_sq"]}
     tensors |= {f"best.{name}": value for name, value in (state.best or {}).items()}
     about = {"step": state.step, "losses": state.losses, "val": state.val, "best_map": state.best_map}
-    with atomic_path(path) as temporary:
-        save_file({key: value.contiguous().clone() for key, value in tensors.items()}, temporary, metadata={"state": json.dumps(about)})
+    # tensors that share memory cannot be stored
+    stored = {key: value.contiguous().clone() for key, value in tensors.items()}
+    write_tensors(path, stored, {"state": json.dumps(about), "sha256": digest_tensors(stored)}, durable=True)
 
 
 def _restore(path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State) -> None:
-    tensors = load_file(path)
-    with safe_open(path, framework="pt") as stored:
-        about: dict[str, Any] = json.loads((stored.metadata() or {})["state"])
+    """Fill model, optimizer and state from a checkpoint; a missing or damaged one leaves them as they are."""
+    found = read_checked_tensors(path)
+    if found is None:
+        return
+    tensors, about = found[0], json.loads(found[1]["state"])
     model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
     state.step, state.losses, state.best_map = about["step"], about["losses"], about["best_map"]
     state.val = [(int(step), float(value)) for step, value in about["val"]]

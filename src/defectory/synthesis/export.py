@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Decisions, Job, Plan
+from defectory.folders import atomic_folder
 from defectory.formats.coco import save_coco
 from defectory.geometry import resize_mask
-from defectory.imageio import load_rgb, save_png
+from defectory.imageio import FrameImage, load_rgb, save_png
 from defectory.rle import decode, encode
-from defectory.run import atomic_folder, canonical_json, digest_file, write_text
+from defectory.run import canonical_json, digest_file, write_text
 from defectory.synthesis.full import draft_paths
 from defectory.synthesis.insert import paste
 
@@ -25,14 +27,30 @@ from defectory.synthesis.insert import paste
 class Frame:
     """The image a tile was cut from, at its own resolution and depth, the tile's image part, RGB uint8 [h,w,3], and the window it shows."""
 
-    pixels: NDArray[Any]
+    image: FrameImage
     tile: NDArray[np.uint8]
     corner_yx: tuple[int, int]
     size_hw: tuple[int, int]
 
+    @property
+    def pixels(self) -> NDArray[Any]:
+        """Return the frame's own values."""
+        return self.image.pixels
+
+    @property
+    def suffix(self) -> str:
+        """Return the suffix of files of the frame's kind."""
+        return self.image.suffix
+
     def with_defect(self, drawn: NDArray[np.uint8]) -> NDArray[Any]:
-        """Give the frame with what changed on the tile, RGB uint8 [h,w,3]; other pixels keep their values."""
-        return paste(self.pixels, before=self.tile, after=drawn, corner_yx=self.corner_yx, size_hw=self.size_hw)
+        """Return the frame with what changed on the tile, RGB uint8 [h,w,3]; other pixels keep their values."""
+        return paste(
+            self.pixels, before=self.tile, after=drawn, corner_yx=self.corner_yx, size_hw=self.size_hw, value_range=self.image.value_range
+        )
+
+    def save(self, path: Path, pixels: NDArray[Any]) -> None:
+        """Write a picture of the frame's kind: same depth, range and container."""
+        self.image.save(path, pixels)
 
     def placed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Give a mask of the tile's image part in the frame, bool [H,W]."""
@@ -42,10 +60,18 @@ class Frame:
         return result
 
 
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSet:
+    """How many images were written, and how many of their instances no outline gives back: they stay RLE among the polygons, too."""
+
+    num_images: int
+    num_without_outline: int
+
+
 def export_synthetic(
     plan: Plan, decisions: Decisions, *, drafts: Path, out: Path, base_digest: str, pool_image_of: Callable[[Job], dict[str, object]],
     valid_hw_of: Callable[[Job], tuple[int, int]], frame_of: Callable[[Job], Frame] | None = None,
-) -> int:  # fmt: skip
+) -> SyntheticSet:  # fmt: skip
     """Write the synthetic set: `images/`, `annotations.json` (RLE), `annotations_polygons.json`, `provenance.jsonl`.
 
     Args:
@@ -59,13 +85,13 @@ def export_synthetic(
         frame_of: gives the frame a job's tile was cut from; the defect is carried into it, and labels with it. None exports tiles.
 
     Returns:
-        How many images were written.
+        How much was written.
     """
     accepted = {d.job_id: d for d in decisions.decisions if d.status == "accepted"}
     images: list[tuple[int, str, tuple[int, int], dict[str, object]]] = []
     instances: list[tuple[int, Instance]] = []
     records: list[str] = []
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, kind="export") as folder:
         (folder / "images").mkdir()
         for job in plan.jobs:
             if job.id not in accepted:
@@ -76,11 +102,13 @@ def export_synthetic(
             shown = np.ascontiguousarray(load_rgb(source)[:height, :width])
             labels = [(i.category_id, decode(i.rle)[:height, :width]) for i in accepted[job.id].tightened or job.instances]
             picture: NDArray[Any] = shown
-            if frame_of is not None:
+            if frame_of is None:
+                save_png(folder / "images" / name, picture)
+            else:
                 frame = frame_of(job)
-                picture = frame.with_defect(shown)
+                picture, name = frame.with_defect(shown), f"{job.id}{frame.suffix}"
                 labels = [(category_id, frame.placed(mask)) for category_id, mask in labels]
-            save_png(folder / "images" / name, picture)
+                frame.save(folder / "images" / name, picture)
             images.append((number, name, (picture.shape[0], picture.shape[1]), {}))
             for category_id, mask in labels:
                 if mask.any():
@@ -107,4 +135,6 @@ def export_synthetic(
         for file_name, polygons in (("annotations.json", False), ("annotations_polygons.json", True)):
             save_coco(folder / file_name, plan.categories, images, instances, polygons=polygons)
         write_text(folder / "provenance.jsonl", "".join(record + "\n" for record in records))
-    return len(images)
+        outlined = json.loads((folder / "annotations_polygons.json").read_bytes())["annotations"]
+    num_without_outline = sum(isinstance(annotation["segmentation"], dict) for annotation in outlined)
+    return SyntheticSet(num_images=len(images), num_without_outline=num_without_outline)

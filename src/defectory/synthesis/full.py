@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from defectory.artifacts.plan import Job, Plan
 from defectory.engine.base.load import LoadedModels
 from defectory.engine.base.prompts import class_prompt
 from defectory.engine.sampling.denoise import Known, Without, denoise, encode_prompts
+from defectory.errors import OutputError
+from defectory.folders import remove_leftovers
 from defectory.geometry import distance_to
 from defectory.imageio import save_png
-from defectory.run import remove_leftovers
+from defectory.run import DRAWN_NAME, digest_file, reason_of
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.grain import add_grain
 from defectory.synthesis.insert import blend, feather
@@ -70,7 +72,8 @@ def synthesize(
 ) -> Iterator[DraftDone]:
     """Draw all drafts of a plan that are not on disk yet, each twice from the same noise: with and without its mask.
 
-    A batch is drawn whole or not at all, so that a run that was killed ends with the same bytes.
+    A batch is drawn whole or not at all, so that a run that was killed ends with the same bytes. The digests of drafts that are whole
+    are listed in `out`; a draft that is not listed, or has other bytes, is drawn again.
 
     Args:
         plan: jobs.
@@ -82,10 +85,11 @@ def synthesize(
     """
     device = next(models.unet.parameters()).device
     remove_leftovers(out)
+    listed = _listed_drafts(out)
     empty, of_class = encode_prompts(models, ["", class_prompt(class_noun)])
     began, done, resumed = time.monotonic(), 0, 0
     for batch in batches_of(plan, config.batch_size):
-        if all(path.is_file() for job in batch for path in draft_paths(out, job.id)):
+        if all(_is_whole(path, out, listed) for job in batch for path in draft_paths(out, job.id)):
             done += len(batch)
             resumed = done
             continue
@@ -122,8 +126,36 @@ def synthesize(
                 image, without = (blend(item.tile, drawn, share) for drawn in (image, without))
             save_png(without_file, without)
             save_png(image_file, image)
+        _list_drafts(out, [path for job in batch for path in draft_paths(out, job.id)])
         done += len(batch)
         yield DraftDone(done=done, total=len(plan.jobs), resumed_at=resumed, seconds=time.monotonic() - began)
+
+
+def _listed_drafts(out: Path) -> dict[str, str]:
+    """Return the digests of the drafts that were whole when an earlier call ended; a line that a power cut left torn does not match."""
+    try:
+        lines = (out / DRAWN_NAME).read_text(errors="replace").splitlines()
+    except OSError:
+        return {}
+    return {name: digest for digest, _, name in (line.partition(" ") for line in lines)}
+
+
+def _list_drafts(out: Path, paths: Sequence[Path]) -> None:
+    # a torn line of before must not swallow the next one
+    text = "\n" + "".join(f"{digest_file(path)} {path.relative_to(out).as_posix()}\n" for path in paths)
+    try:
+        with open(out / DRAWN_NAME, "a") as stream:
+            stream.write(text)
+    except OSError as error:
+        raise OutputError(out, f"cannot be written ({reason_of(error)})", "free space and run again") from error
+
+
+def _is_whole(path: Path, out: Path, listed: Mapping[str, str]) -> bool:
+    digest = listed.get(path.relative_to(out).as_posix())
+    try:
+        return digest is not None and digest_file(path) == digest
+    except OSError:
+        return False
 
 
 def _finished(image: Image, item: DraftInput) -> Image:

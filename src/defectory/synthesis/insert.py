@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.geometry import distance_to
+from defectory.valuerange import ValueRange
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 SOLID_PX = 1.5
 """Up to this far from the label the drawing counts fully: its border is soft."""
-LEVELS_OF_16_BIT = 257
-"""Sixteen-bit levels per eight-bit level, as images are loaded."""
 
 
 def feather(label: Mask, margin_px: float) -> NDArray[np.float32]:
@@ -30,17 +29,21 @@ def blend(tile: Image, drawn: Image, share: NDArray[np.float32]) -> Image:
     return np.where(share[..., None] > 0, np.clip(np.round(mixed), 0, 255), tile).astype(np.uint8)
 
 
-def paste(frame: NDArray[Any], *, before: Image, after: Image, corner_yx: tuple[int, int], size_hw: tuple[int, int]) -> NDArray[Any]:
-    """Carry what changed on a tile into the frame it was cut from, at the frame's own resolution and depth.
+def paste(
+    frame: NDArray[Any], *, before: Image, after: Image, corner_yx: tuple[int, int], size_hw: tuple[int, int], value_range: ValueRange | None = None
+) -> NDArray[Any]:  # fmt: skip
+    """Carry what changed on a tile into the frame it was cut from, at the frame's own resolution, depth and range.
 
     The change is added, so that a frame of more detail than the tile keeps its own; pixels that no change reaches keep their values.
+    No value leaves the range, unless it lay beyond it before.
 
     Args:
-        frame: [H,W] or [H,W,C] of uint8, or uint16; of an alpha channel nothing changes.
+        frame: [H,W], or [H,W,C] of grey and alpha, RGB or RGBA, of integers or floats; of an alpha channel nothing changes.
         before: the tile's image part, RGB uint8 [h,w,3].
         after: the same with the defect.
         corner_yx: of the window the tile was cut from, frame pixels.
         size_hw: of that window.
+        value_range: of frames of more than 8 bit: what a tile shows as 0 and as 255. None stands for 0 and 255.
 
     Returns:
         Same shape and type as the frame.
@@ -52,11 +55,13 @@ def paste(frame: NDArray[Any], *, before: Image, after: Image, corner_yx: tuple[
         reached = cv2.resize(reached.astype(np.uint8), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_NEAREST) > 0
     result = frame.copy()
     window = result[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
-    top = 255.0
-    if frame.dtype == np.uint16:
-        change, top = change * LEVELS_OF_16_BIT, 65535.0
-    colours = window[..., :3] if window.ndim == 3 else window
-    added = change if window.ndim == 3 else change.mean(axis=2)
-    changed = np.clip(np.round(colours.astype(np.float32) + added), 0, top).astype(frame.dtype)
-    colours[reached] = changed[reached]
+    low, high, per_level = (0.0, 255.0, 1.0) if value_range is None else (value_range.low, value_range.high, value_range.per_level)
+    colours = window[..., None] if window.ndim == 2 else window[..., : 3 if window.shape[2] > 2 else 1]
+    added = (change if colours.shape[2] == 3 else change.mean(axis=2, keepdims=True))[reached].astype(np.float64) * per_level
+    old = colours[reached].astype(np.float64)
+    new = np.clip(old + added, np.minimum(low, old), np.maximum(high, old))
+    if frame.dtype.kind != "f":
+        limits = np.iinfo(frame.dtype)
+        new = np.clip(np.round(new), limits.min, limits.max)
+    colours[reached] = new.astype(frame.dtype)
     return result

@@ -13,7 +13,7 @@ from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.events import Checkpointed, Started, Step, TrainingEvent, Validated
 from defectory.engine.training.loop import learning_rate_at, train
 from defectory.engine.training.noise import generator_of
-from defectory.errors import StageError, WeightsError
+from defectory.errors import StageError
 
 CONFIG = TrainingConfig(
     num_steps=9, learning_rate=0.05, warmup_steps=3, ema_decay=0.6, checkpoint_every=4, validate_every=3, max_grad_norm=0.5
@@ -185,13 +185,14 @@ def test_checkpoint_of_another_recipe_is_not_used(tmp_path: Path) -> None:
     assert first.resumed_at == 0
 
 
-def test_damaged_checkpoint_is_named_in_one_line(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_named_and_training_begins_anew(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint" / "state.safetensors"
     path.parent.mkdir()
     path.write_bytes(b"\x80\x04nonsense")
-    with pytest.raises(WeightsError, match=r"state\.safetensors") as caught:
-        next(iter(run(fresh_model(), tmp_path)))
-    assert "\n" not in str(caught.value)
+    first = next(iter(run(fresh_model(), tmp_path)))
+    assert isinstance(first, Started)
+    assert first.resumed_at == 0
+    assert "state.safetensors is damaged" in first.remark
 
 
 def test_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ KNOWN_BASES = (
 
 
 def embedded_folder() -> Path:
-    """Give the folder of the shipped base."""
+    """Return the folder of the shipped base."""
     return Path(str(files("defectory.engine.base") / "weights"))
 
 
@@ -58,7 +58,7 @@ def is_known(name: str) -> bool:
 
 
 def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path:
-    """Give the folder of a base named or pointed at by the user.
+    """Return the folder of a base named or pointed at by the user.
 
     Args:
         name_or_path: `embedded`, another known name, or the path of a folder in Stable Diffusion layout.

@@ -20,6 +20,7 @@ from defectory.engine.base.known import embedded_folder as embedded_folder
 from defectory.engine.base.known import resolve_base as resolve_base
 from defectory.engine.base.verify import read_json, verify_part, weights_variant
 from defectory.engine.base.verify import verify as verify
+from defectory.engine.base.words import WORDS
 from defectory.errors import WeightsError
 
 
@@ -37,27 +38,27 @@ class LoadedModels:
 
     @property
     def latent_channels(self) -> int:
-        """Give the number of latent channels."""
+        """Return the number of latent channels."""
         return int(self.unet.config["in_channels"])
 
     @property
     def latent_factor(self) -> int:
-        """Give how many image pixels one latent pixel spans per side."""
+        """Return how many image pixels one latent pixel spans per side."""
         return 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
     @property
     def size_multiple_px(self) -> int:
-        """Give what tile sides must be divisible by, pixels."""
+        """Return what tile sides must be divisible by, pixels."""
         return self.latent_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
     def tile_px(self) -> int:
-        """Give the side of the base's native tiles, pixels."""
+        """Return the side of the base's native tiles, pixels."""
         return int(self.unet.config["sample_size"]) * self.latent_factor
 
     @property
     def scaling_factor(self) -> float:
-        """Give what latents are multiplied by before the UNet sees them."""
+        """Return what latents are multiplied by before the UNet sees them."""
         return float(self.vae.config["scaling_factor"])
 
 
@@ -102,10 +103,17 @@ def load_scheduler(folder: Path) -> Any:
     """
     path = folder / "scheduler_config.json"
     name = str(read_json(path).get("_class_name"))
-    kind = getattr(diffusers, name, None)
+    try:
+        kind = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError):  # a scheduler that needs another library
+        kind = None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise WeightsError(path, f"names the scheduler {name}, which diffusers {diffusers.__version__} does not have", "give another base")
-    return kind.from_pretrained(folder, local_files_only=True)
+    try:
+        with quiet():
+            return kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # its arguments are checked nowhere but in its own arithmetic
+        raise WeightsError(path, f"no settings of a {name} ({_reason(error)})", "copy the base again or give another one") from error
 
 
 @contextlib.contextmanager
@@ -141,9 +149,12 @@ def _load_model(kind: Any, folder: Path, device: torch.device | str, dtype: torc
                 variant=weights_variant(folder),
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(folder, f"cannot be loaded as {kind.__name__} ({reason})", "copy the model again or give another one") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a configuration can fail anywhere in a network's construction
+        raise WeightsError(
+            folder, f"cannot be loaded as {kind.__name__} ({_reason(error)})", "copy the model again or give another one"
+        ) from error
     missing = [*info["missing_keys"], *info["mismatched_keys"]]
     if missing:
         raise WeightsError(folder, f"{len(missing)} weights are missing or of another shape (first: {missing[0]})", "copy the model again")
@@ -153,7 +164,15 @@ def _load_model(kind: Any, folder: Path, device: torch.device | str, dtype: torc
 def _load_tokenizer(folder: Path) -> CLIPTokenizer:
     try:
         with quiet():
-            return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise WeightsError(folder, f"cannot be loaded as a CLIP tokenizer ({reason})", "copy the base again") from error
+            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+            known = [number for word in WORDS for number in tokenizer.encode(word, add_special_tokens=False)]
+    except Exception as error:  # the files of a tokenizer hold settings and patterns that only its own code reads
+        raise WeightsError(folder, f"cannot be loaded as a CLIP tokenizer ({_reason(error)})", "copy the base again") from error
+    if len(set(known)) < len(WORDS) // 2 or not isinstance(tokenizer.eos_token_id, int):
+        raise WeightsError(folder, "spells ordinary words with almost no pieces, so words would be unknown", "copy the base again")
+    return tokenizer
+
+
+def _reason(error: Exception) -> str:
+    """Return the first line of what another library said."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

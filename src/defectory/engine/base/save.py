@@ -14,7 +14,8 @@ from safetensors import SafetensorError
 
 from defectory.engine.base.load import quiet
 from defectory.engine.base.verify import DIGESTS_NAME
-from defectory.run import atomic_folder, digest_file, write_json
+from defectory.folders import atomic_folder
+from defectory.run import BOOKKEEPING, digest_file, write_json
 
 _LIBRARIES = {
     "scheduler": "diffusers",
@@ -49,7 +50,7 @@ def save_model(model: Any, folder: Path) -> None:
 def write_digests(folder: Path) -> None:
     """Write `digests.json`: the SHA-256 of every file of a base folder, in place of what it holds."""
     (folder / DIGESTS_NAME).unlink(missing_ok=True)
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BOOKKEEPING)
     write_json(folder / DIGESTS_NAME, {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
@@ -64,7 +65,7 @@ def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> N
     Raises:
         StageError: `out` cannot be written.
     """
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, kind="base") as temporary:
         classes = _classes_of(folder)
         for part in classes:
             if part in replaced:
@@ -87,7 +88,7 @@ def save_pipeline(models: Mapping[str, Any], out: Path, *, dtype: torch.dtype = 
     Raises:
         StageError: `out` cannot be written.
     """
-    with atomic_folder(out) as temporary:
+    with atomic_folder(out, kind="base") as temporary:
         for part, model in models.items():
             save_model(model.to("cpu", dtype) if isinstance(model, torch.nn.Module) else model, temporary / part)
         classes = {part: (_LIBRARIES[part], type(model).__name__) for part, model in models.items()}

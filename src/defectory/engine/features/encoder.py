@@ -18,7 +18,8 @@ from torch.nn import functional
 
 from defectory.engine.tensors import images_to_tensor
 from defectory.errors import WeightsError
-from defectory.run import atomic_folder, digest_file, write_json
+from defectory.folders import atomic_folder
+from defectory.run import digest_file, write_json
 
 CHANNELS = (24, 48, 96, 128)
 STRIDES = (2, 4, 8, 16)
@@ -89,7 +90,7 @@ def embedded_encoder_folder() -> Path:
 
 def save_encoder(encoder: ConvEncoder, out: Path) -> None:
     """Write an encoder's folder: fp16 `model.safetensors` and `config.json` with its digest."""
-    with atomic_folder(out) as folder:
+    with atomic_folder(out, kind="base") as folder:
         state = {name: value.detach().half().contiguous() for name, value in encoder.state_dict().items()}
         save_file(state, folder / "model.safetensors")
         write_json(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,12 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from defectory.engine.tensors import images_to_tensor, masks_to_tensor
-from defectory.engine.training.checkpoint import write_tensors
+from defectory.engine.training.checkpoint import digest_tensors, write_tensors
 from defectory.engine.training.data import TrainingTile, augment, augmentation_of
 from defectory.engine.training.events import Preparing
 from defectory.geometry import RESAMPLING
@@ -166,11 +165,29 @@ def _deflated(drivers: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
 def _cached(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Give the tensors stored under a key, made and stored where they are not; a damaged file is made again."""
     path = folder / key[:2] / f"{key}.safetensors"
-    if path.is_file():
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError):
-            path.unlink()
-    tensors = make()
-    write_tensors(path, tensors)
+    tensors = read_cached(path, key)
+    if tensors is None:
+        tensors = make()
+        write_cached(path, key, tensors)
     return tensors
+
+
+def write_cached(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a file of the cache, with the key of what they were made from and their digest.
+
+    The file need not be on disk at once: one that a power cut leaves damaged is noticed by `read_cached`.
+    """
+    write_tensors(path, tensors, {"key": key, "sha256": digest_tensors(tensors)}, durable=False)
+
+
+def read_cached(path: Path, key: str) -> dict[str, Tensor] | None:
+    """Return the tensors of a file of the cache; None where it is missing, damaged, or not what was made from this key."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("key") != key:
+                return None
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return None
+    return tensors if digest_tensors(tensors) == metadata.get("sha256") else None

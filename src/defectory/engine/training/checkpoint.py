@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +16,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from defectory.engine.training.optimizer import NamedOptimizer
-from defectory.errors import WeightsError
 from defectory.run import atomic_path
 
 FILE_NAME = "state.safetensors"
@@ -41,17 +42,31 @@ class TrainingState:
     held_out: list[tuple[int, float]] = field(default_factory=list)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically.
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None, *, durable: bool | None = None
+) -> None:
+    """Write a safetensors file atomically, readable for all; `durable` as for `atomic_path`.
 
     Raises:
         StageError: it cannot be written, for want of space or permission; an earlier file is kept.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, durable=durable) as temporary:
         try:
             save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        temporary.chmod(0o644)  # safetensors are written readable for their owner alone
+
+
+def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 hex digest of tensors: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        content: Any = value.reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()
 
 
 def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
@@ -64,49 +79,52 @@ def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
     for (name, parameter), mean in zip(state.parameters.items(), state.average, strict=True):
         tensors |= {f"parameter.{name}": parameter, f"average.{name}": mean}
     metadata = {"recipe": recipe, "step": str(state.step), "log": json.dumps(state.log), "held_out": json.dumps(state.held_out)}
-    write_tensors(folder / FILE_NAME, tensors, metadata)
+    # a later step may count on it, whatever happens to the machine
+    write_tensors(folder / FILE_NAME, tensors, {**metadata, "sha256": digest_tensors(tensors)}, durable=True)
 
 
 def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bool:
-    """Fill a state from a checkpoint and tell whether there was one of this recipe; another recipe's is left alone.
-
-    Raises:
-        WeightsError: the checkpoint is damaged or is not a safetensors file.
-    """
+    """Fill a state from a checkpoint and tell whether there was a whole one of this recipe; another or a damaged one is left alone."""
     path = folder / FILE_NAME
-    if not path.is_file():
+    found = read_checked_tensors(path)
+    if found is None:
+        return False
+    tensors, metadata = found
+    if metadata.get("recipe") != recipe:
         return False
     try:
-        with safe_open(path, framework="pt") as stored:
-            metadata = stored.metadata() or {}
-            if metadata.get("recipe") != recipe:
-                return False
-            _fill(stored, state, int(metadata["step"]))
-        state.step = int(metadata["step"])
-        state.log = [(loss, rate) for loss, rate in json.loads(metadata["log"])]
-        state.held_out = [(step, loss) for step, loss in json.loads(metadata["held_out"])]
-    except (SafetensorError, KeyError, ValueError, RuntimeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsError(path, f"not a checkpoint of this phase ({reason})", "remove the folder to begin the phase anew") from None
+        step = int(metadata["step"])
+        log = [(float(loss), float(rate)) for loss, rate in json.loads(metadata["log"])]
+        held_out = [(int(at), float(loss)) for at, loss in json.loads(metadata["held_out"])]
+    except (KeyError, ValueError, TypeError):
+        return False
+    # the digest is right, so this is what we wrote for this recipe: it fits
+    _fill(tensors, state, step)
+    state.step, state.log, state.held_out = step, log, held_out
     return True
 
 
+def read_checked_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
+    """Return tensors and metadata of a safetensors file that carries its digest (`sha256`); None where it is missing or damaged."""
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = dict(stored.metadata() or {})
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return None
+    return (tensors, metadata) if digest_tensors(tensors) == metadata.get("sha256") else None
+
+
 @torch.no_grad()
-def _fill(stored: safe_open, state: TrainingState, step: int) -> None:
+def _fill(tensors: Mapping[str, Tensor], state: TrainingState, step: int) -> None:
     for (name, parameter), mean in zip(state.parameters.items(), state.average, strict=True):
-        parameter.copy_(stored.get_tensor(f"parameter.{name}"))
-        mean.copy_(stored.get_tensor(f"average.{name}"))
-    state.optimizer.restore(step, stored.get_tensor)
+        parameter.copy_(tensors[f"parameter.{name}"])
+        mean.copy_(tensors[f"average.{name}"])
+    state.optimizer.restore(step, tensors.__getitem__)
 
 
 def remove_checkpoint(folder: Path) -> None:
     """Remove a phase's checkpoint once its outcome is on disk."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def clear_leftovers(out: Path, *, names: Sequence[str]) -> None:
-    """Remove what a killed process left half-written beside these outputs of a stage folder."""
-    for name in names:
-        for path in out.glob(f".{name}.*"):
-            if ".tmp" in path.name or ".old." in path.name:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (folder / FILE_NAME).unlink(missing_ok=True)
+        folder.rmdir()

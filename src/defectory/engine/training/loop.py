@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from defectory.engine.training.checkpoint import TrainingState, restore_checkpoint, save_checkpoint
+from defectory.engine.training.checkpoint import FILE_NAME, TrainingState, restore_checkpoint, save_checkpoint
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.events import Checkpointed, Started, Step, TrainingEvent, Validated
 from defectory.engine.training.optimizer import NamedOptimizer
@@ -72,7 +72,6 @@ def train(
 
     Raises:
         StageError: the loss is not finite, or the checkpoint cannot be written.
-        WeightsError: the checkpoint found is damaged.
     """
     weights: list[Tensor] = list(parameters.values())
     device = weights[0].device
@@ -84,11 +83,13 @@ def train(
         fused=device.type in ("cpu", "cuda"),
     )
     state = TrainingState(parameters=parameters, average=[w.detach().clone() for w in weights], optimizer=optimizer)
-    restore_checkpoint(checkpoint, state, recipe=recipe)
+    restored, remark = restore_checkpoint(checkpoint, state, recipe=recipe), ""
+    if not restored and (checkpoint / FILE_NAME).is_file():
+        remark = f"{checkpoint / FILE_NAME} is damaged, or of other settings; training begins anew"
     saved_at = state.step
     with _Prefetch(batch_of, enabled=device.type != "cpu") as batches:
         try:
-            yield Started(num_steps=config.num_steps, resumed_at=state.step)
+            yield Started(num_steps=config.num_steps, resumed_at=state.step, remark=remark)
             while state.step < config.num_steps:
                 yield _step(state, weights, batches, loss_of, config)
                 if held_out_loss is not None and (state.step % config.validate_every == 0 or state.step == config.num_steps):

@@ -1,0 +1,104 @@
+"""The verb `export`: the stage, or a folder in a format that other tools open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from defectory.cli.options import (
+    ConfigOption,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    OverrideOption,
+    PresetOption,
+    SeedOption,
+    open_project,
+)
+
+FORMATS_OUT = (
+    "coco", "coco-polygons", "yolo", "voc", "masks", "mvtec",
+    "labelme", "cvat", "label-studio", "fiftyone", "imagefolder",
+)  # fmt: skip
+"""The registry's, which is not imported for `--help`."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+    app.command("export")(export)
+
+
+def export(
+    config: ConfigOption = Path("project.toml"),
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help=f"Write a folder in this format: {', '.join(FORMATS_OUT)}. Without it, the run gets its synthetic/.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write: new, empty, or an earlier export.")] = None,
+    with_real: Annotated[
+        bool, typer.Option("--with-real", help="Add the real training images; never those of validation and test.")
+    ] = False,
+    real: Annotated[
+        str | None,
+        typer.Option(
+            "--real",
+            help="Real images as tiles (as the segmenters see them) or images (whole); as the drafts are, if not given.",
+        ),
+    ] = None,
+    override: OverrideOption = None,
+    preset: PresetOption = None,
+    seed: SeedOption = None,
+    device: DeviceOption = None,
+    dry_run: DryRunOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the accepted drafts with their labels: in the run, or as a folder in a format that other tools open."""
+    from defectory.cli.project_verbs import run_stages
+    from defectory.errors import ConfigError
+
+    _require_together(kind=kind, out=out, with_real=with_real, real=real)
+    if kind is None or out is None:
+        run_stages(config, ["export"], override, preset, seed, device, dry_run, as_json, with_needs=True)
+        return
+    if kind not in FORMATS_OUT:
+        todo = f"give one of {', '.join(FORMATS_OUT)}"
+        raise ConfigError("option --format", f"no format out is called {kind!r}", todo)
+    from defectory.cli.show import show_events
+    from defectory.formats.writers.registry import writer_named
+    from defectory.pipeline.export_sets import default_form, export_project, require_export_folder
+
+    project = open_project(config, overrides=override, preset=preset, seed=seed, device=device, save=False)
+    # what is wrong is told before hours of training
+    require_export_folder(project, out)
+    run_stages(config, ["export"], override, preset, seed, device, dry_run, as_json, with_needs=True)
+    if dry_run:
+        return
+    form = None
+    if with_real:
+        form = "images" if real == "images" else "tiles" if real == "tiles" else default_form(project)
+    show_events(export_project(project, writer_named(kind), out, real=form), as_json=as_json)
+
+
+def _require_together(*, kind: str | None, out: Path | None, with_real: bool, real: str | None) -> None:
+    """Refuse options that say nothing without another.
+
+    Raises:
+        ConfigError: one is missing, or `--real` is neither tiles nor images.
+    """
+    from defectory.errors import ConfigError
+
+    if kind is not None and out is None:
+        raise ConfigError("option --format", "is given without --out", "name the folder to write (--out)")
+    for option, given in (("--out", out is not None), ("--with-real", with_real), ("--real", real is not None)):
+        if given and kind is None:
+            todo = f"give a format: {', '.join(FORMATS_OUT)}"
+            raise ConfigError(f"option {option}", "is given without --format", todo)
+    if real is not None and not with_real:
+        raise ConfigError("option --real", "is given without --with-real", "give both, or neither")
+    if real not in (None, "tiles", "images"):
+        raise ConfigError("option --real", f"is {real!r}", "give tiles or images")

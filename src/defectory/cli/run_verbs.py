@@ -1,0 +1,53 @@
+"""Verbs about run folders."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from defectory.cli.options import JsonOption, OverrideOption, open_project
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verbs."""
+    app.command("verify")(verify)
+
+
+def verify(
+    project: Annotated[Path, typer.Argument(help="Project file.")] = Path("project.toml"),
+    override: OverrideOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold every file of a run against its digest; exit code 1 where a file is missing or was changed. Nothing is written."""
+    from defectory.cli.show import say, say_json, show_table
+    from defectory.pipeline.run import stages_of
+    from defectory.pipeline.verify import verify_run
+
+    opened = open_project(project, overrides=override, save=False)
+    found = list(verify_run(opened, stages_of(opened)))
+    damaged = [finding for finding in found if finding.state == "damaged"]
+    if as_json:
+        for finding in found:
+            say_json({**asdict(finding), "folder": str(opened.folder)})
+        raise typer.Exit(1 if damaged else 0)
+
+    def told(count: int, what: str) -> str:
+        return f"{count} {what}" if count else ""
+
+    rows = [
+        (
+            finding.stage,
+            finding.state,
+            ", ".join(filter(None, [finding.damage, told(len(finding.extra), "of others")])),
+        )
+        for finding in found
+    ]
+    show_table(str(opened.folder), ("stage", "state", "files"), rows)
+    if damaged:
+        say(f"{len(damaged)} damaged; `defectory run {project}` makes them anew, and what follows from them where it differs")
+        raise typer.Exit(1)
+    whole = sum(finding.state == "whole" for finding in found)
+    say(f"{whole} whole, {len(found) - whole} not run or not finished")

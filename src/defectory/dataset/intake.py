@@ -1,0 +1,185 @@
+"""Images on their way into a data set folder: names that every system takes, copies with their digests, equal content."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from defectory.errors import AnnotationError, ImageError
+from defectory.filenames import file_name_of
+from defectory.formats.raw import RawImage, Sieve
+from defectory.imageio import IMAGE_SUFFIXES, load_rgb
+from defectory.terminal import printable
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """An image that lies in the data set folder.
+
+    Attributes:
+        image: as it was read.
+        file_name: in the data set folder's `images/`.
+        sha256: of its bytes.
+        num_bytes: of the file.
+    """
+
+    image: RawImage
+    file_name: str
+    sha256: str
+    num_bytes: int
+
+
+def safe_names(names: Sequence[str]) -> list[str]:
+    """Return a relative path for each of several ones, in their order: safe on every system, and distinct where capitals do not count."""
+    files: set[str] = set()
+    folders: set[str] = set()
+    result: list[str] = []
+    for name in names:
+        path = _safe_path(name)
+        stem, suffix, number = path.stem, path.suffix, 1
+        while path.as_posix().casefold() in files | folders or _prefixes(path) & files:
+            number += 1
+            # where a file is called as the folder of another one, it is the folder that gets another name
+            blocked = bool(_prefixes(path) & files)
+            parent = path.parent.with_name(f"{path.parent.name}-{number}") if blocked else path.parent
+            path = parent / (path.name if blocked else f"{stem}-{number}{suffix}")
+        files.add(path.as_posix().casefold())
+        folders |= _prefixes(path)
+        result.append(path.as_posix())
+    return result
+
+
+def take(images: Sequence[RawImage], folder: Path, digests: dict[str, str]) -> list[Taken]:
+    """Copy images into `images/` of a folder, byte for byte.
+
+    Args:
+        images: in the order of the data set.
+        folder: the data set folder being made.
+        digests: gets the sha256 of each file by its name in the folder.
+
+    Raises:
+        ImageError: a file cannot be read.
+    """
+    taken: list[Taken] = []
+    for image, name in zip(images, safe_names([image.file_name for image in images]), strict=True):
+        sha256, num_bytes = _copied(image.path, folder / "images" / name)
+        digests[f"images/{name}"] = sha256
+        taken.append(Taken(image=image, file_name=name, sha256=sha256, num_bytes=num_bytes))
+    return taken
+
+
+def without_copies(taken: Sequence[Taken], asked: Collection[Path], sieve: Sieve, where: object) -> list[Taken]:
+    """Return the images without defect-free ones of equal content: one of several is kept, and none that is a labelled image.
+
+    Args:
+        taken: every image.
+        asked: paths of the images that the import declares defect-free.
+        sieve: told of images that are left out.
+        where: the folder of `asked`, named in errors.
+
+    Raises:
+        AnnotationError: an image that the import declares defect-free has the content of a labelled one.
+    """
+    labelled = [entry for entry in taken if not entry.image.is_defect_free]
+    by_content = {entry.sha256: entry for entry in reversed(labelled)}
+    of_paths = frozenset(asked)
+    _refuse_labelled(
+        [entry for entry in taken if entry.image.path in of_paths and entry.image.is_defect_free],
+        labelled,
+        by_content,
+        where,
+    )
+    kept: list[Taken] = []
+    pool: dict[str, Taken] = {}
+    twice: dict[str, Taken] = {}
+    for entry in taken:
+        if not entry.image.is_defect_free:
+            if twice.setdefault(entry.sha256, entry) is not entry:
+                sieve.remark(
+                    f"has the same content as {printable(twice[entry.sha256].file_name)}, and both are labelled",
+                    entry.file_name,
+                )
+        elif entry.sha256 in by_content:
+            sieve.remark("listed as defect-free, but has the same content as a labelled image; left out", entry.file_name)
+            continue
+        elif pool.setdefault(entry.sha256, entry) is not entry:
+            sieve.remark("a defect-free image of the same content as another one; one is kept", entry.file_name)
+            continue
+        kept.append(entry)
+    return kept
+
+
+def _refuse_labelled(free: Sequence[Taken], labelled: Sequence[Taken], by_content: Mapping[str, Taken], where: object) -> None:
+    same = [(entry, by_content[entry.sha256]) for entry in free if entry.sha256 in by_content]
+    same += _same_pixels([entry for entry in free if entry.sha256 not in by_content], labelled)
+    if same:
+        one, other = same[0]
+        some = "1 defect-free image has" if len(same) == 1 else f"{len(same)} defect-free images have"
+        raise AnnotationError(
+            where,
+            f"{some} the content of labelled ones (first: {printable(one.image.path.name)} is {printable(other.image.file_name)}, "
+            "which has defects)",
+            "give a folder of images without defects alone",
+        )
+
+
+def _same_pixels(free: Sequence[Taken], labelled: Sequence[Taken]) -> list[tuple[Taken, Taken]]:
+    """Return pairs of equal pixels and other bytes, looked for where file and image are of equal size: a changed date, for example."""
+    by_size: dict[tuple[int, tuple[int, int]], list[Taken]] = defaultdict(list)
+    for entry in labelled:
+        by_size[entry.num_bytes, entry.image.size_hw].append(entry)
+    known: dict[Path, str] = {}
+
+    def pixels(entry: Taken) -> str:
+        path = entry.image.path
+        if path not in known:
+            known[path] = hashlib.sha256(np.ascontiguousarray(load_rgb(path)).tobytes()).hexdigest()
+        return known[path]
+
+    return [
+        (entry, other)
+        for entry in free
+        for other in by_size.get((entry.num_bytes, entry.image.size_hw), [])
+        if pixels(entry) == pixels(other)
+    ]
+
+
+def _copied(source: Path, target: Path) -> tuple[str, int]:
+    """Copy a file; return the sha256 and the number of its bytes."""
+    digest, num_bytes = hashlib.sha256(), 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        reader = open(source, "rb")  # noqa: SIM115  # closed below; a fault of reading is told apart from one of writing
+    except OSError as error:
+        raise ImageError(source, f"cannot be read ({error.strerror or error})", "check the file and its permissions") from None
+    with reader, open(target, "xb") as writer:
+        while True:
+            try:
+                block = reader.read(_CHUNK_BYTES)
+            except OSError as error:
+                raise ImageError(source, f"cannot be read ({error.strerror or error})", "check the disk that it lies on") from None
+            if not block:
+                return digest.hexdigest(), num_bytes
+            digest.update(block)
+            num_bytes += len(block)
+            writer.write(block)
+
+
+def _safe_path(name: str) -> PurePosixPath:
+    parts = [part for part in unicodedata.normalize("NFC", name).split("/") if part not in ("", ".")]
+    last = PurePosixPath(parts[-1])
+    is_plain = last.suffix.lower() in IMAGE_SUFFIXES
+    file_name = f"{file_name_of(last.stem)}{last.suffix}" if is_plain else file_name_of(parts[-1])
+    return PurePosixPath(*map(file_name_of, parts[:-1]), file_name)
+
+
+def _prefixes(path: PurePosixPath) -> set[str]:
+    return {parent.as_posix().casefold() for parent in path.parents if parent.name}

@@ -1,0 +1,121 @@
+"""Files of a base, read without trust: JSON objects, safetensors headers, indices of shards. Loads nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from defectory.errors import WeightsError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".onnx")
+MAX_JSON_BYTES = 200_000_000
+COPY_AGAIN = "copy it again"
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no regular file that can be read.
+
+    Raises:
+        WeightsError: it is missing, is something else, or may not be read.
+    """
+    try:
+        if path.is_file():
+            with open(path, "rb") as stream:
+                stream.read(1)
+            return
+        missing = not path.exists()
+    except OSError as error:
+        raise WeightsError(
+            path, f"cannot be read ({(error.strerror or str(error)).lower()})", "change its permissions or check the disk"
+        ) from None
+    except ValueError as error:
+        raise WeightsError(path, f"is no file name ({error})", COPY_AGAIN) from None
+    raise WeightsError(path, "no such file" if missing else "not a regular file", COPY_AGAIN)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        WeightsError: the file is missing, may not be read, or does not hold one.
+    """
+    require_file(path)
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise WeightsError(path, f"{path.stat().st_size / 1e6:.0f} MB of JSON", COPY_AGAIN)
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsError(path, f"cannot be read ({(error.strerror or str(error)).lower()})", "check the disk") from None
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+        raise WeightsError(path, f"not readable as JSON ({reason})", COPY_AGAIN) from None
+    if not isinstance(value, dict):
+        raise WeightsError(path, "not a JSON object", COPY_AGAIN)
+    return value
+
+
+def verify_safetensors(path: Path) -> frozenset[str]:
+    """Check that a safetensors file is whole, by its header and length, and return the names of its tensors.
+
+    Raises:
+        WeightsError: the file is truncated, is a pickle under another name, or is something else.
+    """
+    require_file(path)
+    try:
+        with open(path, "rb") as stream:
+            magic = stream.read(4)
+        if magic[:4] == b"PK\x03\x04" or (magic[:1] == b"\x80" and magic[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+            raise WeightsError(path, "a pickle under a safetensors name; refused", "convert it to safetensors")
+        with safe_open(path, framework="numpy") as tensors:
+            return frozenset(tensors.keys())
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WeightsError(path, f"not a whole safetensors file ({str(error).splitlines()[0]})", COPY_AGAIN) from None
+
+
+def verify_weights(folder: Path) -> None:
+    """Check the weights of one model's folder: whole safetensors files, whole sets of shards, and no index that names anything else.
+
+    Raises:
+        WeightsError: weights are missing, are pickles, are damaged, or an index names a file that is none of the folder's safetensors.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError as error:
+        raise WeightsError(folder, f"cannot be read ({(error.strerror or str(error)).lower()})", "change its permissions") from None
+    if "adapter_config.json" in names:
+        raise WeightsError(
+            folder / "adapter_config.json", "an adapter beside a model would be loaded unseen", "merge it, or remove the file"
+        )
+    tensors = {name: verify_safetensors(folder / name) for name in names if name.endswith(".safetensors")}
+    for name in names:
+        if ".safetensors.index" in name and name.endswith(".json"):
+            _verify_index(folder, name, tensors)
+    if not tensors:
+        pickles = [name for name in names if Path(name).suffix in PICKLES]
+        if pickles:
+            raise WeightsError(
+                folder / pickles[0], "a pickle, which can run code when opened; refused", "convert it to safetensors and give that folder"
+            )
+        raise WeightsError(folder, "no safetensors file here", "copy the model again")
+
+
+def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -> None:
+    """Check an index of shards before any library follows it: a loader opens what it names, pickles too."""
+    where = folder / name
+    weight_map = read_json(where).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(where, "has no weight_map", COPY_AGAIN)
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str):
+            raise WeightsError(where, f"names no file for {tensor[:80]!r}", COPY_AGAIN)
+        if not file.endswith(".safetensors"):
+            raise WeightsError(where, f"names {file[:80]!r}, which is no safetensors file; refused", "convert the base to safetensors")
+        if file != Path(file).name or "\\" in file:
+            raise WeightsError(where, f"names {file[:80]!r}, which is not a file beside it; refused", "copy the base again")
+        if file not in tensors:
+            raise WeightsError(folder / file, f"missing, though {name} names it", "copy the base again")
+        if tensor not in tensors[file]:
+            raise WeightsError(folder / file, f"lacks the weight {tensor[:80]!r}, which {name} says is in it", "copy the base again")

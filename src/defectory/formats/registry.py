@@ -1,0 +1,144 @@
+"""Every data set format that is read: a name, how its layout is recognised, and its loader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from defectory.errors import ConfigError
+from defectory.formats.raw import LoadOptions, RawDataset
+from defectory.textfile import read_json_file
+
+FORMATS = (
+    "defectory.formats.coco:DEFECTORY",
+    "defectory.formats.cvat:CVAT",
+    "defectory.formats.label_studio:LABEL_STUDIO",
+    "defectory.formats.coco:COCO",
+    "defectory.formats.voc:VOC",
+    "defectory.formats.labelme:LABELME",
+    "defectory.formats.mvtec:MVTEC",
+    "defectory.formats.visa:VISA",
+    "defectory.formats.severstal:SEVERSTAL",
+    "defectory.formats.kolektor:KOLEKTOR",
+    "defectory.formats.yolo:YOLO",
+    "defectory.formats.index_csv:INDEX_CSV",
+    "defectory.formats.mask_folders:MASK_FOLDER",
+    "defectory.formats.voc:VOC_XML",
+)
+"""Where each format's `Format` value is found, in the order in which layouts are tried."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format.
+
+    Attributes:
+        name: for `--format`, lower case with hyphens.
+        title: for people.
+        recognise: gives the layout in words where a file or folder is in this format, else None; looks at names and a few kilobytes alone,
+            and raises nothing for what is not this format.
+        load: reads it; raises AnnotationError or ImageError, nothing else.
+    """
+
+    name: str
+    title: str
+    recognise: Callable[[Path], str | None]
+    load: Callable[[Path, LoadOptions], RawDataset]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognised:
+    """What a file or folder was recognised as.
+
+    Attributes:
+        format: whose loader reads it.
+        layout: in words.
+        others: layouts of further formats that it might be, too.
+    """
+
+    format: Format
+    layout: str
+    others: tuple[str, ...] = ()
+
+
+@cache
+def formats() -> tuple[Format, ...]:
+    """Return every format in the order in which layouts are tried."""
+    found: list[Format] = []
+    for place in FORMATS:
+        module, _, name = place.partition(":")
+        found.append(getattr(import_module(module), name))
+    return tuple(found)
+
+
+def format_named(name: str) -> Format:
+    """Return the format of a name.
+
+    Raises:
+        ConfigError: there is none; the line lists those that there are.
+    """
+    for known in formats():
+        if known.name == name:
+            return known
+    names = ", ".join(["auto", *(known.name for known in formats())])
+    raise ConfigError("data.format", f"no format is called {name!r}", f"give one of {names}")
+
+
+def recognise(path: Path) -> Recognised:
+    """Recognise the format and layout of a file or folder; the first format in the order of the registry wins.
+
+    Raises:
+        ConfigError: there is no such path, it cannot be opened, or it is in no known layout; the line lists what was looked for.
+        AnnotationError: a JSON file that is none.
+    """
+    _require_readable(path)
+    found = [(known, layout) for known in formats() if (layout := known.recognise(path)) is not None]
+    if not found:
+        if path.suffix.lower() == ".json":
+            read_json_file(path)  # says where it is no JSON
+        titles = "; ".join(known.title for known in formats())
+        raise ConfigError(path, f"no known data set layout (looked for: {titles})", "check the path, or name the format (--format)")
+    known, layout = found[0]
+    others = tuple(dict.fromkeys(other for _, other in found[1:] if other != layout))
+    return Recognised(format=known, layout=layout, others=others)
+
+
+def load(path: Path, options: LoadOptions, *, name: str = "auto") -> RawDataset:
+    """Load a data set: in the format of this name, or in the one that is recognised, which the result's `layout` says.
+
+    Raises:
+        ConfigError: as for `recognise` and `format_named`.
+        AnnotationError: the file, or without `skip_bad` any entry, is bad.
+        ImageError: without `skip_bad`, an image is bad.
+    """
+    if name == "auto":
+        told = recognise(path)
+    else:
+        forced = format_named(name)
+        _require_readable(path)
+        told = Recognised(format=forced, layout=forced.recognise(path) or forced.title)
+    raw = told.format.load(path, options)
+    also = (f"read as {raw.layout or told.layout}; it might also be {' or '.join(told.others)} (--format)",) if told.others else ()
+    return replace(raw, layout=raw.layout or told.layout, remarks=(*also, *raw.remarks))
+
+
+def _require_readable(path: Path) -> None:
+    try:
+        about = path.stat()
+        if path.is_dir():
+            with os.scandir(path):
+                pass
+        elif about.st_size == 0:
+            raise ConfigError(path, "the file is empty (0 bytes)", "export the annotations again")
+    except FileNotFoundError:
+        raise ConfigError(path, "no such file or folder", "check data.path") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            path,
+            f"cannot be opened ({getattr(error, 'strerror', None) or error})",
+            "check data.path and its permissions",
+        ) from None

@@ -1,0 +1,1 @@
+"""Damaged inputs of every kind, drawn from fixed seeds."""

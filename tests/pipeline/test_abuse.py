@@ -1,0 +1,22 @@
+"""Kills, a full disk, two processes at once and wrong `--out` folders, a few of each; bench/abuse.py does hundreds."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ABUSE = Path(__file__).resolve().parents[2] / "bench" / "abuse.py"
+
+
+@pytest.mark.parametrize(("what", "times"), [("kills", 6), ("pairs", 3), ("outs", 1)])
+def test_nothing_is_lost_and_outcomes_are_those_of_an_undisturbed_run(what: str, times: int) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ABUSE), what, "--times", str(times), "--seed", "7"],
+        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    assert "0 losses" in done.stdout
