@@ -35,7 +35,7 @@ def outcomes_of(some: list[tuple[str, int]], jobs: int) -> Iterator[Outcome]:
     pending: queue.SimpleQueue[list[tuple[str, int]]] = queue.SimpleQueue()
     for start in range(0, len(some), PER_CHILD):
         pending.put(some[start : start + PER_CHILD])
-    done: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Outcome | BaseException | None] = queue.SimpleQueue()
 
     def work() -> None:
         while True:
@@ -44,8 +44,12 @@ def outcomes_of(some: list[tuple[str, int]], jobs: int) -> Iterator[Outcome]:
             except queue.Empty:
                 done.put(None)
                 return
-            for outcome in run_cases(part):
-                done.put(outcome)
+            try:
+                for outcome in run_cases(part):
+                    done.put(outcome)
+            except BaseException as error:  # told by the main thread, which would wait for ever
+                done.put(error)
+                return
 
     for _ in range(jobs):
         threading.Thread(target=work, daemon=True).start()
@@ -54,6 +58,8 @@ def outcomes_of(some: list[tuple[str, int]], jobs: int) -> Iterator[Outcome]:
         outcome = done.get()
         if outcome is None:
             running -= 1
+        elif isinstance(outcome, BaseException):
+            raise outcome
         else:
             yield outcome
 

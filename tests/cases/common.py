@@ -217,9 +217,8 @@ def short_row(content: list[Shot]) -> str:
 def visa(content: list[Shot]) -> str:
     rows = ["object,split,label,image,mask"]
     for shot in content:
-        rows.append(
-            f"pcb,test,{'anomaly' if shot.instances else 'normal'},images/{shot.name}.png,{f'masks/{shot.name}.png' if shot.instances else ''}"
-        )
+        cells = ("anomaly", f"masks/{shot.name}.png") if shot.instances else ("normal", "")
+        rows += [f"pcb,test,{cells[0]},images/{shot.name}.png,{cells[1]}"]
     return "\n".join(rows) + "\n"
 
 

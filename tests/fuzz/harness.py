@@ -219,27 +219,28 @@ def innermost(error: BaseException) -> str:
     return " < ".join([*dict.fromkeys([last, *reversed(told[-3:])])])
 
 
-def child(some: Sequence[tuple[str, int]]) -> None:
-    """Run cases in this process; say before each which it is, and after each what came of it."""
+def child(folder: str) -> None:
+    """Run the cases of standard input in this process; say before each which it is, and after each what came of it."""
+    some: list[tuple[str, int]] = json.load(sys.stdin)
     said = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
     faulthandler.enable()
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None) as folder:
-        bench = Workbench(Path(folder))
-        for name, seed in some:
-            print(json.dumps({"target": name, "seed": seed}), file=said, flush=True)
-            print(json.dumps(asdict(bench.run(name, seed))), file=said, flush=True)
+    bench = Workbench(Path(folder))
+    for name, seed in some:
+        print(json.dumps({"target": name, "seed": seed}), file=said, flush=True)
+        print(json.dumps(asdict(bench.run(name, seed))), file=said, flush=True)
 
 
 def run_cases(some: Sequence[tuple[str, int]]) -> Iterator[Outcome]:
     """Run cases in a child process and yield what came of each; where the child dies or hangs, another one goes on after that case."""
     pending = list(some)
+    # in memory where there is such a place: nothing waits for a disk there
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     while pending:
-        with tempfile.TemporaryFile("w+") as errors:
+        with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory(dir=memory) as folder:
             process = subprocess.Popen(
-                [sys.executable, "-c", "import sys; from fuzz.harness import child; import json; child(json.load(sys.stdin))"],
+                [sys.executable, "-c", "import sys; from fuzz.harness import child; child(sys.argv[1])", folder],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"},
             )  # fmt: skip

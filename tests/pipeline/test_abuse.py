@@ -1,4 +1,4 @@
-"""Kills, a full disk, two processes at once and wrong `--out` folders, a few of each; bench/abuse.py does hundreds."""
+"""Kills and two processes at once, a few of each; bench/abuse.py does hundreds, full disks, power cuts and wrong folders too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 ABUSE = Path(__file__).resolve().parents[2] / "bench" / "abuse.py"
 
 
-@pytest.mark.parametrize(("what", "times"), [("kills", 6), ("pairs", 3), ("outs", 1)])
+@pytest.mark.parametrize(("what", "times"), [("kills", 4), ("pairs", 2)])
 def test_nothing_is_lost_and_outcomes_are_those_of_an_undisturbed_run(what: str, times: int) -> None:
     done = subprocess.run(
         [sys.executable, str(ABUSE), what, "--times", str(times), "--seed", "7"],

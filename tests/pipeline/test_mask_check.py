@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from defectory.errors import AnnotationError
-from defectory.imageio import save_png
+from defectory.imageio import load_rgb, save_png
 from defectory.pipeline.mask_check import bank_from_train, expert_masks, review_masks
 from defectory.pipeline.mask_preview import preview_masks
 from defectory.pipeline.stage import Project
@@ -59,12 +60,34 @@ def test_masks_of_train_images_are_taken_and_those_of_validation_and_test_refuse
             expert_masks(with_expert(tiny_run, open_tiny, path), bank_from_train(project))
 
 
-def test_a_png_named_as_a_test_image_is_refused(tiny_run: TinyRun, open_tiny: Callable[..., Project], tmp_path: Path) -> None:
+@pytest.mark.parametrize("altered", ["re-saved", "mirrored", "cropped"])
+def test_masks_of_copies_of_test_images_are_refused(
+    tiny_run: TinyRun, open_tiny: Callable[..., Project], tmp_path: Path, altered: str
+) -> None:
+    project = with_expert(tiny_run, open_tiny, tmp_path)
+    path = coco_of(project, tiny_run[0] / "source", tmp_path, {split_of(project).test[0]})
+    content = json.loads(path.read_text())
+    (image,) = content["images"]
+    pixels = load_rgb(tmp_path / image["file_name"])
+    pixels = {"re-saved": pixels, "mirrored": pixels[:, ::-1], "cropped": pixels[2:-2, 2:-2]}[altered]
+    Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "new.bmp")
+    image |= {"file_name": "new.bmp", "height": pixels.shape[0], "width": pixels.shape[1]}
+    mask = [30, 30, 40, 30, 40, 40, 30, 40]
+    content["annotations"] = [content["annotations"][0] | {"segmentation": [mask], "bbox": [30, 30, 10, 10], "area": 100}]
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        AnnotationError, match=r"new.bmp is an image of validation or test, or a copy of one \(.*leave it out: masks come from train"
+    ):
+        expert_masks(with_expert(tiny_run, open_tiny, path), bank_from_train(project))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG"])
+def test_a_png_named_as_a_test_image_is_refused(tiny_run: TinyRun, open_tiny: Callable[..., Project], tmp_path: Path, suffix: str) -> None:
     project = with_expert(tiny_run, open_tiny, tmp_path)
     stem = Path(dataset_of(project).image(split_of(project).test[0]).file_name).stem
     mask = np.zeros((20, 30), np.uint8)
     mask[4:9, 5:20] = 255
-    save_png(tmp_path / dataset_of(project).categories[0].name / f"{stem}.png", mask)
+    save_png(tmp_path / dataset_of(project).categories[0].name / f"{stem}{suffix}", mask)
     with pytest.raises(AnnotationError, match="masks come from train alone"):
         expert_masks(project, bank_from_train(project))
 

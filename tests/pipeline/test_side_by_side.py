@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from defectory.artifacts.split import Split
+from defectory.artifacts.tiles import TileSet
 from defectory.errors import FirewallError, StageError
 from defectory.folders import record_files
 from defectory.pipeline import run as run_module
@@ -90,13 +91,17 @@ def test_the_first_failure_is_told_as_what_it_is_and_ends_the_others(
     path = folder / "run" / "split" / "split.json"
     split = Split.load(path)
     moved = split.train[0]
-    # a train image said to be of test: its tiles must not reach a training
-    split.model_copy(update={"train": split.train[1:], "test": (*split.test, moved)}).save(path)
+    # an image taken out of train: its tiles, which are there, must not reach a training
+    forged = split.model_copy(update={"train": split.train[1:]})
+    forged.save(path)
     with pytest.raises(StageError, match=r"split\.json is changed or damaged; `defectory run` makes stage split anew"):
         list(run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"]))
     assert outcome(folder / "run") == {}
     # not even where the manifests have been made to agree
     forge(path.parent, "split.json")
+    tileset = folder / "run" / "tiles" / "tileset.json"
+    TileSet.load(tileset).model_copy(update={"split_digest": forged.digest()}).save(tileset)
+    forge(tileset.parent, "tileset.json")
     monkeypatch.setattr(run_module, "check_before_training", lambda _project: ())
     with pytest.raises(FirewallError, match=rf"^segment-[a-z_]+-seed0: image ids \[{moved}\] are not in train or pool"):
         list(run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"]))

@@ -50,18 +50,18 @@ class Split(Value):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _is_as_it_was_written(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+    def _is_disjoint_and_as_it_was_written(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         told = None
         if isinstance(data, Mapping):
             fields: dict[str, Any] = dict(data)
             told, data = fields.pop("digest", None), fields
         split = handler(data)
+        split._require_disjoint()
         if told is not None and told != split.digest():
             raise ValueError("its content was changed after it was written")
         return split
 
-    @model_validator(mode="after")
-    def _is_disjoint(self) -> Self:
+    def _require_disjoint(self) -> None:
         parts = {name: getattr(self, name) for name in ("train", "val", "test", "pool", "left_out_of_pool")}
         for name, ids in parts.items():
             twice = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
@@ -73,7 +73,6 @@ class Split(Value):
                 shared = sorted(set(parts[first]) & set(parts[second]))
                 if shared:
                     raise ValueError(f"{first} and {second} share {_ids(shared)}")
-        return self
 
     def save(self, path: Path) -> None:
         """Write the split and its digest to a JSON file atomically."""
