@@ -29,7 +29,7 @@ def outcome(out: Path) -> dict[str, str]:
     return {
         path.relative_to(out).as_posix(): digest_file(path)
         for path in sorted(out.rglob("*"))
-        if path.is_file() and "cache" not in path.parts
+        if path.name != ".defectory.json" and path.is_file() and "cache" not in path.parts
     }
 
 

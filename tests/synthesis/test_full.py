@@ -173,7 +173,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
             return DraftInput(driver=driver, empty_driver=empty, tile=empty, valid_hw=(32, 48), mask_guidance=guidance)
         def stage(out):
             (out / "images").mkdir(parents=True, exist_ok=True)
-            (out / "images" / ".000003.png.12.tmp.png").write_bytes(b"left by a killed write")
+            (out / "images" / ".defectory-12-0123abcd.tmp.png").write_bytes(b"left by a killed write")
             config = SynthesisConfig(num_steps=4, batch_size=2)
             models = load_base(Path({str(tiny_base_folder)!r}))
             for _ in synthesize(plan, models=models, class_noun="surface", input_of=input_of, config=config, out=out):
