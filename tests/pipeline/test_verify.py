@@ -327,6 +327,7 @@ def test_the_verb_tells_what_is_damaged_and_what_to_do(
     project: Project, tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(project.source_folder)
+    monkeypatch.setenv("COLUMNS", "300")  # a narrow table folds its cells
     Path("project.toml").write_text(project_template(tiny_run[1]))
 
     def verify(*options: str) -> tuple[int, str]:
