@@ -512,3 +512,11 @@ def test_what_is_saved_is_loaded_again_with_equal_masks_and_opens_in_pycocotools
 def test_rle_sets_are_read_as_drawn(tmp_path: Path) -> None:
     assert_as_drawn(read(write_coco_rle(tmp_path)))
     assert set(RINGS) == {"p0", "p1"}
+
+
+def test_a_loop_of_links_beside_the_images_is_passed_over(tmp_path: Path) -> None:
+    path = write_coco(tmp_path)
+    (tmp_path / "images").mkdir(exist_ok=True)
+    for image in list(tmp_path.rglob("p*.png"))[:1]:
+        (image.parent / "loop.png").symlink_to("loop.png")
+    assert_as_drawn(read(path))

@@ -206,7 +206,7 @@ def unlisted_images(found: Collection[Path]) -> list[Path]:
                 path.suffix.lower() in IMAGE_SUFFIXES
                 and not is_litter(entry.name)
                 and os.path.normpath(path) not in known
-                and entry.is_file()
+                and path.is_file()  # an entry's own is_file raises at a loop of links
             ):
                 result.append(path)
     return result

@@ -107,16 +107,17 @@ def source_listing(path: Path, *, follow_links: bool = False) -> list[tuple[str,
             for entry in os.scandir(pending.pop()):
                 if is_litter(entry.name):
                     continue
-                if entry.is_dir():
-                    about, marker = entry.stat(), read_marker(Path(entry.path))
+                place = Path(entry.path)
+                # a loop of links is no file: the path says so, where the entry raises
+                if place.is_dir():
+                    about, marker = entry.stat(), read_marker(place)
                     is_new = (about.st_dev, about.st_ino) not in seen and (follow_links or not entry.is_symlink())
                     if is_new and (marker is None or marker.kind in SOURCE_KINDS):
                         seen.add((about.st_dev, about.st_ino))
-                        pending.append(Path(entry.path))
+                        pending.append(place)
                     continue
-                place = Path(entry.path)
                 counts = place.suffix.lower() != ".toml" if only is None else place == only or place.suffix.lower() in suffixes
-                if counts and entry.is_file():
+                if counts and place.is_file():
                     state = entry.stat()
                     found.append((place.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns))
     except OSError:
