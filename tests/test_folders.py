@@ -284,6 +284,10 @@ def test_a_folder_that_fills_up_is_claimed_once(tmp_path: Path) -> None:
     claim_folder(tmp_path / "a" / "run", kind="other", also=("run",))
     (tmp_path / "link").symlink_to(tmp_path / "a" / "run")
     claim_folder(tmp_path / "link", kind="run")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(OutputError, match=r"is a link to .*nowhere, which is not there; make that folder"):
+        claim_folder(tmp_path / "dangling", kind="run")
+    assert not (tmp_path / "nowhere").exists()
     with pytest.raises(OutputError, match="not as a demo folder"):
         claim_folder(tmp_path / "a" / "run", kind="demo")
     with pytest.raises(OutputError, match=r"it holds run\); set it"):

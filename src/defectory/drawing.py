@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import cv2
@@ -37,10 +38,26 @@ def fitted_size_hw(size_hw: tuple[int, int], cell_px: int) -> tuple[int, int]:
     return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
 
+def write_text(image: Image, text: str, left_bottom: tuple[int, int], *, size: float, colour: Colour) -> None:
+    """Write a text into an image, in the letters that the font has: accents are left out, and other letters become `?`.
+
+    Args:
+        image: RGB uint8, changed in place.
+        text: of one line.
+        left_bottom: where it begins, pixels.
+        size: relative to the font's own.
+        colour: RGB.
+    """
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(letter))
+    # the font would draw several marks for any other letter
+    shown = "".join(letter if letter.isprintable() else "?" for letter in plain).encode("ascii", "replace").decode()
+    cv2.putText(image, shown, left_bottom, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
+
+
 def contact_sheet(
     cells: Sequence[Image], *, columns: int, labels: Sequence[str] | None = None, gap_px: int = 4, cell_px: int = 160
 ) -> Image:
-    """Lay images out in a grid on white, each fitted into a square cell, an optional label under it.
+    """Lay images out in a grid on white, each fitted into a square cell, an optional label under it; rows of wide images are lower.
 
     Args:
         cells: RGB uint8 images of any size.
@@ -50,18 +67,16 @@ def contact_sheet(
         cell_px: side of a cell.
     """
     text_px = 16 if labels else 0
-    rows = max(1, -(-len(cells) // columns))
-    height, width = rows * (cell_px + text_px + gap_px) + gap_px, columns * (cell_px + gap_px) + gap_px
-    sheet = np.full((height, width, 3), 255, np.uint8)
-    for index, cell in enumerate(cells):
+    sizes_hw = [fitted_size_hw((cell.shape[0], cell.shape[1]), cell_px) for cell in cells]
+    heights = [max(size_hw[0] for size_hw in sizes_hw[first : first + columns]) for first in range(0, len(cells), columns)]
+    tops = np.cumsum([gap_px, *(height + text_px + gap_px for height in heights)])
+    sheet = np.full((int(tops[-1]), columns * (cell_px + gap_px) + gap_px, 3), 255, np.uint8)
+    for index, (cell, size_hw) in enumerate(zip(cells, sizes_hw, strict=True)):
         row, column = divmod(index, columns)
-        top, left = gap_px + row * (cell_px + text_px + gap_px), gap_px + column * (cell_px + gap_px)
-        size_hw = fitted_size_hw((cell.shape[0], cell.shape[1]), cell_px)
+        top, left = int(tops[row]), gap_px + column * (cell_px + gap_px)
         shrink = max(cell.shape[:2]) > cell_px
         fitted = cv2.resize(cell, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST)
         sheet[top : top + size_hw[0], left : left + size_hw[1]] = fitted
         if labels:
-            # the font has no other letters, and would draw several marks for one
-            label = labels[index][:28].encode("ascii", "replace").decode()
-            cv2.putText(sheet, label, (left, top + cell_px + 12), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (40, 40, 40), 1, cv2.LINE_AA)
+            write_text(sheet, labels[index][:28], (left, top + heights[row] + 12), size=0.36, colour=(40, 40, 40))
     return sheet

@@ -448,6 +448,8 @@ def require_claimable(path: Path, *, kind: str, also: Collection[str] = (), todo
         OutputError: it would not.
     """
     place = path.resolve()
+    if path.is_symlink() and not place.exists():
+        raise OutputError(path, f"is a link to {place}, which is not there", f"make that folder, or {todo}")
     marker = read_marker(place)
     if marker is not None and marker.kind in (kind, *also):
         if not os.access(place, os.W_OK | os.X_OK):

@@ -9,6 +9,7 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.dataset import check as check_module
 from defectory.dataset.check import CELL_PX, MAX_ROWS, MAX_SHOWN, OUTLINE, check_dataset, write_contact_sheet
+from defectory.drawing import write_text
 from defectory.imageio import load_rgb, save_png
 from defectory.rle import Rle, encode
 from defectory.run import digest_file
@@ -107,7 +108,7 @@ def test_the_sheet_reads_what_it_shows_and_greys_what_it_cannot_read(tmp_path: P
     write_contact_sheet(tmp_path, dataset, tmp_path / "sheet.png", per_class=4)
     sheet = load_rgb(tmp_path / "sheet.png")
     assert len(read) == 3 * 4
-    assert sheet.shape == (3 * (CELL_PX + 16 + 4) + 4, 4 * (CELL_PX + 4) + 4, 3)
+    assert sheet.shape == (3 * (96 + 16 + 4) + 4, 4 * (CELL_PX + 4) + 4, 3)
     assert (sheet[4:90, 4:160] == 128).all()
     # a band of four rows lies at row 6 of a cell whose image is enlarged 1.6 times
     assert (sheet[4:100, 4 + 164 : 4 + 164 + CELL_PX] == OUTLINE).all(axis=2).any()
@@ -130,3 +131,14 @@ def test_a_sheet_of_many_classes_is_bounded(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, count=3, names=tuple(f"class {number}" for number in range(500)))
     write_contact_sheet(tmp_path, dataset, tmp_path / "sheet.png", per_class=2)
     assert load_rgb(tmp_path / "sheet.png").shape[0] <= MAX_ROWS * (CELL_PX + 20) + 4
+
+
+def test_a_label_is_written_in_the_letters_that_the_font_has() -> None:
+    def written(text: str) -> np.ndarray:
+        image = np.zeros((20, 120, 3), np.uint8)
+        write_text(image, text, (2, 14), size=0.36, colour=(255, 255, 255))
+        return image
+
+    assert (written("Größe naïve") == written("Grosse naive")).all()
+    assert (written("划痕\x1b") == written("???")).all()
+    assert written("Grosse").any()

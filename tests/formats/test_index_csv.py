@@ -134,7 +134,7 @@ FAULTS = {
     "outside": (rows("a", "a").replace("images/p1", "../p1"), r"row 3: its image '\.\./p1\.png'"),
     "short": (
         rows("a", "a").replace("images/p1.png,masks/p1.png,a", "images/p1.png"),
-        r"row 3: 1 cells, the header has 3",
+        r"row 3: 1 cell, the header has 3",
     ),
     "good with a defect": (rows("a", "good"), "called good, but its mask shows a defect"),
     "another's mask": (rows("a", "a").replace("masks/p1", "masks/p0"), "names the mask of images/p0"),

@@ -36,7 +36,7 @@ def test_every_usual_delimiter_and_encoding_is_read(tmp_path: Path, delimiter: s
 
 def test_excels_separator_line_and_blank_rows_and_cells_keep_row_numbers(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", "sep=;\nimage;class;;\n\na.png;x;;\n;;;\nb.png\n")
-    with pytest.raises(AnnotationError, match=r"t\.csv: row 6: 1 cells, the header has 4, so 'class' is missing"):
+    with pytest.raises(AnnotationError, match=r"t\.csv: row 6: 1 cell, the header has 4, so 'class' is missing"):
         read_table(path, ROLES, required=("image",))
     write(path, "sep=;\nimage;class;;\n\na.png;x;;\n;;;\nb.png;y\n")
     assert [row.where.rsplit(" ", 1)[1] for row in read_table(path, ROLES, required=("image",)).rows] == ["4", "6"]

@@ -106,11 +106,15 @@ def read_table(path: Path, roles: Mapping[str, Sequence[str]], *, required: Sequ
     return Table(path=path, columns=columns, rows=tuple(rows))
 
 
+def _counted(cells: int) -> str:
+    return f"{cells} cell{'' if cells == 1 else 's'}"
+
+
 def _fault_of(where: str, cells: Sequence[str], header: Sequence[str], places: Mapping[str, int], delimiter: str) -> AnnotationError | None:
     if any(cell.strip() for cell in cells[len(header) :]):
         return AnnotationError(
             where,
-            f"{len(cells)} cells, the header has {len(header)}",
+            f"{_counted(len(cells))}, the header has {len(header)}",
             f"put quotes around a cell that holds {_named(delimiter)}",
         )
     short = next((place for place in places.values() if place >= len(cells)), None)
@@ -118,7 +122,7 @@ def _fault_of(where: str, cells: Sequence[str], header: Sequence[str], places: M
         return None
     return AnnotationError(
         where,
-        f"{len(cells)} cells, the header has {len(header)}, so {header[short]!r} is missing",
+        f"{_counted(len(cells))}, the header has {len(header)}, so {header[short]!r} is missing",
         "complete the row or remove it",
     )
 

@@ -16,7 +16,7 @@ from torchvision.ops import batched_nms
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
 from defectory.artifacts.value import Value
-from defectory.drawing import draw_outlines
+from defectory.drawing import draw_outlines, write_text
 from defectory.imageio import save_png
 from defectory.rle import Rle, box_xyxy, decode, encode
 
@@ -184,5 +184,5 @@ def write_overlay(
         if p.score >= min_score:
             x0, y0, _, _ = box_xyxy(decode(p.rle))
             text = f"{categories[p.category_id - 1].name} {p.score:.2f}"
-            cv2.putText(canvas, text, (x0, max(10, y0 - 3)), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 230, 0), 1, cv2.LINE_AA)
+            write_text(canvas, text, (x0, max(10, y0 - 3)), size=0.35, colour=(255, 230, 0))
     save_png(path, canvas)
