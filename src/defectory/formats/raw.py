@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from PIL import Image
 
-from defectory.errors import AnnotationError, InputError
+from defectory.errors import AnnotationError, ImageError, InputError
 from defectory.imageio import IMAGE_SUFFIXES, image_size_hw
 from defectory.rle import Rle
 from defectory.run import MARKER_NAME
@@ -104,6 +104,8 @@ class Sieve:
             return make()
         except InputError as error:
             if not self.skip_bad:
+                if type(error) is ImageError:
+                    raise ImageError(error.where, error.found, f"{error.todo}, or give --skip-bad (data.skip_bad)") from None
                 raise
             self.rejected.append(Rejected(id=entry_id, reason=str(error)))
             return None
