@@ -1,14 +1,15 @@
-"""What a run survives: kills, full disks, power cuts, two processes at once, and `--out` folders that hold a user's things.
+"""What a run survives: kills, full disks, power cuts, two processes at once, and `--out` folders that hold a user's
+things.
 
     python bench/abuse.py kills --times 200
     python bench/abuse.py disks --times 100      (root: mounts a small tmpfs)
-    python bench/abuse.py power --times 30       (root: mounts a loop image of ext4, copied while it is in use, as a power cut leaves it)
-    python bench/abuse.py pairs --times 20
-    python bench/abuse.py outs
+    python bench/abuse.py power --times 30       (root: mounts a loop image of ext4, copied while it is in use, as a
+    power cut leaves it) python bench/abuse.py pairs --times 20 python bench/abuse.py outs
 
-All use a project of a random-weight base of 0.1 M parameters that has every stage; a run takes seconds. A blow falls at a random moment, the
-run is started again, and so on until it is whole; then its outcomes must have the digests of a run that nothing disturbed, and a user's files
-beside and inside the run folder must be what they were. Prints one line per whole run and a table at the end; exit code 1 for any loss.
+All use a project of a random-weight base of 0.1 M parameters that has every stage; a run takes seconds. A blow falls at
+a random moment, the run is started again, and so on until it is whole; then its outcomes must have the digests of a run
+that nothing disturbed, and a user's files beside and inside the run folder must be what they were. Prints one line per
+whole run and a table at the end; exit code 1 for any loss.
 """
 
 from __future__ import annotations
@@ -160,7 +161,9 @@ class Bench:
             self.losses.append(f"{what}: {len(differing)} outcomes differ, first {differing[0]}")
         users = users_files(folder)
         if users != self.users:
-            self.losses.append(f"{what}: a user's files changed: {sorted(set(users.items()) ^ set(self.users.items()))[:2]}")
+            self.losses.append(
+                f"{what}: a user's files changed: {sorted(set(users.items()) ^ set(self.users.items()))[:2]}"
+            )
         left = [p for p in folder.rglob(".*") if ".tmp" in p.name and "run" in p.parts]
         if left:
             self.losses.append(f"{what}: left behind {left[0].name}")
@@ -206,7 +209,11 @@ def kills(bench: Bench, times: int) -> int:
                 done += 1
                 bench.hits[stage_of((bench.work / "log.txt").read_text(errors="replace"))] += 1
                 continue
-            if bench.failed(os.waitstatus_to_exitcode(status), (bench.work / "log.txt").read_text(errors="replace"), f"after {done} kills"):
+            if bench.failed(
+                os.waitstatus_to_exitcode(status),
+                (bench.work / "log.txt").read_text(errors="replace"),
+                f"after {done} kills",
+            ):
                 return bench.end("kills", done)
             break
         rounds += 1
@@ -282,7 +289,9 @@ def power(bench: Bench, times: int) -> int:
                     os.kill(pid, signal.SIGKILL)
                     os.waitpid(pid, 0)
                 log = (bench.work / "log.txt").read_text(errors="replace")
-                if status is not None and bench.failed(os.waitstatus_to_exitcode(status), log, f"after {done} power cuts"):
+                if status is not None and bench.failed(
+                    os.waitstatus_to_exitcode(status), log, f"after {done} power cuts"
+                ):
                     return bench.end("power cuts", done)
             done += 1
             bench.hits[stage_of(log)] += 1
@@ -306,15 +315,32 @@ def pairs(bench: Bench, times: int) -> int:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(bench.work / ("reference" if number % 4 == 3 else "project"), folder)
         logs = bench.work / "log-a.txt", bench.work / "log-b.txt"
-        first = child(folder, "run", "project.toml", "--json", *(("-o", "synthesis.num_steps=4") if number % 4 == 3 else ()), log=logs[0])
+        first = child(
+            folder,
+            "run",
+            "project.toml",
+            "--json",
+            *(("-o", "synthesis.num_steps=4") if number % 4 == 3 else ()),
+            log=logs[0],
+        )
         time.sleep(bench.rng.uniform(0.0, 1.5))
         verb, *more = second[number % len(second)]
-        other = child(folder, verb, *(("project.toml",) if verb == "run" else ("--config", "project.toml")), *more, "--json", log=logs[1])
+        other = child(
+            folder,
+            verb,
+            *(("project.toml",) if verb == "run" else ("--config", "project.toml")),
+            *more,
+            "--json",
+            log=logs[1],
+        )
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in (first, other)]
         for code, log in zip(codes, logs, strict=True):
             text = log.read_text(errors="replace")
             if bench.failed(code, text, f"pair {number}") and str(first if log == logs[1] else other) not in text:
-                bench.losses.append(f"pair {number}: the one that stopped does not name the other's pid: {text.strip().splitlines()[-1]}")
+                bench.losses.append(
+                    f"pair {number}: the one that stopped does not name the other's pid: "
+                    f"{text.strip().splitlines()[-1]}"
+                )
         bench.hits[f"exit codes {codes[0]} and {codes[1]}"] += 1
         code, log = run_command(folder, "run", "project.toml", "--json", log=bench.work / "log.txt")
         if not bench.failed(code, log, f"run after pair {number}"):
@@ -335,15 +361,24 @@ def wrong_outs(folder: Path) -> dict[str, str]:
     (folder / "link").symlink_to(mine)
     (folder / "dangling").symlink_to(folder / "nowhere")
     return {
-        "a user's folder": "mine", "a file": "file.txt", "a link to a user's folder": "link", "a link to nowhere": "dangling",
-        "the current folder": ".", "its parent": "..", "the source": "source", "a folder that holds the source": str(folder), "/": "/",
+        "a user's folder": "mine",
+        "a file": "file.txt",
+        "a link to a user's folder": "link",
+        "a link to nowhere": "dangling",
+        "the current folder": ".",
+        "its parent": "..",
+        "the source": "source",
+        "a folder that holds the source": str(folder),
+        "/": "/",
         "below a file": "file.txt/out",
-    }  # fmt: skip
+    }
 
 
 def tree_of(folder: Path) -> dict[str, str]:
     return {
-        p.relative_to(folder).as_posix(): str(p.readlink()) if p.is_symlink() else hashlib.sha256(p.read_bytes()).hexdigest()
+        p.relative_to(folder).as_posix(): str(p.readlink())
+        if p.is_symlink()
+        else hashlib.sha256(p.read_bytes()).hexdigest()
         for p in sorted(folder.rglob("*"))
         if (p.is_file() or p.is_symlink()) and "run" not in p.relative_to(folder).parts[:1]
     }
@@ -384,7 +419,10 @@ def outs(bench: Bench, _: int) -> int:
                 bench.losses.append(f"{verb} onto {what}: a user's files changed")
                 print("\n".join(bench.losses))
                 return 1
-            print(f"{verb} onto {what}: exit code {code}: {(said[-1] if said else '').replace(str(folder), '')}", flush=True)
+            print(
+                f"{verb} onto {what}: exit code {code}: {(said[-1] if said else '').replace(str(folder), '')}",
+                flush=True,
+            )
     bench.hits["pairs of a verb and a wrong place"] = count
     return bench.end("wrong places", count)
 

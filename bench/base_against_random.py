@@ -1,21 +1,26 @@
-"""How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights, equal steps.
+"""How much of a concept comes from the base: KID to real tiles after phase 1, from the base and from random weights,
+equal steps.
 
-Samples are drawn from the prompts that phase 1 has for train tiles (tone words and names of defects), by the project's sampler (guided
-from the class prompt, as drafts are) and once without guidance. They are grey where train tiles are, as drafts are, and are compared
-with real test tiles chosen as phase 1 chooses train tiles (around defects, and half as many without), as drawn and with the grain of
-their tile where they lack it (`synthesis.match_grain`). A percentile interval of the difference over random halves of samples and of the
-groups that real tiles are from, which are not independent within one, says which start wins.
+Samples are drawn from the prompts that phase 1 has for train tiles (tone words and names of defects), by the project's
+sampler (guided from the class prompt, as drafts are) and once without guidance. They are grey where train tiles are, as
+drafts are, and are compared with real test tiles chosen as phase 1 chooses train tiles (around defects, and half as
+many without), as drawn and with the grain of their tile where they lack it (`synthesis.match_grain`). A percentile
+interval of the difference over random halves of samples and of the groups that real tiles are from, which are not
+independent within one, says which start wins.
 
-Encoders are the embedded one and independent ones: a VGG-16 of random weights whose last feature maps are averaged, as it is and
-whitened, since most of what random features say is one number; and the statistics of Portilla & Simoncelli (2000), which describe a
-texture so well that pictures drawn to have them look like it. What an encoder sees of real tiles alone is printed beside it: the share
-of its features' variance along one direction, and how far it finds real tiles from real tiles with their phases scrambled (clouds of the
-same spectrum), from real tiles smoothed by half a pixel and from train tiles. One that does not find the clouds further than the smoothed
-ones judges grain, not pictures. Needs plenoptic (the extra `bench`).
+Encoders are the embedded one and independent ones: a VGG-16 of random weights whose last feature maps are averaged, as
+it is and whitened, since most of what random features say is one number; and the statistics of Portilla & Simoncelli
+(2000), which describe a
+texture so well that pictures drawn to have them look like it. What an encoder sees of real tiles alone is printed
+beside it: the share of its features' variance along one direction, and how far it finds real tiles from real tiles with
+their phases scrambled (clouds of the same spectrum), from real tiles smoothed by half a pixel and from train tiles. One
+that does not find the clouds further than the smoothed ones judges grain, not pictures. Needs plenoptic (the extra
+`bench`).
 
-Run: `python bench/base_against_random.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set and its
-fraction; import, split and tiles are made where they are missing. Finished parts are not made again; `--rounds` repeats phase 1 and its
-samples with other seeds.
+Run: `python bench/base_against_random.py PROJECT.toml [PROJECT.toml ...] --work FOLDER`. Each project names a data set
+    and its
+fraction; import, split and tiles are made where they are missing. Finished parts are not made again; `--rounds` repeats
+phase 1 and its samples with other seeds.
 """
 
 from __future__ import annotations
@@ -82,7 +87,9 @@ def prompt_of(config: ProjectConfig, tile: TrainingTile) -> str:
 
 
 def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
-    """Draw one image per prompt from a concept, or read those drawn before; guidance leads away from the class prompt."""
+    """Draw one image per prompt from a concept, or read those drawn before; guidance leads away from the class
+    prompt.
+    """
     synthesis = project.config.synthesis
     if not (out / f"{len(prompts) - 1:04d}.png").is_file():
         models = for_sampling(load_base(concept / "base", device_of(project)))
@@ -90,10 +97,17 @@ def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *
         for start in range(0, len(prompts), synthesis.batch_size):
             some = prompts[start : start + synthesis.batch_size]
             images = denoise(
-                models, prompt_embeddings=encode_prompts(models, some), empty_embedding=empty, drivers=None, seeds=range(start, start + len(some)),
-                scheduler_name=synthesis.scheduler, num_steps=synthesis.num_steps, driver_guidance=guidance, class_embedding=of_class,
+                models,
+                prompt_embeddings=encode_prompts(models, some),
+                empty_embedding=empty,
+                drivers=None,
+                seeds=range(start, start + len(some)),
+                scheduler_name=synthesis.scheduler,
+                num_steps=synthesis.num_steps,
+                driver_guidance=guidance,
+                class_embedding=of_class,
                 precision=synthesis.precision,
-            )  # fmt: skip
+            )
             for number, image in enumerate(images, start=start):
                 save_png(out / f"{number:04d}.png", image)
     return [load_rgb(out / f"{number:04d}.png") for number in range(len(prompts))]
@@ -106,7 +120,8 @@ def features_of(images: list[np.ndarray], network: str, device: str) -> Features
         return embed_images(load_encoder()[0], images)
     pixels = images_to_tensor(images)
     if network == "texture statistics":
-        # their variances and correlations are of grey pixels 0 to 1; noise of a quarter of a grey level keeps those of flat pictures defined
+        # their variances and correlations are of grey pixels 0 to 1; noise of a quarter of a grey level keeps those of
+        # flat pictures defined
         generator = torch.Generator().manual_seed(0)
         grey = (pixels.mean(dim=1, keepdim=True) + 1) / 2
         pixels = grey + 1e-3 * torch.randn(grey.shape, generator=generator)
@@ -118,7 +133,9 @@ def features_of(images: list[np.ndarray], network: str, device: str) -> Features
 
 
 def texture_statistics(size_hw: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Give the statistics of Portilla & Simoncelli of grey pictures [B,1,H,W], of three scales and four orientations: float [B,D]."""
+    """Give the statistics of Portilla & Simoncelli of grey pictures [B,1,H,W], of three scales and four orientations:
+    float [B,D].
+    """
     import plenoptic  # pyright: ignore[reportMissingImports]
 
     model = plenoptic.models.PortillaSimoncelli(size_hw, n_scales=3, n_orientations=4, spatial_corr_width=5)
@@ -131,7 +148,9 @@ def as_they_are(_: Features) -> Callable[[Features], Features]:
 
 
 def at_one_scale(real: Features) -> Callable[[Features], Features]:
-    """Divide features, which have no scale of their own, by one number, after which both terms of the kernel weigh about the same."""
+    """Divide features, which have no scale of their own, by one number, after which both terms of the kernel weigh
+    about the same.
+    """
     unit = float(np.sqrt(np.square(real).mean()))
     return lambda features: features / unit
 
@@ -188,7 +207,10 @@ def keep_grey(images: list[np.ndarray], tiles: list[TrainingTile]) -> list[np.nd
     """Take colour from samples where no tile has any, as drafts are finished."""
     if any((tile.image != tile.image[..., :1]).any() for tile in tiles):
         return images
-    return [np.round(image.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8).repeat(3, axis=2) for image in images]
+    return [
+        np.round(image.astype(np.float32).mean(axis=2, keepdims=True)).astype(np.uint8).repeat(3, axis=2)
+        for image in images
+    ]
 
 
 def with_grain(images: list[np.ndarray], drawn_for: list[TrainingTile]) -> list[np.ndarray]:
@@ -212,12 +234,17 @@ def judge(target: Features, of: dict[str, Features], *, groups: list[str], round
         differences.append(kid(of["random"][rows], target[some]) - kid(of["base"][rows], target[some]))
     low, high = np.quantile(differences, [0.025, 0.975])
     return {
-        "kid_base": kid(of["base"], target), "kid_random": kid(of["random"], target), "random_minus_base_95": [float(low), float(high)],
-        "base_wins": bool(low > 0), "each_round": {name: [kid(own, target) for own in np.split(features, rounds)] for name, features in of.items()},
-    }  # fmt: skip
+        "kid_base": kid(of["base"], target),
+        "kid_random": kid(of["random"], target),
+        "random_minus_base_95": [float(low), float(high)],
+        "base_wins": bool(low > 0),
+        "each_round": {name: [kid(own, target) for own in np.split(features, rounds)] for name, features in of.items()},
+    }
 
 
-def compare(project_file: Path, work: Path, *, num_samples: int, num_real: int, rounds: int, overrides: list[str]) -> dict[str, object]:
+def compare(
+    project_file: Path, work: Path, *, num_samples: int, num_real: int, rounds: int, overrides: list[str]
+) -> dict[str, object]:
     """Train both starts on one project and compare what they draw."""
     resolved = resolve(project_file=project_file, overrides=overrides)
     config = resolved.config
@@ -261,9 +288,16 @@ def compare(project_file: Path, work: Path, *, num_samples: int, num_real: int, 
                 folder = project.path(f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}")
                 drawn[name] += keep_grey(samples_of(project, out, prompts, folder, guidance=guidance), tiles)
     result: dict[str, object] = {
-        "project": config.name, "train_tiles": len(tiles), "real_test_tiles": len(real), "real_groups": len(set(groups)), "samples": rounds * num_samples, "rounds": rounds,
-        "steps": config.concept.training.num_steps, "scheduler": config.synthesis.scheduler, "sampler_steps": config.synthesis.num_steps,
-    }  # fmt: skip
+        "project": config.name,
+        "train_tiles": len(tiles),
+        "real_test_tiles": len(real),
+        "real_groups": len(set(groups)),
+        "samples": rounds * num_samples,
+        "rounds": rounds,
+        "steps": config.concept.training.num_steps,
+        "scheduler": config.synthesis.scheduler,
+        "sampler_steps": config.synthesis.num_steps,
+    }
     grained = {name: with_grain(images, drawn_for) for name, images in guided.items()}
     halves = harmed(real) | {"train": [tile.image for tile in tiles if tile.instances]}
     for network, encoders in ENCODERS.items():
@@ -273,7 +307,10 @@ def compare(project_file: Path, work: Path, *, num_samples: int, num_real: int, 
             way: {start: features(own) for start, own in images.items()}
             for way, images in {"guided": guided, "guided, with grain": grained, "unguided": unguided}.items()
         }
-        ways["guided against unguided random weights"] = {"base": ways["guided"]["base"], "random": ways["unguided"]["random"]}
+        ways["guided against unguided random weights"] = {
+            "base": ways["guided"]["base"],
+            "random": ways["unguided"]["random"],
+        }
         for encoder, frame_of in encoders.items():
             frame = frame_of(target)
             result[f"{encoder}, real tiles"] = {
@@ -298,7 +335,14 @@ def main() -> None:
     parser.add_argument("-o", "--override", action="append", default=[])
     args = parser.parse_args()
     results = [
-        compare(file, args.work, num_samples=args.num_samples, num_real=args.num_real, rounds=args.rounds, overrides=args.override)
+        compare(
+            file,
+            args.work,
+            num_samples=args.num_samples,
+            num_real=args.num_real,
+            rounds=args.rounds,
+            overrides=args.override,
+        )
         for file in args.projects
     ]
     write_json(args.work / "base_against_random.json", results)

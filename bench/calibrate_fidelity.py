@@ -1,7 +1,7 @@
 """Fixes curation's difference threshold and local share on procedural pairs: `python bench/calibrate_fidelity.py`.
 
-A good measure scores true labels high, shuffled ones low, and true labels above labels that are a pixel thicker. `--classes` tells instead what a perfect
-generator would score with each class of the demo, by the measure as it is.
+A good measure scores true labels high, shuffled ones low, and true labels above labels that are a pixel thicker.
+`--classes` tells instead what a perfect generator would score with each class of the demo, by the measure as it is.
 """
 
 from __future__ import annotations
@@ -35,22 +35,34 @@ SHOTS_PER_SCENE = 4
 
 
 def by_class() -> None:
-    """Print, by class of the demo, the fidelity of true labels and of labels a pixel thicker on shots rendered with and without defects."""
+    """Print, by class of the demo, the fidelity of true labels and of labels a pixel thicker on shots rendered with and
+    without defects.
+    """
     threshold = CurationConfig().difference_threshold
-    shots = [borescope.render_pair(FIRST_SHOT + i, scene_seed=FIRST_SCENE + i // SHOTS_PER_SCENE) for i in range(NUM_SHOTS)]
+    shots = [
+        borescope.render_pair(FIRST_SHOT + i, scene_seed=FIRST_SCENE + i // SHOTS_PER_SCENE) for i in range(NUM_SHOTS)
+    ]
     shots = [pair for pair in shots if pair[0].instances]
     for blur_px in (0.0, *BLURS_PX):
         found: dict[str, list[tuple[float, float]]] = {word: [] for word in borescope.CLASSES}
         for index, pair in enumerate(shots):
             halves = [half.image for half in pair]
             if blur_px > 0:
-                halves = [degrade(half, seed=2 * index + i, blur_px=blur_px, noise_sigma=2.0, drift=6.0) for i, half in enumerate(halves)]
+                halves = [
+                    degrade(half, seed=2 * index + i, blur_px=blur_px, noise_sigma=2.0, drift=6.0)
+                    for i, half in enumerate(halves)
+                ]
             masks = [mask for _, mask in pair[0].instances]
             grown = [cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for mask in masks]
-            true, thicker = (score(halves[0], halves[1], of, difference_threshold=threshold).per_instance_iou for of in (masks, grown))
+            true, thicker = (
+                score(halves[0], halves[1], of, difference_threshold=threshold).per_instance_iou
+                for of in (masks, grown)
+            )
             for (word, _), *values in zip(pair[0].instances, true, thicker, strict=True):
                 found[word].append((values[0], values[1]))
-        told = ", ".join(f"{word} {np.mean(of, axis=0)[0]:.3f} ({np.mean(of, axis=0)[1]:.3f})" for word, of in found.items())
+        told = ", ".join(
+            f"{word} {np.mean(of, axis=0)[0]:.3f} ({np.mean(of, axis=0)[1]:.3f})" for word, of in found.items()
+        )
         print(f"blur {blur_px} px: true (a pixel thicker): {told}", flush=True)
 
 
@@ -71,14 +83,19 @@ def by_threshold() -> None:
         for exposure in EXPOSURES:
             change = {"blur_px": blur_px, "noise_sigma": 2.0, "drift": 6.0 * exposure}
             for index, scene in enumerate(scenes):
-                halves = [degrade((half.image * exposure).astype(np.uint8), seed=2 * index + i, **change) for i, half in enumerate(scene)]
+                halves = [
+                    degrade((half.image * exposure).astype(np.uint8), seed=2 * index + i, **change)
+                    for i, half in enumerate(scene)
+                ]
                 pairs.append((halves[0], halves[1], [mask for _, mask in scene[0].instances if mask.any()]))
         for local_share in LOCAL_SHARES:
             for threshold in THRESHOLDS:
                 found = calibrate(pairs, threshold, local_share=local_share)
                 print(
-                    f"blur {blur_px} px, local share {local_share:.1f}, threshold {threshold:4.1f}: true {found.true:.3f} "
-                    f"(10% quantile {found.true_low:.3f}), a pixel thicker {found.thicker:.3f}, true above thicker {found.above_thicker:.3f}, "
+                    f"blur {blur_px} px, local share {local_share:.1f}, threshold {threshold:4.1f}: true "
+                    f"{found.true:.3f} "
+                    f"(10% quantile {found.true_low:.3f}), a pixel thicker {found.thicker:.3f}, true above thicker "
+                    f"{found.above_thicker:.3f}, "
                     f"shuffled {found.shuffled:.3f}",
                     flush=True,
                 )

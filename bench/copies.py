@@ -1,6 +1,8 @@
-"""Does curation name copies? Train tiles mirrored, shifted, re-exposed and passed through the autoencoder, and real test tiles.
+"""Does curation name copies? Train tiles mirrored, shifted, re-exposed and passed through the autoencoder, and real
+test tiles.
 
-Wanted: at least 95% of the copies named, at most 1% of the test tiles. For a run whose tiles, test tiles and class images are there:
+Wanted: at least 95% of the copies named, at most 1% of the test tiles. For a run whose tiles, test tiles and class
+    images are there:
 `python bench/copies.py PROJECT.toml [--each 2]`.
 """
 
@@ -54,7 +56,11 @@ def main() -> None:
     vae: Any = models.vae
     tiles = [tile for tile in tileset_of(project).of("train") if tile.instances]
     rng = np.random.default_rng(5)
-    made = [(tile, changed(load_rgb(project.path("tiles", tile.file_name)), rng)) for tile in tiles for _ in range(args.each)]
+    made = [
+        (tile, changed(load_rgb(project.path("tiles", tile.file_name)), rng))
+        for tile in tiles
+        for _ in range(args.each)
+    ]
     passed: list[Image] = []
     with torch.no_grad():
         for start in range(0, len(made), BATCH_SIZE):
@@ -65,19 +71,29 @@ def main() -> None:
     # other photographs of the same part show the same picture
     dataset = dataset_of(project)
     group_of = {f"train tile {tile.id}": dataset.image(tile.image_id).group for tile in tiles}
-    right = [group_of.get(like.name) == group_of[f"train tile {tile.id}"] for like, (tile, _) in zip(found, made, strict=True)]
+    right = [
+        group_of.get(like.name) == group_of[f"train tile {tile.id}"]
+        for like, (tile, _) in zip(found, made, strict=True)
+    ]
     test = tileset_of(project, "test_tiles").tiles
-    real = [checker.originals.likeness(load_rgb(project.path("test_tiles", t.file_name)), t.valid_hw).value for t in test]
+    real = [
+        checker.originals.likeness(load_rgb(project.path("test_tiles", t.file_name)), t.valid_hw).value for t in test
+    ]
     print(
         json.dumps(
             {
-                "copies": len(made), "named": float(np.mean(named)), "by_the_right_name": float(np.mean(right)),
-                "test_tiles": len(real), "false_alarms": float(np.mean(np.array(real) > checker.copy_limit)),
-                "limit": checker.copy_limit, "least_likeness_of_a_copy": min(like.value for like in found), "most_of_a_test_tile": max(real),
+                "copies": len(made),
+                "named": float(np.mean(named)),
+                "by_the_right_name": float(np.mean(right)),
+                "test_tiles": len(real),
+                "false_alarms": float(np.mean(np.array(real) > checker.copy_limit)),
+                "limit": checker.copy_limit,
+                "least_likeness_of_a_copy": min(like.value for like in found),
+                "most_of_a_test_tile": max(real),
             },
             indent=1,
         )
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

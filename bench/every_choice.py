@@ -1,7 +1,8 @@
-"""Every kind of driver, source of masks, placement and mode, run from the demo's project file: fidelity, acceptance and a picture.
+"""Every kind of driver, source of masks, placement and mode, run from the demo's project file: fidelity, acceptance and
+a picture.
 
-Each choice goes on from a finished run of the demo in a folder of its own; what its settings do not touch is not made again. Run:
-`python bench/every_choice.py RUN_FOLDER/project.toml --work FOLDER [--only edges regions] [--images 24]`.
+Each choice goes on from a finished run of the demo in a folder of its own; what its settings do not touch is not made
+again. Run: `python bench/every_choice.py RUN_FOLDER/project.toml --work FOLDER [--only edges regions] [--images 24]`.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def run_choice(
             seconds[event.stage] = round(event.seconds, 1)
             print(f"{name}: {event.stage} {event.seconds:.0f} s: {event.summary}", flush=True)
     scores = json.loads(project.path("curation", "fidelity.json").read_text())
-    figures: dict[str, object] = {key: scores[key] for key in ("mean", "per_class", "shuffled", "accepted_share", "num_drafts")} | {
-        "seconds": seconds
-    }
+    figures: dict[str, object] = {
+        key: scores[key] for key in ("mean", "per_class", "shuffled", "accepted_share", "num_drafts")
+    } | {"seconds": seconds}
     raw = load_coco(project.path("synthetic", "annotations.json"), image_root=project.path("synthetic", "images"))
     cells = [
         draw_outlines(load_rgb(image.path), [(LABEL_COLOUR, decode(i.rle)) for i in image.instances], zoom=2)
@@ -80,7 +81,9 @@ def run_choice(
 
 
 def prepare(project_file: Path) -> None:
-    """Write an expert's masks (those of the bank, under names of their own) and regions (the left half) beside the project file."""
+    """Write an expert's masks (those of the bank, under names of their own) and regions (the left half) beside the
+    project file.
+    """
     folder = project_file.parent
     project = Project(config=resolve(project_file=project_file).config, folder=folder, source_folder=folder)
     if not (folder / "expert").is_dir():

@@ -1,8 +1,10 @@
-"""Does curation tell faithful drafts from faulty ones? AUC for four faults: missing, shifted, too thick, a second defect.
+"""Does curation tell faithful drafts from faulty ones? AUC for four faults: missing, shifted, too thick, a second
+defect.
 
 The first three are judged by fidelity, the last by what is drawn away from the label.
 
-On rendered procedural pairs, where the truth is exact, and on the unfiltered drafts of a run, whose labels or pixels are edited.
+On rendered procedural pairs, where the truth is exact, and on the unfiltered drafts of a run, whose labels or pixels
+are edited.
 
 Run: `python bench/fault_detection.py [--run RUN_FOLDER] [--pairs 300]`.
 """
@@ -78,16 +80,25 @@ def _grown(mask: Mask, by: int) -> Mask:
 
 
 def rendered(count: int, *, world: str, blur_px: float | None) -> list[Pair]:
-    """Render pairs of the pretraining world or of the borescope; with a blur, degraded as a generator would draw them."""
+    """Render pairs of the pretraining world or of the borescope; with a blur, degraded as a generator would draw
+    them.
+    """
     pairs: list[Pair] = []
     index = 0
     while len(pairs) < count:
-        scene = render_pair(FIRST_SEED + index) if world == "pretraining" else borescope.render_pair(index, scene_seed=FIRST_SCENE + index)
+        scene = (
+            render_pair(FIRST_SEED + index)
+            if world == "pretraining"
+            else borescope.render_pair(index, scene_seed=FIRST_SCENE + index)
+        )
         masks = [mask for _, mask in scene[0].instances if mask.sum() >= MIN_AREA_PX]
         if masks and len(masks) == len(scene[0].instances):
             halves = [half.image for half in scene]
             if blur_px is not None:
-                halves = [degrade(half, seed=2 * index + i, blur_px=blur_px, noise_sigma=2.0, drift=6.0) for i, half in enumerate(halves)]
+                halves = [
+                    degrade(half, seed=2 * index + i, blur_px=blur_px, noise_sigma=2.0, drift=6.0)
+                    for i, half in enumerate(halves)
+                ]
             pairs.append((halves[0], halves[1], masks))
         index += 1
     return pairs
@@ -98,7 +109,11 @@ def drafts(run: Path) -> list[Pair]:
     plan = Plan.load(run / "plan" / "plan.json")
     images, without = (run / "drafts" / name for name in ("images", "without"))
     return [
-        (load_rgb(images / f"{job.id}.png"), load_rgb(without / f"{job.id}.png"), [decode(i.rle) for i in job.instances])
+        (
+            load_rgb(images / f"{job.id}.png"),
+            load_rgb(without / f"{job.id}.png"),
+            [decode(i.rle) for i in job.instances],
+        )
         for job in plan.jobs
     ]
 
@@ -117,7 +132,8 @@ def report(title: str, pairs: list[Pair]) -> None:
         made = [faulty(pair, pairs[(n + 1) % len(pairs)], fault, rng) for n, pair in enumerate(pairs)]
         bad = [value(pair, fault) for pair in made if pair is not None]
         print(
-            f"{title}, {fault}: AUC {auc(good, bad):.3f} ({len(good)} good, median {np.median(good):.2f}; {len(bad)} bad, median {np.median(bad):.2f})",
+            f"{title}, {fault}: AUC {auc(good, bad):.3f} ({len(good)} good, median {np.median(good):.2f}; {len(bad)} "
+            f"bad, median {np.median(bad):.2f})",
             flush=True,
         )
 

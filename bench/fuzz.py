@@ -4,9 +4,10 @@
     python bench/fuzz.py --only load/coco --cases 5000
     python bench/fuzz.py --replay load/coco:10000123 [--keep FOLDER]
 
-A case is a target and a seed, and the same everywhere. It fails when anything but an error of ours comes out, when the message is not one line, when it
-takes more than two seconds of processor time, or when the process ends. Prints failures as they come (`--out` writes all of them as JSON lines) and a
-table of targets at the end; exit code 1 for any failure.
+A case is a target and a seed, and the same everywhere. It fails when anything but an error of ours comes out, when the
+message is not one line, when it takes more than two seconds of processor time, or when the process ends. Prints
+failures as they come (`--out` writes all of them as JSON lines) and a table of targets at the end; exit code 1 for any
+failure.
 """
 
 from __future__ import annotations
@@ -112,18 +113,23 @@ def main() -> None:
             causes[cause] += 1
             if causes[cause] <= 2:
                 print(
-                    f"{outcome.target}:{outcome.seed} {outcome.kind} {outcome.seconds} s {outcome.error[:200]!r} ({outcome.where})",
+                    f"{outcome.target}:{outcome.seed} {outcome.kind} {outcome.seconds} s {outcome.error[:200]!r} "
+                    f"({outcome.where})",
                     flush=True,
                 )
             if stream is not None:
                 print(json.dumps(asdict(outcome)), file=stream, flush=True)
         if number % 10_000 == 0:
-            print(f"{number} of {len(some)} after {time.monotonic() - began:.0f} s, {sum(causes.values())} failures", flush=True)
+            print(
+                f"{number} of {len(some)} after {time.monotonic() - began:.0f} s, {sum(causes.values())} failures",
+                flush=True,
+            )
     print(f"\n{'target':22} {'cases':>7} {'read':>7} {'refused':>8} {'failed':>7} {'slowest, CPU s':>15}")
     for name in sorted(counts):
         found = counts[name]
         print(
-            f"{name:22} {sum(found.values()):7} {found['read']:7} {found['refused']:8} {found['failed']:7} {slowest[name].seconds:10.2f} "
+            f"{name:22} {sum(found.values()):7} {found['read']:7} {found['refused']:8} {found['failed']:7} "
+            f"{slowest[name].seconds:10.2f} "
             f"({slowest[name].seed})"
         )
     total = Counter[str]()

@@ -1,6 +1,8 @@
-"""Does insertion leave frames as they are? Random frames of odd sizes and all depths, and one large frame for its memory.
+"""Does insertion leave frames as they are? Random frames of odd sizes and all depths, and one large frame for its
+memory.
 
-Run: `python bench/insert_frames.py PROJECT.toml --work FOLDER [--frames 100] [--large]`, for a project whose phases and calibration are done.
+Run: `python bench/insert_frames.py PROJECT.toml --work FOLDER [--frames 100] [--large]`, for a project whose phases and
+    calibration are done.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ from defectory.rle import decode
 KINDS = ("grey", "rgb", "rgba", "grey16")
 
 
-def random_frame(project: Project, kind: str, size_hw: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8] | NDArray[np.uint16]:
+def random_frame(
+    project: Project, kind: str, size_hw: tuple[int, int], rng: np.random.Generator
+) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Give a pool tile in another size and depth, with noise in the levels that eight bits cannot hold."""
     pool = tileset_of(project).of("pool")
     tile = load_rgb(project.path("tiles", pool[int(rng.integers(len(pool)))].file_name))
@@ -80,7 +84,8 @@ def main() -> None:
         counts[kind] += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{sum(counts.values())} frames ({', '.join(f'{n} {kind}' for kind, n in counts.items())}): {touched} changed beyond the margin, "
+        f"{sum(counts.values())} frames ({', '.join(f'{n} {kind}' for kind, n in counts.items())}): {touched} "
+        "changed beyond the margin, "
         f"{within} within it; {time.monotonic() - began:.0f} s, at most {peak:.2f} GB"
     )
 

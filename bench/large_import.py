@@ -1,13 +1,13 @@
 """Time and peak memory from a large COCO set to its tiles: import, check, split, tiles, each in a process of its own.
 
-Makes the images first, where they are not there yet: procedural surfaces as JPEG files, each with instances of several kinds (blobs and long
-cracks as polygons, every fifth as run-length encoding). Run:
+Makes the images first, where they are not there yet: procedural surfaces as JPEG files, each with instances of several
+kinds (blobs and long cracks as polygons, every fifth as run-length encoding). Run:
 
     python bench/large_import.py FOLDER --images 1000 --size 1960x2560 --instances 10
     python bench/large_import.py FOLDER --images 50 --size 6000x8000 --tile-px 128
 
-FOLDER gets `source/`, `data/` and `tiles/`; `--clean` removes the latter two before and after. Prints a line per step: seconds, CPU
-seconds, the peak memory of the process and its children (10^9 bytes), and what came out of it.
+FOLDER gets `source/`, `data/` and `tiles/`; `--clean` removes the latter two before and after. Prints a line per step:
+seconds, CPU seconds, the peak memory of the process and its children (10^9 bytes), and what came out of it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ SAMPLE_EVERY_S = 0.02
 
 
 def surface(size_hw: tuple[int, int], seed: int, grain: NDArray[np.float32]) -> Image:
-    """Return a grey surface RGB uint8 [H,W,3]: clouds of two sizes of its own, and grain from one shared texture at a random place."""
+    """Return a grey surface RGB uint8 [H,W,3]: clouds of two sizes of its own, and grain from one shared texture at a
+    random place.
+    """
     rng = np.random.default_rng([1, seed])
     height, width = size_hw
     level = np.full(size_hw, rng.uniform(90, 160), np.float32)
@@ -85,7 +87,10 @@ def make(folder: Path, *, images: int, size_hw: tuple[int, int], instances: int)
             if len(coco["annotations"]) % 5 == 4:
                 crop = np.zeros(np.ptp(points, axis=0)[::-1] + 1, np.uint8)
                 cv2.fillPoly(crop, [points - (x0, y0)], (1,))
-                segmentation = {"size": [height, width], "counts": encode_crop(crop > 0, (int(x0), int(y0)), size_hw).counts}
+                segmentation = {
+                    "size": [height, width],
+                    "counts": encode_crop(crop > 0, (int(x0), int(y0)), size_hw).counts,
+                }
             coco["annotations"].append(
                 {
                     "id": len(coco["annotations"]) + 1,
@@ -113,7 +118,10 @@ def step(name: str, folder: Path, tile_px: int) -> str:
     data = folder / "data"
     if name == "import":
         dataset = import_dataset(DataConfig(path=str(folder / "source" / "annotations.json")), data).dataset
-        return f"{len(dataset.images)} images, {sum(len(r.instances) for r in dataset.images)} instances, {len(dataset.remarks)} remarks"
+        return (
+            f"{len(dataset.images)} images, {sum(len(r.instances) for r in dataset.images)} instances, "
+            f"{len(dataset.remarks)} remarks"
+        )
     dataset = Dataset.load(data / MANIFEST)
     if name == "check":
         report = check_dataset(data, dataset)
@@ -122,10 +130,22 @@ def step(name: str, folder: Path, tile_px: int) -> str:
     if name == "split":
         split = make_split(data, dataset, SplitConfig())
         split.save(folder / "split.json")
-        return f"train {len(split.train)}, val {len(split.val)}, test {len(split.test)}, {split.num_merges} merges of groups with near-duplicates"
+        return (
+            f"train {len(split.train)}, val {len(split.val)}, test {len(split.test)}, {split.num_merges} merges "
+            "of groups with near-duplicates"
+        )
     split = Split.load(folder / "split.json")
     tiling = choose_tiling(dataset, split, TilingConfig(), tile_px)
-    cutting = cut_tiles(data, dataset, split, tiling, parts=("train", "pool", "val"), out=folder / "tiles", config=TilingConfig(), seed=0)
+    cutting = cut_tiles(
+        data,
+        dataset,
+        split,
+        tiling,
+        parts=("train", "pool", "val"),
+        out=folder / "tiles",
+        config=TilingConfig(),
+        seed=0,
+    )
     tiles = finished(cutting)
     counts = ", ".join(f"{part} {len(tiles.of(part))}" for part in ("train", "pool", "val"))
     return f"{tiling.mode} mode, {tiling.tile_px} px: {counts}"
@@ -180,7 +200,9 @@ def main() -> None:
     if args.step:
         told = step(args.step, args.folder, args.tile_px)
         own = resource.getrusage(resource.RUSAGE_SELF)
-        print(json.dumps({"told": told, "own_peak_gb": own.ru_maxrss * 1024 / 1e9, "cpu_s": own.ru_utime + own.ru_stime}))
+        print(
+            json.dumps({"told": told, "own_peak_gb": own.ru_maxrss * 1024 / 1e9, "cpu_s": own.ru_utime + own.ru_stime})
+        )
         return
     height, width = map(int, args.size.split("x"))
     source = args.folder / "source"
@@ -188,7 +210,11 @@ def main() -> None:
         began = time.monotonic()
         make(source, images=args.images, size_hw=(height, width), instances=args.instances)
         total = sum(path.stat().st_size for path in (source / "images").iterdir())
-        print(f"made {args.images} images of {height} x {width}, {total / 1e9:.2f} GB, in {time.monotonic() - began:.0f} s", flush=True)
+        print(
+            f"made {args.images} images of {height} x {width}, {total / 1e9:.2f} GB, in "
+            f"{time.monotonic() - began:.0f} s",
+            flush=True,
+        )
     cleaned = ("data", "tiles") if args.clean else ()
     for name in cleaned:
         shutil.rmtree(args.folder / name, ignore_errors=True)
@@ -205,7 +231,10 @@ def main() -> None:
         ]
         seconds, peak, line = measured(command)
         out = json.loads(line)
-        print(f"{name:8} {seconds:8.1f} {out['cpu_s']:8.1f} {max(peak, out['own_peak_gb']):8.2f}  {out['told']}", flush=True)
+        print(
+            f"{name:8} {seconds:8.1f} {out['cpu_s']:8.1f} {max(peak, out['own_peak_gb']):8.2f}  {out['told']}",
+            flush=True,
+        )
     for name in cleaned:
         shutil.rmtree(args.folder / name, ignore_errors=True)
 

@@ -1,7 +1,8 @@
-"""Do drivers give away that their source had a defect? AUC of a classifier on the geometry beside masks, .5 is no leak, 95% interval.
+"""Do drivers give away that their source had a defect? AUC of a classifier on the geometry beside masks, .5 is no leak,
+95% interval.
 
-With and without filling labelled defects first (`drivers.defect_blind`). Run: `python bench/leakage.py PROJECT.toml [...] --work FOLDER`;
-import, split and tiles are made where they are missing.
+With and without filling labelled defects first (`drivers.defect_blind`). Run: `python bench/leakage.py PROJECT.toml
+[...] --work FOLDER`; import, split and tiles are made where they are missing.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ def main() -> None:
                 found = leakage_of(project)
                 row: dict[str, object] = {"project": config.name, "kind": kind, "defect_blind": blind}
                 if found is not None:
-                    row |= {"auc": round(found.auc, 3), "interval": [round(v, 3) for v in found.interval], "defective": found.num_defective, "defect_free": found.num_defect_free}  # fmt: skip
+                    row |= {
+                        "auc": round(found.auc, 3),
+                        "interval": [round(v, 3) for v in found.interval],
+                        "defective": found.num_defective,
+                        "defect_free": found.num_defect_free,
+                    }
                 rows.append(row)
                 print(row, flush=True)
     write_json(args.work / "leakage.json", rows)

@@ -1,9 +1,11 @@
 """Mask fidelity by a judge: are labels of accepted drafts as true as people's labels of real tiles?
 
-A judge segmenter, a U-Net where curation and the downstream segmenter are Mask R-CNNs, learns from real tiles that no stage of the run
-saw: its test images and those its split left out, or `--fresh` rendered shots for the demo. By folds it is scored on real tiles it did
-not learn from, on accepted drafts, on all drafts, and on the accepted ones of highest fidelity, each weighed to the accepted drafts' mix of
-classes and sizes.
+A judge segmenter, a U-Net where curation and the downstream segmenter are Mask R-CNNs, learns from real tiles that no
+stage of the run
+saw: its test images and those its split left out, or `--fresh` rendered shots for the demo. By folds it is scored on
+    real tiles it did
+not learn from, on accepted drafts, on all drafts, and on the accepted ones of highest fidelity, each weighed to the
+accepted drafts' mix of classes and sizes.
 
 Run: `python bench/mask_fidelity.py RUN_FOLDER [--fresh 400] [--steps 1000] [--folds 3] --work FOLDER`.
 """
@@ -56,7 +58,9 @@ BEST_SHARES = (0.3, 0.5, 0.7)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labelled:
-    """A tile RGB uint8 [H,W,3], its class indices uint8 [H,W] (0 is background), its image part, and the group it must stay with."""
+    """A tile RGB uint8 [H,W,3], its class indices uint8 [H,W] (0 is background), its image part, and the group it must
+    stay with.
+    """
 
     image: Image
     classes: NDArray[np.uint8]
@@ -81,9 +85,16 @@ class Judge:
         torch.manual_seed(seed)
         self._seed, self._num = seed, num_classes + 1
         model: Any = UNet2DModel(
-            sample_size=side // FOLD_PX, in_channels=3 * FOLD_PX**2, out_channels=self._num * FOLD_PX**2, block_out_channels=WIDTHS, layers_per_block=1,
-            down_block_types=("DownBlock2D",) * 3, up_block_types=("UpBlock2D",) * 3, norm_num_groups=8, add_attention=False,
-        )  # fmt: skip
+            sample_size=side // FOLD_PX,
+            in_channels=3 * FOLD_PX**2,
+            out_channels=self._num * FOLD_PX**2,
+            block_out_channels=WIDTHS,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D",) * 3,
+            up_block_types=("UpBlock2D",) * 3,
+            norm_num_groups=8,
+            add_attention=False,
+        )
         self._model = model.to(memory_format=torch.channels_last)
 
     def _logits(self, images: torch.Tensor) -> torch.Tensor:
@@ -99,8 +110,12 @@ class Judge:
         save_file({name: value.contiguous() for name, value in self._model.state_dict().items()}, path)
 
     def learn(self, tiles: Sequence[Labelled], *, num_steps: int) -> None:
-        """Train on mirrored, turned and re-exposed tiles; the loss is cross entropy and one minus the soft Dice of `defect`."""
-        optimizer = NamedOptimizer(dict(self._model.named_parameters()), kind="muon", learning_rate=LEARNING_RATE, weight_decay=1e-2)
+        """Train on mirrored, turned and re-exposed tiles; the loss is cross entropy and one minus the soft Dice of
+        `defect`.
+        """
+        optimizer = NamedOptimizer(
+            dict(self._model.named_parameters()), kind="muon", learning_rate=LEARNING_RATE, weight_decay=1e-2
+        )
         self._model.train()
         for step in range(num_steps):
             left = 1 - step / num_steps
@@ -157,12 +172,14 @@ def real_tiles(folder: Path, tileset: TileSet, dataset: Dataset) -> list[Labelle
     group_of = {record.id: record.group or str(record.id) for record in dataset.images}
     return [
         Labelled(
-            image=load_rgb(folder / tile.file_name), classes=_painted(tile.instances, tileset.tiling.tile_px), valid_hw=tile.valid_hw,
+            image=load_rgb(folder / tile.file_name),
+            classes=_painted(tile.instances, tileset.tiling.tile_px),
+            valid_hw=tile.valid_hw,
             group=group_of[tile.image_id],
         )
         for tile in tileset.tiles
         if tile.instances
-    ]  # fmt: skip
+    ]
 
 
 def _painted(instances: Sequence[Instance], side: int) -> NDArray[np.uint8]:
@@ -193,7 +210,9 @@ def unseen(run: Path, work: Path, *, fresh: int) -> list[Labelled]:
             "test": tuple(r.id for r in dataset.images if r.id not in taken),
         }
     )
-    cutting = cut_tiles(folder, dataset, rest, tileset.tiling, parts=("test",), out=work / "unseen", config=TilingConfig(), seed=0)
+    cutting = cut_tiles(
+        folder, dataset, rest, tileset.tiling, parts=("test",), out=work / "unseen", config=TilingConfig(), seed=0
+    )
     tiles = finished(cutting)
     return real_tiles(work / "unseen", tiles, dataset)
 
@@ -236,11 +255,16 @@ def judged(run: Path, work: Path, *, fresh: int, num_steps: int, folds: int) -> 
     tileset = TileSet.load(run / "tiles" / "tileset.json")
     edges = np.quantile([tile.area_px for tile in real], np.linspace(0, 1, SIZE_BINS + 1)[1:-1]).tolist()
     groups = sorted({tile.group for tile in real})
-    fold_of = {group: int(n) % folds for group, n in zip(groups, np.random.default_rng(0).permutation(len(groups)), strict=True)}
+    fold_of = {
+        group: int(n) % folds
+        for group, n in zip(groups, np.random.default_rng(0).permutation(len(groups)), strict=True)
+    }
     real_ious, made_ious = np.zeros(len(real)), np.zeros(len(made))
     for fold in range(folds):
         judge = Judge(len(tileset.categories), tileset.tiling.tile_px, seed=fold)
-        judge.learned(work / f"judge-{fold}.safetensors", [t for t in real if fold_of[t.group] != fold], num_steps=num_steps)
+        judge.learned(
+            work / f"judge-{fold}.safetensors", [t for t in real if fold_of[t.group] != fold], num_steps=num_steps
+        )
         held_out = [index for index, tile in enumerate(real) if fold_of[tile.group] == fold]
         real_ious[held_out] = judge.ious([real[index] for index in held_out])
         made_ious += np.array(judge.ious(made)) / folds
@@ -268,11 +292,21 @@ def judged(run: Path, work: Path, *, fresh: int, num_steps: int, folds: int) -> 
     for share in BEST_SHARES:
         top = chosen[np.argsort(-fidelity[chosen])[: max(1, round(share * len(made)))]]
         best[f"{share:.0%} of all"] = weighed(made_ious[top], [made_of[i] for i in top], mix) / a
-    write_json(work / "drafts.json", [{"judge": x, "fidelity": y, "accepted": z} for x, y, z in zip(made_ious.tolist(), fidelity.tolist(), is_accepted, strict=True)])  # fmt: skip
+    write_json(
+        work / "drafts.json",
+        [
+            {"judge": x, "fidelity": y, "accepted": z}
+            for x, y, z in zip(made_ious.tolist(), fidelity.tolist(), is_accepted, strict=True)
+        ],
+    )
     covered = sum(share for key, share in mix.items() if key in set(real_of))
     return {
-        "real_tiles": len(real), "drafts": len(made), "acceptance": len(chosen) / len(made), "mix_covered": covered,
-        "ratio_of_highest_fidelity": best, "correlation_with_fidelity": float(np.corrcoef(made_ious, fidelity)[0, 1]),
+        "real_tiles": len(real),
+        "drafts": len(made),
+        "acceptance": len(chosen) / len(made),
+        "mix_covered": covered,
+        "ratio_of_highest_fidelity": best,
+        "correlation_with_fidelity": float(np.corrcoef(made_ious, fidelity)[0, 1]),
         "iou": {"real": a, "accepted": b, "all": c},
         "ratio": {"accepted": [accepted, *spread[:, 0].tolist()], "all": [unfiltered, *spread[:, 1].tolist()]},
         "accepted_by_class": {
@@ -282,7 +316,7 @@ def judged(run: Path, work: Path, *, fresh: int, num_steps: int, folds: int) -> 
             }
             for category in tileset.categories
         },
-    }  # fmt: skip
+    }
 
 
 def _mean(values: Sequence[float]) -> float | None:
@@ -293,7 +327,9 @@ def main() -> None:
     """Judge a run and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--fresh", type=int, default=0, help="For the demo: so many rendered shots instead of the run's own images.")
+    parser.add_argument(
+        "--fresh", type=int, default=0, help="For the demo: so many rendered shots instead of the run's own images."
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--folds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=0)

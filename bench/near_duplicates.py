@@ -1,9 +1,10 @@
-"""How many altered copies of an image the split recognises, and how many pairs of different photographs it takes for copies.
+"""How many altered copies of an image the split recognises, and how many pairs of different photographs it takes for
+copies.
 
-Each data set folder has `images/`, and may have `index.csv` with columns `image` and `group`: images of one group show one part. For
-recall, copies of a sample are laid on their originals, one transform at a time; then one copy of each is sought in the whole set. For false alarms, all pairs of a set
-are searched as the split does; pairs within a group are counted apart. Run:
-`python bench/near_duplicates.py FOLDER [FOLDER ...] [--sample 100] [--threshold .8]`.
+Each data set folder has `images/`, and may have `index.csv` with columns `image` and `group`: images of one group show
+one part. For recall, copies of a sample are laid on their originals, one transform at a time; then one copy of each is
+sought in the whole set. For false alarms, all pairs of a set are searched as the split does; pairs within a group are
+counted apart. Run: `python bench/near_duplicates.py FOLDER [FOLDER ...] [--sample 100] [--threshold .8]`.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def measure(folder: Path, *, sample: int, threshold: float) -> None:
     searched = time.perf_counter() - began
     print(f"\n## {folder.name}: {len(files)} images, {len(set(group_of))} groups\n")
     print(
-        f"{described:.0f} s for descriptors, {searched:.0f} s for the search; similarity of typical pairs {found.typical_similarity:.2f},"
+        f"{described:.0f} s for descriptors, {searched:.0f} s for the search; similarity of typical pairs "
+        f"{found.typical_similarity:.2f},"
     )
     print(f"counted from {found.threshold:.2f}\n")
     sizes = {group: group_of.count(group) for group in set(group_of)}
@@ -143,11 +145,16 @@ def measure(folder: Path, *, sample: int, threshold: float) -> None:
             if len(seen) % len(TRANSFORMS) == number:
                 copies[place] = copy
         print(f"| {name} | {np.mean(seen):.1%} |", flush=True)
-    whole = find_duplicates(descriptors | {len(files) + place: copy for place, copy in copies.items()}, threshold=threshold)
+    whole = find_duplicates(
+        descriptors | {len(files) + place: copy for place, copy in copies.items()}, threshold=threshold
+    )
     pairs = {(pair.first, pair.second) for pair in whole.pairs}
     linked = sum((place, len(files) + place) in pairs for place in copies)
     known = sum(similarity(descriptors[place], copy) >= whole.threshold for place, copy in copies.items())
-    print(f"\nOne copy of each of {len(copies)} images, transforms in turn, added to the set: {known} recognised when laid on their")
+    print(
+        f"\nOne copy of each of {len(copies)} images, transforms in turn, added to the set: {known} recognised when "
+        "laid on their"
+    )
     print(f"original, {linked} found by the search of the split.")
 
 

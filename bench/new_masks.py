@@ -1,9 +1,11 @@
 """Are masks of the sources new, plausible, and of the size and branching that is asked for?
 
-New: highest IoU with a training mask of the run, laid on one canvas, mirrored and turned by quarters; beside it the same of real masks
-that the run did not train on. Plausible: Kolmogorov-Smirnov distance of six figures to those real masks, mean over figures and classes;
-beside it that of the training masks themselves. Control: rank correlation of area with the quantile asked for, and branches measured
-beside branches asked for, of the classes that branch in train.
+New: highest IoU with a training mask of the run, laid on one canvas, mirrored and turned by quarters; beside it the
+    same of real masks
+that the run did not train on. Plausible: Kolmogorov-Smirnov distance of six figures to those real masks, mean over
+figures and classes;
+beside it that of the training masks themselves. Control: rank correlation of area with the quantile asked for, and
+branches measured beside branches asked for, of the classes that branch in train.
 
 Run: `python bench/new_masks.py PROJECT.toml --run RUN_FOLDER [--count 40]`; stage learn-masks must have been run.
 """
@@ -42,10 +44,19 @@ BRANCHES = (0, 1, 2, 3)
 
 
 def figures(mask: Mask) -> list[float]:
-    """Give log area, fullness, width, longest side, branches and direction change or roughness of a mask, cropped to its box."""
+    """Give log area, fullness, width, longest side, branches and direction change or roughness of a mask, cropped to
+    its box.
+    """
     shape, side = measure(mask), max(mask.shape)
     irregular = shape.wander if isinstance(shape, LineShape) else shape.roughness
-    return [float(np.log(mask.sum())), float(mask.sum()) / side**2, width_px(mask), float(side), branches_of(mask), irregular]
+    return [
+        float(np.log(mask.sum())),
+        float(mask.sum()) / side**2,
+        width_px(mask),
+        float(side),
+        branches_of(mask),
+        irregular,
+    ]
 
 
 def nearest(masks: Sequence[Mask], own: Sequence[Mask]) -> NDArray[np.float64]:
@@ -97,9 +108,10 @@ def main() -> None:
     def row(masks: dict[int, list[Mask]]) -> dict[str, float]:
         near = np.concatenate([nearest(masks[k], train[k]) for k in classes])
         return {
-            "nearest_iou_median": float(np.median(near)), "copies": float((near > MAX_COPY_IOU).mean()),
+            "nearest_iou_median": float(np.median(near)),
+            "copies": float((near > MAX_COPY_IOU).mean()),
             "distance": float(np.mean([distance(masks[k], unseen[k]) for k in classes])),
-        }  # fmt: skip
+        }
 
     result: dict[str, object] = {
         "classes": [names[k] for k in classes],
@@ -112,10 +124,14 @@ def main() -> None:
     forked = [k for k in classes if np.mean([branches_of(m) > 0 for m in train[k]]) >= BRANCHING_SHARE]
     for source in ("statistical", "diffusion"):
         quantiles = np.linspace(0, 0.9, 10)
-        areas = {k: [float(drawn(opened(source, severity=[q, q + 0.1]), k, 1)[0].sum()) for q in quantiles] for k in classes}
+        areas = {
+            k: [float(drawn(opened(source, severity=[q, q + 0.1]), k, 1)[0].sum()) for q in quantiles] for k in classes
+        }
         control = {"size_rank_correlation": float(np.mean([spearmanr(quantiles, areas[k])[0] for k in classes]))}
         for count in BRANCHES:
-            asked = [branches_of(m) for k in forked for m in drawn(opened(source, num_branches=count), k, args.count // 2)]
+            asked = [
+                branches_of(m) for k in forked for m in drawn(opened(source, num_branches=count), k, args.count // 2)
+            ]
             control[f"branches, {count} asked for"] = float(np.mean(asked)) if asked else float("nan")
         result[f"{source}, control"] = control
     print(json.dumps(result, indent=1))

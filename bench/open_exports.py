@@ -3,9 +3,10 @@
     python bench/open_exports.py write project.toml exports          (needs defectory and a project that has been run)
     python bench/open_exports.py read exports                        (needs numpy and any of the readers)
 
-`read` runs in any environment: readers that are not installed there are passed over, and readers seldom share one. It prints a table
-row for each reader: images, instances, and the least IoU of an instance with the mask that the run holds. `exports/truth.json` has
-these masks; no writer takes part in it.
+`read` runs in any environment: readers that are not installed there are passed over, and readers seldom share one. It
+prints a table
+row for each reader: images, instances, and the least IoU of an instance with the mask that the run holds.
+`exports/truth.json` has these masks; no writer takes part in it.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ import numpy as np
 
 Mask = np.ndarray[Any, Any]
 Labels = dict[str, list[tuple[str, Mask]]]
-FORMATS = ("coco", "coco-polygons", "yolo", "voc", "masks", "mvtec", "labelme", "cvat", "label-studio", "fiftyone", "imagefolder")
+FORMATS = (
+    "coco",
+    "coco-polygons",
+    "yolo",
+    "voc",
+    "masks",
+    "mvtec",
+    "labelme",
+    "cvat",
+    "label-studio",
+    "fiftyone",
+    "imagefolder",
+)
 
 
 def write_all(config: Path, out: Path) -> None:
@@ -48,7 +61,9 @@ def write_all(config: Path, out: Path) -> None:
 
     for about in stage["images"]:
         labels = [a for a in stage["annotations"] if a["image_id"] == about["id"]]
-        masks = [decode(Rle(size_hw=tuple(a["segmentation"]["size"]), counts=a["segmentation"]["counts"])) for a in labels]
+        masks = [
+            decode(Rle(size_hw=tuple(a["segmentation"]["size"]), counts=a["segmentation"]["counts"])) for a in labels
+        ]
         truth[f"synthetic-{Path(about['file_name']).stem}"] = {
             "size_hw": [about["height"], about["width"]],
             "labels": [[names[a["category_id"]], runs(mask)] for a, mask in zip(labels, masks, strict=True)],
@@ -71,7 +86,10 @@ def read_truth(out: Path) -> tuple[Labels, dict[str, tuple[int, int]]]:
     labels: Labels = {}
     for stem, about in content.items():
         height, width = about["size_hw"]
-        labels[stem] = [(name, np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T) for name, runs in about["labels"]]
+        labels[stem] = [
+            (name, np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T)
+            for name, runs in about["labels"]
+        ]
     return labels, {stem: (about["size_hw"][0], about["size_hw"][1]) for stem, about in content.items()}
 
 
@@ -81,7 +99,9 @@ def iou(one: Mask, other: Mask) -> float:
 
 
 def is_within_1_px(found: Labels, truth: Labels, sizes: dict[str, tuple[int, int]]) -> bool:
-    """Tell whether all is found, and nothing beyond a pixel to the right of it or below: readers that round corners to pixels draw these."""
+    """Tell whether all is found, and nothing beyond a pixel to the right of it or below: readers that round corners to
+    pixels draw these.
+    """
     for stem, expected in truth.items():
         for kind in {name for name, _ in [*found[stem], *expected]}:
             mask, true = union(found[stem], sizes[stem], kind), union(expected, sizes[stem], kind)
@@ -97,7 +117,9 @@ def union(labels: Iterable[tuple[str, Mask]], size_hw: tuple[int, int], name: st
 
 
 def least_iou(found: Labels, truth: Labels, sizes: dict[str, tuple[int, int]], *, by: str) -> float:
-    """Return the least IoU: of instances, each with its best partner, of the classes of an image, or of all its defects."""
+    """Return the least IoU: of instances, each with its best partner, of the classes of an image, or of all its
+    defects.
+    """
     values: list[float] = []
     for stem, expected in truth.items():
         labels = found[stem]
@@ -127,7 +149,8 @@ def with_pycocotools(labels_file: Path) -> Labels:
     assert all(a["synthetic"] is coco.imgs[a["image_id"]]["synthetic"] for a in coco.anns.values())
     return {
         Path(about["file_name"]).stem: [
-            (coco.cats[a["category_id"]]["name"], coco.annToMask(a).astype(bool)) for a in coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
+            (coco.cats[a["category_id"]]["name"], coco.annToMask(a).astype(bool))
+            for a in coco.loadAnns(coco.getAnnIds(imgIds=[image_id]))
         ]
         for image_id, about in coco.imgs.items()
     }
@@ -141,7 +164,9 @@ def with_supervision(make: Callable[[Any], Any], sizes: dict[str, tuple[int, int
     for path, image, detections in data:
         assert image.shape[:2] == sizes[Path(path).stem]
         masks = [] if detections.mask is None else list(detections.mask)
-        found[Path(path).stem] = [(data.classes[int(c)], np.asarray(m)) for c, m in zip(detections.class_id, masks, strict=True)]
+        found[Path(path).stem] = [
+            (data.classes[int(c)], np.asarray(m)) for c, m in zip(detections.class_id, masks, strict=True)
+        ]
     return found
 
 
@@ -158,7 +183,8 @@ def boxes_with_supervision(folder: Path, truth: Labels) -> Labels:
             expected.append((name, (x.min(), y.min(), x.max() + 1, y.max() + 1)))
         # supervision takes one off all four numbers, though the far ends of VOC's boxes belong to them
         boxes = [
-            (data.classes[int(c)], tuple(round(float(v)) for v in box)) for c, box in zip(detections.class_id, detections.xyxy, strict=True)
+            (data.classes[int(c)], tuple(round(float(v)) for v in box))
+            for c, box in zip(detections.class_id, detections.xyxy, strict=True)
         ]
         near = [(name, (x0, y0, x1 - 1, y1 - 1)) for name, (x0, y0, x1, y1) in expected]
         same = sorted(boxes) in (sorted(expected), sorted(near))
@@ -179,7 +205,8 @@ def with_fiftyone(folder: Path, sizes: dict[str, tuple[int, int]]) -> Labels:
         assert all(d["synthetic"] is stem.startswith("synthetic") for d in detections)
         height, width = sizes[stem]
         found[stem] = [
-            (d.label, whole(np.asarray(d.mask), (d.bounding_box[0] * width, d.bounding_box[1] * height), sizes[stem])) for d in detections
+            (d.label, whole(np.asarray(d.mask), (d.bounding_box[0] * width, d.bounding_box[1] * height), sizes[stem]))
+            for d in detections
         ]
     return found
 
@@ -277,16 +304,46 @@ def with_pillow(folder: Path, sizes: dict[str, tuple[int, int]]) -> Labels:
     return found
 
 
-def readers(out: Path, truth: Labels, sizes: dict[str, tuple[int, int]]) -> list[tuple[str, str, str, Callable[[], Labels]]]:
+def readers(
+    out: Path, truth: Labels, sizes: dict[str, tuple[int, int]]
+) -> list[tuple[str, str, str, Callable[[], Labels]]]:
     """Return format, package, what is compared, and how it is opened."""
     polygons, coco, yolo = out / "coco-polygons", out / "coco", out / "yolo"
     return [
         ("coco", "pycocotools", "instance", lambda: with_pycocotools(coco / "annotations.json")),
         ("coco-polygons", "pycocotools", "instance", lambda: with_pycocotools(polygons / "annotations.json")),
         ("fiftyone", "pycocotools", "instance", lambda: with_pycocotools(out / "fiftyone" / "labels.json")),
-        ("coco", "supervision", "instance", lambda: with_supervision(lambda d: d.from_coco(str(coco / "images"), str(coco / "annotations.json"), force_masks=True), sizes)),
-        ("coco-polygons", "supervision", "instance, within 1 px", lambda: with_supervision(lambda d: d.from_coco(str(polygons / "images"), str(polygons / "annotations.json"), force_masks=True), sizes)),
-        ("yolo", "supervision", "class, within 1 px", lambda: with_supervision(lambda d: d.from_yolo(str(yolo / "images" / "train"), str(yolo / "labels" / "train"), str(yolo / "data.yaml"), force_masks=True), sizes)),
+        (
+            "coco",
+            "supervision",
+            "instance",
+            lambda: with_supervision(
+                lambda d: d.from_coco(str(coco / "images"), str(coco / "annotations.json"), force_masks=True), sizes
+            ),
+        ),
+        (
+            "coco-polygons",
+            "supervision",
+            "instance, within 1 px",
+            lambda: with_supervision(
+                lambda d: d.from_coco(str(polygons / "images"), str(polygons / "annotations.json"), force_masks=True),
+                sizes,
+            ),
+        ),
+        (
+            "yolo",
+            "supervision",
+            "class, within 1 px",
+            lambda: with_supervision(
+                lambda d: d.from_yolo(
+                    str(yolo / "images" / "train"),
+                    str(yolo / "labels" / "train"),
+                    str(yolo / "data.yaml"),
+                    force_masks=True,
+                ),
+                sizes,
+            ),
+        ),
         ("yolo", "ultralytics", "class", lambda: with_ultralytics(yolo, sizes)),
         ("voc", "supervision", "boxes", lambda: boxes_with_supervision(out / "voc", truth)),
         ("voc", "datumaro", "class", lambda: with_datumaro(out / "voc", "voc_segmentation", sizes)),
@@ -297,7 +354,7 @@ def readers(out: Path, truth: Labels, sizes: dict[str, tuple[int, int]]) -> list
         ("label-studio", "label-studio-sdk", "instance", lambda: with_label_studio(out / "label-studio", sizes)),
         ("fiftyone", "fiftyone", "instance", lambda: with_fiftyone(out / "fiftyone", sizes)),
         ("imagefolder", "datasets", "instance", lambda: with_datasets(out / "imagefolder", sizes)),
-    ]  # fmt: skip
+    ]
 
 
 def read_all(out: Path, only: str | None) -> int:

@@ -1,9 +1,10 @@
-"""What each measure saves of a pretraining step: latents made once, channels-last memory, fused optimiser, plain attention; what Muon
-costs; compilation beside them.
+"""What each measure saves of a pretraining step: latents made once, channels-last memory, fused optimiser, plain
+attention; what Muon costs; compilation beside them.
 
-The same networks, batch and precision in every loop, timed in turn, step by step, in one process: a plain loop that encodes its images
-and trains as a tutorial does, then one measure more each time, up to the loop `base pretrain` runs by default, and compiled, as
-`-o compiles=true` has it. Beside the steps: how long a step's share of the procedural images takes to make, when each
+The same networks, batch and precision in every loop, timed in turn, step by step, in one process: a plain loop that
+encodes its images and trains as a tutorial does, then one measure more each time, up to the loop `base pretrain` runs
+by default, and compiled, as `-o compiles=true` has it. Beside the steps: how long a step's share of the procedural
+images takes to make, when each
 image is seen as often as the default recipe sees it. Run: `python bench/pretraining_step.py`.
 """
 
@@ -59,7 +60,13 @@ LOOPS = {
 
 
 def step_of(
-    measures: Measures, unet: UNet2DConditionModel, images: Tensor, latents: Tensor, context: Tensor, vae: torch.nn.Module, device: str
+    measures: Measures,
+    unet: UNet2DConditionModel,
+    images: Tensor,
+    latents: Tensor,
+    context: Tensor,
+    vae: torch.nn.Module,
+    device: str,
 ) -> Callable[[], None]:
     unet = copy.deepcopy(unet).requires_grad_(True)
     if measures.channels_last:
@@ -68,9 +75,12 @@ def step_of(
         use_plain_attention(unet, num_tokens=latents[0, 0].numel(), device=torch.device(device))
     call = torch.compile(unet) if measures.compiled else unet
     optimizer = NamedOptimizer(
-        dict(unet.named_parameters()), kind="muon" if measures.muon else "adamw", learning_rate=1e-5, weight_decay=1e-2,
+        dict(unet.named_parameters()),
+        kind="muon" if measures.muon else "adamw",
+        learning_rate=1e-5,
+        weight_decay=1e-2,
         fused=measures.fused_optimiser,
-    )  # fmt: skip
+    )
     noising = Noising(build_scheduler(), torch.device(device))
     size = len(images)
 
@@ -96,7 +106,9 @@ def step_of(
 
 def main() -> int:
     parser = step_options(__doc__, num_steps=20)
-    parser.add_argument("--no-compile", action="store_true", help="Leave the compiled loop out, where there is no compiler.")
+    parser.add_argument(
+        "--no-compile", action="store_true", help="Leave the compiled loop out, where there is no compiler."
+    )
     parser.add_argument("--base", type=Path, default=embedded_folder(), help="Base folder whose networks are timed.")
     arguments = parser.parse_args()
     device, recipe = arguments.device, pretrain_config([], device=arguments.device, seed=0)
@@ -109,10 +121,16 @@ def main() -> int:
     images = images_to_tensor(pictures[: arguments.batch_size]).to(device)
     with torch.no_grad(), torch.autocast(device, torch.bfloat16):
         latents = models.vae.encode(images).latent_dist.mean.float() * models.vae.config["scaling_factor"]
-    width, length = int(models.unet.config["cross_attention_dim"]), int(models.text_encoder.config.max_position_embeddings)
+    width, length = (
+        int(models.unet.config["cross_attention_dim"]),
+        int(models.text_encoder.config.max_position_embeddings),
+    )
     context = torch.randn(arguments.batch_size, length, width, device=device)
     loops = {name: measures for name, measures in LOOPS.items() if not (measures.compiled and arguments.no_compile)}
-    steps = {name: step_of(measures, models.unet, images, latents, context, models.vae, device) for name, measures in loops.items()}
+    steps = {
+        name: step_of(measures, models.unet, images, latents, context, models.vae, device)
+        for name, measures in loops.items()
+    }
     for step in steps.values():
         step(), step()
     rounds = [{name: seconds_of(step) for name, step in steps.items()} for _ in range(arguments.steps)]

@@ -1,4 +1,5 @@
-"""What the autoencoder of a base keeps: PSNR of its round trip on native crops of photographs, and the contrast of cracks 2 px wide.
+"""What the autoencoder of a base keeps: PSNR of its round trip on native crops of photographs, and the contrast of
+cracks 2 px wide.
 
 The cracks are drawn on procedural images of seeds no corpus has, three fifths darker than their surface. Run:
 `python bench/round_trip.py FOLDER_OF_IMAGES [FOLDER_OF_IMAGES ...] [--base embedded]`.
@@ -34,8 +35,12 @@ MIN_SURFACE_LEVEL = 40.0
 
 
 def crops_of(folder: Path, count: int) -> list[Image]:
-    """Give crops of `CROP_PX` from the middle of images spread evenly over a folder; images that are smaller are left out."""
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"))
+    """Give crops of `CROP_PX` from the middle of images spread evenly over a folder; images that are smaller are left
+    out.
+    """
+    files = sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+    )
     chosen: list[Image] = []
     for index in np.linspace(0, len(files) - 1, min(count, len(files))).round().astype(int):
         image = load_rgb(files[index])
@@ -75,7 +80,11 @@ def main() -> int:
     for folder in arguments.folders:
         values = reconstruction_psnr_db(vae, list(images_to_tensor(crops_of(folder, arguments.num_crops))))
         name = folder.parent.name if folder.name == "images" else folder.name
-        result[name] = {"psnr_db": round(float(np.mean(values)), 2), "lowest_db": round(min(values), 2), "num_crops": len(values)}
+        result[name] = {
+            "psnr_db": round(float(np.mean(values)), 2),
+            "lowest_db": round(min(values), 2),
+            "num_crops": len(values),
+        }
     kept: list[float] = []
     for seed in range(arguments.num_cracks):
         image, mask = cracked(seed)

@@ -20,16 +20,30 @@ from defectory.recipes.resolve import resolve
 
 def train(project_file: Path, work: Path, num_processes: int, overrides: list[str]) -> dict[str, object]:
     """Train all segmenters on a copy of the run; give the seconds, GB of memory and each one's test segm mAP."""
-    config = resolve(project_file=project_file, overrides=[*overrides, f"segmentation.num_processes={num_processes}"]).config
+    config = resolve(
+        project_file=project_file, overrides=[*overrides, f"segmentation.num_processes={num_processes}"]
+    ).config
     shutil.rmtree(work, ignore_errors=True)
-    shutil.copytree(project_file.parent / config.out, work, ignore=shutil.ignore_patterns("segment", "cache", "pipeline", "borescope"))
+    shutil.copytree(
+        project_file.parent / config.out,
+        work,
+        ignore=shutil.ignore_patterns("segment", "cache", "pipeline", "borescope"),
+    )
     project = Project(config=config, folder=work, source_folder=project_file.parent)
     began = time.monotonic()
     with PeakMemory() as peak:
         for _ in run_project(project, only=["segment"]):
             pass
-    scores = {path.parent.name: json.loads(path.read_text())["segm_map"] for path in sorted(work.glob("segment/*/scores.json"))}
-    return {"num_processes": num_processes, "seconds": round(time.monotonic() - began, 1), "gb": round(peak.gb, 2), "segm_map": scores}
+    scores = {
+        path.parent.name: json.loads(path.read_text())["segm_map"]
+        for path in sorted(work.glob("segment/*/scores.json"))
+    }
+    return {
+        "num_processes": num_processes,
+        "seconds": round(time.monotonic() - began, 1),
+        "gb": round(peak.gb, 2),
+        "segm_map": scores,
+    }
 
 
 def main() -> None:

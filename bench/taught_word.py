@@ -1,6 +1,7 @@
 """What a base draws for a word of the world before and after `base teach`, and how far it draws other texts as before.
 
-The classifier of `base score` names defects in images of the word and in samples of both bases for these images' captions. Other
+The classifier of `base score` names defects in images of the word and in samples of both bases for these images'
+captions. Other
 texts: captions of the world without the word, same noise for both bases. Run:
 `python bench/taught_word.py TAUGHT --score FOLDER_OF_BASE_SCORE [--base embedded] [--word dent]`.
 """
@@ -63,7 +64,9 @@ def drawn(models: LoadedModels, captions: Sequence[str], config: ScoreConfig) ->
 
 @torch.no_grad()
 def moved(before: LoadedModels, after: LoadedModels, samples: Sequence[Sample]) -> list[float]:
-    """Give the relative difference of both bases' predictions for noisy latents of images and their captions, one per timestep."""
+    """Give the relative difference of both bases' predictions for noisy latents of images and their captions, one per
+    timestep.
+    """
     noising = Noising(build_scheduler(), torch.device("cpu"))
     clean = before.vae.encode(images_to_tensor([s.image for s in samples])).latent_dist.mode() * before.scaling_factor
     noise = sample_noise(range(len(samples)), (clean.shape[1], clean.shape[2], clean.shape[3]))
@@ -72,7 +75,8 @@ def moved(before: LoadedModels, after: LoadedModels, samples: Sequence[Sample]) 
         timesteps = torch.full((len(samples),), timestep)
         noisy, _ = noising.add(clean, noise, timesteps)
         old, new = (
-            m.unet(noisy, timesteps, encoder_hidden_states=encode_prompts(m, [s.caption for s in samples])).sample for m in (before, after)
+            m.unet(noisy, timesteps, encoder_hidden_states=encode_prompts(m, [s.caption for s in samples])).sample
+            for m in (before, after)
         )
         result.append(float((new - old).norm() / old.norm()))
     return result
@@ -90,7 +94,9 @@ def main() -> int:
     config, word = ScoreConfig(seed=11), arguments.word
     judge = Judge(num_materials=len(MATERIALS), num_defects=len(DEFECT_WORDS) + 1)
     stored = load_file(arguments.score / "judge.safetensors")
-    judge.load_state_dict({name.removeprefix("ema."): value for name, value in stored.items() if name.startswith("ema.")})
+    judge.load_state_dict(
+        {name.removeprefix("ema."): value for name, value in stored.items() if name.startswith("ema.")}
+    )
     judge.eval()
     before, after = (for_sampling(load_base(folder)) for folder in (resolve_base(arguments.base), arguments.taught))
 
@@ -107,7 +113,8 @@ def main() -> int:
         result[key] = dict(counts.most_common()) if "other" in name else round(counts[word] / len(pictures), 3)
         if arguments.out is not None:
             save_png(
-                arguments.out / f"{name.replace(', ', '-').replace(' ', '-')}.png", contact_sheet(pictures[:32], columns=8, cell_px=128)
+                arguments.out / f"{name.replace(', ', '-').replace(' ', '-')}.png",
+                contact_sheet(pictures[:32], columns=8, cell_px=128),
             )
     result["other texts: relative change of predictions at timesteps"] = dict(
         zip(TIMESTEPS, (round(x, 4) for x in moved(before, after, others)), strict=True)

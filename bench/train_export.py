@@ -2,8 +2,9 @@
 
     python bench/train_export.py exports/coco
 
-The steps are those of torchvision's detection references: `CocoDetection`, masks from `segmentation`, crowds and empty boxes left
-out, a warm-up of the learning rate, the sum of the model's losses. Nothing of defectory is imported. Weights are random.
+The steps are those of torchvision's detection references: `CocoDetection`, masks from `segmentation`, crowds and empty
+boxes left out, a warm-up of the learning rate, the sum of the model's losses. Nothing of defectory is imported. Weights
+are random.
 """
 
 from __future__ import annotations
@@ -65,8 +66,12 @@ def train(folder: Path, *, num_steps: int, size_px: int, batch_size: int) -> lis
     torch.manual_seed(0)
     samples = Samples(folder / "images", folder / "annotations.json")
     num_classes = 1 + max(samples.coco.coco.cats)
-    model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=num_classes, min_size=size_px, max_size=size_px).train()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.005, momentum=0.9, weight_decay=5e-4)
+    model = maskrcnn_resnet50_fpn(
+        weights=None, weights_backbone=None, num_classes=num_classes, min_size=size_px, max_size=size_px
+    ).train()
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=0.005, momentum=0.9, weight_decay=5e-4
+    )
     warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.001, total_iters=max(1, num_steps - 1))
     generator = torch.Generator().manual_seed(0)
     loader = DataLoader(samples, batch_size=batch_size, shuffle=True, collate_fn=collate, generator=generator)

@@ -40,20 +40,35 @@ def tiles_of(count: int, side_px: int) -> list[TrainingTile]:
         mask = sample.class_map > 0
         if mask.any():
             tiles.append(
-                TrainingTile(id=str(seed), image=sample.image, instances=((1, mask),), class_names=("crack",), valid_hw=(side_px, side_px))
+                TrainingTile(
+                    id=str(seed),
+                    image=sample.image,
+                    instances=((1, mask),),
+                    class_names=("crack",),
+                    valid_hw=(side_px, side_px),
+                )
             )
         if len(tiles) == count:
             break
     return tiles
 
 
-def our_steps(tiles: list[TrainingTile], concept: Path, out: Path, training: TrainingConfig, device: str) -> Iterator[None]:
+def our_steps(
+    tiles: list[TrainingTile], concept: Path, out: Path, training: TrainingConfig, device: str
+) -> Iterator[None]:
     def make_driver(image, instances, valid_hw):
         return extract_driver(image, instances, num_classes=1, config=DriverConfig(), valid_hw=valid_hw)
 
     config = ConditionConfig(training=training)
     for event in learn_condition(
-        tiles, concept=concept, config=config, make_driver=make_driver, driver_digest="bench", seed=0, out=out, device=device
+        tiles,
+        concept=concept,
+        config=config,
+        make_driver=make_driver,
+        driver_digest="bench",
+        seed=0,
+        out=out,
+        device=device,
     ):
         if isinstance(event, Step):
             yield
@@ -74,7 +89,9 @@ def bare_step(batch_size: int, base: Path, device: str) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast(torch.device(device).type, torch.bfloat16):
-            down, middle = control(x, timesteps, encoder_hidden_states=context, controlnet_cond=driver, return_dict=False)
+            down, middle = control(
+                x, timesteps, encoder_hidden_states=context, controlnet_cond=driver, return_dict=False
+            )
             predicted: Tensor = models.unet(
                 x,
                 timesteps,
@@ -97,9 +114,14 @@ def main() -> int:
         folder = Path(name)
         save_base_like(base, folder / "base", replaced={})
         digest = digest_folder(folder / "base")
-        Concept(method="dreambooth", token="sks", class_noun="surface", tone_words=True, base_digest=digest, weights_digest=digest).save(
-            folder / "concept.json"
-        )
+        Concept(
+            method="dreambooth",
+            token="sks",
+            class_noun="surface",
+            tone_words=True,
+            base_digest=digest,
+            weights_digest=digest,
+        ).save(folder / "concept.json")
         side_px = load_base(base).tile_px
         training = TrainingConfig(
             num_steps=arguments.steps + 4, batch_size=arguments.batch_size, defect_weight=5.0, checkpoint_every=10_000

@@ -32,7 +32,9 @@ def tiny_tokenizer() -> Any:
             parts = [parts[0] + parts[1], *parts[2:]]
     tokens += [left + right for left, right in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=list(merges), model_max_length=16)
+    return CLIPTokenizer(
+        vocab={token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges=list(merges), model_max_length=16
+    )
 
 
 def make_tiny_base(
@@ -46,7 +48,14 @@ def make_tiny_base(
 ) -> Path:
     """Write a random-weight base of about 0.1 M parameters: 32 px tiles, latents 8x8 at three autoencoder stages."""
     import torch
-    from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import (
+        AutoencoderKL,
+        ControlNetModel,
+        DDIMScheduler,
+        PNDMScheduler,
+        StableDiffusionPipeline,
+        UNet2DConditionModel,
+    )
     from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = tiny_tokenizer()
@@ -96,7 +105,9 @@ def make_tiny_base(
         )
         control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8,) * vae_stages)
         for name, parameter in control.named_parameters():
-            if name.startswith(("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")):
+            if name.startswith(
+                ("controlnet_down_blocks", "controlnet_mid_block", "controlnet_cond_embedding.conv_out")
+            ):
                 torch.nn.init.normal_(parameter, std=0.1)
     noise: dict[str, Any] = {
         "beta_start": 0.00085,
@@ -110,7 +121,10 @@ def make_tiny_base(
     else:
         zero_snr = prediction_type == "v_prediction"
         schedule = DDIMScheduler(
-            **noise, clip_sample=False, rescale_betas_zero_snr=zero_snr, timestep_spacing="trailing" if zero_snr else "leading"
+            **noise,
+            clip_sample=False,
+            rescale_betas_zero_snr=zero_snr,
+            timestep_spacing="trailing" if zero_snr else "leading",
         )
     pipeline = StableDiffusionPipeline(
         vae=vae,
@@ -128,21 +142,31 @@ def make_tiny_base(
     from defectory.run import digest_file
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    (folder / "digests.json").write_text(json.dumps({path.relative_to(folder).as_posix(): digest_file(path) for path in files}))
+    (folder / "digests.json").write_text(
+        json.dumps({path.relative_to(folder).as_posix(): digest_file(path) for path in files})
+    )
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base in the embedded base's layout (v-prediction, factor 4, 32 px, `controlnet/`, `digests.json`); do not write into it."""
+    """A base in the embedded base's layout (v-prediction, factor 4, 32 px, `controlnet/`, `digests.json`); do not write
+    into it.
+    """
     return make_tiny_base(tmp_path_factory.mktemp("tiny") / "base")
 
 
 @pytest.fixture(scope="session")
 def tiny_stable_diffusion_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base in Stable Diffusion 1.5's layout (epsilon prediction, factor 8, PNDM, no control network); do not write into it."""
+    """A base in Stable Diffusion 1.5's layout (epsilon prediction, factor 8, PNDM, no control network); do not write
+    into it.
+    """
     folder = make_tiny_base(
-        tmp_path_factory.mktemp("tiny") / "sd", prediction_type="epsilon", scheduler="pndm", vae_stages=4, with_control=False
+        tmp_path_factory.mktemp("tiny") / "sd",
+        prediction_type="epsilon",
+        scheduler="pndm",
+        vae_stages=4,
+        with_control=False,
     )
     (folder / "digests.json").unlink()
     return folder
@@ -174,7 +198,11 @@ def training_tiles() -> Callable[..., list[Any]]:
                 image[mask] = 10
                 instances.append((1 + index % 2, mask))
             names = tuple(("crack", "blowhole")[category_id - 1] for category_id, _ in instances)
-            tiles.append(TrainingTile(id=f"t{index}", image=image, instances=tuple(instances), class_names=names, valid_hw=(32, 48)))
+            tiles.append(
+                TrainingTile(
+                    id=f"t{index}", image=image, instances=tuple(instances), class_names=names, valid_hw=(32, 48)
+                )
+            )
         return tiles
 
     return make
@@ -215,7 +243,9 @@ def kill_three_times(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
     def run(code: str, *, seed: int = 0) -> tuple[Path, Path]:
         script = tmp_path / "stage.py"
         script.write_text(_KILL_SCRIPT.format(code=textwrap.dedent(code)))
-        done = subprocess.run([sys.executable, str(script), str(tmp_path), str(seed)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, str(script), str(tmp_path), str(seed)], capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         return tmp_path / "whole", tmp_path / "killed"
 

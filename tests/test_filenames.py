@@ -47,7 +47,8 @@ def test_names_of_several_texts_are_distinct_where_capitals_do_not_count(texts: 
 
 
 @pytest.mark.parametrize(
-    "text", ["../../../x", "/etc/x", "a/b", "", "x" * 300, "CON", "aux.txt", "crack.", ".hidden", "a%2Fb", "~", "\0", "\ud800"]
+    "text",
+    ["../../../x", "/etc/x", "a/b", "", "x" * 300, "CON", "aux.txt", "crack.", ".hidden", "a%2Fb", "~", "\0", "\ud800"],
 )
 def test_hostile_class_names_stay_inside_their_folder(text: str, tmp_path: Path) -> None:
     path = tmp_path / file_name_of(text)

@@ -43,8 +43,10 @@ def make(path: Path, text: str = "a", *, kind: str = "dataset", addressed: bool 
 
 def contents(folder: Path) -> dict[str, str]:
     return {
-        p.relative_to(folder).as_posix(): p.read_text() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != MARKER_NAME
-    }  # fmt: skip
+        p.relative_to(folder).as_posix(): p.read_text()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != MARKER_NAME
+    }
 
 
 def test_a_folder_of_ours_is_replaced_as_a_whole_and_lists_its_files(tmp_path: Path) -> None:
@@ -90,7 +92,9 @@ def test_the_root_of_the_file_system_and_places_below_files_are_refused(tmp_path
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_an_empty_current_folder_is_filled_and_stays_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_current_folder_is_filled_and_stays_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = tmp_path / "here"
     place.mkdir()
     (place / ".DS_Store").write_text("litter")
@@ -161,10 +165,16 @@ def test_a_source_inside_the_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), ValueError("stop"), KeyboardInterrupt()])
 def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path: Path, fault: BaseException) -> None:
     make(tmp_path / "out")
-    with pytest.raises((OutputError, ValueError, KeyboardInterrupt)), atomic_folder(tmp_path / "out", kind="dataset") as folder:
+    with (
+        pytest.raises((OutputError, ValueError, KeyboardInterrupt)),
+        atomic_folder(tmp_path / "out", kind="dataset") as folder,
+    ):
         (folder / "half").write_text("half")
         raise fault
-    with pytest.raises((OutputError, ValueError, KeyboardInterrupt)), atomic_folder(tmp_path / "a" / "b", kind="dataset"):
+    with (
+        pytest.raises((OutputError, ValueError, KeyboardInterrupt)),
+        atomic_folder(tmp_path / "a" / "b", kind="dataset"),
+    ):
         raise fault
     assert contents(tmp_path) == {"out/images/a.png": "a", "out/index.json": "a"}
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -249,12 +259,16 @@ def test_nothing_without_our_marker_is_ever_removed(tmp_path: Path) -> None:
     (tmp_path / "ours" / "mine.txt").write_text("mine")
     remove_ours(tmp_path / "ours")
     assert contents(tmp_path) == {"users/file": "mine", "ours/mine.txt": "mine"}
-    write_marker(tmp_path / "users", Marker(kind="x", files={"../ours/mine.txt": {"sha256": "", "size": 4, "mtime_ns": 0}}))
+    write_marker(
+        tmp_path / "users", Marker(kind="x", files={"../ours/mine.txt": {"sha256": "", "size": 4, "mtime_ns": 0}})
+    )
     remove_ours(tmp_path / "users")
     assert contents(tmp_path) == {"users/file": "mine", "ours/mine.txt": "mine"}
 
 
-def test_inside_an_unfinished_folder_nothing_is_marked_or_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inside_an_unfinished_folder_nothing_is_marked_or_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
     with in_progress(tmp_path / "work"):
@@ -310,7 +324,11 @@ def test_a_file_of_a_claimed_folder_is_told_apart_from_an_edited_one(tmp_path: P
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_a_picture_of_ours_may_be_replaced_and_no_other(tmp_path: Path, suffix: str) -> None:
-    path, image, save = tmp_path / f"sheet{suffix}", np.zeros((4, 6, 3), np.uint8), save_png if suffix == ".png" else save_jpeg
+    path, image, save = (
+        tmp_path / f"sheet{suffix}",
+        np.zeros((4, 6, 3), np.uint8),
+        save_png if suffix == ".png" else save_jpeg,
+    )
     require_new_or_ours(path)
     save(path, image)
     with pytest.raises(OutputError, match="not made by Defectory"):
@@ -333,7 +351,9 @@ def test_long_names_leave_room_for_the_temporary_ones(tmp_path: Path) -> None:
     save_png(tmp_path / ("x" * 251 + ".png"), np.zeros((4, 6, 3), np.uint8))
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": 3}', b"\xff\xfe", json.dumps({"kind": "a", "files": {"x": 1}}).encode()])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"kind": 3}', b"\xff\xfe", json.dumps({"kind": "a", "files": {"x": 1}}).encode()]
+)
 def test_a_marker_that_cannot_be_understood_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MARKER_NAME).write_bytes(content)
     assert read_marker(tmp_path) is None

@@ -142,7 +142,9 @@ def test_augmentation_keeps_the_grain_of_a_surface(strength) -> None:
         zoom = np.sqrt(abs(np.linalg.det(np.array(geometric.matrix)[:, :2])))
         moved = geometric.apply_image(image)[10:-10, 10:-10, 0].astype(float)
         assert moved.std() == pytest.approx(30, rel=0.05)
-        assert np.abs(np.diff(moved)).mean() == pytest.approx(np.abs(np.diff(image[..., 0].astype(float))).mean() * zoom, rel=0.08)
+        assert np.abs(np.diff(moved)).mean() == pytest.approx(
+            np.abs(np.diff(image[..., 0].astype(float))).mean() * zoom, rel=0.08
+        )
 
 
 def test_a_round_view_gets_no_second_one_beside_it() -> None:

@@ -78,7 +78,9 @@ def written(path: Path, data: bytes) -> Path:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
-def test_twelve_bits_in_sixteen_are_read_as_the_eight_bit_image_that_they_come_from(tmp_path: Path, suffix: str) -> None:
+def test_twelve_bits_in_sixteen_are_read_as_the_eight_bit_image_that_they_come_from(
+    tmp_path: Path, suffix: str
+) -> None:
     deep = grey().astype(np.uint16) * 16
     path = written(tmp_path / f"a.{suffix}", encode_tiff(deep) if suffix == "tif" else file_of(deep))
     loaded = load_image(path)
@@ -113,8 +115,9 @@ def test_an_image_alone_is_read_in_the_bit_depth_that_holds_its_values(values: P
 def write_set(folder: Path, images: dict[str, Pixels]) -> list[Path]:
     folder.mkdir()
     return [
-        written(folder / name, encode_tiff(pixels) if name.endswith(".tif") else file_of(pixels)) for name, pixels in images.items()
-    ]  # fmt: skip
+        written(folder / name, encode_tiff(pixels) if name.endswith(".tif") else file_of(pixels))
+        for name, pixels in images.items()
+    ]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,8 @@ def test_eight_bit_images_are_never_scaled_and_only_opened(tmp_path: Path, monke
 
 def test_a_mixed_set_is_told(tmp_path: Path) -> None:
     files = write_set(
-        tmp_path / "set", {"a.png": grey(), "b.png": grey().astype(np.uint16) * 200, "c.png": np.full(SIZE_HW, 700, np.uint16)}
+        tmp_path / "set",
+        {"a.png": grey(), "b.png": grey().astype(np.uint16) * 200, "c.png": np.full(SIZE_HW, 700, np.uint16)},
     )
     found, remarks = measure_value_range(files)
     assert found == ValueRange(low=0, high=65535)
@@ -176,7 +180,10 @@ def test_a_mixed_set_is_told(tmp_path: Path) -> None:
 
 
 def test_fractions_among_larger_floats_are_read_as_what_they_are(tmp_path: Path) -> None:
-    files = write_set(tmp_path / "set", {"a.tif": grey(0).astype("f4"), "b.tif": grey(1).astype("f4") / 255, "c.tif": grey(2).astype("f4")})
+    files = write_set(
+        tmp_path / "set",
+        {"a.tif": grey(0).astype("f4"), "b.tif": grey(1).astype("f4") / 255, "c.tif": grey(2).astype("f4")},
+    )
     found, remarks = measure_value_range(files)
     assert found == ValueRange(low=0, high=255)
     assert "b.tif is not of that range and read in its own" in remarks
@@ -220,7 +227,9 @@ def test_scaling_is_linear_rounded_and_clipped_whatever_the_number_type(dtype: s
 @pytest.mark.parametrize("big_endian", [False, True])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4", "u8", "f4", "f8"])
-def test_deep_tiffs_keep_every_value_and_their_number_type(tmp_path: Path, dtype: str, channels: int, big_endian: bool) -> None:
+def test_deep_tiffs_keep_every_value_and_their_number_type(
+    tmp_path: Path, dtype: str, channels: int, big_endian: bool
+) -> None:
     pixels = colour(channels).astype(dtype) if channels > 1 else grey().astype(dtype)
     path = written(tmp_path / "a.tif", encode_tiff(pixels, big_endian=big_endian))
     native = load_native(path)
@@ -251,9 +260,11 @@ def test_sixteen_bit_colour_pngs_lose_nothing(tmp_path: Path, channels: int) -> 
 @pytest.mark.parametrize("kind", ["grey16", "rgb16", "rgb float", "float"])
 def test_compressed_deep_tiffs_are_read(tmp_path: Path, compression: int, kind: str) -> None:
     pixels = {
-        "grey16": grey().astype(np.uint16) * 100, "rgb16": colour().astype(np.uint16) * 100, "rgb float": colour().astype(np.float32) / 255,
+        "grey16": grey().astype(np.uint16) * 100,
+        "rgb16": colour().astype(np.uint16) * 100,
+        "rgb float": colour().astype(np.float32) / 255,
         "float": grey().astype(np.float32),
-    }[kind]  # fmt: skip
+    }[kind]
     stored = pixels if pixels.ndim == 2 else np.ascontiguousarray(pixels[..., ::-1])
     data = cv2.imencode(".tif", stored, [cv2.IMWRITE_TIFF_COMPRESSION, compression])[1].tobytes()
     np.testing.assert_array_equal(load_native(written(tmp_path / "a.tif", data)), pixels)
@@ -295,7 +306,9 @@ def test_kinds_of_eight_bits_are_read_and_can_be_written_again(
         (lambda: file_of(grey(), "GIF"), "can be drawn"),
     ],
 )
-def test_kinds_that_cannot_be_written_again_are_read_and_refused_as_frames(tmp_path: Path, make: Callable[[], bytes], says: str) -> None:
+def test_kinds_that_cannot_be_written_again_are_read_and_refused_as_frames(
+    tmp_path: Path, make: Callable[[], bytes], says: str
+) -> None:
     path = written(tmp_path / "a.bin", make())
     if "palette" in says or "can be" not in says:
         assert load_rgb(path).shape == (*SIZE_HW, 3)
@@ -419,8 +432,14 @@ def test_images_with_broken_exif_are_read_with_a_remark(tmp_path: Path) -> None:
         (lambda: b"%PDF-1.4 ....", "a PDF, not a supported"),
         (lambda: b"8BPS" + b"\0" * 60, "a Photoshop file"),
         (lambda: b"version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
-        (lambda: encode_tiff(np.repeat(grey()[..., None], 2, axis=2).astype(np.uint16)), "a TIFF with 2 channels of 16-bit integers"),
-        (lambda: with_wrong_pixels(file_of(colour())), r"damaged or truncated \(the checksum of its IDAT part is wrong\)"),
+        (
+            lambda: encode_tiff(np.repeat(grey()[..., None], 2, axis=2).astype(np.uint16)),
+            "a TIFF with 2 channels of 16-bit integers",
+        ),
+        (
+            lambda: with_wrong_pixels(file_of(colour())),
+            r"damaged or truncated \(the checksum of its IDAT part is wrong\)",
+        ),
         (lambda: encode_tiff(grey().astype(np.float16)), "a TIFF with 1 channel of 16-bit floats"),
         (lambda: bomb(50_000, 50_000), "more than 178 megapixels"),
         (lambda: bomb(13_000, 14_000), "more than 178 megapixels"),
@@ -436,7 +455,9 @@ def test_what_cannot_be_read_is_told_with_its_cause(tmp_path: Path, make: Callab
     assert len(str(caught.value)) < len(str(path)) + 260
 
 
-@pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("WEBP", {"lossless": True})])
+@pytest.mark.parametrize(
+    ("kind", "options"), [("PNG", {}), ("JPEG", {"progressive": True}), ("GIF", {}), ("WEBP", {"lossless": True})]
+)
 def test_large_images_of_one_colour_are_no_bombs(tmp_path: Path, kind: str, options: dict[str, Any]) -> None:
     path = written(tmp_path / "a.bin", file_of(Image.new("1" if kind == "PNG" else "L", (4100, 4000)), kind, **options))
     assert image_size_hw(path) == (4000, 4100)
@@ -578,16 +599,30 @@ def seeds_of_fuzz() -> dict[str, bytes]:
     exif, page = exif_of(6), Image.fromarray(colour()[..., ::-1])
     animated: dict[str, Any] = {"save_all": True, "append_images": [page, page]}
     return {
-        "png": file_of(colour()), "png grey": file_of(grey()), "png 16": file_of(grey().astype(np.uint16) * 16),
-        "png rgb 16": encode_png(colour().astype(np.uint16) * 200), "png exif": file_of(colour(), exif=exif), "apng": file_of(colour(), **animated),
-        "jpeg": file_of(colour(), "JPEG"), "jpeg exif": file_of(colour(), "JPEG", exif=exif), "jpeg progressive": file_of(colour(), "JPEG", progressive=True),
-        "bmp": file_of(colour(), "BMP"), "webp": file_of(colour(), "WEBP"), "webp animated": file_of(colour(), "WEBP", **animated),
-        "gif": file_of(grey(), "GIF"), "gif animated": file_of(colour(), "GIF", **animated), "tiff": file_of(colour(), "TIFF"),
-        "tiff lzw": file_of(colour(), "TIFF", compression="tiff_lzw"), "tiff jpeg": file_of(colour(), "TIFF", compression="jpeg"),
-        "tiff pages": file_of(colour(), "TIFF", **animated), "tiff exif": file_of(colour(), "TIFF", exif=exif), "tiff 16": encode_tiff(grey().astype(np.uint16)),
-        "tiff rgb 16": encode_tiff(colour().astype(np.uint16)), "tiff rgb float": encode_tiff(colour().astype(np.float32)),
+        "png": file_of(colour()),
+        "png grey": file_of(grey()),
+        "png 16": file_of(grey().astype(np.uint16) * 16),
+        "png rgb 16": encode_png(colour().astype(np.uint16) * 200),
+        "png exif": file_of(colour(), exif=exif),
+        "apng": file_of(colour(), **animated),
+        "jpeg": file_of(colour(), "JPEG"),
+        "jpeg exif": file_of(colour(), "JPEG", exif=exif),
+        "jpeg progressive": file_of(colour(), "JPEG", progressive=True),
+        "bmp": file_of(colour(), "BMP"),
+        "webp": file_of(colour(), "WEBP"),
+        "webp animated": file_of(colour(), "WEBP", **animated),
+        "gif": file_of(grey(), "GIF"),
+        "gif animated": file_of(colour(), "GIF", **animated),
+        "tiff": file_of(colour(), "TIFF"),
+        "tiff lzw": file_of(colour(), "TIFF", compression="tiff_lzw"),
+        "tiff jpeg": file_of(colour(), "TIFF", compression="jpeg"),
+        "tiff pages": file_of(colour(), "TIFF", **animated),
+        "tiff exif": file_of(colour(), "TIFF", exif=exif),
+        "tiff 16": encode_tiff(grey().astype(np.uint16)),
+        "tiff rgb 16": encode_tiff(colour().astype(np.uint16)),
+        "tiff rgb float": encode_tiff(colour().astype(np.float32)),
         "tiff float": file_of(grey().astype(np.float32), "TIFF", compression="tiff_deflate"),
-    }  # fmt: skip
+    }
 
 
 def mutated(data: bytes, rng: random.Random) -> bytes:
@@ -609,8 +644,13 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
     return bytes(result)
 
 
-def test_standard_error_is_there_again_after_many_threads_read_damaged_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    files = [written(tmp_path / f"{number}.tif", file_of(colour(), "TIFF", compression="tiff_lzw")[:700]) for number in range(40)]
+def test_standard_error_is_there_again_after_many_threads_read_damaged_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    files = [
+        written(tmp_path / f"{number}.tif", file_of(colour(), "TIFF", compression="tiff_lzw")[:700])
+        for number in range(40)
+    ]
 
     def read(path: Path) -> int:
         with pytest.raises(ImageError):
@@ -623,7 +663,9 @@ def test_standard_error_is_there_again_after_many_threads_read_damaged_files(tmp
     assert capfd.readouterr().err == "still there"
 
 
-def test_nothing_but_image_errors_comes_out_of_600_mutated_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_but_image_errors_comes_out_of_600_mutated_files(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     rng, path = random.Random(29), tmp_path / "a.bin"
     read, refused, told = 0, 0, set[str]()
     seeds = list(seeds_of_fuzz().values())

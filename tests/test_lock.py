@@ -23,7 +23,9 @@ with run_lock(Path(sys.argv[1])):
 
 
 def hold(folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen([sys.executable, "-P", "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -32,7 +34,9 @@ def hold(folder: Path) -> subprocess.Popen[str]:
 def test_a_second_process_is_told_in_one_line_who_holds_the_run(tmp_path: Path) -> None:
     process = hold(tmp_path)
     with (
-        pytest.raises(StageError, match=rf"process {process.pid} on .*, since 20.*wait until it has ended, or stop it") as caught,
+        pytest.raises(
+            StageError, match=rf"process {process.pid} on .*, since 20.*wait until it has ended, or stop it"
+        ) as caught,
         run_lock(tmp_path),
     ):
         pass
@@ -57,15 +61,26 @@ def test_a_process_may_take_its_own_lock_again_and_holds_it_to_the_last_end(tmp_
     with run_lock(tmp_path):
         with run_lock(tmp_path):
             pass
-        done = subprocess.run([sys.executable, "-P", "-c", HOLD, str(tmp_path)], input="\n", capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", HOLD, str(tmp_path)], input="\n", capture_output=True, text=True, check=False
+        )
         assert done.returncode == 1
         assert "another process is writing into this run" in done.stderr
 
 
 def test_the_lock_of_another_machine_holds_until_it_is_removed(tmp_path: Path) -> None:
-    other = {**process_identity(), "host": "elsewhere", "boot": "another", "since": "2026-11-28T04:00:00+01:00", "command": "defectory run"}
+    other = {
+        **process_identity(),
+        "host": "elsewhere",
+        "boot": "another",
+        "since": "2026-11-28T04:00:00+01:00",
+        "command": "defectory run",
+    }
     (tmp_path / LOCK_NAME).write_text(json.dumps(other))
-    with pytest.raises(StageError, match=rf"on elsewhere, .*or remove .*{LOCK_NAME} if it no longer runs there"), run_lock(tmp_path):
+    with (
+        pytest.raises(StageError, match=rf"on elsewhere, .*or remove .*{LOCK_NAME} if it no longer runs there"),
+        run_lock(tmp_path),
+    ):
         pass
     (tmp_path / LOCK_NAME).unlink()
     with run_lock(tmp_path):

@@ -21,11 +21,7 @@ def test_a_text_is_read_whatever_its_encoding(encoding: str, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("data", "words"),
-    [
-        (b"\xff\xfe\x00", "is not text"),
-        (b"a,b\x00c\n1", "zero bytes"),
-        (b"\x81\x8d\xff", "is not text"),
-    ],
+    [(b"\xff\xfe\x00", "is not text"), (b"a,b\x00c\n1", "zero bytes"), (b"\x81\x8d\xff", "is not text")],
 )
 def test_what_is_no_text_is_refused_in_one_line(data: bytes, words: str, tmp_path: Path) -> None:
     path = tmp_path / "a.csv"

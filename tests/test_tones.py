@@ -8,13 +8,16 @@ from defectory.tones import CONTRAST, LIGHTNESS, contrast_steps, tone_words
 SIZE_HW = (40, 56)
 
 
-@pytest.mark.parametrize(("level", "word"), [(0, "black"), (23, "black"), (24, "sooty"), (100, "muted"), (254, "white"), (255, "white")])
+@pytest.mark.parametrize(
+    ("level", "word"), [(0, "black"), (23, "black"), (24, "sooty"), (100, "muted"), (254, "white"), (255, "white")]
+)
 def test_lightness_goes_by_the_mean(level: int, word: str) -> None:
     assert tone_words(np.full((*SIZE_HW, 3), level, np.uint8)) == f"{word} flat"
 
 
 @pytest.mark.parametrize(
-    ("deviation", "word"), [(3, "flat"), (10, "even"), (15, "mild"), (20, "clear"), (30, "strong"), (50, "harsh"), (90, "stark")]
+    ("deviation", "word"),
+    [(3, "flat"), (10, "even"), (15, "mild"), (20, "clear"), (30, "strong"), (50, "harsh"), (90, "stark")],
 )
 def test_contrast_goes_by_the_standard_deviation(deviation: int, word: str) -> None:
     image = np.full((*SIZE_HW, 3), 128 - deviation, np.uint8)

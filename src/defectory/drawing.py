@@ -48,7 +48,9 @@ def write_text(image: Image, text: str, left_bottom: tuple[int, int], *, size: f
         size: relative to the font's own.
         colour: RGB.
     """
-    plain = "".join(letter for letter in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(letter))
+    plain = "".join(
+        letter for letter in unicodedata.normalize("NFKD", text.replace("ß", "ss")) if not unicodedata.combining(letter)
+    )
     # the font would draw several marks for any other letter
     shown = "".join(letter if letter.isprintable() else "?" for letter in plain).encode("ascii", "replace").decode()
     cv2.putText(image, shown, left_bottom, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)
@@ -57,7 +59,8 @@ def write_text(image: Image, text: str, left_bottom: tuple[int, int], *, size: f
 def contact_sheet(
     cells: Sequence[Image], *, columns: int, labels: Sequence[str] | None = None, gap_px: int = 4, cell_px: int = 160
 ) -> Image:
-    """Lay images out in a grid on white, each fitted into a square cell, an optional label under it; rows of wide images are lower.
+    """Lay images out in a grid on white, each fitted into a square cell, an optional label under it; rows of wide
+    images are lower.
 
     Args:
         cells: RGB uint8 images of any size.
@@ -68,14 +71,18 @@ def contact_sheet(
     """
     text_px = 16 if labels else 0
     sizes_hw = [fitted_size_hw((cell.shape[0], cell.shape[1]), cell_px) for cell in cells]
-    heights = [max(size_hw[0] for size_hw in sizes_hw[first : first + columns]) for first in range(0, len(cells), columns)]
+    heights = [
+        max(size_hw[0] for size_hw in sizes_hw[first : first + columns]) for first in range(0, len(cells), columns)
+    ]
     tops = np.cumsum([gap_px, *(height + text_px + gap_px for height in heights)])
     sheet = np.full((int(tops[-1]), columns * (cell_px + gap_px) + gap_px, 3), 255, np.uint8)
     for index, (cell, size_hw) in enumerate(zip(cells, sizes_hw, strict=True)):
         row, column = divmod(index, columns)
         top, left = int(tops[row]), gap_px + column * (cell_px + gap_px)
         shrink = max(cell.shape[:2]) > cell_px
-        fitted = cv2.resize(cell, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST)
+        fitted = cv2.resize(
+            cell, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_NEAREST
+        )
         sheet[top : top + size_hw[0], left : left + size_hw[1]] = fitted
         if labels:
             write_text(sheet, labels[index][:28], (left, top + heights[row] + 12), size=0.36, colour=(40, 40, 40))

@@ -11,8 +11,8 @@ DefectoryError                  exit code 1: a run failed
     ├── WeightsError            a base, a checkpoint or an adapter
     └── OutputError             an output folder that cannot be written or is full (a StageError too)
 
-Every message is one line: where, what was found, what to do. What it quotes from data cannot break the line or reach the terminal as a
-control character.
+Every message is one line: where, what was found, what to do. What it quotes from data cannot break the line or reach
+the terminal as a control character.
 """
 
 from __future__ import annotations

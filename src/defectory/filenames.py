@@ -8,7 +8,9 @@ import unicodedata
 from collections.abc import Iterable
 
 MAX_BYTES = 120
-"""Longer encoded names are cut and end in a digest: every file system takes 255 bytes, and suffixes and temporary names need room."""
+"""Longer encoded names are cut and end in a digest: every file system takes 255 bytes, and suffixes and temporary names
+need room.
+"""
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _SAFE = frozenset(" !#$&'()+,-.;=@[]^_`{}~")
 _EMPTY = "%"
@@ -18,7 +20,8 @@ def file_name_of(text: str) -> str:
     """Return a file name that stands for a text: no separator, no control character, no name that any system reserves.
 
     Characters that are unsafe somewhere become `%` and two hex digits per UTF-8 byte; `text_of` reads them back.
-    The empty text is `%`. A name over `MAX_BYTES` is cut and ends in `%~` and a digest; `text_of` needs the known texts then.
+    The empty text is `%`. A name over `MAX_BYTES` is cut and ends in `%~` and a digest; `text_of` needs the known texts
+    then.
 
     Args:
         text: anything, for example a class name of a user's annotation file.
@@ -45,12 +48,16 @@ def text_of(name: str, known: Iterable[str] = ()) -> str | None:
         return ""
     if "%~" in name:
         return next((text for text in known if file_name_of(text).casefold() == name.casefold()), None)
-    data = re.sub(rb"%([0-9A-Fa-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode("utf-8", "surrogatepass"))
+    data = re.sub(
+        rb"%([0-9A-Fa-f]{2})", lambda found: bytes([int(found[1], 16)]), name.encode("utf-8", "surrogatepass")
+    )
     return data.decode("utf-8", "surrogatepass")
 
 
 def file_names_of(texts: Iterable[str]) -> dict[str, str]:
-    """Return a file name for each of several texts, distinct where capitals do not count either; `text_of` reads each back."""
+    """Return a file name for each of several texts, distinct where capitals do not count either; `text_of` reads each
+    back.
+    """
     names: dict[str, str] = {}
     taken: set[str] = set()
     for text in texts:

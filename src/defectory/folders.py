@@ -47,9 +47,13 @@ from defectory.run import (
 WORK_NAME = ".work"
 """Folder of a run in which stages make their outcomes; all in it is ours."""
 FULL = frozenset({"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO"})
-SYSTEM_LITTER = frozenset({".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", ".directory", "@eadir", "lost+found", ".nfs"})
+SYSTEM_LITTER = frozenset(
+    {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", ".directory", "@eadir", "lost+found", ".nfs"}
+)
 """What systems leave in folders of themselves, lower case: a folder with nothing else counts as empty."""
-_LEFTOVER = re.compile(r"\.defectory-\d+-[0-9a-f]{8}\.tmp(\..*)?|\.defectory\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.(tmp|old)|\.tmp[0-9A-Za-z]{6}")
+_LEFTOVER = re.compile(
+    r"\.defectory-\d+-[0-9a-f]{8}\.tmp(\..*)?|\.defectory\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.(tmp|old)|\.tmp[0-9A-Za-z]{6}"
+)
 """Names of what is half-written: files and folders of ours, and files of safetensors."""
 
 
@@ -65,8 +69,8 @@ def require_replaceable(path: Path, *, kind: str, sources: Iterable[Path] = (), 
         path: the folder to make.
         kind: of folder.
         sources: files and folders that are read to make it, and which must not lie in it.
-        addressed: a user named it. Where not, files that were changed since we wrote them do not matter (they are damage, and
-            are made anew), nor does the folder in which the command runs.
+        addressed: a user named it. Where not, files that were changed since we wrote them do not matter (they are
+            damage, and are made anew), nor does the folder in which the command runs.
 
     Raises:
         OutputError: it may not; nothing was written.
@@ -83,7 +87,9 @@ def require_replaceable(path: Path, *, kind: str, sources: Iterable[Path] = (), 
                 raise OutputError(place, "is a file, not a folder", todo)
             # an unwritable parent does not matter to a folder that is there and empty
             if not os.access(place, os.W_OK | os.X_OK) and (place == where or not where.exists()):
-                raise OutputError(place, "cannot be written (permission denied)", "give another folder, or make it writable")
+                raise OutputError(
+                    place, "cannot be written (permission denied)", "give another folder, or make it writable"
+                )
             break
     if not where.exists():
         return
@@ -93,14 +99,18 @@ def require_replaceable(path: Path, *, kind: str, sources: Iterable[Path] = (), 
     if marker is None or marker.kind != kind:
         raise OutputError(path, _found(where, marker, kind), todo)
     if not os.access(where.parent, os.W_OK | os.X_OK) or where.is_mount():
-        raise OutputError(path, "cannot be replaced, since the folder that it lies in cannot be written", "give a new folder below it")
+        raise OutputError(
+            path, "cannot be replaced, since the folder that it lies in cannot be written", "give a new folder below it"
+        )
     for source in sources:
         if absolute(source).resolve().is_relative_to(where.resolve()):
             raise OutputError(path, f"holds {source}, from which it would be made", todo)
     if not addressed:
         return
     if Path.cwd().resolve().is_relative_to(where.resolve()):
-        raise OutputError(path, "is or holds the current folder, which cannot be replaced", "run the command from another folder")
+        raise OutputError(
+            path, "is or holds the current folder, which cannot be replaced", "run the command from another folder"
+        )
     changed = next(changed_files(where, marker), None)
     if changed is not None:
         raise OutputError(path, f"{changed} was changed since Defectory wrote it", todo)
@@ -129,17 +139,26 @@ def _users_names(folder: Path) -> list[str]:
         names = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:
         raise OutputError(folder, f"cannot be read ({reason_of(error)})", "give another folder") from None
-    return [n for n in names if n.lower() not in SYSTEM_LITTER and not n.startswith(("._", ".nfs")) and not _LEFTOVER.fullmatch(n)]
+    return [
+        n
+        for n in names
+        if n.lower() not in SYSTEM_LITTER and not n.startswith(("._", ".nfs")) and not _LEFTOVER.fullmatch(n)
+    ]
 
 
 @contextlib.contextmanager
 def atomic_folder(
-    path: Path, *, kind: str, digests: Mapping[str, str] | None = None, sources: Iterable[Path] = (), addressed: bool = True
+    path: Path,
+    *,
+    kind: str,
+    digests: Mapping[str, str] | None = None,
+    sources: Iterable[Path] = (),
+    addressed: bool = True,
 ) -> Generator[Path]:
     """Yield a temporary folder; on success it takes the place of `path`, else it is removed and `path` is as it was.
 
-    In a folder that is itself unfinished (a stage's work folder) there is nothing to protect: no marker is written and nothing
-    is synced, since that is done once for the whole.
+    In a folder that is itself unfinished (a stage's work folder) there is nothing to protect: no marker is written and
+    nothing is synced, since that is done once for the whole.
 
     Args:
         path: the folder to make: absent, empty, or ours of this kind, in which files of others are carried over.
@@ -163,7 +182,8 @@ def atomic_folder(
     try:
         with _told(path, None):
             made = _make_parents(where)
-            # beside it, but for an empty folder, which keeps its identity: a shell may stand in it, or it is a mount point
+            # beside it, but for an empty folder, which keeps its identity: a shell may stand in it, or it is a mount
+            # point
             inside = where.exists() and read_marker(where) is None
             temporary = _temporary(where if inside else where.parent, where.name)
             temporary.mkdir()
@@ -209,16 +229,27 @@ def _told(path: Path, temporary: Path | None) -> Generator[None]:
 
         name = error.filename
         is_full = errno.errorcode.get(error.errno or 0) in FULL
-        if name is not None and not is_full and temporary is not None and error.filename2 is None and not isinstance(name, int):
+        if (
+            name is not None
+            and not is_full
+            and temporary is not None
+            and error.filename2 is None
+            and not isinstance(name, int)
+        ):
             other = absolute(Path(os.fsdecode(name)))
             if not other.is_relative_to(absolute(temporary)) and not other.is_relative_to(absolute(path)):
-                raise InputError(other, f"cannot be read ({reason_of(error)})", "check the file and its permissions") from error
+                raise InputError(
+                    other, f"cannot be read ({reason_of(error)})", "check the file and its permissions"
+                ) from error
         todo = "free space or choose another output folder" if is_full else "choose another output folder"
         raise OutputError(path, f"cannot be written ({reason_of(error)})", todo) from error
 
 
-def publish(work: Path, path: Path, *, kind: str, digests: Mapping[str, str] | None = None, keep_changed: bool = True) -> None:
-    """Put a whole folder in the place of `path`: write its marker, sync all of it, swap, carry over what others put into the old one.
+def publish(
+    work: Path, path: Path, *, kind: str, digests: Mapping[str, str] | None = None, keep_changed: bool = True
+) -> None:
+    """Put a whole folder in the place of `path`: write its marker, sync all of it, swap, carry over what others put
+    into the old one.
 
     Args:
         work: the new folder, beside `path` or on its file system; it is gone afterwards.
@@ -279,7 +310,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def retire(old: Path, new: Path, *, keep_changed: bool) -> None:
-    """Remove an old folder of ours whose place another has taken; files of others in it, and changed ones where asked, move to that."""
+    """Remove an old folder of ours whose place another has taken; files of others in it, and changed ones where asked,
+    move to that.
+    """
     marker = read_marker(old)
     if marker is None or marker.maker is not None:
         return
@@ -327,7 +360,8 @@ def _remove_listed(folder: Path, marker: Marker) -> None:
 
 
 def remove_ours(path: Path) -> None:
-    """Remove a folder of ours: all of an unfinished one or of one in it, else the files that the marker lists; what others put there stays.
+    """Remove a folder of ours: all of an unfinished one or of one in it, else the files that the marker lists; what
+    others put there stays.
 
     This is the only function that removes a folder with what is in it. A folder without our marker is left alone.
     """
@@ -335,7 +369,9 @@ def remove_ours(path: Path) -> None:
         return
     unfinished = unfinished_folder_of(path)
     inside_ours = unfinished is not None and unfinished != absolute(path)
-    if inside_ours or any(parent.name == WORK_NAME and is_ours(parent, kind="work") for parent in absolute(path).parents):
+    if inside_ours or any(
+        parent.name == WORK_NAME and is_ours(parent, kind="work") for parent in absolute(path).parents
+    ):
         _remove_tree(path)
         return
     marker = read_marker(path)
@@ -413,14 +449,17 @@ def _recover_one(leftover: Path, path: Path, pid: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written in an unfinished folder of ours, so that it ends as if never killed."""
+    """Remove what a killed process left half-written in an unfinished folder of ours, so that it ends as if never
+    killed.
+    """
     for path in sorted(folder.rglob(".*")):
         if _LEFTOVER.fullmatch(path.name):
             _remove_tree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
 
 
 def claim_folder(path: Path, *, kind: str, also: Collection[str] = (), todo: str = "give another folder") -> Path:
-    """Make a folder that fills up over time ours, and return it: absent, empty, or ours of this kind already. A link is followed.
+    """Make a folder that fills up over time ours, and return it: absent, empty, or ours of this kind already. A link is
+    followed.
 
     Args:
         path: the folder.
@@ -463,13 +502,16 @@ def require_claimable(path: Path, *, kind: str, also: Collection[str] = (), todo
 
 
 def require_new_or_ours(path: Path) -> None:
-    """Require that a picture may be written to a file that a user named: absent, or a picture that says Defectory made it.
+    """Require that a picture may be written to a file that a user named: absent, or a picture that says Defectory made
+    it.
 
     Raises:
         OutputError: it is there and was not made by Defectory, or cannot be written.
     """
     if path.is_symlink() or path.is_dir():
-        raise OutputError(path, "is a link" if path.is_symlink() else "is a folder, not a file", "give another file name")
+        raise OutputError(
+            path, "is a link" if path.is_symlink() else "is a folder, not a file", "give another file name"
+        )
     if not path.exists():
         require_replaceable(path.parent / f"{path.name}.", kind="picture") if not path.parent.is_dir() else None
         return
@@ -487,7 +529,26 @@ def require_new_or_ours(path: Path) -> None:
 
 
 __all__ = [
-    "Marker", "atomic_folder", "changed_files", "claim_folder", "files_of", "folder_is_whole", "is_empty", "is_ours", "publish",
-    "read_marker", "record_files", "recover", "remove_leftovers", "remove_ours", "require_claimable", "require_new_or_ours",
-    "require_replaceable", "require_space", "require_unchanged", "retire", "sync_tree", "write_marker",
-]  # fmt: skip
+    "Marker",
+    "atomic_folder",
+    "changed_files",
+    "claim_folder",
+    "files_of",
+    "folder_is_whole",
+    "is_empty",
+    "is_ours",
+    "publish",
+    "read_marker",
+    "record_files",
+    "recover",
+    "remove_leftovers",
+    "remove_ours",
+    "require_claimable",
+    "require_new_or_ours",
+    "require_replaceable",
+    "require_space",
+    "require_unchanged",
+    "retire",
+    "sync_tree",
+    "write_marker",
+]

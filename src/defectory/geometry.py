@@ -1,4 +1,6 @@
-"""Width and size of masks, and augmentation: one geometric transform for image, masks and driver together, and the paper's photometric changes."""
+"""Width and size of masks, and augmentation: one geometric transform for image, masks and driver together, and the
+paper's photometric changes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ DARK_LEVEL = 24
 """Grey level under which a pixel shows a hole or what is around the part, not the part."""
 DARK_SHARE = 0.3
 RESAMPLING = cv2.INTER_LANCZOS4
-"""Of augmented images. Between pixels a linear one takes a quarter of a grainy surface's detail, and networks learn what they see (decision 040)."""
+"""Of augmented images. Between pixels a linear one takes a quarter of a grainy surface's detail, and networks learn
+what they see (decision 040).
+"""
 THIN_PX = 6.0
 """An instance is thin under this width, in pixels."""
 _BLOCK_PX = 1024
@@ -34,7 +38,9 @@ def _widest_px(padded: NDArray[np.bool_]) -> float:
 
 
 def is_thinner(mask: NDArray[np.bool_], limit_px: float) -> bool:
-    """Tell whether a mask bool [H,W] is nowhere as thick as `limit_px`, as `width_px` measures; memory does not grow with the mask."""
+    """Tell whether a mask bool [H,W] is nowhere as thick as `limit_px`, as `width_px` measures; memory does not grow
+    with the mask.
+    """
     if min(mask.shape) < limit_px or not mask.any():
         return True
     padded = np.pad(mask, 1)
@@ -59,18 +65,24 @@ def _core_width_px(block: NDArray[np.bool_], start_yx: tuple[int, int], step: in
 
 
 def distance_to(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Give the distance of each pixel to a mask bool [H,W], float32 [H,W], pixels: 0 on it, infinite everywhere where it is empty."""
+    """Give the distance of each pixel to a mask bool [H,W], float32 [H,W], pixels: 0 on it, infinite everywhere where
+    it is empty.
+    """
     if not mask.any():
         return np.full(mask.shape, np.inf, np.float32)
     return cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE).astype(np.float32)
 
 
 def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask bool [H,W] to `size_hw` pixels; half coverage counts, and a mask that would vanish keeps every pixel it touches."""
+    """Resize a mask bool [H,W] to `size_hw` pixels; half coverage counts, and a mask that would vanish keeps every
+    pixel it touches.
+    """
     if mask.shape == size_hw:
         return mask
     cover = cv2.resize(
-        mask.astype(np.float32), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if size_hw[0] < mask.shape[0] else cv2.INTER_LINEAR
+        mask.astype(np.float32),
+        (size_hw[1], size_hw[0]),
+        interpolation=cv2.INTER_AREA if size_hw[0] < mask.shape[0] else cv2.INTER_LINEAR,
     )
     half = cover >= 0.5
     return half if half.any() else cover > 0
@@ -79,7 +91,8 @@ def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np
 def resize_crop(
     crop: NDArray[np.bool_], corner_yx: tuple[int, int], size_hw: tuple[int, int], new_size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """Resize a mask that is given as the crop that holds it, as `resize_mask` resizes the whole mask, and cut it to its box again.
+    """Resize a mask that is given as the crop that holds it, as `resize_mask` resizes the whole mask, and cut it to its
+    box again.
 
     Args:
         crop: bool [h,w], all of the mask.
@@ -106,7 +119,9 @@ def resize_crop(
 
 
 def _whole_periods(start: int, length: int, old: int, new: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the part (from, to) of an axis around a crop, before and after resizing, in which pixels fall as they do in the whole axis."""
+    """Return the part (from, to) of an axis around a crop, before and after resizing, in which pixels fall as they do
+    in the whole axis.
+    """
     count = gcd(old, new)
     period, new_period = old // count, new // count
     # a neighbour more on either side is what interpolation between pixels looks at
@@ -115,7 +130,8 @@ def _whole_periods(start: int, length: int, old: int, new: int) -> tuple[tuple[i
 
 
 def border_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Border:
-    """Give how a tile goes on beyond its border: a surface as its mirror image, a part in dark surroundings as they are at the border.
+    """Give how a tile goes on beyond its border: a surface as its mirror image, a part in dark surroundings as they are
+    at the border.
 
     Mirrored, the bright round view of a borescope would get a second one beside it.
 
@@ -130,7 +146,8 @@ def border_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Border:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A concrete augmentation: an affine map from output to source pixels inside the valid window, then photometric changes.
+    """A concrete augmentation: an affine map from output to source pixels inside the valid window, then photometric
+    changes.
 
     `matrix` maps output (x, y, 1) to source (x, y). Only the window `valid_hw` (from the upper left corner) is
     touched; padding outside it stays as it is.
@@ -150,11 +167,14 @@ class Augmentation:
         return cls(valid_hw=valid_hw, matrix=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
 
     @classmethod
-    def sample(cls, seed: int, valid_hw: tuple[int, int], *, strength: Strength, flip: bool = True, border: Border = "reflect") -> Self:
+    def sample(
+        cls, seed: int, valid_hw: tuple[int, int], *, strength: Strength, flip: bool = True, border: Border = "reflect"
+    ) -> Self:
         """Draw an augmentation, a pure function of its arguments.
 
-        What comes from beyond the window's border is reflected at it or goes on as it is there, image and mask alike. (Zooming in until nothing is
-        missing would cut off what lies at the border, a dark vignette for one, and shift the tones of the whole set.)
+        What comes from beyond the window's border is reflected at it or goes on as it is there, image and mask alike.
+        (Zooming in until nothing is missing would cut off what lies at the border, a dark vignette for one, and shift
+        the tones of the whole set.)
 
         Args:
             seed: of everything drawn.
@@ -184,7 +204,10 @@ class Augmentation:
         photometric = strength == "offline"
         return cls(
             valid_hw=valid_hw,
-            matrix=((float(rows[0, 0]), float(rows[0, 1]), float(rows[0, 2])), (float(rows[1, 0]), float(rows[1, 1]), float(rows[1, 2]))),
+            matrix=(
+                (float(rows[0, 0]), float(rows[0, 1]), float(rows[0, 2])),
+                (float(rows[1, 0]), float(rows[1, 1]), float(rows[1, 2])),
+            ),
             noise_sigma=float(rng.uniform(0, 3)) if photometric else 0.0,
             contrast=float(rng.uniform(0.9, 1.1)) if photometric else 1.0,
             noise_seed=int(rng.integers(2**31)),
@@ -199,7 +222,9 @@ class Augmentation:
     def _warp(self, window: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
         height, width = self.valid_hw
         mode = cv2.BORDER_REFLECT_101 if self.border == "reflect" else cv2.BORDER_REPLICATE
-        warped = cv2.warpAffine(window, np.array(self.matrix), (width, height), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=mode)
+        warped = cv2.warpAffine(
+            window, np.array(self.matrix), (width, height), flags=interpolation | cv2.WARP_INVERSE_MAP, borderMode=mode
+        )
         return warped.astype(np.uint8)
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:

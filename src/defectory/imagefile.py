@@ -1,4 +1,5 @@
-"""Image files opened with the values that they hold: Pillow reads 8 bit, OpenCV what Pillow reads badly. Every failure is one line.
+"""Image files opened with the values that they hold: Pillow reads 8 bit, OpenCV what Pillow reads badly. Every failure
+is one line.
 
 Knows nothing of RGB for models; `imageio` turns what is read here into that.
 """
@@ -39,7 +40,9 @@ MAX_PIXELS = 178_000_000
 """Larger images are refused as decompression bombs; Pillow's own limit is just above."""
 LARGE_PIXELS = 16_000_000
 MAX_PIXELS_PER_BYTE = {"PNG": 10_000.0, "JPEG": 2_000.0, "GIF": 4_000.0, "WEBP": 60_000.0}
-"""No encoder gets more pixels of one colour into a byte; a large image that says so would only cost time and memory before it fails."""
+"""No encoder gets more pixels of one colour into a byte; a large image that says so would only cost time and memory
+before it fails.
+"""
 MAX_WEBP_SIDE_PX = 16_383
 MAX_BYTES = 16_000_000_000
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
@@ -51,14 +54,30 @@ _HALF_TURN, _ON_ITS_SIDE = 3, (5, 6, 7, 8)
 _TIFF_MARKS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _SAMPLES = {1: "uint", 2: "int", 3: "float"}
 _OTHERS = (
-    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"), (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"), (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
-    (0, b"\xff\x0a", "a JPEG XL image"), (4, b"ftypavif", "an AVIF image"), (4, b"ftyphei", "an HEIC image"), (4, b"ftypmif1", "an HEIC image"),
-    (0, b"8BPS", "a Photoshop file"), (0, b"%PDF", "a PDF"), (0, b"%!PS", "a PostScript file"), (128, b"DICM", "a DICOM file"),
-    (0, b"\x89HDF", "an HDF5 file"), (0, b"\x93NUMPY", "a NumPy file"), (0, b"\x76\x2f\x31\x01", "an OpenEXR image"),
-    (0, b"SIMPLE  =", "a FITS file"), (0, b"\0\0\x01\0", "an icon"), (0, b"PK\x03\x04", "a ZIP archive"), (0, b"<svg", "an SVG drawing"),
-    (0, b"<?xml", "an XML file"), (0, b"<!DOCTYPE", "a web page"), (0, b"<html", "a web page"), (0, b"version https://git-lfs", "a Git LFS pointer"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000 image"),
+    (0, b"\xff\x4f\xff\x51", "a JPEG 2000 image"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL image"),
+    (0, b"\xff\x0a", "a JPEG XL image"),
+    (4, b"ftypavif", "an AVIF image"),
+    (4, b"ftyphei", "an HEIC image"),
+    (4, b"ftypmif1", "an HEIC image"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"%!PS", "a PostScript file"),
+    (128, b"DICM", "a DICOM file"),
+    (0, b"\x89HDF", "an HDF5 file"),
+    (0, b"\x93NUMPY", "a NumPy file"),
+    (0, b"\x76\x2f\x31\x01", "an OpenEXR image"),
+    (0, b"SIMPLE  =", "a FITS file"),
+    (0, b"\0\0\x01\0", "an icon"),
+    (0, b"PK\x03\x04", "a ZIP archive"),
+    (0, b"<svg", "an SVG drawing"),
+    (0, b"<?xml", "an XML file"),
+    (0, b"<!DOCTYPE", "a web page"),
+    (0, b"<html", "a web page"),
+    (0, b"version https://git-lfs", "a Git LFS pointer"),
     *((0, mark, "a PNM image") for mark in (b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n", b"P5 ", b"P6 ")),
-)  # fmt: skip
+)
 """What else a file may be: offset, first bytes, name."""
 _FIX = "save it as PNG, JPEG, TIFF, BMP or WebP"
 
@@ -111,7 +130,8 @@ def file_state(path: Path) -> stat_result:
     """Return what the file system says of an image file.
 
     Raises:
-        ImageError: there is none, it may not be looked at, it is empty or no regular file, or no system takes such a name.
+        ImageError: there is none, it may not be looked at, it is empty or no regular file, or no system takes such a
+            name.
     """
     if "\0" in str(path):
         raise ImageError(_named(path), "the name holds a NUL byte", "correct the file name")
@@ -219,7 +239,9 @@ def _small_enough(path: Path, header: Header) -> Header:
         raise ImageError(_named(path), found, "copy the image again")
     if header.kind == "WEBP" and max(height, width) > MAX_WEBP_SIDE_PX:
         raise ImageError(
-            _named(path), f"damaged or truncated (says that it has {height}x{width} pixels, more than WebP can)", "copy the image again"
+            _named(path),
+            f"damaged or truncated (says that it has {height}x{width} pixels, more than WebP can)",
+            "copy the image again",
         )
     if height < 1 or width < 1:
         raise ImageError(_named(path), f"has {height}x{width} pixels", "copy the image again")
@@ -249,9 +271,17 @@ def _tiff_header(path: Path, tags: Any, *, mode: str, size_hw: tuple[int, int] |
     if size_hw is None:
         size_hw = (int(tags[257]), int(tags[256]))
         size_hw = (size_hw[1], size_hw[0]) if tags.get(274, 1) in _ON_ITS_SIDE else size_hw
-    one_channel = {("I;16", "uint", bits), ("I;16B", "uint", bits), ("I", "int", 16), ("I", "int", 32), ("F", "float", 32)}
+    one_channel = {
+        ("I;16", "uint", bits),
+        ("I;16B", "uint", bits),
+        ("I", "int", 16),
+        ("I", "int", 32),
+        ("F", "float", 32),
+    }
     if (mode, sample, bits) in one_channel:
-        return Header(mode="L", size_hw=size_hw, bits=16 if bits < 16 else bits, sample=sample, by_opencv=False, **about)
+        return Header(
+            mode="L", size_hw=size_hw, bits=16 if bits < 16 else bits, sample=sample, by_opencv=False, **about
+        )
     # OpenCV takes signed bytes with alpha for something else
     readable = bits in ((32, 64) if sample == "float" else (16, 32, 64) if channels == 4 else (8, 16, 32, 64))
     if (
@@ -263,10 +293,21 @@ def _tiff_header(path: Path, tags: Any, *, mode: str, size_hw: tuple[int, int] |
         or sample == "unknown"
     ):
         stored = ", stored as separate planes" if channels > 1 and int(tags.get(284, 1)) != 1 else ""
-        numbers = {"uint": "integers", "int": "signed integers", "float": "floats"}.get(sample, "numbers of an unknown kind")
-        what = f"a TIFF with {channels} channel{'s' if channels > 1 else ''} of {bits}-bit {numbers}{stored}, which is not supported"
-        raise ImageError(_named(path), what, "save it as grey or RGB(A) of 8 or 16-bit integers or 32-bit floats, channels interleaved")
-    return Header(mode={1: "L", 3: "RGB", 4: "RGBA"}[channels], size_hw=size_hw, bits=bits, sample=sample, by_opencv=True, **about)
+        numbers = {"uint": "integers", "int": "signed integers", "float": "floats"}.get(
+            sample, "numbers of an unknown kind"
+        )
+        what = (
+            f"a TIFF with {channels} channel{'s' if channels > 1 else ''} of {bits}-bit {numbers}{stored}, which "
+            "is not supported"
+        )
+        raise ImageError(
+            _named(path),
+            what,
+            "save it as grey or RGB(A) of 8 or 16-bit integers or 32-bit floats, channels interleaved",
+        )
+    return Header(
+        mode={1: "L", 3: "RGB", 4: "RGBA"}[channels], size_hw=size_hw, bits=bits, sample=sample, by_opencv=True, **about
+    )
 
 
 def _require_png_checksums(path: Path) -> None:
@@ -283,11 +324,17 @@ def _require_png_checksums(path: Path) -> None:
                 continue
             checksum = zlib.crc32(stream.read(length), zlib.crc32(name))
             if checksum != int.from_bytes(stream.read(4), "big"):
-                raise ImageError(_named(path), "damaged or truncated (the checksum of its IDAT part is wrong)", "copy the image again")
+                raise ImageError(
+                    _named(path),
+                    "damaged or truncated (the checksum of its IDAT part is wrong)",
+                    "copy the image again",
+                )
 
 
 def _require_whole_tiff(path: Path, tags: Any) -> None:
-    """Refuse a TIFF that lists too few pieces for its size, or has fewer bytes than its pixels: the rest would come out black."""
+    """Refuse a TIFF that lists too few pieces for its size, or has fewer bytes than its pixels: the rest would come out
+    black.
+    """
     if 256 not in tags or 257 not in tags:
         raise ImageError(_named(path), "damaged or truncated (a TIFF without width or height)", "copy the image again")
     width, height = int(tags[256]), int(tags[257])
@@ -301,7 +348,11 @@ def _require_whole_tiff(path: Path, tags: Any) -> None:
     is_subsampled = int(tags.get(262, 1)) == 6
     missing = int(tags.get(259, 1)) == 1 and not is_subsampled and width * height * bits // 8 > path.stat().st_size
     if listed < needed or missing:
-        raise ImageError(_named(path), f"damaged or truncated (pixels of a TIFF of {height}x{width} are missing)", "copy the image again")
+        raise ImageError(
+            _named(path),
+            f"damaged or truncated (pixels of a TIFF of {height}x{width} are missing)",
+            "copy the image again",
+        )
 
 
 def _by_pillow(image: Image.Image | None, header: Header) -> NDArray[Any]:
@@ -311,7 +362,9 @@ def _by_pillow(image: Image.Image | None, header: Header) -> NDArray[Any]:
 
 
 def _require_whole_chunks(path: Path) -> None:
-    """Refuse a PNG with a chunk that goes past its end: OpenCV reserves as much memory as a chunk says, up to 4 GB, before it looks."""
+    """Refuse a PNG with a chunk that goes past its end: OpenCV reserves as much memory as a chunk says, up to 4 GB,
+    before it looks.
+    """
     num_bytes, at = path.stat().st_size, 8
     with open(path, "rb") as stream:
         while at < num_bytes:
@@ -319,7 +372,9 @@ def _require_whole_chunks(path: Path) -> None:
             head = stream.read(8)
             at += 12 + int.from_bytes(head[:4], "big")
             if at > num_bytes or len(head) < 8:
-                raise ImageError(_named(path), "damaged or truncated (a part of the PNG is missing)", "copy the image again")
+                raise ImageError(
+                    _named(path), "damaged or truncated (a part of the PNG is missing)", "copy the image again"
+                )
             if head[4:] == b"IEND":
                 return
 
@@ -333,7 +388,11 @@ def _by_opencv(path: Path, header: Header) -> NDArray[Any]:
     values: NDArray[Any] = read
     channels = {"L": 1, "LA": 4, "RGB": 3, "RGBA": 4}[header.mode]
     found = 1 if values.ndim == 2 else values.shape[2]
-    if values.shape[:2] != header.size_hw or values.dtype != np.dtype(f"{header.sample}{header.bits}") or found not in (channels, 4):
+    if (
+        values.shape[:2] != header.size_hw
+        or values.dtype != np.dtype(f"{header.sample}{header.bits}")
+        or found not in (channels, 4)
+    ):
         raise ImageError(_named(path), "cannot be decoded with the depth that it says it has", "save the image again")
     if values.ndim == 2:
         return values
@@ -361,9 +420,14 @@ def _orientation(image: Image.Image) -> int | None:
 
 
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
-}  # fmt: skip
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def _turned_image(image: Image.Image, orientation: int | None) -> Image.Image:
@@ -413,7 +477,9 @@ _quiet_state = {"depth": 0, "stderr": -1}
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Generator[None]:
-    """Keep what libtiff and libpng print on standard error about a damaged file off the terminal: the error says it in one line."""
+    """Keep what libtiff and libpng print on standard error about a damaged file off the terminal: the error says it in
+    one line.
+    """
     with _quiet_lock:
         _quiet_state["depth"] += 1
         if _quiet_state["depth"] == 1:
@@ -462,7 +528,9 @@ def _unreadable(path: Path, error: OSError) -> ImageError:
         case errno.ELOOP:
             return ImageError(where, "is a link that leads back to itself", "give the file that it should lead to")
         case _:
-            return ImageError(where, f"cannot be read ({error.strerror or error})", "check the disk and copy the image again")
+            return ImageError(
+                where, f"cannot be read ({error.strerror or error})", "check the disk and copy the image again"
+            )
 
 
 def _unknown(path: Path) -> ImageError:
@@ -473,7 +541,9 @@ def _unknown(path: Path) -> ImageError:
     if name is not None:
         return ImageError(_named(path), f"{name}, not a supported image format", _FIX)
     if start.startswith(known):
-        return ImageError(_named(path), "damaged or truncated (begins as an image, and cannot be read as one)", "copy the image again")
+        return ImageError(
+            _named(path), "damaged or truncated (begins as an image, and cannot be read as one)", "copy the image again"
+        )
     return ImageError(_named(path), "not an image in a supported format", _FIX)
 
 
@@ -490,4 +560,6 @@ def looks_like_image(path: Path) -> bool:
             start = stream.read(12)
     except (OSError, ValueError):
         return False
-    return start.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff", *_TIFF_MARKS)) or (start[:4] == b"RIFF" and start[8:] == b"WEBP")
+    return start.startswith((b"\x89PNG\r\n", b"\xff\xd8\xff", *_TIFF_MARKS)) or (
+        start[:4] == b"RIFF" and start[8:] == b"WEBP"
+    )

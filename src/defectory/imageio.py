@@ -23,7 +23,16 @@ from defectory.imagefile import looks_like_image as looks_like_image
 from defectory.run import write_bytes
 from defectory.terminal import printable
 from defectory.tiff import encode_tiff
-from defectory.valuerange import LEAST_COUNTS, Levels, is_meant_for, levels_of, own_range, set_range, shown, to_eight_bit
+from defectory.valuerange import (
+    LEAST_COUNTS,
+    Levels,
+    is_meant_for,
+    levels_of,
+    own_range,
+    set_range,
+    shown,
+    to_eight_bit,
+)
 from defectory.valuerange import ValueRange as ValueRange
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
@@ -41,7 +50,8 @@ _COLOURS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3}
 class LoadedImage:
     """An RGB image uint8 [H,W,3] and how it came to be one, in words.
 
-    `remarks` are the parts of `conversion` that people should know of: all but plain changes of mode and the data set's own range.
+    `remarks` are the parts of `conversion` that people should know of: all but plain changes of mode and the data set's
+    own range.
     """
 
     rgb: NDArray[np.uint8]
@@ -89,16 +99,17 @@ class FrameImage:
 def load_image(path: Path, value_range: ValueRange | None = None) -> LoadedImage:
     """Load an image file as RGB and say how it was converted.
 
-    EXIF orientation is applied, and the first page of several is read. Grey is repeated to three channels, palettes are resolved;
-    alpha is dropped over black, or simply dropped where the whole image is transparent.
+    EXIF orientation is applied, and the first page of several is read. Grey is repeated to three channels, palettes are
+    resolved; alpha is dropped over black, or simply dropped where the whole image is transparent.
 
-    Values of more than 8 bit are scaled linearly from a range to 0..255, rounded and clipped; what is no number becomes black.
-    8-bit images are never scaled.
+    Values of more than 8 bit are scaled linearly from a range to 0..255, rounded and clipped; what is no number becomes
+    black. 8-bit images are never scaled.
 
     Args:
         path: image file.
-        value_range: of the data set. None, or a range of other units than the image's, makes black 0 and white the largest value
-            of the bit depth that holds the image's values (1, 255, 1023, 4095, 16383, 65535); negative values make it their own range.
+        value_range: of the data set. None, or a range of other units than the image's, makes black 0 and white the
+            largest value of the bit depth that holds the image's values (1, 255, 1023, 4095, 16383, 65535); negative
+            values make it their own range.
 
     Raises:
         ImageError: missing, not to be read, empty, truncated, too large or not an image.
@@ -123,7 +134,8 @@ def load_rgb(path: Path, value_range: ValueRange | None = None) -> NDArray[np.ui
 
 
 def load_native(path: Path) -> NDArray[Any]:
-    """Load an image file with its own values, upright: grey [H,W], grey and alpha, RGB or RGBA [H,W,C], of the file's own number type.
+    """Load an image file with its own values, upright: grey [H,W], grey and alpha, RGB or RGBA [H,W,C], of the file's
+    own number type.
 
     Other kinds of image (palettes, black and white, CMYK) come as RGB, as `load_rgb` gives them.
 
@@ -150,18 +162,30 @@ def load_frame(path: Path, value_range: ValueRange | None = None, *, convert: bo
     if decoded.values is not None:
         chosen, told = _chosen_range(decoded, value_range)
         return FrameImage(
-            pixels=decoded.values, value_range=chosen, container=container, big_endian=header.big_endian,
-            white_is_zero=header.white_is_zero, remarks=(*remarks, *told),
-        )  # fmt: skip
+            pixels=decoded.values,
+            value_range=chosen,
+            container=container,
+            big_endian=header.big_endian,
+            white_is_zero=header.white_is_zero,
+            remarks=(*remarks, *told),
+        )
     image = decoded.image
     assert image is not None
     if image.mode in _COLOURS:
         return FrameImage(
-            pixels=np.asarray(image).copy(), value_range=None, container=container, big_endian=header.big_endian, remarks=tuple(remarks)
+            pixels=np.asarray(image).copy(),
+            value_range=None,
+            container=container,
+            big_endian=header.big_endian,
+            remarks=tuple(remarks),
         )
     if not convert:
-        kind = {"P": "a palette image", "PA": "a palette image", "1": "a black-and-white image"}.get(image.mode, f"a {image.mode} image")
-        raise ImageError(path, f"{kind}, into which no defect can be drawn without changing its kind", "save it as grey or RGB first")
+        kind = {"P": "a palette image", "PA": "a palette image", "1": "a black-and-white image"}.get(
+            image.mode, f"a {image.mode} image"
+        )
+        raise ImageError(
+            path, f"{kind}, into which no defect can be drawn without changing its kind", "save it as grey or RGB first"
+        )
     rgb, told, _ = _eight_bit_to_rgb(path, image)
     return FrameImage(pixels=rgb, value_range=None, container="PNG", remarks=(*remarks, *told))
 
@@ -178,7 +202,8 @@ def image_size_hw(path: Path) -> tuple[int, int]:
 
 
 def remarks_of(path: Path) -> tuple[str, ...]:
-    """Return what is worth a remark about how an image file is read: a turn by EXIF, further pages, transparency, other colour spaces.
+    """Return what is worth a remark about how an image file is read: a turn by EXIF, further pages, transparency, other
+    colour spaces.
 
     A file that was decoded before and has not changed since is not decoded again.
 
@@ -191,9 +216,10 @@ def remarks_of(path: Path) -> tuple[str, ...]:
 def measure_value_range(paths: Iterable[Path]) -> tuple[ValueRange | None, tuple[str, ...]]:
     """Return what black and white are in a set of images, and remarks; None where every image has 8 bit.
 
-    Black is 0 and white the largest value of the bit depth that holds all values, 4095 for 12 bits in 16-bit files; where the values fill
-    less than a third of that, black and white are about the least and the largest of them. At most .01% of an image's pixels are clipped
-    on either side. One image is in memory at a time; 8-bit images are opened, not decoded.
+    Black is 0 and white the largest value of the bit depth that holds all values, 4095 for 12 bits in 16-bit files;
+    where the values fill less than a third of that, black and white are about the least and the largest of them. At
+    most .01% of an image's pixels are clipped on either side. One image is in memory at a time; 8-bit images are
+    opened, not decoded.
 
     Raises:
         ImageError: as for `load_image`.
@@ -210,7 +236,9 @@ def measure_value_range(paths: Iterable[Path]) -> tuple[ValueRange | None, tuple
     if not deep:
         return None, ()
     counts = [levels for _, levels in deep if not levels.is_fraction]
-    chosen = set_range(counts if counts and max(i.high for i in counts) > LEAST_COUNTS else [levels for _, levels in deep])
+    chosen = set_range(
+        counts if counts and max(i.high for i in counts) > LEAST_COUNTS else [levels for _, levels in deep]
+    )
     return chosen, tuple(_remarks_on_range(chosen, deep, num_eight_bit))
 
 
@@ -225,13 +253,17 @@ def load_class_mask(path: Path) -> NDArray[np.uint8]:
     if decoded.image is None or mode not in ("L", "P", "1"):
         depth = f" of {decoded.header.bits} bit" if decoded.image is None else ""
         raise ImageError(
-            path, f"mask has mode {mode}{depth}", "save masks as 8-bit PNG with one channel: 0 background, value = class index"
+            path,
+            f"mask has mode {mode}{depth}",
+            "save masks as 8-bit PNG with one channel: 0 background, value = class index",
         )
     return np.asarray(decoded.image).astype(np.uint8)
 
 
 def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level: int = 3) -> bytes:
-    """Encode grey [H,W], grey and alpha, RGB or RGBA [H,W,C] of uint8 or uint16 as PNG; the same pixels give the same bytes."""
+    """Encode grey [H,W], grey and alpha, RGB or RGBA [H,W,C] of uint8 or uint16 as PNG; the same pixels give the same
+    bytes.
+    """
     if image.ndim == 3 and image.dtype == np.uint16:
         return _encode_deep_png(image.astype(np.uint16, copy=False), compress_level)
     buffer = io.BytesIO()
@@ -239,7 +271,9 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level:
     return buffer.getvalue()
 
 
-def save_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16], *, software: bool = False, durable: bool | None = None) -> None:
+def save_png(
+    path: Path, image: NDArray[np.uint8] | NDArray[np.uint16], *, software: bool = False, durable: bool | None = None
+) -> None:
     """Write an image, as `encode_png` takes it, to a PNG file atomically.
 
     Args:
@@ -257,8 +291,12 @@ def save_png(path: Path, image: NDArray[np.uint8] | NDArray[np.uint16], *, softw
     write_bytes(path, data, durable=durable)
 
 
-def save_jpeg(path: Path, image: NDArray[np.uint8], *, quality: int = 85, software: bool = False, durable: bool | None = None) -> None:
-    """Write RGB uint8 [H,W,3] to a JPEG file atomically: for sheets to look at, never for data; arguments as for `save_png`."""
+def save_jpeg(
+    path: Path, image: NDArray[np.uint8], *, quality: int = 85, software: bool = False, durable: bool | None = None
+) -> None:
+    """Write RGB uint8 [H,W,3] to a JPEG file atomically: for sheets to look at, never for data; arguments as for
+    `save_png`.
+    """
     buffer = io.BytesIO()
     comment: dict[str, Any] = {"comment": f"Software: {SOFTWARE}"} if software else {}
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "JPEG", quality=quality, **comment)
@@ -321,7 +359,9 @@ def _colours(decoded: Decoded) -> NDArray[Any]:
 
 
 def _chosen_range(decoded: Decoded, value_range: ValueRange | None) -> tuple[ValueRange, list[str]]:
-    """Return the range to read a deep image with, and remarks: the data set's, or its own where it belongs to none or is of other units."""
+    """Return the range to read a deep image with, and remarks: the data set's, or its own where it belongs to none or
+    is of other units.
+    """
     levels = levels_of(_colours(decoded))
     told = _remarks_on_missing(levels)
     if value_range is not None and is_meant_for(value_range, levels):
@@ -334,7 +374,9 @@ def _chosen_range(decoded: Decoded, value_range: ValueRange | None) -> tuple[Val
     return own, told
 
 
-def _deep_to_rgb(decoded: Decoded, value_range: ValueRange | None) -> tuple[NDArray[np.uint8], tuple[str, ...], list[str]]:
+def _deep_to_rgb(
+    decoded: Decoded, value_range: ValueRange | None
+) -> tuple[NDArray[np.uint8], tuple[str, ...], list[str]]:
     chosen, remarks = _chosen_range(decoded, value_range)
     header, colours, values = decoded.header, _colours(decoded), decoded.values
     assert values is not None
@@ -362,10 +404,14 @@ def _three_channels(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels of an RGB image uint8 [H,W,3], taken in bands: Pillow hands a whole one over as three copies."""
+    """Return the pixels of an RGB image uint8 [H,W,3], taken in bands: Pillow hands a whole one over as three
+    copies.
+    """
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _BAND_ROWS):
-        pixels[top : top + _BAND_ROWS] = np.asarray(image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height))))
+        pixels[top : top + _BAND_ROWS] = np.asarray(
+            image.crop((0, top, image.width, min(top + _BAND_ROWS, image.height)))
+        )
     return pixels
 
 
@@ -381,7 +427,9 @@ def _eight_bit_to_rgb(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8]
             return _pixels_of(image if image.mode == "RGB" else image.convert("RGB")), remarks, plain
         rgba = np.asarray(image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
     except (ValueError, KeyError):
-        raise ImageError(path, f"has colours of the kind {image.mode}, which is not supported", "save it as grey or RGB") from None
+        raise ImageError(
+            path, f"has colours of the kind {image.mode}, which is not supported", "save it as grey or RGB"
+        ) from None
     if not rgba[..., 3].any():
         return rgba[..., :3].copy(), remarks, plain
     whole = Image.fromarray(rgba)
@@ -409,7 +457,10 @@ def _remarks_on_range(chosen: ValueRange, deep: list[tuple[str, Levels]], num_ei
     """Say what the deep images of a set hold and how it is read, and which of them do not look as the others do."""
     meant = [(name, levels) for name, levels in deep if is_meant_for(chosen, levels)]
     kinds = " and ".join(sorted({levels.words for _, levels in deep}))
-    least, most = min((i.minimum for _, i in meant), default=chosen.low), max((i.maximum for _, i in meant), default=chosen.high)
+    least, most = (
+        min((i.minimum for _, i in meant), default=chosen.low),
+        max((i.maximum for _, i in meant), default=chosen.high),
+    )
     told = [f"{kinds} images hold values {shown(least)} to {shown(most)}; read as {chosen.words}"]
     others = [name for name, levels in deep if not is_meant_for(chosen, levels)]
     if others:
@@ -418,7 +469,10 @@ def _remarks_on_range(chosen: ValueRange, deep: list[tuple[str, Levels]], num_ei
     if dark:
         told.append(f"{_named(dark)} darker than level {DARK_LEVEL} of 255 everywhere")
     if num_eight_bit:
-        told.append(f"{num_eight_bit} images have 8 bit and are not scaled, {len(deep)} have more; they may differ in brightness")
+        told.append(
+            f"{num_eight_bit} images have 8 bit and are not scaled, {len(deep)} have more; they may differ in "
+            "brightness"
+        )
     return told
 
 
@@ -428,7 +482,9 @@ def _named(names: list[str]) -> str:
 
 
 def _encode_deep_png(image: NDArray[np.uint16], compress_level: int) -> bytes:
-    """Encode 16-bit grey and alpha, RGB or RGBA, which Pillow does not write; every row is stored as the difference to the pixel before."""
+    """Encode 16-bit grey and alpha, RGB or RGBA, which Pillow does not write; every row is stored as the difference to
+    the pixel before.
+    """
     height, width, channels = image.shape
     rows = np.ascontiguousarray(image, dtype=">u2").view(np.uint8).reshape(height, width, channels * 2)
     # filter 1 (sub): bytes are modulo 256

@@ -33,7 +33,9 @@ def process_identity() -> dict[str, Any]:
 
 
 def boot_id() -> str:
-    """Return what names this boot of this machine, the same in all its containers; empty where the system does not say."""
+    """Return what names this boot of this machine, the same in all its containers; empty where the system does not
+    say.
+    """
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -108,7 +110,9 @@ def _take(folder: Path) -> IO[bytes]:
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     except OSError as error:
         raise OutputError(
-            folder, f"its lock {LOCK_NAME} cannot be written ({(error.strerror or str(error)).lower()})", "check the folder's permissions"
+            folder,
+            f"its lock {LOCK_NAME} cannot be written ({(error.strerror or str(error)).lower()})",
+            "check the folder's permissions",
         ) from None
     try:
         system_lock = _lock_file(stream)
@@ -131,7 +135,9 @@ def _take(folder: Path) -> IO[bytes]:
 
 
 def _holds(holder: dict[str, Any], system_lock: bool | None) -> bool:
-    """Tell whether the process that wrote the lock may still run, when the system's lock could be taken or is not supported."""
+    """Tell whether the process that wrote the lock may still run, when the system's lock could be taken or is not
+    supported.
+    """
     if system_lock and holder.get("boot") and holder.get("boot") == boot_id():
         return False  # the same kernel has just said that nobody holds it
     return is_alive(holder) is not False

@@ -40,7 +40,9 @@ def read_marker(folder: Path) -> Marker | None:
         content = json.loads((folder / MARKER_NAME).read_bytes())
         files = {str(name): dict(about) for name, about in content["files"].items()}
         for about in files.values():
-            if not all(isinstance(about[key], kind) for key, kind in (("size", int), ("mtime_ns", int), ("sha256", str))):
+            if not all(
+                isinstance(about[key], kind) for key, kind in (("size", int), ("mtime_ns", int), ("sha256", str))
+            ):
                 return None
         return Marker(kind=str(content["kind"]), files=files, maker=content.get("maker"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -49,7 +51,11 @@ def read_marker(folder: Path) -> Marker | None:
 
 def write_marker(folder: Path, marker: Marker) -> None:
     """Write a folder's marker."""
-    content = {"kind": marker.kind, "version": VERSION, "files": {name: dict(about) for name, about in marker.files.items()}}
+    content = {
+        "kind": marker.kind,
+        "version": VERSION,
+        "files": {name: dict(about) for name, about in marker.files.items()},
+    }
     write_json(folder / MARKER_NAME, content if marker.maker is None else {**content, "maker": dict(marker.maker)})
 
 
@@ -60,7 +66,9 @@ def is_ours(path: Path, *, kind: str | None = None) -> bool:
 
 
 def changed_files(folder: Path, marker: Marker) -> Iterator[str]:
-    """Yield the files of ours that are there with another content than we wrote; those of equal size and time are not read."""
+    """Yield the files of ours that are there with another content than we wrote; those of equal size and time are not
+    read.
+    """
     for name, about in marker.files.items():
         path = folder / name
         with contextlib.suppress(OSError):
@@ -118,7 +126,9 @@ def sync_tree(folder: Path) -> None:
 
     names = files_of(folder)
     in_threads(sync, [folder / name for name in names])
-    folders = {folder} | {parent for name in names for parent in (folder / name).parents if parent.is_relative_to(folder)}
+    folders = {folder} | {
+        parent for name in names for parent in (folder / name).parents if parent.is_relative_to(folder)
+    }
     in_threads(fsync_folder, sorted(folders, key=lambda f: -len(f.parts)))
 
 

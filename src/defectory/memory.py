@@ -17,10 +17,12 @@ SAMPLE_EVERY_S = 0.5
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next tensors, and tensors lie on huge pages; gives whether both could be set.
+    """Let the C library keep freed memory for the next tensors, and tensors lie on huge pages; gives whether both could
+    be set.
 
-    Every large tensor is otherwise given back and got anew, at a page fault per 4 KiB: 5% of a training step on a quiet CPU, up to half of one on
-    a virtual machine with busy neighbours (decision 038). What `MALLOC_...` variables say already stays so.
+    Every large tensor is otherwise given back and got anew, at a page fault per 4 KiB: 5% of a training step on a quiet
+    CPU, up to half of one on a virtual machine with busy neighbours (decision 038). What `MALLOC_...` variables say
+    already stays so.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
@@ -47,7 +49,9 @@ class PeakMemory:
         self._watch.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ended.set()
         self._watch.join()
 

@@ -1,8 +1,10 @@
 """COCO run-length encoding of masks (column-major, compressed text), the truth for instances.
 
-Text is decoded here with every number checked against the size of the mask: COCO's C decoder trusts its input and writes past its memory
-where the numbers are wrong. A mask is handled as its **edges**: the ascending positions, column-major from 0, at which it changes,
-first to True, then to False, and so on. Time and memory of what works on edges follow the outline, not the image.
+Text is decoded here with every number checked against the size of the mask: COCO's C decoder trusts its input and
+writes past its memory
+where the numbers are wrong. A mask is handled as its **edges**: the ascending positions, column-major from 0, at which
+it changes, first to True, then to False, and so on. Time and memory of what works on edges follow the outline, not the
+image.
 """
 
 from __future__ import annotations
@@ -48,7 +50,9 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
 
 
 def encode_crop(crop: NDArray[np.bool_], corner_xy: tuple[int, int], size_hw: tuple[int, int]) -> Rle:
-    """Encode a bool [h,w] crop whose first pixel lies at `corner_xy` of an image of `size_hw`; the rest of the image is False."""
+    """Encode a bool [h,w] crop whose first pixel lies at `corner_xy` of an image of `size_hw`; the rest of the image is
+    False.
+    """
     import numpy as np
 
     if 0 in crop.shape:
@@ -87,7 +91,9 @@ def decode_crop(rle: Rle) -> tuple[NDArray[np.bool_], tuple[int, int]]:
     if not len(edges):
         return np.zeros((0, 0), bool), (0, 0)
     x0, y0, x1, y1 = _box_of_edges(edges, height)
-    if y1 - y0 < height:  # no run goes over the end of a column then, so that rows outside the box can be cut out of all runs
+    if (
+        y1 - y0 < height
+    ):  # no run goes over the end of a column then, so that rows outside the box can be cut out of all runs
         starts, ends = edges[0::2], edges[1::2] - 1
         inside = np.empty_like(edges)
         inside[0::2] = (starts // height - x0) * (y1 - y0) + starts % height - y0
@@ -200,11 +206,12 @@ def union(rles: Sequence[Rle]) -> Rle:
 
 
 def runs_of_text(counts: str, num_px: int, *, may_end_early: bool = False) -> NDArray[np.int64]:
-    """Return the run lengths int64, False first, of COCO's compressed text, each checked; `may_end_early` as for `checked_runs`.
+    """Return the run lengths int64, False first, of COCO's compressed text, each checked; `may_end_early` as for
+    `checked_runs`.
 
     Raises:
-        ValueError: a character outside the code, an unfinished number, a run that is negative or too long, or runs that do not add up to
-            `num_px`.
+        ValueError: a character outside the code, an unfinished number, a run that is negative or too long, or runs that
+            do not add up to `num_px`.
     """
     import numpy as np
 
@@ -246,7 +253,9 @@ def checked_runs(runs: NDArray[np.int64], num_px: int, *, may_end_early: bool = 
     if len(runs) > num_px + 2:
         raise ValueError(f"{len(runs)} runs for {num_px} pixels")
     if len(runs) and (int(runs.min()) < 0 or int(runs.max()) > num_px):
-        raise ValueError("a run is negative" if int(runs.min()) < 0 else f"a run is longer than the {num_px} pixels of the image")
+        raise ValueError(
+            "a run is negative" if int(runs.min()) < 0 else f"a run is longer than the {num_px} pixels of the image"
+        )
     total = int(runs.sum())
     if total != num_px and not (may_end_early and total < num_px and len(runs) % 2 == 0 and len(runs)):
         raise ValueError(f"runs add up to {total}, not {num_px}")

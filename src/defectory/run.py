@@ -45,7 +45,9 @@ def digest_file(path: Path) -> str:
 
 
 def digest_folder(folder: Path, *, exclude: tuple[str, ...] = (MANIFEST_NAME,)) -> str:
-    """Return the SHA-256 hex digest of all files under a folder but its bookkeeping, names included, order independent."""
+    """Return the SHA-256 hex digest of all files under a folder but its bookkeeping, names included, order
+    independent.
+    """
     entries = {
         path.relative_to(folder).as_posix(): digest_file(path)
         for path in folder.rglob("*")
@@ -59,7 +61,9 @@ _in_progress: set[Path] = set()
 
 @contextlib.contextmanager
 def in_progress(folder: Path) -> Generator[None]:
-    """Declare a folder unfinished: files written under it are not fsynced one by one, since it is synced as a whole before use."""
+    """Declare a folder unfinished: files written under it are not fsynced one by one, since it is synced as a whole
+    before use.
+    """
     folder = absolute(folder)
     nested = folder in _in_progress
     _in_progress.add(folder)
@@ -124,7 +128,9 @@ def atomic_path(path: Path, *, durable: bool | None = None) -> Generator[Path]:
         if durable:
             fsync_folder(path.parent)
     except OSError as error:
-        raise OutputError(path, f"cannot be written ({reason_of(error)})", "free space or choose another output folder") from error
+        raise OutputError(
+            path, f"cannot be written ({reason_of(error)})", "free space or choose another output folder"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -148,7 +154,9 @@ def write_text(path: Path, text: str, *, durable: bool | None = None) -> None:
 
 def write_json(path: Path, value: object, *, durable: bool | None = None) -> None:
     """Write a JSON-compatible value to a file atomically, indented, keys sorted; `durable` as for `atomic_path`."""
-    write_text(path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n", durable=durable)
+    write_text(
+        path, json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False) + "\n", durable=durable
+    )
 
 
 def stage_is_done(folder: Path, inputs_digest: str) -> bool:
@@ -160,8 +168,8 @@ def stage_is_done(folder: Path, inputs_digest: str) -> bool:
 def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest of a stage folder, None where there is none or it cannot be understood.
 
-    Its keys: `inputs_digest`; `inputs`, the digest of each thing that the stage depends on; `files`, the SHA-256 of each file by
-    relative name; `info` with `summary`, `output_digest` and `seconds`.
+    Its keys: `inputs_digest`; `inputs`, the digest of each thing that the stage depends on; `files`, the SHA-256 of
+    each file by relative name; `info` with `summary`, `output_digest` and `seconds`.
     """
     try:
         content = json.loads((folder / MANIFEST_NAME).read_bytes())
@@ -176,7 +184,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def finish_stage(
-    folder: Path, *, inputs_digest: str, inputs: Mapping[str, str], files: Mapping[str, str], summary: str, seconds: float
+    folder: Path,
+    *,
+    inputs_digest: str,
+    inputs: Mapping[str, str],
+    files: Mapping[str, str],
+    summary: str,
+    seconds: float,
 ) -> None:
     """Write a stage's manifest, the last file of the stage.
 
@@ -189,4 +203,7 @@ def finish_stage(
         seconds: that the stage took.
     """
     info = {"summary": summary, "output_digest": digest_json(dict(files)), "seconds": round(seconds, 1)}
-    write_json(folder / MANIFEST_NAME, {"inputs_digest": inputs_digest, "inputs": dict(inputs), "files": dict(files), "info": info})
+    write_json(
+        folder / MANIFEST_NAME,
+        {"inputs_digest": inputs_digest, "inputs": dict(inputs), "files": dict(files), "info": info},
+    )

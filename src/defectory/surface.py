@@ -12,14 +12,17 @@ from defectory.geometry import DARK_LEVEL
 
 Mask = NDArray[np.bool_]
 RIM_SHARE, RIM_PX = 0.45, 2
-"""A hole's rim is where brightness falls under this share of the surface's, at most so many pixels from the dark itself."""
+"""A hole's rim is where brightness falls under this share of the surface's, at most so many pixels from the dark
+itself.
+"""
 SPECK_PX = 12
 """Dark specks of fewer pixels are texture."""
 MIN_SOLID_SHARE = 0.25
 
 
 def solid_pixels(image: NDArray[np.uint8], valid_hw: tuple[int, int], defects: Sequence[Mask] = ()) -> Mask:
-    """Give where a tile shows the part's surface, bool [H,W]: inside the image, off dark holes, background and vignette.
+    """Give where a tile shows the part's surface, bool [H,W]: inside the image, off dark holes, background and
+    vignette.
 
     Args:
         image: RGB uint8 [H,W,3].

@@ -1,4 +1,6 @@
-"""Text files of any tool and country: byte-order marks, UTF-16, Windows code pages; JSON and XML from them. Knows no format."""
+"""Text files of any tool and country: byte-order marks, UTF-16, Windows code pages; JSON and XML from them. Knows no
+format.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ class TextFile:
 def read_text_file(path: Path) -> TextFile:
     """Read a text file, whatever tool wrote it.
 
-    A byte-order mark decides; without one UTF-16 is told by its zero bytes, then UTF-8 is tried, then Windows-1252, in which every byte but
-    five is a letter. Line ends become line feeds.
+    A byte-order mark decides; without one UTF-16 is told by its zero bytes, then UTF-8 is tried, then Windows-1252, in
+    which every byte but five is a letter. Line ends become line feeds.
 
     Raises:
         AnnotationError: the file is missing, cannot be opened, is too large, or is not text.
@@ -55,12 +57,16 @@ def read_text_file(path: Path) -> TextFile:
     except PermissionError:
         raise AnnotationError(path, "permission denied", "make the file readable") from None
     except (OSError, ValueError) as error:
-        raise AnnotationError(path, f"cannot be read ({getattr(error, 'strerror', None) or error})", "check the path") from None
+        raise AnnotationError(
+            path, f"cannot be read ({getattr(error, 'strerror', None) or error})", "check the path"
+        ) from None
     encoding = next((name for mark, name in _MARKS if data.startswith(mark)), None) or _guessed(data)
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise AnnotationError(path, f"is not text (byte {error.start} is not {encoding})", "export it again as UTF-8") from None
+        raise AnnotationError(
+            path, f"is not text (byte {error.start} is not {encoding})", "export it again as UTF-8"
+        ) from None
     if "\0" in text:
         raise AnnotationError(path, "holds zero bytes, so is no text file", "export it again as UTF-8")
     return TextFile(text=text.replace("\r\n", "\n").replace("\r", "\n"), encoding=encoding)
@@ -86,11 +92,15 @@ def read_json_file(path: Path) -> Any:
     except RecursionError:
         raise AnnotationError(path, "is nested too deeply", "export the annotations again") from None
     except ValueError as error:  # a number of more than 4,300 digits
-        raise AnnotationError(path, f"is not usable JSON ({str(error).splitlines()[0]})", "export the annotations again") from None
+        raise AnnotationError(
+            path, f"is not usable JSON ({str(error).splitlines()[0]})", "export the annotations again"
+        ) from None
 
 
 def sniff_text(path: Path, *, num_bytes: int = 16_384) -> str:
-    """Return the first and last `num_bytes` of a text file, to tell what it is; empty where it cannot be read or is no text."""
+    """Return the first and last `num_bytes` of a text file, to tell what it is; empty where it cannot be read or is no
+    text.
+    """
     try:
         with open(path, "rb") as stream:
             head = stream.read(num_bytes)

@@ -1,4 +1,6 @@
-"""Uncompressed TIFF files of any number type, grey or RGB, with or without alpha; the same pixels give the same bytes."""
+"""Uncompressed TIFF files of any number type, grey or RGB, with or without alpha; the same pixels give the same
+bytes.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,19 @@ def encode_tiff(pixels: NDArray[Any], *, big_endian: bool = False, white_is_zero
     photometric = 2 if channels >= 3 else 0 if white_is_zero else 1
     bits, kind = pixels.dtype.itemsize * 8, _SAMPLE_FORMATS[pixels.dtype.kind]
     entries: list[tuple[int, int, tuple[int, ...]]] = [
-        (256, _LONG, (width,)), (257, _LONG, (height,)), (258, _SHORT, (bits,) * channels), (259, _SHORT, (1,)), (262, _SHORT, (photometric,)),
-        (273, _LONG, (8,)), (277, _SHORT, (channels,)), (278, _LONG, (height,)), (279, _LONG, (len(data),)), (284, _SHORT, (1,)),
+        (256, _LONG, (width,)),
+        (257, _LONG, (height,)),
+        (258, _SHORT, (bits,) * channels),
+        (259, _SHORT, (1,)),
+        (262, _SHORT, (photometric,)),
+        (273, _LONG, (8,)),
+        (277, _SHORT, (channels,)),
+        (278, _LONG, (height,)),
+        (279, _LONG, (len(data),)),
+        (284, _SHORT, (1,)),
         *([(338, _SHORT, (2,))] if channels in (2, 4) else []),
         (339, _SHORT, (kind,) * channels),
-    ]  # fmt: skip
+    ]
     data += b"\0" * (len(data) % 2)
     at = 8 + len(data)
     extra_at, table, extra = at + 2 + 12 * len(entries) + 4, b"", b""

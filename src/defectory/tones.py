@@ -6,8 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 LIGHTNESS: tuple[tuple[float, str], ...] = (
-    (24, "black"), (40, "sooty"), (56, "dark"), (72, "dusky"), (88, "dim"), (104, "muted"), (122, "medium"), (142, "light"), (166, "pale"), (196, "bright"), (256, "white"),
-)  # fmt: skip
+    (24, "black"),
+    (40, "sooty"),
+    (56, "dark"),
+    (72, "dusky"),
+    (88, "dim"),
+    (104, "muted"),
+    (122, "medium"),
+    (142, "light"),
+    (166, "pale"),
+    (196, "bright"),
+    (256, "white"),
+)
 """Mean grey level below which a word is used."""
 CONTRAST: tuple[tuple[float, str], ...] = (
     (7, "flat"),

@@ -1,6 +1,7 @@
 """Which value is black and which is white in images of more than 8 bit.
 
-One image alone: black is 0 and white the largest value of the bit depth that holds its values (1, 255, 1023, 4095, ...).
+One image alone: black is 0 and white the largest value of the bit depth that holds its values (1, 255, 1023, 4095,
+...).
 A data set: the same for all of its images, except where their values fill less than a third of that depth;
 then black and white are about the least and the largest value. No more than a few hot or dead pixels are clipped.
 """
@@ -34,7 +35,9 @@ LEAST_COUNTS = 64
 
 
 class ValueRange(BaseModel):
-    """What black and white are in images deeper than 8 bit: `low` becomes 0 and `high` 255; the same for every image of a data set."""
+    """What black and white are in images deeper than 8 bit: `low` becomes 0 and `high` 255; the same for every image of
+    a data set.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -54,7 +57,9 @@ class ValueRange(BaseModel):
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """The values that a deep image holds: least and largest, the same without `TRIM` of the pixels, the median, and how many are no numbers."""
+    """The values that a deep image holds: least and largest, the same without `TRIM` of the pixels, the median, and how
+    many are no numbers.
+    """
 
     minimum: float
     low: float
@@ -90,19 +95,30 @@ def levels_of(colours: NDArray[Any]) -> Levels:
     cut, half = int(values.size * TRIM), values.size // 2
     if values.dtype == np.uint16:
         counts = np.cumsum(np.bincount(values, minlength=65_536))
-        low, middle, high = (int(np.searchsorted(counts, rank, side="right")) for rank in (cut, half, values.size - 1 - cut))
+        low, middle, high = (
+            int(np.searchsorted(counts, rank, side="right")) for rank in (cut, half, values.size - 1 - cut)
+        )
     else:
         ordered = np.partition(values, (cut, half, values.size - 1 - cut))
         low, middle, high = ordered[cut], ordered[half], ordered[values.size - 1 - cut]
     return Levels(
-        minimum=minimum, low=float(low), high=float(high), maximum=maximum, middle=float(middle), num_missing=num_missing,
+        minimum=minimum,
+        low=float(low),
+        high=float(high),
+        maximum=maximum,
+        middle=float(middle),
+        num_missing=num_missing,
         is_fraction=is_float and minimum >= 0 and maximum <= 1 and bool(np.mean(values != np.round(values)) > 0.5),
-        is_float=is_float, bits=colours.dtype.itemsize * 8, limit=np.inf if is_float else float(np.iinfo(colours.dtype).max),
-    )  # fmt: skip
+        is_float=is_float,
+        bits=colours.dtype.itemsize * 8,
+        limit=np.inf if is_float else float(np.iinfo(colours.dtype).max),
+    )
 
 
 def own_range(levels: Levels) -> ValueRange:
-    """Return the range of an image that belongs to no data set: 0 to the bit depth that holds its values; its own where some are negative."""
+    """Return the range of an image that belongs to no data set: 0 to the bit depth that holds its values; its own where
+    some are negative.
+    """
     if levels.low < 0:
         return _stretched(levels)
     white = _white(levels)
@@ -110,17 +126,24 @@ def own_range(levels: Levels) -> ValueRange:
 
 
 def set_range(images: Sequence[Levels]) -> ValueRange:
-    """Return the one range of a data set: the bit depth that holds its values, or less where they fill less than a third of it.
+    """Return the one range of a data set: the bit depth that holds its values, or less where they fill less than a
+    third of it.
 
     Args:
         images: what the deep images of the set hold; at least one.
     """
     both = Levels(
-        minimum=min(i.minimum for i in images), low=min(i.low for i in images), high=max(i.high for i in images),
-        maximum=max(i.maximum for i in images), middle=0.0, num_missing=0, is_fraction=False,
-        is_float=any(i.is_float for i in images), bits=max(i.bits for i in images),
+        minimum=min(i.minimum for i in images),
+        low=min(i.low for i in images),
+        high=max(i.high for i in images),
+        maximum=max(i.maximum for i in images),
+        middle=0.0,
+        num_missing=0,
+        is_fraction=False,
+        is_float=any(i.is_float for i in images),
+        bits=max(i.bits for i in images),
         limit=max(i.limit for i in images),
-    )  # fmt: skip
+    )
     natural = own_range(both)
     span = both.high - both.low
     return _stretched(both) if 0 < span < MIN_FILL * (natural.high - natural.low) else natural
@@ -129,8 +152,8 @@ def set_range(images: Sequence[Levels]) -> ValueRange:
 def is_meant_for(value_range: ValueRange, levels: Levels) -> bool:
     """Tell whether an image's values are in the units of a range.
 
-    They are not where most lie far beyond it, where they are fractions of 1 in a range of counts, and where they are of fewer bits
-    (12 in a range of 16): the image would come out white or black.
+    They are not where most lie far beyond it, where they are fractions of 1 in a range of counts, and where they are of
+    fewer bits (12 in a range of 16): the image would come out white or black.
     """
     span = value_range.high - value_range.low
     if not value_range.low - span <= levels.middle <= value_range.high + span:
@@ -161,7 +184,9 @@ def shown(value: float) -> str:
 
 
 def _white(levels: Levels) -> float:
-    """Return the largest value of the smallest usual bit depth that holds the values; their own maximum where none does."""
+    """Return the largest value of the smallest usual bit depth that holds the values; their own maximum where none
+    does.
+    """
     whites = WHITES_OF_FLOATS if levels.is_float else WHITES_OF_INTEGERS
 
     def over(value: float) -> float:

@@ -76,7 +76,9 @@ def judge(case: Case, root: Path) -> str:
     took = time.monotonic() - began
     dataset = Dataset.load(out / "dataset.json")
     right = case.right
-    assert isinstance(right, Read), f"read {len(dataset.images)} images, {sum(len(r.instances) for r in dataset.images)} instances"
+    assert isinstance(right, Read), (
+        f"read {len(dataset.images)} images, {sum(len(r.instances) for r in dataset.images)} instances"
+    )
     assert tree_of(made.root) == before
     assert (len(dataset.images), sum(len(r.instances) for r in dataset.images)) == (right.images, right.instances)
     if right.classes is not None:
@@ -86,7 +88,9 @@ def judge(case: Case, root: Path) -> str:
     worst = worst_iou(dataset, made)
     assert worst >= right.min_iou, f"a mask has IoU {worst:.3f} with what is true"
     for words in right.says:
-        assert any(words.lower() in remark.lower() for remark in dataset.remarks), f"{words!r} is in no remark: {dataset.remarks}"
+        assert any(words.lower() in remark.lower() for remark in dataset.remarks), (
+            f"{words!r} is in no remark: {dataset.remarks}"
+        )
     assert str(made.root) not in " ".join(dataset.remarks)
     assert right.layout.lower() in dataset.layout.lower(), dataset.layout
     assert case.within_s is None or took < case.within_s, f"took {took:.1f} s"

@@ -68,13 +68,19 @@ def raster(rings: list[Ring], size_hw: tuple[int, int]) -> Mask:
     return np.asarray(pycoco.decode(pycoco.merge(pycoco.frPyObjects(rings, *size_hw))), bool)
 
 
-def shots(count: int = 11, labelled: int = 8, *, size_hw: tuple[int, int] = SIZE_HW, classes: tuple[str, ...] = CLASSES) -> list[Shot]:
+def shots(
+    count: int = 11, labelled: int = 8, *, size_hw: tuple[int, int] = SIZE_HW, classes: tuple[str, ...] = CLASSES
+) -> list[Shot]:
     """Images of a rough surface, the first `labelled` with one dark slanted defect each, classes in turn."""
     height, width = size_hw
     result: list[Shot] = []
     for number in range(count):
         rng = np.random.default_rng([5, number])
-        coarse = cv2.resize(rng.normal(0, 22, (height // 8, width // 8)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
+        coarse = cv2.resize(
+            rng.normal(0, 22, (height // 8, width // 8)).astype(np.float32),
+            (width, height),
+            interpolation=cv2.INTER_CUBIC,
+        )
         grey = 130 + coarse + rng.normal(0, 5, size_hw)
         shot = Shot(name=f"im{number:02d}", pixels=np.zeros((*size_hw, 3), np.uint8))
         if number < labelled:
@@ -101,7 +107,9 @@ def write_images(made: Made, content: list[Shot], *, folder: str = "", suffix: s
         made.write_image(f"{folder}{shot.name}{suffix}", encoded(shot.pixels, kind), masks)
 
 
-def coco_of(content: list[Shot], *, file_name: Callable[[Shot], str] = lambda shot: f"{shot.name}.png") -> dict[str, Any]:
+def coco_of(
+    content: list[Shot], *, file_name: Callable[[Shot], str] = lambda shot: f"{shot.name}.png"
+) -> dict[str, Any]:
     """COCO instances of the shots, polygons."""
     names = list(dict.fromkeys(name for shot in content for name, _ in shot.instances)) or list(CLASSES)
     annotations: list[dict[str, Any]] = []
@@ -110,15 +118,24 @@ def coco_of(content: list[Shot], *, file_name: Callable[[Shot], str] = lambda sh
             xs, ys = ring[0::2], ring[1::2]
             annotations.append(
                 {
-                    "id": len(annotations) + 1, "image_id": image_id, "category_id": names.index(name) + 1, "segmentation": [ring],
-                    "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)], "area": 500.0, "iscrowd": 0,
+                    "id": len(annotations) + 1,
+                    "image_id": image_id,
+                    "category_id": names.index(name) + 1,
+                    "segmentation": [ring],
+                    "bbox": [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)],
+                    "area": 500.0,
+                    "iscrowd": 0,
                 }
-            )  # fmt: skip
+            )
     images = [
         {"id": number, "file_name": file_name(shot), "height": shot.pixels.shape[0], "width": shot.pixels.shape[1]}
         for number, shot in enumerate(content, start=1)
     ]
-    return {"images": images, "annotations": annotations, "categories": [{"id": i, "name": n} for i, n in enumerate(names, start=1)]}
+    return {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": n} for i, n in enumerate(names, start=1)],
+    }
 
 
 def mask_png(mask: Mask, value: int = 255, kind: str = "PNG") -> bytes:

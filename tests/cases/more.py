@@ -35,7 +35,10 @@ def nfd_names(made: Made) -> str:
     for shot in content:
         name = unicodedata.normalize("NFD", f"prüf-{shot.name}.png")
         made.write_image(name, encoded(shot.pixels), {n: shot.mask(n) for n, _ in shot.instances})
-    made.write_json("annotations.json", coco_of(content, file_name=lambda shot: unicodedata.normalize("NFC", f"prüf-{shot.name}.png")))
+    made.write_json(
+        "annotations.json",
+        coco_of(content, file_name=lambda shot: unicodedata.normalize("NFC", f"prüf-{shot.name}.png")),
+    )
     return "annotations.json"
 
 
@@ -77,7 +80,11 @@ def same_names(made: Made) -> str:
     """COCO with equal base names in two folders."""
     content = shots()
     for number, shot in enumerate(content):
-        made.write_image(f"line{number % 2}/{number // 2:03d}.png", encoded(shot.pixels), {n: shot.mask(n) for n, _ in shot.instances})
+        made.write_image(
+            f"line{number % 2}/{number // 2:03d}.png",
+            encoded(shot.pixels),
+            {n: shot.mask(n) for n, _ in shot.instances},
+        )
     places = {shot.name: f"line{number % 2}/{number // 2:03d}.png" for number, shot in enumerate(content)}
     made.write_json("annotations.json", coco_of(content, file_name=lambda shot: places[shot.name]))
     return "annotations.json"
@@ -92,7 +99,11 @@ def parts(made: Made) -> str:
     """One COCO file per part beside images/."""
     content = shots()
     write_images(made, content, folder="images/")
-    for part, some in (("train", content[:6] + content[8:9]), ("val", [content[6], content[9]]), ("test", [content[7], content[10]])):
+    for part, some in (
+        ("train", content[:6] + content[8:9]),
+        ("val", [content[6], content[9]]),
+        ("test", [content[7], content[10]]),
+    ):
         value = coco_of(some)
         value["categories"] = [{"id": 1, "name": "scratch"}, {"id": 2, "name": "dent"}]
         names = {c["id"]: c["name"] for c in coco_of(some)["categories"]}
@@ -107,14 +118,27 @@ def labelme(made: Made) -> str:
     for shot in shots():
         made.write_image(f"{shot.name}.png", encoded(shot.pixels), {n: shot.mask(n) for n, _ in shot.instances})
         shapes = [
-            {"label": n, "points": np.reshape(ring, (-1, 2)).tolist(), "group_id": None, "shape_type": "polygon", "flags": {}}
+            {
+                "label": n,
+                "points": np.reshape(ring, (-1, 2)).tolist(),
+                "group_id": None,
+                "shape_type": "polygon",
+                "flags": {},
+            }
             for n, ring in shot.instances
         ]
         made.write_json(
             f"{shot.name}.json",
-            {"version": "5.4.1", "flags": {}, "shapes": shapes, "imagePath": f"{shot.name}.png", "imageData": None,
-             "imageHeight": SIZE_HW[0], "imageWidth": SIZE_HW[1]},
-        )  # fmt: skip
+            {
+                "version": "5.4.1",
+                "flags": {},
+                "shapes": shapes,
+                "imagePath": f"{shot.name}.png",
+                "imageData": None,
+                "imageHeight": SIZE_HW[0],
+                "imageWidth": SIZE_HW[1],
+            },
+        )
     return "."
 
 
@@ -122,9 +146,14 @@ def voc(made: Made) -> str:
     """Pascal VOC with class and object masks as palette PNGs, 255 along borders."""
     for shot in shots():
         made.write_image(
-            f"JPEGImages/{shot.name}.jpg", encoded(shot.pixels, "JPEG", quality=95), {n: shot.mask(n) for n, _ in shot.instances}
+            f"JPEGImages/{shot.name}.jpg",
+            encoded(shot.pixels, "JPEG", quality=95),
+            {n: shot.mask(n) for n, _ in shot.instances},
         )
-        for folder, labels in (("SegmentationClass", index_map(shot)), ("SegmentationObject", (index_map(shot) > 0).astype(np.uint8))):
+        for folder, labels in (
+            ("SegmentationClass", index_map(shot)),
+            ("SegmentationObject", (index_map(shot) > 0).astype(np.uint8)),
+        ):
             image = Image.fromarray(labels)
             image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 753 + [224, 224, 192][:3])
             buffer = io.BytesIO()
@@ -134,7 +163,9 @@ def voc(made: Made) -> str:
             f"<object><name>{n}</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>"
             for n, _ in shot.instances
         )
-        made.write(f"Annotations/{shot.name}.xml", f"<annotation><filename>{shot.name}.jpg</filename>{objects}</annotation>")
+        made.write(
+            f"Annotations/{shot.name}.xml", f"<annotation><filename>{shot.name}.jpg</filename>{objects}</annotation>"
+        )
     made.write("labels.txt", "__background__\nscratch\ndent\n")
     return "."
 
@@ -146,11 +177,17 @@ def cvat_xml(made: Made) -> str:
     rows: list[str] = []
     for number, shot in enumerate(content):
         shapes = "".join(
-            f'<polygon label="{n}" source="manual" occluded="0" points="{";".join(f"{x:.2f},{y:.2f}" for x, y in np.reshape(ring, (-1, 2)))}" z_order="0"/>'
+            f'<polygon label="{n}" source="manual" occluded="0" '
+            f'points="{";".join(f"{x:.2f},{y:.2f}" for x, y in np.reshape(ring, (-1, 2)))}" z_order="0"/>'
             for n, ring in shot.instances
         )
-        rows.append(f'<image id="{number}" name="{shot.name}.png" width="{SIZE_HW[1]}" height="{SIZE_HW[0]}">{shapes}</image>')
-    made.write("annotations.xml", f'<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>{"".join(rows)}</annotations>')
+        rows.append(
+            f'<image id="{number}" name="{shot.name}.png" width="{SIZE_HW[1]}" height="{SIZE_HW[0]}">{shapes}</image>'
+        )
+    made.write(
+        "annotations.xml",
+        f'<?xml version="1.0" encoding="utf-8"?><annotations><version>1.1</version>{"".join(rows)}</annotations>',
+    )
     return "."
 
 
@@ -162,11 +199,20 @@ def label_studio(made: Made) -> str:
     for number, shot in enumerate(content, start=1):
         results = [
             {
-                "original_width": SIZE_HW[1], "original_height": SIZE_HW[0], "image_rotation": 0, "type": "polygonlabels", "from_name": "label", "to_name": "image",
-                "value": {"points": [[x / SIZE_HW[1] * 100, y / SIZE_HW[0] * 100] for x, y in np.reshape(ring, (-1, 2))], "closed": True, "polygonlabels": [n]},
+                "original_width": SIZE_HW[1],
+                "original_height": SIZE_HW[0],
+                "image_rotation": 0,
+                "type": "polygonlabels",
+                "from_name": "label",
+                "to_name": "image",
+                "value": {
+                    "points": [[x / SIZE_HW[1] * 100, y / SIZE_HW[0] * 100] for x, y in np.reshape(ring, (-1, 2))],
+                    "closed": True,
+                    "polygonlabels": [n],
+                },
             }
             for n, ring in shot.instances
-        ]  # fmt: skip
+        ]
         tasks.append(
             {
                 "id": number,
@@ -184,7 +230,11 @@ def kolektor(made: Made) -> str:
     """KolektorSDD: one folder per part, Part0.jpg and Part0_label.bmp."""
     for number, shot in enumerate(shots()):
         folder = f"kos{number:02d}"
-        made.write_image(f"{folder}/Part0.jpg", encoded(shot.pixels, "JPEG", quality=95), {n: shot.mask(n) for n, _ in shot.instances})
+        made.write_image(
+            f"{folder}/Part0.jpg",
+            encoded(shot.pixels, "JPEG", quality=95),
+            {n: shot.mask(n) for n, _ in shot.instances},
+        )
         made.write(f"{folder}/Part0_label.bmp", mask_png(index_map(shot) > 0, kind="BMP"))
     return "."
 
@@ -194,11 +244,16 @@ def severstal(made: Made) -> str:
     content = shots()
     rows = ["ImageId,ClassId,EncodedPixels"]
     for shot in content:
-        made.write_image(f"train_images/{shot.name}.png", encoded(shot.pixels), {n: shot.mask(n) for n, _ in shot.instances})
+        made.write_image(
+            f"train_images/{shot.name}.png", encoded(shot.pixels), {n: shot.mask(n) for n, _ in shot.instances}
+        )
         for n, _ in shot.instances:
             flat = np.concatenate([[0], shot.mask(n).T.reshape(-1).astype(np.int8), [0]])
             starts, ends = np.flatnonzero(np.diff(flat) == 1) + 1, np.flatnonzero(np.diff(flat) == -1) + 1
-            rows.append(f"{shot.name}.png,{CLASSES.index(n) + 1},{' '.join(f'{s} {e - s}' for s, e in zip(starts, ends, strict=True))}")
+            rows.append(
+                f"{shot.name}.png,{CLASSES.index(n) + 1},"
+                + " ".join(f"{s} {e - s}" for s, e in zip(starts, ends, strict=True))
+            )
         if not shot.instances:
             rows.append(f"{shot.name}.png,,")
     made.write("train.csv", "\n".join(rows) + "\n")
@@ -210,7 +265,9 @@ def one_mask_each(made: Made) -> str:
     content = shots()
     for shot in content:
         second = [8.0, 8.0, 18.0, 8.0, 18.0, 14.0, 8.0, 14.0]
-        shot.instances = [("defect", ring) for _, ring in shot.instances[:1]] + ([("defect", second)] if shot.instances else [])
+        shot.instances = [("defect", ring) for _, ring in shot.instances[:1]] + (
+            [("defect", second)] if shot.instances else []
+        )
     write_images(made, content, folder="images/")
     for shot in content:
         for number, (_, ring) in enumerate(shot.instances):
@@ -233,7 +290,10 @@ def colour_masks(made: Made, *, with_table: bool) -> str:
             picture[index_map(shot) == value] = colour
         made.write(f"masks/{shot.name}.png", encoded(picture))
     if with_table:
-        made.write("labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nscratch:220,20,60::\ndent:0,90,200::\n")
+        made.write(
+            "labelmap.txt",
+            "# label:color_rgb:parts:actions\nbackground:0,0,0::\nscratch:220,20,60::\ndent:0,90,200::\n",
+        )
     return "."
 
 
@@ -296,7 +356,9 @@ def all_crowd(value: dict[str, Any]) -> None:
 
 def normalised(value: dict[str, Any]) -> None:
     for annotation in value["annotations"]:
-        annotation["segmentation"] = [[v / (SIZE_HW[1] if i % 2 == 0 else SIZE_HW[0]) for i, v in enumerate(annotation["segmentation"][0])]]
+        annotation["segmentation"] = [
+            [v / (SIZE_HW[1] if i % 2 == 0 else SIZE_HW[0]) for i, v in enumerate(annotation["segmentation"][0])]
+        ]
 
 
 def boxes_only(value: dict[str, Any]) -> None:
@@ -341,7 +403,9 @@ def csv_capital_columns(content: list[Shot]) -> str:
 
 def csv_zero_group(content: list[Shot]) -> str:
     rows = plain_rows(content)
-    return "\n".join([rows[0], *(row.rsplit(",", 1)[0] + f",{number // 3}" for number, row in enumerate(rows[1:]))]) + "\n"
+    return (
+        "\n".join([rows[0], *(row.rsplit(",", 1)[0] + f",{number // 3}" for number, row in enumerate(rows[1:]))]) + "\n"
+    )
 
 
 def csv_names_missing(content: list[Shot]) -> str:
@@ -397,16 +461,43 @@ MORE: tuple[Case, ...] = (
     Case("a size of zero", "an exporter", coco(each_image(width=0, height=0)), Refused(("0",))),
     Case("a size of another image", "resized images", coco(each_image(width=208, height=144)), Refused(("144x208",))),
     Case("iscrowd null", "an exporter", coco(each_annotation(lambda a: a.update(iscrowd=None))), Read()),
-    Case("an outline of words", "a script", coco(each_annotation(lambda a: a.update(segmentation=[["a", "b", "c", "d", "e", "f"]]))), Refused(("number",))),
-    Case("an outline far outside", "another image's", first_outline([400.0, 20, 460, 20, 460, 60]), Refused(("right",))),
-    Case("an outline with NaN", "a script", coco(each_annotation(lambda a: a["segmentation"][0].__setitem__(0, float("nan")))), Refused(("finite",))),
+    Case(
+        "an outline of words",
+        "a script",
+        coco(each_annotation(lambda a: a.update(segmentation=[["a", "b", "c", "d", "e", "f"]]))),
+        Refused(("number",)),
+    ),
+    Case(
+        "an outline far outside", "another image's", first_outline([400.0, 20, 460, 20, 460, 60]), Refused(("right",))
+    ),
+    Case(
+        "an outline with NaN",
+        "a script",
+        coco(each_annotation(lambda a: a["segmentation"][0].__setitem__(0, float("nan")))),
+        Refused(("finite",)),
+    ),
     Case("RLE counts near 2^62", "an adversary", rle(huge_counts), Refused(("rle",))),
     Case("RLE text of huge numbers", "an adversary", rle(huge_text), Refused(("rle",))),
     Case("RLE of negative runs", "a script", rle(lambda runs, text: [-5, *runs]), Refused(("rle",))),
-    Case("class with an escape sequence", "an adversary", coco(class_named("\x1b[2Jcrack")), Read(classes=("\x1b[2Jcrack", "dent"))),
-    Case("class with 300 letters", "a sentence", coco(class_named("long " * 60)), Read(classes=(("long " * 60).strip(), "dent"))),
+    Case(
+        "class with an escape sequence",
+        "an adversary",
+        coco(class_named("\x1b[2Jcrack")),
+        Read(classes=("\x1b[2Jcrack", "dent")),
+    ),
+    Case(
+        "class with 300 letters",
+        "a sentence",
+        coco(class_named("long " * 60)),
+        Read(classes=(("long " * 60).strip(), "dent")),
+    ),
     Case("class CON", "a reserved name", coco(class_named("CON")), Read(classes=("CON", "dent"))),
-    Case("classes that differ in capitals", "Crack, crack", coco(lambda v: v.update(categories=[{"id": 1, "name": "Crack"}, {"id": 2, "name": "crack"}])), Read(classes=("Crack", "crack"))),
+    Case(
+        "classes that differ in capitals",
+        "Crack, crack",
+        coco(lambda v: v.update(categories=[{"id": 1, "name": "Crack"}, {"id": 2, "name": "crack"}])),
+        Read(classes=("Crack", "crack")),
+    ),
     Case("EXIF half-turn", "a phone", turned, Read(says=("EXIF",), min_iou=0.98)),
     Case("TIFF of two pages", "a scanner", pages, Read(says=("page",))),
     Case("8 and 16 bit in one set", "two cameras", depths_mixed, Read(says=("16",))),
@@ -416,9 +507,21 @@ MORE: tuple[Case, ...] = (
     Case("Label Studio JSON", "tasks, polygons in percent", label_studio, Read(layout="Label Studio", defect_free=3)),
     Case("KolektorSDD", "Part0_label.bmp", kolektor, Read(classes=None, defect_free=3)),
     Case("Severstal", "RLE in a CSV", severstal, Read(classes=None, defect_free=3)),
-    Case("one mask per instance", "masks/<image>/0.png", one_mask_each, Read(instances=16, classes=None, defect_free=3)),
-    Case("RGB masks with labelmap.txt", "CVAT segmentation mask", lambda made: colour_masks(made, with_table=True), Read(defect_free=3)),
-    Case("RGB masks without a table", "an exporter", lambda made: colour_masks(made, with_table=False), Refused(("colour",))),
+    Case(
+        "one mask per instance", "masks/<image>/0.png", one_mask_each, Read(instances=16, classes=None, defect_free=3)
+    ),
+    Case(
+        "RGB masks with labelmap.txt",
+        "CVAT segmentation mask",
+        lambda made: colour_masks(made, with_table=True),
+        Read(defect_free=3),
+    ),
+    Case(
+        "RGB masks without a table",
+        "an exporter",
+        lambda made: colour_masks(made, with_table=False),
+        Refused(("colour",)),
+    ),
     Case("masks of 16 bit", "indices", masks_of_values(values16), Read(classes=None, defect_free=3)),
     Case("masks with 255 as ignore", "VOC's habit", masks_of_values(ignore_border), Read(classes=None, says=("255",))),
     Case("masks of instance numbers", "each value an object", masks_of_values(instance_ids), Refused(("values",))),
@@ -428,13 +531,30 @@ MORE: tuple[Case, ...] = (
     Case("masks with _GT", "KolektorSDD2's habit", per_class(lambda shot: f"{shot.name}_GT.png"), Read(images=8)),
     Case("masks that belong to no image", "another set's", no_masks, Refused(("mask",))),
     Case("a mask without an image", "a deleted image", spare_mask, Refused(("im99",))),
-    Case("images without masks, asked as defect-free", "the import asks", per_class(lambda shot: f"{shot.name}.png"), Read(defect_free=3), {"unlabelled": "defect-free"}),
-    Case("images without masks, refused", "the import asks", per_class(lambda shot: f"{shot.name}.png"), Refused(("3 images",)), {"unlabelled": "refuse"}),
+    Case(
+        "images without masks, asked as defect-free",
+        "the import asks",
+        per_class(lambda shot: f"{shot.name}.png"),
+        Read(defect_free=3),
+        {"unlabelled": "defect-free"},
+    ),
+    Case(
+        "images without masks, refused",
+        "the import asks",
+        per_class(lambda shot: f"{shot.name}.png"),
+        Refused(("3 images",)),
+        {"unlabelled": "refuse"},
+    ),
     Case("a comma in a class name", "CSV", table(comma_class), Read(classes=("scratch, deep", "dent"))),
     Case("backslashes in a CSV", "Windows", table(csv_backslashes), Read()),
     Case("capital columns in a CSV", "people", table(csv_capital_columns), Read()),
     Case("tabs in a CSV", "people", table(lambda content: "\n".join(plain_rows(content, sep="\t"))), Read()),
-    Case("CSV in UTF-16", "Excel's Unicode text", table(lambda content: "\n".join(plain_rows(content, sep="\t")).encode("utf-16")), Read()),
+    Case(
+        "CSV in UTF-16",
+        "Excel's Unicode text",
+        table(lambda content: "\n".join(plain_rows(content, sep="\t")).encode("utf-16")),
+        Read(),
+    ),
     Case("group 0 in a CSV", "a script", table(csv_zero_group), Read()),
     Case("a CSV that names an image that is not there", "a slip", table(csv_names_missing), Refused(("im77",))),
     Case("an empty CSV", "a slip", table(lambda content: ""), Refused(("csv",))),
@@ -442,13 +562,60 @@ MORE: tuple[Case, ...] = (
     Case("YOLO labels of boxes", "a detector's set", box_labels, Refused(("box",))),
     Case("YOLO lists of files", "train.txt", txt_lists, Read(defect_free=3)),
     Case("YOLO with classes.txt alone", "LabelImg's habit", classes_txt, Read(defect_free=3)),
-    Case("YOLO labels with a byte-order mark", "Notepad", yolo("names: [scratch, dent]\n", empty=True, encode=lambda t: t.encode("utf-8-sig")), Read(defect_free=3)),
-    Case("YOLO labels in UTF-16", "PowerShell", yolo("names: [scratch, dent]\n", empty=True, encode=lambda t: t.encode("utf-16")), Read(defect_free=3)),
+    Case(
+        "YOLO labels with a byte-order mark",
+        "Notepad",
+        yolo("names: [scratch, dent]\n", empty=True, encode=lambda t: t.encode("utf-8-sig")),
+        Read(defect_free=3),
+    ),
+    Case(
+        "YOLO labels in UTF-16",
+        "PowerShell",
+        yolo("names: [scratch, dent]\n", empty=True, encode=lambda t: t.encode("utf-16")),
+        Read(defect_free=3),
+    ),
     Case("YOLO names twice the same", "a slip", yolo("names: [dent, dent]\n", empty=True), Refused(("dent",))),
-    Case("YOLO names in a nested alias bomb", "an adversary", yolo("a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f [*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nnames: *g\n", empty=True), Refused(), within_s=2.0),
-    Case("defect-free folder with names of labelled ones", "two folders", extra_free, Read(images=16, defect_free=8), {"defect_free": "good"}),
-    Case("a JSON that ends early", "a full disk", lambda made: made.write("annotations.json", '{"images": [{"id": 1, "file_na') and "annotations.json", Refused(("json",))),
-    Case("a JSON of nothing", "an exporter", lambda made: made.write("annotations.json", "") and "annotations.json", Refused(("empty",))),
-    Case("a JSON of a list", "an exporter", lambda made: made.write("annotations.json", json.dumps([1, 2])) and "annotations.json", Refused()),
-    Case("a JSON nested 100,000 deep", "an adversary", lambda made: made.write("annotations.json", "[" * 100_000) and "annotations.json", Refused()),
-)  # fmt: skip
+    Case(
+        "YOLO names in a nested alias bomb",
+        "an adversary",
+        yolo(
+            "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: "
+            "&d [*c,*c,*c,*c,*c,*c,*c,*c,*c]\ne: &e [*d,*d,*d,*d,*d,*d,*d,*d,*d]\nf: &f "
+            "[*e,*e,*e,*e,*e,*e,*e,*e,*e]\ng: &g [*f,*f,*f,*f,*f,*f,*f,*f,*f]\nnames: *g\n",
+            empty=True,
+        ),
+        Refused(),
+        within_s=2.0,
+    ),
+    Case(
+        "defect-free folder with names of labelled ones",
+        "two folders",
+        extra_free,
+        Read(images=16, defect_free=8),
+        {"defect_free": "good"},
+    ),
+    Case(
+        "a JSON that ends early",
+        "a full disk",
+        lambda made: made.write("annotations.json", '{"images": [{"id": 1, "file_na') and "annotations.json",
+        Refused(("json",)),
+    ),
+    Case(
+        "a JSON of nothing",
+        "an exporter",
+        lambda made: made.write("annotations.json", "") and "annotations.json",
+        Refused(("empty",)),
+    ),
+    Case(
+        "a JSON of a list",
+        "an exporter",
+        lambda made: made.write("annotations.json", json.dumps([1, 2])) and "annotations.json",
+        Refused(),
+    ),
+    Case(
+        "a JSON nested 100,000 deep",
+        "an adversary",
+        lambda made: made.write("annotations.json", "[" * 100_000) and "annotations.json",
+        Refused(),
+    ),
+)

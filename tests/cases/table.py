@@ -1,7 +1,7 @@
 """Print both tables of cases, or the cases of a folder: `python -m tests.cases.table [FOLDER]`.
 
-FOLDER holds one folder per case, named by its number as in the first table (`01-json-bom`, `22-rle-kinds`, ...); each is imported as a user
-would, and what happened stands beside what is right. Exit code 1 where a case is not as is right.
+FOLDER holds one folder per case, named by its number as in the first table (`01-json-bom`, `22-rle-kinds`, ...); each
+is imported as a user would, and what happened stands beside what is right. Exit code 1 where a case is not as is right.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from .more import MORE
 
 @dataclass(frozen=True)
 class Given:
-    """A case of a folder: the source in it, options, and what is right: counts (images, instances), or words of the one line."""
+    """A case of a folder: the source in it, options, and what is right: counts (images, instances), or words of the one
+    line.
+    """
 
     source: str
     right: tuple[int, int] | str
@@ -37,20 +39,29 @@ class Given:
 GIVEN: dict[str, tuple[Given, ...]] = {
     "01-json-bom": (Given("annotations.json", (11, 8)),),
     "05-size-null": (
-        *(Given(f"{name}.json", (11, 8)) for name in ("annotations", "empty", "floats", "missing", "strings")), Given("zero.json", "0"),
+        *(Given(f"{name}.json", (11, 8)) for name in ("annotations", "empty", "floats", "missing", "strings")),
+        Given("zero.json", "0"),
     ),
     "07-same-category-name-twice": (Given("annotations.json", (11, 8), says="crack"),),
     "08-annotation-ids-repeat": (Given("annotations.json", (11, 8), says="id"),),
-    "09-ids-of-other-type": (Given("annotations.json", (11, 8)), Given("image_id.json", (11, 8)), Given("category_list.json", "category_id")),
+    "09-ids-of-other-type": (
+        Given("annotations.json", (11, 8)),
+        Given("image_id.json", (11, 8)),
+        Given("category_list.json", "category_id"),
+    ),
     "10-annotations-without-id": (Given("annotations.json", (11, 8)),),
     "12-iscrowd-as-text": (Given("annotations.json", (11, 8)),),
     "14-one-ring-of-two-points": (Given("annotations.json", (11, 8), says="ring"),),
     "19-self-crossing": (Given("annotations.json", (11, 8), says="cross"), Given("two_points_swapped.json", (11, 8))),
     "20-beyond-border": (Given("annotations.json", (11, 8), says="left"), Given("right.json", (11, 8), says="right")),
     "22-rle-kinds": (
-        *(Given(f"{name}.json", (11, 8)) for name in ("annotations", "bytes_repr", "float_counts", "last_zeros_left_out", "size_nulls")),
+        *(
+            Given(f"{name}.json", (11, 8))
+            for name in ("annotations", "bytes_repr", "float_counts", "last_zeros_left_out", "size_nulls")
+        ),
         *(Given(f"{name}.json", "rle") for name in ("base64_counts", "counts_null", "too_long")),
-        Given("size_number.json", "size"), Given("size_w_h.json", (11, 8)),
+        Given("size_number.json", "size"),
+        Given("size_w_h.json", (11, 8)),
     ),
     "23-backslashes": (Given("result.json", (11, 8)), Given(".", (11, 8))),
     "24-label-studio-layout": (Given(".", (11, 8)),),
@@ -77,7 +88,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
     "70c-dict-text": (Given("data.yaml", "names"),),
     "73-yolo-path": (Given("cfg/data.yaml", (8, 8), says="3 images"),),
     "84b-dense-outline": (Given("annotations.json", (5, 4)),),
-}  # fmt: skip
+}
 """Frames for `predict` and `insert` (85) are tried by tests/segmentation and tests/pipeline."""
 
 
@@ -92,7 +103,9 @@ def of_folder(folder: Path) -> Iterator[tuple[str, str, bool]]:
                     import_dataset(DataConfig(path=case.source, **case.options), Path(work) / "out", base_folder=root)
                     dataset = Dataset.load(Path(work) / "out" / "dataset.json")
                     counts = len(dataset.images), sum(len(r.instances) for r in dataset.images)
-                    told = f"{dataset.layout}: {counts[0]} images, {counts[1]} instances" + "".join(f"; {r}" for r in dataset.remarks)
+                    told = f"{dataset.layout}: {counts[0]} images, {counts[1]} instances" + "".join(
+                        f"; {r}" for r in dataset.remarks
+                    )
                     right = counts == case.right and case.says.lower() in told.lower()
                 except InputError as error:
                     told = f"refused: {str(error).replace(str(root), '')}"

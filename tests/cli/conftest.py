@@ -37,6 +37,8 @@ def defectory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str
         except SystemExit as stop:
             code = stop.code
         captured = capsys.readouterr()
-        return Outcome(code=code if isinstance(code, int) else int(code is not None), out=captured.out, err=captured.err)
+        return Outcome(
+            code=code if isinstance(code, int) else int(code is not None), out=captured.out, err=captured.err
+        )
 
     return run

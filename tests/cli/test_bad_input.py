@@ -48,7 +48,9 @@ def bomb(path: Path) -> None:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b""))
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
 
 
 def replace_image(act: Callable[[Path], None]) -> Callable[[Path, dict[str, Any]], None]:
@@ -168,7 +170,9 @@ def test_an_image_without_annotation_is_defect_free(defectory: Cli, tmp_path: Pa
     assert json.loads(done.out).items() >= expected.items()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"images": 3}', '{"images": [], "annotations": [], "categories": []}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"images": 3}', '{"images": [], "annotations": [], "categories": []}']
+)
 def test_an_annotation_file_that_is_no_coco_is_refused(text: str, defectory: Cli, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     done = defectory("import", tmp_path / "a.json", "--out", tmp_path / "data")

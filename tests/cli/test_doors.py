@@ -16,9 +16,26 @@ from defectory.imageio import load_rgb, save_png
 
 Cli = Callable[..., Any]
 VERBS = (
-    "demo", "init", "import", "check", "base", "learn-concept", "learn-condition", "drivers", "plan", "synthesize", "curate", "export", "segment",
-    "predict", "evaluate", "report", "run", "finalize", "doctor",
-)  # fmt: skip
+    "demo",
+    "init",
+    "import",
+    "check",
+    "base",
+    "learn-concept",
+    "learn-condition",
+    "drivers",
+    "plan",
+    "synthesize",
+    "curate",
+    "export",
+    "segment",
+    "predict",
+    "evaluate",
+    "report",
+    "run",
+    "finalize",
+    "doctor",
+)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the options are glibc's")
@@ -53,7 +70,9 @@ def test_help_names_every_verb_and_imports_no_torch() -> None:
         "heavy = {'torch', 'torchvision', 'diffusers', 'transformers', 'cv2', 'scipy', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env={"COLUMNS": "200"})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, env={"COLUMNS": "200"}
+    )
     assert done.returncode == 0, done.stderr
     for verb in VERBS:
         assert f" {verb} " in done.stdout
@@ -65,7 +84,8 @@ def test_dependencies_are_told_to_stay_offline() -> None:
         "from defectory.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "assert os.environ['HF_HUB_OFFLINE'] == os.environ['DO_NOT_TRACK'] == os.environ['HF_HUB_DISABLE_TELEMETRY'] == '1'"
+        "assert os.environ['HF_HUB_OFFLINE'] == os.environ['DO_NOT_TRACK'] == os.environ['HF_HUB_DISABLE_TELEMETRY'] "
+        "== '1'"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, env={})
 
@@ -95,14 +115,19 @@ def test_init_does_not_replace_a_file(defectory: Cli, tmp_path: Path) -> None:
             "[data]\npath = 'a.json'\n[synthesis]\nnum_imagess = 3\n",
             ("synthesis.num_imagess", "no such setting", "did you mean 'synthesis.num_images'"),
         ),
-        ("[data]\npath = 'a.json'\n[synthesis]\nnum_images = 'many'\n", ("synthesis.num_images", "valid integer", "'many'")),
+        (
+            "[data]\npath = 'a.json'\n[synthesis]\nnum_images = 'many'\n",
+            ("synthesis.num_images", "valid integer", "'many'"),
+        ),
         ("[data]\npath = 'a.json'\n[split]\nfraction = 1.5\n", ("split.fraction", "less than or equal to 1", "1.5")),
         ("[synthesis]\nnum_images = 3\n", ("data", "is missing")),
         ("[data\npath = 3", ("is not TOML",)),
         ("preset = 'fast'\n[data]\npath = 'a.json'\n", ("preset 'fast'", "no such preset", "demo-full")),
     ],
 )
-def test_a_wrong_project_file_is_one_line_and_exit_code_2(defectory: Cli, tmp_path: Path, text: str, said: tuple[str, ...]) -> None:
+def test_a_wrong_project_file_is_one_line_and_exit_code_2(
+    defectory: Cli, tmp_path: Path, text: str, said: tuple[str, ...]
+) -> None:
     file = tmp_path / "project.toml"
     file.write_text(text)
     done = defectory("run", file)
@@ -124,7 +149,9 @@ def test_a_missing_project_file_says_how_to_write_one(defectory: Cli, tmp_path: 
     assert "defectory init" in done.error_line
 
 
-def test_a_wrong_override_and_a_wrong_environment_name_themselves(defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_override_and_a_wrong_environment_name_themselves(
+    defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "project.toml"
     file.write_text("[data]\npath = 'a.json'\n")
     done = defectory("run", file, "-o", "seeds=3")
@@ -136,9 +163,13 @@ def test_a_wrong_override_and_a_wrong_environment_name_themselves(defectory: Cli
     assert (done.code, "DEFECTORY_SYNTHESIS__NUM_IMAGES" in done.error_line) == (2, True)
 
 
-def test_resolved_configuration_is_saved_with_origins(defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolved_configuration_is_saved_with_origins(
+    defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "project.toml"
-    file.write_text("preset = 'cpu'\nseed = 4\n[data]\npath = 'missing.json'\n[synthesis]\nnum_images = 5\nbatch_size = 2\n")
+    file.write_text(
+        "preset = 'cpu'\nseed = 4\n[data]\npath = 'missing.json'\n[synthesis]\nnum_images = 5\nbatch_size = 2\n"
+    )
     monkeypatch.setenv("DEFECTORY_SYNTHESIS__BATCH_SIZE", "3")
     done = defectory("run", file, "--seed", "9")
     assert done.code == 2
@@ -146,7 +177,10 @@ def test_resolved_configuration_is_saved_with_origins(defectory: Cli, tmp_path: 
     saved = json.loads((tmp_path / "runs" / "project" / "project.json").read_text())
     config, origins = saved["config"], saved["origins"]
     assert (config["seed"], origins["seed"]) == (9, "command line")
-    assert (config["synthesis"]["batch_size"], origins["synthesis.batch_size"]) == (3, "DEFECTORY_SYNTHESIS__BATCH_SIZE")
+    assert (config["synthesis"]["batch_size"], origins["synthesis.batch_size"]) == (
+        3,
+        "DEFECTORY_SYNTHESIS__BATCH_SIZE",
+    )
     assert (config["synthesis"]["num_images"], origins["synthesis.num_images"]) == (5, str(file))
     assert origins["condition.training.num_steps"] == "preset cpu"
     assert origins["split.val_share"] == "default"
@@ -161,7 +195,9 @@ def test_an_output_folder_that_cannot_be_written_is_exit_code_2(defectory: Cli, 
     assert "is a file, not a folder" in done.error_line
 
 
-def test_a_full_disk_is_exit_code_2_and_leaves_nothing(defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_exit_code_2_and_leaves_nothing(
+    defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import errno
     import os
 
@@ -238,11 +274,20 @@ def test_a_wrong_option_of_import_is_exit_code_2(defectory: Cli, mask_folder: Pa
     assert "--format" in done.error_line
 
 
-def test_drivers_extract_paints_the_mask_bright_on_dim_geometry(defectory: Cli, mask_folder: Path, tmp_path: Path) -> None:
+def test_drivers_extract_paints_the_mask_bright_on_dim_geometry(
+    defectory: Cli, mask_folder: Path, tmp_path: Path
+) -> None:
     done = defectory(
-        "drivers", "extract", mask_folder / "images" / "p0.png", "--mask", mask_folder / "masks" / "p0.png", "--out", tmp_path / "drivers",
-        "--config", tmp_path / "none.toml",
-    )  # fmt: skip
+        "drivers",
+        "extract",
+        mask_folder / "images" / "p0.png",
+        "--mask",
+        mask_folder / "masks" / "p0.png",
+        "--out",
+        tmp_path / "drivers",
+        "--config",
+        tmp_path / "none.toml",
+    )
     assert done.code == 0, done.err
     driver, mask = load_rgb(tmp_path / "drivers" / "p0.png"), load_rgb(mask_folder / "masks" / "p0.png")[..., 0] > 0
     assert driver[mask].max() == 255
@@ -290,16 +335,27 @@ def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path)
     tile = SegmentationTile(id="t", image=image, instances=((1, encode(mask)),))
     tiling = Tiling(mode="frame", tile_px=64, scale=1.0, reason="test")
     for _ in train_segmenter(
-        arm="real", real=[tile], synthetic=[], defect_free=[], validate=lambda _model: 0.0, kind="light", categories=(Category(id=1, name="scratch"),),
-        tiling=tiling, config=SegmentationConfig(num_steps=2, batch_size=1), seed=0, out=tmp_path / "segmenter",
-    ):  # fmt: skip
+        arm="real",
+        real=[tile],
+        synthetic=[],
+        defect_free=[],
+        validate=lambda _model: 0.0,
+        kind="light",
+        categories=(Category(id=1, name="scratch"),),
+        tiling=tiling,
+        config=SegmentationConfig(num_steps=2, batch_size=1),
+        seed=0,
+        out=tmp_path / "segmenter",
+    ):
         pass
     save_png(tmp_path / "photos" / "a.png", image[:48])
     (tmp_path / "photos" / "b.png").write_bytes(b"not an image")
     done = defectory("predict", tmp_path / "photos", "-m", tmp_path / "segmenter", "--out", tmp_path / "found")
     assert done.code == 2
     assert "b.png" in done.error_line
-    done = defectory("predict", tmp_path / "photos", "-m", tmp_path / "segmenter", "--out", tmp_path / "found", "--skip-bad")
+    done = defectory(
+        "predict", tmp_path / "photos", "-m", tmp_path / "segmenter", "--out", tmp_path / "found", "--skip-bad"
+    )
     assert done.code == 0, done.err
     assert load_rgb(next((tmp_path / "found" / "overlays").glob("*a.png"))).shape[:2] == (48, 64)
     for row in json.loads((tmp_path / "found" / "predictions.json").read_text()):
@@ -311,7 +367,13 @@ def test_a_base_is_taught_a_word_of_the_world_and_other_words_are_refused(defect
     out = tmp_path / "taught"
     few = [
         f"-o{name}={value}"
-        for name, value in {"num_images": 8, "num_held_out": 2, "num_texts": 8, "num_workers": 1, "num_drawn": 1}.items()
+        for name, value in {
+            "num_images": 8,
+            "num_held_out": 2,
+            "num_texts": 8,
+            "num_workers": 1,
+            "num_drawn": 1,
+        }.items()
     ]
     done = defectory("base", "teach", "dent", "--out", out, *few, "-otraining.num_steps=2", "-otraining.batch_size=2")
     assert done.code == 0, done.err

@@ -43,7 +43,9 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("a/../project.toml", "./set/labels.json", "set/labels.json"),
     ],
 )
-def test_init_writes_the_path_as_the_project_file_sees_it(defectory: Cli, source: Path, file: str, data: str, written: str) -> None:
+def test_init_writes_the_path_as_the_project_file_sees_it(
+    defectory: Cli, source: Path, file: str, data: str, written: str
+) -> None:
     (source.parent / "a").mkdir()
     done = defectory("init", file, "--data", data, "--defect-free", "set/images")
     assert done.code == 0, done.err
@@ -95,7 +97,9 @@ def test_check_of_what_is_no_data_set_is_one_line(defectory: Cli, source: Path, 
     assert place.rpartition("/")[2] in done.error_line
 
 
-def test_check_of_a_read_only_data_set_prints_all_but_the_sheet(defectory: Cli, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_of_a_read_only_data_set_prints_all_but_the_sheet(
+    defectory: Cli, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from defectory.dataset import check
     from defectory.errors import OutputError
 
@@ -148,7 +152,9 @@ def test_check_tells_layout_remarks_and_value_range(defectory: Cli, tmp_path: Pa
         (("--class", "rust"), "rust"),
     ],
 )
-def test_a_wrong_option_of_import_names_itself(defectory: Cli, source: Path, options: tuple[str, ...], said: str) -> None:
+def test_a_wrong_option_of_import_names_itself(
+    defectory: Cli, source: Path, options: tuple[str, ...], said: str
+) -> None:
     done = defectory("import", source / "labels.json", "--out", "data", *options)
     assert done.code == 2, done.out
     assert said in done.error_line
@@ -169,5 +175,7 @@ def test_the_options_of_import_reach_the_loader(defectory: Cli, tmp_path: Path) 
     assert done.code == 0, done.err
     summary = json.loads(done.out)
     assert (summary["images"], summary["defect_free"], summary["instances"]) == (4, 1, 3)
-    done = defectory("import", tmp_path / "set", "--out", tmp_path / "data", "--mask-threshold", "128", "--unlabelled", "refuse")
+    done = defectory(
+        "import", tmp_path / "set", "--out", tmp_path / "data", "--mask-threshold", "128", "--unlabelled", "refuse"
+    )
     assert (done.code, "p3.png" in done.error_line) == (2, True)

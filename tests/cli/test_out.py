@@ -97,7 +97,9 @@ def test_a_picture_verb_refuses_what_it_did_not_make(defectory: Cli, home: Path,
 
 
 @pytest.mark.parametrize("out", [".", "..", "photos", "notes", "report.pdf", "/", "linked", "report.pdf/x"])
-@pytest.mark.parametrize("verb", [("run",), ("learn-concept",), ("masks", "review", "--out", "new"), ("drivers", "tune")])
+@pytest.mark.parametrize(
+    "verb", [("run",), ("learn-concept",), ("masks", "review", "--out", "new"), ("drivers", "tune")]
+)
 def test_a_run_folder_that_is_the_users_is_refused(defectory: Cli, home: Path, verb: tuple[str, ...], out: str) -> None:
     before = tree_of(home.parent)
     done = defectory(*verb, "-o", f"out={out}")
@@ -107,9 +109,13 @@ def test_a_run_folder_that_is_the_users_is_refused(defectory: Cli, home: Path, v
     assert ";" in done.error_line
 
 
-@pytest.mark.parametrize("place", ["notes", "report.pdf", "holiday.png", "linked", ".", "photos/labels.json", "report.pdf/x.toml"])
+@pytest.mark.parametrize(
+    "place", ["notes", "report.pdf", "holiday.png", "linked", ".", "photos/labels.json", "report.pdf/x.toml"]
+)
 @pytest.mark.parametrize("force", [(), ("--force",)])
-def test_init_replaces_nothing_but_a_project_file(defectory: Cli, home: Path, place: str, force: tuple[str, ...]) -> None:
+def test_init_replaces_nothing_but_a_project_file(
+    defectory: Cli, home: Path, place: str, force: tuple[str, ...]
+) -> None:
     before = tree_of(home)
     done = defectory("init", place, *force)
     assert (done.code, tree_of(home) == before) == (2, True), done.err

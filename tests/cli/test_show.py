@@ -11,14 +11,20 @@ from defectory.cli import show
 from defectory.pipeline.stage import Event, Progress, StageEnded
 
 SIDE_BY_SIDE: list[Event] = [
-    *(Progress(stage=name, done=done, total=total) for done in range(1, 4) for name, total in (("segment-a", 4), ("segment-b", 8))),
+    *(
+        Progress(stage=name, done=done, total=total)
+        for done in range(1, 4)
+        for name, total in (("segment-a", 4), ("segment-b", 8))
+    ),
     StageEnded(stage="segment-a", seconds=1.0, skipped=False, summary="done"),
     Progress(stage="segment-b", done=8, total=8),
     StageEnded(stage="segment-b", seconds=2.0, skipped=False, summary="done"),
 ]
 
 
-def test_lines_tell_of_each_stage_how_long_it_takes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_tell_of_each_stage_how_long_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     seconds = iter(range(100))
     monkeypatch.setattr(show, "PLAIN_EVERY_S", 1.0)
     monkeypatch.setattr(show.time, "monotonic", lambda: float(next(seconds)))
@@ -26,8 +32,11 @@ def test_lines_tell_of_each_stage_how_long_it_takes(monkeypatch: pytest.MonkeyPa
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     # a step of each takes two seconds, since their events take turns
     assert lines[:4] == [
-        "segment-a 2/4, about 4 s left", "segment-b 2/8, about 12 s left", "segment-a 3/4, about 2 s left", "segment-b 3/8, about 10 s left",
-    ]  # fmt: skip
+        "segment-a 2/4, about 4 s left",
+        "segment-b 2/8, about 12 s left",
+        "segment-a 3/4, about 2 s left",
+        "segment-b 3/8, about 10 s left",
+    ]
     assert [line.split()[0] for line in lines[4:]] == ["segment-a", "segment-b", "segment-b"]
 
 

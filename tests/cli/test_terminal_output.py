@@ -24,8 +24,28 @@ from defectory.errors import ConfigError, ImageError
 from defectory.imageio import save_png
 
 Cli = Callable[..., Any]
-MESSY = ("weld [/x]", "[red]burn[/red]", "esc\x1b[31mape", "two\nlines", "Riß 裂缝", "rtl\u202egnp", "[bold", "\\[x]", "bell\a")
-SHOWN = ("weld [/x]", "[red]burn[/red]", "esc\\x1b[31mape", "two\\nlines", "Riß 裂缝", "rtl\\u202egnp", "[bold", "\\[x]", "bell\\x07")
+MESSY = (
+    "weld [/x]",
+    "[red]burn[/red]",
+    "esc\x1b[31mape",
+    "two\nlines",
+    "Riß 裂缝",
+    "rtl\u202egnp",
+    "[bold",
+    "\\[x]",
+    "bell\a",
+)
+SHOWN = (
+    "weld [/x]",
+    "[red]burn[/red]",
+    "esc\\x1b[31mape",
+    "two\\nlines",
+    "Riß 裂缝",
+    "rtl\\u202egnp",
+    "[bold",
+    "\\[x]",
+    "bell\\x07",
+)
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]")
 
 
@@ -40,7 +60,9 @@ def messy(tmp_path: Path) -> Path:
         images.append({"id": index, "file_name": name, "height": 40, "width": 56})
         if index < len(MESSY):
             box = [10, 10, 30, 10, 30, 25, 10, 25]
-            annotations.append({"id": index, "image_id": index, "category_id": index + 1, "segmentation": [box], "iscrowd": 0})
+            annotations.append(
+                {"id": index, "image_id": index, "category_id": index + 1, "segmentation": [box], "iscrowd": 0}
+            )
     categories = [{"id": index + 1, "name": name} for index, name in enumerate(MESSY)]
     file = tmp_path / "set" / "labels.json"
     file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
@@ -90,10 +112,15 @@ def test_tables_lose_nothing_and_stay_within_the_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
-    rows = [(name, f"{number} instances in {number} images", "runs/a/very/long/path/of/a/folder", "x") for number, name in enumerate(SHOWN)]
+    rows = [
+        (name, f"{number} instances in {number} images", "runs/a/very/long/path/of/a/folder", "x")
+        for number, name in enumerate(SHOWN)
+    ]
     for columns in (2, 4):
         show_table(
-            "A title that is longer than forty columns are wide", ("what", "found", "where", "mark")[:columns], [r[:columns] for r in rows]
+            "A title that is longer than forty columns are wide",
+            ("what", "found", "where", "mark")[:columns],
+            [r[:columns] for r in rows],
         )
         out = capsys.readouterr().out
         assert max(len(line) for line in out.splitlines()) <= width
@@ -137,7 +164,9 @@ def test_verbs_print_through_one_door() -> None:
         if file.name in ("show.py", "main.py"):
             continue
         calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
-        names = {call.id for call in calls if isinstance(call, ast.Name)} | {call.attr for call in calls if isinstance(call, ast.Attribute)}
+        names = {call.id for call in calls if isinstance(call, ast.Name)} | {
+            call.attr for call in calls if isinstance(call, ast.Attribute)
+        }
         assert not names & {"print", "echo", "secho", "Console"}, file.name
 
 
@@ -176,19 +205,39 @@ def test_the_formats_that_help_lists_are_those_of_the_registry() -> None:
 @pytest.mark.parametrize(
     ("error", "said", "code"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "out/x.png"), "out/x.png: no space left on device; free space", 2),
-        (PermissionError(errno.EACCES, "Permission denied", "a.png"), "a.png: permission denied; change its permissions", 2),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/x.png"),
+            "out/x.png: no space left on device; free space",
+            2,
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "a.png"),
+            "a.png: permission denied; change its permissions",
+            2,
+        ),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9000), "file name too long; choose a shorter name", 2),
         (OSError(errno.EROFS, "Read-only file system", b"a\xff"), "read-only file system; choose a place", 2),
         (OSError("odd"), "file system: odd; check", 2),
         (MemoryError(), "out of memory", 1),
-        (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore"), "out of memory (CUDA out of memory. Tried", 1),
+        (
+            RuntimeError("CUDA out of memory. Tried to allocate 2 GiB\nmore"),
+            "out of memory (CUDA out of memory. Tried",
+            1,
+        ),
         (RecursionError("maximum recursion depth exceeded"), "nested too deeply", 2),
-        (UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"), "cannot be written in the encoding", 2),
+        (
+            UnicodeEncodeError("utf-8", "a\udcff", 1, 2, "surrogates not allowed"),
+            "cannot be written in the encoding",
+            2,
+        ),
         (ImageError("a\nb\x1b[2J.png", "x", "y"), "a\\nb\\x1b[2J.png: x; y", 2),
         (ConfigError("a", "b", "c"), "a: b; c", 2),
         (KeyboardInterrupt(), "interrupted; run the same command again", 130),
-        (ZeroDivisionError("division by zero"), "unexpected ZeroDivisionError: division by zero; this is a fault of Defectory", 1),
+        (
+            ZeroDivisionError("division by zero"),
+            "unexpected ZeroDivisionError: division by zero; this is a fault of Defectory",
+            1,
+        ),
         (ValueError("two\nlines"), "unexpected ValueError: two;", 1),
     ],
 )
@@ -223,7 +272,14 @@ def test_developers_get_the_traceback(defectory: Cli, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     "args",
-    [("--nope",), ("run", "--seed", "x"), ("import",), ("nothing",), ("insert", "a", "--out", "b", "--count", "0"), ("base", "x[/y]")],
+    [
+        ("--nope",),
+        ("run", "--seed", "x"),
+        ("import",),
+        ("nothing",),
+        ("insert", "a", "--out", "b", "--count", "0"),
+        ("base", "x[/y]"),
+    ],
 )
 def test_a_wrong_command_line_is_one_line(defectory: Cli, args: tuple[str, ...]) -> None:
     done = defectory(*args)
@@ -238,7 +294,11 @@ def test_a_closed_pipe_and_a_full_device_are_no_traceback(tmp_path: Path) -> Non
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
             done = subprocess.run(
-                [sys.executable, "-m", "defectory.cli.main", "base", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+                [sys.executable, "-m", "defectory.cli.main", "base", "list"],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
             )
         assert (done.returncode, "Traceback" in done.stderr, "no space left" in done.stderr) == (2, False, True)
 

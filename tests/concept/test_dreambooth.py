@@ -20,7 +20,13 @@ from defectory.run import digest_file, digest_folder
 
 Tiles = Callable[..., list[Any]]
 TRAINING = TrainingConfig(
-    num_steps=6, batch_size=4, variants_per_image=2, warmup_steps=1, checkpoint_every=2, validate_every=3, learning_rate=1e-3
+    num_steps=6,
+    batch_size=4,
+    variants_per_image=2,
+    warmup_steps=1,
+    checkpoint_every=2,
+    validate_every=3,
+    learning_rate=1e-3,
 )
 CONFIG = ConceptConfig(num_class_images=5, prior_steps=3, training=TRAINING)
 
@@ -37,7 +43,9 @@ def learn(tiles: list[Any], base: Path, out: Path, config: ConceptConfig = CONFI
     return list(learn_concept(tiles, base=base, config=config, seed=3, out=out, **options))
 
 
-def test_concept_is_a_base_whose_unet_and_text_encoder_moved(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_concept_is_a_base_whose_unet_and_text_encoder_moved(
+    tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
     before = digest_folder(tiny_base_folder)
     events = learn(training_tiles(), tiny_base_folder, tmp_path, held_out=training_tiles(3, seed=8))
     assert digest_folder(tiny_base_folder) == before
@@ -50,7 +58,9 @@ def test_concept_is_a_base_whose_unet_and_text_encoder_moved(tiny_base_folder: P
     assert not (tmp_path / "checkpoint").exists()
     old, new = load_base(tiny_base_folder), load_base(tmp_path / "base")
     assert not torch.equal(old.unet.conv_in.weight, new.unet.conv_in.weight)
-    assert any(not torch.equal(a, b) for a, b in zip(old.text_encoder.parameters(), new.text_encoder.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(old.text_encoder.parameters(), new.text_encoder.parameters(), strict=True)
+    )
     assert all(torch.equal(a, b) for a, b in zip(old.vae.parameters(), new.vae.parameters(), strict=True))
     assert new.controlnet is not None
     assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 8
@@ -67,7 +77,9 @@ def test_text_encoder_and_prior_can_be_left_out(tiny_base_folder: Path, training
 def test_prompts_name_the_defects_of_a_tile(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     def weights(out: str, tiles: list[Any], *, defect_words: bool, defect_noun: str = "") -> str:
         config = CONFIG.model_copy(update={"defect_words": defect_words, "tone_words": False})
-        return learn(tiles, tiny_base_folder, tmp_path / out, config, defect_noun=defect_noun, cache=tmp_path / "cache")[-1].digest
+        return learn(
+            tiles, tiny_base_folder, tmp_path / out, config, defect_noun=defect_noun, cache=tmp_path / "cache"
+        )[-1].digest
 
     tiles = training_tiles()
     defective, free = [tile for tile in tiles if tile.instances], [tile for tile in tiles if not tile.instances]
@@ -77,7 +89,9 @@ def test_prompts_name_the_defects_of_a_tile(tiny_base_folder: Path, training_til
     assert weights("free-True", free, defect_words=True) == weights("free-False", free, defect_words=False)
 
 
-def test_loss_is_instance_term_plus_lambda_times_prior_term(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_loss_is_instance_term_plus_lambda_times_prior_term(
+    tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
     training = TRAINING.model_copy(update={"num_steps": 1, "precision": "fp32", "prompt_dropout": 0.0})
 
     def first_loss(weight: float) -> float:
@@ -90,12 +104,16 @@ def test_loss_is_instance_term_plus_lambda_times_prior_term(tiny_base_folder: Pa
     assert large - middle == pytest.approx(2 * (middle - small), rel=1e-3)
 
 
-def test_stable_diffusion_layout_is_learned_from_too(tiny_stable_diffusion_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_stable_diffusion_layout_is_learned_from_too(
+    tiny_stable_diffusion_folder: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
     learn(
         training_tiles(),
         tiny_stable_diffusion_folder,
         tmp_path,
-        CONFIG.model_copy(update={"training": TRAINING.model_copy(update={"num_steps": 2, "gradient_checkpointing": True})}),
+        CONFIG.model_copy(
+            update={"training": TRAINING.model_copy(update={"num_steps": 2, "gradient_checkpointing": True})}
+        ),
     )
     index = json.loads((tmp_path / "base" / "model_index.json").read_text())
     assert index["scheduler"] == ["diffusers", "PNDMScheduler"]
@@ -134,7 +152,9 @@ def test_run_left_at_any_step_ends_with_the_same_files(
     tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path, left_after_step: int
 ) -> None:
     learn(training_tiles(), tiny_base_folder, tmp_path / "whole", cache=tmp_path / "cache")
-    events = learn_concept(training_tiles(), base=tiny_base_folder, config=CONFIG, seed=3, out=tmp_path / "left", cache=tmp_path / "cache")
+    events = learn_concept(
+        training_tiles(), base=tiny_base_folder, config=CONFIG, seed=3, out=tmp_path / "left", cache=tmp_path / "cache"
+    )
     for event in events:
         if isinstance(event, Step) and event.step == left_after_step:
             break

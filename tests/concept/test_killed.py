@@ -17,7 +17,9 @@ def outcome(out: Path) -> dict[str, str]:
     }
 
 
-def test_killed_three_times_it_ends_with_the_same_files(tiny_base_folder: Path, kill_three_times: Callable[..., tuple[Path, Path]]) -> None:
+def test_killed_three_times_it_ends_with_the_same_files(
+    tiny_base_folder: Path, kill_three_times: Callable[..., tuple[Path, Path]]
+) -> None:
     whole, killed = kill_three_times(
         f"""
         import numpy as np

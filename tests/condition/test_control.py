@@ -35,7 +35,12 @@ CONFIG = ConditionConfig(training=TRAINING)
 def concept_of(base: Path, out: Path) -> Path:
     save_base_like(base, out / "base", replaced={})
     concept = Concept(
-        method="dreambooth", token="sks", class_noun="surface", tone_words=True, base_digest="b", weights_digest=digest_folder(out / "base")
+        method="dreambooth",
+        token="sks",
+        class_noun="surface",
+        tone_words=True,
+        base_digest="b",
+        weights_digest=digest_folder(out / "base"),
     )
     concept.save(out / "concept.json")
     return out
@@ -55,7 +60,16 @@ def make_driver(image: Any, instances: Sequence[Any], _valid_hw: tuple[int, int]
 
 def learn(tiles: list[Any], concept: Path, out: Path, config: ConditionConfig = CONFIG, **options: Any) -> list[Any]:
     return list(
-        learn_condition(tiles, concept=concept, config=config, make_driver=make_driver, driver_digest="d", seed=3, out=out, **options)
+        learn_condition(
+            tiles,
+            concept=concept,
+            config=config,
+            make_driver=make_driver,
+            driver_digest="d",
+            seed=3,
+            out=out,
+            **options,
+        )
     )
 
 
@@ -67,7 +81,9 @@ def outcome(out: Path) -> dict[str, str]:
     }
 
 
-def test_control_network_is_trained_and_the_concept_is_untouched(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_control_network_is_trained_and_the_concept_is_untouched(
+    concept: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
     before = digest_folder(concept)
     events = learn(training_tiles(), concept, tmp_path, held_out=training_tiles(3, seed=8))
     assert digest_folder(concept) == before
@@ -78,10 +94,16 @@ def test_control_network_is_trained_and_the_concept_is_untouched(concept: Path, 
     assert control.weights_digest == digest_folder(tmp_path / "controlnet")
     assert control.concept_digest == Concept.load(concept / "concept.json").weights_digest
     start, end = load_controlnet(concept / "base" / "controlnet"), load_controlnet(tmp_path / "controlnet")
-    assert all(not torch.equal(a, b) for (name, a), b in zip(start.named_parameters(), end.parameters(), strict=True) if "conv_in" in name)
+    assert all(
+        not torch.equal(a, b)
+        for (name, a), b in zip(start.named_parameters(), end.parameters(), strict=True)
+        if "conv_in" in name
+    )
 
 
-def test_same_seed_gives_the_same_files_and_another_cache_does_not_matter(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_files_and_another_cache_does_not_matter(
+    concept: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
     learn(training_tiles(), concept, tmp_path / "a", cache=tmp_path / "cache")
     learn(training_tiles(), concept, tmp_path / "b", cache=tmp_path / "cache")
     learn(training_tiles(), concept, tmp_path / "c")
@@ -100,7 +122,9 @@ def test_copy_starts_as_the_base_and_changes_nothing_at_first(concept: Path) -> 
     with torch.no_grad():
         down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
         plain = models.unet(x, timesteps, context).sample
-        steered = models.unet(x, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample
+        steered = models.unet(
+            x, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle
+        ).sample
     assert torch.equal(plain, steered)
 
 
@@ -110,7 +134,9 @@ def test_gradient_reaches_every_control_weight_and_no_base_weight(concept: Path)
     x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 64)
     down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
     seen: list[bool] = []
-    handle = models.unet.down_blocks[-1].register_forward_hook(lambda _m, _i, result: seen.append(result[0].requires_grad))
+    handle = models.unet.down_blocks[-1].register_forward_hook(
+        lambda _m, _i, result: seen.append(result[0].requires_grad)
+    )
     models.unet(
         x, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle
     ).sample.square().mean().backward()
@@ -129,7 +155,9 @@ def test_start_is_chosen_by_what_lies_beside_the_base(concept: Path, tiny_stable
         start_control(plain, init="embedded", seed=0)
 
 
-def test_stable_diffusion_layout_is_learned_from_too(tiny_stable_diffusion_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_stable_diffusion_layout_is_learned_from_too(
+    tiny_stable_diffusion_folder: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
     concept = concept_of(tiny_stable_diffusion_folder, tmp_path / "concept")
     training = TRAINING.model_copy(update={"num_steps": 2, "gradient_checkpointing": True, "accumulation": 2})
     learn(training_tiles(), concept, tmp_path / "control", CONFIG.model_copy(update={"training": training}))
@@ -141,7 +169,11 @@ def test_defect_weight_counts_defect_pixels_more(concept: Path, training_tiles: 
     def first_loss(weight: float) -> float:
         training = TRAINING.model_copy(update={"num_steps": 1, "precision": "fp32", "defect_weight": weight})
         events = learn(
-            training_tiles(), concept, tmp_path / str(weight), CONFIG.model_copy(update={"training": training}), cache=tmp_path / "cache"
+            training_tiles(),
+            concept,
+            tmp_path / str(weight),
+            CONFIG.model_copy(update={"training": training}),
+            cache=tmp_path / "cache",
         )
         return next(event.loss for event in events if isinstance(event, Step))
 
@@ -151,10 +183,18 @@ def test_defect_weight_counts_defect_pixels_more(concept: Path, training_tiles: 
 
 
 @pytest.mark.parametrize("left_after_step", [1, 4])
-def test_run_left_at_any_step_ends_with_the_same_files(concept: Path, training_tiles: Tiles, tmp_path: Path, left_after_step: int) -> None:
+def test_run_left_at_any_step_ends_with_the_same_files(
+    concept: Path, training_tiles: Tiles, tmp_path: Path, left_after_step: int
+) -> None:
     learn(training_tiles(), concept, tmp_path / "whole")
     events = learn_condition(
-        training_tiles(), concept=concept, config=CONFIG, make_driver=make_driver, driver_digest="d", seed=3, out=tmp_path / "left"
+        training_tiles(),
+        concept=concept,
+        config=CONFIG,
+        make_driver=make_driver,
+        driver_digest="d",
+        seed=3,
+        out=tmp_path / "left",
     )
     for event in events:
         if isinstance(event, Step) and event.step == left_after_step:

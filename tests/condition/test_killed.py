@@ -44,9 +44,11 @@ def test_killed_three_times_it_ends_with_the_same_files(
                 TrainingTile(id=str(i), image=image, instances=((1, mask),), class_names=("crack",), valid_hw=(32, 48))
                 for i, image in enumerate(images)
             ]
-            config = ConditionConfig(training=TrainingConfig(num_steps=12, batch_size=4, variants_per_image=2, checkpoint_every=2))
+            training = TrainingConfig(num_steps=12, batch_size=4, variants_per_image=2, checkpoint_every=2)
+            config = ConditionConfig(training=training)
             for _ in learn_condition(
-                tiles, concept=Path({str(concept)!r}), config=config, make_driver=lambda image, *_: image // 5, driver_digest="d", seed=3, out=out
+                tiles, concept=Path({str(concept)!r}), config=config,
+                make_driver=lambda image, *_: image // 5, driver_digest="d", seed=3, out=out
             ):
                 pass
         """,

@@ -17,7 +17,13 @@ def pairs(count: int) -> list[Pair]:
         masks = [mask for _, mask in shown.instances if mask.any()]
         if masks:
             changes = {"blur_px": 0.8, "noise_sigma": 2.0, "drift": 6.0}
-            made.append((degrade(shown.image, seed=2 * index, **changes), degrade(hidden.image, seed=2 * index + 1, **changes), masks))
+            made.append(
+                (
+                    degrade(shown.image, seed=2 * index, **changes),
+                    degrade(hidden.image, seed=2 * index + 1, **changes),
+                    masks,
+                )
+            )
     return made
 
 
@@ -39,7 +45,9 @@ def test_the_local_share_tells_a_label_from_one_that_is_a_pixel_thicker() -> Non
 
 
 def test_calibration_finds_the_one_threshold_that_fits() -> None:
-    """Defects 40 levels deep on a surface that trembles by 15: under 15 all differs, over twice that of a defect nothing does."""
+    """Defects 40 levels deep on a surface that trembles by 15: under 15 all differs, over twice that of a defect
+    nothing does.
+    """
     made: list[Pair] = []
     for seed in range(4):
         rng = np.random.default_rng(seed)

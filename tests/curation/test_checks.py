@@ -33,11 +33,15 @@ def textured(seed: int, *, level: float = 120.0, scale: float = 2.0) -> Image:
 def numbers_of(images: Sequence[Image]) -> Any:
     """Features for tests: mean, standard deviation and steps of each image."""
     grey = [i.astype(np.float64).mean(axis=2) for i in images]
-    return np.array([[g.mean(), g.std(), np.abs(np.diff(g, axis=0)).mean(), np.abs(np.diff(g, axis=1)).mean()] for g in grey])
+    return np.array(
+        [[g.mean(), g.std(), np.abs(np.diff(g, axis=0)).mean(), np.abs(np.diff(g, axis=1)).mean()] for g in grey]
+    )
 
 
 def patches_of(images: Sequence[Image]) -> Any:
-    return np.stack([cv2.resize(i, (SIZE_HW[1] // 4, SIZE_HW[0] // 4), interpolation=cv2.INTER_AREA) for i in images]).astype(np.float32)
+    return np.stack(
+        [cv2.resize(i, (SIZE_HW[1] // 4, SIZE_HW[0] // 4), interpolation=cv2.INTER_AREA) for i in images]
+    ).astype(np.float32)
 
 
 ENCODER = Encoder(embed=numbers_of, patches=patches_of)
@@ -103,7 +107,9 @@ def test_the_limit_of_copies_lies_between_strangers_and_copies() -> None:
 
 def test_the_same_picture_twice_is_told_from_the_first() -> None:
     image = textured(500)
-    first, second, other = checked((image, image), (np.clip(image.astype(int) + 4, 0, 255).astype(np.uint8), image), (textured(502), image))
+    first, second, other = checked(
+        (image, image), (np.clip(image.astype(int) + 4, 0, 255).astype(np.uint8), image), (textured(502), image)
+    )
     assert "duplicate" not in first
     assert not second["duplicate"].passed
     assert second["duplicate"].nearest == "draft number 0"

@@ -35,9 +35,15 @@ class Drafts:
     def add(self, labels: list[tuple[int, Mask]], drawn: list[Mask], *, blank: bool = False) -> None:
         number = len(self.jobs)
         job = Job(
-            id=f"{number:06d}", tile_id="p", augmentation_seed=None, mask_sources=(), prompt="", prompt_without="", seed=number,
+            id=f"{number:06d}",
+            tile_id="p",
+            augmentation_seed=None,
+            mask_sources=(),
+            prompt="",
+            prompt_without="",
+            seed=number,
             instances=tuple(Instance(category_id=c, rle=encode(m)) for c, m in labels),
-        )  # fmt: skip
+        )
         without = np.random.default_rng(number).integers(100, 140, (*SIZE_HW, 3)).astype(np.uint8)
         image = np.full_like(without, 128) if blank else without.copy()
         for mask in drawn:
@@ -50,7 +56,9 @@ class Drafts:
         return self.folder / f"{job.id}.png", self.folder / f"{job.id}-without.png"
 
     def decided(self, config: CurationConfig = CONFIG) -> tuple[Plan, Decisions, FidelitySummary]:
-        plan = Plan(concept_digest="", control_digest="", driver_config_digest="", categories=CATEGORIES, jobs=tuple(self.jobs))
+        plan = Plan(
+            concept_digest="", control_digest="", driver_config_digest="", categories=CATEGORIES, jobs=tuple(self.jobs)
+        )
         *scored, outcome = decide(plan, pair_of=self.pair, config=config)
         assert scored == [Scored(done=i + 1, total=len(self.jobs)) for i in range(len(self.jobs))]
         assert isinstance(outcome, tuple)
@@ -212,7 +220,9 @@ def test_of_each_class_the_truest_labels_are_kept(drafts: Drafts) -> None:
         "passes, but the labels of 2 others of its class are truer"
     }
     _, few, _ = drafts.decided(CurationConfig(keep_share=0.01))
-    assert [d.job_id for d in few.decisions if d.status == "accepted"] == [job.id for job in plan.jobs[:2]], "one of a class at least"
+    assert [d.job_id for d in few.decisions if d.status == "accepted"] == [job.id for job in plan.jobs[:2]], (
+        "one of a class at least"
+    )
 
 
 def test_a_small_choice_of_what_passes_names_no_cause(drafts: Drafts) -> None:

@@ -104,7 +104,10 @@ def test_the_more_equal_the_halves_the_fainter_a_second_defect_may_be() -> None:
     noise = np.random.default_rng(1).normal(0, 4, (*SIZE_HW, 3))
     noisy = np.clip(image + noise, 0, 255).astype(np.uint8)
     assert score(noisy, surface(), [LABEL], difference_threshold=THRESHOLD).stray_px < 0.2 * elsewhere.sum()
-    assert score(drawn(noisy, elsewhere), surface(), [LABEL], difference_threshold=THRESHOLD).stray_px > 0.8 * elsewhere.sum()
+    assert (
+        score(drawn(noisy, elsewhere), surface(), [LABEL], difference_threshold=THRESHOLD).stray_px
+        > 0.8 * elsewhere.sum()
+    )
 
 
 def test_pixel_noise_and_single_specks_are_not_drawn() -> None:
@@ -210,7 +213,9 @@ def test_a_defect_of_a_dark_core_in_a_bright_rim_counts_as_one_that_is_dark_all_
     def fidelity(rim: int) -> float:
         change = (np.where(core, sign * 60.0, 0.0) + np.where(LABEL & ~core, rim, 0.0)).astype(np.float32)
         image = surface() + cv2.GaussianBlur(change, (0, 0), 0.8)[..., None]
-        return score(np.clip(np.round(image), 0, 255).astype(np.uint8), surface(), [LABEL], difference_threshold=24.0).iou
+        return score(
+            np.clip(np.round(image), 0, 255).astype(np.uint8), surface(), [LABEL], difference_threshold=24.0
+        ).iou
 
     assert fidelity(-sign * 60) > fidelity(sign * 60) - 0.07
 
@@ -228,10 +233,14 @@ def test_every_class_of_the_demo_scores_high_where_it_is_drawn_as_labelled(word:
     for seed in range(40):
         shown, hidden = render_pair(seed, scene_seed=900 + seed, size_hw=(99, 120))
         fidelity = (
-            score(shown.image, hidden.image, [mask for _, mask in shown.instances], difference_threshold=24.0) if shown.instances else None
+            score(shown.image, hidden.image, [mask for _, mask in shown.instances], difference_threshold=24.0)
+            if shown.instances
+            else None
         )
         found += [
-            iou for (name, _), iou in zip(shown.instances, fidelity.per_instance_iou if fidelity else (), strict=True) if name == word
+            iou
+            for (name, _), iou in zip(shown.instances, fidelity.per_instance_iou if fidelity else (), strict=True)
+            if name == word
         ]
     assert len(found) >= 8
     assert np.mean(found) > 0.88

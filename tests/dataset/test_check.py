@@ -23,14 +23,20 @@ def mask_of(top: int, height: int) -> Rle:
     return encode(mask)
 
 
-def make_dataset(folder: Path, *, count: int = 6, names: tuple[str, ...] = ("dent", "crack"), remarks: tuple[str, ...] = ()) -> Dataset:
+def make_dataset(
+    folder: Path, *, count: int = 6, names: tuple[str, ...] = ("dent", "crack"), remarks: tuple[str, ...] = ()
+) -> Dataset:
     records: list[ImageRecord] = []
     for number in range(count):
         name = f"{number:03d}.png"
-        save_png(folder / "images" / name, np.random.default_rng(number).integers(0, 90, (*SIZE_HW, 3)).astype(np.uint8))
+        save_png(
+            folder / "images" / name, np.random.default_rng(number).integers(0, 90, (*SIZE_HW, 3)).astype(np.uint8)
+        )
         instances = () if number % 3 == 2 else (Instance(category_id=1 + number % 2, rle=mask_of(5 + number % 40, 4)),)
         digest = digest_file(folder / "images" / name)
-        records.append(ImageRecord(id=number + 1, file_name=name, size_hw=SIZE_HW, sha256=digest, group=name, instances=instances))
+        records.append(
+            ImageRecord(id=number + 1, file_name=name, size_hw=SIZE_HW, sha256=digest, group=name, instances=instances)
+        )
     categories = tuple(Category(id=number, name=name) for number, name in enumerate(names, start=1))
     return Dataset(categories=categories, images=tuple(records), remarks=remarks)
 
@@ -55,10 +61,15 @@ def test_every_kind_of_damage_is_told(tmp_path: Path) -> None:
     save_png(images / "002.png", np.zeros((*SIZE_HW, 3), np.uint8))
     save_png(images / "003.png", np.zeros((40, 50, 3), np.uint8))
     (images / "005.png").write_bytes((images / "004.png").read_bytes())
-    broken = [Instance(category_id=1, rle=Rle(size_hw=SIZE_HW, counts="~~")), Instance(category_id=1, rle=mask_of(5, 0))]
+    broken = [
+        Instance(category_id=1, rle=Rle(size_hw=SIZE_HW, counts="~~")),
+        Instance(category_id=1, rle=mask_of(5, 0)),
+    ]
     broken.append(Instance(category_id=2, rle=Rle(size_hw=(50, 120), counts=mask_of(5, 3).counts)))
     last = dataset.images[4].model_copy(update={"instances": tuple(broken)})
-    report = check_dataset(tmp_path, dataset.model_copy(update={"images": (*dataset.images[:4], last, dataset.images[5])}))
+    report = check_dataset(
+        tmp_path, dataset.model_copy(update={"images": (*dataset.images[:4], last, dataset.images[5])})
+    )
     told = "\n".join(report.problems)
     for part in (
         "000.png: cannot be read",
@@ -79,7 +90,11 @@ def test_many_problems_of_a_kind_are_counted(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, count=1)
     records = [
         dataset.images[0].model_copy(
-            update={"id": number + 1, "file_name": f"missing-{number}.png", "instances": (Instance(category_id=1, rle=mask_of(1, 0)),) * 2}
+            update={
+                "id": number + 1,
+                "file_name": f"missing-{number}.png",
+                "instances": (Instance(category_id=1, rle=mask_of(1, 0)),) * 2,
+            }
         )
         for number in range(300)
     ]
@@ -95,7 +110,9 @@ def test_text_from_data_is_one_printable_line(tmp_path: Path) -> None:
     assert check_dataset(tmp_path, dataset).problems == ("class a\\x1b[31m\\nb has no instance",)
 
 
-def test_the_sheet_reads_what_it_shows_and_greys_what_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sheet_reads_what_it_shows_and_greys_what_it_cannot_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = make_dataset(tmp_path, count=40)
     (tmp_path / "images" / "000.png").write_bytes(b"no image")
     read: list[str] = []
@@ -120,9 +137,16 @@ def test_outlines_stay_visible_where_images_are_shrunk(tmp_path: Path) -> None:
     mask = np.zeros(size_hw, bool)
     mask[600:608, 400:1200] = True
     record = ImageRecord(
-        id=1, file_name="large.png", size_hw=size_hw, sha256="x", group="a", instances=(Instance(category_id=1, rle=encode(mask)),)
+        id=1,
+        file_name="large.png",
+        size_hw=size_hw,
+        sha256="x",
+        group="a",
+        instances=(Instance(category_id=1, rle=encode(mask)),),
     )
-    write_contact_sheet(tmp_path, Dataset(categories=(Category(id=1, name="Größe"),), images=(record,)), tmp_path / "sheet.png")
+    write_contact_sheet(
+        tmp_path, Dataset(categories=(Category(id=1, name="Größe"),), images=(record,)), tmp_path / "sheet.png"
+    )
     sheet = load_rgb(tmp_path / "sheet.png")
     assert (sheet[4:124, 4:164] == OUTLINE).all(axis=2).sum() > 100
 

@@ -52,7 +52,9 @@ def cropped(image: Image, share: float) -> Image:
 
 
 def resized(image: Image, factor: float) -> Image:
-    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC).astype(np.uint8)
+    return cv2.resize(
+        image, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC
+    ).astype(np.uint8)
 
 
 COPIES: dict[str, Callable[[Image], Image]] = {
@@ -81,23 +83,31 @@ def set_of_surfaces() -> dict[int, ImageDescriptor]:
 
 
 @pytest.mark.parametrize("name", COPIES)
-def test_altered_copies_are_recognised_and_no_other_image_is(name: str, set_of_surfaces: dict[int, ImageDescriptor]) -> None:
+def test_altered_copies_are_recognised_and_no_other_image_is(
+    name: str, set_of_surfaces: dict[int, ImageDescriptor]
+) -> None:
     found = copies_of(describe(COPIES[name](surface(4))), set_of_surfaces, threshold=0.8)
     assert [image_id for image_id, _ in found] == [4]
     assert 0.8 <= found[0][1] <= 1.0
 
 
-def test_copies_are_found_in_a_set_and_different_surfaces_stay_apart(set_of_surfaces: dict[int, ImageDescriptor]) -> None:
+def test_copies_are_found_in_a_set_and_different_surfaces_stay_apart(
+    set_of_surfaces: dict[int, ImageDescriptor],
+) -> None:
     copies = {100 + number: describe(alter(surface(number))) for number, alter in enumerate(COPIES.values())}
     found = find_duplicates(set_of_surfaces | copies, threshold=0.8)
-    assert {(pair.first, pair.second) for pair in found.pairs} == {(number, 100 + number) for number in range(len(COPIES))}
+    assert {(pair.first, pair.second) for pair in found.pairs} == {
+        (number, 100 + number) for number in range(len(COPIES))
+    }
     assert found.threshold == 0.8
     assert not find_duplicates(set_of_surfaces, threshold=0.8).pairs
 
 
 def test_with_a_similarity_of_one_equal_pixels_alone_count(set_of_surfaces: dict[int, ImageDescriptor]) -> None:
     copies = {50: describe(surface(3)[:, ::-1].copy()), 51: describe(jpeg(surface(4), 95))}
-    assert [(p.first, p.second, p.similarity) for p in find_duplicates(set_of_surfaces | copies, threshold=1.0).pairs] == [(3, 50, 1.0)]
+    assert [
+        (p.first, p.second, p.similarity) for p in find_duplicates(set_of_surfaces | copies, threshold=1.0).pairs
+    ] == [(3, 50, 1.0)]
 
 
 def view(image: Image, number: int) -> Image:
@@ -137,8 +147,12 @@ def board(number: int) -> Image:
         x, y, w, h = (int(rng.integers(low, high)) for low, high in ((0, 240), (0, 160), (8, 50), (6, 30)))
         image[y : y + h, x : x + w] = rng.integers(20, 230)
     own = np.random.default_rng([6, number])
-    image = moved(np.repeat(levels(image)[..., None], 3, axis=2), own.normal(0, 0.4), int(own.integers(-2, 3))).astype(np.float32)
-    image += cv2.GaussianBlur(own.normal(0, 25, SIZE_HW).astype(np.float32), (0, 0), 2)[..., None] + own.normal(0, 3, (*SIZE_HW, 1))
+    image = moved(np.repeat(levels(image)[..., None], 3, axis=2), own.normal(0, 0.4), int(own.integers(-2, 3))).astype(
+        np.float32
+    )
+    image += cv2.GaussianBlur(own.normal(0, 25, SIZE_HW).astype(np.float32), (0, 0), 2)[..., None] + own.normal(
+        0, 3, (*SIZE_HW, 1)
+    )
     for _ in range(4):
         centre = (int(own.integers(0, SIZE_HW[1])), int(own.integers(0, SIZE_HW[0])))
         cv2.circle(image, centre, int(own.integers(2, 7)), (float(own.integers(20, 230)),) * 3, -1)
@@ -147,7 +161,9 @@ def board(number: int) -> Image:
 
 def test_photographs_of_one_design_in_one_fixture_are_not_all_one_part() -> None:
     parts = {number: describe(board(number)) for number in range(24)}
-    found = find_duplicates(parts | {90: describe(board(3)[::-1].copy()), 91: describe(jpeg(board(5), 95))}, threshold=0.8)
+    found = find_duplicates(
+        parts | {90: describe(board(3)[::-1].copy()), 91: describe(jpeg(board(5), 95))}, threshold=0.8
+    )
     assert found.typical_similarity > 0.8  # any two look like copies
     assert found.threshold > 0.95
     assert {(pair.first, pair.second) for pair in found.pairs} == {(3, 90), (5, 91)}
@@ -181,7 +197,9 @@ def test_descriptors_come_back_as_they_were(tmp_path: Path, set_of_surfaces: dic
                 np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
 
 
-def test_damaged_or_foreign_descriptors_are_one_line(tmp_path: Path, set_of_surfaces: dict[int, ImageDescriptor]) -> None:
+def test_damaged_or_foreign_descriptors_are_one_line(
+    tmp_path: Path, set_of_surfaces: dict[int, ImageDescriptor]
+) -> None:
     path = tmp_path / "descriptors.safetensors"
     save_descriptors(path, set_of_surfaces, dataset_digest="d")
     with pytest.raises(InputError, match="of another data set"):

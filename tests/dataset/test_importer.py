@@ -39,7 +39,9 @@ def write_image(path: Path, number: int) -> None:
 
 def coco(names: list[str], *, labelled: int = 2) -> Content:
     images = [{"id": n, "file_name": name, "height": HEIGHT, "width": WIDTH} for n, name in enumerate(names)]
-    annotations = [{"id": n, "image_id": n, "category_id": n % 2, "segmentation": [RING], "iscrowd": 0} for n in range(labelled)]
+    annotations = [
+        {"id": n, "image_id": n, "category_id": n % 2, "segmentation": [RING], "iscrowd": 0} for n in range(labelled)
+    ]
     return {
         "images": images,
         "annotations": annotations,
@@ -47,7 +49,9 @@ def coco(names: list[str], *, labelled: int = 2) -> Content:
     }
 
 
-def write(root: Path, names: list[str], edit: Callable[[Content], object] = lambda content: None, **options: Any) -> Path:
+def write(
+    root: Path, names: list[str], edit: Callable[[Content], object] = lambda content: None, **options: Any
+) -> Path:
     for number, name in enumerate(names):
         write_image(root / name, number)
     content = coco(names, **options)
@@ -138,7 +142,9 @@ def test_names_that_some_system_cannot_hold_are_changed_and_keep_their_suffix(na
 
 @given(
     st.lists(
-        st.text(st.sampled_from("aA/.-2é \\:"), min_size=1, max_size=8).filter(lambda t: t.strip("/.") != "" and ".." not in t),
+        st.text(st.sampled_from("aA/.-2é \\:"), min_size=1, max_size=8).filter(
+            lambda t: t.strip("/.") != "" and ".." not in t
+        ),
         max_size=12,
     )
 )
@@ -156,7 +162,9 @@ def test_group_0_is_a_group(group: object, tmp_path: Path) -> None:
     assert len({record.group for record in imported(path, tmp_path / "out").dataset.images}) == 1
 
 
-@pytest.mark.parametrize("name", ["../../../x", "/etc", "", "weld [/x]", "CON", "long " * 60 + "end", "\x1b[2Jred", "裂纹", "a/b"])
+@pytest.mark.parametrize(
+    "name", ["../../../x", "/etc", "", "weld [/x]", "CON", "long " * 60 + "end", "\x1b[2Jred", "裂纹", "a/b"]
+)
 def test_class_names_are_any_text(name: str, tmp_path: Path) -> None:
     path = write(tmp_path / "set", PLAIN, lambda content: content["categories"][0].update(name=name))
     dataset = imported(path, tmp_path / "out").dataset
@@ -255,7 +263,10 @@ def test_further_defect_free_images_are_taken_and_equal_ones_once(tmp_path: Path
         "again.png",
     ]
     assert any("one is kept (2 times" in remark for remark in result.remarks)
-    on_disk = {path.relative_to(tmp_path / "out" / "images").as_posix() for path in (tmp_path / "out" / "images").rglob("*.png")}
+    on_disk = {
+        path.relative_to(tmp_path / "out" / "images").as_posix()
+        for path in (tmp_path / "out" / "images").rglob("*.png")
+    }
     assert on_disk == {record.file_name for record in result.dataset.images}
 
 
@@ -330,7 +341,9 @@ def test_a_format_from_outside_is_one_value(monkeypatch: pytest.MonkeyPatch, tmp
     def load(path: Path, options: LoadOptions) -> RawDataset:
         raise ConfigError(path, "read by the new format", f"skip_bad was {options.skip_bad}")
 
-    mine = Format(name="mine", title="my own", recognise=lambda path: "mine" if path.suffix == ".mine" else None, load=load)
+    mine = Format(
+        name="mine", title="my own", recognise=lambda path: "mine" if path.suffix == ".mine" else None, load=load
+    )
     known = registry.formats()
     monkeypatch.setattr(registry, "formats", lambda: (*known, mine))
     (tmp_path / "set.mine").write_text("x")

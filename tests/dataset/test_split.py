@@ -39,11 +39,16 @@ def dataset_of(rows: Sequence[Row]) -> Dataset:
     """A data set whose images are not on disk: splits that look at no pixel need none."""
     records = tuple(
         ImageRecord(
-            id=number, file_name=f"{number:03d}.png", size_hw=SIZE_HW, sha256=f"{number}", group=group, part=part,
+            id=number,
+            file_name=f"{number:03d}.png",
+            size_hw=SIZE_HW,
+            sha256=f"{number}",
+            group=group,
+            part=part,
             instances=tuple(instance(c) for c in categories),
         )
         for number, (group, categories, part) in enumerate(rows, start=1)
-    )  # fmt: skip
+    )
     return Dataset(categories=tuple(Category(id=i, name=f"class{i}") for i in (1, 2, 3)), images=records)
 
 
@@ -66,10 +71,15 @@ def on_disk(folder: Path, rows: Sequence[tuple[Image, str, Sequence[int], Any]])
         save_png(folder / "images" / name, image)
         records.append(
             ImageRecord(
-                id=number, file_name=name, size_hw=(image.shape[0], image.shape[1]), sha256=digest_file(folder / "images" / name),
-                group=group, part=part, instances=tuple(instance(c) for c in categories),
+                id=number,
+                file_name=name,
+                size_hw=(image.shape[0], image.shape[1]),
+                sha256=digest_file(folder / "images" / name),
+                group=group,
+                part=part,
+                instances=tuple(instance(c) for c in categories),
             )
-        )  # fmt: skip
+        )
     return Dataset(categories=(Category(id=1, name="crack"), Category(id=2, name="pit")), images=tuple(records))
 
 
@@ -91,7 +101,9 @@ rows_of_images = st.lists(
     fraction=st.sampled_from([0.01, 0.3, 1.0]),
     folds=st.sampled_from([None, 2, 3]),
 )
-def test_parts_are_disjoint_and_groups_are_never_cut(rows: list[Row], seed: int, fraction: float, folds: int | None) -> None:
+def test_parts_are_disjoint_and_groups_are_never_cut(
+    rows: list[Row], seed: int, fraction: float, folds: int | None
+) -> None:
     dataset, split = split_blindly(rows, seed=seed, fraction=fraction, folds=folds, fold=1 if folds else 0)
     split.require_dataset(dataset, where=Path("split.json"))
     parts = [{*split.train, *split.pool}, set(split.val), set(split.test)]
@@ -141,7 +153,10 @@ BASE = {
         ({"val": (4, 1)}, r"train and val share image ids \[1\]"),
         ({"train": (1, 2, 1)}, r"train holds image ids \[1\] twice"),
         ({"left_out_of_pool": (5,)}, r"pool and left_out_of_pool share image ids \[5\]"),
-        ({"train": tuple(range(10, 40)), "pool": tuple(range(10, 40))}, r"share image ids \[10, 11, 12, 13, 14\] and 25 more"),
+        (
+            {"train": tuple(range(10, 40)), "pool": tuple(range(10, 40))},
+            r"share image ids \[10, 11, 12, 13, 14\] and 25 more",
+        ),
     ],
 )
 def test_a_split_with_an_id_in_two_places_cannot_be(tmp_path: Path, changed: dict[str, Any], found: str) -> None:
@@ -173,7 +188,9 @@ def test_a_split_that_was_edited_is_noticed(tmp_path: Path) -> None:
     assert Split.load(path) == split
     content = json.loads(path.read_text())
     # moved, so that every part is disjoint still
-    path.write_text(json.dumps(content | {"train": sorted(content["train"] + content["test"][:2]), "test": content["test"][2:]}))
+    path.write_text(
+        json.dumps(content | {"train": sorted(content["train"] + content["test"][:2]), "test": content["test"][2:]})
+    )
     with pytest.raises(InputError, match="its content was changed after it was written") as caught:
         Split.load(path)
     assert "\n" not in str(caught.value)
@@ -203,7 +220,12 @@ def labelled(count: int, start: int = 0, *, part: Any = None) -> list[tuple[Imag
 def test_copies_of_low_contrast_stay_in_one_part(tmp_path: Path) -> None:
     faint = surface(500, std=0.8)
     assert faint.std() < 6
-    rows = [*labelled(12), (faint, "one", [1], None), (faint[:, ::-1].copy(), "two", [1], None), (faint, "three", [2], None)]
+    rows = [
+        *labelled(12),
+        (faint, "one", [1], None),
+        (faint[:, ::-1].copy(), "two", [1], None),
+        (faint, "three", [2], None),
+    ]
     dataset = on_disk(tmp_path, rows)
     for seed in range(4):
         split = make_split(tmp_path, dataset, SplitConfig(seed=seed))
@@ -231,7 +253,11 @@ def test_defect_free_copies_of_labelled_images_are_no_pool(tmp_path: Path) -> No
 def test_a_thousand_copies_make_few_lines() -> None:
     from defectory.dataset.descriptor import ImageDescriptor
 
-    empty = {"surface": np.zeros((4, 4), np.int8), "points_xy": np.zeros((0, 2), np.float32), "features": np.zeros((0, 128), np.uint8)}
+    empty = {
+        "surface": np.zeros((4, 4), np.int8),
+        "points_xy": np.zeros((0, 2), np.float32),
+        "features": np.zeros((0, 128), np.uint8),
+    }
     dataset = dataset_of([(f"g{i}", [1], None) for i in range(1200)])
     same = {i: ImageDescriptor(pixel_digest="same" if i <= 1100 else str(i), **empty) for i in range(1, 1201)}  # type: ignore[arg-type]
     split = make_split(Path("nowhere"), dataset, SplitConfig(), descriptors=same)
@@ -249,7 +275,12 @@ def test_a_set_of_copies_alone_is_refused_in_one_line(tmp_path: Path) -> None:
 
 def given_parts() -> list[Row]:
     rows: list[Row] = [(f"t{i}", [1 + i % 2], "train") for i in range(10)] + [(f"v{i}", [1], "val") for i in range(4)]
-    return [*rows, *((f"e{i}", [2], "test") for i in range(5)), *((f"c{i}", [], "train") for i in range(3)), ("x", [], None)]
+    return [
+        *rows,
+        *((f"e{i}", [2], "test") for i in range(5)),
+        *((f"c{i}", [], "train") for i in range(3)),
+        ("x", [], None),
+    ]
 
 
 def test_the_data_sets_own_split_is_kept() -> None:
@@ -263,7 +294,10 @@ def test_the_data_sets_own_split_is_kept() -> None:
     assert set(few.train) < set(split.train)
     assert (few.val, few.test) == (split.val, split.test)
     _, drawn = split_blindly(given_parts())
-    assert any("brings a split of its own (train 13, val 4, test 5 images); split.from_data = true keeps it" in r for r in drawn.remarks)
+    assert any(
+        "brings a split of its own (train 13, val 4, test 5 images); split.from_data = true keeps it" in r
+        for r in drawn.remarks
+    )
     assert not split.remarks
 
 

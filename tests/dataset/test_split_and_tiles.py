@@ -19,7 +19,14 @@ SIZE_HW = (64, 96)
 
 
 def make_dataset(
-    folder: Path, *, groups: int = 20, per_group: int = 2, clean_groups: int = 8, classes: int = 2, twin: bool = False, thin_groups: int = 0
+    folder: Path,
+    *,
+    groups: int = 20,
+    per_group: int = 2,
+    clean_groups: int = 8,
+    classes: int = 2,
+    twin: bool = False,
+    thin_groups: int = 0,
 ) -> Dataset:
     records: list[ImageRecord] = []
 
@@ -27,7 +34,11 @@ def make_dataset(
         name = f"{len(records):03d}.png"
         save_png(folder / "images" / name, image)
         digest = digest_file(folder / "images" / name)
-        records.append(ImageRecord(id=len(records) + 1, file_name=name, size_hw=SIZE_HW, sha256=digest, group=group, instances=instances))
+        records.append(
+            ImageRecord(
+                id=len(records) + 1, file_name=name, size_hw=SIZE_HW, sha256=digest, group=group, instances=instances
+            )
+        )
 
     for group in range(groups):
         for shot in range(per_group):
@@ -39,7 +50,9 @@ def make_dataset(
         add(f"clean{group}", (), np.random.default_rng([99, group]).integers(0, 255, (*SIZE_HW, 3)).astype(np.uint8))
     if twin:
         add("copy", (), load_rgb(folder / "images" / "000.png"))
-    return Dataset(categories=tuple(Category(id=i + 1, name=f"class{i}") for i in range(classes)), images=tuple(records))
+    return Dataset(
+        categories=tuple(Category(id=i + 1, name=f"class{i}") for i in range(classes)), images=tuple(records)
+    )
 
 
 def groups_of(dataset: Dataset, ids: tuple[int, ...]) -> set[str]:
@@ -62,7 +75,9 @@ def test_fractions_are_nested_share_their_test_and_keep_every_class(tmp_path: Pa
     splits = [make_split(tmp_path, dataset, SplitConfig(fraction=f)) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
     for small, large in itertools.pairwise(splits):
         assert set(small.train + small.val) <= set(large.train + large.val)
-        assert {i for i in small.test if dataset.image(i).instances} == {i for i in large.test if dataset.image(i).instances}
+        assert {i for i in small.test if dataset.image(i).instances} == {
+            i for i in large.test if dataset.image(i).instances
+        }
     for split in splits:
         assert {i.category_id for n in split.train for i in dataset.image(n).instances} == {1, 2, 3}
         assert any(dataset.image(n).instances for n in split.val)

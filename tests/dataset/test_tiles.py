@@ -27,13 +27,17 @@ def make_dataset(folder: Path, *, labelled: int = 12, free: int = 6, thin: int =
     records: list[ImageRecord] = []
     for number in range(labelled + free):
         name, instances = f"{number:03d}.png", ()
-        save_png(folder / "images" / name, np.random.default_rng(number).integers(0, 255, (*SIZE_HW, 3)).astype(np.uint8))
+        save_png(
+            folder / "images" / name, np.random.default_rng(number).integers(0, 255, (*SIZE_HW, 3)).astype(np.uint8)
+        )
         if number < labelled:
             mask = np.zeros(SIZE_HW, bool)
             mask[10 : 16 if number < thin else 20, 20 + number % 2 : 40] = True
             instances = (Instance(category_id=1 + number % 2, rle=encode(mask)),)
         digest = digest_file(folder / "images" / name)
-        records.append(ImageRecord(id=number + 1, file_name=name, size_hw=SIZE_HW, sha256=digest, group=name, instances=instances))
+        records.append(
+            ImageRecord(id=number + 1, file_name=name, size_hw=SIZE_HW, sha256=digest, group=name, instances=instances)
+        )
     return Dataset(categories=(Category(id=1, name="dent"), Category(id=2, name="crack")), images=tuple(records))
 
 
@@ -52,8 +56,12 @@ def split_of(dataset: Dataset, *, held_out: int = 2) -> Split:
     )
 
 
-def cut(folder: Path, dataset: Dataset, split: Split, tiling: Tiling, parts: tuple[str, ...], **limits: int) -> tuple[Tile, ...]:
-    cutting = cut_tiles(folder, dataset, split, tiling, parts=parts, out=folder / "tiles", config=TilingConfig(**limits), seed=0)
+def cut(
+    folder: Path, dataset: Dataset, split: Split, tiling: Tiling, parts: tuple[str, ...], **limits: int
+) -> tuple[Tile, ...]:
+    cutting = cut_tiles(
+        folder, dataset, split, tiling, parts=parts, out=folder / "tiles", config=TilingConfig(**limits), seed=0
+    )
     return finished(cutting).tiles
 
 
@@ -128,7 +136,11 @@ def test_a_tile_says_how_much_it_shows_of_which_instance_and_keeps_crowds(tmp_pa
             assert instance.is_crowd == (instance.number == 1)
             x, y = (round(v) for v in tile.offset_xy)
             whole = (left, right)[instance.number]
-            share = whole[y : y + round(32 / scale), x : x + round(32 / scale)].sum() / whole.sum() if mode == "tile" else 1.0
+            share = (
+                whole[y : y + round(32 / scale), x : x + round(32 / scale)].sum() / whole.sum()
+                if mode == "tile"
+                else 1.0
+            )
             assert instance.visible_share == pytest.approx(share, abs=0.03)
         if (mode, scale) == ("tile", 1.0):
             assert any(i.visible_share < 1 for i, _ in seen)
@@ -149,7 +161,9 @@ def test_pool_tiles_cover_an_image_to_its_borders(tmp_path: Path, tile_px: int, 
 
 
 @pytest.mark.parametrize("free", [6, 0])
-def test_pool_tiles_over_the_limit_are_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int) -> None:
+def test_pool_tiles_over_the_limit_are_never_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
     dataset = make_dataset(tmp_path, free=free)
     split = split_of(dataset)
     every = {t.id: t for t in cut(tmp_path, dataset, split, native(32), ("train", "pool"))}
@@ -180,7 +194,14 @@ def test_every_image_is_read_once_and_progress_counts_images(tmp_path: Path, mon
 
     monkeypatch.setattr(tiles_module, "load_rgb", load)
     cutting = cut_tiles(
-        tmp_path, dataset, split, native(32), parts=("train", "pool", "val"), out=tmp_path / "tiles", config=TilingConfig(), seed=0
+        tmp_path,
+        dataset,
+        split,
+        native(32),
+        parts=("train", "pool", "val"),
+        out=tmp_path / "tiles",
+        config=TilingConfig(),
+        seed=0,
     )
     events = list(cutting)
     assert [event.done for event in events] == list(range(1, len(events) + 1))
@@ -192,7 +213,14 @@ def test_every_image_is_read_once_and_progress_counts_images(tmp_path: Path, mon
 def test_an_abandoned_cut_leaves_nothing(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     cutting = cut_tiles(
-        tmp_path, dataset, split_of(dataset), native(32), parts=("train",), out=tmp_path / "out" / "tiles", config=TilingConfig(), seed=0
+        tmp_path,
+        dataset,
+        split_of(dataset),
+        native(32),
+        parts=("train",),
+        out=tmp_path / "out" / "tiles",
+        config=TilingConfig(),
+        seed=0,
     )
     next(cutting)
     cutting.close()
@@ -209,9 +237,13 @@ def test_memory_is_that_of_one_image_and_one_mask(tmp_path: Path) -> None:
         mask[:] = False
         mask[30 * number : 30 * number + 40, 10 * number : 10 * number + 900] = True
         instances.append(Instance(category_id=1, rle=encode(mask)))
-    record = ImageRecord(id=1, file_name="large.png", size_hw=size_hw, sha256="x", group="a", instances=tuple(instances))
+    record = ImageRecord(
+        id=1, file_name="large.png", size_hw=size_hw, sha256="x", group="a", instances=tuple(instances)
+    )
     dataset = Dataset(categories=(Category(id=1, name="dent"),), images=(record,))
-    split = Split(dataset_digest="d", seed=0, fraction=1.0, train=(1,), val=(), test=(), pool=(), pool_source="train_crops")
+    split = Split(
+        dataset_digest="d", seed=0, fraction=1.0, train=(1,), val=(), test=(), pool=(), pool_source="train_crops"
+    )
     tracemalloc.start()
     try:
         # 1,600 px hold the image at scale .625, so that the width of every mask is measured
@@ -225,9 +257,12 @@ def test_memory_is_that_of_one_image_and_one_mask(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("thin", "tile_px", "mode"), [(12, 64, "tile"), (5, 64, "frame"), (12, 96, "frame"), (12, 48, "tile"), (0, 16, "tile")]
+    ("thin", "tile_px", "mode"),
+    [(12, 64, "tile"), (5, 64, "frame"), (12, 96, "frame"), (12, 48, "tile"), (0, 16, "tile")],
 )
-def test_frames_are_for_images_that_fit_without_making_their_defects_thin(tmp_path: Path, thin: int, tile_px: int, mode: str) -> None:
+def test_frames_are_for_images_that_fit_without_making_their_defects_thin(
+    tmp_path: Path, thin: int, tile_px: int, mode: str
+) -> None:
     dataset = make_dataset(tmp_path, thin=thin)
     tiling = choose_tiling(dataset, split_of(dataset), TilingConfig(), tile_px)
     assert tiling.mode == mode
@@ -286,8 +321,13 @@ def test_a_split_without_train_and_a_scale_past_all_memory_are_told(tmp_path: Pa
     dataset = make_dataset(tmp_path)
     with pytest.raises(StageError, match="training part of the split holds no image"):
         choose_tiling(dataset, split_of(dataset).model_copy(update={"train": ()}), TilingConfig(), 32)
-    large = dataset.model_copy(update={"images": tuple(r.model_copy(update={"size_hw": (1960, 2560)}) for r in dataset.images)})
-    with pytest.raises(ConfigError, match=r"tiling.scale: is 8, which makes 000.png larger than 178 million pixels; give a smaller scale"):
+    large = dataset.model_copy(
+        update={"images": tuple(r.model_copy(update={"size_hw": (1960, 2560)}) for r in dataset.images)}
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"tiling.scale: is 8, which makes 000.png larger than 178 million pixels; give a smaller scale",
+    ):
         choose_tiling(large, split_of(dataset), TilingConfig(mode="tile", scale=8), 32)
 
 

@@ -26,7 +26,9 @@ def rectangle(x0: int, y0: int, x1: int, y1: int) -> Mask:
 def surface(seed: int = 0, size_hw: tuple[int, int] = SIZE_HW) -> Image:
     """Coarse structure, as parts have, under fine grain."""
     rng = np.random.default_rng(seed)
-    coarse = cv2.resize(rng.integers(60, 220, (6, 8, 3)).astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_CUBIC)
+    coarse = cv2.resize(
+        rng.integers(60, 220, (6, 8, 3)).astype(np.float32), size_hw[::-1], interpolation=cv2.INTER_CUBIC
+    )
     return np.clip(coarse + rng.normal(0, 4, (*size_hw, 3)), 0, 255).astype(np.uint8)
 
 
@@ -84,7 +86,9 @@ def test_the_low_resolution_forgets_what_is_finer() -> None:
 @pytest.mark.parametrize("level", [50, 20])
 def test_background_is_dim_and_masks_are_at_full_brightness(level: int) -> None:
     mask = rectangle(10, 8, 30, 20)
-    driver = extract_driver(surface(), [(2, mask)], num_classes=3, config=CONFIG.model_copy(update={"background_level": level}))
+    driver = extract_driver(
+        surface(), [(2, mask)], num_classes=3, config=CONFIG.model_copy(update={"background_level": level})
+    )
     assert set(np.unique(driver[~mask])) == {0, level}
     assert (driver[mask] == palette(3)[1]).all()
     assert driver[mask].max() == 255
@@ -121,9 +125,13 @@ def test_nobody_can_tell_from_the_driver_whether_its_source_had_the_defect(seed:
     common = {"num_classes": 2, "config": CONFIG, "blind": [mask]}
     assert np.array_equal(extract_driver(cracked, [(1, mask)], **common), extract_driver(clean, [(1, mask)], **common))
     # the painted mask itself is what is filled where nothing else is said
-    assert np.array_equal(extract_driver(cracked, [(1, mask)], num_classes=2, config=CONFIG), extract_driver(clean, [(1, mask)], **common))
+    assert np.array_equal(
+        extract_driver(cracked, [(1, mask)], num_classes=2, config=CONFIG), extract_driver(clean, [(1, mask)], **common)
+    )
     seen = CONFIG.model_copy(update={"defect_blind": False})
-    assert not np.array_equal(geometry_map(cracked, config=seen), geometry_map(clean, config=seen)), "unfilled, it leaks"
+    assert not np.array_equal(geometry_map(cracked, config=seen), geometry_map(clean, config=seen)), (
+        "unfilled, it leaks"
+    )
 
 
 def test_a_hole_beside_a_defect_stays_and_lends_no_dark_to_what_is_filled() -> None:
@@ -149,7 +157,9 @@ def test_a_hole_beside_a_defect_stays_and_lends_no_dark_to_what_is_filled() -> N
 
 def test_filling_changes_nothing_far_from_the_defect() -> None:
     mask = rectangle(8, 8, 16, 16)
-    changed = (geometry_map(surface(), config=CONFIG, blind=[mask]) != geometry_map(surface(), config=CONFIG)).any(axis=2)
+    changed = (geometry_map(surface(), config=CONFIG, blind=[mask]) != geometry_map(surface(), config=CONFIG)).any(
+        axis=2
+    )
     # the cells it touches, one around, and half a window of the threshold
     near = rectangle(0, 0, 16 + 8, 16 + 8)
     assert not (changed & ~near).any()
@@ -172,7 +182,9 @@ def test_padding_stays_black_and_does_not_reach_the_image() -> None:
 
 
 def test_image_mask_and_driver_are_turned_together() -> None:
-    """The driver of a turned image with its turned mask is the turned driver, but for cells at the border of the grid."""
+    """The driver of a turned image with its turned mask is the turned driver, but for cells at the border of the
+    grid.
+    """
     yy, xx = np.mgrid[:48, :64]
     image = np.full((*SIZE_HW, 3), 190, np.uint8)
     image[(np.abs(xx - 20) < 4) | (np.abs(yy - 30) < 4)] = 70

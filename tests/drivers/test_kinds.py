@@ -125,7 +125,11 @@ def test_a_plug_in_sees_the_small_image_in_colour_with_its_defects_filled(plug_i
 
 @pytest.mark.parametrize(
     ("returned", "found"),
-    [(lambda image: image, "shape (24, 32, 3)"), (lambda image: image[..., 0] / 255, "float64"), (lambda image: None, "NoneType")],
+    [
+        (lambda image: image, "shape (24, 32, 3)"),
+        (lambda image: image[..., 0] / 255, "float64"),
+        (lambda image: None, "NoneType"),
+    ],
 )
 def test_a_plug_in_that_returns_no_geometry_is_named(plug_in: Any, returned: Any, found: str) -> None:
     plug_in.bad = lambda image, config: returned(image)

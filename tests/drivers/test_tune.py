@@ -40,7 +40,10 @@ def test_finer_grids_reconstruct_stripes_that_coarse_ones_blur() -> None:
     greys = [grey_cells(tile) for tile in tiles]
     found = {
         grid: reconstruction(
-            [geometry_map(t.image, config=DriverConfig(grid_px=grid), valid_hw=t.valid_hw)[..., 0] for t in tiles], greys, tiles, seed=0
+            [geometry_map(t.image, config=DriverConfig(grid_px=grid), valid_hw=t.valid_hw)[..., 0] for t in tiles],
+            greys,
+            tiles,
+            seed=0,
         )
         for grid in (8, 48)
     }
@@ -52,7 +55,12 @@ def test_what_leaks_comes_after_what_does_not_however_well_it_reconstructs() -> 
         leak = None if auc is None else Leakage(auc=auc, interval=(auc, auc), num_defective=20, num_defect_free=20)
         return Candidate(config=DriverConfig(), reconstruction=share, leakage=leak)
 
-    best, worse, leaky, leakiest = candidate(0.5, 0.6), candidate(0.2, 0.4), candidate(0.9, MAX_AUC + 0.05), candidate(0.9, 0.9)
+    best, worse, leaky, leakiest = (
+        candidate(0.5, 0.6),
+        candidate(0.2, 0.4),
+        candidate(0.9, MAX_AUC + 0.05),
+        candidate(0.9, 0.9),
+    )
     assert sorted([leakiest, worse, leaky, best], key=merit, reverse=True) == [best, worse, leaky, leakiest]
 
 

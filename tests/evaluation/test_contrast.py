@@ -9,7 +9,9 @@ from defectory.evaluation.contrast import defect_contrast, score_contrast
 SIZE_HW = (40, 56)
 
 
-def tile(ground: int, inside: int, box_yxyx: tuple[int, int, int, int] = (10, 12, 18, 30)) -> tuple[np.ndarray, np.ndarray]:
+def tile(
+    ground: int, inside: int, box_yxyx: tuple[int, int, int, int] = (10, 12, 18, 30)
+) -> tuple[np.ndarray, np.ndarray]:
     image, mask = np.full((*SIZE_HW, 3), ground, np.uint8), np.zeros(SIZE_HW, bool)
     y0, x0, y1, x1 = box_yxyx
     mask[y0:y1, x0:x1] = True
@@ -17,7 +19,9 @@ def tile(ground: int, inside: int, box_yxyx: tuple[int, int, int, int] = (10, 12
     return image, mask
 
 
-@pytest.mark.parametrize(("ground", "inside", "expected"), [(100, 40, 0.6), (100, 160, 0.6), (50, 50, 0.0), (80, 20, 0.75)])
+@pytest.mark.parametrize(
+    ("ground", "inside", "expected"), [(100, 40, 0.6), (100, 160, 0.6), (50, 50, 0.0), (80, 20, 0.75)]
+)
 def test_a_flat_defect_has_the_relative_distance_of_its_level(ground: int, inside: int, expected: float) -> None:
     image, mask = tile(ground, inside)
     assert defect_contrast(image, mask, mask) == pytest.approx(expected)

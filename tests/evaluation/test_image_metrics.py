@@ -83,9 +83,14 @@ def test_scores_of_sets_carry_floors_and_wasserstein_is_scipys() -> None:
     made, train, test = images(5, 150), images(6, 104), images(7, 100)
     sets = features(0, 5, shift=1.0), features(1, 6), features(2, 7)
     scores = score_image_sets(
-        synthetic=made, real_train=train, real_test=test, features=sets, encoder_name="embedded-v1",
-        config=EvaluationConfig(bootstrap_samples=20), seed=0,
-    )  # fmt: skip
+        synthetic=made,
+        real_train=train,
+        real_test=test,
+        features=sets,
+        encoder_name="embedded-v1",
+        config=EvaluationConfig(bootstrap_samples=20),
+        seed=0,
+    )
     assert scores.encoder == "embedded-v1"
     assert (scores.kid, scores.kid_floor) == (kid(sets[0], sets[2]), kid(sets[1], sets[2]))
     assert (scores.fid, scores.fid_floor) == pytest.approx((fid(sets[0], sets[2]), fid(sets[1], sets[2])), abs=1e-4)
@@ -96,6 +101,8 @@ def test_scores_of_sets_carry_floors_and_wasserstein_is_scipys() -> None:
     for index, name in enumerate(("mean", "std")):
         made_values, train_values, test_values = (statistics(s)[index] for s in (made, train, test))
         assert getattr(scores, f"{name}_wasserstein") == pytest.approx(wasserstein_distance(made_values, test_values))
-        assert getattr(scores, f"{name}_wasserstein_floor") == pytest.approx(wasserstein_distance(train_values, test_values))
+        assert getattr(scores, f"{name}_wasserstein_floor") == pytest.approx(
+            wasserstein_distance(train_values, test_values)
+        )
     assert 40 < scores.mean_wasserstein < 60
     assert (scores.num_synthetic, scores.num_real) == (5, 7)

@@ -26,7 +26,9 @@ def rectangle(x0: int, y0: int, x1: int, y1: int) -> Mask:
 
 
 def record(image_id: int, *instances: tuple[int, Mask], crowd: bool = False) -> ImageRecord:
-    coded = tuple(Instance(category_id=category_id, rle=encode(mask), is_crowd=crowd) for category_id, mask in instances)
+    coded = tuple(
+        Instance(category_id=category_id, rle=encode(mask), is_crowd=crowd) for category_id, mask in instances
+    )
     return ImageRecord(id=image_id, file_name=f"{image_id}.png", size_hw=SIZE_HW, sha256="", group="g", instances=coded)
 
 
@@ -34,9 +36,12 @@ def result(image_id: int, category_id: int, score: float, mask: Mask) -> dict[st
     x0, y0, x1, y1 = box_xyxy(mask)
     rle = encode(mask)
     return {
-        "image_id": image_id, "category_id": category_id, "score": score, "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "image_id": image_id,
+        "category_id": category_id,
+        "score": score,
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
         "segmentation": {"size": list(rle.size_hw), "counts": rle.counts},
-    }  # fmt: skip
+    }
 
 
 def random_mask(rng: np.random.Generator) -> Mask:
@@ -106,7 +111,9 @@ def test_missed_instances_count_zero_for_iou_and_one_for_hausdorff() -> None:
 def test_a_prediction_serves_one_instance_and_the_best_one() -> None:
     left, right = rectangle(10, 10, 30, 20), rectangle(30, 10, 50, 20)
     both = rectangle(10, 10, 50, 20)
-    scores = score_segmenter([record(1, (1, left), (1, right))], CATEGORIES, [result(1, 1, 0.9, both)], score_threshold=0.5)
+    scores = score_segmenter(
+        [record(1, (1, left), (1, right))], CATEGORIES, [result(1, 1, 0.9, both)], score_threshold=0.5
+    )
     assert scores.iou == pytest.approx(0.25)
     assert scores.iou_matched == pytest.approx(0.5)
     better = [result(1, 1, 0.99, both), result(1, 1, 0.6, left), result(1, 1, 0.6, right)]
@@ -118,14 +125,18 @@ def test_weak_predictions_count_for_map_alone() -> None:
     scores = score_segmenter([record(1, (1, mask))], CATEGORIES, [result(1, 1, 0.4, mask)], score_threshold=0.5)
     assert scores.segm_map == pytest.approx(1.0)
     assert (scores.iou, scores.hausdorff) == (0.0, 1.0)
-    assert score_segmenter([record(1, (1, mask))], CATEGORIES, [result(1, 1, 0.4, mask)], score_threshold=0.4).iou == 1.0
+    assert (
+        score_segmenter([record(1, (1, mask))], CATEGORIES, [result(1, 1, 0.4, mask)], score_threshold=0.4).iou == 1.0
+    )
 
 
 def test_predictions_on_defect_free_images_lower_map() -> None:
     mask = rectangle(10, 10, 30, 20)
     records = [record(1, (1, mask)), record(2)]
     clean = score_segmenter(records, CATEGORIES, [result(1, 1, 0.7, mask)], score_threshold=0.5)
-    noisy = score_segmenter(records, CATEGORIES, [result(1, 1, 0.7, mask), result(2, 1, 0.9, mask)], score_threshold=0.5)
+    noisy = score_segmenter(
+        records, CATEGORIES, [result(1, 1, 0.7, mask), result(2, 1, 0.9, mask)], score_threshold=0.5
+    )
     assert clean.segm_map == pytest.approx(1.0)
     assert noisy.segm_map == pytest.approx(0.5)
 
@@ -142,10 +153,20 @@ def test_crowds_are_neither_missed_nor_found_falsely() -> None:
 def test_empty_cases_are_zero_and_hausdorff_one() -> None:
     mask = rectangle(10, 10, 30, 20)
     nothing_found = score_segmenter([record(1, (1, mask))], CATEGORIES, [], score_threshold=0.5)
-    assert (nothing_found.segm_map, nothing_found.iou, nothing_found.iou_matched, nothing_found.hausdorff) == (0.0, 0.0, 0.0, 1.0)
+    assert (nothing_found.segm_map, nothing_found.iou, nothing_found.iou_matched, nothing_found.hausdorff) == (
+        0.0,
+        0.0,
+        0.0,
+        1.0,
+    )
     assert nothing_found.per_class_segm_map == {"crack": 0.0}
     nothing_there = score_segmenter([record(1)], CATEGORIES, [result(1, 1, 0.9, mask)], score_threshold=0.5)
-    assert (nothing_there.segm_map, nothing_there.iou, nothing_there.hausdorff, nothing_there.num_instances) == (0.0, 0.0, 1.0, 0)
+    assert (nothing_there.segm_map, nothing_there.iou, nothing_there.hausdorff, nothing_there.num_instances) == (
+        0.0,
+        0.0,
+        1.0,
+        0,
+    )
     assert nothing_there.per_class_segm_map == {}
 
 
@@ -173,8 +194,12 @@ def test_the_score_threshold_is_where_f1_is_best() -> None:
     nowhere = rectangle(40, 2, 44, 6)
     records = [record(1, (1, left), (1, right)), record(2, (2, left))]
     results = [
-        result(1, 1, 0.9, left), result(1, 1, 0.6, right), result(2, 2, 0.4, left), result(1, 1, 0.2, nowhere), result(2, 2, 0.1, nowhere),
-    ]  # fmt: skip
+        result(1, 1, 0.9, left),
+        result(1, 1, 0.6, right),
+        result(2, 2, 0.4, left),
+        result(1, 1, 0.2, nowhere),
+        result(2, 2, 0.1, nowhere),
+    ]
     assert best_score_threshold(records, results) == pytest.approx(0.3)
     wrong_class_and_twice = [*results, result(2, 1, 0.5, left), result(1, 1, 0.55, left)]
     # 3 right of 5 against 3 true: 0.75; 2 of 2 against 3: 0.8

@@ -1,4 +1,6 @@
-"""Small annotated sets as annotation tools write them, their true masks, and mutations of them. Images are 40 x 60 pixels, never square."""
+"""Small annotated sets as annotation tools write them, their true masks, and mutations of them. Images are 40 x 60
+pixels, never square.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,7 @@ from defectory.formats.registry import load
 from defectory.rle import decode
 
 HEIGHT, WIDTH = SIZE_HW = (40, 60)
-RINGS = {
-    "p0": [8.0, 10.0, 30.0, 7.0, 33.0, 16.0, 10.0, 19.0],
-    "p1": [20.0, 20.0, 42.0, 17.0, 45.0, 28.0, 22.0, 30.0],
-}
+RINGS = {"p0": [8.0, 10.0, 30.0, 7.0, 33.0, 16.0, 10.0, 19.0], "p1": [20.0, 20.0, 42.0, 17.0, 45.0, 28.0, 22.0, 30.0]}
 CLASS_OF = {"p0": "scratch", "p1": "dent"}
 NAMES = ("p0", "p1", "p2")
 """The third one is defect-free."""
@@ -60,16 +59,29 @@ def write_json(path: Path, value: object, encoding: str = "utf-8") -> Path:
 def coco_content(file_name: Callable[[str], str] = lambda name: f"{name}.png") -> Content:
     names = list(CLASS_OF)
     return {
-        "images": [{"id": n, "file_name": file_name(name), "height": HEIGHT, "width": WIDTH} for n, name in enumerate(NAMES, start=1)],
+        "images": [
+            {"id": n, "file_name": file_name(name), "height": HEIGHT, "width": WIDTH}
+            for n, name in enumerate(NAMES, start=1)
+        ],
         "annotations": [
             {
-                "id": n, "image_id": n, "category_id": n, "segmentation": [RINGS[name]], "iscrowd": 0, "area": 1.0,
-                "bbox": [min(RINGS[name][0::2]), min(RINGS[name][1::2]), np.ptp(RINGS[name][0::2]), np.ptp(RINGS[name][1::2])],
+                "id": n,
+                "image_id": n,
+                "category_id": n,
+                "segmentation": [RINGS[name]],
+                "iscrowd": 0,
+                "area": 1.0,
+                "bbox": [
+                    min(RINGS[name][0::2]),
+                    min(RINGS[name][1::2]),
+                    np.ptp(RINGS[name][0::2]),
+                    np.ptp(RINGS[name][1::2]),
+                ],
             }
             for n, name in enumerate(names, start=1)
         ],
         "categories": [{"id": n, "name": CLASS_OF[name]} for n, name in enumerate(names, start=1)],
-    }  # fmt: skip
+    }
 
 
 def rle_runs(mask: Mask) -> list[int]:
@@ -110,9 +122,14 @@ def labelme_content(name: str) -> Content:
         "flags": {},
     }
     return {
-        "version": "5.4.1", "flags": {}, "shapes": [shape] if ring else [], "imagePath": f"{name}.png", "imageData": None,
-        "imageHeight": HEIGHT, "imageWidth": WIDTH,
-    }  # fmt: skip
+        "version": "5.4.1",
+        "flags": {},
+        "shapes": [shape] if ring else [],
+        "imagePath": f"{name}.png",
+        "imageData": None,
+        "imageHeight": HEIGHT,
+        "imageWidth": WIDTH,
+    }
 
 
 def write_labelme(root: Path) -> Path:
@@ -130,10 +147,13 @@ def patch_text(patch: Mask) -> str:
 
 def cvat_xml(shapes: Callable[[str], str]) -> str:
     images = "".join(
-        f'<image id="{n}" name="{name}.png" width="{WIDTH}" height="{HEIGHT}">{shapes(name)}</image>' for n, name in enumerate(NAMES)
+        f'<image id="{n}" name="{name}.png" width="{WIDTH}" height="{HEIGHT}">{shapes(name)}</image>'
+        for n, name in enumerate(NAMES)
     )
     labels = "".join(f"<label><name>{name}</name></label>" for name in CLASS_OF.values())
-    return f"<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>{images}</annotations>"
+    return (
+        f"<annotations><version>1.1</version><meta><task><labels>{labels}</labels></task></meta>{images}</annotations>"
+    )
 
 
 def cvat_polygon(name: str) -> str:
@@ -152,15 +172,23 @@ def write_cvat(root: Path, shapes: Callable[[str], str] = cvat_polygon) -> Path:
 def label_studio_tasks() -> list[Content]:
     tasks: list[Content] = []
     for number, name in enumerate(NAMES, start=1):
-        results = [
-            {
-                "id": "r1", "type": "polygonlabels", "original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0,
-                "value": {
-                    "points": [[x / WIDTH * 100, y / HEIGHT * 100] for x, y in np.reshape(RINGS[name], (-1, 2))],
-                    "polygonlabels": [CLASS_OF[name]],
-                },
-            }
-        ] if name in RINGS else []  # fmt: skip
+        results = (
+            [
+                {
+                    "id": "r1",
+                    "type": "polygonlabels",
+                    "original_width": WIDTH,
+                    "original_height": HEIGHT,
+                    "image_rotation": 0,
+                    "value": {
+                        "points": [[x / WIDTH * 100, y / HEIGHT * 100] for x, y in np.reshape(RINGS[name], (-1, 2))],
+                        "polygonlabels": [CLASS_OF[name]],
+                    },
+                }
+            ]
+            if name in RINGS
+            else []
+        )
         tasks.append(
             {
                 "id": number,
@@ -191,9 +219,13 @@ def write_voc(root: Path, *, objects: bool = True, names: str | None = "__backgr
         ):
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(values).save(root / folder / f"{name}.png")
-        listed = f"<object><name>{CLASS_OF[name]}</name><bndbox><xmin>1</xmin></bndbox></object>" if name in CLASS_OF else ""
+        listed = (
+            f"<object><name>{CLASS_OF[name]}</name><bndbox><xmin>1</xmin></bndbox></object>" if name in CLASS_OF else ""
+        )
         (root / "Annotations").mkdir(exist_ok=True)
-        (root / "Annotations" / f"{name}.xml").write_text(f"<annotation><filename>{name}.png</filename>{listed}</annotation>")
+        (root / "Annotations" / f"{name}.xml").write_text(
+            f"<annotation><filename>{name}.png</filename>{listed}</annotation>"
+        )
     if names is not None:
         (root / "labels.txt").write_text(names)
     return root
@@ -216,11 +248,51 @@ def assert_as_drawn(raw: RawDataset, *, min_iou: float = 1.0) -> None:
 
 
 ODD: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2**31, 2**62, 2**64, 10**30, 10**400, 1e308, float("nan"), float("inf"), -0.0, 0.5, "", "0", "1", "x" * 300, "\0",
-    "\ud800", "../../x", "/etc/passwd", "é\u202e", "NaN", "1e999", [], [[]], [None], [1], [[1, 2], [3]], {}, {"a": 1}, [[[]]], [{"x": 1}], "a/b\\c",
-    [1e308] * 8, [[1e9, 1e9, 0, 0, 5, 5]], {"size": [40, 60], "counts": "o" * 30}, {"size": [2**31, 2**31], "counts": [2**62]},
-    {"size": [40, 60], "counts": [2**62, 2**62]}, {"size": ["40", "60"], "counts": [-1]}, {"counts": "b'x'"},
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2**31,
+    2**62,
+    2**64,
+    10**30,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    -0.0,
+    0.5,
+    "",
+    "0",
+    "1",
+    "x" * 300,
+    "\0",
+    "\ud800",
+    "../../x",
+    "/etc/passwd",
+    "é\u202e",
+    "NaN",
+    "1e999",
+    [],
+    [[]],
+    [None],
+    [1],
+    [[1, 2], [3]],
+    {},
+    {"a": 1},
+    [[[]]],
+    [{"x": 1}],
+    "a/b\\c",
+    [1e308] * 8,
+    [[1e9, 1e9, 0, 0, 5, 5]],
+    {"size": [40, 60], "counts": "o" * 30},
+    {"size": [2**31, 2**31], "counts": [2**62]},
+    {"size": [40, 60], "counts": [2**62, 2**62]},
+    {"size": ["40", "60"], "counts": [-1]},
+    {"counts": "b'x'"},
+)
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -258,7 +330,9 @@ def damaged(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice([1, 2, 5])):
         at = rng.randrange(len(data) + 1)
         other = rng.randrange(len(data) + 1)
-        junk = rng.choice([b"\0", b"\xff\xfe", b'<!ENTITY a "b">', b"<" * 50, b"[" * 3000, b'"', b"\xef\xbb\xbf", b"9" * 5000])
+        junk = rng.choice(
+            [b"\0", b"\xff\xfe", b'<!ENTITY a "b">', b"<" * 50, b"[" * 3000, b'"', b"\xef\xbb\xbf", b"9" * 5000]
+        )
         data = rng.choice(
             [
                 data[:at],

@@ -49,7 +49,9 @@ def write(path: Path, content: bytes | str | NDArray[np.generic]) -> Path:
 
 def load(path: Path, name: str = "auto", **options: object) -> RawDataset:
     """Load a set, in the recognised format or the named one."""
-    chosen = next(known for known in FOLDER_FORMATS if (known.recognise(path) if name == "auto" else known.name == name))
+    chosen = next(
+        known for known in FOLDER_FORMATS if (known.recognise(path) if name == "auto" else known.name == name)
+    )
     return chosen.load(path, LoadOptions(**options))  # type: ignore[arg-type]
 
 
@@ -123,7 +125,9 @@ def csv_set(root: Path) -> Path:
         write(root / "images" / f"p{number}.png", picture(number))
         write(root / "masks" / f"p{number}.png", drawn)
         class_name = ("scratch", "dent")[number % 2] if number < 5 else ""
-        rows.append(f"images/p{number}.png,masks/p{number}.png,{class_name},{number // 2},{'train' if number < 4 else 'test'}")
+        rows.append(
+            f"images/p{number}.png,masks/p{number}.png,{class_name},{number // 2},{'train' if number < 4 else 'test'}"
+        )
     write(root / "index.csv", "\n".join(rows) + "\n")
     return root
 
@@ -164,7 +168,9 @@ def severstal_set(root: Path) -> Path:
     rows = ["ImageId,ClassId,EncodedPixels"]
     for number in range(5):
         write(root / "train_images" / f"s{number}.png", picture(number))
-        rows.append(f"s{number}.png,{1 + number % 2},{runs(box(2 + 3 * number, 3))}" if number < 4 else f"s{number}.png,,")
+        rows.append(
+            f"s{number}.png,{1 + number % 2},{runs(box(2 + 3 * number, 3))}" if number < 4 else f"s{number}.png,,"
+        )
     write(root / "train.csv", "\n".join(rows) + "\n")
     return root
 

@@ -41,7 +41,11 @@ def test_a_mutated_file_is_read_or_refused_in_one_line_within_two_seconds(kind: 
     name, write = SETS[kind]
     source = write(tmp_path / "set")
     root = tmp_path / "set"
-    files = sorted(path for path in root.rglob("*") if path.suffix in (".json", ".xml", ".txt") or "Segmentation" in path.parent.name)
+    files = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix in (".json", ".xml", ".txt") or "Segmentation" in path.parent.name
+    )
     whole = {path: path.read_bytes() for path in files}
     rng = random.Random(kind)
     num_read = num_refused = 0

@@ -331,7 +331,9 @@ def test_layouts_of_tools_are_found_by_their_folder_and_by_their_file(
         ("{}.PNG", "other capitals"),
     ],
 )
-def test_a_file_name_of_another_place_is_found_by_its_last_part(file_name: str, remark: str | None, tmp_path: Path) -> None:
+def test_a_file_name_of_another_place_is_found_by_its_last_part(
+    file_name: str, remark: str | None, tmp_path: Path
+) -> None:
     if remark is None:
         write_images(tmp_path / "images", ("pp0", "pp1", "pp2"))
         assert len(read(write_json(tmp_path / "a.json", coco_content(file_name.format))).images) == 3
@@ -346,7 +348,9 @@ def test_a_name_outside_the_root_is_never_followed(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     path = write_json(tmp_path / "set" / "a.json", coco_content("../elsewhere/{}.png".format))
     assert "no such file under" in refusal(path)
-    assert "no such file under" in refusal(write_json(path, coco_content(lambda name: str(tmp_path / "elsewhere" / f"{name}.png"))))
+    assert "no such file under" in refusal(
+        write_json(path, coco_content(lambda name: str(tmp_path / "elsewhere" / f"{name}.png")))
+    )
     for name in ("p0", "p1", "p2"):
         (tmp_path / "set" / f"{name}.png").symlink_to(tmp_path / "elsewhere" / f"{name}.png")
     write_json(path, coco_content())
@@ -361,7 +365,9 @@ def test_equal_last_parts_are_told_apart_by_the_folders_that_are_left(tmp_path: 
     names = dict(zip(("p0", "p1", "p2"), "abc", strict=True))
     raw = read(write_json(tmp_path / "x.json", coco_content(lambda name: f"/mnt/cam/{names[name]}/001.png")))
     assert [image.file_name for image in raw.images] == ["a/001.png", "b/001.png", "c/001.png"]
-    elsewhere = write_json(tmp_path / "y.json", coco_content(lambda name: "/mnt/001.png" if name == "p0" else f"{names[name]}/001.png"))
+    elsewhere = write_json(
+        tmp_path / "y.json", coco_content(lambda name: "/mnt/001.png" if name == "p0" else f"{names[name]}/001.png")
+    )
     assert "may be a/001.png or b/001.png" in refusal(elsewhere)
 
 
@@ -418,7 +424,9 @@ def test_images_that_no_entry_lists_are_left_out_unless_the_import_asks(tmp_path
     assert [image.file_name for image in asked.images if image.is_defect_free] == ["p2.png", "x1.png", "x2.png"]
 
 
-@pytest.mark.parametrize("edit", [first("images", height="tall"), first("images", height=HEIGHT + 1), first("images", id=[])])
+@pytest.mark.parametrize(
+    "edit", [first("images", height="tall"), first("images", height=HEIGHT + 1), first("images", id=[])]
+)
 def test_an_image_whose_entry_is_bad_is_never_taken_as_defect_free(edit: Edit, tmp_path: Path) -> None:
     raw = read(write_coco(tmp_path, edit), skip_bad=True, unlabelled="defect-free")
     assert [image.file_name for image in raw.images] == ["p1.png", "p2.png"]
@@ -491,7 +499,9 @@ def test_what_is_saved_is_loaded_again_with_equal_masks_and_opens_in_pycocotools
         (1, Instance(category_id=1, rle=encode(noise))),
         (2, Instance(category_id=2, rle=encode(truth()["p1"]), is_crowd=True)),
     ]
-    images = [(n, f"{name}.png", SIZE_HW, {"group": "g", "part": "val"}) for n, name in enumerate(("p0", "p1", "p2"), start=1)]
+    images = [
+        (n, f"{name}.png", SIZE_HW, {"group": "g", "part": "val"}) for n, name in enumerate(("p0", "p1", "p2"), start=1)
+    ]
     save_coco(tmp_path / "a.json", [Category(id=1, name="scratch"), Category(id=2, name="dent")], images, instances)
     raw = load_coco(tmp_path / "a.json")
     assert [[i.rle for i in image.instances] for image in raw.images] == [

@@ -69,7 +69,10 @@ def test_ellipses_are_filled(tmp_path: Path) -> None:
 
 def test_shapes_of_a_group_are_one_instance_and_group_0_is_none(tmp_path: Path) -> None:
     def of_group(number: int) -> str:
-        return "".join(cvat_polygon(name).replace("dent", "scratch").replace("<polygon", f'<polygon group_id="{number}"') for name in RINGS)
+        return "".join(
+            cvat_polygon(name).replace("dent", "scratch").replace("<polygon", f'<polygon group_id="{number}"')
+            for name in RINGS
+        )
 
     assert len(read(write_cvat(tmp_path / "a", only_first(of_group(3)))).images[0].instances) == 1
     assert len(read(write_cvat(tmp_path / "b", only_first(of_group(0)))).images[0].instances) == 2
@@ -79,7 +82,9 @@ def test_subsets_are_parts(tmp_path: Path) -> None:
     write_cvat(tmp_path)
     text = (tmp_path / "annotations.xml").read_text()
     (tmp_path / "annotations.xml").write_text(
-        text.replace('<image id="0"', '<image subset="Train" id="0"').replace('<image id="1"', '<image subset="Validation" id="1"')
+        text.replace('<image id="0"', '<image subset="Train" id="0"').replace(
+            '<image id="1"', '<image subset="Validation" id="1"'
+        )
     )
     assert [image.part for image in read(tmp_path).images] == ["train", "val", None]
 
@@ -137,7 +142,9 @@ def test_xml_that_is_none_of_images_is_one_line(text: str, words: str, tmp_path:
 
 def test_nested_entities_do_not_grow(tmp_path: Path) -> None:
     entities = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
-    (tmp_path / "annotations.xml").write_text(f'<!DOCTYPE x [<!ENTITY a0 "ha">{entities}]><annotations><image name="&a11;"/></annotations>')
+    (tmp_path / "annotations.xml").write_text(
+        f'<!DOCTYPE x [<!ENTITY a0 "ha">{entities}]><annotations><image name="&a11;"/></annotations>'
+    )
     assert "XML entities" in refusal(tmp_path, name="cvat")
 
 

@@ -20,10 +20,52 @@ from .folder_sets import FOLDER_FORMATS, SETS, SIZE_HW
 
 FORMAT_OF = {"classes": "masks", "colours": "masks"}
 WORDS = (
-    "", "0", "-1", "1e999", "nan", "null", "~", "[", "]", "{", "}", "&a", "*a", ":", ",", ";", "\t", "\n", '"', "'", "\\", "/", "..", "../../x",
-    "/etc/passwd", "C:\\x\\y.png", "\0", "é", "\ud83d", "255", "99999999999999999999", "good", "image", "mask", "x" * 300, "#ff0000", "0,0,0", "- ", "names",
-    "0.5 0.5 0.2 0.1", "\x1b[2J", "[/x]", "%", "|", "a: &x [*x, *x]",
-)  # fmt: skip
+    "",
+    "0",
+    "-1",
+    "1e999",
+    "nan",
+    "null",
+    "~",
+    "[",
+    "]",
+    "{",
+    "}",
+    "&a",
+    "*a",
+    ":",
+    ",",
+    ";",
+    "\t",
+    "\n",
+    '"',
+    "'",
+    "\\",
+    "/",
+    "..",
+    "../../x",
+    "/etc/passwd",
+    "C:\\x\\y.png",
+    "\0",
+    "é",
+    "\ud83d",
+    "255",
+    "99999999999999999999",
+    "good",
+    "image",
+    "mask",
+    "x" * 300,
+    "#ff0000",
+    "0,0,0",
+    "- ",
+    "names",
+    "0.5 0.5 0.2 0.1",
+    "\x1b[2J",
+    "[/x]",
+    "%",
+    "|",
+    "a: &x [*x, *x]",
+)
 
 
 def damage(root: Path, rng: random.Random) -> None:
@@ -36,13 +78,17 @@ def damage(root: Path, rng: random.Random) -> None:
     if kind <= 2:  # bytes
         for _ in range(rng.randint(1, 6)):
             at = rng.randrange(len(data) + 1)
-            data = data[:at] + bytes(rng.randrange(256) for _ in range(rng.randint(0, 4))) + data[at + rng.randint(0, 4) :]
+            data = (
+                data[:at] + bytes(rng.randrange(256) for _ in range(rng.randint(0, 4))) + data[at + rng.randint(0, 4) :]
+            )
         path.write_bytes(data)
     elif kind == 3:
         path.write_bytes(data[: rng.randrange(len(data) + 1)])
     elif kind <= 6:  # words of a text
         at = rng.randrange(len(data) + 1)
-        path.write_bytes(data[:at] + rng.choice(WORDS).encode("utf-8", "surrogatepass") + data[at + rng.randint(0, 8) :])
+        path.write_bytes(
+            data[:at] + rng.choice(WORDS).encode("utf-8", "surrogatepass") + data[at + rng.randint(0, 8) :]
+        )
     elif kind == 7:
         lines = data.split(b"\n")
         rng.shuffle(lines)

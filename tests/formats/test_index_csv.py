@@ -23,7 +23,10 @@ def table(root: Path, text: str, *, images: int = 4, name: str = "index.csv", ma
 
 
 def rows(*cells: str, header: str = "image,mask,class") -> str:
-    return "\n".join([header, *(f"images/p{number}.png,masks/p{number}.png,{cell}" for number, cell in enumerate(cells))]) + "\n"
+    return (
+        "\n".join([header, *(f"images/p{number}.png,masks/p{number}.png,{cell}" for number, cell in enumerate(cells))])
+        + "\n"
+    )
 
 
 def test_rows_teach_what_values_are_called(tmp_path: Path) -> None:
@@ -58,7 +61,8 @@ def test_equal_names_in_two_folders_stay_two_images(tmp_path: Path) -> None:
 
 def test_several_rows_of_an_image_are_its_masks(tmp_path: Path) -> None:
     table(tmp_path, "")
-    text = "image,mask,class\nimages/p0.png,masks/p0.png,dent\nimages/p0.png,masks/p3.png,scratch\nimages/p1.png,masks/p1.png,dent\n"
+    rows = ["images/p0.png,masks/p0.png,dent", "images/p0.png,masks/p3.png,scratch", "images/p1.png,masks/p1.png,dent"]
+    text = "\n".join(["image,mask,class", *rows, ""])
     raw = load(write(tmp_path / "index.csv", text))
     assert len(raw.images) == 2
     assert np.array_equal(union(raw.images[0], "dent"), box(2, 4))

@@ -42,7 +42,9 @@ def refusal(path: Path, **options: object) -> str:
 
 
 def packed(mask: np.ndarray) -> list[int]:
-    """RGBA of a mask in rle-pack: a run of equal values, or a stretch of several, each with its length in one of four sizes."""
+    """RGBA of a mask in rle-pack: a run of equal values, or a stretch of several, each with its length in one of four
+    sizes.
+    """
     values = np.repeat(mask.reshape(-1).astype(np.uint8) * 255, 4)
     bits = f"{len(values):032b}" + f"{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
     at = 0
@@ -86,16 +88,22 @@ def test_the_minimal_export_is_read(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     tasks: Tasks = []
     for number, task in enumerate(label_studio_tasks()):
-        regions = [{**result["value"], "original_width": WIDTH, "original_height": HEIGHT} for result in task["annotations"][0]["result"]]
+        regions = [
+            {**result["value"], "original_width": WIDTH, "original_height": HEIGHT}
+            for result in task["annotations"][0]["result"]
+        ]
         tasks.append(
-            {"id": number, "image": task["data"]["image"], "annotation_id": number, "annotator": 1} | ({"tag": regions} if regions else {})
+            {"id": number, "image": task["data"]["image"], "annotation_id": number, "annotator": 1}
+            | ({"tag": regions} if regions else {})
         )
     assert_as_drawn(read(write_json(tmp_path / "min.json", tasks)), min_iou=CLOSE)
 
 
 def test_brush_strokes_are_the_alpha_of_their_run_lengths(tmp_path: Path) -> None:
     def edit(tasks: Tasks) -> None:
-        result_of(tasks).update(type="brushlabels", value={"format": "rle", "rle": packed(truth()["p0"]), "brushlabels": ["scratch"]})
+        result_of(tasks).update(
+            type="brushlabels", value={"format": "rle", "rle": packed(truth()["p0"]), "brushlabels": ["scratch"]}
+        )
 
     assert_as_drawn(read(write_label_studio(tmp_path, edit)), min_iou=CLOSE)
 
@@ -134,7 +142,9 @@ def test_the_last_annotation_that_was_not_cancelled_is_read(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("annotations", [[], [{"result": [], "was_cancelled": True}]])
-def test_a_task_that_nobody_submitted_is_not_defect_free_unless_the_import_asks(annotations: list[Any], tmp_path: Path) -> None:
+def test_a_task_that_nobody_submitted_is_not_defect_free_unless_the_import_asks(
+    annotations: list[Any], tmp_path: Path
+) -> None:
     path = write_label_studio(tmp_path, lambda tasks: tasks[2].update(annotations=annotations))
     raw = read(path)
     assert [Path(image.file_name).name for image in raw.images] == ["p0.png", "p1.png"]
@@ -163,7 +173,9 @@ def test_a_task_that_nobody_submitted_is_not_defect_free_unless_the_import_asks(
             "140 values",
         ),
         (
-            lambda r: r.update(type="brushlabels", value={"rle": packed(np.zeros(SIZE_HW, bool)), "brushlabels": ["a"]}),
+            lambda r: r.update(
+                type="brushlabels", value={"rle": packed(np.zeros(SIZE_HW, bool)), "brushlabels": ["a"]}
+            ),
             "covers no pixel",
         ),
         (
@@ -176,7 +188,8 @@ def test_a_bad_region_is_one_line(edit: Callable[[Content], object], words: str,
     path = write_label_studio(tmp_path, lambda tasks: edit(result_of(tasks)))
     assert words in refusal(path)
     assert all(
-        image.instances or image.is_defect_free or Path(image.file_name).name == "p0.png" for image in read(path, skip_bad=True).images
+        image.instances or image.is_defect_free or Path(image.file_name).name == "p0.png"
+        for image in read(path, skip_bad=True).images
     )
 
 

@@ -81,9 +81,7 @@ def test_circles_and_masks_are_read(tmp_path: Path) -> None:
     patch = truth()["p0"][7:20, 8:34]
     raw = read(
         with_shapes(
-            tmp_path,
-            shape([[30, 20], [30, 30]], "circle"),
-            shape([[8, 7], [33, 19]], "mask", mask=patch_text(patch)),
+            tmp_path, shape([[30, 20], [30, 30]], "circle"), shape([[8, 7], [33, 19]], "mask", mask=patch_text(patch))
         )
     )
     circle, mask = raw.images[0].instances
@@ -123,7 +121,9 @@ def test_a_bad_shape_is_one_line_and_may_be_skipped(bad: Content, words: str, tm
 def test_boxes_alone_are_told_as_that(tmp_path: Path) -> None:
     write_images(tmp_path)
     for name in ("p0", "p1"):
-        write_json(tmp_path / f"{name}.json", labelme_content(name) | {"shapes": [shape([[1, 1], [9, 9]], "rectangle")]})
+        write_json(
+            tmp_path / f"{name}.json", labelme_content(name) | {"shapes": [shape([[1, 1], [9, 9]], "rectangle")]}
+        )
     assert "none of 2 shapes is a mask, only rectangle" in refusal(tmp_path)
 
 
@@ -138,12 +138,16 @@ def test_an_image_without_a_file_is_not_defect_free_unless_the_import_asks(tmp_p
 
 
 @pytest.mark.parametrize("damage", [lambda path: path.write_text("{"), lambda path: path.write_text('{"shapes": 5}')])
-def test_the_image_of_a_file_that_cannot_be_read_is_never_defect_free(damage: Callable[[Path], object], tmp_path: Path) -> None:
+def test_the_image_of_a_file_that_cannot_be_read_is_never_defect_free(
+    damage: Callable[[Path], object], tmp_path: Path
+) -> None:
     root = write_labelme(tmp_path)
     damage(root / "p0.json")
     raw = read(root, name="labelme", skip_bad=True, unlabelled="defect-free")
     by_name = {image.file_name: image for image in raw.images}
-    if "p0.png" in by_name:  # what does not look like labelme's is no label file: the image has none, and the import asks
+    if (
+        "p0.png" in by_name
+    ):  # what does not look like labelme's is no label file: the image has none, and the import asks
         assert any("not labelme's" in remark for remark in raw.remarks)
     else:
         assert len(raw.rejected) == 1

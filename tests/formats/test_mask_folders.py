@@ -36,9 +36,22 @@ def test_masks_of_indices_beside_images_are_read_onto_the_right_pixels(tmp_path:
 
 @pytest.mark.parametrize(
     "name",
-    ["p{}.png", "p{}.PNG", "p{}.bmp", "p{}.tif", "P{}.png", "p{}_mask.png", "p{}-mask.png", "p{}_label.bmp", "p{}_GT.png", "p{}_seg.png", "p{}.mask.png",
-     "p{}.png.png", "mask_p{}.png"],
-)  # fmt: skip
+    [
+        "p{}.png",
+        "p{}.PNG",
+        "p{}.bmp",
+        "p{}.tif",
+        "P{}.png",
+        "p{}_mask.png",
+        "p{}-mask.png",
+        "p{}_label.bmp",
+        "p{}_GT.png",
+        "p{}_seg.png",
+        "p{}.mask.png",
+        "p{}.png.png",
+        "mask_p{}.png",
+    ],
+)
 def test_a_mask_is_found_under_every_usual_name(tmp_path: Path, name: str) -> None:
     for number in range(3):
         write(tmp_path / "images" / f"p{number}.png", picture(number))
@@ -48,7 +61,9 @@ def test_a_mask_is_found_under_every_usual_name(tmp_path: Path, name: str) -> No
     assert all(np.array_equal(union(image, "dent"), box(4 + at, 5)) for at, image in enumerate(raw.images))
 
 
-@pytest.mark.parametrize(("images", "masks"), [("img", "mask"), ("Images", "Labels"), ("rgb", "ground_truth"), ("images", "annotations")])
+@pytest.mark.parametrize(
+    ("images", "masks"), [("img", "mask"), ("Images", "Labels"), ("rgb", "ground_truth"), ("images", "annotations")]
+)
 def test_folders_may_have_any_usual_name(tmp_path: Path, images: str, masks: str) -> None:
     write(tmp_path / images / "a.jpg", picture(0))
     write(tmp_path / masks / "a.png", box(3, 3))
@@ -60,7 +75,9 @@ def test_folders_may_have_any_usual_name(tmp_path: Path, images: str, masks: str
 def test_two_masks_that_may_be_an_images_own_are_refused(tmp_path: Path) -> None:
     mask_folder_set(tmp_path)
     write(tmp_path / "masks" / "p1_mask.png", box(1, 1))
-    with pytest.raises(AnnotationError, match=r"p1\.png: 2 masks may be its own: masks/p1\.png, masks/p1_mask\.png; keep one"):
+    with pytest.raises(
+        AnnotationError, match=r"p1\.png: 2 masks may be its own: masks/p1\.png, masks/p1_mask\.png; keep one"
+    ):
         load(tmp_path)
     raw = load(tmp_path, skip_bad=True)
     assert len(raw.images) == 5
@@ -113,7 +130,9 @@ def test_a_set_in_which_no_mask_is_found_is_refused(tmp_path: Path) -> None:
 def test_a_mask_without_an_image_is_one_line_or_a_rejection(tmp_path: Path) -> None:
     mask_folder_set(tmp_path)
     write(tmp_path / "masks" / "spare.png", box(1, 1))
-    with pytest.raises(AnnotationError, match=r"^masks/spare\.png: a mask without an image; add the image or remove the mask$"):
+    with pytest.raises(
+        AnnotationError, match=r"^masks/spare\.png: a mask without an image; add the image or remove the mask$"
+    ):
         load(tmp_path)
     assert [entry.id for entry in load(tmp_path, skip_bad=True).rejected] == ["masks/spare.png"]
 
@@ -182,7 +201,9 @@ def test_classes_in_folders_of_parts(tmp_path: Path) -> None:
     assert len(raw.images) == 4
 
 
-@pytest.mark.parametrize("name", ["masks/{stem}/{n}.png", "masks/{stem}_{n}.png", "masks/{stem}-{n}.png", "masks/{stem}_mask_{n}.png"])
+@pytest.mark.parametrize(
+    "name", ["masks/{stem}/{n}.png", "masks/{stem}_{n}.png", "masks/{stem}-{n}.png", "masks/{stem}_mask_{n}.png"]
+)
 def test_one_mask_per_instance(tmp_path: Path, name: str) -> None:
     for stem in ("a", "b", "c"):
         write(tmp_path / "images" / f"{stem}.png", picture(ord(stem)))

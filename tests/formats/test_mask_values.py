@@ -28,10 +28,7 @@ def blob(x: int, y: int, size_hw: tuple[int, int] = TALL_HW) -> NDArray[np.bool_
 
 def large_set(root: Path, maps: dict[str, NDArray[np.generic]], suffix: str = ".png") -> Path:
     for number, (stem, mask) in enumerate(maps.items()):
-        write(
-            root / "images" / f"{stem}.png",
-            np.full((*mask.shape[:2], 3), 90 + number, np.uint8),
-        )
+        write(root / "images" / f"{stem}.png", np.full((*mask.shape[:2], 3), 90 + number, np.uint8))
         write(root / "masks" / f"{stem}{suffix}", mask)
     return root
 
@@ -153,18 +150,26 @@ NOISY = {
     "JPEG 95": lambda mask: _jpeg(mask, 95),
     "JPEG 100": lambda mask: _jpeg(mask, 100),
     "blur": lambda mask: np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(1))),
-    "bilinear": lambda mask: np.asarray(Image.fromarray(mask[::2, ::2]).resize(mask.shape[::-1], Image.Resampling.BILINEAR)),
-    "antialiased": lambda mask: np.asarray(Image.fromarray(mask).resize((mask.shape[1] // 2, mask.shape[0] // 2), Image.Resampling.BOX)),
+    "bilinear": lambda mask: np.asarray(
+        Image.fromarray(mask[::2, ::2]).resize(mask.shape[::-1], Image.Resampling.BILINEAR)
+    ),
+    "antialiased": lambda mask: np.asarray(
+        Image.fromarray(mask).resize((mask.shape[1] // 2, mask.shape[0] // 2), Image.Resampling.BOX)
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", NOISY)
 @pytest.mark.parametrize("per_class", [False, True])
-def test_noise_and_smoothing_are_one_line_with_the_number_of_values_and_a_threshold(tmp_path: Path, kind: str, per_class: bool) -> None:
+def test_noise_and_smoothing_are_one_line_with_the_number_of_values_and_a_threshold(
+    tmp_path: Path, kind: str, per_class: bool
+) -> None:
     truth = {f"i{n}": blob(30 + 12 * n, 40 + 3 * n) for n in range(4)}
     maps = {stem: NOISY[kind](mask.astype(np.uint8) * 255) for stem, mask in truth.items()}
     for stem, mask in maps.items():
-        write(tmp_path / "images" / f"{stem}.png", np.random.default_rng(3).integers(0, 255, (*mask.shape, 3), np.uint8))
+        write(
+            tmp_path / "images" / f"{stem}.png", np.random.default_rng(3).integers(0, 255, (*mask.shape, 3), np.uint8)
+        )
         write(tmp_path / "masks" / ("dent" if per_class else "") / f"{stem}.png", mask)
     number = len({int(value) for mask in maps.values() for value in np.unique(mask)} - {0})
     with pytest.raises(AnnotationError, match=rf"masks hold {number} values besides 0 .*--mask-threshold 128"):
@@ -221,11 +226,15 @@ def test_instance_numbers_never_become_classes(tmp_path: Path, maps: dict[str, N
     raw = load(tmp_path, mask_threshold=1)
     assert raw.class_names == ("defect",)
     # neighbours that touch stay apart
-    assert [len(image.instances) for image in raw.images] == [int(mask.max()) - int(mask[mask > 0].min()) + 1 for mask in maps.values()]
+    assert [len(image.instances) for image in raw.images] == [
+        int(mask.max()) - int(mask[mask > 0].min()) + 1 for mask in maps.values()
+    ]
 
 
 def test_classes_that_appear_together_are_still_classes(tmp_path: Path) -> None:
-    part_and_defect = {f"i{n}": values((1, box(2, 2, 30, 18)), *([(2, box(5 + n, 5))] if n % 2 else [])) for n in range(8)}
+    part_and_defect = {
+        f"i{n}": values((1, box(2, 2, 30, 18)), *([(2, box(5 + n, 5))] if n % 2 else [])) for n in range(8)
+    }
     raw = load(index_set(tmp_path, part_and_defect))
     assert raw.class_names == ("1", "2")
     assert any("--mask-threshold 1" in remark for remark in raw.remarks)
@@ -298,7 +307,9 @@ def test_palettes_of_another_order_are_read_by_colour(tmp_path: Path) -> None:
         rgb = np.asarray(Image.open(path))
         colours = [(0, 0, 0), (220, 20, 60), (0, 90, 200)]
         order = colours[number % 3 :] + colours[: number % 3]
-        indices = sum((np.all(rgb == colour, axis=2) * at for at, colour in enumerate(order)), np.zeros(SIZE_HW, np.uint8)).astype(np.uint8)
+        indices = sum(
+            (np.all(rgb == colour, axis=2) * at for at, colour in enumerate(order)), np.zeros(SIZE_HW, np.uint8)
+        ).astype(np.uint8)
         image = Image.fromarray(indices)
         image.putpalette([channel for colour in order for channel in colour])
         image.save(path)
@@ -330,9 +341,14 @@ def test_one_colour_on_black_is_one_class(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("scratch:1,2\n", "name:r,g,b"), ("a:1,2,3::\nb:1,2,3::\n", "both 'a' and 'b'"), ("", "no class"), ("a:1,2,999::\n", "colour"),
-     ("background:0,0,0::\na:0,0,0::\n", "background")],
-)  # fmt: skip
+    [
+        ("scratch:1,2\n", "name:r,g,b"),
+        ("a:1,2,3::\nb:1,2,3::\n", "both 'a' and 'b'"),
+        ("", "no class"),
+        ("a:1,2,999::\n", "colour"),
+        ("background:0,0,0::\na:0,0,0::\n", "background"),
+    ],
+)
 def test_a_bad_table_of_colours_is_one_line(tmp_path: Path, content: str, words: str) -> None:
     colour_set(tmp_path)
     write(tmp_path / "labelmap.txt", content or "# nothing\n")

@@ -60,7 +60,10 @@ class TestVisa:
     def test_image_anno_names_kinds_and_lies_in_the_object(self, tmp_path: Path) -> None:
         root = visa_set(tmp_path) / "pcb"
         rows = ["image,label,mask"]
-        rows += [f"pcb/Data/Images/Anomaly/00{n}.JPG,{'bent' if n % 2 else 'melt'},pcb/Data/Masks/Anomaly/00{n}.png" for n in range(4)]
+        rows += [
+            f"pcb/Data/Images/Anomaly/00{n}.JPG,{'bent' if n % 2 else 'melt'},pcb/Data/Masks/Anomaly/00{n}.png"
+            for n in range(4)
+        ]
         rows += [f"pcb/Data/Images/Normal/00{n}.JPG,normal," for n in (4, 5)]
         path = write(root / "image_anno.csv", "\n".join(rows))
         raw = load(root)
@@ -84,7 +87,9 @@ class TestMasksBesideImages:
         for part in ("train", "test"):
             for number in range(3):
                 write(tmp_path / part / f"1000{number}.png", picture(number))
-                write(tmp_path / part / f"1000{number}_GT.png", box(3, 3 + number) if number else np.zeros(SIZE_HW, bool))
+                write(
+                    tmp_path / part / f"1000{number}_GT.png", box(3, 3 + number) if number else np.zeros(SIZE_HW, bool)
+                )
         raw = load(tmp_path)
         assert raw.layout.startswith("KolektorSDD2 ")
         assert {image.part for image in raw.images} == {"train", "test"}
@@ -128,7 +133,11 @@ class TestRunLengths:
 
     def test_image_and_class_in_one_column(self, tmp_path: Path) -> None:
         severstal_set(tmp_path)
-        rows = [f"s{n}.png_{c},{runs(box(2 + 3 * n, 3)) if c == 1 + n % 2 and n < 4 else ''}" for n in range(5) for c in (1, 2, 3, 4)]
+        rows = [
+            f"s{n}.png_{c},{runs(box(2 + 3 * n, 3)) if c == 1 + n % 2 and n < 4 else ''}"
+            for n in range(5)
+            for c in (1, 2, 3, 4)
+        ]
         write(tmp_path / "train.csv", "ImageId_ClassId,EncodedPixels\n" + "\n".join(rows))
         raw = load(tmp_path)
         assert [image.is_defect_free for image in raw.images] == [False] * 4 + [True]
@@ -137,9 +146,13 @@ class TestRunLengths:
     def test_parts_of_a_row_are_instances_unless_rows_are(self, tmp_path: Path) -> None:
         severstal_set(tmp_path)
         two = box(2, 3) | box(20, 3)
-        write(tmp_path / "train.csv", f"ImageId,ClassId,EncodedPixels\ns0.png,1,{runs(two)}\ns1.png,1,{runs(box(1, 1))}\n")
+        write(
+            tmp_path / "train.csv", f"ImageId,ClassId,EncodedPixels\ns0.png,1,{runs(two)}\ns1.png,1,{runs(box(1, 1))}\n"
+        )
         assert len(load(tmp_path).images[0].instances) == 2
-        write(tmp_path / "train.csv", f"ImageId,EncodedPixels\ns0.png,{runs(two)}\ns0.png,{runs(box(2, 15))}\ns1.png,\n")
+        write(
+            tmp_path / "train.csv", f"ImageId,EncodedPixels\ns0.png,{runs(two)}\ns0.png,{runs(box(2, 15))}\ns1.png,\n"
+        )
         raw = load(tmp_path)
         assert raw.class_names == ("defect",)
         assert [len(image.instances) for image in raw.images] == [2, 0]
@@ -162,9 +175,21 @@ class TestRunLengths:
 
     @pytest.mark.parametrize(
         ("text", "words"),
-        [("1", "pairs"), ("1 2 3", "pairs"), ("0 5", "before pixel 1"), ("5 0", "no pixel"), ("1 99999", "24x36"), ("1 5 3 5", "overlap"), ("1.0 5", "whole"),
-         ("-3 5", "whole"), ("a b", "whole"), ("1 99999999999999999999", "whole"), ("1 5 ½ 5", "whole"), ("٣ 5", "whole")],
-    )  # fmt: skip
+        [
+            ("1", "pairs"),
+            ("1 2 3", "pairs"),
+            ("0 5", "before pixel 1"),
+            ("5 0", "no pixel"),
+            ("1 99999", "24x36"),
+            ("1 5 3 5", "overlap"),
+            ("1.0 5", "whole"),
+            ("-3 5", "whole"),
+            ("a b", "whole"),
+            ("1 99999999999999999999", "whole"),
+            ("1 5 ½ 5", "whole"),
+            ("٣ 5", "whole"),
+        ],
+    )
     def test_bad_runs_are_one_line(self, tmp_path: Path, text: str, words: str) -> None:
         severstal_set(tmp_path)
         write(tmp_path / "train.csv", f"ImageId,ClassId,EncodedPixels\ns0.png,1,{runs(box(1, 1))}\ns1.png,1,{text}\n")

@@ -24,7 +24,9 @@ Rings = Sequence[np.ndarray[Any, Any]]
 def by_pycocotools(rings: Rings, size_hw: tuple[int, int]) -> Mask:
     from pycocotools import mask as coco
 
-    return coco.decode(coco.merge(coco.frPyObjects([ring.reshape(-1).tolist() for ring in rings], *size_hw))).astype(bool)
+    return coco.decode(coco.merge(coco.frPyObjects([ring.reshape(-1).tolist() for ring in rings], *size_hw))).astype(
+        bool
+    )
 
 
 def by_opencv(rings: Rings, size_hw: tuple[int, int]) -> Mask:
@@ -83,7 +85,8 @@ SHAPES = {
     "a hole of one pixel": filled((4, 4, 30, 24), holes=[(10, 9, 11, 10)]),
     "holes side by side": filled((4, 4, 40, 24), holes=[(8, 9, 12, 15), (16, 9, 20, 15), (24, 12, 30, 20)]),
     "holes that share an edge's rows": filled((4, 4, 40, 24), holes=[(8, 6, 12, 9), (8, 12, 12, 16), (20, 5, 22, 20)]),
-    "a part in a hole": filled((2, 2, 40, 28), (14, 12, 20, 16), holes=[]) & ~(filled((8, 6, 30, 22)) & ~filled((14, 12, 20, 16))),
+    "a part in a hole": filled((2, 2, 40, 28), (14, 12, 20, 16), holes=[])
+    & ~(filled((8, 6, 30, 22)) & ~filled((14, 12, 20, 16))),
     "several parts": filled((2, 2, 8, 9), (20, 5, 34, 6), (30, 20, 41, 28)),
     "corners that touch": filled((4, 4, 10, 10), (10, 10, 16, 16), (16, 4, 20, 10)),
     "a ring closed by a corner": filled((4, 4, 10, 5), (4, 4, 5, 10), (4, 9, 10, 10), (9, 5, 10, 9), (10, 10, 12, 12)),

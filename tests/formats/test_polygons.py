@@ -133,7 +133,9 @@ def test_outlines_around_a_centre_do_not_cross_themselves() -> None:
             assert fill([ring])[1] == []
 
 
-@pytest.mark.parametrize(("end", "shift"), [("left", (-11.0, 0.0)), ("right", (31.0, 0.0)), ("top", (0.0, -11.0)), ("bottom", (0.0, 24.0))])
+@pytest.mark.parametrize(
+    ("end", "shift"), [("left", (-11.0, 0.0)), ("right", (31.0, 0.0)), ("top", (0.0, -11.0)), ("bottom", (0.0, 24.0))]
+)
 def test_a_few_pixels_beyond_the_border_are_clipped_and_the_end_is_named(end: str, shift: tuple[float, float]) -> None:
     ring = (np.reshape(RINGS["p0"], (-1, 2)) + shift).reshape(-1).tolist()
     mask, said = fill([ring])

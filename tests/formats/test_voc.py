@@ -69,7 +69,9 @@ def test_colours_are_read_by_the_label_map(tmp_path: Path) -> None:
 def test_255_is_the_class_where_it_is_the_only_value(tmp_path: Path) -> None:
     root = write_voc(tmp_path, objects=False, names=None)
     for name in NAMES:
-        Image.fromarray(truth().get(name, np.zeros(SIZE_HW, bool)).astype(np.uint8) * 255).save(root / "SegmentationClass" / f"{name}.png")
+        Image.fromarray(truth().get(name, np.zeros(SIZE_HW, bool)).astype(np.uint8) * 255).save(
+            root / "SegmentationClass" / f"{name}.png"
+        )
     raw = read(root)
     assert [len(image.instances) for image in raw.images] == [1, 1, 0]
 
@@ -103,7 +105,9 @@ def test_a_mask_of_another_size_or_without_an_image_is_one_line(tmp_path: Path) 
 def write_xml(root: Path, polygon: str) -> Path:
     write_images(root)
     for name in NAMES:
-        listed = f"<object><name>{CLASS_OF[name]}</name>{polygon.format(*RINGS[name])}</object>" if name in RINGS else ""
+        listed = (
+            f"<object><name>{CLASS_OF[name]}</name>{polygon.format(*RINGS[name])}</object>" if name in RINGS else ""
+        )
         (root / f"{name}.xml").write_text(
             f"<annotation><filename>{name}.png</filename><size><width>0</width><height>0</height></size>{listed}</annotation>"
         )

@@ -54,7 +54,9 @@ def saver(seed: int) -> Callable[[Path], None]:
     return save
 
 
-def labelled(name: str, *labels: tuple[int, Mask], synthetic: bool = False, seed: int = 0, crowd: bool = False) -> ExportImage:
+def labelled(
+    name: str, *labels: tuple[int, Mask], synthetic: bool = False, seed: int = 0, crowd: bool = False
+) -> ExportImage:
     scores: dict[str, Any] = {"fidelity": 0.75, "checks": {"blur": 0.25, "novelty": 0.5}} if synthetic else {}
     return ExportImage(
         name=name,
@@ -69,7 +71,9 @@ def labelled(name: str, *labels: tuple[int, Mask], synthetic: bool = False, seed
 
 
 def export_set(*images: ExportImage, names: tuple[str, ...] = ("crack", "scratch, deep")) -> ExportSet:
-    return ExportSet(categories=tuple(Category(id=n, name=name) for n, name in enumerate(names, start=1)), images=images)
+    return ExportSet(
+        categories=tuple(Category(id=n, name=name) for n, name in enumerate(names, start=1)), images=images
+    )
 
 
 def usual() -> ExportSet:
@@ -83,7 +87,9 @@ def usual() -> ExportSet:
 
 
 def labels_of(export: ExportSet) -> Labels:
-    return {image.stem: [(export.name_of(i.category_id), decode(i.rle)) for i in image.instances] for image in export.images}
+    return {
+        image.stem: [(export.name_of(i.category_id), decode(i.rle)) for i in image.instances] for image in export.images
+    }
 
 
 def write(name: str, export: ExportSet, folder: Path) -> Written:
@@ -96,13 +102,17 @@ def read_back(folder: Path) -> RawDataset:
 
 
 def found_in(raw: RawDataset) -> Labels:
-    return {Path(image.file_name).stem: [(i.class_name, decode(i.rle)) for i in image.instances] for image in raw.images}
+    return {
+        Path(image.file_name).stem: [(i.class_name, decode(i.rle)) for i in image.instances] for image in raw.images
+    }
 
 
 def same(found: list[tuple[str, Mask]], expected: list[tuple[str, Mask]]) -> bool:
     left = list(expected)
     for name, mask in found:
-        match = next((at for at, (other, truth) in enumerate(left) if other == name and np.array_equal(truth, mask)), None)
+        match = next(
+            (at for at, (other, truth) in enumerate(left) if other == name and np.array_equal(truth, mask)), None
+        )
         if match is None:
             return False
         del left[match]
@@ -233,8 +243,12 @@ def test_voc_has_masks_in_its_colours_boxes_from_1_and_a_list(tmp_path: Path) ->
         assert np.array_equal(np.asarray(image), union(labels_of(usual())["synthetic-000001"]).astype(np.uint8))
         assert (image.getpalette() or [])[:6] == [0, 0, 0, 128, 0, 0]
     assert [voc_colour(value) for value in (1, 2, 3, 15, 16)] == [
-        (128, 0, 0), (0, 128, 0), (128, 128, 0), (192, 128, 128), (0, 64, 0),
-    ]  # fmt: skip
+        (128, 0, 0),
+        (0, 128, 0),
+        (128, 128, 0),
+        (192, 128, 128),
+        (0, 64, 0),
+    ]
     root = ET.parse(tmp_path / "Annotations" / "synthetic-000001.xml").getroot()
     assert root.findtext("synthetic") == "true"
     boxes = [[int(value.text or "") for value in box] for box in root.iter("bndbox")]
@@ -310,9 +324,12 @@ def test_long_runs_are_cut_to_the_lengths_that_a_brush_mask_allows(tmp_path: Pat
     codes = pack_mask(mask)
     assert max(codes) < 256
     image = ExportImage(
-        name="a.png", size_hw=mask.shape, instances=(Instance(category_id=1, rle=encode(mask)),), is_synthetic=False,
+        name="a.png",
+        size_hw=mask.shape,
+        instances=(Instance(category_id=1, rle=encode(mask)),),
+        is_synthetic=False,
         save=lambda path: save_png(path, np.zeros((300, 400, 3), np.uint8)),
-    )  # fmt: skip
+    )
     write("label-studio", export_set(image), tmp_path)
     (read,) = read_back(tmp_path).images
     assert np.array_equal(decode(read.instances[0].rle), mask)
@@ -348,7 +365,9 @@ def test_overlapping_instances_are_told_where_a_pixel_has_one_value(name: str, t
     assert sorted(int(decode(i.rle).sum()) for i in image.instances) == [16, 18 * 18 - 16]
 
 
-@pytest.mark.parametrize("name", [name for name in WRITERS if name not in ("coco", "coco-polygons", "fiftyone", "imagefolder")])
+@pytest.mark.parametrize(
+    "name", [name for name in WRITERS if name not in ("coco", "coco-polygons", "fiftyone", "imagefolder")]
+)
 def test_crowds_are_left_out_with_a_remark_and_never_become_defect_free(name: str, tmp_path: Path) -> None:
     export = export_set(labelled("a.png", (1, THIN)), labelled("b.png", (1, BLOB), crowd=True), labelled("c.png"))
     written = write(name, export, tmp_path)

@@ -24,7 +24,9 @@ def middle() -> np.ndarray:
     return box(9, 6, 18, 12)
 
 
-def labelled(root: Path, images: str, labels: str, yaml: str | None, *, count: int = 3, at: str = "data.yaml", first: int = 0) -> Path:
+def labelled(
+    root: Path, images: str, labels: str, yaml: str | None, *, count: int = 3, at: str = "data.yaml", first: int = 0
+) -> Path:
     for number in range(first, first + count):
         write(root / images / f"y{number}.png", picture(number))
         write(root / labels / f"y{number}.txt", LINE)
@@ -58,8 +60,10 @@ def test_outlines_are_read_and_empty_files_say_defect_free(tmp_path: Path) -> No
         ("images", "labels", "names: [a]\ntrain: [images]\nval:\n", "my set.yaml"),
         ("images/train", "labels/train", "names: [a]\ntrain: .\\images\\train\n", "data.yml"),
     ],
-)  # fmt: skip
-def test_images_and_labels_are_found_wherever_tools_put_them(tmp_path: Path, images: str, labels: str, yaml: str, at: str) -> None:
+)
+def test_images_and_labels_are_found_wherever_tools_put_them(
+    tmp_path: Path, images: str, labels: str, yaml: str, at: str
+) -> None:
     raw = load(labelled(tmp_path, images, labels, yaml, at=at))
     assert len(raw.images) == 3
     for image in raw.images:

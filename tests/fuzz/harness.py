@@ -1,7 +1,7 @@
 """Runs damaged inputs in a child process, so that a crash of it is seen; every case is a target's name and a seed.
 
-A case fails when anything but a DefectoryError comes out, when its message is not one line, when it takes more than `LIMIT_S` of processor time, or
-when the process ends.
+A case fails when anything but a DefectoryError comes out, when its message is not one line, when it takes more than
+`LIMIT_S` of processor time, or when the process ends.
 """
 
 from __future__ import annotations
@@ -189,7 +189,14 @@ def damage_folder(path: Path, root: Path, rng: random.Random) -> None:
         elif kind == 4:
             (
                 path.parent
-                / rng.choice(("a" * 200 + path.suffix, os.fsdecode(b"\xff\xfe" + path.suffix.encode()), f" {path.name}", path.name.upper()))
+                / rng.choice(
+                    (
+                        "a" * 200 + path.suffix,
+                        os.fsdecode(b"\xff\xfe" + path.suffix.encode()),
+                        f" {path.name}",
+                        path.name.upper(),
+                    )
+                )
             ).write_bytes(b"x")
         elif kind == 5:
             shutil.rmtree(path.parent if path.parent != root else root, ignore_errors=True)
@@ -214,7 +221,9 @@ def limited_time() -> Iterator[None]:
 def innermost(error: BaseException) -> str:
     """Return the innermost line of ours in a traceback, and the line in which it ended."""
     frames = traceback.extract_tb(error.__traceback__)
-    told = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames if "defectory" in frame.filename]
+    told = [
+        f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames if "defectory" in frame.filename
+    ]
     last = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].name}" if frames else ""
     return " < ".join([*dict.fromkeys([last, *reversed(told[-3:])])])
 
@@ -233,7 +242,9 @@ def child(folder: str) -> None:
 
 
 def run_cases(some: Sequence[tuple[str, int]]) -> Iterator[Outcome]:
-    """Run cases in a child process and yield what came of each; where the child dies or hangs, another one goes on after that case."""
+    """Run cases in a child process and yield what came of each; where the child dies or hangs, another one goes on
+    after that case.
+    """
     pending = list(some)
     # in memory where there is such a place: nothing waits for a disk there
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
@@ -241,9 +252,12 @@ def run_cases(some: Sequence[tuple[str, int]]) -> Iterator[Outcome]:
         with tempfile.TemporaryFile("w+") as errors, tempfile.TemporaryDirectory(dir=memory) as folder:
             process = subprocess.Popen(
                 [sys.executable, "-c", "import sys; from fuzz.harness import child; child(sys.argv[1])", folder],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
                 env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
+            )
             assert process.stdin is not None
             json.dump(pending, process.stdin)
             process.stdin.close()
@@ -264,7 +278,11 @@ def run_cases(some: Sequence[tuple[str, int]]) -> Iterator[Outcome]:
                 pending.pop(0)
                 errors.seek(0)
                 code = process.returncode
-                kind = "hang" if code == -signal.SIGKILL else f"ended with {signal.Signals(-code).name if code < 0 else code}"
+                kind = (
+                    "hang"
+                    if code == -signal.SIGKILL
+                    else f"ended with {signal.Signals(-code).name if code < 0 else code}"
+                )
                 yield Outcome(target=begun[0], seed=begun[1], kind=kind, seconds=0.0, error=errors.read()[-1500:])
 
 

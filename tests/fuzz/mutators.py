@@ -1,4 +1,6 @@
-"""Damage to files: to the structure of JSON, TOML, CSV, YAML, XML and plain text, and to the bytes of images. All of it is drawn from one generator."""
+"""Damage to files: to the structure of JSON, TOML, CSV, YAML, XML and plain text, and to the bytes of images. All of it
+is drawn from one generator.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,137 @@ from typing import Any
 Tree = Any
 TEXT_SUFFIXES = frozenset({".json", ".csv", ".yaml", ".yml", ".txt", ".xml", ".toml", ".names"})
 NUMBERS: tuple[Any, ...] = (
-    0, -1, 1, 2, 255, 65536, 2**31, 2**32, 2**53, 2**62, -(2**63), 10**30, 0.5, -0.0, 1e-300, 1e308, 1.5e9, float("nan"), float("inf"), float("-inf"),
-)  # fmt: skip
+    0,
+    -1,
+    1,
+    2,
+    255,
+    65536,
+    2**31,
+    2**32,
+    2**53,
+    2**62,
+    -(2**63),
+    10**30,
+    0.5,
+    -0.0,
+    1e-300,
+    1e308,
+    1.5e9,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+)
 TEXTS = (
-    "", " ", "0", "1", "-1", "1.0", "nan", "true", "null", "None", "x", "a/b", "../../x", "/etc/hostname", "C:\\x\\y.png", "\\\\host\\x", ".", "..", "con", "é",
-    "e\u0301", "\u202egnp.exe", "\x1b[31m", "\0", "\n", "\t", "[/x]", "[red]", "%s", "{}", "c0.png", "images", "scratch", "dent", "x" * 300, "ü" * 200, "\ud83d\ude00",
-    "9" * 400, "0x10", "1e999", "1_000", "=1+1", "#ff0000", "polygon", "mask", "good", "\ufeff", "\udc80",
-)  # fmt: skip
+    "",
+    " ",
+    "0",
+    "1",
+    "-1",
+    "1.0",
+    "nan",
+    "true",
+    "null",
+    "None",
+    "x",
+    "a/b",
+    "../../x",
+    "/etc/hostname",
+    "C:\\x\\y.png",
+    "\\\\host\\x",
+    ".",
+    "..",
+    "con",
+    "é",
+    "e\u0301",
+    "\u202egnp.exe",
+    "\x1b[31m",
+    "\0",
+    "\n",
+    "\t",
+    "[/x]",
+    "[red]",
+    "%s",
+    "{}",
+    "c0.png",
+    "images",
+    "scratch",
+    "dent",
+    "x" * 300,
+    "ü" * 200,
+    "\ud83d\ude00",
+    "9" * 400,
+    "0x10",
+    "1e999",
+    "1_000",
+    "=1+1",
+    "#ff0000",
+    "polygon",
+    "mask",
+    "good",
+    "\ufeff",
+    "\udc80",
+)
 TOKENS = (
-    ",", ";", ":", "|", '"', "'", "\n", "\r\n", "\t", " ", "{", "}", "[", "]", "<", ">", "</", "/>", "&", "&amp;", "&x;", "&#0;", "<!--", "]]>", "- ", "? ", "*a", "&a [",
-    "!!python/object:os.system x", "!!binary x", "---", "...", "%YAML 9", "#", "=", "==", "''", '"""', "[[x]]", "\\", "\0", "\x0b", "\x85", "\u2028", "NaN", "-Infinity",
-    "1e999", "0" * 50, "9" * 50, "true", "null", "~", ".inf", "2001-99-99", "0.5 0.5", "-1 0 0 0", "é", "\ufeff",
-)  # fmt: skip
+    ",",
+    ";",
+    ":",
+    "|",
+    '"',
+    "'",
+    "\n",
+    "\r\n",
+    "\t",
+    " ",
+    "{",
+    "}",
+    "[",
+    "]",
+    "<",
+    ">",
+    "</",
+    "/>",
+    "&",
+    "&amp;",
+    "&x;",
+    "&#0;",
+    "<!--",
+    "]]>",
+    "- ",
+    "? ",
+    "*a",
+    "&a [",
+    "!!python/object:os.system x",
+    "!!binary x",
+    "---",
+    "...",
+    "%YAML 9",
+    "#",
+    "=",
+    "==",
+    "''",
+    '"""',
+    "[[x]]",
+    "\\",
+    "\0",
+    "\x0b",
+    "\x85",
+    "\u2028",
+    "NaN",
+    "-Infinity",
+    "1e999",
+    "0" * 50,
+    "9" * 50,
+    "true",
+    "null",
+    "~",
+    ".inf",
+    "2001-99-99",
+    "0.5 0.5",
+    "-1 0 0 0",
+    "é",
+    "\ufeff",
+)
 
 
 def mutated(name: str, data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
@@ -66,7 +187,11 @@ def weird(rng: random.Random) -> Any:
     if kind == 7:
         return [rng.choice(NUMBERS) for _ in range(rng.choice((1, 2, 3, 4, 5, 7, 50)))]
     if kind == 8:
-        return {rng.choice(TEXTS): rng.choice(NUMBERS), "size": [rng.choice(NUMBERS), rng.choice(NUMBERS)], "counts": rng.choice(TEXTS)}
+        return {
+            rng.choice(TEXTS): rng.choice(NUMBERS),
+            "size": [rng.choice(NUMBERS), rng.choice(NUMBERS)],
+            "counts": rng.choice(TEXTS),
+        }
     deep: Any = rng.choice((1, "x"))
     for _ in range(rng.choice((3, 40, 200))):
         deep = [deep] if rng.random() < 0.5 else {"a": deep}
@@ -77,7 +202,9 @@ def nodes(value: Tree, parent: Tree = None, key: Any = None) -> Iterator[tuple[A
     """Yield (parent, key) of every node of a JSON tree but its root."""
     if parent is not None:
         yield parent, key
-    for k, child in list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()):
+    for k, child in list(
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    ):
         yield from nodes(child, value, k)
 
 
@@ -163,7 +290,11 @@ def of_csv(data: bytes, rng: random.Random) -> bytes:
             case _ if row:
                 row[at] = rng.choice(rng.choice(rows) or [""])
     separator = rng.choice((",", ",", ",", ";", "\t", "|", ", "))
-    return rng.choice(("\n", "\n", "\r\n", "\r")).join(separator.join(row) for row in rows).encode("utf-8", "surrogatepass")
+    return (
+        rng.choice(("\n", "\n", "\r\n", "\r"))
+        .join(separator.join(row) for row in rows)
+        .encode("utf-8", "surrogatepass")
+    )
 
 
 def of_xml(data: bytes, rng: random.Random) -> bytes:
@@ -188,7 +319,9 @@ def of_xml(data: bytes, rng: random.Random) -> bytes:
         text = text[:start] + new + text[end:]
     if rng.random() < 0.05:
         entities = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 9))
-        text = f'<!DOCTYPE x [<!ENTITY l0 "ha">{entities}]>' + re.sub(r"^<\?xml[^>]*\?>", "", text).replace("><", ">&l8;<", 1)
+        text = f'<!DOCTYPE x [<!ENTITY l0 "ha">{entities}]>' + re.sub(r"^<\?xml[^>]*\?>", "", text).replace(
+            "><", ">&l8;<", 1
+        )
     if rng.random() < 0.05:
         text = '<!DOCTYPE x [<!ENTITY f SYSTEM "file:///etc/hostname">]>' + re.sub(r"^<\?xml[^>]*\?>", "", text)
     if rng.random() < 0.04:
@@ -211,7 +344,9 @@ def of_text(data: bytes, rng: random.Random) -> bytes:
             return text.encode("utf-8", "surrogatepass")
         case 2 | 3:
             place = rng.randrange(len(text) + 1)
-            return (text[:place] + rng.choice(TOKENS) + text[place + rng.choice((0, 0, 1, 5)) :]).encode("utf-8", "surrogatepass")
+            return (text[:place] + rng.choice(TOKENS) + text[place + rng.choice((0, 0, 1, 5)) :]).encode(
+                "utf-8", "surrogatepass"
+            )
         case 4:
             del lines[at]
         case 5:
@@ -241,7 +376,8 @@ def bomb(rng: random.Random) -> str:
         (
             "[" * depth,
             "x: " + "[" * depth + "]" * depth,
-            "a: &a [x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c]\nnames: &e [*d,*d,*d,*d,*d,*d,*d]",
+            "a: &a [x,x,x]\nb: &b [*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c]\nnames: &e "
+            "[*d,*d,*d,*d,*d,*d,*d]",
             "names: &n {0: *n}",
             "x = " + "[" * depth + "]" * depth,
             "x" + ".a" * depth + " = 1",
@@ -258,7 +394,9 @@ def bomb(rng: random.Random) -> str:
 def recoded(data: bytes, rng: random.Random) -> bytes:
     """Write a text in another encoding, with or without a byte-order mark."""
     text = data.decode("utf-8", "replace")
-    encoding = rng.choice(("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1", "utf-7", "shift_jis", "cp037"))
+    encoding = rng.choice(
+        ("utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252", "latin-1", "utf-7", "shift_jis", "cp037")
+    )
     return text.encode(encoding, "replace")
 
 
@@ -290,7 +428,11 @@ def of_image(data: bytes, rng: random.Random, others: list[bytes]) -> bytes:
     """Change bytes of an image file, numbers of its header more often than others."""
     if len(data) > 32 and rng.random() < 0.6:
         # sizes, depths, offsets and counts lie in the first bytes; TIFF's may lie in the last
-        at = rng.randrange(min(len(data) - 8, 120)) if rng.random() < 0.8 else len(data) - 8 - rng.randrange(min(200, len(data) - 8))
+        at = (
+            rng.randrange(min(len(data) - 8, 120))
+            if rng.random() < 0.8
+            else len(data) - 8 - rng.randrange(min(200, len(data) - 8))
+        )
         number = rng.choice((0, 1, 2, 3, 8, 16, 17, 255, 256, 65535, 2**31 - 1, 2**31, 2**32 - 1, rng.randrange(2**32)))
         form = rng.choice(("<I", ">I", "<H", ">H", "B"))
         raw = struct.pack(form, number % 256 ** struct.calcsize(form))

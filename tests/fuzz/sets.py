@@ -1,4 +1,6 @@
-"""A small valid set for every registered format and layout, and single image files of every kind. Images are 24 x 36 pixels, never square."""
+"""A small valid set for every registered format and layout, and single image files of every kind. Images are 24 x 36
+pixels, never square.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,13 @@ def encoded(pixels: NDArray[Any], kind: str = "PNG", **options: Any) -> bytes:
 def write(path: Path, content: bytes | str | NDArray[Any]) -> Path:
     """Write text, bytes or a PNG; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(content) if isinstance(content, np.ndarray) else content if isinstance(content, bytes) else content.encode())
+    path.write_bytes(
+        encoded(content)
+        if isinstance(content, np.ndarray)
+        else content
+        if isinstance(content, bytes)
+        else content.encode()
+    )
     return path
 
 
@@ -65,7 +73,10 @@ def coco_value(*, prefix: str = "", with_rle: bool = False) -> dict[str, Any]:
     """COCO instances of five images, the last without a defect."""
     from defectory.rle import encode
 
-    images = [{"id": n + 1, "file_name": f"{prefix}c{n}.png", "height": SIZE_HW[0], "width": SIZE_HW[1], "group": n} for n in range(5)]
+    images = [
+        {"id": n + 1, "file_name": f"{prefix}c{n}.png", "height": SIZE_HW[0], "width": SIZE_HW[1], "group": n}
+        for n in range(5)
+    ]
     annotations: list[dict[str, Any]] = []
     for n in range(4):
         segmentation: Any = [ring(n)]
@@ -131,15 +142,18 @@ def cvat(root: Path) -> Path:
         points = ";".join(f"{x:.2f},{y:.2f}" for x, y in zip(ring(n)[0::2], ring(n)[1::2], strict=True))
         if n < 2:
             lines.append(
-                f'    <polygon label="{NAMES[n % 2]}" source="manual" occluded="0" points="{points}" z_order="0" group_id="{n}"></polygon>'
+                f'    <polygon label="{NAMES[n % 2]}" source="manual" occluded="0" points="{points}" z_order="0" '
+                f'group_id="{n}"></polygon>'
             )
         elif n == 2:
             lines.append(
-                '    <mask label="dent" source="manual" occluded="0" rle="0, 9, 3, 6" left="4" top="5" width="6" height="3" z_order="0"></mask>'
+                '    <mask label="dent" source="manual" occluded="0" rle="0, 9, 3, 6" left="4" top="5" width="6" '
+                'height="3" z_order="0"></mask>'
             )
         elif n == 3:
             lines.append(
-                '    <ellipse label="scratch" source="manual" occluded="0" cx="14.0" cy="12.0" rx="5.0" ry="3.0" rotation="15"></ellipse>'
+                '    <ellipse label="scratch" source="manual" occluded="0" cx="14.0" cy="12.0" rx="5.0" ry="3.0" '
+                'rotation="15"></ellipse>'
             )
         lines.append("  </image>")
     write(root / "annotations.xml", "\n".join([*lines, "</annotations>"]) + "\n")
@@ -157,7 +171,9 @@ def label_studio(root: Path) -> Path:
             "from_name": "label",
             "to_name": "image",
         }
-        points = [[100 * x / SIZE_HW[1], 100 * y / SIZE_HW[0]] for x, y in zip(ring(n)[0::2], ring(n)[1::2], strict=True)]
+        points = [
+            [100 * x / SIZE_HW[1], 100 * y / SIZE_HW[0]] for x, y in zip(ring(n)[0::2], ring(n)[1::2], strict=True)
+        ]
         results: list[dict[str, Any]] = []
         if n < 3:
             value: dict[str, Any] = {"points": points, "closed": True, "polygonlabels": [NAMES[n % 2]]}
@@ -203,10 +219,12 @@ def voc(root: Path) -> Path:
             drawn[mask(n)] = 1 + n % 2
             drawn[2 + n, 2 + 3 * n : 11 + 3 * n] = 255
         write(root / "SegmentationClass" / f"o{n}.png", drawn)
-        objects = f"<object><name>{NAMES[n % 2]}</name><bndbox><xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>10</ymax></bndbox></object>"
+        box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>11</xmax><ymax>10</ymax></bndbox>"
+        objects = f"<object><name>{NAMES[n % 2]}</name>{box}</object>"
         size = f"<size><width>{SIZE_HW[1]}</width><height>{SIZE_HW[0]}</height><depth>3</depth></size>"
         write(
-            root / "Annotations" / f"o{n}.xml", f"<annotation><filename>o{n}.jpg</filename>{size}{objects if n < 4 else ''}</annotation>\n"
+            root / "Annotations" / f"o{n}.xml",
+            f"<annotation><filename>o{n}.jpg</filename>{size}{objects if n < 4 else ''}</annotation>\n",
         )
     write(root / "ImageSets" / "Segmentation" / "train.txt", "o0\no1\no2\n")
     return root
@@ -216,11 +234,15 @@ def voc_polygons(root: Path) -> Path:
     for n in range(4):
         write(root / f"o{n}.jpg", encoded(picture(n), "JPEG"))
         points = "".join(
-            f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>" for i, (x, y) in enumerate(zip(ring(n)[0::2], ring(n)[1::2], strict=True), start=1)
+            f"<x{i}>{x}</x{i}><y{i}>{y}</y{i}>"
+            for i, (x, y) in enumerate(zip(ring(n)[0::2], ring(n)[1::2], strict=True), start=1)
         )
         size = f"<size><width>{SIZE_HW[1]}</width><height>{SIZE_HW[0]}</height><depth>3</depth></size>"
         objects = f"<object><name>{NAMES[n % 2]}</name><polygon>{points}</polygon></object>" if n < 3 else ""
-        write(root / f"o{n}.xml", f"<annotation><folder>x</folder><filename>o{n}.jpg</filename>{size}{objects}</annotation>\n")
+        write(
+            root / f"o{n}.xml",
+            f"<annotation><folder>x</folder><filename>o{n}.jpg</filename>{size}{objects}</annotation>\n",
+        )
     return root
 
 
@@ -228,9 +250,19 @@ def labelme(root: Path) -> Path:
     for n in range(5):
         write(root / f"l{n}.png", picture(n))
         points = [[x, y] for x, y in zip(ring(n)[0::2], ring(n)[1::2], strict=True)]
-        shapes: list[dict[str, Any]] = [{"label": NAMES[n % 2], "points": points, "group_id": None, "shape_type": "polygon", "flags": {}}]
+        shapes: list[dict[str, Any]] = [
+            {"label": NAMES[n % 2], "points": points, "group_id": None, "shape_type": "polygon", "flags": {}}
+        ]
         if n == 2:
-            shapes = [{"label": "dent", "points": [[12.0, 12.0], [16.0, 12.0]], "group_id": 1, "shape_type": "circle", "flags": {}}]
+            shapes = [
+                {
+                    "label": "dent",
+                    "points": [[12.0, 12.0], [16.0, 12.0]],
+                    "group_id": 1,
+                    "shape_type": "circle",
+                    "flags": {},
+                }
+            ]
         if n == 3:
             drawn = base64.b64encode(encoded(np.ones((5, 8), bool))).decode()
             shapes = [{"label": "dent", "points": [[4, 5], [11, 9]], "shape_type": "mask", "mask": drawn, "flags": {}}]
@@ -304,9 +336,13 @@ def yolo_parts(root: Path) -> Path:
     for part in ("train", "valid"):
         for n in range(3):
             write(root / part / "images" / f"y{n}.jpg", encoded(picture(n + 5 * (part == "valid")), "JPEG"))
-            write(root / part / "labels" / f"y{n}.txt", f"{n % 2} 0.2 0.2 0.6 0.25 0.55 0.7 0.25 0.6\n0 0.1 0.1 0.3 0.1 0.2 0.4\n")
+            write(
+                root / part / "labels" / f"y{n}.txt",
+                f"{n % 2} 0.2 0.2 0.6 0.25 0.55 0.7 0.25 0.6\n0 0.1 0.1 0.3 0.1 0.2 0.4\n",
+            )
     write(
-        root / "data.yaml", "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['scratch', 'dent']\nroboflow:\n  workspace: x\n"
+        root / "data.yaml",
+        "train: ../train/images\nval: ../valid/images\nnc: 2\nnames: ['scratch', 'dent']\nroboflow:\n  workspace: x\n",
     )
     return root
 
@@ -319,7 +355,9 @@ def index_csv(root: Path) -> Path:
             drawn[mask(n)] = 1 + n % 2
         write(root / "images" / f"p{n}.png", picture(n))
         write(root / "masks" / f"p{n}.png", drawn)
-        rows.append(f"images/p{n}.png,masks/p{n}.png,{NAMES[n % 2] if n < 4 else ''},{n},{'train' if n < 3 else 'test'}")
+        rows.append(
+            f"images/p{n}.png,masks/p{n}.png,{NAMES[n % 2] if n < 4 else ''},{n},{'train' if n < 3 else 'test'}"
+        )
     return write(root / "index.csv", "\n".join(rows) + "\n")
 
 
@@ -347,7 +385,10 @@ def colour_masks(root: Path) -> Path:
         drawn[mask(n)] = (220, 20, 60) if n % 2 else (0, 90, 200)
         write(root / "images" / f"p{n}.png", picture(n))
         write(root / "masks" / f"p{n}.png", drawn)
-    write(root / "labelmap.txt", "# label:color_rgb:parts:actions\nbackground:0,0,0::\nscratch:220,20,60::\ndent:0,90,200::\n")
+    write(
+        root / "labelmap.txt",
+        "# label:color_rgb:parts:actions\nbackground:0,0,0::\nscratch:220,20,60::\ndent:0,90,200::\n",
+    )
     write(root / "colours.json", json.dumps({"scratch": [220, 20, 60], "dent": "#005ac8"}))
     return root
 

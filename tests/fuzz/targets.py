@@ -81,7 +81,14 @@ def use_set(path: Path, rng: random.Random) -> None:
         tiling = choose_tiling(dataset, split, config, 32)
         finished(
             cut_tiles(
-                work / "data", dataset, split, tiling, parts=("train", "pool", "val", "test"), out=work / "tiles", config=config, seed=0
+                work / "data",
+                dataset,
+                split,
+                tiling,
+                parts=("train", "pool", "val", "test"),
+                out=work / "tiles",
+                config=config,
+                seed=0,
             )
         )
     finally:
@@ -156,12 +163,16 @@ def read_project(path: Path, rng: random.Random) -> None:
 
     keys = [*defaults(), "data", "x", "", "split.", ".split", "split.x.y"]
     overrides = [
-        f"{rng.choice(keys)}{rng.choice(('=', '=', '=', '', ' = ', ':'))}{drawn_text(rng)}" for _ in range(rng.choice((0, 0, 1, 2)))
+        f"{rng.choice(keys)}{rng.choice(('=', '=', '=', '', ' = ', ':'))}{drawn_text(rng)}"
+        for _ in range(rng.choice((0, 0, 1, 2)))
     ]
     environment = {
-        f"DEFECTORY_{rng.choice(keys).upper().replace('.', '__')}": drawn_text(rng).replace("\0", "") for _ in range(rng.choice((0, 0, 1)))
+        f"DEFECTORY_{rng.choice(keys).upper().replace('.', '__')}": drawn_text(rng).replace("\0", "")
+        for _ in range(rng.choice((0, 0, 1)))
     }
-    resolve(project_file=path, environment=environment, overrides=overrides, preset=rng.choice((None, None, "cpu", "x")))
+    resolve(
+        project_file=path, environment=environment, overrides=overrides, preset=rng.choice((None, None, "cpu", "x"))
+    )
 
 
 def drawn_text(rng: random.Random) -> str:
@@ -173,7 +184,17 @@ def drawn_text(rng: random.Random) -> str:
 def values(root: Path) -> Path:
     """Every value that stages exchange and that a few lines make, and a marker and a manifest."""
     from defectory.artifacts.dataset import MANIFEST, Dataset
-    from defectory.artifacts.plan import Check, Decision, Decisions, Fidelity, Job, MaskBank, MaskBankEntry, MaskSource, Plan
+    from defectory.artifacts.plan import (
+        Check,
+        Decision,
+        Decisions,
+        Fidelity,
+        Job,
+        MaskBank,
+        MaskBankEntry,
+        MaskSource,
+        Plan,
+    )
     from defectory.artifacts.split import Split
     from defectory.artifacts.tiles import Tile, TileInstance, TileSet, Tiling
     from defectory.run import finish_stage
@@ -181,29 +202,56 @@ def values(root: Path) -> Path:
     data = sets.defectory(root)
     dataset = Dataset.load(data / MANIFEST)
     one = dataset.images[0].instances[0]
-    split = Split(dataset_digest=dataset.digest(), seed=0, fraction=1.0, train=(1, 2), val=(3,), test=(4,), pool=(5,), pool_source="images")
+    split = Split(
+        dataset_digest=dataset.digest(),
+        seed=0,
+        fraction=1.0,
+        train=(1, 2),
+        val=(3,),
+        test=(4,),
+        pool=(5,),
+        pool_source="images",
+    )
     split.save(root / "split.json")
     tile = Tile(
-        id="train-000001-000", file_name="images/a.png", image_id=1, part="train", offset_xy=(0.0, 0.0), scale=1.0, valid_hw=sets.SIZE_HW,
+        id="train-000001-000",
+        file_name="images/a.png",
+        image_id=1,
+        part="train",
+        offset_xy=(0.0, 0.0),
+        scale=1.0,
+        valid_hw=sets.SIZE_HW,
         instances=(TileInstance(**one.model_dump(), number=0),),
-    )  # fmt: skip
+    )
     tiling = Tiling(mode="tile", tile_px=36, scale=1.0, reason="test")
     TileSet(tiling=tiling, categories=dataset.categories, split_digest="d", tiles=(tile,)).save(root / "tileset.json")
     entry = MaskBankEntry(id="m0", tile_id=tile.id, image_id=1, category_id=1, mask=one)
     MaskBank(split_digest="d", entries=(entry,)).save(root / "bank.json")
     job = Job(
-        id="j0", tile_id=tile.id, augmentation_seed=None, instances=(one,), mask_sources=(MaskSource(bank_id="m0", perturbation_seed=1),),
-        prompt="a", prompt_without="b", seed=3,
-    )  # fmt: skip
-    Plan(concept_digest="a", control_digest="b", driver_config_digest="c", categories=dataset.categories, jobs=(job,)).save(
-        root / "plan.json"
+        id="j0",
+        tile_id=tile.id,
+        augmentation_seed=None,
+        instances=(one,),
+        mask_sources=(MaskSource(bank_id="m0", perturbation_seed=1),),
+        prompt="a",
+        prompt_without="b",
+        seed=3,
     )
+    Plan(
+        concept_digest="a", control_digest="b", driver_config_digest="c", categories=dataset.categories, jobs=(job,)
+    ).save(root / "plan.json")
     fidelity = Fidelity(iou=0.5, per_instance_iou=(0.5,), outside_fraction=0.1, f1_2px=(None,))
     decision = Decision(
-        job_id="j0", status="accepted", reason="good", fidelity=fidelity, checks=(Check(name="blur", value=1.0, limit=2.0),)
+        job_id="j0",
+        status="accepted",
+        reason="good",
+        fidelity=fidelity,
+        checks=(Check(name="blur", value=1.0, limit=2.0),),
     )
     Decisions(plan_digest="p", threshold=0.4, decisions=(decision,)).save(root / "decisions.json")
-    finish_stage(root / "data", inputs_digest="0" * 64, inputs={"tiles": "1"}, files={"a.png": "2"}, summary="done", seconds=1.0)
+    finish_stage(
+        root / "data", inputs_digest="0" * 64, inputs={"tiles": "1"}, files={"a.png": "2"}, summary="done", seconds=1.0
+    )
     return root
 
 
@@ -220,8 +268,12 @@ def read_values(root: Path, rng: random.Random) -> None:
     from defectory.run import read_manifest
 
     kinds: dict[str, type[Value]] = {
-        "split.json": Split, "tileset.json": TileSet, "bank.json": MaskBank, "plan.json": Plan, "decisions.json": Decisions,
-    }  # fmt: skip
+        "split.json": Split,
+        "tileset.json": TileSet,
+        "bank.json": MaskBank,
+        "plan.json": Plan,
+        "decisions.json": Decisions,
+    }
     refused: DefectoryError | None = None
     for name, kind in kinds.items():
         try:
@@ -255,7 +307,10 @@ def base(root: Path) -> Path:
     for part in ("unet", "vae", "text_encoder"):
         for stem in ("diffusion_pytorch_model", "model"):
             if any((source / part).glob(f"{stem}*")):
-                save_file({"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float16)}, root / part / f"{stem}.safetensors")
+                save_file(
+                    {"a": np.zeros((2, 3), np.float32), "b": np.ones(4, np.float16)},
+                    root / part / f"{stem}.safetensors",
+                )
     return root
 
 
@@ -291,12 +346,20 @@ def read_masks_of_experts(root: Path, rng: random.Random) -> None:
     bank = MaskBank(
         split_digest="d",
         entries=tuple(
-            MaskBankEntry(id=f"m{i}", tile_id="t", image_id=1, category_id=i, mask=Instance(category_id=i, rle=encode(sets.mask(i))))
+            MaskBankEntry(
+                id=f"m{i}",
+                tile_id="t",
+                image_id=1,
+                category_id=i,
+                mask=Instance(category_id=i, rle=encode(sets.mask(i))),
+            )
             for i in (1, 2)
         ),
     )
     refused: DefectoryError | None = None
-    calls: list[Callable[[], object]] = [lambda path=path: load_colour_table(path) for path in sorted(root.glob("*.*")) if path.is_file()]
+    calls: list[Callable[[], object]] = [
+        lambda path=path: load_colour_table(path) for path in sorted(root.glob("*.*")) if path.is_file()
+    ]
     calls += [
         lambda: load_region(root / "regions" / "r.png", sets.SIZE_HW),
         lambda: read_folder(root / "expert", bank=bank, categories=categories, scale=1.0, tile_px=36),
@@ -312,7 +375,10 @@ def read_masks_of_experts(root: Path, rng: random.Random) -> None:
 
 
 TARGETS: tuple[Target, ...] = (
-    *(Target(name=f"load/{name}", make=make, read=load_set(name.split("/")[0]), weight=4) for name, make in sets.SETS.items()),
+    *(
+        Target(name=f"load/{name}", make=make, read=load_set(name.split("/")[0]), weight=4)
+        for name, make in sets.SETS.items()
+    ),
     *(Target(name=f"use/{name}", make=make, read=use_set) for name, make in sets.SETS.items()),
     *(image_file(name) for name in sets.images()),
     Target(name="project", make=project, read=read_project, weight=12),

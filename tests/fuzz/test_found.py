@@ -74,7 +74,9 @@ def test_a_long_class_name_is_shortened_in_messages() -> None:
         (lambda d: d["images"][0]["instances"][0].update(category_id=9), "class that is not listed"),
     ],
 )
-def test_an_edited_data_set_that_does_not_hold_together_is_refused(tmp_path: Path, edit: Callable[[Any], object], told: str) -> None:
+def test_an_edited_data_set_that_does_not_hold_together_is_refused(
+    tmp_path: Path, edit: Callable[[Any], object], told: str
+) -> None:
     path = defectory(tmp_path) / MANIFEST
     content = json.loads(path.read_text())
     edit(content)

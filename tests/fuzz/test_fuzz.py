@@ -1,4 +1,6 @@
-"""No damaged input ends in anything but one line, within two seconds. A longer run: `python bench/fuzz.py --cases 200000`."""
+"""No damaged input ends in anything but one line, within two seconds. A longer run: `python bench/fuzz.py --cases
+200000`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def test_every_registered_format_is_fuzzed() -> None:
 
 def test_valid_inputs_are_read(tmp_path: Path) -> None:
     bench = Workbench(tmp_path)
-    failed = [outcome for target in TARGETS if (outcome := bench.run_whole(target.name)).kind != ("read" if target.passes else "refused")]
+    failed = [
+        outcome
+        for target in TARGETS
+        if (outcome := bench.run_whole(target.name)).kind != ("read" if target.passes else "refused")
+    ]
     assert not failed, told(failed)
 
 

@@ -10,7 +10,9 @@ from defectory.errors import FirewallError
 from defectory.masks.bank import build_bank
 from defectory.rle import area_px, encode
 
-SPLIT = Split(dataset_digest="d", seed=0, fraction=1.0, train=(1, 2), val=(3,), test=(4,), pool=(5,), pool_source="images")
+SPLIT = Split(
+    dataset_digest="d", seed=0, fraction=1.0, train=(1, 2), val=(3,), test=(4,), pool=(5,), pool_source="images"
+)
 
 
 def instance(category_id: int, area: int, *, crowd: bool = False) -> Instance:
@@ -25,14 +27,22 @@ def numbered(instances: tuple[Instance, ...]) -> tuple[TileInstance, ...]:
 
 def tile(tile_id: str, image_id: int, part: Part, *instances: Instance) -> Tile:
     return Tile(
-        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=(32, 48),
+        id=tile_id,
+        file_name=f"{tile_id}.png",
+        image_id=image_id,
+        part=part,
+        offset_xy=(0, 0),
+        scale=1,
+        valid_hw=(32, 48),
         instances=numbered(instances),
-    )  # fmt: skip
+    )
 
 
 def tileset(*tiles: Tile) -> TileSet:
     categories = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
-    return TileSet(tiling=Tiling(mode="tile", tile_px=48, scale=1, reason=""), categories=categories, split_digest="s", tiles=tiles)
+    return TileSet(
+        tiling=Tiling(mode="tile", tile_px=48, scale=1, reason=""), categories=categories, split_digest="s", tiles=tiles
+    )
 
 
 def test_the_bank_holds_the_masks_of_train_alone() -> None:
@@ -76,5 +86,9 @@ def test_an_instance_on_several_tiles_is_one_mask_and_the_wholest_view_of_it() -
         cut("d", 2, seen(9, 0, 0.3)),  # larger than a tile: the part that is seen
     )
     bank = build_bank(tiles, SPLIT)
-    assert sorted((e.tile_id, e.image_id, area_px(e.mask.rle)) for e in bank.entries) == [("a", 1, 11), ("b", 1, 20), ("d", 2, 9)]
+    assert sorted((e.tile_id, e.image_id, area_px(e.mask.rle)) for e in bank.entries) == [
+        ("a", 1, 11),
+        ("b", 1, 20),
+        ("d", 2, 9),
+    ]
     assert len({e.id for e in bank.entries}) == 3

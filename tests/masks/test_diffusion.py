@@ -88,10 +88,16 @@ def test_it_draws_new_masks_of_its_classes(learned: tuple[MaskDiffusion, Path]) 
     model, _ = learned
     drawn = {category: [model.draw(category, seed=seed) for seed in range(8)] for category in (1, 2)}
     for masks in drawn.values():
-        assert all(mask.any() and mask.any(axis=0).all() and mask.any(axis=1).all() for mask in masks), "cropped to its box"
-        assert all(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] == 2 for mask in masks), "one piece"
+        assert all(mask.any() and mask.any(axis=0).all() and mask.any(axis=1).all() for mask in masks), (
+            "cropped to its box"
+        )
+        assert all(cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)[0] == 2 for mask in masks), (
+            "one piece"
+        )
         assert len({mask.tobytes() for mask in masks}) == len(masks)
-    fullness = {category: np.median([mask.sum() / max(mask.shape) ** 2 for mask in masks]) for category, masks in drawn.items()}
+    fullness = {
+        category: np.median([mask.sum() / max(mask.shape) ** 2 for mask in masks]) for category, masks in drawn.items()
+    }
     assert fullness[1] < 0.3 < 0.4 < fullness[2], "thin cracks, compact pits"
 
 
@@ -152,13 +158,18 @@ def test_a_miss_counts_size_and_branches() -> None:
     wish = wish_of(1, mask, 1.0)
     assert miss(mask, wish) == 0
     assert miss(mask, wish_of(1, mask, 3.0)) == pytest.approx(0.6)
-    assert miss(np.kron(mask, np.ones((2, 2), bool)), wish) == pytest.approx(2, abs=0.4), "twice as large has four times the area"
+    assert miss(np.kron(mask, np.ones((2, 2), bool)), wish) == pytest.approx(2, abs=0.4), (
+        "twice as large has four times the area"
+    )
 
 
 def test_the_statistical_model_draws_as_many_branches_as_are_asked_for() -> None:
     counts = {
         number: np.mean(
-            [branches_of(fit([(1, crack(s, 56)) for s in range(3)], num_branches=number).draw(1, seed=seed)) for seed in range(8)]
+            [
+                branches_of(fit([(1, crack(s, 56)) for s in range(3)], num_branches=number).draw(1, seed=seed))
+                for seed in range(8)
+            ]
         )
         for number in (0, 1, 3)
     }

@@ -45,7 +45,9 @@ def bank_of(names: tuple[str, ...]) -> tuple[MaskBank, tuple[Category, ...]]:
         mask[4:12, 3 : 4 + number] = True
         label = Instance(category_id=number, rle=encode(mask))
         entries.append(MaskBankEntry(id=f"train-{number}-m00", tile_id="t", image_id=1, category_id=number, mask=label))
-    return MaskBank(split_digest="s", entries=tuple(entries)), tuple(Category(id=i, name=name) for i, name in enumerate(names, start=1))
+    return MaskBank(split_digest="s", entries=tuple(entries)), tuple(
+        Category(id=i, name=name) for i, name in enumerate(names, start=1)
+    )
 
 
 def test_class_names_of_any_kind_stay_inside_the_folder_and_come_back(tmp_path: Path) -> None:
@@ -61,7 +63,9 @@ def test_class_names_of_any_kind_stay_inside_the_folder_and_come_back(tmp_path: 
 
 @settings(max_examples=60, deadline=None)
 @given(names=st.lists(st.text(max_size=12), min_size=1, max_size=6, unique=True))
-def test_folders_of_any_names_stand_for_their_classes(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
+def test_folders_of_any_names_stand_for_their_classes(
+    tmp_path_factory: pytest.TempPathFactory, names: list[str]
+) -> None:
     folder = tmp_path_factory.mktemp("names")
     written = file_names_of(names)
     for name in written.values():

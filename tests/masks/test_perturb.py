@@ -68,7 +68,10 @@ def test_scale_and_rotation_do_what_they_say() -> None:
     block[10:24, 20:40] = True
     larger = perturb(block, seed=0, config=STILL.model_copy(update={"scale_range": (1.4, 1.4)}))
     assert larger.shape == pytest.approx((14 * 1.4, 20 * 1.4), abs=1)
-    heights = [perturb(bar, seed=seed, config=STILL.model_copy(update={"rotate_degrees": 180.0})).shape[0] for seed in range(20)]
+    heights = [
+        perturb(bar, seed=seed, config=STILL.model_copy(update={"rotate_degrees": 180.0})).shape[0]
+        for seed in range(20)
+    ]
     assert max(heights) > 40
     assert min(heights) < 20
 

@@ -48,7 +48,9 @@ def test_a_mask_lies_whole_on_allowed_pixels_everywhere_on_the_tile() -> None:
 
 def test_the_same_seed_gives_the_same_place() -> None:
     def once(seed: int) -> bytes:
-        placed = place(BAR, size_hw=SIZE_HW, allowed=np.ones(SIZE_HW, bool), taken=np.zeros(SIZE_HW, bool), rng=rng(seed))
+        placed = place(
+            BAR, size_hw=SIZE_HW, allowed=np.ones(SIZE_HW, bool), taken=np.zeros(SIZE_HW, bool), rng=rng(seed)
+        )
         assert placed is not None
         return placed.tobytes()
 
@@ -75,7 +77,9 @@ def test_where_no_place_is_left_there_is_none() -> None:
     taken = np.zeros(SIZE_HW, bool)
     taken[::5, ::5] = True
     assert place(BAR, size_hw=SIZE_HW, allowed=np.ones(SIZE_HW, bool), taken=taken, rng=rng(0)) is None
-    assert place(BAR, size_hw=SIZE_HW, allowed=np.zeros(SIZE_HW, bool), taken=np.zeros(SIZE_HW, bool), rng=rng(0)) is None
+    assert (
+        place(BAR, size_hw=SIZE_HW, allowed=np.zeros(SIZE_HW, bool), taken=np.zeros(SIZE_HW, bool), rng=rng(0)) is None
+    )
 
 
 def test_a_mask_larger_than_the_window_is_cut_at_its_border() -> None:
@@ -201,7 +205,9 @@ def test_the_border_lies_where_distances_fall(degrees: int) -> None:
     y, x = round(40 + 9 * np.sin(angle)), round(40 + 9 * np.cos(angle))
     found = borders.towards(0, y, x)
     assert np.cos(found - (angle + np.pi)) > np.cos(np.deg2rad(25)), "to the middle of the hole"
-    assert np.cos(borders.towards(NUM_CONTACTS, 40, 16) - np.pi) > 0.9, "at the left of the part its outside is to the left"
+    assert np.cos(borders.towards(NUM_CONTACTS, 40, 16) - np.pi) > 0.9, (
+        "at the left of the part its outside is to the left"
+    )
 
 
 def test_a_crack_that_ends_at_a_hole_does_not_cross_it() -> None:

@@ -74,7 +74,9 @@ def test_the_waves_of_an_outline_are_found(petals: int) -> None:
     assert max(shape.harmonics) == pytest.approx(0.2, abs=0.05)
 
 
-@pytest.mark.parametrize("mask", [line((10, 20), (90, 60)), line((10, 70), (40, 60), (70, 75), (105, 50), width=5), flower(18, 0.15, 4)])
+@pytest.mark.parametrize(
+    "mask", [line((10, 20), (90, 60)), line((10, 70), (40, 60), (70, 75), (105, 50), width=5), flower(18, 0.15, 4)]
+)
 def test_drawn_masks_have_the_figures_they_were_drawn_from(mask: Mask) -> None:
     shape = measure(mask)
     drawn = [measure(draw_shape(shape, np.random.default_rng(seed))) for seed in range(12)]
@@ -91,7 +93,12 @@ def test_drawn_masks_have_the_figures_they_were_drawn_from(mask: Mask) -> None:
 
 
 def test_new_masks_are_seeded_one_piece_cropped_and_no_copies() -> None:
-    masks = [(1, line((10, 20), (90, 60))), (1, line((10, 70), (100, 50), width=4)), (2, flower(14, 0.2, 4)), (2, flower(9, 0.3, 3))]
+    masks = [
+        (1, line((10, 20), (90, 60))),
+        (1, line((10, 70), (100, 50), width=4)),
+        (2, flower(14, 0.2, 4)),
+        (2, flower(9, 0.3, 3)),
+    ]
     model = fit(masks)
     for category_id in (1, 2):
         drawn = [model.draw(category_id, seed=seed) for seed in range(10)]

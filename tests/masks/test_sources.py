@@ -31,9 +31,12 @@ def square(side: int, size_hw: tuple[int, int] = SIZE_HW) -> Mask:
 
 def entry(number: int, category_id: int, side: int) -> MaskBankEntry:
     return MaskBankEntry(
-        id=f"train-{number}", tile_id=f"t{number}", image_id=number, category_id=category_id,
+        id=f"train-{number}",
+        tile_id=f"t{number}",
+        image_id=number,
+        category_id=category_id,
         mask=Instance(category_id=category_id, rle=encode(square(side))),
-    )  # fmt: skip
+    )
 
 
 BANK = MaskBank(split_digest="s", entries=tuple(entry(n, 1 if n < 6 else 2, 6 + 2 * n) for n in range(8)))
@@ -80,7 +83,9 @@ def test_severity_goes_by_area_width_or_length(by: str, largest: int, source: st
     for mask, (height, width) in zip(masks, boxes, strict=True):
         mask[4 : 4 + height, 2 : 2 + width] = True
     entries = [
-        MaskBankEntry(id=f"e{n}", tile_id="t", image_id=1, number=n, category_id=1, mask=Instance(category_id=1, rle=encode(mask)))
+        MaskBankEntry(
+            id=f"e{n}", tile_id="t", image_id=1, number=n, category_id=1, mask=Instance(category_id=1, rle=encode(mask))
+        )
         for n, mask in enumerate(masks)
     ]
     shares = {"bank": 0, "statistical": 0} | {source: 1}

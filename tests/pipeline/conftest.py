@@ -28,16 +28,32 @@ def tiny_settings(base: Path) -> dict[str, Any]:
         "split": {"val_share": 0.2, "test_share": 0.2},
         "tiling": {"mode": "frame"},
         "concept": {
-            "num_class_images": 2, "prior_steps": 2, "prior_share": 0.25,
-            "training": {"num_steps": 6, "batch_size": 4, "variants_per_image": 2, "checkpoint_every": 2, "validate_every": 3},
+            "num_class_images": 2,
+            "prior_steps": 2,
+            "prior_share": 0.25,
+            "training": {
+                "num_steps": 6,
+                "batch_size": 4,
+                "variants_per_image": 2,
+                "checkpoint_every": 2,
+                "validate_every": 3,
+            },
         },
-        "condition": {"training": {"num_steps": 6, "batch_size": 4, "variants_per_image": 2, "checkpoint_every": 2, "validate_every": 3}},
+        "condition": {
+            "training": {
+                "num_steps": 6,
+                "batch_size": 4,
+                "variants_per_image": 2,
+                "checkpoint_every": 2,
+                "validate_every": 3,
+            }
+        },
         "masks": {"min_area_px": 2},
         "synthesis": {"num_images": 8, "num_steps": 2, "batch_size": 3, "calibration_drafts": 4},
         "curation": {"enabled": False},
         "segmentation": {"num_steps": 4, "batch_size": 2, "validate_every": 2, "checkpoint_every": 2, "model": "light"},
         "evaluation": {"bootstrap_samples": 10},
-    }  # fmt: skip
+    }
 
 
 def open_project(folder: Path, settings: dict[str, Any], *overrides: str) -> Project:
@@ -52,7 +68,9 @@ def open_tiny() -> Callable[..., Project]:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> tuple[Path, dict[str, Any], list[StageEnded]]:
+def tiny_run(
+    tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path
+) -> tuple[Path, dict[str, Any], list[StageEnded]]:
     """Folder with `source/` and a finished `run/`, its settings, and what the run said; do not write into it."""
     folder = tmp_path_factory.mktemp("tiny_run")
     write_dataset(folder / "source", seed=0, num_labelled=28, num_defect_free=12, size_hw=TINY_SIZE_HW)

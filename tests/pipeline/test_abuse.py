@@ -1,4 +1,6 @@
-"""Kills and two processes at once, a few of each; bench/abuse.py does hundreds, full disks, power cuts and wrong folders too."""
+"""Kills and two processes at once, a few of each; bench/abuse.py does hundreds, full disks, power cuts and wrong
+folders too.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ ABUSE = Path(__file__).resolve().parents[2] / "bench" / "abuse.py"
 def test_nothing_is_lost_and_outcomes_are_those_of_an_undisturbed_run(what: str, times: int) -> None:
     done = subprocess.run(
         [sys.executable, str(ABUSE), what, "--times", str(times), "--seed", "7"],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     assert "0 losses" in done.stdout

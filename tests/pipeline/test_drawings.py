@@ -120,7 +120,9 @@ def test_comparison_and_leakage_see_drawings(project: Project) -> None:
     assert compare_drivers(project, num_tiles=1).shape[1] > 7 * 160
 
 
-def test_insertion_needs_the_drawing_of_its_frame(project: Project, tiny_run: Run, open_tiny: Opened, tmp_path: Path) -> None:
+def test_insertion_needs_the_drawing_of_its_frame(
+    project: Project, tiny_run: Run, open_tiny: Opened, tmp_path: Path
+) -> None:
     dataset = dataset_of(project)
     record = dataset.image(split_of(project).pool[0])
     frame = project.path("data", "images", record.file_name)

@@ -90,7 +90,9 @@ def test_every_format_holds_drafts_and_real_tiles(name: str, project: Project, t
         assert len(load(tmp_path / "out", LoadOptions()).images) == len(records)
 
 
-def test_real_tiles_have_the_pixels_and_labels_that_segmenters_see_without_padding(project: Project, tmp_path: Path) -> None:
+def test_real_tiles_have_the_pixels_and_labels_that_segmenters_see_without_padding(
+    project: Project, tmp_path: Path
+) -> None:
     exported(project, tmp_path / "out", "coco-polygons", "tiles")
     found = masks_by_name(tmp_path / "out")
     tileset = tileset_of(project)
@@ -143,7 +145,9 @@ def test_an_image_that_is_not_in_train_or_pool_stops_the_export(
     # one that drafts are drawn on, or one that is exported itself
     image_id = records[0]["pool"]["image_id"] if real is None else split.train[0]
     part = "pool" if image_id in split.pool else "train"
-    moved = split.model_copy(update={part: tuple(i for i in getattr(split, part) if i != image_id), "test": (*split.test, image_id)})
+    moved = split.model_copy(
+        update={part: tuple(i for i in getattr(split, part) if i != image_id), "test": (*split.test, image_id)}
+    )
     monkeypatch.setattr(export_sets, "split_of", lambda _: moved)
     if real == "images":
         # as if a list of its own had been kept
@@ -152,7 +156,9 @@ def test_an_image_that_is_not_in_train_or_pool_stops_the_export(
         entry = next(good)
         bad = type(entry)(image=entry.image, record=entry.record, image_ids=(record.id,))
         monkeypatch.setattr(export_sets, "_real_images", lambda _: [bad])
-    with pytest.raises(FirewallError, match=rf"export --format coco: image ids \[{image_id}\] are not in train or pool"):
+    with pytest.raises(
+        FirewallError, match=rf"export --format coco: image ids \[{image_id}\] are not in train or pool"
+    ):
         exported(project, tmp_path / "out", "coco", real)
     assert not (tmp_path / "out").exists()
     assert list(tmp_path.iterdir()) == []
@@ -283,7 +289,9 @@ def test_a_dry_run_writes_nothing(project_file: Path, tmp_path: Path) -> None:
         (["--format", "coca", "--out", "out"], "option --format: no format out is called 'coca'; give one of coco,"),
     ],
 )
-def test_options_that_say_nothing_alone_are_one_line(words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_say_nothing_alone_are_one_line(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     result = invoke(*words)
     assert isinstance(result.exception, ConfigError)

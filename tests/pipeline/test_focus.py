@@ -44,9 +44,12 @@ def focused(tiny_run: Run, open_tiny: Opened, tmp_path_factory: pytest.TempPathF
 
 def difficulty(ious: dict[tuple[int, int], float]) -> Difficulty:
     return Difficulty(
-        split_digest="", num_folds=2,
-        instances=tuple(InstanceDifficulty(image_id=i, number=n, category_id=1, iou=iou) for (i, n), iou in ious.items()),
-    )  # fmt: skip
+        split_digest="",
+        num_folds=2,
+        instances=tuple(
+            InstanceDifficulty(image_id=i, number=n, category_id=1, iou=iou) for (i, n), iou in ious.items()
+        ),
+    )
 
 
 def test_what_is_missed_weighs_eleven_times_what_is_drawn_perfectly_and_the_mean_is_one() -> None:
@@ -90,7 +93,9 @@ def test_what_is_expected_of_a_draft_is_what_its_classes_reach_in_train() -> Non
     of = Difficulty(split_digest="", num_folds=2, instances=(), tiles=tiles)
     assert of.expected_overlap([1]) == pytest.approx(0.6)
     assert of.expected_overlap([2, 1, 1]) == pytest.approx((0.45 + 0.6 + 0.6) / 3)
-    assert of.expected_overlap([3]) == pytest.approx(np.mean([0.8, 0.6, 0.5, 0.4])), "of a class without a tile, what all reach"
+    assert of.expected_overlap([3]) == pytest.approx(np.mean([0.8, 0.6, 0.5, 0.4])), (
+        "of a class without a tile, what all reach"
+    )
     assert of.overlap_limit(0.0) == pytest.approx(0.4 / 0.525)
     blind = of.model_copy(update={"tiles": tuple(t.model_copy(update={"overlap": 0.0}) for t in tiles)})
     assert blind.overlap_limit(0.5) == 0.0, "segmenters that find nothing reject nothing"
@@ -111,7 +116,9 @@ def test_folds_are_a_stage_only_where_something_needs_them(tiny_run: Run, open_t
 def test_steps_of_folds_are_the_folds_alone(tiny_run: Run, open_tiny: Opened) -> None:
     folder, settings, _ = tiny_run
     changed: list[str] = []
-    plain, other = (open_tiny(folder, settings, "synthesis.focus=segmenter", f"segmentation.fold_steps={steps}") for steps in (2, 5))
+    plain, other = (
+        open_tiny(folder, settings, "synthesis.focus=segmenter", f"segmentation.fold_steps={steps}") for steps in (2, 5)
+    )
     for before, after in zip(stages_of(plain), stages_of(other), strict=True):
         changed += [before.name] if before.settings(plain) != after.settings(other) else []
     assert changed == ["folds", "report"], "no arm is trained again"
@@ -139,16 +146,24 @@ def test_a_class_that_is_missed_comes_more_often(focused: Project) -> None:
     path = focused.path("folds", "difficulty.json")
     kept = path.read_text()
     try:
-        instances = [i.model_copy(update={"iou": 0.0 if i.category_id == rare else 1.0}) for i in difficulty_of(focused).instances]
+        instances = [
+            i.model_copy(update={"iou": 0.0 if i.category_id == rare else 1.0})
+            for i in difficulty_of(focused).instances
+        ]
         difficulty_of(focused).model_copy(update={"instances": tuple(instances)}).save(path)
         from defectory.pipeline.generate_stages import run_plan
 
         project = Project(
-            config=focused.config.model_copy(update={"synthesis": focused.config.synthesis.model_copy(update={"num_images": 60})}),
-            folder=focused.folder, source_folder=focused.source_folder,
-        )  # fmt: skip
+            config=focused.config.model_copy(
+                update={"synthesis": focused.config.synthesis.model_copy(update={"num_images": 60})}
+            ),
+            folder=focused.folder,
+            source_folder=focused.source_folder,
+        )
         list(run_plan(project))
-        with_focus = Counter(i.category_id for job in Plan.load(focused.path("plan", "plan.json")).jobs for i in job.instances)
+        with_focus = Counter(
+            i.category_id for job in Plan.load(focused.path("plan", "plan.json")).jobs for i in job.instances
+        )
     finally:
         path.write_text(kept)
         plain.save(focused.path("plan", "plan.json"))

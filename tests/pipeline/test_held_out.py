@@ -53,7 +53,9 @@ COPIES: dict[str, Callable[[Pixels], Pixels]] = {
 
 @pytest.mark.parametrize("part", ["val", "test"])
 @pytest.mark.parametrize("name", COPIES)
-def test_copies_of_held_out_images_are_refused(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, part: str, name: str) -> None:
+def test_copies_of_held_out_images_are_refused(
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, part: str, name: str
+) -> None:
     project = open_tiny(*tiny_run[:2])
     file = held_out_file(project, part)
     copy = tmp_path / "mine.bmp"
@@ -100,7 +102,10 @@ def test_a_hand_edited_split_is_refused(tiny_run: TinyRun, open_tiny: Opened, tm
     stolen = content["test"][:2]
     for edited, found in (
         (content | {"train": content["train"] + stolen}, "train and test share image ids"),
-        (content | {"train": content["train"] + stolen, "test": content["test"][2:]}, "its content was changed after it was written"),
+        (
+            content | {"train": content["train"] + stolen, "test": content["test"][2:]},
+            "its content was changed after it was written",
+        ),
         (content | {"train": [*content["train"], 9999], "digest": None}, r"image ids \[9999\] are not in the data set"),
     ):
         path.write_text(json.dumps(edited))
@@ -122,8 +127,12 @@ def test_a_tile_of_a_test_image_that_says_train_is_refused(
     project = without_manifests(tiny_run, open_tiny, tmp_path)
     whole, test_id = tileset_of(project), split_of(project).test[0]
     for part in ("train", "pool"):
-        place = next(i for i, tile in enumerate(whole.tiles) if tile.part == part and (part == "pool" or tile.instances))
-        tiles = [tile.model_copy(update={"image_id": test_id}) if i == place else tile for i, tile in enumerate(whole.tiles)]
+        place = next(
+            i for i, tile in enumerate(whole.tiles) if tile.part == part and (part == "pool" or tile.instances)
+        )
+        tiles = [
+            tile.model_copy(update={"image_id": test_id}) if i == place else tile for i, tile in enumerate(whole.tiles)
+        ]
         whole.model_copy(update={"tiles": tuple(tiles)}).save(project.path("tiles", "tileset.json"))
         for stage in (segment_runner("real", 0), folds_stage.run_folds):
             with pytest.raises(FirewallError, match=rf"image ids \[{test_id}\] are not in train or pool"):
@@ -141,14 +150,18 @@ def test_a_tile_of_a_test_image_that_says_train_is_refused(
 
 
 @pytest.mark.parametrize("what", ["tile", "mask"])
-def test_a_draft_of_what_is_not_in_train_is_refused(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, what: str) -> None:
+def test_a_draft_of_what_is_not_in_train_is_refused(
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, what: str
+) -> None:
     project = without_manifests(tiny_run, open_tiny, tmp_path)
     plan = plan_of(project)
     val_tile = tileset_of(project).of("val")[0].id
     update: dict[str, Any] = (
         {"tile_id": val_tile}
         if what == "tile"
-        else {"mask_sources": (MaskSource(bank_id=f"{val_tile}-m00", perturbation_seed=1), *plan.jobs[0].mask_sources[1:])}
+        else {
+            "mask_sources": (MaskSource(bank_id=f"{val_tile}-m00", perturbation_seed=1), *plan.jobs[0].mask_sources[1:])
+        }
     )
     jobs = (plan.jobs[0].model_copy(update=update), *plan.jobs[1:])
     plan.model_copy(update={"jobs": jobs}).save(project.path("plan", "plan.json"))
@@ -156,14 +169,18 @@ def test_a_draft_of_what_is_not_in_train_is_refused(tiny_run: TinyRun, open_tiny
         next(segment_runner("synthetic", 0)(project))
 
 
-def test_a_segmenter_that_saw_test_or_does_not_say_is_not_judged(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path) -> None:
+def test_a_segmenter_that_saw_test_or_does_not_say_is_not_judged(
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
+) -> None:
     project = without_manifests(tiny_run, open_tiny, tmp_path)
     split = split_of(project)
     path = project.path(arm_folder("real", project.config.segmentation.seeds[0]), "log.json")
     log = json.loads(path.read_text())
     assert set(log["image_ids"]) <= {*split.train, *split.pool}
     assert set(log["image_ids"]) & set(split.train)
-    drafts = json.loads(project.path(arm_folder("synthetic", project.config.segmentation.seeds[0]), "log.json").read_text())
+    drafts = json.loads(
+        project.path(arm_folder("synthetic", project.config.segmentation.seeds[0]), "log.json").read_text()
+    )
     assert set(drafts["image_ids"]) <= {*split.train, *split.pool}
     path.write_text(json.dumps(log | {"image_ids": [*log["image_ids"], split.test[0]]}))
     with pytest.raises(FirewallError, match="are not in train or pool"):
@@ -174,9 +191,13 @@ def test_a_segmenter_that_saw_test_or_does_not_say_is_not_judged(tiny_run: TinyR
         next(run_evaluation(project))
 
 
-def test_a_pool_that_shows_a_labelled_image_is_left_out_and_told(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path) -> None:
+def test_a_pool_that_shows_a_labelled_image_is_left_out_and_told(
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
+) -> None:
     shutil.copytree(tiny_run[0] / "source", tmp_path / "source")
-    labelled = sorted(image_path(tiny_run[0] / "run" / "data", r) for r in dataset_of(open_tiny(*tiny_run[:2])).images if r.instances)
+    labelled = sorted(
+        image_path(tiny_run[0] / "run" / "data", r) for r in dataset_of(open_tiny(*tiny_run[:2])).images if r.instances
+    )
     clean = tmp_path / "clean"
     for number, file in enumerate(labelled[:6]):
         save_png(clean / f"good{number}.png", np.ascontiguousarray(load_rgb(file)[1:-1, ::-1]))

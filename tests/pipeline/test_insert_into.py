@@ -39,7 +39,11 @@ def frame(kind: str, size_hw: tuple[int, int], seed: int = 0) -> Any:
     channels = {"grey": 1, "la": 2, "rgb": 3, "rgba": 4}[kind.split(" ")[0]]
     levels = rng.integers(60, 200, (*size_hw, channels)).astype(np.float64)
     dtype = kind.split(" ")[1] if " " in kind else "u1"
-    factor = 11.84 if kind.endswith(" 12") else {"u1": 1, "u2": 257, "i2": 100, "u4": 2**24, "f4": 1 / 255, "f8": 1000}[dtype]
+    factor = (
+        11.84
+        if kind.endswith(" 12")
+        else {"u1": 1, "u2": 257, "i2": 100, "u4": 2**24, "f4": 1 / 255, "f8": 1000}[dtype]
+    )
     values = (levels * factor).astype(dtype)
     return values[..., 0] if channels == 1 else values
 
@@ -54,12 +58,25 @@ def inserted(project: Project, path: Path, out: Path, **changes: Any) -> list[tu
 @pytest.mark.parametrize(
     ("kind", "suffix", "size_hw"),
     [
-        ("grey", ".png", (71, 93)), ("rgb", ".png", (64, 88)), ("rgba", ".png", (64, 88)), ("la", ".png", (50, 70)), ("rgb", ".tif", (64, 88)),
-        ("grey u2", ".png", (121, 67)), ("grey u2 12", ".png", (64, 88)), ("rgb u2", ".png", (64, 88)), ("rgba u2 12", ".png", (64, 88)),
-        ("la u2", ".png", (40, 88)), ("grey u2", ".tif", (64, 88)), ("rgb u2", ".tif", (64, 88)), ("grey i2", ".tif", (64, 88)),
-        ("grey u4", ".tif", (64, 88)), ("grey f4", ".tif", (64, 88)), ("rgb f4", ".tif", (64, 88)), ("grey f8", ".tif", (64, 88)),
+        ("grey", ".png", (71, 93)),
+        ("rgb", ".png", (64, 88)),
+        ("rgba", ".png", (64, 88)),
+        ("la", ".png", (50, 70)),
+        ("rgb", ".tif", (64, 88)),
+        ("grey u2", ".png", (121, 67)),
+        ("grey u2 12", ".png", (64, 88)),
+        ("rgb u2", ".png", (64, 88)),
+        ("rgba u2 12", ".png", (64, 88)),
+        ("la u2", ".png", (40, 88)),
+        ("grey u2", ".tif", (64, 88)),
+        ("rgb u2", ".tif", (64, 88)),
+        ("grey i2", ".tif", (64, 88)),
+        ("grey u4", ".tif", (64, 88)),
+        ("grey f4", ".tif", (64, 88)),
+        ("rgb f4", ".tif", (64, 88)),
+        ("grey f8", ".tif", (64, 88)),
     ],
-)  # fmt: skip
+)
 def test_a_frame_keeps_size_depth_range_and_every_pixel_beyond_the_margin(
     project: Project, tmp_path: Path, kind: str, suffix: str, size_hw: tuple[int, int]
 ) -> None:
@@ -94,7 +111,9 @@ def test_a_big_endian_tiff_stays_one(project: Project, tmp_path: Path) -> None:
     assert next((tmp_path / "out" / "images").iterdir()).read_bytes()[:4] == b"MM\0*"
 
 
-def test_changes_are_in_units_of_the_sets_range(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_changes_are_in_units_of_the_sets_range(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def with_range(high: float) -> Any:
         return lambda project: dataset_of(project).model_copy(update={"value_range": ValueRange(low=0, high=high)})
 
@@ -109,9 +128,13 @@ def test_changes_are_in_units_of_the_sets_range(project: Project, tmp_path: Path
     np.testing.assert_allclose(deep, eight.astype(float) * 9, atol=5)  # 8-bit values are rounded after the change
     np.testing.assert_array_equal(again, eight)
     events = list(
-        insert_into(project, tmp_path / "full.png", out=tmp_path / "d", count=1, class_name=None, region_file=None, seed=0)
-    )  # fmt: skip
-    np.testing.assert_allclose(load_native(next((tmp_path / "d" / "images").iterdir())), eight.astype(float) * 257, atol=129)
+        insert_into(
+            project, tmp_path / "full.png", out=tmp_path / "d", count=1, class_name=None, region_file=None, seed=0
+        )
+    )
+    np.testing.assert_allclose(
+        load_native(next((tmp_path / "d" / "images").iterdir())), eight.astype(float) * 257, atol=129
+    )
     told = [event.summary for event in events if isinstance(event, StageEnded)]
     assert "not of the data set's range (black 0, white 2295): read as black 0, white 65535" in told[0]
 
@@ -122,15 +145,19 @@ def test_a_turned_frame_comes_out_upright_with_a_remark(project: Project, tmp_pa
     exif[0x0112] = 3
     Image.fromarray(pixels).save(tmp_path / "frame.png", exif=exif)
     events = list(
-        insert_into(project, tmp_path / "frame.png", out=tmp_path / "out", count=1, class_name=None, region_file=None, seed=0)
-    )  # fmt: skip
+        insert_into(
+            project, tmp_path / "frame.png", out=tmp_path / "out", count=1, class_name=None, region_file=None, seed=0
+        )
+    )
     image = load_native(next((tmp_path / "out" / "images").iterdir()))
     assert (image == pixels[::-1, ::-1]).mean() > 0.5
     assert any("EXIF half-turn applied" in event.summary for event in events if isinstance(event, StageEnded))
 
 
 @pytest.mark.parametrize(("mode", "kind"), [("P", "PNG"), ("1", "PNG"), ("CMYK", "TIFF")])
-def test_frames_that_cannot_be_written_again_are_refused(project: Project, tmp_path: Path, mode: str, kind: str) -> None:
+def test_frames_that_cannot_be_written_again_are_refused(
+    project: Project, tmp_path: Path, mode: str, kind: str
+) -> None:
     Image.fromarray(frame("rgb", (64, 88))).convert(mode).save(tmp_path / "frame.bin", kind)
     with pytest.raises(ImageError, match="without changing its kind; save it as grey or RGB first"):
         inserted(project, tmp_path / "frame.bin", tmp_path / "out")
@@ -149,7 +176,8 @@ def test_a_folder_of_the_users_is_left_alone(project: Project, tmp_path: Path) -
 def test_the_same_seed_gives_the_same_images(project: Project, tmp_path: Path) -> None:
     save_png(tmp_path / "frame.png", frame("rgb", (64, 88)))
     first, again, other = (
-        inserted(project, tmp_path / "frame.png", tmp_path / name, seed=seed, count=1) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+        inserted(project, tmp_path / "frame.png", tmp_path / name, seed=seed, count=1)
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
     )
     assert np.array_equal(first[0][0], again[0][0])
     assert not np.array_equal(first[0][0], other[0][0])
@@ -188,10 +216,14 @@ def test_bad_input_is_told_and_nothing_is_written(project: Project, tmp_path: Pa
     assert not list(tmp_path.glob(".out*"))
 
 
-def test_a_run_that_inserts_exports_pool_images_with_labels_in_their_frame(tiny_run: Run, open_tiny: Opened, tmp_path: Path) -> None:
+def test_a_run_that_inserts_exports_pool_images_with_labels_in_their_frame(
+    tiny_run: Run, open_tiny: Opened, tmp_path: Path
+) -> None:
     folder, settings, _ = tiny_run
     shutil.copytree(folder, tmp_path / "copy")
-    project = open_tiny(tmp_path / "copy", settings, "synthesis.mode=insert", "synthesis.insert_margin_px=4", "synthesis.num_images=4")
+    project = open_tiny(
+        tmp_path / "copy", settings, "synthesis.mode=insert", "synthesis.insert_margin_px=4", "synthesis.num_images=4"
+    )
     for _ in run_project(project, only=["plan", "calibrate", "synthesize", "curate", "export"]):
         pass
     records = [json.loads(line) for line in project.path("synthetic", "provenance.jsonl").read_text().splitlines()]

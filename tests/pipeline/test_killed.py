@@ -21,7 +21,8 @@ from defectory.pipeline import judge_stages
 from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Project
 from defectory.recipes.resolve import resolve
-import defectory.concept.dreambooth, defectory.condition.control, defectory.synthesis.full, defectory.segmentation.training
+import defectory.concept.dreambooth, defectory.condition.control
+import defectory.synthesis.full, defectory.segmentation.training
 
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
 project = Project(config=resolve(project=settings).config, folder=folder / "run", source_folder=folder)
@@ -59,7 +60,10 @@ print(json.dumps(kills))
 
 
 def manifests(run: Path) -> dict[str, Any]:
-    return {p.parent.relative_to(run).as_posix(): json.loads(p.read_text())["info"]["output_digest"] for p in run.rglob("stage.json")}
+    return {
+        p.parent.relative_to(run).as_posix(): json.loads(p.read_text())["info"]["output_digest"]
+        for p in run.rglob("stage.json")
+    }
 
 
 def leftovers(run: Path) -> list[str]:
@@ -73,8 +77,11 @@ def test_every_stage_killed_three_times_gives_the_digests_of_an_uninterrupted_ru
     shutil.copytree(folder, tmp_path / "copy")
     done = subprocess.run(
         [sys.executable, "-c", KILLER, str(tmp_path / "copy"), json.dumps(settings)],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     kills = json.loads(done.stdout.splitlines()[-1])
     assert set(kills) == {event.stage for event in ended}

@@ -22,7 +22,9 @@ TinyRun = tuple[Path, dict[str, Any], list[Any]]
 
 def with_expert(tiny_run: TinyRun, open_tiny: Callable[..., Project], expert: Path) -> Project:
     folder, settings, _ = tiny_run
-    return open_tiny(folder, settings | {"masks": {"min_area_px": 2, "expert": str(expert), "sources": {"bank": 0, "expert": 1}}})
+    return open_tiny(
+        folder, settings | {"masks": {"min_area_px": 2, "expert": str(expert), "sources": {"bank": 0, "expert": 1}}}
+    )
 
 
 def coco_of(project: Project, source: Path, out: Path, image_ids: set[int]) -> Path:
@@ -35,7 +37,9 @@ def coco_of(project: Project, source: Path, out: Path, image_ids: set[int]) -> P
         (out / image["file_name"]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(next(source.rglob(Path(image["file_name"]).name)), out / image["file_name"])
     path = out / "expert.json"
-    path.write_text(json.dumps(whole | {"images": kept, "annotations": [a for a in whole["annotations"] if a["image_id"] in ids]}))
+    path.write_text(
+        json.dumps(whole | {"images": kept, "annotations": [a for a in whole["annotations"] if a["image_id"] in ids]})
+    )
     return path
 
 
@@ -73,16 +77,21 @@ def test_masks_of_copies_of_test_images_are_refused(
     Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / "new.bmp")
     image |= {"file_name": "new.bmp", "height": pixels.shape[0], "width": pixels.shape[1]}
     mask = [30, 30, 40, 30, 40, 40, 30, 40]
-    content["annotations"] = [content["annotations"][0] | {"segmentation": [mask], "bbox": [30, 30, 10, 10], "area": 100}]
+    content["annotations"] = [
+        content["annotations"][0] | {"segmentation": [mask], "bbox": [30, 30, 10, 10], "area": 100}
+    ]
     path.write_text(json.dumps(content))
     with pytest.raises(
-        AnnotationError, match=r"new.bmp is an image of validation or test, or a copy of one \(.*leave it out: masks come from train"
+        AnnotationError,
+        match=r"new.bmp is an image of validation or test, or a copy of one \(.*leave it out: masks come from train",
     ):
         expert_masks(with_expert(tiny_run, open_tiny, path), bank_from_train(project))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG"])
-def test_a_png_named_as_a_test_image_is_refused(tiny_run: TinyRun, open_tiny: Callable[..., Project], tmp_path: Path, suffix: str) -> None:
+def test_a_png_named_as_a_test_image_is_refused(
+    tiny_run: TinyRun, open_tiny: Callable[..., Project], tmp_path: Path, suffix: str
+) -> None:
     project = with_expert(tiny_run, open_tiny, tmp_path)
     stem = Path(dataset_of(project).image(split_of(project).test[0]).file_name).stem
     mask = np.zeros((20, 30), np.uint8)

@@ -28,7 +28,9 @@ def folder(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran(project: Project, *only: str) -> set[str]:
-    return {event.stage for event in run_project(project, only=only) if isinstance(event, StageEnded) and not event.skipped}
+    return {
+        event.stage for event in run_project(project, only=only) if isinstance(event, StageEnded) and not event.skipped
+    }
 
 
 def test_masks_are_learned_once_and_planned(folder: Path, tiny_run: Run, open_tiny: Opened) -> None:
@@ -53,7 +55,9 @@ def test_another_seed_learns_another_model(folder: Path, tiny_run: Run, open_tin
     assert len(digests) == 2
 
 
-def test_the_preview_draws_from_the_model_and_tells_a_damaged_one(folder: Path, tiny_run: Run, open_tiny: Opened) -> None:
+def test_the_preview_draws_from_the_model_and_tells_a_damaged_one(
+    folder: Path, tiny_run: Run, open_tiny: Opened
+) -> None:
     project = open_tiny(folder, tiny_run[1], *LEARNED)
     ran(project, "import", "split", "tiles", "learn-masks")
     sheet, counts = preview_masks(project, per_class=2, seed=0)

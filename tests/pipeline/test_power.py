@@ -59,7 +59,8 @@ config = resolve(project=settings, overrides=("segmentation.num_processes=1",)).
 project = Project(config=config, folder=folder / "run", source_folder=folder)
 for _ in run_project(project):
     pass
-lost = [str(path) for stage in stages_of(project) for path in project.path(stage.folder).rglob("*") if path.is_file() and not on_disk(path)]
+paths = [path for stage in stages_of(project) for path in project.path(stage.folder).rglob("*")]
+lost = [str(path) for path in paths if path.is_file() and not on_disk(path)]
 print(json.dumps({"unsynced": unsynced, "lost": lost, "synced": len(synced)}))
 """
 
@@ -71,8 +72,11 @@ def test_everything_a_manifest_vouches_for_is_synced_before_the_manifest(
     (tmp_path / "source").symlink_to(folder / "source")
     done = subprocess.run(
         [sys.executable, "-P", "-c", RECORDER, str(tmp_path), json.dumps(settings)],
-        capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["synced"] > 100, "the recorder saw no writes"

@@ -42,13 +42,23 @@ Edit = Callable[[Values], Values]
 
 def settings_of(base: Path) -> dict[str, Any]:
     return {
-        "name": "dead-end", "out": "run", "base": str(base), "device": "cpu", "threads": 1, "data": {"path": "source/annotations.json"},
-        "tiling": {"mode": "frame"}, "masks": {"min_area_px": 2}, "synthesis": {"num_images": 8}, "segmentation": {"num_steps": 4},
-    }  # fmt: skip
+        "name": "dead-end",
+        "out": "run",
+        "base": str(base),
+        "device": "cpu",
+        "threads": 1,
+        "data": {"path": "source/annotations.json"},
+        "tiling": {"mode": "frame"},
+        "masks": {"min_area_px": 2},
+        "synthesis": {"num_images": 8},
+        "segmentation": {"num_steps": 4},
+    }
 
 
 def open_at(folder: Path, settings: dict[str, Any], *overrides: str) -> Project:
-    return Project(config=resolve(project=settings, overrides=overrides).config, folder=folder / "run", source_folder=folder)
+    return Project(
+        config=resolve(project=settings, overrides=overrides).config, folder=folder / "run", source_folder=folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,9 @@ def cut(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> tup
 
 
 @pytest.fixture
-def project_of(cut: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Project]:
+def project_of(
+    cut: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Project]:
     """Open a copy of the project with overrides; what the check reads of it is edited."""
 
     def make(*overrides: str, edit: Edit | None = None) -> Project:
@@ -84,7 +96,9 @@ def with_records(values: Values, change: Callable[[ImageRecord], dict[str, Any]]
 
 
 def all_crowd(values: Values) -> Values:
-    return with_records(values, lambda record: {"instances": tuple(i.model_copy(update={"is_crowd": True}) for i in record.instances)})
+    return with_records(
+        values, lambda record: {"instances": tuple(i.model_copy(update={"is_crowd": True}) for i in record.instances)}
+    )
 
 
 def one_group(values: Values) -> Values:
@@ -93,7 +107,9 @@ def one_group(values: Values) -> Values:
 
 def without_tiles(part: str, *, keep: bool) -> Edit:
     def edit(values: Values) -> Values:
-        tiles = [tile if tile.part != part else tile.model_copy(update={"instances": ()}) for tile in values.tileset.tiles]
+        tiles = [
+            tile if tile.part != part else tile.model_copy(update={"instances": ()}) for tile in values.tileset.tiles
+        ]
         kept = tuple(tile for tile in tiles if keep or tile.part != part)
         return values._replace(tileset=values.tileset.model_copy(update={"tiles": kept}))
 
@@ -136,8 +152,18 @@ def test_a_project_that_can_go_on_is_let_through_in_seconds(project_of: Callable
         (("masks.regions=regions",), corner_regions, "no mask finds a place", "masks.regions"),
         (("masks.regions=nowhere",), None, "no such folder", "folder"),
         (("masks.expert=nowhere",), None, "nowhere", ""),
-        (("synthesis.max_images_per_tile=1", "synthesis.num_images=500"), None, "pool tiles give", "max_images_per_tile"),
-        (("masks.max_uses=1", "synthesis.num_images=5000", "synthesis.augmentations_per_image=1000"), None, "drivers, ", "raise it"),
+        (
+            ("synthesis.max_images_per_tile=1", "synthesis.num_images=500"),
+            None,
+            "pool tiles give",
+            "max_images_per_tile",
+        ),
+        (
+            ("masks.max_uses=1", "synthesis.num_images=5000", "synthesis.augmentations_per_image=1000"),
+            None,
+            "drivers, ",
+            "raise it",
+        ),
         (("synthesis.focus=segmenter",), one_group, "all of one group", "synthesis.focus"),
         (("tiling.tile_px=45",), None, "no multiple of 8", "set it to 48"),
         (("device=cuda:99",), None, "cannot be used", "doctor"),
@@ -166,7 +192,9 @@ def test_a_class_that_test_lacks_is_a_remark(project_of: Callable[..., Project])
 
         return with_records(values, change)
 
-    assert any(remark.startswith("test holds no instance of ") for remark in check_before_training(project_of(edit=edit)))
+    assert any(
+        remark.startswith("test holds no instance of ") for remark in check_before_training(project_of(edit=edit))
+    )
 
 
 def test_what_is_damaged_is_left_to_the_stage_that_reads_it(project_of: Callable[..., Project]) -> None:
@@ -188,7 +216,9 @@ def test_a_run_stops_before_anything_is_trained(tmp_path: Path, tiny_base_folder
     assert not (tmp_path / "run" / "concept").exists()
 
 
-def test_remarks_are_told_before_the_first_stage_that_trains(project_of: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_remarks_are_told_before_the_first_stage_that_trains(
+    project_of: Callable[..., Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from defectory.pipeline import run as pipeline
 
     monkeypatch.setattr(pipeline, "check_before_training", lambda _project: ("a remark",))

@@ -15,10 +15,14 @@ def test_one_recipe_serves_a_cpu_and_an_accelerator() -> None:
     assert on_cpu == PretrainConfig(seed=3)
     assert (on_gpu.device, on_gpu.seed) == ("cuda:1", 3)
     assert on_gpu.diffusion.batch_size > 8 * on_cpu.diffusion.batch_size
-    assert on_gpu.control.learning_rate == on_cpu.control.learning_rate, "what an accelerator has no value for is a CPU's"
+    assert on_gpu.control.learning_rate == on_cpu.control.learning_rate, (
+        "what an accelerator has no value for is a CPU's"
+    )
     changed = {key for key in PretrainConfig.model_fields if getattr(on_gpu, key) != getattr(on_cpu, key)}
     assert changed == {*(text.partition("=")[0].partition(".")[0] for text in ON_ACCELERATOR), "device"}
-    networks = {key for key in PretrainConfig.model_fields if key.endswith(("channels", "groups")) or key.startswith("text_")}
+    networks = {
+        key for key in PretrainConfig.model_fields if key.endswith(("channels", "groups")) or key.startswith("text_")
+    }
     assert not networks & changed, "the networks are the same on either"
 
 

@@ -84,7 +84,16 @@ def test_a_changed_setting_runs_its_stage_and_those_after_it_again(copied_run: T
     folder, settings, _ = copied_run
     again = ran(folder, settings, "curation.difference_threshold=30")
     assert "curate" in again
-    assert not again & {"import", "split", "tiles", "learn-concept", "learn-condition", "plan", "synthesize", "segment-real-seed0"}
+    assert not again & {
+        "import",
+        "split",
+        "tiles",
+        "learn-concept",
+        "learn-condition",
+        "plan",
+        "synthesize",
+        "segment-real-seed0",
+    }
 
 
 def test_dry_run_states_name_what_would_run(copied_run: TinyRun, open_tiny: Open) -> None:
@@ -119,7 +128,9 @@ def test_the_real_arm_is_trained_without_plan_or_drafts(copied_run: TinyRun, ran
     assert (folder / "run" / "segment" / "real-seed0" / "scores.json").read_text() == whole
 
 
-def test_a_number_for_mask_guidance_holds_for_every_class_and_nothing_is_drawn_for_it(copied_run: TinyRun, open_tiny: Open) -> None:
+def test_a_number_for_mask_guidance_holds_for_every_class_and_nothing_is_drawn_for_it(
+    copied_run: TinyRun, open_tiny: Open
+) -> None:
     folder, settings, _ = copied_run
     chosen = json.loads((folder / "run" / "calibration" / "calibration.json").read_text())["classes"]
     assert any(c["num_instances"] for c in chosen)

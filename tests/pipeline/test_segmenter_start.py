@@ -18,10 +18,14 @@ from defectory.segmentation.start import apply_start
 
 RECIPE = PretrainConfig.model_validate(
     {
-        "tile_px": 64, "num_images": 24, "num_held_out": 4, "num_workers": 1, "precision": "fp32",
+        "tile_px": 64,
+        "num_images": 24,
+        "num_held_out": 4,
+        "num_workers": 1,
+        "precision": "fp32",
         "segmenter": {"num_images": 20, "num_steps": 4, "batch_size": 2, "validate_every": 2, "checkpoint_every": 2},
     }
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

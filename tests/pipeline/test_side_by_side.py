@@ -34,7 +34,8 @@ from defectory.pipeline.stage import Project
 from defectory.recipes.resolve import resolve
 
 folder, settings, override = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
-project = Project(config=resolve(project=settings, overrides=[override]).config, folder=folder / "run", source_folder=folder)
+config = resolve(project=settings, overrides=[override]).config
+project = Project(config=config, folder=folder / "run", source_folder=folder)
 for event in run_project(project, only=["segment"]):
     print(event, flush=True)
 """
@@ -61,7 +62,9 @@ def forge(folder: Path, name: str) -> None:
 
 
 def outcome(run: Path) -> dict[str, str]:
-    manifests = {path.parent.name: read_manifest(path.parent) for path in sorted((run / "segment").glob("*/stage.json"))}
+    manifests = {
+        path.parent.name: read_manifest(path.parent) for path in sorted((run / "segment").glob("*/stage.json"))
+    }
     return {name: str((manifest or {})["info"]["output_digest"]) for name, manifest in manifests.items()}
 
 
@@ -76,8 +79,12 @@ def test_segmenters_trained_side_by_side_are_those_trained_one_after_the_other(
     project = open_tiny(folder, settings, SIDE_BY_SIDE)
     events = list(run_project(project, only=["segment"]))
     assert outcome(folder / "run") == digests
-    assert {e.stage for e in events if isinstance(e, StageEnded)} == {s.name for s in stages_of(project) if s.name.startswith("segment-")}
-    assert {e.stage for e in events if isinstance(e, Progress)} == {e.stage for e in events if isinstance(e, StageEnded)}
+    assert {e.stage for e in events if isinstance(e, StageEnded)} == {
+        s.name for s in stages_of(project) if s.name.startswith("segment-")
+    }
+    assert {e.stage for e in events if isinstance(e, Progress)} == {
+        e.stage for e in events if isinstance(e, StageEnded)
+    }
     assert all(e.summary.startswith("test segm mAP") for e in events if isinstance(e, StageEnded))
     # how they were trained is none of what decides whether they are up to date
     again = list(run_project(open_tiny(folder, settings), only=["segment"]))
@@ -131,7 +138,9 @@ def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_
     assert outcome(folder / "run") == digests
 
 
-def test_a_killed_segmenter_is_told_with_what_to_do(untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open) -> None:
+def test_a_killed_segmenter_is_told_with_what_to_do(
+    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
+) -> None:
     folder, settings, _ = untrained
     events = run_project(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"])
     assert any(isinstance(event, Progress) for event in events)

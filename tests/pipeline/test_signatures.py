@@ -40,16 +40,22 @@ def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:
 def test_weak_and_strong_defects_are_named_with_what_to_do(
     contrasts: dict[str, tuple[float, float, int]], detected: bool | None, advice: str
 ) -> None:
-    found = {s.name: s for s in signatures(scores(**contrasts), None, None, drivers=DriverConfig())}["defects too weak or too strong"]
+    found = {s.name: s for s in signatures(scores(**contrasts), None, None, drivers=DriverConfig())}[
+        "defects too weak or too strong"
+    ]
     assert found.detected is detected
     assert advice in found.advice
     assert ("pit 0.33" in found.evidence) == (contrasts.get("pit") == (0.2, 0.6, 30))
 
 
-@pytest.mark.parametrize(("auc", "blind", "advice"), [(0.7, False, "drivers.defect_blind"), (0.7, True, "drivers tune"), (0.6, True, None)])
+@pytest.mark.parametrize(
+    ("auc", "blind", "advice"), [(0.7, False, "drivers.defect_blind"), (0.7, True, "drivers tune"), (0.6, True, None)]
+)
 def test_leaking_drivers_are_named_with_the_option_that_helps(auc: float, blind: bool, advice: str | None) -> None:
     leak = Leakage(auc=auc, interval=(auc - 0.1, auc + 0.1), num_defective=40, num_defect_free=40)
-    found = {s.name: s for s in signatures(scores(), leak, None, drivers=DriverConfig(defect_blind=blind))}["driver leakage"]
+    found = {s.name: s for s in signatures(scores(), leak, None, drivers=DriverConfig(defect_blind=blind))}[
+        "driver leakage"
+    ]
     assert found.detected == (advice is not None)
     assert f"{auc:.2f}" in found.evidence
     assert advice is None or advice in found.advice
@@ -57,7 +63,12 @@ def test_leaking_drivers_are_named_with_the_option_that_helps(auc: float, blind:
 
 @pytest.mark.parametrize(
     ("maps", "detected"),
-    [({"real": 0.0, "synthetic": 0.2}, True), ({"real": 0.0, "synthetic": 0.0}, True), ({"real": 0.03}, False), ({}, None)],
+    [
+        ({"real": 0.0, "synthetic": 0.2}, True),
+        ({"real": 0.0, "synthetic": 0.0}, True),
+        ({"real": 0.03}, False),
+        ({}, None),
+    ],
 )
 def test_an_arm_that_learnt_nothing_is_named(maps: dict[str, float], detected: bool | None) -> None:
     """A gain over a collapsed segmenter is no gain."""

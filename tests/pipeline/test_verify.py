@@ -45,7 +45,11 @@ def project(tiny_run: TinyRun, tmp_path: Path, open_tiny: Open) -> Project:
 def digests(project: Project) -> dict[str, str]:
     found = {stage.name: read_manifest(project.path(stage.folder)) for stage in stages_of(project)}
     # the report tells the seconds of each stage
-    return {name: str(manifest["info"]["output_digest"]) for name, manifest in found.items() if manifest and name != "report"}
+    return {
+        name: str(manifest["info"]["output_digest"])
+        for name, manifest in found.items()
+        if manifest and name != "report"
+    }
 
 
 def made(events: list[Event]) -> set[str]:
@@ -69,7 +73,9 @@ def stage_named(project: Project, name: str) -> Stage:
 
 
 def test_a_finished_run_is_whole(project: Project) -> None:
-    assert {(finding.state, finding.damage, finding.extra) for finding in verify_run(project, stages_of(project))} == {("whole", "", ())}
+    assert {(finding.state, finding.damage, finding.extra) for finding in verify_run(project, stages_of(project))} == {
+        ("whole", "", ())
+    }
     assert not project.path(WORK_NAME).exists()
 
 
@@ -142,7 +148,9 @@ def test_a_finished_run_needs_its_source_no_more(project: Project) -> None:
     assert {finding.state for finding in verify_run(project, stages_of(project))} == {"whole"}
 
 
-def test_a_base_that_is_not_there_matters_only_to_stages_that_read_it(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_is_not_there_matters_only_to_stages_that_read_it(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def gone(name: str) -> Path:
         raise WeightsError(name, "neither a folder nor a known base", "check the path")
 
@@ -180,7 +188,9 @@ def test_a_users_folder_in_the_place_of_a_stage_is_refused_before_any_work(proje
     project.path("plan").mkdir()
     project.path("plan", "ground-floor.dwg").write_text("mine")
     shutil.rmtree(project.path("split"))
-    with pytest.raises(OutputError, match=r"plan: was not made by Defectory and is not empty \(it holds ground-floor\.dwg\)"):
+    with pytest.raises(
+        OutputError, match=r"plan: was not made by Defectory and is not empty \(it holds ground-floor\.dwg\)"
+    ):
         list(run_project(project))
     assert not project.path("split").exists()
     assert project.path("plan", "ground-floor.dwg").read_text() == "mine"
@@ -193,7 +203,9 @@ def test_a_run_folder_that_is_not_ours_is_refused(project: Project, tmp_path: Pa
     assert [p.name for p in (tmp_path / "users").iterdir()] == ["data"]
 
 
-def test_the_old_outcome_stays_when_the_new_one_cannot_be_finished(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_outcome_stays_when_the_new_one_cannot_be_finished(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = digests(project)
     stages = stages_of(project)
 
@@ -210,7 +222,9 @@ def test_the_old_outcome_stays_when_the_new_one_cannot_be_finished(project: Proj
     # too small a disk is told before anything is written
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(
-        OutputError, match=r"the disk has 0 MB free, about [0-9]+ MB are needed beside the old outcome; free space; nothing was changed"
+        OutputError,
+        match=r"the disk has 0 MB free, about [0-9]+ MB are needed beside the old outcome; free space; nothing was "
+        r"changed",
     ):
         list(run_project(project, only=["split"]))
     assert digests(project) == before
@@ -276,7 +290,15 @@ def test_curation_reads_the_class_images_of_the_concept_and_no_others(project: P
 
 def test_the_source_is_what_the_import_reads(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
-    for name in ("annotations.json", "project.toml", "notes.json", "images/a.png", "images/b.JPG", "images/.DS_Store", "images/._a.png"):
+    for name in (
+        "annotations.json",
+        "project.toml",
+        "notes.json",
+        "images/a.png",
+        "images/b.JPG",
+        "images/.DS_Store",
+        "images/._a.png",
+    ):
         (tmp_path / name).write_text("x")
     claim_folder(tmp_path / "run", kind="run")
     (tmp_path / "run" / "contact.png").write_text("x")
@@ -287,7 +309,12 @@ def test_the_source_is_what_the_import_reads(tmp_path: Path) -> None:
     assert source_listing(tmp_path / "annotations.json") == listed
     (tmp_path / "images" / "a.png").write_text("changed")
     assert source_listing(tmp_path / "annotations.json") != listed
-    assert [row[0] for row in source_listing(tmp_path)] == ["annotations.json", "images/a.png", "images/b.JPG", "notes.json"]  # type: ignore[union-attr]
+    assert [row[0] for row in source_listing(tmp_path)] == [
+        "annotations.json",
+        "images/a.png",
+        "images/b.JPG",
+        "notes.json",
+    ]  # type: ignore[union-attr]
     (tmp_path / "nothing").mkdir()
     for gone in ("nothing", "gone", "gone.json"):
         assert isinstance(source_listing(tmp_path / gone), MissingSource)
@@ -302,7 +329,9 @@ with run_lock(Path({str(project.folder)!r})):
     print("held", flush=True)
     sys.stdin.readline()
 """
-    other = subprocess.Popen([sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    other = subprocess.Popen(
+        [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     assert other.stdout is not None
     other.stdout.readline()
     with pytest.raises(StageError, match=rf"another process is writing into this run \(process {other.pid} on "):
@@ -349,7 +378,11 @@ def test_the_verb_tells_what_is_damaged_and_what_to_do(
     code, told = verify("--json")
     rows = {row["stage"]: row for row in map(json.loads, told.splitlines())}
     assert code == 1
-    assert (rows["plan"]["state"], rows["plan"]["missing"], rows["plan"]["changed"]) == ("damaged", ["bank.json"], ["plan.json"])
+    assert (rows["plan"]["state"], rows["plan"]["missing"], rows["plan"]["changed"]) == (
+        "damaged",
+        ["bank.json"],
+        ["plan.json"],
+    )
     assert rows["tiles"]["extra"] == ["mine.txt"]
     changed = {project.path("plan", "bank.json"), project.path("tiles", "mine.txt")}
     assert set(before) ^ set(project.folder.rglob("*")) == changed

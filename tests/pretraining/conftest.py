@@ -15,8 +15,24 @@ def tiny_recipe() -> PretrainConfig:
     stage: dict[str, Any] = {"num_steps": 6, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2}
     return PretrainConfig.model_validate(
         {
-            "precision": "fp32", "tile_px": 32, "num_images": 20, "num_held_out": 4, "num_workers": 1, "latent_channels": 4,
-            "vae_channels": (8, 8, 16), "unet_channels": (16, 16, 32), "text_width": 64, "text_layers": 1,
-            "norm_groups": 4, "vae_start": "random", "vae_crop_px": 16, "crop_px": 16, "check_every": 4, "vae": stage, "diffusion": {**stage, "optimizer": "muon"}, "control": stage, "encoder": stage,
+            "precision": "fp32",
+            "tile_px": 32,
+            "num_images": 20,
+            "num_held_out": 4,
+            "num_workers": 1,
+            "latent_channels": 4,
+            "vae_channels": (8, 8, 16),
+            "unet_channels": (16, 16, 32),
+            "text_width": 64,
+            "text_layers": 1,
+            "norm_groups": 4,
+            "vae_start": "random",
+            "vae_crop_px": 16,
+            "crop_px": 16,
+            "check_every": 4,
+            "vae": stage,
+            "diffusion": {**stage, "optimizer": "muon"},
+            "control": stage,
+            "encoder": stage,
         }
-    )  # fmt: skip
+    )

@@ -31,7 +31,14 @@ from defectory.pretraining.diffusion import (
 )
 from defectory.pretraining.encoder import dominant_class
 from defectory.pretraining.loop import fit, learning_rate_at
-from defectory.pretraining.text import RESERVED_WORDS, build_text_encoder, build_tokenizer, learn_merges, short_caption, with_defects
+from defectory.pretraining.text import (
+    RESERVED_WORDS,
+    build_text_encoder,
+    build_tokenizer,
+    learn_merges,
+    short_caption,
+    with_defects,
+)
 from defectory.pretraining.vae import build_vae, reconstruction_loss, reconstruction_psnr_db
 from defectory.procedural.defects import DEFECT_WORDS
 from defectory.procedural.world import render
@@ -42,7 +49,9 @@ CAPTIONS = [
 ]
 
 
-def test_the_corpus_is_rendered_once_and_does_not_depend_on_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_corpus_is_rendered_once_and_does_not_depend_on_how(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("defectory.pretraining.corpus.CHUNK_IMAGES", 3)
     corpus = make_corpus(tmp_path / "one", num_images=7, tile_px=32, seed=2, num_workers=1)
     assert (len(corpus), corpus.images.shape, corpus.class_maps.shape) == (7, (7, 32, 32, 3), (7, 32, 32))
@@ -80,7 +89,8 @@ def test_reserved_words_are_one_token_each() -> None:
 def test_the_vocabulary_is_the_same_in_another_process() -> None:
     """A resumed run must read captions by the vocabulary its text encoder has learned."""
     code = (
-        "from defectory.pretraining.text import build_tokenizer; from defectory.pretraining.config import PretrainConfig; import sys;"
+        "from defectory.pretraining.text import build_tokenizer; from defectory.pretraining.config import "
+        "PretrainConfig; import sys;"
         f"sys.stdout.write(build_tokenizer({CAPTIONS!r}, PretrainConfig()).backend_tokenizer.to_str())"
     )
     env = {**os.environ, "PYTHONHASHSEED": "17"}
@@ -107,7 +117,10 @@ def test_the_text_encoder_takes_every_token() -> None:
 
 def test_short_captions_are_the_prompts_of_both_phases() -> None:
     assert short_caption("dim mild", "ceramic", ()) == "an image of a dim mild ceramic"
-    assert short_caption("dim mild", "ceramic", ("crack", "pit", "crack")) == "an image of a dim mild ceramic with a crack and a pit"
+    assert (
+        short_caption("dim mild", "ceramic", ("crack", "pit", "crack"))
+        == "an image of a dim mild ceramic with a crack and a pit"
+    )
 
 
 def test_noise_and_target_follow_the_schedule() -> None:
@@ -141,7 +154,9 @@ def test_a_caption_is_read_at_the_lowest_resolutions(tiny_recipe: PretrainConfig
 
 
 @pytest.mark.parametrize("pools_caption", [True, False])
-def test_a_pooled_caption_is_heard_above_the_layers_that_attend_to_it(tiny_recipe: PretrainConfig, pools_caption: bool) -> None:
+def test_a_pooled_caption_is_heard_above_the_layers_that_attend_to_it(
+    tiny_recipe: PretrainConfig, pools_caption: bool
+) -> None:
     unet = build_unet(tiny_recipe.model_copy(update={"text_stages": 1, "pools_caption": pools_caption})).eval()
     heard: list[torch.Tensor] = []
     unet.down_blocks[0].register_forward_hook(lambda _module, _inputs, output: heard.append(output[0]))
@@ -188,7 +203,9 @@ def test_reconstruction_loss_is_zero_for_equals_and_sees_colour() -> None:
     assert float(reconstruction_loss(image, image, even)) == 0.0
     grey_error, colour_error = torch.full((2, 3, 8, 12), 0.1), torch.zeros(2, 3, 8, 12)
     colour_error[:, 0] = 0.3  # the same mean error
-    assert float(reconstruction_loss(image + colour_error, image, even)) > float(reconstruction_loss(image + grey_error, image, even))
+    assert float(reconstruction_loss(image + colour_error, image, even)) > float(
+        reconstruction_loss(image + grey_error, image, even)
+    )
 
 
 def test_psnr_of_the_autoencoder_is_the_closed_form() -> None:
@@ -219,12 +236,18 @@ def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: 
     class_maps[:, 30, 28:31] = DEFECT_WORDS.index("crack") + 1  # 3 px: too few to be named
     class_maps[:, 20:24, 20:24] = DEFECT_WORDS.index("break") + 1
     corpus = Corpus(
-        images=np.zeros((20, 32, 32, 3), np.uint8), class_maps=class_maps, captions=["a dark grey concrete surface, flat light, with a pit"] * 20,
-        tones=["dark even"] * 20, materials=["concrete"] * 20, defect_words=[("break", "pit", "crack")] * 20,
-    )  # fmt: skip
+        images=np.zeros((20, 32, 32, 3), np.uint8),
+        class_maps=class_maps,
+        captions=["a dark grey concrete surface, flat light, with a pit"] * 20,
+        tones=["dark even"] * 20,
+        materials=["concrete"] * 20,
+        defect_words=[("break", "pit", "crack")] * 20,
+    )
     latents = torch.arange(20 * 4 * 8 * 8).reshape(20, 4, 8, 8).float()
     save_file({"latents": latents}, tmp_path / "latents.safetensors")
-    tokenizer = build_tokenizer([*corpus.captions, "an image of a dark even without defect break crack and"], tiny_recipe)
+    tokenizer = build_tokenizer(
+        [*corpus.captions, "an image of a dark even without defect break crack and"], tiny_recipe
+    )
     recipe = tiny_recipe.model_copy(update={"caption_dropout": 0.0, "short_caption_share": 0.0, "defect_margin": 0})
     data = LatentCorpus(recipe, corpus, tokenizer, cache=tmp_path / "latents.safetensors")
     indices = torch.tensor([3, 5])
@@ -251,7 +274,9 @@ def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: 
     assert with_defects(corpus.captions[0], ()) == head + "without defect"
 
 
-def test_the_prior_begins_on_as_many_pixels_in_crops(tiny_recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prior_begins_on_as_many_pixels_in_crops(
+    tiny_recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
     save_file({"latents": torch.randn(24, 4, 8, 8).half()}, tmp_path / "latents.safetensors")
     tokenizer = make_tokenizer(tiny_recipe, corpus)
@@ -259,7 +284,9 @@ def test_the_prior_begins_on_as_many_pixels_in_crops(tiny_recipe: PretrainConfig
     seen: list[tuple[int, ...]] = []
     add = Noising.add
 
-    def noted(self: Noising, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def noted(
+        self: Noising, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         if torch.is_grad_enabled():
             seen.append(tuple(clean.shape))
         return add(self, clean, noise, timesteps)
@@ -283,7 +310,9 @@ def test_a_share_of_captions_is_short_and_a_share_empty(tiny_recipe: PretrainCon
     assert sum(shares) == pytest.approx(1.0), "each image has its own caption, in one of three forms"
 
 
-def test_the_compiled_unet_is_the_one_that_trains(tiny_recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_compiled_unet_is_the_one_that_trains(
+    tiny_recipe: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
     save_file({"latents": torch.randn(24, 4, 8, 8).half()}, tmp_path / "latents.safetensors")
     tokenizer = make_tokenizer(tiny_recipe, corpus)
@@ -339,10 +368,14 @@ def test_the_held_out_loss_is_that_of_images_no_step_sees(tiny_recipe: PretrainC
     corpus = make_corpus(tmp_path / "corpus", num_images=24, tile_px=32, seed=0, num_workers=1)
     latents = torch.randn(24, 4, 8, 8).half()
     save_file({"latents": latents}, tmp_path / "latents.safetensors")
-    data = LatentCorpus(tiny_recipe, corpus, make_tokenizer(tiny_recipe, corpus), cache=tmp_path / "latents.safetensors")
+    data = LatentCorpus(
+        tiny_recipe, corpus, make_tokenizer(tiny_recipe, corpus), cache=tmp_path / "latents.safetensors"
+    )
     asked: list[int] = []
 
-    def exact(noisy: torch.Tensor, timesteps: torch.Tensor, _tokens: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+    def exact(
+        noisy: torch.Tensor, timesteps: torch.Tensor, _tokens: torch.Tensor, indices: torch.Tensor
+    ) -> torch.Tensor:
         asked.extend(indices.tolist())
         alpha_bar = build_scheduler().alphas_cumprod[timesteps].view(-1, 1, 1, 1)
         clean = latents[indices].float()
@@ -364,7 +397,9 @@ def test_fit_trains_leaves_the_average_and_resumes(tmp_path: Path) -> None:
             x = torch.randn(16, 2, generator=generator)
             return (model(x)[:, 0] - x @ target).square().mean()
 
-        config = StageConfig(num_steps=num_steps, learning_rate=0.1, warmup_steps=5, ema_decay=0.9, weight_decay=0, checkpoint_every=7)
+        config = StageConfig(
+            num_steps=num_steps, learning_rate=0.1, warmup_steps=5, ema_decay=0.9, weight_decay=0, checkpoint_every=7
+        )
         losses: list[float] = []
         for event in fit(model, loss_of, config, stage="toy", seed=3, checkpoint=checkpoint):
             losses.append(event.loss)

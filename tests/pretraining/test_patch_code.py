@@ -16,7 +16,9 @@ from defectory.pretraining.vae import build_vae, centre_latents, reconstruction_
 def pictures(count: int) -> NDArray[np.uint8]:
     """Coloured blobs with fine grain, uint8 [N,48,64,3]."""
     rng = np.random.default_rng(3)
-    coarse = cv2.GaussianBlur(rng.normal(0, 400, (48, 64, 3 * count)).astype(np.float32), (0, 0), 5).reshape(48, 64, count, 3)
+    coarse = cv2.GaussianBlur(rng.normal(0, 400, (48, 64, 3 * count)).astype(np.float32), (0, 0), 5).reshape(
+        48, 64, count, 3
+    )
     fine = rng.normal(0, 5, (48, 64, count, 1))
     return np.clip(128 + coarse + fine, 0, 255).astype(np.uint8).transpose(2, 0, 1, 3)
 
@@ -50,8 +52,14 @@ def test_an_autoencoder_started_as_patch_code_encodes_it_up_to_a_scale_per_group
     expected = torch.einsum("ck,nkhw->nchw", code, patches)
     for latent in range(8):
         for index in range(len(images)):
-            ratio = posterior.mean[index, latent].flatten() @ expected[index, latent].flatten() / expected[index, latent].square().sum()
-            torch.testing.assert_close(posterior.mean[index, latent], ratio * expected[index, latent], atol=2e-3, rtol=1e-2)
+            ratio = (
+                posterior.mean[index, latent].flatten()
+                @ expected[index, latent].flatten()
+                / expected[index, latent].square().sum()
+            )
+            torch.testing.assert_close(
+                posterior.mean[index, latent], ratio * expected[index, latent], atol=2e-3, rtol=1e-2
+            )
             assert 0.7 < float(ratio) < 1.4
     assert float(posterior.logvar.max()) == pytest.approx(-6, abs=1e-4)
 
@@ -82,7 +90,9 @@ def test_centred_latents_have_mean_zero_and_the_same_round_trip() -> None:
         after = vae.encode(pixels).latent_dist
         torch.testing.assert_close(vae.decode(after.mean).sample, decoded, atol=1e-4, rtol=1e-3)
     assert float(after.mean.mean(dim=(0, 2, 3)).abs().max()) < 1e-3
-    torch.testing.assert_close(after.mean.std(dim=(0, 2, 3)), before.mean.std(dim=(0, 2, 3)).sqrt(), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        after.mean.std(dim=(0, 2, 3)), before.mean.std(dim=(0, 2, 3)).sqrt(), atol=1e-3, rtol=1e-3
+    )
     torch.testing.assert_close(
         (after.std / after.mean.std(dim=(0, 2, 3)).view(1, -1, 1, 1)).mean(),
         (before.std / before.mean.std(dim=(0, 2, 3)).view(1, -1, 1, 1)).mean(),

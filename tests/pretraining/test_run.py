@@ -30,7 +30,9 @@ def geometry_of(image: Any, mask: Any) -> Any:
 
 
 def start(recipe: PretrainConfig, out: Path) -> Any:
-    return pretrain(recipe, work=out / "work", base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of)
+    return pretrain(
+        recipe, work=out / "work", base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,9 @@ def test_the_base_is_whole_and_is_fp16(made: Made) -> None:
     assert models.scheduler.config["prediction_type"] == "v_prediction"
     assert models.scheduler.config["rescale_betas_zero_snr"] is True
     for weights in base.rglob("*.safetensors"):
-        assert {value.dtype for value in load_file(weights).values() if value.is_floating_point()} == {torch.float16}, weights
+        assert {value.dtype for value in load_file(weights).values() if value.is_floating_point()} == {torch.float16}, (
+            weights
+        )
     digests = json.loads((base / "digests.json").read_text())
     files = {
         p.relative_to(base).as_posix(): digest_file(p)
@@ -84,8 +88,14 @@ def test_plain_diffusers_draws_with_it(made: Made) -> None:
         base, controlnet=control, torch_dtype=torch.float32, safety_checker=None, requires_safety_checker=False
     )
     pipeline.set_progress_bar_config(disable=True)
-    image = pipeline("an image of a ceramic with a crack", image=torch.zeros(1, 3, 32, 48), height=32, width=48, num_inference_steps=2,
-                     output_type="np").images[0]  # fmt: skip
+    image = pipeline(
+        "an image of a ceramic with a crack",
+        image=torch.zeros(1, 3, 32, 48),
+        height=32,
+        width=48,
+        num_inference_steps=2,
+        output_type="np",
+    ).images[0]
     assert image.shape == (32, 48, 3)
     assert np.isfinite(image).all()
 
@@ -109,11 +119,19 @@ def test_a_run_that_was_left_goes_on_and_ends_the_same(made: Made, tiny_recipe: 
         assert digest_folder(tmp_path / name) == digest_folder(made[0] / name)
 
 
-def test_a_finished_work_folder_gives_the_base_again_without_a_step(made: Made, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
-    again = list(pretrain(tiny_recipe, work=made[0] / "work", base_out=tmp_path / "base", encoder_out=None, geometry_of=geometry_of))
+def test_a_finished_work_folder_gives_the_base_again_without_a_step(
+    made: Made, tiny_recipe: PretrainConfig, tmp_path: Path
+) -> None:
+    again = list(
+        pretrain(
+            tiny_recipe, work=made[0] / "work", base_out=tmp_path / "base", encoder_out=None, geometry_of=geometry_of
+        )
+    )
     assert again == []
     assert digest_folder(tmp_path / "base") == digest_folder(made[0] / "base")
-    assert not [p for p in (tmp_path / "base").rglob("*.json") if str(made[0]) in p.read_text()], "no path of this machine"
+    assert not [p for p in (tmp_path / "base").rglob("*.json") if str(made[0]) in p.read_text()], (
+        "no path of this machine"
+    )
 
 
 def test_a_work_folder_of_another_recipe_is_refused(made: Made, tiny_recipe: PretrainConfig) -> None:
@@ -139,14 +157,18 @@ def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_
 
 
 @pytest.mark.parametrize("along", [True, False])
-def test_the_unet_learns_along_with_the_control_network_only_if_told(tiny_recipe: PretrainConfig, tmp_path: Path, along: bool) -> None:
+def test_the_unet_learns_along_with_the_control_network_only_if_told(
+    tiny_recipe: PretrainConfig, tmp_path: Path, along: bool
+) -> None:
     recipe = tiny_recipe.model_copy(update={"control_trains_unet": along})
     list(start(recipe, tmp_path))
     before = load_file(tmp_path / "work" / "diffusion.safetensors")
     trained = {key.removeprefix("ema."): value for key, value in before.items() if key.startswith("ema.")}
     models = load_base(tmp_path / "base")
     for prefix, module, learns in (("unet", models.unet, along), ("text_encoder", models.text_encoder, False)):
-        same = [torch.allclose(trained[f"{prefix}.{name}"], value, atol=1e-3) for name, value in module.named_parameters()]
+        same = [
+            torch.allclose(trained[f"{prefix}.{name}"], value, atol=1e-3) for name, value in module.named_parameters()
+        ]
         assert all(same) is not learns, prefix
 
 
@@ -194,7 +216,8 @@ def test_killed_three_times_it_ends_with_the_same_files(
             return geometry_map(image, config=DriverConfig(grid_px=8), blind=[mask])
         def stage(out):
             config = PretrainConfig.model_validate_json({tiny_recipe.model_dump_json()!r})
-            for _ in pretrain(config, work=out / "work", base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of):
+            where = {{"work": out / "work", "base_out": out / "base", "encoder_out": out / "encoder"}}
+            for _ in pretrain(config, **where, geometry_of=geometry_of):
                 pass
         """
     )

@@ -36,7 +36,8 @@ def image(red: int, green: int) -> np.ndarray:
 def test_accuracy_is_the_share_of_images_that_are_named_right() -> None:
     named = [Named(material=i % 5, defect=i % 4) for i in range(40)]
     images = [
-        image(n.material if i < 30 else (n.material + 1) % 5, n.defect if i < 10 else (n.defect + 1) % 4) for i, n in enumerate(named)
+        image(n.material if i < 30 else (n.material + 1) % 5, n.defect if i < 10 else (n.defect + 1) % 4)
+        for i, n in enumerate(named)
     ]
     judge: torch.nn.Module = Reads()
     assert accuracy(judge, images, named) == (pytest.approx(0.75), pytest.approx(0.25))  # pyright: ignore[reportArgumentType]
@@ -45,9 +46,13 @@ def test_accuracy_is_the_share_of_images_that_are_named_right() -> None:
 def test_images_with_two_kinds_of_defect_have_no_name() -> None:
     blank = np.zeros((4, 8, 12), np.uint8)
     corpus = Corpus(
-        images=np.zeros((4, 8, 12, 3), np.uint8), class_maps=blank, captions=[""] * 4, tones=[""] * 4, materials=["b", "a", "b", "a"],
+        images=np.zeros((4, 8, 12, 3), np.uint8),
+        class_maps=blank,
+        captions=[""] * 4,
+        tones=[""] * 4,
+        materials=["b", "a", "b", "a"],
         defect_words=[(), ("pit", "pit"), ("pit", "crack"), ("crack",)],
-    )  # fmt: skip
+    )
     assert name_images(corpus, ["a", "b"], ["crack", "pit"]) == [
         Named(material=1, defect=0),
         Named(material=0, defect=2),
@@ -60,20 +65,34 @@ def test_the_grids_captions_are_made_of_the_worlds_words() -> None:
     assert len(GRID_CAPTIONS) == 16
     for caption in GRID_CAPTIONS:
         assert sum(material in caption for material in MATERIALS) == 1
-        assert caption.endswith("without defect") or sum(caption.endswith(f"with a {word}") for word in DEFECT_WORDS) == 1
+        assert (
+            caption.endswith("without defect") or sum(caption.endswith(f"with a {word}") for word in DEFECT_WORDS) == 1
+        )
 
 
-def test_a_base_is_scored_to_the_end_and_the_classifier_is_not_trained_twice(tiny_base_folder: Path, tmp_path: Path) -> None:
+def test_a_base_is_scored_to_the_end_and_the_classifier_is_not_trained_twice(
+    tiny_base_folder: Path, tmp_path: Path
+) -> None:
     config = ScoreConfig(
-        tile_px=32, num_images=24, num_held_out=16, num_samples=8, num_workers=1, num_steps=1, guidance_scale=1.5,
+        tile_px=32,
+        num_images=24,
+        num_held_out=16,
+        num_samples=8,
+        num_workers=1,
+        num_steps=1,
+        guidance_scale=1.5,
         judge=StageConfig(num_steps=3, batch_size=4, checkpoint_every=1),
-    )  # fmt: skip
+    )
     list(islice(run_score(config, base=tiny_base_folder, out=tmp_path), 3))
     events = list(run_score(config, base=tiny_base_folder, out=tmp_path))
     assert [e.done for e in events if isinstance(e, Progress) and e.stage == "judge"] == [3]
     scores = BaseScores.load(tmp_path / "scores.json")
     assert scores.num_samples == 8
-    assert all(0 <= getattr(scores, f"{kind}_accuracy{of}") <= 1 for kind in ("material", "defect") for of in ("", "_of_samples"))
+    assert all(
+        0 <= getattr(scores, f"{kind}_accuracy{of}") <= 1
+        for kind in ("material", "defect")
+        for of in ("", "_of_samples")
+    )
     assert np.isfinite([scores.kid, scores.kid_floor]).all()
     assert load_rgb(tmp_path / "samples.png").shape[0] > 8 * 32
 

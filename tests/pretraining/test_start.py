@@ -19,10 +19,26 @@ def tiny_config(**changes: Any) -> PretrainConfig:
         return StageConfig(num_steps=num_steps, batch_size=2, warmup_steps=1, checkpoint_every=2)
 
     values: dict[str, Any] = {
-        "tile_px": 32, "num_images": 12, "num_held_out": 2, "num_workers": 1, "latent_channels": 4, "vae_channels": (8, 8, 8), "unet_channels": (16, 16, 32),
-        "text_width": 64, "text_layers": 1, "text_length": 16, "vocabulary_size": 560, "norm_groups": 4, "vae_start": "random", "vae_crop_px": 16, "crop_px": 16,
-        "vae": stage(3), "diffusion": stage(3), "control": stage(2), "encoder": stage(2),
-    }  # fmt: skip
+        "tile_px": 32,
+        "num_images": 12,
+        "num_held_out": 2,
+        "num_workers": 1,
+        "latent_channels": 4,
+        "vae_channels": (8, 8, 8),
+        "unet_channels": (16, 16, 32),
+        "text_width": 64,
+        "text_layers": 1,
+        "text_length": 16,
+        "vocabulary_size": 560,
+        "norm_groups": 4,
+        "vae_start": "random",
+        "vae_crop_px": 16,
+        "crop_px": 16,
+        "vae": stage(3),
+        "diffusion": stage(3),
+        "control": stage(2),
+        "encoder": stage(2),
+    }
     return PretrainConfig(**(values | changes))
 
 
@@ -31,7 +47,9 @@ def geometry_of(image: np.ndarray, _mask: np.ndarray) -> np.ndarray:
 
 
 def run(config: PretrainConfig, folder: Path, *, stop_after: int | None = None) -> None:
-    events = pretrain(config, work=folder / "work", base_out=folder / "base", encoder_out=folder / "encoder", geometry_of=geometry_of)
+    events = pretrain(
+        config, work=folder / "work", base_out=folder / "base", encoder_out=folder / "encoder", geometry_of=geometry_of
+    )
     for count, _ in enumerate(events, start=1):
         if count == stop_after:
             events.close()  # type: ignore[attr-defined]
@@ -47,7 +65,9 @@ def test_pretraining_goes_on_from_a_base_and_keeps_its_tokenizer(tmp_path: Path)
     run(further, tmp_path / "further")
     for name in ("vocab.json", "tokenizer.json"):
         if (base / "tokenizer" / name).is_file():
-            assert (tmp_path / "further" / "base" / "tokenizer" / name).read_bytes() == (base / "tokenizer" / name).read_bytes()
+            assert (tmp_path / "further" / "base" / "tokenizer" / name).read_bytes() == (
+                base / "tokenizer" / name
+            ).read_bytes()
     assert digest_folder(tmp_path / "further" / "base") != digest_folder(base)
     assert digest_folder(tmp_path / "further" / "base" / "vae") == digest_folder(base / "vae")
 
@@ -76,16 +96,22 @@ def test_errors_at_a_defect_weigh_more_than_elsewhere_and_the_mean_weight_is_one
     image = torch.zeros(1, 3, 12, 16)
     at_defect, elsewhere = image.clone(), image.clone()
     at_defect[..., 4, 7], elsewhere[..., 9, 12] = 0.5, 0.5
-    assert float(reconstruction_loss(at_defect, image, weight)) > 3 * float(reconstruction_loss(elsewhere, image, weight))
+    assert float(reconstruction_loss(at_defect, image, weight)) > 3 * float(
+        reconstruction_loss(elsewhere, image, weight)
+    )
 
 
 def test_every_second_crop_holds_a_defect_where_defects_weigh_more() -> None:
     class_maps = np.zeros((12, 48, 48), np.uint8)
     class_maps[1::3, 40, 45] = 2  # in a corner: few crops at random hold it
     corpus = Corpus(
-        images=np.zeros((12, 48, 48, 3), np.uint8), class_maps=class_maps, captions=[""] * 12, tones=[""] * 12, materials=[""] * 12,
+        images=np.zeros((12, 48, 48, 3), np.uint8),
+        class_maps=class_maps,
+        captions=[""] * 12,
+        tones=[""] * 12,
+        materials=[""] * 12,
         defect_words=[()] * 12,
-    )  # fmt: skip
+    )
     stage = StageConfig(num_steps=1, batch_size=6)
     for seed in range(8):
         weighted = tiny_config(tile_px=48, vae=stage, vae_defect_weight=4.0)
@@ -95,7 +121,9 @@ def test_every_second_crop_holds_a_defect_where_defects_weigh_more() -> None:
         again = draw_crops(corpus, weighted, torch.Generator().manual_seed(seed))
         assert again == crops
     unweighted = [
-        draw_crops(corpus, tiny_config(tile_px=48, vae=stage, vae_defect_weight=1.0), torch.Generator().manual_seed(seed))
+        draw_crops(
+            corpus, tiny_config(tile_px=48, vae=stage, vae_defect_weight=1.0), torch.Generator().manual_seed(seed)
+        )
         for seed in range(8)
     ]
     assert sum(bool(corpus.class_maps[at].any()) for crops in unweighted for at in crops[::2]) < 12

@@ -41,7 +41,9 @@ RECIPE = WordConfig(
 @pytest.fixture(scope="module")
 def base(tiny_recipe: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("base")
-    for _ in pretrain(tiny_recipe, work=out / "work", base_out=out / "base", encoder_out=None, geometry_of=lambda image, _: image // 6):
+    for _ in pretrain(
+        tiny_recipe, work=out / "work", base_out=out / "base", encoder_out=None, geometry_of=lambda image, _: image // 6
+    ):
         pass
     return out / "base"
 
@@ -90,7 +92,9 @@ def test_one_row_and_the_readings_of_texts_change_and_nothing_else(base: Path, t
             assert (taught / path.relative_to(base)).read_bytes() == path.read_bytes()
 
 
-def test_folded_in_the_base_predicts_as_it_was_trained_to_and_texts_off_the_directions_are_untouched(base: Path) -> None:
+def test_folded_in_the_base_predicts_as_it_was_trained_to_and_texts_off_the_directions_are_untouched(
+    base: Path,
+) -> None:
     models = load_base(base)
     token_id = models.tokenizer(WORD, add_special_tokens=False).input_ids[0]
     texts = models.tokenizer(
@@ -121,7 +125,9 @@ def test_folded_in_the_base_predicts_as_it_was_trained_to_and_texts_off_the_dire
 def test_change_of_what_is_read_of_others_is_that_of_the_folded_weights(base: Path) -> None:
     models = load_base(base)
     others = torch.randn(300, 64, generator=torch.Generator().manual_seed(3))
-    names = [name for name, _ in models.unet.named_parameters() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))]
+    names = [
+        name for name, _ in models.unet.named_parameters() if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight"))
+    ]
     before = [others @ models.unet.get_parameter(name).T for name in names]
     word = TaughtWord(models.unet, models.text_encoder, token_id=5, others=others, num_directions=20)
     with torch.no_grad():
@@ -146,7 +152,14 @@ def test_what_was_left_goes_on_and_ends_the_same(base: Path, taught: Path, tmp_p
 def test_what_cannot_be_taught_is_told_and_nothing_written(base: Path, tmp_path: Path) -> None:
     models = load_base(base)
     with pytest.raises(ConfigError, match="65 of 64 that this base has"):
-        next(teach_word(RECIPE.model_copy(update={"num_directions": 65}), base=base, work=tmp_path / "work", out=tmp_path / "base"))
+        next(
+            teach_word(
+                RECIPE.model_copy(update={"num_directions": 65}),
+                base=base,
+                work=tmp_path / "work",
+                out=tmp_path / "base",
+            )
+        )
     other = tmp_path / "other"
     shutil.copytree(base, other)
     schedule = other / "scheduler" / "scheduler_config.json"
@@ -155,9 +168,15 @@ def test_what_cannot_be_taught_is_told_and_nothing_written(base: Path, tmp_path:
     with pytest.raises(ConfigError, match="another noise schedule"):
         next(teach_word(RECIPE, base=other, work=tmp_path / "work", out=tmp_path / "base"))
     shutil.rmtree(other)
-    spelled = next(w for w in ("corrosion", "inclusion", "fray", "pores", "dent") if len(models.tokenizer(w)["input_ids"]) > 3)
+    spelled = next(
+        w for w in ("corrosion", "inclusion", "fray", "pores", "dent") if len(models.tokenizer(w)["input_ids"]) > 3
+    )
     with pytest.raises(ConfigError, match="tokens in this base's vocabulary"):
-        next(teach_word(RECIPE.model_copy(update={"word": spelled}), base=base, work=tmp_path / "work", out=tmp_path / "base"))
+        next(
+            teach_word(
+                RECIPE.model_copy(update={"word": spelled}), base=base, work=tmp_path / "work", out=tmp_path / "base"
+            )
+        )
     assert not list(tmp_path.iterdir())
     with pytest.raises(ValueError, match="'rust' is not one of crack, "):
         WordConfig(word="rust")
@@ -188,4 +207,9 @@ def test_other_texts_are_captions_prompts_and_the_empty_one(base: Path, tmp_path
     texts = texts_without(corpus, WORD)
     assert not [text for text in texts if WORD in text.split()]
     assert texts[-1] == ""
-    assert {w for w in RESERVED_WORDS if any(w in text.split() for text in texts)} >= {"sks", "gouge", "edge", "blowhole"}
+    assert {w for w in RESERVED_WORDS if any(w in text.split() for text in texts)} >= {
+        "sks",
+        "gouge",
+        "edge",
+        "blowhole",
+    }

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from defectory.imageio import load_rgb
-from defectory.procedural.borescope import CLASSES, SHOTS_PER_SCENE, SIZE_HW, BorescopeSample, render, render_pair, write_dataset
+from defectory.procedural.borescope import (
+    CLASSES,
+    SHOTS_PER_SCENE,
+    SIZE_HW,
+    BorescopeSample,
+    render,
+    render_pair,
+    write_dataset,
+)
 from defectory.run import digest_folder
 
 
@@ -21,7 +29,11 @@ def test_a_shot_is_a_function_of_its_seeds() -> None:
     first, second = (render(4, scene_seed=2, defects=True) for _ in range(2))
     assert first.image.tobytes() == second.image.tobytes()
     assert first.image.shape == (*SIZE_HW, 3)
-    others = [render(5, scene_seed=2, defects=True), render(4, scene_seed=3, defects=True), render(4, scene_seed=2, defects=False)]
+    others = [
+        render(5, scene_seed=2, defects=True),
+        render(4, scene_seed=3, defects=True),
+        render(4, scene_seed=2, defects=False),
+    ]
     assert len({s.image.tobytes() for s in [first, *others]}) == 4
     assert (first.group, others[0].group, others[1].group) == ("scene002", "scene002", "scene003")
 

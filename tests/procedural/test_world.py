@@ -108,7 +108,9 @@ def test_a_pair_differs_in_and_beside_its_masks_alone(pairs: list[tuple[Sample, 
 
 def test_every_defect_of_a_pair_is_visible(pairs: list[tuple[Sample, Sample]]) -> None:
     visible = [
-        np.abs(shown.image.astype(int) - hidden.image).max(axis=2)[mask].mean() for shown, hidden in pairs for _, mask in shown.instances
+        np.abs(shown.image.astype(int) - hidden.image).max(axis=2)[mask].mean()
+        for shown, hidden in pairs
+        for _, mask in shown.instances
     ]
     assert np.mean(np.array(visible) > 12) > 0.95
 

@@ -1,4 +1,6 @@
-"""Project files, options and variables as people and programs get them wrong: one line that names the place, never a traceback."""
+"""Project files, options and variables as people and programs get them wrong: one line that names the place, never a
+traceback.
+"""
 
 from __future__ import annotations
 
@@ -46,11 +48,26 @@ def test_a_project_file_is_read_in_the_encodings_of_text_editors(tmp_path: Path,
         ("device = 'gpu'\n[data]\npath = 'a.json'\n", "device: not a device"),
         ("preset = []\n[data]\npath = 'a.json'\n", "preset []: no such preset"),
         ("preset = ''\n[data]\npath = 'a.json'\n", "preset '': no such preset"),
-        ("[data]\npath = 'a.json'\n[synthesis]\nnum_images = true\n", "synthesis.num_images: must be a valid integer, found True"),
-        ("[data]\npath = 'a.json'\n[synthesis]\nnum_images = '5'\n", "synthesis.num_images: must be a valid integer, found '5'"),
-        ("[data]\npath = 'a.json'\n[synthesis]\nnum_images = 10000000000\n", "synthesis.num_images: is larger than 1000000000"),
-        ("[data]\npath = 'a.json'\n[synthesis]\nguidance_scale = nan\n", "synthesis.guidance_scale: is not a finite number, found nan"),
-        ("[data]\npath = 'a.json'\n[synthesis]\nmask_guidance = inf\n", "synthesis.mask_guidance: is not a finite number"),
+        (
+            "[data]\npath = 'a.json'\n[synthesis]\nnum_images = true\n",
+            "synthesis.num_images: must be a valid integer, found True",
+        ),
+        (
+            "[data]\npath = 'a.json'\n[synthesis]\nnum_images = '5'\n",
+            "synthesis.num_images: must be a valid integer, found '5'",
+        ),
+        (
+            "[data]\npath = 'a.json'\n[synthesis]\nnum_images = 10000000000\n",
+            "synthesis.num_images: is larger than 1000000000",
+        ),
+        (
+            "[data]\npath = 'a.json'\n[synthesis]\nguidance_scale = nan\n",
+            "synthesis.guidance_scale: is not a finite number, found nan",
+        ),
+        (
+            "[data]\npath = 'a.json'\n[synthesis]\nmask_guidance = inf\n",
+            "synthesis.mask_guidance: is not a finite number",
+        ),
         ("[data]\npath = 'a.json'\n[masks]\nscale_range = [nan, 1.0]\n", "masks.scale_range: is not a finite number"),
         ("[data]\npath = 'a.json'\n[masks]\nscale_range = [1.2, 0.8]\n", "masks.scale_range [1.2, 0.8]"),
         ("[data]\npath = 'a.json'\nskip_bad = 1\n", "data.skip_bad: must be true or false"),
@@ -93,18 +110,28 @@ def test_a_wrong_key_of_a_section_is_told_with_its_section() -> None:
 
 def test_text_settings_take_numbers_and_words_as_they_stand() -> None:
     resolved = resolve(
-        project={"data": {"path": "a"}}, environment={"DEFECTORY_CONCEPT__TOKEN": "true"}, overrides=["name=2024", "data.path=007"]
-    )  # fmt: skip
+        project={"data": {"path": "a"}},
+        environment={"DEFECTORY_CONCEPT__TOKEN": "true"},
+        overrides=["name=2024", "data.path=007"],
+    )
     assert (resolved.config.name, resolved.config.concept.token, resolved.config.data.path) == ("2024", "true", "007")
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("SEED", "NaN"), ("SYNTHESIS__NUM_IMAGES", ""), ("SYNTHESIS__GUIDANCE_SCALE", "Infinity"), ("DATA__PATH", "a\udcffb"), ("DATA__PATH", "a\nb"),
-        ("DATA", "x"), ("SEED__X", "1"), ("", "1"), ("OUT", "[" * 100_000), ("SYNTHESIS__NUM_IMAGES", "9" * 6000),
+        ("SEED", "NaN"),
+        ("SYNTHESIS__NUM_IMAGES", ""),
+        ("SYNTHESIS__GUIDANCE_SCALE", "Infinity"),
+        ("DATA__PATH", "a\udcffb"),
+        ("DATA__PATH", "a\nb"),
+        ("DATA", "x"),
+        ("SEED__X", "1"),
+        ("", "1"),
+        ("OUT", "[" * 100_000),
+        ("SYNTHESIS__NUM_IMAGES", "9" * 6000),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_variable_names_itself(name: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"DEFECTORY_{name}: ") as caught:
         resolve(project={"data": {"path": "a"}}, environment={f"DEFECTORY_{name}": value})
@@ -112,10 +139,51 @@ def test_a_wrong_variable_names_itself(name: str, value: str) -> None:
 
 
 WRONG: tuple[Any, ...] = (
-    None, True, False, 0, -1, -0.0, 1, 1.5, 3, 10**9, 10**18, 10**40, -(10**40), float("nan"), float("inf"), -float("inf"), 1e300, 5e-324, "", " ", "x",
-    "auto", "nan", "\0", "\x1b[31m", "../..", "/", "é" * 200, "a" * 10_000, "\ud800", [], [[]], [None], [1, 2], [1.0, "a"], ["a", "a"], [True], [float("nan")] * 2,
-    {}, {"x": 1}, {"path": {}}, object(), b"bytes", (1, 2),
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    -0.0,
+    1,
+    1.5,
+    3,
+    10**9,
+    10**18,
+    10**40,
+    -(10**40),
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    1e300,
+    5e-324,
+    "",
+    " ",
+    "x",
+    "auto",
+    "nan",
+    "\0",
+    "\x1b[31m",
+    "../..",
+    "/",
+    "é" * 200,
+    "a" * 10_000,
+    "\ud800",
+    [],
+    [[]],
+    [None],
+    [1, 2],
+    [1.0, "a"],
+    ["a", "a"],
+    [True],
+    [float("nan")] * 2,
+    {},
+    {"x": 1},
+    {"path": {}},
+    object(),
+    b"bytes",
+    (1, 2),
+)
 
 
 def test_mutated_projects_raise_nothing_but_one_line() -> None:

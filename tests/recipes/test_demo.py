@@ -26,7 +26,9 @@ def test_a_folder_of_the_users_is_refused_and_stays_as_it_is(tmp_path: Path, mon
         (tmp_path / name).mkdir()
         (tmp_path / name / "mine.txt").write_text("two years of work")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(OutputError, match=r"\.: was not made by Defectory and is not empty \(it holds data, plan, report\)"):
+    with pytest.raises(
+        OutputError, match=r"\.: was not made by Defectory and is not empty \(it holds data, plan, report\)"
+    ):
         write_demo(Path(), "demo")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "plan", "report"]
 

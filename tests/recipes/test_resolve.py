@@ -36,9 +36,10 @@ def test_a_preset_changes_the_keys_it_names_and_no_other(preset: str) -> None:
 
 def test_later_layers_win() -> None:
     layered = resolve(
-        project={**PROJECT, "preset": "cpu", "synthesis": {"num_images": 5}}, environment={"DEFECTORY_SYNTHESIS__NUM_IMAGES": "6"},
+        project={**PROJECT, "preset": "cpu", "synthesis": {"num_images": 5}},
+        environment={"DEFECTORY_SYNTHESIS__NUM_IMAGES": "6"},
         overrides=["synthesis.num_images=7"],
-    )  # fmt: skip
+    )
     assert layered.config.synthesis.num_images == 7
     assert layered.origins["synthesis.num_images"] == "command line"
     assert layered.origins["condition.training.learning_rate"] == "preset cpu"

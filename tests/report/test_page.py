@@ -41,13 +41,24 @@ def content(**changes: object) -> ReportContent:
         "title": f"demo {HOSTILE}",
         "outcome": Outcome(outcome="do not use it", sentence=f"No gain {HOSTILE}"),
         "facts": [("train", "12 images")],
-        "scores": [Table(title="Scores", columns=["arm", "mAP"], rows=[["real", "0.300"], [HOSTILE, "0.2"]], note="a note")],
-        "grids": [
-            Grid(title="Pictures", rows=[("real", [Cell(image=image, caption=HOSTILE)]), ("large", [Cell(image=large)]), ("none", [])])
+        "scores": [
+            Table(title="Scores", columns=["arm", "mAP"], rows=[["real", "0.300"], [HOSTILE, "0.2"]], note="a note")
         ],
-        "signatures": [Signature(name="control collapse", detected=d, evidence="0.4", advice="train") for d in (True, False, None)],
+        "grids": [
+            Grid(
+                title="Pictures",
+                rows=[("real", [Cell(image=image, caption=HOSTILE)]), ("large", [Cell(image=large)]), ("none", [])],
+            )
+        ],
+        "signatures": [
+            Signature(name="control collapse", detected=d, evidence="0.4", advice="train") for d in (True, False, None)
+        ],
         "measures": [],
-        "charts": [Chart(title="Loss", x_label="step", y_label="loss", curves=[Curve(name="train", points=[(1, 2.0), (2, 1.0)])])],
+        "charts": [
+            Chart(
+                title="Loss", x_label="step", y_label="loss", curves=[Curve(name="train", points=[(1, 2.0), (2, 1.0)])]
+            )
+        ],
         "appendix": [Table(title="Settings", columns=["key", "value"], rows=[["seed", "0"]])],
     }
     return ReportContent(**(values | changes))  # type: ignore[arg-type]

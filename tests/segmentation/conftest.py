@@ -16,7 +16,9 @@ COLOURS = {1: (250, 120, 120), 2: (120, 120, 250)}
 
 @pytest.fixture
 def make_tiles() -> Callable[..., list[SegmentationTile]]:
-    """Tiles of 48x64 pixels (height x width), the first of two classes, then the other; `with_defect=False` leaves them empty."""
+    """Tiles of 48x64 pixels (height x width), the first of two classes, then the other; `with_defect=False` leaves them
+    empty.
+    """
 
     def make(prefix: str, count: int, *, seed: int = 0, with_defect: bool = True) -> list[SegmentationTile]:
         tiles: list[SegmentationTile] = []
@@ -30,7 +32,9 @@ def make_tiles() -> Callable[..., list[SegmentationTile]]:
             if with_defect:
                 image[mask] = COLOURS[category_id]
             tiles.append(
-                SegmentationTile(id=f"{prefix}{index}", image=image, instances=((category_id, encode(mask)),) if with_defect else ())
+                SegmentationTile(
+                    id=f"{prefix}{index}", image=image, instances=((category_id, encode(mask)),) if with_defect else ()
+                )
             )
         return tiles
 

@@ -25,7 +25,12 @@ def test_image_masks_and_boxes_are_flipped_together(make_tiles: MakeTiles) -> No
         assert mask[y0:y1, x0:x1].all()
         assert mask.sum() == truth.sum() == (y1 - y0) * (x1 - x0)
         assert target["labels"].tolist() == [1]
-        seen |= {(fy, fx) for fy in (False, True) for fx in (False, True) if np.array_equal(mask, truth[:: 1 - 2 * fy, :: 1 - 2 * fx])}
+        seen |= {
+            (fy, fx)
+            for fy in (False, True)
+            for fx in (False, True)
+            if np.array_equal(mask, truth[:: 1 - 2 * fy, :: 1 - 2 * fx])
+        }
     assert len(seen) == 4, "all four flips occur"
 
 
@@ -37,7 +42,9 @@ def test_a_defect_free_tile_gives_empty_targets_of_the_right_shape(make_tiles: M
 
 def test_an_empty_mask_is_no_instance() -> None:
     full, empty = np.ones((20, 30), bool), np.zeros((20, 30), bool)
-    tile = SegmentationTile(id="t", image=np.zeros((20, 30, 3), np.uint8), instances=((1, encode(empty)), (2, encode(full))))
+    tile = SegmentationTile(
+        id="t", image=np.zeros((20, 30, 3), np.uint8), instances=((1, encode(empty)), (2, encode(full)))
+    )
     _, target = to_sample(tile, np.random.default_rng(0))
     assert target["labels"].tolist() == [2]
     assert target["boxes"].tolist() == [[0, 0, 30, 20]]
@@ -54,7 +61,12 @@ def test_every_tile_comes_once_per_epoch_and_epochs_differ() -> None:
 def test_a_batch_depends_on_seed_and_step_alone(make_tiles: MakeTiles) -> None:
     def images(seed: int, step: int) -> torch.Tensor:
         batch = draw_batch(
-            make_tiles("d", 6), make_tiles("f", 6, with_defect=False), batch_size=4, defect_free_share=0.5, seed=seed, step=step
+            make_tiles("d", 6),
+            make_tiles("f", 6, with_defect=False),
+            batch_size=4,
+            defect_free_share=0.5,
+            seed=seed,
+            step=step,
         )
         assert [len(target["labels"]) for _, target in batch] == [1, 1, 0, 0]
         return torch.stack([image for image, _ in batch])

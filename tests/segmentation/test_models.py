@@ -11,7 +11,14 @@ from safetensors.torch import save_file
 from defectory.errors import WeightsError
 from defectory.rle import decode
 from defectory.segmentation.models import build_segmenter
-from defectory.segmentation.start import CLASS_HEADS, apply_start, save_start, split_tiles, spread_rows, tiles_of_class_map
+from defectory.segmentation.start import (
+    CLASS_HEADS,
+    apply_start,
+    save_start,
+    split_tiles,
+    spread_rows,
+    tiles_of_class_map,
+)
 
 
 @pytest.mark.parametrize("kind", ["light", "resnet50"])

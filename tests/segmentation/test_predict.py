@@ -27,7 +27,9 @@ Image = NDArray[np.uint8]
 
 
 class FindsBright(nn.Module):
-    """Takes every connected bright region for a defect: reddish ones are class 1, bluish ones class 2; larger ones score higher."""
+    """Takes every connected bright region for a defect: reddish ones are class 1, bluish ones class 2; larger ones
+    score higher.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +45,13 @@ class FindsBright(nn.Module):
         scores = [min(0.99, 0.2 + mask.sum() / 1000) for mask in masks]
         classes = [1 if pixels[0][mask].mean() > pixels[2][mask].mean() else 2 for mask in masks]
         stacked = np.stack(masks)[:, None] if masks else np.zeros((0, 1, *labels.shape))
-        return [{"scores": torch.tensor(scores), "labels": torch.tensor(classes), "masks": torch.from_numpy(stacked.astype(np.float32))}]
+        return [
+            {
+                "scores": torch.tensor(scores),
+                "labels": torch.tensor(classes),
+                "masks": torch.from_numpy(stacked.astype(np.float32)),
+            }
+        ]
 
 
 def tiling(mode: Any = "tile", scale: float = 1.0, tile_px: int = 64) -> Tiling:
@@ -67,7 +75,9 @@ def test_masks_come_in_the_frame_of_the_whole_image() -> None:
     assert all(np.array_equal(decode(p.rle), mask) for p, mask in zip(found, masks, strict=True))
 
 
-@pytest.mark.parametrize(("mode", "scale", "seen_hw"), [("tile", 0.5, (60, 40)), ("tile", 2.0, (240, 160)), ("frame", 1.0, (64, 64))])
+@pytest.mark.parametrize(
+    ("mode", "scale", "seen_hw"), [("tile", 0.5, (60, 40)), ("tile", 2.0, (240, 160)), ("frame", 1.0, (64, 64))]
+)
 def test_images_are_seen_at_the_tilings_scale(mode: str, scale: float, seen_hw: tuple[int, int]) -> None:
     image, masks = scene((120, 80), (8, 16, 48, 56, 1))
     model = FindsBright()
@@ -81,7 +91,8 @@ def test_images_are_seen_at_the_tilings_scale(mode: str, scale: float, seen_hw: 
 def test_large_images_are_seen_in_windows_and_nothing_is_found_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(predict, "MAX_SIDE_PX", 64)
     monkeypatch.setattr(predict, "OVERLAP_PX", 24)
-    # the second lies in the overlap of two windows, the third is cut by windows on either side, the fourth spans three of them
+    # the second lies in the overlap of two windows, the third is cut by windows on either side, the fourth spans three
+    # of them
     image, masks = scene((70, 150), (3, 4, 20, 20, 1), (44, 30, 60, 44, 2), (130, 55, 150, 70, 1), (25, 50, 125, 53, 1))
     model = FindsBright()
     (found,) = predict_images(model, [(0, image)], tiling())
@@ -125,8 +136,14 @@ def test_pycocotools_loads_the_results_and_a_perfect_segmenter_scores_one() -> N
     images, records = [], []
     for number, boxes in enumerate([[(4, 6, 24, 26, 1), (50, 30, 70, 40, 2)], [(10, 10, 30, 20, 2)]], start=1):
         image, masks = scene((50, 80), *boxes)
-        instances = tuple(Instance(category_id=box[4], rle=encode(mask)) for box, mask in zip(boxes, masks, strict=True))
-        records.append(ImageRecord(id=number, file_name=f"{number}.png", size_hw=(50, 80), sha256="", group="g", instances=instances))
+        instances = tuple(
+            Instance(category_id=box[4], rle=encode(mask)) for box, mask in zip(boxes, masks, strict=True)
+        )
+        records.append(
+            ImageRecord(
+                id=number, file_name=f"{number}.png", size_hw=(50, 80), sha256="", group="g", instances=instances
+            )
+        )
         images.append((number, image))
     results = [row for found in predict_images(FindsBright(), images, tiling()) for row in coco_results(found)]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):

@@ -1,4 +1,6 @@
-"""`predict` on the files that people have: each read as training read it, or told in one line; a folder of the user's is left alone."""
+"""`predict` on the files that people have: each read as training read it, or told in one line; a folder of the user's
+is left alone.
+"""
 
 from __future__ import annotations
 
@@ -34,15 +36,26 @@ def segmenters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
     mask = np.zeros(SIZE_HW, bool)
     mask[20:34, 10:50] = True
-    tile = SegmentationTile(id="t", image=np.where(mask[..., None], 30, 120).astype(np.uint8).repeat(3, 2), instances=((1, encode(mask)),))
+    tile = SegmentationTile(
+        id="t", image=np.where(mask[..., None], 30, 120).astype(np.uint8).repeat(3, 2), instances=((1, encode(mask)),)
+    )
     made: dict[str, Path] = {}
     for name, value_range in (("8 bit", None), ("12 bit", RANGE)):
         made[name] = tmp_path_factory.mktemp("segmenter") / "segmenter"
         for _ in train_segmenter(
-            arm="real", real=[tile], synthetic=[], defect_free=[], validate=lambda _: 0.0, kind="light", categories=(Category(id=1, name="crack"),),
-            tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"), config=SegmentationConfig(num_steps=2, batch_size=1), seed=0,
-            out=made[name], value_range=value_range,
-        ):  # fmt: skip
+            arm="real",
+            real=[tile],
+            synthetic=[],
+            defect_free=[],
+            validate=lambda _: 0.0,
+            kind="light",
+            categories=(Category(id=1, name="crack"),),
+            tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"),
+            config=SegmentationConfig(num_steps=2, batch_size=1),
+            seed=0,
+            out=made[name],
+            value_range=value_range,
+        ):
             pass
     return made
 
@@ -91,10 +104,15 @@ def save_frame(folder: Path, kind: str) -> Path:
     if kind in data:
         return written(folder / kind, data[kind]())
     image = {
-        "grey.png": lambda: Image.fromarray(grey), "la.png": lambda: Image.fromarray(grey).convert("LA"), "UPPER.PNG": lambda: Image.fromarray(colour),
-        "noext": lambda: Image.fromarray(colour), "palette.png": lambda: Image.fromarray(grey).convert("P"), "cmyk.tif": lambda: Image.fromarray(colour).convert("CMYK"),
-        "rgba.png": lambda: Image.fromarray(colour).convert("RGBA"), "turned.png": lambda: Image.fromarray(colour),
-    }[kind]()  # fmt: skip
+        "grey.png": lambda: Image.fromarray(grey),
+        "la.png": lambda: Image.fromarray(grey).convert("LA"),
+        "UPPER.PNG": lambda: Image.fromarray(colour),
+        "noext": lambda: Image.fromarray(colour),
+        "palette.png": lambda: Image.fromarray(grey).convert("P"),
+        "cmyk.tif": lambda: Image.fromarray(colour).convert("CMYK"),
+        "rgba.png": lambda: Image.fromarray(colour).convert("RGBA"),
+        "turned.png": lambda: Image.fromarray(colour),
+    }[kind]()
     options: dict[str, Any] = {}
     if kind == "turned.png":
         exif = Image.Exif()
@@ -105,12 +123,26 @@ def save_frame(folder: Path, kind: str) -> Path:
 
 
 EVERY_FRAME = (
-    "g16.tif", "big-endian.tif", "g12in16.png", "rgb16.png", "float01.tif", "float255.TIF", "grey.png", "la.png", "UPPER.PNG", "noext", "palette.png",
-    "cmyk.tif", "rgba.png", "turned.png",
-)  # fmt: skip
+    "g16.tif",
+    "big-endian.tif",
+    "g12in16.png",
+    "rgb16.png",
+    "float01.tif",
+    "float255.TIF",
+    "grey.png",
+    "la.png",
+    "UPPER.PNG",
+    "noext",
+    "palette.png",
+    "cmyk.tif",
+    "rgba.png",
+    "turned.png",
+)
 
 
-def test_frames_of_every_mode_and_depth_look_alike_to_the_segmenter(segmenters: dict[str, Path], tmp_path: Path, seen: list[Any]) -> None:
+def test_frames_of_every_mode_and_depth_look_alike_to_the_segmenter(
+    segmenters: dict[str, Path], tmp_path: Path, seen: list[Any]
+) -> None:
     files = [save_frame(tmp_path / "frames", kind) for kind in EVERY_FRAME]
     done = run(segmenters["8 bit"], tmp_path / "out", *files)
     assert done.num_images == len(files) == len(seen)
@@ -129,7 +161,9 @@ def test_frames_of_every_mode_and_depth_look_alike_to_the_segmenter(segmenters: 
         assert words in f"{told} ", words
 
 
-def test_deep_frames_are_read_with_the_range_of_the_training_set(segmenters: dict[str, Path], tmp_path: Path, seen: list[Any]) -> None:
+def test_deep_frames_are_read_with_the_range_of_the_training_set(
+    segmenters: dict[str, Path], tmp_path: Path, seen: list[Any]
+) -> None:
     assert value_range_of(segmenters["12 bit"]) == RANGE
     assert value_range_of(segmenters["8 bit"]) is None
     dim = part()[..., 0].astype(np.uint16)
@@ -139,22 +173,36 @@ def test_deep_frames_are_read_with_the_range_of_the_training_set(segmenters: dic
         written(tmp_path / "sixteen.png", encode_png(dim * 257)),
     ]
     done = run(segmenters["12 bit"], tmp_path / "out", *files)
-    assert np.abs(seen[0][..., 0] - dim.astype(float) * 2 * 255 / 4095).max() <= 0.5, "a frame that is dark in the set's range stays dark"
+    assert np.abs(seen[0][..., 0] - dim.astype(float) * 2 * 255 / 4095).max() <= 0.5, (
+        "a frame that is dark in the set's range stays dark"
+    )
     np.testing.assert_array_equal(seen[1], part())
     np.testing.assert_array_equal(seen[2][..., 0], dim)
     assert len(done.remarks) == 1
     assert (
-        "sixteen.png: 16-bit values are not of the data set's range (black 0, white 4095): read as black 0, white 65535" in done.remarks[0]
+        "sixteen.png: 16-bit values are not of the data set's range (black 0, white 4095): read as black 0, white 65535"
+        in done.remarks[0]
     )
 
 
-def test_equal_names_in_two_folders_give_two_overlays_and_a_file_named_twice_one(segmenters: dict[str, Path], tmp_path: Path) -> None:
-    first, second = (written(tmp_path / folder / "im.png", encode_png(part(seed))) for seed, folder in enumerate(("a", "b")))
+def test_equal_names_in_two_folders_give_two_overlays_and_a_file_named_twice_one(
+    segmenters: dict[str, Path], tmp_path: Path
+) -> None:
+    first, second = (
+        written(tmp_path / folder / "im.png", encode_png(part(seed))) for seed, folder in enumerate(("a", "b"))
+    )
     written(tmp_path / "a" / ".ipynb_checkpoints" / "im-checkpoint.png", encode_png(part(3)))
     written(tmp_path / "a" / "._im.png", b"litter")
     written(tmp_path / "a" / "Thumbs.db", b"litter")
     (tmp_path / "b" / "again.png").symlink_to(first)
-    done = run(segmenters["8 bit"], tmp_path / "out", tmp_path / "a", tmp_path / "b", first, tmp_path / "b" / ".." / "a" / "im.png")
+    done = run(
+        segmenters["8 bit"],
+        tmp_path / "out",
+        tmp_path / "a",
+        tmp_path / "b",
+        first,
+        tmp_path / "b" / ".." / "a" / "im.png",
+    )
     assert done.num_images == 2
     images = json.loads((tmp_path / "out" / "images.json").read_text())["images"]
     assert [image["file_name"] for image in images] == [str(first), str(second)]
@@ -180,17 +228,30 @@ def test_names_stay_relative_where_they_were_given_so_and_odd_ones_are_safe(
 def test_bad_frames_are_one_line_each_and_the_others_are_predicted(segmenters: dict[str, Path], tmp_path: Path) -> None:
     good = written(tmp_path / "good.png", encode_png(part()))
     bad = {
-        "empty.png": b"", "text.png": b"no image", "cut.png": encode_png(part())[:300], "five.tif": encode_tiff(np.zeros((4, 6, 5), np.uint16)),
-    }  # fmt: skip
+        "empty.png": b"",
+        "text.png": b"no image",
+        "cut.png": encode_png(part())[:300],
+        "five.tif": encode_tiff(np.zeros((4, 6, 5), np.uint16)),
+    }
     files = [written(tmp_path / name, data) for name, data in bad.items()]
     with pytest.raises(ImageError, match="the file is empty"):
         run(segmenters["8 bit"], tmp_path / "out", *files, good)
     assert not (tmp_path / "out").exists()
-    done = run(segmenters["8 bit"], tmp_path / "out", *files, tmp_path / "missing.png", Path(f"{tmp_path}/a\0b.png"), good, skip_bad=True)
+    done = run(
+        segmenters["8 bit"],
+        tmp_path / "out",
+        *files,
+        tmp_path / "missing.png",
+        Path(f"{tmp_path}/a\0b.png"),
+        good,
+        skip_bad=True,
+    )
     assert done.num_images == 1
     assert len(done.skipped) == 6
     for line, words in zip(
-        done.skipped, ("is empty", "not an image", "truncated", "5 channels", "no such image file", "NUL byte"), strict=True
+        done.skipped,
+        ("is empty", "not an image", "truncated", "5 channels", "no such image file", "NUL byte"),
+        strict=True,
     ):
         assert words in line
         assert "\n" not in line
@@ -199,7 +260,9 @@ def test_bad_frames_are_one_line_each_and_the_others_are_predicted(segmenters: d
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_folder_of_the_users_is_left_alone_and_one_of_ours_replaced(segmenters: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_of_the_users_is_left_alone_and_one_of_ours_replaced(
+    segmenters: dict[str, Path], tmp_path: Path
+) -> None:
     frame = written(tmp_path / "frames" / "a.png", encode_png(part()))
     before = frame.read_bytes()
     with pytest.raises(OutputError):
@@ -213,6 +276,8 @@ def test_a_folder_of_the_users_is_left_alone_and_one_of_ours_replaced(segmenters
 
 
 @pytest.mark.parametrize("size_hw", [(11, 17), (1, 1), (3, 400), (130, 1600)])
-def test_tiny_and_long_frames_are_predicted(segmenters: dict[str, Path], tmp_path: Path, size_hw: tuple[int, int]) -> None:
+def test_tiny_and_long_frames_are_predicted(
+    segmenters: dict[str, Path], tmp_path: Path, size_hw: tuple[int, int]
+) -> None:
     done = run(segmenters["8 bit"], tmp_path / "out", written(tmp_path / "a.png", encode_png(part(0, size_hw))))
     assert done.num_images == 1

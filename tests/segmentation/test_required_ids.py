@@ -16,7 +16,9 @@ from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationTile
 from defectory.segmentation.training import train_segmenter
 
-SPLIT = Split(dataset_digest="d", seed=0, fraction=1.0, train=(1, 2), val=(3,), test=(4,), pool=(5,), pool_source="images")
+SPLIT = Split(
+    dataset_digest="d", seed=0, fraction=1.0, train=(1, 2), val=(3,), test=(4,), pool=(5,), pool_source="images"
+)
 
 
 def require(ids: Sequence[int], what: str) -> None:
@@ -28,9 +30,17 @@ def train(out: Path, **tiles: Any) -> None:
     tiling = Tiling(mode="tile", tile_px=64, scale=1.0, reason="test")
     config = SegmentationConfig(num_steps=2, batch_size=2, defect_free_share=0.5, validate_every=2, checkpoint_every=2)
     for _ in train_segmenter(
-        arm="synthetic_then_real", validate=lambda _: 0.0, kind="light", categories=categories, tiling=tiling, config=config, seed=0, out=out,
-        require=require, **tiles,
-    ):  # fmt: skip
+        arm="synthetic_then_real",
+        validate=lambda _: 0.0,
+        kind="light",
+        categories=categories,
+        tiling=tiling,
+        config=config,
+        seed=0,
+        out=out,
+        require=require,
+        **tiles,
+    ):
         pass
 
 
@@ -38,14 +48,20 @@ def from_images(tiles: list[SegmentationTile], *ids: int) -> list[SegmentationTi
     return [replace(tile, image_ids=ids) for tile in tiles]
 
 
-def test_every_tile_must_come_from_train_or_pool(make_tiles: Callable[..., list[SegmentationTile]], tmp_path: Path) -> None:
+def test_every_tile_must_come_from_train_or_pool(
+    make_tiles: Callable[..., list[SegmentationTile]], tmp_path: Path
+) -> None:
     whole = {
         "real": from_images(make_tiles("real", 2), 1),
         "synthetic": from_images(make_tiles("draft", 2), 5, 2),
         "defect_free": from_images(make_tiles("free", 2, with_defect=False), 5),
     }
     for name, tiles in whole.items():
-        for ids, found in (((4,), r"image ids \[4\]"), ((1, 3), r"image ids \[3\]"), ((), "says not which images it comes from")):
+        for ids, found in (
+            ((4,), r"image ids \[4\]"),
+            ((1, 3), r"image ids \[3\]"),
+            ((), "says not which images it comes from"),
+        ):
             with pytest.raises(FirewallError, match=rf"tile {tiles[1].id}: {found}"):
                 train(tmp_path / "out", **whole | {name: [tiles[0], *from_images(tiles[1:], *ids)]})
     assert not (tmp_path / "out").exists()

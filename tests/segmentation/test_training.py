@@ -18,7 +18,14 @@ from defectory.segmentation import data
 from defectory.segmentation.config import Arm, SegmentationConfig
 from defectory.segmentation.data import SegmentationTile
 from defectory.segmentation.predict import predict_images
-from defectory.segmentation.training import WARMUP_STEPS, SegmenterEvent, first_real_step, learning_rate_at, load_segmenter, train_segmenter
+from defectory.segmentation.training import (
+    WARMUP_STEPS,
+    SegmenterEvent,
+    first_real_step,
+    learning_rate_at,
+    load_segmenter,
+    train_segmenter,
+)
 
 MakeTiles = Callable[..., list[SegmentationTile]]
 CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
@@ -28,14 +35,28 @@ CONFIG = SegmentationConfig(num_steps=6, batch_size=4, defect_free_share=0.25, v
 
 
 def train(
-    make_tiles: MakeTiles, out: Path, arm: Arm, *, config: SegmentationConfig = CONFIG, validate: Callable[[Any], float] = lambda _: 0.0
+    make_tiles: MakeTiles,
+    out: Path,
+    arm: Arm,
+    *,
+    config: SegmentationConfig = CONFIG,
+    validate: Callable[[Any], float] = lambda _: 0.0,
 ) -> list[SegmenterEvent]:
     return list(
         train_segmenter(
-            arm=arm, real=make_tiles("real", 5), synthetic=make_tiles("made", 7, seed=1), defect_free=make_tiles("free", 9, with_defect=False),
-            validate=validate, kind="light", categories=CATEGORIES, tiling=TILING, config=config, seed=3, out=out,
+            arm=arm,
+            real=make_tiles("real", 5),
+            synthetic=make_tiles("made", 7, seed=1),
+            defect_free=make_tiles("free", 9, with_defect=False),
+            validate=validate,
+            kind="light",
+            categories=CATEGORIES,
+            tiling=TILING,
+            config=config,
+            seed=3,
+            out=out,
         )
-    )  # fmt: skip
+    )
 
 
 def test_all_arms_take_the_same_steps_and_the_same_defect_free_tiles(
@@ -68,8 +89,15 @@ def test_all_arms_take_the_same_steps_and_the_same_defect_free_tiles(
     free = {arm: [[t for t in batch if t.startswith("free")] for batch in batches] for arm, batches in per_arm.items()}
     assert all(len(batch) == 1 for batch in free["real"])
     assert free["real"] == free["synthetic"] == free["synthetic_then_real"]
-    kinds = {arm: ["".join(sorted({t[:4] for t in batch} - {"free"})) for batch in batches] for arm, batches in per_arm.items()}
-    assert kinds == {"real": ["real"] * 6, "synthetic": ["made"] * 6, "synthetic_then_real": ["made"] * 3 + ["real"] * 3}
+    kinds = {
+        arm: ["".join(sorted({t[:4] for t in batch} - {"free"})) for batch in batches]
+        for arm, batches in per_arm.items()
+    }
+    assert kinds == {
+        "real": ["real"] * 6,
+        "synthetic": ["made"] * 6,
+        "synthetic_then_real": ["made"] * 3 + ["real"] * 3,
+    }
 
 
 def test_the_checkpoint_with_the_best_val_score_is_kept(make_tiles: MakeTiles, tmp_path: Path) -> None:
@@ -107,14 +135,22 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
     make_tiles: MakeTiles, tmp_path: Path, precision: Literal["fp32", "bf16"]
 ) -> None:
     config = SegmentationConfig(
-        num_steps=30, batch_size=3, defect_free_share=0, validate_every=30, checkpoint_every=30, learning_rate=3e-3, precision=precision
+        num_steps=30,
+        batch_size=3,
+        defect_free_share=0,
+        validate_every=30,
+        checkpoint_every=30,
+        learning_rate=3e-3,
+        precision=precision,
     )
     losses = [event.loss for event in train(make_tiles, tmp_path, "real", config=config)]
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     model, categories, tiling = load_segmenter(tmp_path)
     assert (categories, tiling) == (CATEGORIES, TILING)
     tiles = make_tiles("real", 2)
-    for tile, found in zip(tiles, predict_images(model, ((i, t.image) for i, t in enumerate(tiles)), tiling), strict=True):
+    for tile, found in zip(
+        tiles, predict_images(model, ((i, t.image) for i, t in enumerate(tiles)), tiling), strict=True
+    ):
         assert found, "nothing found"
         mask, truth = decode(found[0].rle), decode(tile.instances[0][1])
         assert mask.shape == tile.image.shape[:2]
@@ -124,8 +160,19 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
 def test_an_arm_without_its_tiles_is_refused(make_tiles: MakeTiles, tmp_path: Path) -> None:
     def run(arm: Arm) -> None:
         real = make_tiles("real", 2)
-        common: Any = {"validate": lambda _: 0.0, "kind": "light", "categories": CATEGORIES, "tiling": TILING, "config": CONFIG, "seed": 0}
-        list(train_segmenter(arm=arm, real=real if arm != "real" else [], synthetic=[], defect_free=[], out=tmp_path, **common))
+        common: Any = {
+            "validate": lambda _: 0.0,
+            "kind": "light",
+            "categories": CATEGORIES,
+            "tiling": TILING,
+            "config": CONFIG,
+            "seed": 0,
+        }
+        list(
+            train_segmenter(
+                arm=arm, real=real if arm != "real" else [], synthetic=[], defect_free=[], out=tmp_path, **common
+            )
+        )
 
     with pytest.raises(ConfigError, match=r"arm synthetic: no synthetic tiles; check curation"):
         run("synthetic")
@@ -147,15 +194,19 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
             mask = np.zeros((48, 64), bool)
             mask[8:20, 10:40] = True
             images = np.random.default_rng(seed).integers(0, 255, (4, 48, 64, 3)).astype(np.uint8)
-            return [SegmentationTile(id=str(i), image=im, instances=((1, encode(mask)),) * with_defect) for i, im in enumerate(images)]
+            instances = ((1, encode(mask)),) * with_defect
+            return [SegmentationTile(id=str(i), image=im, instances=instances) for i, im in enumerate(images)]
         def stage(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / ".tmpQ3fx9a").write_bytes(b"left by a killed write of safetensors")
             (out / ".defectory-12-0123abcd.tmp.safetensors").write_bytes(b"left by a killed write of ours")
-            config = SegmentationConfig(num_steps=16, batch_size=3, defect_free_share=0.3, validate_every=3, checkpoint_every=2)
+            config = SegmentationConfig(
+                num_steps=16, batch_size=3, defect_free_share=0.3, validate_every=3, checkpoint_every=2
+            )
             for _ in train_segmenter(
                 arm="synthetic_then_real", real=tiles(0), synthetic=tiles(1), defect_free=tiles(2, False),
-                validate=lambda model: float(next(model.parameters()).abs().sum()) % 1, kind="light", categories=(Category(id=1, name="crack"),),
+                validate=lambda model: float(next(model.parameters()).abs().sum()) % 1, kind="light",
+                categories=(Category(id=1, name="crack"),),
                 tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"), config=config, seed=5, out=out,
             ):
                 pass
@@ -170,14 +221,25 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
 def test_a_run_goes_on_from_its_checkpoint(make_tiles: MakeTiles, tmp_path: Path) -> None:
     whole = train(make_tiles, tmp_path / "whole", "real")
     common: Any = {
-        "arm": "real", "real": make_tiles("real", 5), "synthetic": [], "defect_free": make_tiles("free", 9, with_defect=False),
-        "validate": lambda _: 0.0, "kind": "light", "categories": CATEGORIES, "tiling": TILING, "config": CONFIG, "seed": 3, "out": tmp_path / "cut",
-    }  # fmt: skip
+        "arm": "real",
+        "real": make_tiles("real", 5),
+        "synthetic": [],
+        "defect_free": make_tiles("free", 9, with_defect=False),
+        "validate": lambda _: 0.0,
+        "kind": "light",
+        "categories": CATEGORIES,
+        "tiling": TILING,
+        "config": CONFIG,
+        "seed": 3,
+        "out": tmp_path / "cut",
+    }
     list(islice(train_segmenter(**common), 5))
     resumed = list(train_segmenter(**common))
     assert [event.step for event in resumed] == [5, 6]
     assert [event.loss for event in resumed] == [event.loss for event in whole[4:]]
-    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
+        tmp_path / "whole" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_a_pickle_or_a_damaged_segmenter_is_refused(make_tiles: MakeTiles, tmp_path: Path) -> None:

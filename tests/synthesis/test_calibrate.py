@@ -8,7 +8,15 @@ import pytest
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.calibration import ClassCalibration
 from defectory.engine.base.load import LoadedModels, load_base
-from defectory.synthesis.calibrate import BOUNDS, LEVELS, CalibrationDraft, calibrate, choose_drafts, choose_guidance, guidance_map
+from defectory.synthesis.calibrate import (
+    BOUNDS,
+    LEVELS,
+    CalibrationDraft,
+    calibrate,
+    choose_drafts,
+    choose_guidance,
+    guidance_map,
+)
 from defectory.synthesis.config import SynthesisConfig
 
 SIZE_HW = (32, 48)
@@ -32,7 +40,9 @@ def test_guidance_is_where_the_drawn_contrast_meets_the_real_one() -> None:
 
 
 @pytest.mark.parametrize(("num_drawn", "num_real"), [(5, 3), (3, 9), (5, 0)])
-def test_a_class_of_few_defects_takes_what_fits_all_in_proportion_to_their_contrast(num_drawn: int, num_real: int) -> None:
+def test_a_class_of_few_defects_takes_what_fits_all_in_proportion_to_their_contrast(
+    num_drawn: int, num_real: int
+) -> None:
     rows = [row(1, 0.3)] * 20 + [row(2, 3.0)] * num_drawn
     pit, burn, _ = choose_guidance(rows, {1: [0.6] * 9, 2: [4.5] * num_real}, CATEGORIES)
     assert pit.mask_guidance == pytest.approx(2.0)
@@ -40,16 +50,25 @@ def test_a_class_of_few_defects_takes_what_fits_all_in_proportion_to_their_contr
 
 
 @pytest.mark.parametrize(
-    ("real", "slope", "expected"), [(0.1, 0.3, BOUNDS[0]), (9.0, 0.3, BOUNDS[1]), (0.5, 0.0, LEVELS[1]), (0.5, -0.2, LEVELS[1])]
+    ("real", "slope", "expected"),
+    [(0.1, 0.3, BOUNDS[0]), (9.0, 0.3, BOUNDS[1]), (0.5, 0.0, LEVELS[1]), (0.5, -0.2, LEVELS[1])],
 )
-def test_guidance_stays_in_bounds_and_is_no_extrapolation_where_it_does_nothing(real: float, slope: float, expected: float) -> None:
-    assert choose_guidance([row(1, slope, 0.2)] * 4, {1: [real] * 4}, CATEGORIES)[0].mask_guidance == pytest.approx(expected)
+def test_guidance_stays_in_bounds_and_is_no_extrapolation_where_it_does_nothing(
+    real: float, slope: float, expected: float
+) -> None:
+    assert choose_guidance([row(1, slope, 0.2)] * 4, {1: [real] * 4}, CATEGORIES)[0].mask_guidance == pytest.approx(
+        expected
+    )
 
 
 def test_between_levels_guidance_is_interpolated() -> None:
     saturating = [(1, (0.5, 0.7, 0.8))] * 4
-    assert choose_guidance(saturating, {1: [0.65] * 4}, CATEGORIES)[0].mask_guidance == pytest.approx(1.0 + 0.75 * 0.15 / 0.2, abs=1e-3)
-    assert choose_guidance(saturating, {1: [0.84] * 4}, CATEGORIES)[0].mask_guidance == pytest.approx(2.5 + 0.75 * 0.04 / 0.1, abs=1e-3)
+    assert choose_guidance(saturating, {1: [0.65] * 4}, CATEGORIES)[0].mask_guidance == pytest.approx(
+        1.0 + 0.75 * 0.15 / 0.2, abs=1e-3
+    )
+    assert choose_guidance(saturating, {1: [0.84] * 4}, CATEGORIES)[0].mask_guidance == pytest.approx(
+        2.5 + 0.75 * 0.04 / 0.1, abs=1e-3
+    )
 
 
 def test_depth_of_tone_is_a_quantile_of_the_real_contrasts() -> None:
@@ -97,11 +116,15 @@ def test_each_draft_is_drawn_at_every_level_and_measured_where_its_masks_lie(tin
     driver[mask] = (255, 0, 0)
     drafts = [
         CalibrationDraft(
-            instances=((2, mask),), driver=driver, empty_driver=empty,
-            prompt="an image of a sks with a crack", prompt_without="an image of a sks", seed=seed,
+            instances=((2, mask),),
+            driver=driver,
+            empty_driver=empty,
+            prompt="an image of a sks with a crack",
+            prompt_without="an image of a sks",
+            seed=seed,
         )
         for seed in range(5)
-    ]  # fmt: skip
+    ]
     seen: list[np.ndarray] = []
 
     def contrast_of(image: np.ndarray, own: np.ndarray, labelled: np.ndarray) -> float:
@@ -113,7 +136,13 @@ def test_each_draft_is_drawn_at_every_level_and_measured_where_its_masks_lie(tin
 
     config = SynthesisConfig(num_steps=2, batch_size=3, precision="fp32")
     *progress, last = calibrate(
-        drafts, real={2: [0.5] * 4}, models=models, class_noun="surface", categories=CATEGORIES, config=config, contrast_of=contrast_of
+        drafts,
+        real={2: [0.5] * 4},
+        models=models,
+        class_noun="surface",
+        categories=CATEGORIES,
+        config=config,
+        contrast_of=contrast_of,
     )
     assert progress == [3, 6, 9, 11, 13, 15]
     assert isinstance(last, tuple)

@@ -28,15 +28,24 @@ def mask(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
 @pytest.fixture
 def exported(tmp_path: Path) -> tuple[Path, Plan]:
     ring = mask(4, 4, 20, 20) & ~mask(8, 8, 14, 14)
-    labels = ((1, ring), (2, mask(24, 5, 34, 12))), ((1, mask(35, 10, 46, 20)),), ((2, mask(2, 2, 9, 9)), (1, mask(42, 2, 47, 9)))
+    labels = (
+        ((1, ring), (2, mask(24, 5, 34, 12))),
+        ((1, mask(35, 10, 46, 20)),),
+        ((2, mask(2, 2, 9, 9)), (1, mask(42, 2, 47, 9))),
+    )
     jobs = tuple(
         Job(
-            id=f"{n:06d}", tile_id=f"p{n}", augmentation_seed=n or None, prompt=f"prompt {n}", prompt_without="", seed=40 + n,
+            id=f"{n:06d}",
+            tile_id=f"p{n}",
+            augmentation_seed=n or None,
+            prompt=f"prompt {n}",
+            prompt_without="",
+            seed=40 + n,
             instances=tuple(Instance(category_id=c, rle=encode(m)) for c, m in label),
             mask_sources=tuple(MaskSource(bank_id=f"b{n}", perturbation_seed=k) for k in range(len(label))),
         )
         for n, label in enumerate(labels)
-    )  # fmt: skip
+    )
     categories = Category(id=1, name="crack"), Category(id=2, name="blowhole")
     plan = Plan(concept_digest="cc", control_digest="kk", driver_config_digest="d", categories=categories, jobs=jobs)
     for n, job in enumerate(jobs):
@@ -45,13 +54,21 @@ def exported(tmp_path: Path) -> tuple[Path, Plan]:
     fidelity = Fidelity(iou=0.75, per_instance_iou=(0.75,), outside_fraction=0.1, f1_2px=(None,))
     statuses: tuple[Any, ...] = ("accepted", "rejected", "accepted")
     decisions = Decisions(
-        plan_digest=plan.digest(), threshold=0.35,
-        decisions=tuple(Decision(job_id=j.id, status=s, reason="", fidelity=fidelity) for j, s in zip(jobs, statuses, strict=True)),
-    )  # fmt: skip
+        plan_digest=plan.digest(),
+        threshold=0.35,
+        decisions=tuple(
+            Decision(job_id=j.id, status=s, reason="", fidelity=fidelity) for j, s in zip(jobs, statuses, strict=True)
+        ),
+    )
     written = export_synthetic(
-        plan, decisions, drafts=tmp_path / "drafts", out=tmp_path / "synthetic", base_digest="bb",
-        pool_image_of=lambda job: {"image_id": 7, "file_name": f"{job.tile_id}.jpg"}, valid_hw_of=lambda _: VALID_HW,
-    )  # fmt: skip
+        plan,
+        decisions,
+        drafts=tmp_path / "drafts",
+        out=tmp_path / "synthetic",
+        base_digest="bb",
+        pool_image_of=lambda job: {"image_id": 7, "file_name": f"{job.tile_id}.jpg"},
+        valid_hw_of=lambda _: VALID_HW,
+    )
     assert (written.num_images, written.num_without_outline) == (2, 0)
     return tmp_path / "synthetic", plan
 
@@ -96,7 +113,9 @@ def test_polygons_are_filled_to_the_masks_of_the_run_lengths(exported: tuple[Pat
     coco, polygons = COCO(str(folder / "annotations.json")), COCO(str(folder / "annotations_polygons.json"))
     assert all(isinstance(annotation["segmentation"], list) for annotation in polygons.anns.values())
     for annotation_id, annotation in coco.anns.items():
-        assert np.array_equal(coco.annToMask(annotation), polygons.annToMask(polygons.anns[annotation_id])), "holes are kept"
+        assert np.array_equal(coco.annToMask(annotation), polygons.annToMask(polygons.anns[annotation_id])), (
+            "holes are kept"
+        )
 
 
 def test_every_image_has_its_provenance(exported: tuple[Path, Plan]) -> None:

@@ -35,12 +35,22 @@ def make_plan(count: int = 7) -> Plan:
         mask[8:16, 4 + 3 * index : 12 + 3 * index] = True
         jobs.append(
             Job(
-                id=f"{index:06d}", tile_id="p", augmentation_seed=None, instances=(Instance(category_id=1, rle=encode(mask)),), mask_sources=(),
-                prompt="an image of a sks with a crack", prompt_without="an image of a sks", seed=100 + index,
+                id=f"{index:06d}",
+                tile_id="p",
+                augmentation_seed=None,
+                instances=(Instance(category_id=1, rle=encode(mask)),),
+                mask_sources=(),
+                prompt="an image of a sks with a crack",
+                prompt_without="an image of a sks",
+                seed=100 + index,
             )
-        )  # fmt: skip
+        )
     return Plan(
-        concept_digest="c", control_digest="k", driver_config_digest="d", categories=(Category(id=1, name="crack"),), jobs=tuple(jobs)
+        concept_digest="c",
+        control_digest="k",
+        driver_config_digest="d",
+        categories=(Category(id=1, name="crack"),),
+        jobs=tuple(jobs),
     )
 
 
@@ -50,14 +60,19 @@ def input_of(job: Job) -> DraftInput:
     driver = empty.copy()
     driver[decode(job.instances[0].rle)] = (255, 0, 0)
     return DraftInput(
-        driver=driver, empty_driver=empty, tile=np.full((*SIZE_HW, 3), 77, np.uint8), valid_hw=VALID_HW,
+        driver=driver,
+        empty_driver=empty,
+        tile=np.full((*SIZE_HW, 3), 77, np.uint8),
+        valid_hw=VALID_HW,
         mask_guidance=np.full(SIZE_HW, 2, np.float32),
-    )  # fmt: skip
+    )
 
 
 def draw(models: LoadedModels, out: Path, *, plan: Plan | None = None, **changes: Any) -> list[Any]:
     config = CONFIG.model_copy(update=changes)
-    return list(synthesize(plan or make_plan(), models=models, class_noun="surface", input_of=input_of, config=config, out=out))
+    return list(
+        synthesize(plan or make_plan(), models=models, class_noun="surface", input_of=input_of, config=config, out=out)
+    )
 
 
 def pictures(out: Path, which: int) -> NDArray[np.int64]:
@@ -100,7 +115,16 @@ def test_drafts_of_grey_tiles_are_grey_and_of_coloured_ones_coloured(models: Loa
         return replace(input_of(job), tile=np.full((*SIZE_HW, 3), (77, 80, 90), np.uint8))
 
     draw(models, tmp_path / "grey")
-    list(synthesize(make_plan(), models=models, class_noun="surface", input_of=coloured, config=CONFIG, out=tmp_path / "coloured"))
+    list(
+        synthesize(
+            make_plan(),
+            models=models,
+            class_noun="surface",
+            input_of=coloured,
+            config=CONFIG,
+            out=tmp_path / "coloured",
+        )
+    )
     grey, colour = pictures(tmp_path / "grey", 0), pictures(tmp_path / "coloured", 0)
     assert (grey == grey[..., :1]).all()
     drawn = colour[:, :, : VALID_HW[1]]
@@ -113,7 +137,11 @@ def test_mask_guidance_changes_the_half_with_mask_alone(models: LoadedModels, tm
         return replace(input_of(job), mask_guidance=np.full(SIZE_HW, 8, np.float32))
 
     draw(models, tmp_path / "as_set")
-    list(synthesize(make_plan(), models=models, class_noun="surface", input_of=strongly, config=CONFIG, out=tmp_path / "strong"))
+    list(
+        synthesize(
+            make_plan(), models=models, class_noun="surface", input_of=strongly, config=CONFIG, out=tmp_path / "strong"
+        )
+    )
     assert (pictures(tmp_path / "as_set", 0) != pictures(tmp_path / "strong", 0)).any()
     assert (pictures(tmp_path / "as_set", 1) == pictures(tmp_path / "strong", 1)).all()
 
@@ -126,7 +154,9 @@ def test_both_halves_start_from_the_same_noise(models: LoadedModels, tmp_path: P
         return replace(item, driver=item.empty_driver)
 
     plan = make_plan()
-    plan = plan.model_copy(update={"jobs": tuple(job.model_copy(update={"prompt_without": job.prompt}) for job in plan.jobs)})
+    plan = plan.model_copy(
+        update={"jobs": tuple(job.model_copy(update={"prompt_without": job.prompt}) for job in plan.jobs)}
+    )
     list(synthesize(plan, models=models, class_noun="surface", input_of=same, config=CONFIG, out=tmp_path))
     assert (np.abs(pictures(tmp_path, 0) - pictures(tmp_path, 1)) <= 1).mean() >= 0.999
 

@@ -47,10 +47,15 @@ def test_a_tile_stays_itself_where_nothing_is_drawn() -> None:
 
 @settings(deadline=None, max_examples=100)
 @given(
-    height=st.integers(49, 211), width=st.integers(65, 233), kind=st.sampled_from(["grey", "rgb", "rgba", "grey16"]), zoom=st.sampled_from([1.0, 1.7, 0.6]),
+    height=st.integers(49, 211),
+    width=st.integers(65, 233),
+    kind=st.sampled_from(["grey", "rgb", "rgba", "grey16"]),
+    zoom=st.sampled_from([1.0, 1.7, 0.6]),
     seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
-def test_a_frame_of_any_size_and_depth_changes_under_the_change_alone(height: int, width: int, kind: str, zoom: float, seed: int) -> None:
+)
+def test_a_frame_of_any_size_and_depth_changes_under_the_change_alone(
+    height: int, width: int, kind: str, zoom: float, seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     channels = {"grey": (), "rgb": (3,), "rgba": (4,), "grey16": ()}[kind]
     top = 65536 if kind == "grey16" else 256
@@ -101,7 +106,9 @@ def test_a_deep_frame_changes_in_units_of_its_range(dtype: str, low: float, high
     result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=given)
     assert result.dtype == frame.dtype
     step = -17 * (high - low) / 255
-    assert result[: SIZE_HW[0], : SIZE_HW[1]][label_at()] == pytest.approx(value + step, rel=1e-6, abs=0 if dtype[0] == "f" else 0.5)
+    assert result[: SIZE_HW[0], : SIZE_HW[1]][label_at()] == pytest.approx(
+        value + step, rel=1e-6, abs=0 if dtype[0] == "f" else 0.5
+    )
     untouched = np.ones(frame.shape, bool)
     untouched[: SIZE_HW[0], : SIZE_HW[1]][label_at()] = False
     assert (result[untouched] == frame[untouched]).all()
@@ -113,7 +120,9 @@ def test_no_value_leaves_the_range_and_what_lies_beyond_stays() -> None:
     before = np.full((*SIZE_HW, 3), 100, np.uint8)
     after = before.copy()
     after[label_at()] = 255
-    result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=ValueRange(low=0, high=2368))
+    result = paste(
+        frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=ValueRange(low=0, high=2368)
+    )
     assert result.max() == 3000
     assert result[12, 20] == 3000
     assert np.delete(result.ravel(), 12 * 80 + 20).max() == 2368
@@ -154,7 +163,9 @@ def test_missing_values_of_a_float_frame_stay_missing() -> None:
     before = np.full((*SIZE_HW, 3), 117, np.uint8)
     after = before.copy()
     after[label_at()] = 100
-    result = paste(frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=ValueRange(low=0, high=1))
+    result = paste(
+        frame, before=before, after=after, corner_yx=(0, 0), size_hw=SIZE_HW, value_range=ValueRange(low=0, high=1)
+    )
     assert np.isnan(result).all()
 
 

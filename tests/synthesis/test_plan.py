@@ -36,15 +36,23 @@ def numbered(instances: tuple[Instance, ...]) -> tuple[TileInstance, ...]:
 
 def tile(tile_id: str, image_id: int, part: Any, *instances: Instance) -> Tile:
     return Tile(
-        id=tile_id, file_name=f"{tile_id}.png", image_id=image_id, part=part, offset_xy=(0, 0), scale=1, valid_hw=SIZE_HW,
+        id=tile_id,
+        file_name=f"{tile_id}.png",
+        image_id=image_id,
+        part=part,
+        offset_xy=(0, 0),
+        scale=1,
+        valid_hw=SIZE_HW,
         instances=numbered(instances),
-    )  # fmt: skip
+    )
 
 
 TRAIN = (
-    tile("t0", 1, "train", instance(1)), tile("t1", 2, "train", instance(1)), tile("t2", 3, "train", instance(1)),
+    tile("t0", 1, "train", instance(1)),
+    tile("t1", 2, "train", instance(1)),
+    tile("t2", 3, "train", instance(1)),
     tile("t3", 4, "train", instance(2), instance(2, top=24)),
-)  # fmt: skip
+)
 BANK = MaskBank(
     split_digest="s",
     entries=tuple(
@@ -58,7 +66,10 @@ BANK = MaskBank(
 def tileset(num_pool: int, train: tuple[Tile, ...] = TRAIN) -> TileSet:
     pool = tuple(tile(f"p{i}", 10 + i, "pool") for i in range(num_pool))
     return TileSet(
-        tiling=Tiling(mode="tile", tile_px=56, scale=1, reason=""), categories=CATEGORIES, split_digest="s", tiles=(*train, *pool)
+        tiling=Tiling(mode="tile", tile_px=56, scale=1, reason=""),
+        categories=CATEGORIES,
+        split_digest="s",
+        tiles=(*train, *pool),
     )
 
 
@@ -69,17 +80,34 @@ def allowed(_: Tile, __: int | None) -> Mask:
 
 
 def plan_of(
-    num_pool: int = 4, *, train: tuple[Tile, ...] = TRAIN, bank: MaskBank = BANK, keep_place: bool = False, tone_of: Any = lambda tile: f"tone-{tile.id}",
-    tone_distance: Any = lambda tone, other: 0, even_classes: bool = False, **config: Any,
-) -> Plan:  # fmt: skip
+    num_pool: int = 4,
+    *,
+    train: tuple[Tile, ...] = TRAIN,
+    bank: MaskBank = BANK,
+    keep_place: bool = False,
+    tone_of: Any = lambda tile: f"tone-{tile.id}",
+    tone_distance: Any = lambda tone, other: 0,
+    even_classes: bool = False,
+    **config: Any,
+) -> Plan:
     masks = MaskSources(bank, (), config=MaskConfig(keep_place=keep_place), names={1: "crack", 2: "blowhole"})
     return make_plan(
-        tileset(num_pool, train), config=SynthesisConfig(**config), draw_mask=masks.draw, even_classes=even_classes,
-        place=lambda mask, _class, site, taken, rng: place(mask, size_hw=SIZE_HW, allowed=site.allowed, taken=taken, rng=rng), site_of=lambda tile, seed: Site(allowed=allowed(tile, seed), borders=borders_of(allowed(tile, seed))),
+        tileset(num_pool, train),
+        config=SynthesisConfig(**config),
+        draw_mask=masks.draw,
+        even_classes=even_classes,
+        place=lambda mask, _class, site, taken, rng: place(
+            mask, size_hw=SIZE_HW, allowed=site.allowed, taken=taken, rng=rng
+        ),
+        site_of=lambda tile, seed: Site(allowed=allowed(tile, seed), borders=borders_of(allowed(tile, seed))),
         prompt_of=lambda names, tone: f"an image of a {tone} sks" + (" with " + " and ".join(names) if names else ""),
-        tone_of=tone_of, tone_distance=tone_distance, concept_digest="c", control_digest="k",
-        driver_config_digest="d", keep_place=keep_place,
-    )  # fmt: skip
+        tone_of=tone_of,
+        tone_distance=tone_distance,
+        concept_digest="c",
+        control_digest="k",
+        driver_config_digest="d",
+        keep_place=keep_place,
+    )
 
 
 def drivers_of(plan: Plan) -> dict[tuple[Any, ...], list[str]]:
@@ -106,7 +134,9 @@ def test_every_job_has_a_seed_and_an_id_of_its_own() -> None:
     assert [job.id for job in jobs] == sorted({job.id for job in jobs})
 
 
-@pytest.mark.parametrize(("num_images", "num_pool", "augmentations"), [(100, 3, 2), (100, 40, 10), (7, 2, 0), (400, 2, 3)])
+@pytest.mark.parametrize(
+    ("num_images", "num_pool", "augmentations"), [(100, 3, 2), (100, 40, 10), (7, 2, 0), (400, 2, 3)]
+)
 def test_a_driver_serves_a_limited_number_of_jobs(num_images: int, num_pool: int, augmentations: int) -> None:
     plan = plan_of(num_pool, num_images=num_images, augmentations_per_image=augmentations, max_seeds_per_driver=15)
     sizes = [len(ids) for ids in drivers_of(plan).values()]
@@ -136,7 +166,10 @@ def test_classes_and_counts_follow_the_train_tiles() -> None:
     assert set(mixes) <= {(1,), (2, 2), (2,)}  # (2,): the second found no place
     assert mixes[(1,)] / 400 == pytest.approx(0.75, abs=0.07)
     assert mixes[(2, 2)] > 5 * mixes[(2,)]
-    assert all(job.prompt.split(" with ")[1].split(" and ")[0] == CATEGORIES[job.instances[0].category_id - 1].name for job in plan.jobs)
+    assert all(
+        job.prompt.split(" with ")[1].split(" and ")[0] == CATEGORIES[job.instances[0].category_id - 1].name
+        for job in plan.jobs
+    )
 
 
 def test_slivers_and_crowds_of_a_train_tile_are_no_defects_of_its_own() -> None:
@@ -163,10 +196,15 @@ def test_a_job_has_the_tones_of_a_train_tile_with_its_classes() -> None:
 
 def test_a_job_is_drawn_on_a_pool_tile_of_like_tones_unless_they_are_used_up() -> None:
     """One pool tile in five is harsh, three train tiles in four are: the harsh ones serve more, but not alone."""
-    tones = {"t0": "dim harsh", "t1": "dim harsh", "t2": "black harsh", "t3": "dim flat"} | {f"p{i}": "dim flat" for i in range(2, 10)}
+    tones = {"t0": "dim harsh", "t1": "dim harsh", "t2": "black harsh", "t3": "dim flat"} | {
+        f"p{i}": "dim flat" for i in range(2, 10)
+    }
 
     def apart(plan: Plan) -> list[int]:
-        return [contrast_steps(job.prompt.split(" with ")[0].removeprefix("an image of a "), tone_of(job.tile_id)) for job in plan.jobs]
+        return [
+            contrast_steps(job.prompt.split(" with ")[0].removeprefix("an image of a "), tone_of(job.tile_id))
+            for job in plan.jobs
+        ]
 
     def tone_of(tile_id: str) -> str:
         return tones.get(tile_id, "white harsh")
@@ -187,7 +225,10 @@ def test_labels_lie_on_allowed_pixels_apart_and_name_their_source() -> None:
     sources = {entry.id: entry.category_id for entry in BANK.entries}
     for job in plan_of(num_images=60).jobs:
         masks = [decode(i.rle) for i in job.instances]
-        assert all(mask.shape == SIZE_HW and mask.any() and not (mask & ~allowed(tileset(1).tiles[0], None)).any() for mask in masks)
+        assert all(
+            mask.shape == SIZE_HW and mask.any() and not (mask & ~allowed(tileset(1).tiles[0], None)).any()
+            for mask in masks
+        )
         assert sum(int(mask.sum()) for mask in masks) == np.any(masks, axis=0).sum()
         assert [sources[s.bank_id] for s in job.mask_sources] == [i.category_id for i in job.instances]
 
@@ -213,7 +254,9 @@ def test_without_pool_or_masks_there_is_no_plan() -> None:
 
 
 def test_classes_can_be_made_to_come_equally_often() -> None:
-    counts = Counter(i.category_id for job in plan_of(40, num_images=300, even_classes=True).jobs for i in job.instances)
+    counts = Counter(
+        i.category_id for job in plan_of(40, num_images=300, even_classes=True).jobs for i in job.instances
+    )
     assert counts[1] / counts[2] == pytest.approx(1, abs=0.25)
     as_in_train = Counter(i.category_id for job in plan_of(40, num_images=300).jobs for i in job.instances)
     assert as_in_train[1] / as_in_train[2] > 1.3

@@ -34,7 +34,9 @@ class DefectContrast(Value):
 
 
 class BaseScores(Value):
-    """How well a base draws its own procedural world: accuracies of a classifier 0..1, on held-out images and on samples for their captions."""
+    """How well a base draws its own procedural world: accuracies of a classifier 0..1, on held-out images and on
+    samples for their captions.
+    """
 
     num_samples: int
     material_accuracy: float

@@ -20,10 +20,11 @@ AGAIN = "do not edit it: run the stage `split` again"
 
 
 class Split(Value):
-    """Image ids of every part, no id in two of them; pool holds defect-free images of train groups or of groups of its own.
+    """Image ids of every part, no id in two of them; pool holds defect-free images of train groups or of groups of its
+    own.
 
-    Where `pool_source` is `train_crops`, `pool` is empty and the pool is made of defect-free crops of train. The file holds a digest of
-    the content beside it, so that an edited one is refused.
+    Where `pool_source` is `train_crops`, `pool` is empty and the pool is made of defect-free crops of train. The file
+    holds a digest of the content beside it, so that an edited one is refused.
     """
 
     dataset_digest: str
@@ -86,7 +87,8 @@ class Split(Value):
             where: the split's file, for messages.
 
         Raises:
-            InputError: the split names images that the data set does not have, the data set is another one, or a group straddles parts.
+            InputError: the split names images that the data set does not have, the data set is another one, or a group
+                straddles parts.
         """
         group_of = {record.id: record.group for record in dataset.images}
         unknown = sorted({*self.train, *self.val, *self.test, *self.pool, *self.left_out_of_pool} - group_of.keys())
@@ -98,7 +100,11 @@ class Split(Value):
                 for image_id in ids:
                     other = part_of.setdefault(group_of[image_id], part)
                     if other != part:
-                        raise InputError(where, f"group {group_of[image_id]!r} is in {other} and in {part} (image id {image_id})", AGAIN)
+                        raise InputError(
+                            where,
+                            f"group {group_of[image_id]!r} is in {other} and in {part} (image id {image_id})",
+                            AGAIN,
+                        )
         if dataset.digest() != self.dataset_digest:
             raise InputError(where, "the data set was changed after the split was made", "run the stage `split` again")
 
@@ -111,7 +117,9 @@ class Split(Value):
         allowed = set(self.train) | set(self.pool)
         forbidden = sorted(set(image_ids) - allowed)
         if forbidden:
-            raise FirewallError(f"{stage}: image ids {forbidden[:MAX_NAMED]} are not in train or pool; only those may reach this stage")
+            raise FirewallError(
+                f"{stage}: image ids {forbidden[:MAX_NAMED]} are not in train or pool; only those may reach this stage"
+            )
 
 
 def _ids(ids: Sequence[int]) -> str:

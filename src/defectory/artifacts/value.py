@@ -36,11 +36,15 @@ class Value(BaseModel):
         except FileNotFoundError:
             raise InputError(path, f"no {cls.__name__} here", "run the stage that makes it first") from None
         except OSError as error:
-            raise InputError(path, f"cannot be read ({reason_of(error)})", "check the file and its permissions") from None
+            raise InputError(
+                path, f"cannot be read ({reason_of(error)})", "check the file and its permissions"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
             field = "".join(f"{part}." for part in first["loc"])[:-1]
             told = first["msg"].removeprefix("Value error, ")
             raise InputError(
-                path, f"not a valid {cls.__name__} ({f'{field}: ' if field else ''}{told})", "run the stage that makes it again"
+                path,
+                f"not a valid {cls.__name__} ({f'{field}: ' if field else ''}{told})",
+                "run the stage that makes it again",
             ) from None

@@ -16,8 +16,21 @@ if TYPE_CHECKING:
     from defectory.dataset.config import DataConfig
 
 FORMAT_NAMES = (
-    "defectory", "cvat", "label-studio", "coco", "voc", "labelme", "mvtec", "visa", "severstal", "kolektor", "yolo", "index-csv", "masks", "voc-xml",
-)  # fmt: skip
+    "defectory",
+    "cvat",
+    "label-studio",
+    "coco",
+    "voc",
+    "labelme",
+    "mvtec",
+    "visa",
+    "severstal",
+    "kolektor",
+    "yolo",
+    "index-csv",
+    "masks",
+    "voc-xml",
+)
 """The registry's, which is not imported for `--help`."""
 MAX_LINES = 40
 """Remarks and skipped entries of a kind that are printed; `--json` prints all."""
@@ -32,27 +45,51 @@ def register(app: typer.Typer) -> None:
 
 def import_data(
     source: Annotated[
-        Path, typer.Argument(help="Annotation file (COCO JSON, data.yaml, CSV, XML) or folder of a data set; its layout is recognised.")
+        Path,
+        typer.Argument(
+            help="Annotation file (COCO JSON, data.yaml, CSV, XML) or folder of a data set; its layout is recognised."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Data set folder to write: new, empty, or an earlier import.")],
     kind: Annotated[str, typer.Option("--format", help=f"auto, or one of: {', '.join(FORMAT_NAMES)}.")] = "auto",
-    image_root: Annotated[Path | None, typer.Option("--image-root", help="Where the images are, if not beside the annotations.")] = None,
-    defect_free: Annotated[Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")] = None,
-    index: Annotated[Path | None, typer.Option("--index", help="Mask folders: CSV with image, mask, class and group columns.")] = None,
+    image_root: Annotated[
+        Path | None, typer.Option("--image-root", help="Where the images are, if not beside the annotations.")
+    ] = None,
+    defect_free: Annotated[
+        Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option("--index", help="Mask folders: CSV with image, mask, class and group columns.")
+    ] = None,
     classes: Annotated[list[str] | None, typer.Option("--class", help="Keep only this class (repeatable).")] = None,
-    min_area_px: Annotated[int, typer.Option("--min-area-px", min=0, help="Drop instances with a smaller area, pixels.")] = 0,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad images and annotations, and list them.")] = False,
+    min_area_px: Annotated[
+        int, typer.Option("--min-area-px", min=0, help="Drop instances with a smaller area, pixels.")
+    ] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out bad images and annotations, and list them.")
+    ] = False,
     unlabelled: Annotated[
         str,
-        typer.Option("--unlabelled", help="Images without any label: skip (leave out, with a remark), refuse (stop), or defect-free."),
+        typer.Option(
+            "--unlabelled",
+            help="Images without any label: skip (leave out, with a remark), refuse (stop), or defect-free.",
+        ),
     ] = "skip",
-    follow_links: Annotated[bool, typer.Option("--follow-links", help="Follow links that lead out of the data set.")] = False,
+    follow_links: Annotated[
+        bool, typer.Option("--follow-links", help="Follow links that lead out of the data set.")
+    ] = False,
     mask_threshold: Annotated[
         int | None,
-        typer.Option("--mask-threshold", min=1, max=255, help="Mask values from this one on are the defect (JPEG or smoothed masks)."),
+        typer.Option(
+            "--mask-threshold",
+            min=1,
+            max=255,
+            help="Mask values from this one on are the defect (JPEG or smoothed masks).",
+        ),
     ] = None,
     class_colours: Annotated[
-        Path | None, typer.Option("--class-colours", help="CSV or JSON table of colours and class names, for RGB masks.")
+        Path | None,
+        typer.Option("--class-colours", help="CSV or JSON table of colours and class names, for RGB masks."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,13 +100,24 @@ def import_data(
 
     config = _data_config(
         {
-            "path": source, "format": kind, "image_root": image_root, "defect_free": defect_free, "index": index, "classes": classes or None,
-            "min_area_px": min_area_px, "skip_bad": skip_bad, "unlabelled": unlabelled, "follow_links": follow_links, "mask_threshold": mask_threshold,
+            "path": source,
+            "format": kind,
+            "image_root": image_root,
+            "defect_free": defect_free,
+            "index": index,
+            "classes": classes or None,
+            "min_area_px": min_area_px,
+            "skip_bad": skip_bad,
+            "unlabelled": unlabelled,
+            "follow_links": follow_links,
+            "mask_threshold": mask_threshold,
             "class_colours": class_colours,
         }
-    )  # fmt: skip
+    )
     require_replaceable(
-        out, kind="dataset", sources=[path for path in (source, image_root, defect_free, index, class_colours) if path is not None]
+        out,
+        kind="dataset",
+        sources=[path for path in (source, image_root, defect_free, index, class_colours) if path is not None],
     )
     result = import_dataset(config, out)
     summary = _summary(result.dataset, [(rejected.id, rejected.reason) for rejected in result.rejected])
@@ -78,7 +126,8 @@ def import_data(
         return
     say(f"recognised as {result.dataset.layout}")
     say(
-        f"{out}: {summary['images']} images ({summary['defect_free']} defect-free), {summary['instances']} instances of {', '.join(summary['classes'])}"
+        f"{out}: {summary['images']} images ({summary['defect_free']} defect-free), {summary['instances']} instances "
+        f"of {', '.join(summary['classes'])}"
     )
     _say_some([f"remark: {line}" for line in result.dataset.remarks])
     _say_some([f"skipped {rejected.id}: {rejected.reason}" for rejected in result.rejected])
@@ -92,17 +141,25 @@ def _data_config(values: dict[str, Any]) -> DataConfig:
     from defectory.errors import ConfigError
 
     if values["format"] not in ("auto", *FORMAT_NAMES):
-        raise ConfigError("option --format", f"no format is called {values['format']!r}", f"give auto, {', '.join(FORMAT_NAMES)}")
+        raise ConfigError(
+            "option --format", f"no format is called {values['format']!r}", f"give auto, {', '.join(FORMAT_NAMES)}"
+        )
     for key in ("image_root", "defect_free", "index", "class_colours"):
         # a format that has no use for one would not look
         if values[key] is not None and not os.path.lexists(values[key]):
-            raise ConfigError(f"option --{key.replace('_', '-')}", f"{values[key]}: no such file or folder", "check the path")
+            raise ConfigError(
+                f"option --{key.replace('_', '-')}", f"{values[key]}: no such file or folder", "check the path"
+            )
     try:
-        return DataConfig.model_validate({key: str(value) if isinstance(value, Path) else value for key, value in values.items()})
+        return DataConfig.model_validate(
+            {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         option = f"option --{str(first['loc'][0]).replace('_', '-')}"
-        raise ConfigError(option, f"{first['msg'][0].lower()}{first['msg'][1:]}", "see `defectory import --help`") from None
+        raise ConfigError(
+            option, f"{first['msg'][0].lower()}{first['msg'][1:]}", "see `defectory import --help`"
+        ) from None
 
 
 def _summary(dataset: Dataset, skipped: list[tuple[str, str]]) -> dict[str, Any]:
@@ -133,10 +190,14 @@ def _say_some(lines: list[str]) -> None:
 
 def check(
     folder: Annotated[
-        Path, typer.Argument(help="Data set folder made by `defectory import`, run folder, or any data set that `import` reads.")
+        Path,
+        typer.Argument(
+            help="Data set folder made by `defectory import`, run folder, or any data set that `import` reads."
+        ),
     ],
     sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="Contact sheet to write; contact_sheet.png in the data set folder, if not given.")
+        Path | None,
+        typer.Option("--sheet", help="Contact sheet to write; contact_sheet.png in the data set folder, if not given."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -166,7 +227,9 @@ def check(
         # a data set on a read-only medium is checked all the same
         reason = f"not written ({error.where}: {error.found}; --sheet FILE writes it elsewhere)"
     if as_json:
-        say_json({**report.model_dump(mode="json"), **_provenance(dataset), "contact_sheet": None if reason else str(path)})
+        say_json(
+            {**report.model_dump(mode="json"), **_provenance(dataset), "contact_sheet": None if reason else str(path)}
+        )
         return
     _show_report(folder, report, dataset)
     _say_some([f"remark: {line}" for line in (*dataset.remarks, *report.problems)])
@@ -199,7 +262,10 @@ def _show_report(folder: Path, report: CheckReport, dataset: Dataset) -> None:
         *((("split of its own", ", ".join(f"{part} {count}" for part, count in parts.items())),) if parts else ()),
         ("instances", report.num_instances),
         ("groups", report.num_groups),
-        *((f"class {name}", _counts(count, report.images_per_class.get(name, 0))) for name, count in report.instances_per_class.items()),
+        *(
+            (f"class {name}", _counts(count, report.images_per_class.get(name, 0)))
+            for name, count in report.instances_per_class.items()
+        ),
         *((f"size {size} (height x width)", f"{count} images") for size, count in list(report.sizes_hw.items())[:8]),
         *((f"instance area, quantile {q}", f"{area:.0f} px") for q, area in report.area_quantiles_px.items()),
     ]
@@ -219,7 +285,9 @@ def _check_source(path: Path, *, sheet: Path | None, as_json: bool) -> None:
 
     if sheet is not None:
         raise ConfigError(
-            "option --sheet", f"{path} was not imported yet", f"run `defectory import {path} --out FOLDER` and check that folder"
+            "option --sheet",
+            f"{path} was not imported yet",
+            f"run `defectory import {path} --out FOLDER` and check that folder",
         )
     raw = load(path, LoadOptions(skip_bad=True))
     instances = [instance for image in raw.images for instance in image.instances]
@@ -231,12 +299,19 @@ def _check_source(path: Path, *, sheet: Path | None, as_json: bool) -> None:
     if as_json:
         say_json(
             {
-                "layout": raw.layout, "num_images": len(raw.images), "num_defect_free": free, "num_instances": len(instances),
-                "num_groups": len({image.group for image in raw.images}), "instances_per_class": {name: per_class[name] for name in raw.class_names},
-                "images_per_class": {name: images[name] for name in raw.class_names}, "sizes_hw": dict(sizes.most_common(8)),
-                "problems": rejected, "remarks": list(raw.remarks), "contact_sheet": None,
+                "layout": raw.layout,
+                "num_images": len(raw.images),
+                "num_defect_free": free,
+                "num_instances": len(instances),
+                "num_groups": len({image.group for image in raw.images}),
+                "instances_per_class": {name: per_class[name] for name in raw.class_names},
+                "images_per_class": {name: images[name] for name in raw.class_names},
+                "sizes_hw": dict(sizes.most_common(8)),
+                "problems": rejected,
+                "remarks": list(raw.remarks),
+                "contact_sheet": None,
             }
-        )  # fmt: skip
+        )
         return
     rows: list[tuple[str, object]] = [
         ("layout", raw.layout),
@@ -250,13 +325,19 @@ def _check_source(path: Path, *, sheet: Path | None, as_json: bool) -> None:
     _say_some([f"bad: {line}" for line in rejected])
     _say_some([f"remark: {line}" for line in raw.remarks])
     bad = f"; {len(rejected)} bad entries, which import refuses without --skip-bad" if rejected else ""
-    say(f"{_counted(len(raw.remarks))}{bad}; not imported yet: `defectory import {path} --out FOLDER` also draws a contact sheet")
+    say(
+        f"{_counted(len(raw.remarks))}{bad}; not imported yet: `defectory import {path} --out FOLDER` also draws a "
+        "contact sheet"
+    )
 
 
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     segmenter: Annotated[
-        Path, typer.Option("--segmenter", "-m", help="Folder of a trained segmenter, for example runs/demo/segment/real-seed0.")
+        Path,
+        typer.Option(
+            "--segmenter", "-m", help="Folder of a trained segmenter, for example runs/demo/segment/real-seed0."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.json and overlays.")] = Path("predictions"),
     min_score: Annotated[
@@ -265,17 +346,22 @@ def predict(
             "--min-score",
             min=0,
             max=1,
-            help="Detections with a lower score are not drawn. Default: the segmenter's own threshold, chosen on validation.",
+            help="Detections with a lower score are not drawn. Default: the segmenter's own threshold, chosen on "
+            "validation.",
         ),
     ] = None,
     device: DeviceOption = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and list them.")
+    ] = False,
 ) -> None:
     """Find defects in images: COCO results and overlays."""
     from defectory.cli.prediction import predict_files
     from defectory.cli.show import say
 
-    done = predict_files(images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad)
+    done = predict_files(
+        images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad
+    )
     for line in done.skipped:
         say(f"skipped {line}")
     for line in done.remarks:

@@ -19,10 +19,19 @@ if TYPE_CHECKING:
     from defectory.drivers.tune import Candidate
     from defectory.pipeline.stage import Event, Project
 
-DRIVER_CONSTANTS = ("grid_px", "threshold_block_px", "threshold_constant", "edge_high", "soft_sigma_px", "superpixel_px")
+DRIVER_CONSTANTS = (
+    "grid_px",
+    "threshold_block_px",
+    "threshold_constant",
+    "edge_high",
+    "soft_sigma_px",
+    "superpixel_px",
+)
 NUM_CANDIDATES_SHOWN = 8
 
-drivers_app = typer.Typer(no_args_is_help=True, help="Drivers: images that tell the control network where part and defect are.")
+drivers_app = typer.Typer(
+    no_args_is_help=True, help="Drivers: images that tell the control network where part and defect are."
+)
 masks_app = typer.Typer(no_args_is_help=True, help="Masks that synthesis may paint.")
 
 
@@ -43,13 +52,17 @@ def _drivers() -> None:
 
 
 def extract(
-    images: Annotated[list[Path] | None, typer.Argument(help="Images; without any, the tiles of the project are used.")] = None,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images; without any, the tiles of the project are used.")
+    ] = None,
     mask: Annotated[Path | None, typer.Option("--mask", help="Class-index mask to paint on each image.")] = None,
     config: ConfigOption = Path("project.toml"),
     override: OverrideOption = None,
     part: Annotated[str, typer.Option("--part", help="Tiles of the project: train or pool.")] = "train",
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many tiles.")] = 64,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the drivers: new, empty, or an earlier extraction.")] = Path("drivers"),
+    out: Annotated[
+        Path, typer.Option("--out", help="Folder for the drivers: new, empty, or an earlier extraction.")
+    ] = Path("drivers"),
 ) -> None:
     """Extract drivers from images, or from the tiles of a project, as PNG files."""
     from defectory.cli.show import say
@@ -71,7 +84,7 @@ def extract(
 
 def _of_images(
     images: list[Path], mask: Path | None, config: Path, override: list[str] | None
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:  # fmt: skip
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield file name and driver of each image; images of one name in several folders are numbered."""
     import numpy as np
 
@@ -81,7 +94,9 @@ def _of_images(
     from defectory.filenames import file_name_of
     from defectory.imageio import load_class_mask, load_rgb
 
-    drivers = open_project(config, overrides=override, save=False).config.drivers if config.is_file() else DriverConfig()
+    drivers = (
+        open_project(config, overrides=override, save=False).config.drivers if config.is_file() else DriverConfig()
+    )
     labels = None if mask is None else load_class_mask(mask)
     taken: set[str] = set()
     for number, path in enumerate(images, start=1):
@@ -91,7 +106,8 @@ def _of_images(
             if labels.shape != image.shape[:2]:
                 raise ImageError(
                     mask,
-                    f"mask is {labels.shape[0]}x{labels.shape[1]}, {path} is {image.shape[0]}x{image.shape[1]} (height x width)",
+                    f"mask is {labels.shape[0]}x{labels.shape[1]}, {path} is {image.shape[0]}x{image.shape[1]} "
+                    "(height x width)",
                     "give a mask of the image's size",
                 )
             instances = [(int(value), labels == value) for value in np.unique(labels) if value]
@@ -102,7 +118,9 @@ def _of_images(
         yield f"{name}.png", extract_driver(image, instances, num_classes=num_classes, config=drivers)
 
 
-def _of_tiles(config: Path, override: list[str] | None, part: str, limit: int) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+def _of_tiles(
+    config: Path, override: list[str] | None, part: str, limit: int
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """Yield file name and driver of tiles of a project that has been run up to them."""
     from defectory.imageio import load_rgb
     from defectory.pipeline.drawings import drawings_of
@@ -117,9 +135,7 @@ def _of_tiles(config: Path, override: list[str] | None, part: str, limit: int) -
 
 
 def tune(
-    config: ConfigOption = Path("project.toml"),
-    override: OverrideOption = None,
-    as_json: JsonOption = False,
+    config: ConfigOption = Path("project.toml"), override: OverrideOption = None, as_json: JsonOption = False
 ) -> None:
     """Choose driver constants: keep most of the surface's structure without telling which images had a defect."""
     from dataclasses import asdict
@@ -150,7 +166,9 @@ def tune(
         _show_candidates(found, project.config.drivers, changed, config=config, path=path)
 
 
-def _show_candidates(found: list[Candidate], present: DriverConfig, changed: dict[str, Any], *, config: Path, path: Path) -> None:
+def _show_candidates(
+    found: list[Candidate], present: DriverConfig, changed: dict[str, Any], *, config: Path, path: Path
+) -> None:
     from defectory.cli.show import say, show_table
 
     keys = [key for key in DRIVER_CONSTANTS if len({getattr(c.config, key) for c in found}) > 1]
@@ -160,15 +178,27 @@ def _show_candidates(found: list[Candidate], present: DriverConfig, changed: dic
         f"Drivers of kind {found[0].config.kind}: {len(found)} choices",
         ("", *(key.removeprefix("threshold_") for key in keys), "explains", "leakage"),
         [
-            (name, *(f"{getattr(c.config, key):g}" for key in keys), f"{c.reconstruction:.3f}",
-             "" if c.leakage is None else f"{c.leakage.auc:.2f} ({c.leakage.interval[0]:.2f} to {c.leakage.interval[1]:.2f})")
+            (
+                name,
+                *(f"{getattr(c.config, key):g}" for key in keys),
+                f"{c.reconstruction:.3f}",
+                ""
+                if c.leakage is None
+                else f"{c.leakage.auc:.2f} ({c.leakage.interval[0]:.2f} to {c.leakage.interval[1]:.2f})",
+            )
             for name, c in shown
         ],
-    )  # fmt: skip
-    say("explains: share of grey-level variance that the geometry explains; leakage: AUC of had-a-defect against had-none, .5 means none")
+    )
+    say(
+        "explains: share of grey-level variance that the geometry explains; leakage: AUC of had-a-defect against "
+        "had-none, .5 means none"
+    )
     if found[0].leaks:
         say("every choice leaks: check that labels cover the whole defect, and that drivers.defect_blind is on")
-    say(f"[drivers] of {config}: " + (", ".join(f"{key} = {value}" for key, value in changed.items()) or "stays as it is"))
+    say(
+        f"[drivers] of {config}: "
+        + (", ".join(f"{key} = {value}" for key, value in changed.items()) or "stays as it is")
+    )
     say(f"all choices: {path}")
 
 
@@ -201,7 +231,9 @@ def review_masks(
     override: OverrideOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write: new or empty.")] = Path("masks"),
 ) -> None:
-    """Write the training masks as PNG files for an expert to correct or add to; `masks.expert` of the project file reads them back."""
+    """Write the training masks as PNG files for an expert to correct or add to; `masks.expert` of the project file
+    reads them back.
+    """
     from defectory.cli.show import say
     from defectory.errors import OutputError
     from defectory.folders import is_empty, is_ours, require_replaceable
@@ -212,7 +244,10 @@ def review_masks(
     require_replaceable(out, kind="masks-review")
     project = open_project(config, overrides=override)
     _run_needed(project, "tiles")
-    say(f"{write(project, out)} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, add new ones, and set")
+    say(
+        f"{write(project, out)} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, "
+        "add new ones, and set"
+    )
     say(f'masks.expert = "{path_from_project(out, config)}"')
 
 

@@ -19,9 +19,18 @@ from defectory.cli.options import (
 )
 
 FORMATS_OUT = (
-    "coco", "coco-polygons", "yolo", "voc", "masks", "mvtec",
-    "labelme", "cvat", "label-studio", "fiftyone", "imagefolder",
-)  # fmt: skip
+    "coco",
+    "coco-polygons",
+    "yolo",
+    "voc",
+    "masks",
+    "mvtec",
+    "labelme",
+    "cvat",
+    "label-studio",
+    "fiftyone",
+    "imagefolder",
+)
 """The registry's, which is not imported for `--help`."""
 
 
@@ -39,7 +48,9 @@ def export(
             help=f"Write a folder in this format: {', '.join(FORMATS_OUT)}. Without it, the run gets its synthetic/.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write: new, empty, or an earlier export.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write: new, empty, or an earlier export.")
+    ] = None,
     with_real: Annotated[
         bool, typer.Option("--with-real", help="Add the real training images; never those of validation and test.")
     ] = False,
@@ -47,7 +58,8 @@ def export(
         str | None,
         typer.Option(
             "--real",
-            help="Real images as tiles (as the segmenters see them) or images (whole); as the drafts are, if not given.",
+            help="Real images as tiles (as the segmenters see them) or images (whole); as the drafts are, if not "
+            "given.",
         ),
     ] = None,
     override: OverrideOption = None,

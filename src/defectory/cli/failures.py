@@ -38,7 +38,8 @@ def line_and_code(error: BaseException) -> tuple[str, int]:
     """Return what to print on standard error, one line without a line end, and the exit code.
 
     Args:
-        error: anything that ended the command: an error of ours, one of the command line's parser, of the operating system, or a fault.
+        error: anything that ended the command: an error of ours, one of the command line's parser, of the operating
+            system, or a fault.
     """
     text, code = _text_and_code(error)
     text = printable(text)
@@ -61,7 +62,11 @@ def _text_and_code(error: BaseException) -> tuple[str, int]:
     if isinstance(error, RecursionError):
         return "an input is nested too deeply; export it again in a flat form", 2
     if isinstance(error, UnicodeError):
-        return f"a name or text cannot be written in the encoding in use ({_first_line(error)}); rename it, or set PYTHONUTF8=1", 2
+        return (
+            f"a name or text cannot be written in the encoding in use ({_first_line(error)}); rename it, or set "
+            "PYTHONUTF8=1",
+            2,
+        )
     what = f"{type(error).__name__}: {_first_line(error)}" if str(error) else type(error).__name__
     return f"unexpected {what}; this is a fault of Defectory: report it with what {DEBUG_VARIABLE}=1 prints", 1
 

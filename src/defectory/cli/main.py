@@ -29,7 +29,13 @@ QUIET = {
 }
 """No verb touches the network; dependencies are told not to either."""
 
-app = typer.Typer(name="defectory", no_args_is_help=True, add_completion=False, rich_markup_mode="rich", pretty_exceptions_enable=False)
+app = typer.Typer(
+    name="defectory",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
 
 
 def _version(wanted: bool) -> None:
@@ -41,8 +47,12 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True)) -> None:
-    """Teach Stable Diffusion your parts, draw labelled defects on them, and measure whether that helps your segmenter."""
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_version, is_eager=True),
+) -> None:
+    """Teach Stable Diffusion your parts, draw labelled defects on them, and measure whether that helps your
+    segmenter.
+    """
 
 
 project_verbs.register(app)
@@ -76,7 +86,9 @@ def main() -> None:
 
 
 def make_streams_forgiving() -> None:
-    """Let standard output and error write what their encoding lacks (ASCII, Windows code pages) as escapes instead of failing."""
+    """Let standard output and error write what their encoding lacks (ASCII, Windows code pages) as escapes instead of
+    failing.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

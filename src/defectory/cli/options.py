@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file.")]
 OverrideOption = Annotated[
-    list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set any setting, for example synthesis.num_images=50.")
+    list[str] | None,
+    typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set any setting, for example synthesis.num_images=50."),
 ]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="demo, demo-full, cpu or gpu-sd15.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the whole project.")]
@@ -37,7 +38,9 @@ def layers_of(overrides: list[str] | None, *, seed: int | None, device: str | No
     wanted = list(overrides or [])
     wanted += [f"seed={seed}"] if seed is not None else []
     wanted += [f'device="{device}"'] if device is not None else []
-    return Layers(environment={name: value for name, value in os.environ.items() if name not in RESERVED}, overrides=wanted)
+    return Layers(
+        environment={name: value for name, value in os.environ.items() if name not in RESERVED}, overrides=wanted
+    )
 
 
 def open_project(
@@ -77,7 +80,8 @@ def open_project(
         if Path(resolved.config.base).is_dir():
             from defectory.engine.base.verify import verify_layout
 
-            # of another family, or torn: told before anything is written; one that is not there at present may not be needed
+            # of another family, or torn: told before anything is written; one that is not there at present may not be
+            # needed
             verify_layout(Path(resolved.config.base))
         claim_run(folder)
         with run_lock(folder):
@@ -86,7 +90,8 @@ def open_project(
 
 
 def path_from_project(path: Path, project_file: Path) -> str:
-    """Return a path that a user gave from the current folder as it is written into a project file: from that file's folder on.
+    """Return a path that a user gave from the current folder as it is written into a project file: from that file's
+    folder on.
 
     It is relative and has `/` on every system where both are on one drive, else absolute.
     """

@@ -19,13 +19,14 @@ class Predicted:
 
 def predict_files(
     images: list[Path], *, segmenter: Path, out: Path, min_score: float | None, device: str, skip_bad: bool
-) -> Predicted:  # fmt: skip
+) -> Predicted:
     """Predict image files, write `predictions.json` (COCO results), `images.json` (images, categories) and overlays.
 
     Images are read as those that the segmenter was trained on, with the value range of their data set.
 
     Args:
-        images: files of any name, and folders, of which files with an image suffix or without any suffix count. A file named twice counts once.
+        images: files of any name, and folders, of which files with an image suffix or without any suffix count. A file
+            named twice counts once.
         segmenter: folder of a trained segmenter.
         out: folder, replaced as a whole where an earlier prediction made it.
         min_score: weaker detections are not drawn; None takes the segmenter's own.
@@ -47,7 +48,9 @@ def predict_files(
 
     files = _once(images)
     if not files:
-        raise ImageError(", ".join(str(p) for p in images), "no images here", "give image files or folders that hold some")
+        raise ImageError(
+            ", ".join(str(p) for p in images), "no images here", "give image files or folders that hold some"
+        )
     require_replaceable(out, kind="predictions")
     model, categories, tiling = load_segmenter(segmenter, device)
     value_range = value_range_of(segmenter)
@@ -64,16 +67,31 @@ def predict_files(
                 sieve.remark(remark, path)
             image = loaded.rgb
             found = next(iter(predict_images(model, [(image_id, image)], tiling)))
-            records.append({"id": image_id, "file_name": _as_text(path), "height": image.shape[0], "width": image.shape[1]})
+            records.append(
+                {"id": image_id, "file_name": _as_text(path), "height": image.shape[0], "width": image.shape[1]}
+            )
             results += coco_results(found)
             write_overlay(
-                folder / "overlays" / f"{image_id:05d}_{file_name_of(path.stem)}.png", image, found, categories, min_score=drawn_from
+                folder / "overlays" / f"{image_id:05d}_{file_name_of(path.stem)}.png",
+                image,
+                found,
+                categories,
+                min_score=drawn_from,
             )
         if not records:
-            raise ImageError(f"none of {len(files)} images", f"can be read; the first: {sieve.rejected[0].reason}", "give other images")
+            raise ImageError(
+                f"none of {len(files)} images",
+                f"can be read; the first: {sieve.rejected[0].reason}",
+                "give other images",
+            )
         write_json(folder / "predictions.json", results)
-        write_json(folder / "images.json", {"images": records, "categories": [{"id": c.id, "name": c.name} for c in categories]})
-    return Predicted(num_images=len(records), skipped=tuple(bad.reason for bad in sieve.rejected), remarks=sieve.remarks)
+        write_json(
+            folder / "images.json",
+            {"images": records, "categories": [{"id": c.id, "name": c.name} for c in categories]},
+        )
+    return Predicted(
+        num_images=len(records), skipped=tuple(bad.reason for bad in sieve.rejected), remarks=sieve.remarks
+    )
 
 
 def _once(paths: list[Path]) -> list[Path]:
@@ -113,5 +131,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _as_text(path: Path) -> str:
-    """Return a path as it was given; bytes that are no text in the file system's encoding are written as escapes, since JSON has none."""
+    """Return a path as it was given; bytes that are no text in the file system's encoding are written as escapes, since
+    JSON has none.
+    """
     return str(path).encode("utf-8", "backslashreplace").decode()

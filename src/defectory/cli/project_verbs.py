@@ -23,7 +23,10 @@ from defectory.cli.options import (
 )
 
 STAGE_VERBS = {
-    "learn-concept": ("learn-concept", "Phase 1: teach the base what your parts look like (DreamBooth with prior preservation)."),
+    "learn-concept": (
+        "learn-concept",
+        "Phase 1: teach the base what your parts look like (DreamBooth with prior preservation).",
+    ),
     "learn-condition": ("learn-condition", "Phase 2: teach a control network to obey drivers."),
     "plan": ("plan", "Write the synthesis plan: pool image, augmentation, masks, prompt and seed of every draft."),
     "calibrate": ("calibrate", "Choose how strongly the masks of each class are drawn: as much as in train tiles."),
@@ -49,7 +52,9 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(
-    full: Annotated[bool, typer.Option("--full", help="Three seeds and longer phases; some 70 minutes on one core.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Three seeds and longer phases; some 70 minutes on one core.")
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/demo, or runs/demo-full.")] = None,
     override: OverrideOption = None,
     seed: SeedOption = None,
@@ -74,9 +79,14 @@ def init(
     file: Annotated[Path, typer.Argument(help="Project file to write.")] = Path("project.toml"),
     data: Annotated[
         Path,
-        typer.Option("--data", help="Annotation file or folder of a data set, as `defectory import` takes it, from the current folder."),
+        typer.Option(
+            "--data",
+            help="Annotation file or folder of a data set, as `defectory import` takes it, from the current folder.",
+        ),
     ] = Path("annotations.json"),
-    defect_free: Annotated[Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")] = None,
+    defect_free: Annotated[
+        Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")
+    ] = None,
     preset: PresetOption = "cpu",
     force: Annotated[bool, typer.Option("--force", help="Replace a project file that is there.")] = False,
 ) -> None:
@@ -107,18 +117,23 @@ def init(
             **({"defect_free": path_from_project(defect_free, file)} if defect_free is not None else {}),
         },
     }
-    resolve(project={**values, "preset": preset})  # a name that no project file can hold is told before anything is written
+    resolve(
+        project={**values, "preset": preset}
+    )  # a name that no project file can hold is told before anything is written
     write_text(file, project_template(values, preset=preset))
     for option, path in (("--data", data), ("--defect-free", defect_free)):
         if path is not None and not path.expanduser().exists():
             say(
-                f"remark: {option} {path}: no such file or folder yet; `run` looks for it at {path_from_project(path, file)}, seen from {file}"
+                f"remark: {option} {path}: no such file or folder yet; `run` looks for it at "
+                f"{path_from_project(path, file)}, seen from {file}"
             )
     say(f"{file} written; `defectory run {file}` does every stage")
 
 
 def _require_project_file(file: Path) -> None:
-    """Refuse to replace, even with --force, what is no project file: a mistyped name must not cost a photo or a table."""
+    """Refuse to replace, even with --force, what is no project file: a mistyped name must not cost a photo or a
+    table.
+    """
     from defectory.errors import ConfigError
     from defectory.recipes.resolve import read_project_file
 
@@ -152,7 +167,9 @@ def synthesize(
     config: ConfigOption = Path("project.toml"),
     focus: Annotated[
         str | None,
-        typer.Option("--focus", help="uniform, or segmenter: more of what a segmenter misses on train images it has not seen."),
+        typer.Option(
+            "--focus", help="uniform, or segmenter: more of what a segmenter misses on train images it has not seen."
+        ),
     ] = None,
     override: OverrideOption = None,
     preset: PresetOption = None,
@@ -167,14 +184,21 @@ def synthesize(
 
 
 def insert(
-    frame: Annotated[Path, typer.Argument(help="Defect-free image of any size; grey of 8 or 16 bit, RGB and RGBA keep their depth.")],
+    frame: Annotated[
+        Path, typer.Argument(help="Defect-free image of any size; grey of 8 or 16 bit, RGB and RGBA keep their depth.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write: images/, annotations.json and sheet.jpg.")],
     config: ConfigOption = Path("project.toml"),
     count: Annotated[int, typer.Option("--count", min=1, help="How many images, each with one defect.")] = 1,
-    class_name: Annotated[str | None, typer.Option("--class", help="Class of the defects; as often as in train, if not given.")] = None,
-    region: Annotated[Path | None, typer.Option("--region", help="PNG of the image's size, white where defects may lie.")] = None,
+    class_name: Annotated[
+        str | None, typer.Option("--class", help="Class of the defects; as often as in train, if not given.")
+    ] = None,
+    region: Annotated[
+        Path | None, typer.Option("--region", help="PNG of the image's size, white where defects may lie.")
+    ] = None,
     drawing: Annotated[
-        Path | None, typer.Option("--drawing", help="Drawing of the image, where the project takes geometry from drawings.")
+        Path | None,
+        typer.Option("--drawing", help="Drawing of the image, where the project takes geometry from drawings."),
     ] = None,
     override: OverrideOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of places, masks and noise.")] = 0,
@@ -186,11 +210,15 @@ def insert(
     from defectory.folders import require_replaceable
     from defectory.memory import PeakMemory
 
-    require_replaceable(out, kind="insert", sources=[path for path in (frame, config, region, drawing) if path is not None])
+    require_replaceable(
+        out, kind="insert", sources=[path for path in (frame, config, region, drawing) if path is not None]
+    )
     from defectory.pipeline.insert_into import insert_into
 
     project = open_project(config, overrides=override, device=device, save=False)
-    events = insert_into(project, frame, out=out, count=count, class_name=class_name, region_file=region, seed=seed, drawing_file=drawing)
+    events = insert_into(
+        project, frame, out=out, count=count, class_name=class_name, region_file=region, seed=seed, drawing_file=drawing
+    )
     with PeakMemory() as peak:
         show_events(events, as_json=as_json)
     if not as_json:
@@ -213,9 +241,17 @@ def _stage_verb(stage: str):  # typer reads the signature
 
 
 def run_stages(
-    file: Path, only: list[str] | None, override: list[str] | None, preset: str | None, seed: int | None, device: str | None, dry_run: bool,
-    as_json: bool, *, with_needs: bool = False,
-) -> None:  # fmt: skip
+    file: Path,
+    only: list[str] | None,
+    override: list[str] | None,
+    preset: str | None,
+    seed: int | None,
+    device: str | None,
+    dry_run: bool,
+    as_json: bool,
+    *,
+    with_needs: bool = False,
+) -> None:
     from defectory.cli.show import format_seconds, say, say_json, show_events, show_table
     from defectory.memory import PeakMemory
 
@@ -225,17 +261,28 @@ def run_stages(
     from defectory.pipeline.stage import states_of
 
     stages = stages_of(project)
-    names = None if only is None else (needed_for(stages, only) if with_needs else [stage.name for stage in select(stages, only)])
+    names = (
+        None
+        if only is None
+        else (needed_for(stages, only) if with_needs else [stage.name for stage in select(stages, only)])
+    )
     if dry_run:
         states = states_of(project, stages)
-        rows = [(stage.name, states[stage.name], project.path(stage.folder)) for stage in stages if names is None or stage.name in names]
+        rows = [
+            (stage.name, states[stage.name], project.path(stage.folder))
+            for stage in stages
+            if names is None or stage.name in names
+        ]
         if as_json:
             for name, state, folder in rows:
                 say_json({"event": "StageState", "stage": name, "state": state, "folder": str(folder)})
         else:
-            # folders are shown as they lie in the run folder, which the title names: a long path would leave no room for the rest
+            # folders are shown as they lie in the run folder, which the title names: a long path would leave no room
+            # for the rest
             short = [(name, state, folder.relative_to(project.folder)) for name, state, folder in rows]
-            show_table(f"{project.config.name}: what would be done in {project.folder}", ("stage", "state", "folder"), short)
+            show_table(
+                f"{project.config.name}: what would be done in {project.folder}", ("stage", "state", "folder"), short
+            )
         return
     with PeakMemory() as peak:
         show_events(run_project(project, only=only if not with_needs else names), as_json=as_json)

@@ -21,7 +21,9 @@ def verify(
     override: OverrideOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold every file of a run against its digest; exit code 1 where a file is missing or was changed. Nothing is written."""
+    """Hold every file of a run against its digest; exit code 1 where a file is missing or was changed. Nothing is
+    written.
+    """
     from defectory.cli.show import say, say_json, show_table
     from defectory.pipeline.run import stages_of
     from defectory.pipeline.verify import verify_run
@@ -38,16 +40,15 @@ def verify(
         return f"{count} {what}" if count else ""
 
     rows = [
-        (
-            finding.stage,
-            finding.state,
-            ", ".join(filter(None, [finding.damage, told(len(finding.extra), "of others")])),
-        )
+        (finding.stage, finding.state, ", ".join(filter(None, [finding.damage, told(len(finding.extra), "of others")])))
         for finding in found
     ]
     show_table(str(opened.folder), ("stage", "state", "files"), rows)
     if damaged:
-        say(f"{len(damaged)} damaged; `defectory run {project}` makes them anew, and what follows from them where it differs")
+        say(
+            f"{len(damaged)} damaged; `defectory run {project}` makes them anew, and what follows from them where it "
+            "differs"
+        )
         raise typer.Exit(1)
     whole = sum(finding.state == "whole" for finding in found)
     say(f"{whole} whole, {len(found) - whole} not run or not finished")

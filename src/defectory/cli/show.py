@@ -31,11 +31,15 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 20.0
 MIN_COLUMN = 12
 MIN_COLUMN_OF_MANY = 18
-"""Columns of a table are at least this many characters wide, where their content is; in one of more than two columns, more."""
+"""Columns of a table are at least this many characters wide, where their content is; in one of more than two columns,
+more.
+"""
 
 
 def say(text: object) -> None:
-    """Print one line on standard output; the only way in which verbs print text, so that no name from data reaches the terminal raw."""
+    """Print one line on standard output; the only way in which verbs print text, so that no name from data reaches the
+    terminal raw.
+    """
     print(printable(text), flush=True)
 
 
@@ -95,7 +99,9 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
 
 
 def _bar_columns(width: int) -> list[ProgressColumn]:
-    """Return what a bar shows in a terminal of this many columns: name and count always, then time left, bar, time taken and note."""
+    """Return what a bar shows in a terminal of this many columns: name and count always, then time left, bar, time
+    taken and note.
+    """
     # what a narrow terminal lacks room for is the name's end, never the count
     name = Column(no_wrap=True, overflow="ellipsis", min_width=8, max_width=max(8, width - 24) if width < 80 else None)
     columns: list[ProgressColumn] = [
@@ -108,7 +114,9 @@ def _bar_columns(width: int) -> list[ProgressColumn]:
         columns.insert(1, BarColumn(bar_width=24 if width >= 100 else 12))
     if width >= 100:
         columns.insert(3, TimeElapsedColumn(table_column=Column(no_wrap=True)))
-        columns.append(TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")))
+        columns.append(
+            TextColumn("{task.fields[note]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+        )
     return columns
 
 
@@ -161,7 +169,9 @@ def format_seconds(seconds: float) -> str:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; where the terminal is too narrow for its columns, each row is printed as a list of `column: value`."""
+    """Print a table; where the terminal is too narrow for its columns, each row is printed as a list of `column:
+    value`.
+    """
     cells = [[Text(printable(cell)) for cell in row] for row in rows]
     heads = [Text(printable(column)) for column in columns]
     widths = [max([head.cell_len, *(row[index].cell_len for row in cells)]) for index, head in enumerate(heads)]
@@ -174,8 +184,12 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     table = Table(title=Text(printable(title)), title_justify="left", title_style="bold", header_style="bold")
     for index, head in enumerate(heads):
         table.add_column(
-            head, justify="left" if index == 0 else "right", overflow="fold", min_width=min(widths[index], MIN_COLUMN if len(columns) <= 2 else MIN_COLUMN_OF_MANY), max_width=widths[index]
-        )  # fmt: skip
+            head,
+            justify="left" if index == 0 else "right",
+            overflow="fold",
+            min_width=min(widths[index], MIN_COLUMN if len(columns) <= 2 else MIN_COLUMN_OF_MANY),
+            max_width=widths[index],
+        )
     for row in cells:
         table.add_row(*row)
     console.print(table)

@@ -32,11 +32,17 @@ def list_bases() -> None:
     from defectory.cli.show import say, show_table
     from defectory.engine.base.known import KNOWN_BASES
 
-    show_table("Known bases", ("name", "tile px", "what", "licence"), [(b.name, b.tile_px, b.description, b.licence) for b in KNOWN_BASES])
+    show_table(
+        "Known bases",
+        ("name", "tile px", "what", "licence"),
+        [(b.name, b.tile_px, b.description, b.licence) for b in KNOWN_BASES],
+    )
     say("Any other base: the path of a folder in Stable Diffusion layout (1.x or 2.x).")
 
 
-def verify_base(name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base.")] = "embedded") -> None:
+def verify_base(
+    name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base.")] = "embedded",
+) -> None:
     """Check that a base is whole and of a family that is supported: parts, safetensors, tokenizer, digests."""
     from defectory.cli.show import say
     from defectory.engine.base.known import resolve_base
@@ -48,13 +54,19 @@ def verify_base(name_or_path: Annotated[str, typer.Argument(help="`embedded`, or
 
 
 def score_base(
-    name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base that was made by `base pretrain`.")] = "embedded",
-    out: Annotated[Path, typer.Option("--out", help="Folder for images, classifier, samples and scores.")] = Path("base-score"),
+    name_or_path: Annotated[
+        str, typer.Argument(help="`embedded`, or the path of a base that was made by `base pretrain`.")
+    ] = "embedded",
+    out: Annotated[Path, typer.Option("--out", help="Folder for images, classifier, samples and scores.")] = Path(
+        "base-score"
+    ),
     override: Annotated[
         list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example num_samples=200.")
     ] = None,
 ) -> None:
-    """Score a base on procedural images: does it draw the material and defect of a caption, and how close are samples to images?"""
+    """Score a base on procedural images: does it draw the material and defect of a caption, and how close are samples
+    to images?
+    """
     from defectory.cli.show import say, show_events
     from defectory.engine.base.known import resolve_base
     from defectory.folders import require_claimable
@@ -86,15 +98,18 @@ def pretrain_base(
     out: Annotated[Path, typer.Option("--out", help="Folder for base/, encoder/ and segmenter/.")],
     work: Annotated[Path | None, typer.Option("--work", help="Folder for corpus and checkpoints; <out>/work.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example diffusion.num_steps=8000.")
+        list[str] | None,
+        typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example diffusion.num_steps=8000."),
     ] = None,
     device: Annotated[
-        str, typer.Option("--device", help="cpu, cuda, cuda:1 ...; other than a CPU has larger batches and fewer steps.")
+        str,
+        typer.Option("--device", help="cpu, cuda, cuda:1 ...; other than a CPU has larger batches and fewer steps."),
     ] = "cpu",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of corpus and training.")] = 0,
 ) -> None:
-    """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network; and with it the
-    encoder behind KID and the start of the light segmenter."""
+    """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network; and
+    with it the encoder behind KID and the start of the light segmenter.
+    """
     from defectory.cli.show import say, show_events
     from defectory.folders import require_claimable
     from defectory.pipeline.pretrain import pretrain_config, run_pretrain
@@ -108,16 +123,23 @@ def pretrain_base(
 
 
 def teach_base(
-    word: Annotated[str, typer.Argument(help="A defect of the procedural world that the base draws badly, for example dent.")],
+    word: Annotated[
+        str, typer.Argument(help="A defect of the procedural world that the base draws badly, for example dent.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the base that knows it.")],
-    base: Annotated[str, typer.Option("--base", help="`embedded`, or the path of a base that was made by `base pretrain`.")] = "embedded",
+    base: Annotated[
+        str, typer.Option("--base", help="`embedded`, or the path of a base that was made by `base pretrain`.")
+    ] = "embedded",
     work: Annotated[Path | None, typer.Option("--work", help="Folder for images and checkpoint; <out>.work.")] = None,
     override: Annotated[
-        list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example training.num_steps=500.")
+        list[str] | None,
+        typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example training.num_steps=500."),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
-    """Teach a base one word of the procedural world; what it draws for other texts moves by a few percent (decision 044)."""
+    """Teach a base one word of the procedural world; what it draws for other texts moves by a few percent (decision
+    044).
+    """
     from defectory.cli.show import say, show_events
     from defectory.engine.base.known import resolve_base
     from defectory.folders import require_claimable, require_replaceable
@@ -166,7 +188,10 @@ def doctor() -> None:
             return "missing"
 
     rows: list[tuple[str, str]] = [("defectory", __version__), ("python", platform.python_version())]
-    rows += [(name, version_of(name)) for name in ("torch", "torchvision", "diffusers", "transformers", "accelerate", "faster-coco-eval")]
+    rows += [
+        (name, version_of(name))
+        for name in ("torch", "torchvision", "diffusers", "transformers", "accelerate", "faster-coco-eval")
+    ]
     rows.append(("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"))
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):

@@ -18,10 +18,13 @@ class ConceptConfig(Section):
     """The rare token [V]."""
     class_noun: str = "industrial surface"
     tone_words: bool = True
-    """Put two words for a tile's lightness and contrast before [V] in every prompt; off is the paper's prompt. A driver carries no
-    brightness, and without the words drafts drift to the mean tone."""
+    """Put two words for a tile's lightness and contrast before [V] in every prompt; off is the paper's prompt. A driver
+    carries no brightness, and without the words drafts drift to the mean tone.
+    """
     defect_words: bool = True
-    """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws none; off is the paper's prompt."""
+    """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws none; off is the paper's
+    prompt.
+    """
     prior_weight: float = Field(default=0.3, ge=0)
     """lambda of the prior term; 0 turns prior preservation off."""
     prior_share: float = Field(default=0.25, gt=0, lt=1)

@@ -1,7 +1,7 @@
 """DreamBooth with prior preservation (paper, section 3.1; Ruiz et al. 2023).
 
-L = E |target - f(x_t, t, "an image of a [V] with a [class]")|^2 + lambda * E |target' - f(x'_t, t, "a [class noun]")|^2,
-x from the training tiles, x' from the frozen model's own samples. Naming defects is ours (decision 040).
+L = E |target - f(x_t, t, "an image of a [V] with a [class]")|^2 + lambda * E |target' - f(x'_t, t, "a [class
+noun]")|^2, x from the training tiles, x' from the frozen model's own samples. Naming defects is ours (decision 040).
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def learn_concept(
     held_out: Sequence[TrainingTile] = (),
     cache: Path | None = None,
 ) -> Iterator[TrainingEvent]:
-    """Teach a base the look of the user's parts; writes `base/`, `concept.json`, `log.jsonl` and the class images' latents under `out`.
+    """Teach a base the look of the user's parts; writes `base/`, `concept.json`, `log.jsonl` and the class images'
+    latents under `out`.
 
     Args:
         tiles: training tiles with and without defects; all of one size.
@@ -111,9 +112,13 @@ def learn_concept(
 
     def prompt_of(tile: TileVariants, variant: int) -> str:
         names = tile.class_names[variant] if config.defect_words else ()
-        return condition_prompt(config.token, names, defect_noun=defect_noun, tone=tile.tone if config.tone_words else "")
+        return condition_prompt(
+            config.token, names, defect_noun=defect_noun, tone=tile.tone if config.tone_words else ""
+        )
 
-    plan = BatchPlan(range(len(tiles)), (), batch_size=num_instance, share=0, num_variants=training.variants_per_image, seed=seed)
+    plan = BatchPlan(
+        range(len(tiles)), (), batch_size=num_instance, share=0, num_variants=training.variants_per_image, seed=seed
+    )
 
     def batch_of(index: int) -> Batch:
         generator = generator_of(seed, "concept", index)
@@ -121,7 +126,8 @@ def learn_concept(
         x = torch.stack([variants[tile].latents[variant] for tile, variant in members])
         dropped = torch.rand(num_instance, generator=generator) < training.prompt_dropout
         prompts = [
-            "" if drop else prompt_of(variants[tile], variant) for drop, (tile, variant) in zip(dropped.tolist(), members, strict=True)
+            "" if drop else prompt_of(variants[tile], variant)
+            for drop, (tile, variant) in zip(dropped.tolist(), members, strict=True)
         ]
         defect = torch.stack([variants[tile].defect[variant] for tile, variant in members])
         timesteps = stratified_timesteps(num_instance, schedule.num_timesteps, generator)
@@ -146,11 +152,17 @@ def learn_concept(
 
     @torch.no_grad()
     def held_out_loss() -> float:
-        errors = [denoising_errors(batch, predict.of(batch), schedule, training, weighted=False) for batch in validation]
+        errors = [
+            denoising_errors(batch, predict.of(batch), schedule, training, weighted=False) for batch in validation
+        ]
         return float(torch.cat(errors).mean())
 
     yield from train(
-        {f"{part}.{name}": parameter for part, module in trained.items() for name, parameter in module.named_parameters()},
+        {
+            f"{part}.{name}": parameter
+            for part, module in trained.items()
+            for name, parameter in module.named_parameters()
+        },
         batch_of,
         loss_of,
         config=training,

@@ -62,7 +62,11 @@ def class_latents(
         stored = read_cached(path, key)
         if stored is None or tuple(stored["latents"].shape) != (len(indices), *shape):
             generators = [generator_of(seed, "class image", index) for index in indices]
-            stored = {"latents": _ancestral(models, class_prompt(class_noun), shape, generators, num_steps, precision).half().cpu()}
+            stored = {
+                "latents": _ancestral(models, class_prompt(class_noun), shape, generators, num_steps, precision)
+                .half()
+                .cpu()
+            }
             write_cached(path, key, stored)
         parts.append(stored["latents"])
         yield Preparing(what="class images", done=indices.stop, total=num_images)
@@ -71,7 +75,12 @@ def class_latents(
 
 @torch.no_grad()
 def _ancestral(
-    models: LoadedModels, prompt: str, shape: tuple[int, int, int], generators: list[torch.Generator], num_steps: int, precision: str
+    models: LoadedModels,
+    prompt: str,
+    shape: tuple[int, int, int],
+    generators: list[torch.Generator],
+    num_steps: int,
+    precision: str,
 ) -> Tensor:
     """Sample ancestrally: Ho et al. 2020, algorithm 2 with eq. 6 and 7, over a stride of the schedule."""
     device = models.unet.device

@@ -14,7 +14,9 @@ class ConditionConfig(Section):
     """Learn the condition: a trainable copy of the frozen, adapted base obeys drivers (paper, section 3.2)."""
 
     init: Literal["auto", "copy", "embedded"] = "auto"
-    """`copy`: from the adapted base's encoder (the paper); `embedded`: from the base's shipped control network; `auto`: embedded where there is one."""
+    """`copy`: from the adapted base's encoder (the paper); `embedded`: from the base's shipped control network; `auto`:
+    embedded where there is one.
+    """
     defect_noun: str = ""
     """Word after each class name in the prompt; `crack` in the paper, whose classes are kinds of crack."""
     defect_free_share: float = Field(default=0.15, ge=0, lt=1)

@@ -1,4 +1,5 @@
-"""Learn the condition: a trainable copy of the frozen, adapted base obeys drivers (paper, section 3.2; Zhang et al. 2023).
+"""Learn the condition: a trainable copy of the frozen, adapted base obeys drivers (paper, section 3.2; Zhang et al.
+2023).
 
 L = E |target - f(x_t, t, prompt, control(x_t, t, prompt, driver))|^2 over the control network's weights alone.
 """
@@ -53,7 +54,8 @@ def learn_condition(
         tiles: training tiles; those without defects get an empty mask. All of one size.
         concept: phase 1's stage folder (`base/` and `concept.json`).
         config: of the phase.
-        make_driver: image uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to a driver uint8 [H,W,3].
+        make_driver: image uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to a driver uint8
+            [H,W,3].
         seed: of everything drawn.
         out: stage folder; a checkpoint found in it is gone on from.
         device: where to train.
@@ -78,7 +80,9 @@ def learn_condition(
     defective = [index for index, tile in enumerate(tiles) if tile.instances]
     defect_free = [index for index, tile in enumerate(tiles) if not tile.instances]
     if not defective:
-        raise InputError("training tiles", "none has a defect, so there is nothing to obey", "check the split and the tiling")
+        raise InputError(
+            "training tiles", "none has a defect, so there is nothing to obey", "check the split and the tiling"
+        )
     recipe = VariantRecipe(
         vae=models.vae,
         vae_digest=digest_folder(concept / "base" / "vae"),
@@ -101,7 +105,12 @@ def learn_condition(
     predict = _Predictor(models, control, device)
     size = training.batch_size
     plan = BatchPlan(
-        defective, defect_free, batch_size=size, share=config.defect_free_share, num_variants=training.variants_per_image, seed=seed
+        defective,
+        defect_free,
+        batch_size=size,
+        share=config.defect_free_share,
+        num_variants=training.variants_per_image,
+        seed=seed,
     )
 
     def prompt_of(tile: TileVariants, variant: int) -> str:
@@ -130,7 +139,9 @@ def learn_condition(
 
     @torch.no_grad()
     def held_out_loss() -> float:
-        errors = [denoising_errors(batch, predict.of(batch), schedule, training, weighted=False) for batch in validation]
+        errors = [
+            denoising_errors(batch, predict.of(batch), schedule, training, weighted=False) for batch in validation
+        ]
         return float(torch.cat(errors).mean())
 
     yield from train(
@@ -156,7 +167,9 @@ def learn_condition(
     with atomic_folder(out / "controlnet", kind="base") as folder:
         save_model(control, folder)
     result = Control(
-        concept_digest=learned.weights_digest, driver_config_digest=driver_digest, weights_digest=digest_folder(out / "controlnet")
+        concept_digest=learned.weights_digest,
+        driver_config_digest=driver_digest,
+        weights_digest=digest_folder(out / "controlnet"),
     )
     result.save(out / "control.json")
     remove_checkpoint(out / "checkpoint")
@@ -175,7 +188,9 @@ def start_control(models: LoadedModels, *, init: str, seed: int) -> ControlNetMo
         WeightsError: `embedded` was asked for and no control network lies beside the base.
     """
     if init == "embedded" and models.controlnet is None:
-        raise WeightsError("condition.init", "embedded, but no control network lies beside this base", "set it to copy or auto")
+        raise WeightsError(
+            "condition.init", "embedded, but no control network lies beside this base", "set it to copy or auto"
+        )
     if models.controlnet is not None and init != "copy":
         return models.controlnet
     widths = (16, 32, 96, 256)
@@ -189,7 +204,8 @@ def start_control(models: LoadedModels, *, init: str, seed: int) -> ControlNetMo
 
 
 def finalize_pipeline(concept: Path, control: Path, out: Path) -> str:
-    """Write the finished pipeline, which plain diffusers loads as `StableDiffusionControlNetPipeline`, and give its digest.
+    """Write the finished pipeline, which plain diffusers loads as `StableDiffusionControlNetPipeline`, and give its
+    digest.
 
     Args:
         concept: phase 1's stage folder.
@@ -227,7 +243,9 @@ class _Predictor:
         context = self._embed(batch.prompts)
 
         def predict(noisy: Tensor, timesteps: Tensor) -> Tensor:
-            down, middle = self._control(noisy, timesteps, encoder_hidden_states=context, controlnet_cond=driver, return_dict=False)
+            down, middle = self._control(
+                noisy, timesteps, encoder_hidden_states=context, controlnet_cond=driver, return_dict=False
+            )
             return self._unet(
                 noisy,
                 timesteps,

@@ -1,7 +1,8 @@
-"""Anomaly: does the half without a mask show a defect all the same? One drawn in both halves cancels in their difference.
+"""Anomaly: does the half without a mask show a defect all the same? One drawn in both halves cancels in their
+difference.
 
-A memory of patches of defect-free real tiles, as in PatchCore (Roth et al. 2022), with an image's own median taken off: a draft is a
-little unlike real tiles everywhere, a defect is unlike them in one place.
+A memory of patches of defect-free real tiles, as in PatchCore (Roth et al. 2022), with an image's own median taken off:
+a draft is a little unlike real tiles everywhere, a defect is unlike them in one place.
 """
 
 from __future__ import annotations
@@ -55,7 +56,9 @@ def learn_memory(patches: Patches, image_ids: NDArray[np.int64], *, seed: int) -
     peaks: list[float] = []
     for kept in (first, ~first):
         peaks += [_peak(one) for one in _maps(scaled[~kept], _some(scaled[kept], rng))]
-    return PatchMemory(patches=_some(scaled, rng), scale=scale.astype(np.float32), limit=float(np.quantile(peaks, 0.99)))
+    return PatchMemory(
+        patches=_some(scaled, rng), scale=scale.astype(np.float32), limit=float(np.quantile(peaks, 0.99))
+    )
 
 
 def _some(patches: Patches, rng: np.random.Generator) -> NDArray[np.float32]:

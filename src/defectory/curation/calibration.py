@@ -14,7 +14,9 @@ from defectory.curation.fidelity import LOCAL_SHARE, drawn_map, iou
 Pair = tuple[NDArray[np.uint8], NDArray[np.uint8], list[NDArray[np.bool_]]]
 
 
-def degrade(image: NDArray[np.uint8], *, seed: int, blur_px: float, noise_sigma: float, drift: float) -> NDArray[np.uint8]:
+def degrade(
+    image: NDArray[np.uint8], *, seed: int, blur_px: float, noise_sigma: float, drift: float
+) -> NDArray[np.uint8]:
     """Give an image uint8 [H,W,3] as a generator would: blurred, with noise of its own and a smooth drift of tone."""
     rng = np.random.default_rng([61, seed])
     height, width = image.shape[:2]
@@ -47,7 +49,8 @@ class Calibrated:
 
 
 def calibrate(pairs: Sequence[Pair], threshold: float, *, local_share: float = LOCAL_SHARE) -> Calibrated:
-    """Measure one choice on rendered pairs: a good one scores true labels high, shuffled ones low, and true above thicker ones.
+    """Measure one choice on rendered pairs: a good one scores true labels high, shuffled ones low, and true above
+    thicker ones.
 
     Args:
         pairs: image with defects, without, and the exact masks, at least one each.
@@ -66,6 +69,9 @@ def calibrate(pairs: Sequence[Pair], threshold: float, *, local_share: float = L
     others = labels[1:] + labels[:1]
     shuffled = [iou(drawn(pair, other), other) for pair, other in zip(pairs, others, strict=True)]
     return Calibrated(
-        true=float(true.mean()), true_low=float(np.quantile(true, 0.1)), thicker=float(thicker.mean()),
-        above_thicker=float((true > thicker).mean()), shuffled=float(np.mean(shuffled)),
-    )  # fmt: skip
+        true=float(true.mean()),
+        true_low=float(np.quantile(true, 0.1)),
+        thicker=float(thicker.mean()),
+        above_thicker=float((true > thicker).mean()),
+        shuffled=float(np.mean(shuffled)),
+    )

@@ -29,7 +29,9 @@ MAX_TRAIN, MAX_POOL = 600, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """An image encoder as curation needs it: one vector per image, float64 [N,D], and features of patches, float32 [N,h,w,C]."""
+    """An image encoder as curation needs it: one vector per image, float64 [N,D], and features of patches, float32
+    [N,h,w,C].
+    """
 
     embed: Callable[[Sequence[Image]], Features]
     patches: Callable[[Sequence[Image]], Patches]
@@ -37,7 +39,9 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RealTile:
-    """A tile of train or pool: its name, RGB uint8 [H,W,3], image part, image and group (same part), and whether it shows a defect."""
+    """A tile of train or pool: its name, RGB uint8 [H,W,3], image part, image and group (same part), and whether it
+    shows a defect.
+    """
 
     name: str
     image: Image
@@ -62,8 +66,8 @@ class Draft:
 class Agreement:
     """Segmenters that saw only train: what they call a defect beside what is labelled.
 
-    `overlap` gives the IoU of the two on an image, `expected` that of train tiles of given classes which they have not seen, and `limit` is
-    how much of it may be missing, as a share.
+    `overlap` gives the IoU of the two on an image, `expected` that of train tiles of given classes which they have not
+    seen, and `limit` is how much of it may be missing, as a share.
     """
 
     overlap: Callable[[Image, Sequence[tuple[int, Mask]]], float]
@@ -97,14 +101,18 @@ class Checker:
         defective = [tile for tile in real if tile.is_defective]
         free = [tile for tile in real if not tile.is_defective]
         both = [*defective, *free]
-        self.figures: RealFigures | None = learn_figures([figures_of(t.image, t.valid_hw) for t in both]) if both else None
+        self.figures: RealFigures | None = (
+            learn_figures([figures_of(t.image, t.valid_hw) for t in both]) if both else None
+        )
         ids = np.array([tile.image_id for tile in both], np.int64)
         self.realism: RealTiles | None = None
         if self._wants("realism") and both:
             self.realism = learn_real_tiles(encoder.embed([tile.image for tile in both]), ids)
         self.memory: PatchMemory | None = None
         if self._wants("anomaly") and free:
-            self.memory = learn_memory(encoder.patches([t.image for t in free]), np.array([t.image_id for t in free], np.int64), seed=seed)
+            self.memory = learn_memory(
+                encoder.patches([t.image for t in free]), np.array([t.image_id for t in free], np.int64), seed=seed
+            )
         self.originals = Originals([], [])
         self.copy_limit = 1.0
         if self._wants("novelty"):
@@ -133,7 +141,11 @@ class Checker:
         features = self._encoder.embed([draft.image for draft in drafts])
         self._features.append(features)
         far = self.realism.distances(features) if self.realism is not None else None
-        odd = self.memory.scores(self._encoder.patches([draft.without for draft in drafts])) if self.memory is not None else None
+        odd = (
+            self.memory.scores(self._encoder.patches([draft.without for draft in drafts]))
+            if self.memory is not None
+            else None
+        )
         result: list[tuple[Check, ...]] = []
         for index, draft in enumerate(drafts):
             checks: list[Check] = []
@@ -142,7 +154,9 @@ class Checker:
                 checks += [
                     Check(name="exposure", value=self.figures.exposure(figures), limit=EXPOSURE_LIMIT * slack),
                     Check(name="blur", value=self.figures.blur(figures), limit=BLUR_LIMIT * slack),
-                    Check(name="clipping", value=figures.clipped, limit=self.figures.most_clipped + CLIPPED_LIMIT * slack),
+                    Check(
+                        name="clipping", value=figures.clipped, limit=self.figures.most_clipped + CLIPPED_LIMIT * slack
+                    ),
                 ]
             if self.memory is not None and odd is not None:
                 checks.append(Check(name="anomaly", value=float(odd[index]), limit=self.memory.limit * slack))
@@ -156,9 +170,13 @@ class Checker:
                 alike = np.tensordot(np.stack(self._seen), thumb, axes=2)
                 nearest = int(alike.argmax())
                 value = max(0.0, float(alike[nearest]))
-                checks.append(Check(name="duplicate", value=value, limit=DUPLICATE_LIMIT, nearest=f"draft number {nearest}"))
+                checks.append(
+                    Check(name="duplicate", value=value, limit=DUPLICATE_LIMIT, nearest=f"draft number {nearest}")
+                )
             if self._agreement is not None and draft.instances:
-                share = self._agreement.overlap(draft.image, draft.instances) / self._agreement.expected([c for c, _ in draft.instances])
+                share = self._agreement.overlap(draft.image, draft.instances) / self._agreement.expected(
+                    [c for c, _ in draft.instances]
+                )
                 checks.append(Check(name="agreement", value=1.0 - share, limit=self._agreement.limit))
             self._seen.append(thumb)
             result.append(tuple(check for check in checks if self._wants(check.name)))
@@ -172,7 +190,8 @@ REASONS: dict[CheckName, str] = {
     "anomaly": "the half without a mask shows a defect as well (anomaly {value:.2f}, limit {limit:.2f})",
     "realism": "unlike every real tile (distance {value:.2f}, limit {limit:.2f})",
     "novelty": "a copy of {nearest} (likeness {value:.2f}, limit {limit:.2f})",
-    "agreement": "what segmenters call a defect is not what is labelled (overlap {value:.0%} under that of train tiles, limit {limit:.0%})",
+    "agreement": "what segmenters call a defect is not what is labelled (overlap {value:.0%} under that of train "
+    "tiles, limit {limit:.0%})",
     "duplicate": "the same picture as {nearest} (likeness {value:.2f}, limit {limit:.2f})",
 }
 
@@ -194,7 +213,11 @@ def choose(classes_of: Sequence[frozenset[int]], features: Features, count: int,
     Returns:
         Indices, in order.
     """
-    order = farthest_first(features, len(features)) if features.shape[1] > 1 and len(features) else list(range(len(classes_of)))
+    order = (
+        farthest_first(features, len(features))
+        if features.shape[1] > 1 and len(features)
+        else list(range(len(classes_of)))
+    )
     chosen: list[int] = []
     counts = dict.fromkeys(shares, 0)
     left = list(order)

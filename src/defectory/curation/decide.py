@@ -35,7 +35,8 @@ PairOf = Callable[[Job], tuple[Path, Path]]
 CAUSES: dict[Cause, str] = {
     "blank": "synthetic quality too poor: blank images; train both phases longer",
     "not drawn": "control collapse or defects too weak: train phase 2 longer, or raise synthesis.mask_guidance",
-    "drawn outside": "control collapse: drawn beside the masks; train phase 2 longer, or raise condition.defect_free_share",
+    "drawn outside": "control collapse: drawn beside the masks; train phase 2 longer, or raise "
+    "condition.defect_free_share",
     "exposure": "synthetic quality too poor: tones unlike the real ones; train phase 1 longer",
     "blur": "synthetic quality too poor: soft pictures; train both phases longer or raise synthesis.num_steps",
     "clipping": "synthetic quality too poor: black or white patches; lower the guidances of synthesis",
@@ -119,7 +120,10 @@ def decide(
             ]
             labels = [tuple((i.category_id, decode(i.rle)) for i in job.instances) for job in jobs]
             checks = checker.check(
-                [Draft(image=i, without=w, valid_hw=hw, instances=of) for (i, w), hw, of in zip(pairs, sizes, labels, strict=True)]
+                [
+                    Draft(image=i, without=w, valid_hw=hw, instances=of)
+                    for (i, w), hw, of in zip(pairs, sizes, labels, strict=True)
+                ]
             )
         for number, (job, (image, without)) in enumerate(zip(jobs, pairs, strict=True), start=start):
             masks = [decode(instance.rle) for instance in job.instances]
@@ -129,13 +133,18 @@ def decide(
             agreements += [iou(mask, label) for mask, label in zip(tight, masks, strict=True)]
             decision = _decision(job, image, score_map(drawn, masks, strays=strays), checks[number - start], config)
             if config.tighten_labels:
-                found = tuple(Instance(category_id=i.category_id, rle=encode(mask)) for i, mask in zip(job.instances, tight, strict=True))
+                found = tuple(
+                    Instance(category_id=i.category_id, rle=encode(mask))
+                    for i, mask in zip(job.instances, tight, strict=True)
+                )
                 decision = decision.model_copy(update={"tightened": found})
             decisions.append(decision)
             stranger = _stranger(plan, number)
             if stranger is not None:
                 other = np.any([decode(i.rle) for i in stranger.instances], axis=0)
-                shuffled.append(iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other))
+                shuffled.append(
+                    iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other)
+                )
             yield Scored(done=number + 1, total=len(plan.jobs))
     if config.enabled and config.keep_share is not None:
         decisions = _truest(plan, decisions, config.keep_share)
@@ -146,16 +155,24 @@ def decide(
 
 
 def _truest(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Decision]:
-    """Reject accepted drafts beyond a share of all drafts of their rarest class, so that those of the truest labels are left."""
+    """Reject accepted drafts beyond a share of all drafts of their rarest class, so that those of the truest labels are
+    left.
+    """
     counts = Counter(i.category_id for job in plan.jobs for i in job.instances)
     by_class: dict[int, list[int]] = {}
     for number, job in enumerate(plan.jobs):
         by_class.setdefault(min({i.category_id for i in job.instances}, key=lambda c: counts[c]), []).append(number)
     result = list(decisions)
     for numbers in by_class.values():
-        accepted = sorted((n for n in numbers if decisions[n].status == "accepted"), key=lambda n: -_trueness(decisions[n]))
+        accepted = sorted(
+            (n for n in numbers if decisions[n].status == "accepted"), key=lambda n: -_trueness(decisions[n])
+        )
         count = max(1, round(share * len(numbers)))
-        spare = {"status": "rejected", "cause": "not chosen", "reason": f"passes, but the labels of {count} others of its class are truer"}
+        spare = {
+            "status": "rejected",
+            "cause": "not chosen",
+            "reason": f"passes, but the labels of {count} others of its class are truer",
+        }
         for number in accepted[count:]:
             result[number] = decisions[number].model_copy(update=spare)
     return result
@@ -176,7 +193,11 @@ def _keep(plan: Plan, decisions: Sequence[Decision], count: int, checker: Checke
     shares = {c: n / sum(wanted.values()) for c, n in wanted.items()}
     features = np.zeros((len(accepted), 1)) if checker is None else checker.features[accepted]
     kept = {accepted[i] for i in choose(classes_of, features, count, shares)}
-    spare = {"status": "rejected", "cause": "not chosen", "reason": f"passes, but {count} others keep classes and variety better"}
+    spare = {
+        "status": "rejected",
+        "cause": "not chosen",
+        "reason": f"passes, but {count} others keep classes and variety better",
+    }
     return [d.model_copy(update=spare) if n in accepted and n not in kept else d for n, d in enumerate(decisions)]
 
 
@@ -190,16 +211,25 @@ def _stranger(plan: Plan, index: int) -> Job | None:
     return None
 
 
-def _decision(job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig) -> Decision:
+def _decision(
+    job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig
+) -> Decision:
     cause, reason = None, "curation is off"
     if config.enabled:
         cause, reason = _judge(job, image, fidelity, checks, config)
     return Decision(
-        job_id=job.id, status="accepted" if cause is None else "rejected", reason=reason, cause=cause, fidelity=fidelity, checks=checks
+        job_id=job.id,
+        status="accepted" if cause is None else "rejected",
+        reason=reason,
+        cause=cause,
+        fidelity=fidelity,
+        checks=checks,
     )
 
 
-def _judge(job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig) -> tuple[Cause | None, str]:
+def _judge(
+    job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig
+) -> tuple[Cause | None, str]:
     """Give the first cause to reject a draft, None where there is none, and the reason."""
     if image.std() < MIN_STD:
         return "blank", f"blank image (standard deviation {image.std():.1f} grey levels)"
@@ -210,16 +240,24 @@ def _judge(job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...]
         return "not drawn", f"{told}: the defect is not visible in all of its label"
     labelled = sum(area_px(instance.rle) for instance in job.instances)
     if fidelity.stray_px > config.max_stray_share * labelled:
-        return "drawn outside", f"{fidelity.stray_px} px drawn away from the label of {labelled} px: a defect without a label"
+        return (
+            "drawn outside",
+            f"{fidelity.stray_px} px drawn away from the label of {labelled} px: a defect without a label",
+        )
     if min(fidelity.per_instance_iou) < config.min_fidelity / 3:
-        return "not drawn", f"one of {len(job.instances)} defects was not drawn (its fidelity {min(fidelity.per_instance_iou):.2f})"
+        return (
+            "not drawn",
+            f"one of {len(job.instances)} defects was not drawn (its fidelity {min(fidelity.per_instance_iou):.2f})",
+        )
     for check in checks:
         if not check.passed:
             return check.name, reason_of(check)
     return None, "fidelity at or above the threshold" + (", every check passed" if checks else "")
 
 
-def _summary(plan: Plan, outcome: Decisions, shuffled: list[float], agreements: list[float], checker: Checker | None) -> FidelitySummary:
+def _summary(
+    plan: Plan, outcome: Decisions, shuffled: list[float], agreements: list[float], checker: Checker | None
+) -> FidelitySummary:
     names = {category.id: category.name for category in plan.categories}
     per_class: dict[str, list[float]] = {}
     accepted: dict[str, list[bool]] = {}
@@ -263,7 +301,9 @@ def _summary(plan: Plan, outcome: Decisions, shuffled: list[float], agreements: 
         density=density,
         coverage=coverage,
         tightened_iou=float(np.mean(agreements)) if agreements else None,
-        likely_cause=CAUSES[faults.most_common(1)[0][0]] if faults and passed < LOW_ACCEPTANCE * len(outcome.decisions) else None,
+        likely_cause=CAUSES[faults.most_common(1)[0][0]]
+        if faults and passed < LOW_ACCEPTANCE * len(outcome.decisions)
+        else None,
     )
 
 
@@ -271,12 +311,16 @@ def _means(values: dict[str, list[float]] | dict[str, list[bool]]) -> dict[str, 
     return {name: float(np.mean(of)) for name, of in sorted(values.items())}
 
 
-def write_contact_sheet(plan: Plan, decisions: Decisions, *, pair_of: PairOf, out: Path, per_row: int = 10, rows: int = 2) -> None:
+def write_contact_sheet(
+    plan: Plan, decisions: Decisions, *, pair_of: PairOf, out: Path, per_row: int = 10, rows: int = 2
+) -> None:
     """Write a PNG of accepted drafts above rejected ones, labels outlined (green accepted, red rejected)."""
     cells: list[Image] = []
     labels: list[str] = []
     for status, colour in (("accepted", (40, 220, 60)), ("rejected", (255, 40, 40))):
-        chosen = [(j, d) for j, d in zip(plan.jobs, decisions.decisions, strict=True) if d.status == status][: per_row * rows]
+        chosen = [(j, d) for j, d in zip(plan.jobs, decisions.decisions, strict=True) if d.status == status][
+            : per_row * rows
+        ]
         for job, decision in chosen:
             image = load_rgb(pair_of(job)[0])
             cells.append(draw_outlines(image, [(colour, decode(i.rle)) for i in job.instances]))

@@ -54,9 +54,11 @@ def learn_figures(figures: Sequence[Figures]) -> RealFigures:
     """Learn the ranges from the figures of real tiles, at least one."""
     means, contrasts = [f.mean for f in figures], [f.contrast for f in figures]
     return RealFigures(
-        mean=(min(means), max(means)), contrast=(min(contrasts), max(contrasts)),
-        least_step=float(np.quantile([f.step for f in figures], 0.02)), most_clipped=max(f.clipped for f in figures),
-    )  # fmt: skip
+        mean=(min(means), max(means)),
+        contrast=(min(contrasts), max(contrasts)),
+        least_step=float(np.quantile([f.step for f in figures], 0.02)),
+        most_clipped=max(f.clipped for f in figures),
+    )
 
 
 def _outside(value: float, limits: tuple[float, float]) -> float:

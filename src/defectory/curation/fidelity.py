@@ -28,12 +28,17 @@ MIN_THRESHOLD = 8.0
 """Least difference in grey levels that counts as drawn, however dark the surface: less is noise."""
 SURFACE_SIGMA_PX = 8.0
 LOCAL_SHARE = 0.6
-"""A pixel counts as drawn where its difference is at least this share of the mean of what was drawn around it: the foot of a blurred
-border is none of the defect (decision 027)."""
+"""A pixel counts as drawn where its difference is at least this share of the mean of what was drawn around it: the foot
+of a blurred border is none of the defect (decision 027).
+"""
 FAINT_SHARE, FAINT_QUANTILE = 0.4, 0.75
-"""A label under which little differs is held against this share of what does (its strongest quarter): its defect is faint (decision 032)."""
+"""A label under which little differs is held against this share of what does (its strongest quarter): its defect is
+faint (decision 032).
+"""
 QUIET_LEVEL, QUIET_QUANTILE = 0.3, 0.5
-"""Halves of which half of the pixels away from the label differ by less than this many grey levels show a faint second defect too."""
+"""Halves of which half of the pixels away from the label differ by less than this many grey levels show a faint second
+defect too.
+"""
 LEAST_FACTOR = 0.5
 """Thresholds fall no lower than to this share."""
 LOCAL_SIGMA_PX = 5.0
@@ -45,7 +50,9 @@ class Comparison:
     """How the two halves of a counterfactual pair differ, arrays [H,W]."""
 
     brighter: NDArray[np.float32]
-    """How far the half with the mask is above the other, at least 0, in grey levels, drift removed; the lesser of the difference itself and a smoothed one."""
+    """How far the half with the mask is above the other, at least 0, in grey levels, drift removed; the lesser of the
+    difference itself and a smoothed one.
+    """
     darker: NDArray[np.float32]
     """How far it is below."""
     strength: NDArray[np.float32]
@@ -57,7 +64,9 @@ class Comparison:
     outside: Mask
     """What is clear of the label, where nothing but drift should differ."""
     noise_level: float
-    """Half of those pixels differ by less than this, smoothed with their sign so that noise averages out; infinite where there are none."""
+    """Half of those pixels differ by less than this, smoothed with their sign so that noise averages out; infinite
+    where there are none.
+    """
 
     @property
     def difference(self) -> NDArray[np.float32]:
@@ -67,18 +76,24 @@ class Comparison:
     def drawn(self, difference_threshold: float, *, local_share: float = LOCAL_SHARE) -> Mask:
         """Give where a defect was drawn, bool [H,W].
 
-        The threshold is in proportion to the surface's brightness, since half the light is half the contrast, to how strongly the defect
-        is drawn there, since a dark crack and a faint one, equally blurred, are equally wide, and lower where all of the label is drawn faintly.
+        The threshold is in proportion to the surface's brightness, since half the light is half the contrast, to how
+        strongly the defect is drawn there, since a dark crack and a faint one, equally blurred, are equally wide, and
+        lower where all of the label is drawn faintly.
 
         Args:
             difference_threshold: least grey levels on a surface of grey level 128.
             local_share: share of the mean difference of drawn pixels around; 0 leaves the threshold as it is.
         """
         under = np.quantile((self.difference / self.surface)[self.label], FAINT_QUANTILE)
-        return self._over(difference_threshold * float(np.clip(FAINT_SHARE * under / difference_threshold, LEAST_FACTOR, 1.0)), local_share)
+        return self._over(
+            difference_threshold * float(np.clip(FAINT_SHARE * under / difference_threshold, LEAST_FACTOR, 1.0)),
+            local_share,
+        )
 
     def strays(self, difference_threshold: float) -> Mask:
-        """Give what was drawn clearly away from the label, bool [H,W]; the more equal the halves are there, the less it takes."""
+        """Give what was drawn clearly away from the label, bool [H,W]; the more equal the halves are there, the less it
+        takes.
+        """
         factor = min(max(self.noise_level / QUIET_LEVEL, LEAST_FACTOR), 1.0)
         far = cv2.distanceTransform((~self.label).astype(np.uint8), cv2.DIST_L2, 5) > STRAY_PX
         return self._over(factor * difference_threshold, LOCAL_SHARE, least=factor * MIN_THRESHOLD) & far
@@ -97,7 +112,9 @@ class Comparison:
         return np.isin(labels, keep)
 
     def _seams(self, drawn: Mask) -> Mask:
-        """Give pixels between a brighter and a darker part of what was drawn: the difference passes zero there, inside the defect (decision 042)."""
+        """Give pixels between a brighter and a darker part of what was drawn: the difference passes zero there, inside
+        the defect (decision 042).
+        """
         above = self.brighter > self.darker
         beside_brighter, beside_darker = (
             cv2.dilate((drawn & side).astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for side in (above, ~above)
@@ -141,10 +158,14 @@ def _smoothed(difference: NDArray[np.float32]) -> NDArray[np.float32]:
 
     Smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border.
     """
-    return np.minimum(np.abs(cv2.GaussianBlur(difference, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2), np.abs(difference).max(axis=2))
+    return np.minimum(
+        np.abs(cv2.GaussianBlur(difference, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2), np.abs(difference).max(axis=2)
+    )
 
 
-def drawn_map(with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE) -> Mask:
+def drawn_map(
+    with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE
+) -> Mask:
     """Give where the two halves of a counterfactual pair differ, bool [H,W]; see `compare` and `Comparison.drawn`."""
     return compare(with_mask, without_mask, label).drawn(difference_threshold, local_share=local_share)
 
@@ -164,7 +185,9 @@ def score(with_mask: Image, without_mask: Image, masks: Sequence[Mask], *, diffe
 
 
 def score_map(drawn: Mask, masks: Sequence[Mask], *, strays: Mask) -> Fidelity:
-    """Compare a map of what was drawn, bool [H,W], with the label's masks; `strays` is what was drawn away from them."""
+    """Compare a map of what was drawn, bool [H,W], with the label's masks; `strays` is what was drawn away from
+    them.
+    """
     label = np.any(masks, axis=0)
     total = int(drawn.sum())
     per_instance: list[float] = []

@@ -1,7 +1,8 @@
 """Novelty: is a draft a copy of a training crop, of a prior image, or of another draft?
 
-Likeness is the peak of the normalised cross-correlation of band-passed, locally normalised thumbnails over all shifts and mirrorings,
-and quarter turns of square ones: it does not mind exposure, and an autoencoder's blur little. What counts as a copy is learned from
+Likeness is the peak of the normalised cross-correlation of band-passed, locally normalised thumbnails over all shifts
+and mirrorings, and quarter turns of square ones: it does not mind exposure, and an autoencoder's blur little. What
+counts as a copy is learned from
 train: half way from what tiles of different parts reach to what copies made of train tiles reach.
 """
 
@@ -41,7 +42,9 @@ class Likeness:
 
 
 def thumbnail(image: Image, valid_hw: tuple[int, int] | None = None) -> Thumbnail:
-    """Give what is compared of an image RGB uint8 [H,W,3], float32 [64,64] of mean 0 and norm 1; all 0 for a blank one."""
+    """Give what is compared of an image RGB uint8 [H,W,3], float32 [64,64] of mean 0 and norm 1; all 0 for a blank
+    one.
+    """
     height, width = valid_hw or image.shape[:2]
     grey = cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY).astype(np.float32)
     small = cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
@@ -75,7 +78,9 @@ class Originals:
         valid_hw: image part of each; None takes all of it.
     """
 
-    def __init__(self, names: Sequence[str], images: Sequence[Image], valid_hw: Sequence[tuple[int, int]] | None = None) -> None:
+    def __init__(
+        self, names: Sequence[str], images: Sequence[Image], valid_hw: Sequence[tuple[int, int]] | None = None
+    ) -> None:
         self._names = list(names)
         thumbs = [thumbnail(image, None if valid_hw is None else valid_hw[i]) for i, image in enumerate(images)]
         self._spectra = np.array([_spectrum(t) for t in thumbs]) if thumbs else np.zeros((0, 256), np.float32)
@@ -84,7 +89,9 @@ class Originals:
     def __len__(self) -> int:
         return len(self._names)
 
-    def likeness(self, image: Image, valid_hw: tuple[int, int] | None = None, *, leave_out: NDArray[np.bool_] | None = None) -> Likeness:
+    def likeness(
+        self, image: Image, valid_hw: tuple[int, int] | None = None, *, leave_out: NDArray[np.bool_] | None = None
+    ) -> Likeness:
         """Give how alike an image is to the original it is most alike to.
 
         Args:
@@ -110,13 +117,18 @@ class Originals:
 
 
 def copy_of(image: Image, rng: np.random.Generator) -> Image:
-    """Give a copy of an image RGB uint8 [H,W,3] as a network that memorised it would draw it: mirrored, shifted, re-exposed and softened."""
+    """Give a copy of an image RGB uint8 [H,W,3] as a network that memorised it would draw it: mirrored, shifted,
+    re-exposed and softened.
+    """
     turned = image[:, ::-1] if rng.random() < 0.5 else image
     turned = turned[::-1] if rng.random() < 0.5 else turned
     height, width = image.shape[:2]
     dy, dx = (int(rng.integers(-side // 16, side // 16 + 1)) for side in (height, width))
     moved = cv2.warpAffine(
-        np.ascontiguousarray(turned), np.array([[1, 0, dx], [0, 1, dy]], np.float32), (width, height), borderMode=cv2.BORDER_REFLECT_101
+        np.ascontiguousarray(turned),
+        np.array([[1, 0, dx], [0, 1, dy]], np.float32),
+        (width, height),
+        borderMode=cv2.BORDER_REFLECT_101,
     )
     exposed = moved.astype(np.float32) * rng.uniform(0.75, 1.25) + rng.uniform(-15, 15)
     return np.clip(np.round(cv2.GaussianBlur(exposed, (0, 0), rng.uniform(0.5, 1.1))), 0, 255).astype(np.uint8)

@@ -1,4 +1,6 @@
-"""Realism: how far drafts lie from real tiles in an encoder's features, beside how far real tiles lie from each other."""
+"""Realism: how far drafts lie from real tiles in an encoder's features, beside how far real tiles lie from each
+other.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ LIMIT_QUANTILE = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class RealTiles:
-    """Features of real tiles, float64 [N,D], each dimension of standard deviation 1, and the distances they keep from each other."""
+    """Features of real tiles, float64 [N,D], each dimension of standard deviation 1, and the distances they keep from
+    each other.
+    """
 
     features: Features
     mean: Features
@@ -50,7 +54,8 @@ def learn_real_tiles(features: Features, image_ids: NDArray[np.int64]) -> RealTi
 
 
 def density_and_coverage(made: Features, real: Features, *, neighbours: int = 5) -> tuple[float, float]:
-    """Give density (may exceed 1) and coverage, 0..1, of a set beside real ones (Naeem et al. 2020), from features [M,D] and [N,D].
+    """Give density (may exceed 1) and coverage, 0..1, of a set beside real ones (Naeem et al. 2020), from features
+    [M,D] and [N,D].
 
     Density counts real tiles' neighbourhoods a draft lies in; coverage the share of real tiles with a draft in theirs.
     """

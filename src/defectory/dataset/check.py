@@ -98,7 +98,10 @@ def check_dataset(folder: Path, dataset: Dataset) -> CheckReport:
             if digest != record.sha256:
                 _check_changed(folder, record, dataset.value_range, problems)
             if digest in first_of:
-                problems.add("images whose file is the same as another one's", f"{record.file_name}: the same file as {first_of[digest]}")
+                problems.add(
+                    "images whose file is the same as another one's",
+                    f"{record.file_name}: the same file as {first_of[digest]}",
+                )
             first_of.setdefault(digest, record.file_name)
         for instance in record.instances:
             name = names.get(instance.category_id, f"class {instance.category_id}")
@@ -111,7 +114,9 @@ def check_dataset(folder: Path, dataset: Dataset) -> CheckReport:
         if instances[category.name] == 0:
             problems.add("classes without instances", f"class {category.name} has no instance")
     sizes = Counter(f"{record.size_hw[0]} x {record.size_hw[1]}" for record in dataset.images)
-    quantiles = {f"{share:.0%}": float(np.quantile(areas, share)) for share in (0.05, 0.25, 0.5, 0.75, 0.95)} if areas else {}
+    quantiles = (
+        {f"{share:.0%}": float(np.quantile(areas, share)) for share in (0.05, 0.25, 0.5, 0.75, 0.95)} if areas else {}
+    )
     return CheckReport(
         num_images=len(dataset.images),
         num_defect_free=sum(record.is_defect_free for record in dataset.images),
@@ -157,9 +162,14 @@ def _checked_area(record: ImageRecord, instance: Instance, name: str, problems: 
         problems.add("masks that are damaged", f"{record.file_name}: the mask of a {name} is damaged ({error})")
         return None
     if instance.rle.size_hw != record.size_hw:
-        problems.add("masks of another size than their image", f"{record.file_name}: the mask of a {name} is not of the image's size")
+        problems.add(
+            "masks of another size than their image",
+            f"{record.file_name}: the mask of a {name} is not of the image's size",
+        )
     if area < TOO_SMALL_PX:
-        problems.add(f"instances under {TOO_SMALL_PX} px", f"{record.file_name}: {name} of {area} px, too small to learn from")
+        problems.add(
+            f"instances under {TOO_SMALL_PX} px", f"{record.file_name}: {name} of {area} px, too small to learn from"
+        )
     return area
 
 
@@ -174,8 +184,15 @@ def write_contact_sheet(folder: Path, dataset: Dataset, out: Path, *, per_class:
         out: PNG file.
         per_class: images per class, spread over the data set.
     """
-    shown = [(title, record) for title, records in _rows(dataset) for record in records[:: max(1, len(records) // per_class)][:per_class]]
-    cell_of = {record.id: _cell(folder, record, dataset.value_range) for record in {record.id: record for _, record in shown}.values()}
+    shown = [
+        (title, record)
+        for title, records in _rows(dataset)
+        for record in records[:: max(1, len(records) // per_class)][:per_class]
+    ]
+    cell_of = {
+        record.id: _cell(folder, record, dataset.value_range)
+        for record in {record.id: record for _, record in shown}.values()
+    }
     cells = [cell_of[record.id] for _, record in shown]
     labels = [f"{title} {record.file_name}" for title, record in shown]
     save_png(out, contact_sheet(cells, columns=per_class, labels=labels, cell_px=CELL_PX), software=True)
@@ -187,7 +204,9 @@ def _rows(dataset: Dataset) -> list[tuple[str, list[ImageRecord]]]:
         for category_id in {instance.category_id for instance in record.instances} & of_class.keys():
             of_class[category_id].append(record)
     free = [record for record in dataset.images if record.is_defect_free]
-    most = heapq.nlargest(MAX_ROWS - 1, dataset.categories, key=lambda category: (len(of_class[category.id]), -category.id))
+    most = heapq.nlargest(
+        MAX_ROWS - 1, dataset.categories, key=lambda category: (len(of_class[category.id]), -category.id)
+    )
     shown: list[Category] = sorted(most, key=lambda category: category.id)
     return [*((category.name, of_class[category.id]) for category in shown), ("defect-free", free)]
 
@@ -202,7 +221,9 @@ def _cell(folder: Path, record: ImageRecord, value_range: ValueRange | None) -> 
     except InputError:
         return np.full((height, width, 3), 128, np.uint8)
     is_shrunk = height < image.shape[0]
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if is_shrunk else cv2.INTER_NEAREST).astype(np.uint8)
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if is_shrunk else cv2.INTER_NEAREST).astype(
+        np.uint8
+    )
     for instance in record.instances:
         small = draw_outlines(small, [(OUTLINE, _small_mask(instance.rle, size_hw))])
     return small

@@ -13,7 +13,9 @@ class DataConfig(Section):
     """Where the annotated images come from."""
 
     path: str
-    """COCO JSON file, mask folder, YOLO data.yaml, any other layout that `defectory import --help` lists, or a data set folder of ours."""
+    """COCO JSON file, mask folder, YOLO data.yaml, any other layout that `defectory import --help` lists, or a data set
+    folder of ours.
+    """
     format: str = "auto"
     """auto recognises the layout and says which it is; else a name that `defectory import --help` lists."""
     image_root: str | None = None
@@ -29,7 +31,9 @@ class DataConfig(Section):
     skip_bad: bool = False
     """Continue past bad images and annotations and list them."""
     unlabelled: Literal["skip", "refuse", "defect-free"] = "skip"
-    """An image for which no mask, label file or row is found is left out with a remark (skip), ends the import (refuse), or is defect-free."""
+    """An image for which no mask, label file or row is found is left out with a remark (skip), ends the import
+    (refuse), or is defect-free.
+    """
     follow_links: bool = False
     """Follow links that lead out of the data set."""
     mask_threshold: int | None = Field(default=None, ge=1, le=255)
@@ -52,7 +56,9 @@ class SplitConfig(Section):
     """Group k-fold instead of a hold-out."""
     fold: int = Field(default=0, ge=0)
     duplicate_similarity: float = Field(default=0.8, gt=0, le=1)
-    """Correlation of their detail, once laid on each other, from which on two images count as copies and stay in one part; 1 keeps equal pixels alone."""
+    """Correlation of their detail, once laid on each other, from which on two images count as copies and stay in one
+    part; 1 keeps equal pixels alone.
+    """
     duplicate_distance: int | None = Field(default=None, ge=0)
     """No longer used: `duplicate_similarity` took its place."""
 

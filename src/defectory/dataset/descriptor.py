@@ -1,4 +1,6 @@
-"""What an image is recognised by: a digest of its pixels, and local features of a small copy, both read once and kept."""
+"""What an image is recognised by: a digest of its pixels, and local features of a small copy, both read once and
+kept.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,9 @@ DESCRIPTORS = "descriptors.safetensors"
 class ImageDescriptor:
     """What an image is recognised by.
 
-    `pixel_digest` is the same for mirrored and quarter-turned images. `surface` int8 [h,w] is the image's detail, its local
-    contrast made even, at `SURFACE_SCALE` of the copy. `points_xy` float32 [K,2] (pixels of the surface) and `features`
-    uint8 [K,128] are SIFT keypoints, the strongest first.
+    `pixel_digest` is the same for mirrored and quarter-turned images. `surface` int8 [h,w] is the image's detail, its
+    local contrast made even, at `SURFACE_SCALE` of the copy. `points_xy` float32 [K,2] (pixels of the surface) and
+    `features` uint8 [K,128] are SIFT keypoints, the strongest first.
     """
 
     pixel_digest: str
@@ -61,7 +63,9 @@ def describe(image: NDArray[np.uint8]) -> ImageDescriptor:
     sift: Any = cv2.SIFT_create(nfeatures=NUM_FEATURES, contrastThreshold=0.01, edgeThreshold=20)  # type: ignore[attr-defined]
     keypoints, features = sift.detectAndCompute(levels, None)
     # equal responses come in an order of their own, so that a descriptor is a function of the pixels
-    order = sorted(range(len(keypoints)), key=lambda i: (-keypoints[i].response, keypoints[i].pt, keypoints[i].angle))[:NUM_FEATURES]
+    order = sorted(range(len(keypoints)), key=lambda i: (-keypoints[i].response, keypoints[i].pt, keypoints[i].angle))[
+        :NUM_FEATURES
+    ]
     height, width = (max(8, round(side * SURFACE_SCALE)) for side in detail.shape)
     surface = cv2.resize(detail, (width, height), interpolation=cv2.INTER_AREA)
     factor = np.array([width / detail.shape[1], height / detail.shape[0]], np.float32)
@@ -75,12 +79,17 @@ def describe(image: NDArray[np.uint8]) -> ImageDescriptor:
 
 
 def pixel_digest(image: NDArray[np.uint8]) -> str:
-    """Return a digest of pixels uint8 [H,W,3] that mirrored and quarter-turned copies share, whatever their contrast."""
+    """Return a digest of pixels uint8 [H,W,3] that mirrored and quarter-turned copies share, whatever their
+    contrast.
+    """
     rows, columns = ((side + 1) // 2 for side in image.shape[:2])
     quarters = ((image[:rows, :columns], image[:rows, -columns:]), (image[-rows:, :columns], image[-rows:, -columns:]))
     sums = np.array([[quarter.sum(dtype=np.int64) for quarter in row] for row in quarters])
     # the view whose quarters come last in order is digested; only symmetric and even images have several
-    ranked = [((view.shape[0], *of.ravel().tolist()), view) for view, of in zip(_eight_views(image), _eight_views(sums), strict=True)]
+    ranked = [
+        ((view.shape[0], *of.ravel().tolist()), view)
+        for view, of in zip(_eight_views(image), _eight_views(sums), strict=True)
+    ]
     last = max(rank for rank, _ in ranked)
     return min(_digest(view) for rank, view in ranked if rank == last)
 
@@ -100,7 +109,9 @@ def _small_grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     grey = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY).astype(np.float32)
     factor = SIDE_PX / float(np.sqrt(grey.shape[0] * grey.shape[1]))
     height, width = (max(MIN_SIDE_PX, round(side * factor)) for side in grey.shape)
-    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC).astype(np.float32)
+    return cv2.resize(grey, (width, height), interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC).astype(
+        np.float32
+    )
 
 
 def _detail(grey: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -112,7 +123,8 @@ def _detail(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def describe_images(folder: Path, dataset: Dataset) -> Iterator[tuple[int, ImageDescriptor]]:
-    """Compute the descriptors of a data set's images, as (image id, descriptor) in the set's order; a few images are in memory at once.
+    """Compute the descriptors of a data set's images, as (image id, descriptor) in the set's order; a few images are in
+    memory at once.
 
     Args:
         folder: data set folder.
@@ -147,12 +159,18 @@ def save_descriptors(path: Path, descriptors: Mapping[int, ImageDescriptor], *, 
         "points_xy": joined([value.points_xy for value in values], np.zeros((0, 2), np.float32)),
         "features": joined([value.features for value in values], np.zeros((0, 128), np.uint8)),
     }
-    about = {"version": VERSION, "dataset_digest": dataset_digest, "pixel_digests": [value.pixel_digest for value in values]}
+    about = {
+        "version": VERSION,
+        "dataset_digest": dataset_digest,
+        "pixel_digests": [value.pixel_digest for value in values],
+    }
     # one entry alone: safetensors writes several in an order of its own, and equal inputs would have other bytes
     write_bytes(path, save(arrays, metadata={"about": json.dumps(about)}))
 
 
-def load_descriptors(path: Path, *, dataset_digest: str, only: frozenset[int] | None = None) -> dict[int, ImageDescriptor]:
+def load_descriptors(
+    path: Path, *, dataset_digest: str, only: frozenset[int] | None = None
+) -> dict[int, ImageDescriptor]:
     """Read descriptors back, by image id.
 
     Args:
@@ -179,7 +197,9 @@ def load_descriptors(path: Path, *, dataset_digest: str, only: frozenset[int] | 
     return found
 
 
-def _split_up(arrays: Mapping[str, NDArray[Any]], digests: Sequence[str], only: frozenset[int] | None) -> dict[int, ImageDescriptor]:
+def _split_up(
+    arrays: Mapping[str, NDArray[Any]], digests: Sequence[str], only: frozenset[int] | None
+) -> dict[int, ImageDescriptor]:
     sizes, counts = arrays["surface_hw"], arrays["num_features"]
     pixel_ends, feature_ends = sizes.prod(axis=1).cumsum(), counts.cumsum()
     found: dict[int, ImageDescriptor] = {}

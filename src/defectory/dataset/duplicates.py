@@ -1,4 +1,6 @@
-"""Near-duplicates among images: a search for candidates by local features, then a check that lays one image on the other."""
+"""Near-duplicates among images: a search for candidates by local features, then a check that lays one image on the
+other.
+"""
 
 from __future__ import annotations
 
@@ -29,12 +31,16 @@ CELL_FEATURES = 1024
 """Features in a cell of the search, on average; a feature is sought in the `PROBES` cells nearest to it."""
 PROBES = 3
 BLOCKS = 6
-"""The surfaces are compared in `BLOCKS` x `BLOCKS` blocks, so that a fixture shown by both counts as no more than its area."""
+"""The surfaces are compared in `BLOCKS` x `BLOCKS` blocks, so that a fixture shown by both counts as no more than its
+area.
+"""
 FLAT_UNITS = 0.25
 """A block whose detail is weaker in both images tells nothing."""
 RANDOM_PAIRS = 150
 ALIKE_QUANTILE = 0.9
-MIRRORED_FEATURE = np.array([((3 - row) * 4 + column) * 8 + (8 - o) % 8 for row in range(4) for column in range(4) for o in range(8)])
+MIRRORED_FEATURE = np.array(
+    [((3 - row) * 4 + column) * 8 + (8 - o) % 8 for row in range(4) for column in range(4) for o in range(8)]
+)
 """Order of a SIFT feature's 128 values in a mirrored image."""
 
 Affine = NDArray[np.float64]
@@ -54,8 +60,8 @@ class DuplicatePair:
 class Alignment:
     """How one image lies on another.
 
-    `similarity` is the median over blocks of the correlation of their detail, 0..1; `affine` float64 [2,3] takes pixels of the second
-    surface, first mirrored left to right where `mirrored` says so, to pixels of the first.
+    `similarity` is the median over blocks of the correlation of their detail, 0..1; `affine` float64 [2,3] takes pixels
+    of the second surface, first mirrored left to right where `mirrored` says so, to pixels of the first.
     """
 
     similarity: float
@@ -76,7 +82,8 @@ class Duplicates:
 def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: float, seed: int = 0) -> Duplicates:
     """Find the near-duplicates of a set of images.
 
-    Where images of a set are alike anyway, as photographs of one printed board in one fixture are, a copy must be more alike than
+    Where images of a set are alike anyway, as photographs of one printed board in one fixture are, a copy must be more
+    alike than
     these: the threshold rises to a quarter of what parts typical pairs from equality.
 
     Args:
@@ -98,13 +105,20 @@ def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: fl
         alike = similarity(values[kept[first]], values[kept[second]])
         if alike >= raised:
             found[kept[first], kept[second]] = alike
-    pairs = tuple(DuplicatePair(first=ids[a], second=ids[b], similarity=round(alike, 4)) for (a, b), alike in sorted(found.items()))
+    pairs = tuple(
+        DuplicatePair(first=ids[a], second=ids[b], similarity=round(alike, 4))
+        for (a, b), alike in sorted(found.items())
+    )
     return Duplicates(pairs=pairs, threshold=raised, typical_similarity=typical)
 
 
-def copies_of(image: ImageDescriptor, descriptors: Mapping[int, ImageDescriptor], *, threshold: float) -> list[tuple[int, float]]:
+def copies_of(
+    image: ImageDescriptor, descriptors: Mapping[int, ImageDescriptor], *, threshold: float
+) -> list[tuple[int, float]]:
     """Return the images that an image is a near-duplicate of, as (id, similarity), the most alike first."""
-    equal = [(image_id, 1.0) for image_id, value in sorted(descriptors.items()) if value.pixel_digest == image.pixel_digest]
+    equal = [
+        (image_id, 1.0) for image_id, value in sorted(descriptors.items()) if value.pixel_digest == image.pixel_digest
+    ]
     if equal:
         return equal
     alike = ((image_id, similarity(value, image)) for image_id, value in sorted(descriptors.items()))
@@ -112,7 +126,8 @@ def copies_of(image: ImageDescriptor, descriptors: Mapping[int, ImageDescriptor]
 
 
 def similarity(first: ImageDescriptor, second: ImageDescriptor) -> float:
-    """Return how alike two images are once one is mirrored, turned, scaled and shifted onto the other; 1.0 for equal pixels.
+    """Return how alike two images are once one is mirrored, turned, scaled and shifted onto the other; 1.0 for equal
+    pixels.
 
     Returns:
         as `Alignment.similarity`; 0.0 where no way of laying one onto the other is found.
@@ -136,13 +151,16 @@ def align(first: ImageDescriptor, second: ImageDescriptor) -> Alignment | None:
     below, above = (value.surface.astype(np.float32) / INT8_PER_UNIT for value in (first, second))
     above = np.ascontiguousarray(above[:, ::-1]) if mirrored else above
     alike, affine = max(
-        ((_correlation(below, above, affine), affine) for affine in (placed, _refined(below, above, placed))), key=lambda of: of[0]
+        ((_correlation(below, above, affine), affine) for affine in (placed, _refined(below, above, placed))),
+        key=lambda of: of[0],
     )
     return Alignment(similarity=alike, affine=affine, mirrored=mirrored)
 
 
 def _lay(first: ImageDescriptor, second: ImageDescriptor, mirrored: bool) -> tuple[int, Affine] | None:
-    """Return how many keypoints agree on how the second image lies on the first, and the affine map from second to first."""
+    """Return how many keypoints agree on how the second image lies on the first, and the affine map from second to
+    first.
+    """
     points, features = second.points_xy, second.features
     if mirrored:
         points = np.stack([second.surface.shape[1] - 1 - points[:, 0], points[:, 1]], axis=1)
@@ -152,9 +170,15 @@ def _lay(first: ImageDescriptor, second: ImageDescriptor, mirrored: bool) -> tup
         return None
     target, source = first.points_xy[pairs[:, 0]], points[pairs[:, 1]]
     # the estimator draws its samples from a generator of its own, with one seed for every call
-    estimate: tuple[Any, Any] = cv2.estimateAffinePartial2D(source, target, method=cv2.RANSAC, ransacReprojThreshold=1.5, maxIters=500)
+    estimate: tuple[Any, Any] = cv2.estimateAffinePartial2D(
+        source, target, method=cv2.RANSAC, ransacReprojThreshold=1.5, maxIters=500
+    )
     placed, inliers = estimate  # None, None where points coincide
-    if placed is None or not np.isfinite(placed).all() or not SCALES[0] < np.hypot(placed[0, 0], placed[1, 0]) < SCALES[1]:
+    if (
+        placed is None
+        or not np.isfinite(placed).all()
+        or not SCALES[0] < np.hypot(placed[0, 0], placed[1, 0]) < SCALES[1]
+    ):
         return None
     return int(inliers.sum()), placed.astype(np.float64)
 
@@ -192,7 +216,9 @@ def _refined(below: Surface, above: Surface, placed: Affine) -> Affine:
 
 
 def _correlation(below: Surface, above: Surface, placed: Affine) -> float:
-    """Return the median over blocks of the correlation of a surface and another laid on it; 0.0 where they overlap too little."""
+    """Return the median over blocks of the correlation of a surface and another laid on it; 0.0 where they overlap too
+    little.
+    """
     height, width = below.shape
     laid = cv2.warpAffine(above, placed, (width, height))
     shown = cv2.warpAffine(np.ones_like(above), placed, (width, height)) > 0.99
@@ -231,7 +257,9 @@ def _typical_similarity(values: Sequence[ImageDescriptor], seed: int) -> float:
 
 
 def _candidates(values: Sequence[ImageDescriptor]) -> list[tuple[int, int]]:
-    """Return pairs of places worth laying onto each other: for each image those whose features its own are nearest to."""
+    """Return pairs of places worth laying onto each other: for each image those whose features its own are nearest
+    to.
+    """
     count = len(values)
     if count * (count - 1) // 2 <= NUM_CANDIDATES * count:
         return list(combinations(range(count), 2))
@@ -257,16 +285,21 @@ def _candidates(values: Sequence[ImageDescriptor]) -> list[tuple[int, int]]:
 
 
 def _nearest(asked: NDArray[np.uint8], stored: NDArray[np.uint8], owners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows of the nearest stored features of other images, int64 [A,VOTES_PER_FEATURE], -1 where there are fewer.
+    """Return the rows of the nearest stored features of other images, int64 [A,VOTES_PER_FEATURE], -1 where there are
+    fewer.
 
-    Stored features lie in cells around some of them; a feature is sought in the cells nearest to it, so that time grows little faster
-    than the number of images. `owners` holds the images of asked and stored features alike.
+    Stored features lie in cells around some of them; a feature is sought in the cells nearest to it, so that time grows
+    little faster than the number of images. `owners` holds the images of asked and stored features alike.
     """
     num_cells, step = max(1, len(stored) // CELL_FEATURES), 16384
     centres = _rooted(stored[np.sort(np.random.default_rng(94).choice(len(stored), num_cells, replace=False))])
     probes = min(PROBES, num_cells)
-    cell_of = np.concatenate([_top(_rooted(stored[i : i + step]) @ centres.T, 1)[:, 0] for i in range(0, len(stored), step)])
-    probed = np.concatenate([_top(_rooted(asked[i : i + step]) @ centres.T, probes) for i in range(0, len(asked), step)])
+    cell_of = np.concatenate(
+        [_top(_rooted(stored[i : i + step]) @ centres.T, 1)[:, 0] for i in range(0, len(stored), step)]
+    )
+    probed = np.concatenate(
+        [_top(_rooted(asked[i : i + step]) @ centres.T, probes) for i in range(0, len(asked), step)]
+    )
     products = np.full((len(asked), probes, VOTES_PER_FEATURE), -1.0, np.float32)
     found = np.full((len(asked), probes, VOTES_PER_FEATURE), -1, np.int64)
     order = np.argsort(probed, axis=None, kind="stable")
@@ -290,7 +323,9 @@ def _nearest(asked: NDArray[np.uint8], stored: NDArray[np.uint8], owners: NDArra
 
 
 def _top(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the columns of the `count` largest values of each row, int64 [N,count], the largest first; `values` is used up."""
+    """Return the columns of the `count` largest values of each row, int64 [N,count], the largest first; `values` is
+    used up.
+    """
     rows = np.arange(len(values))
     columns = np.empty((len(values), min(count, values.shape[1])), np.int64)
     for place in range(columns.shape[1]):

@@ -43,7 +43,8 @@ class ImportResult:
 
 
 def import_dataset(config: DataConfig, out: Path, *, base_folder: Path = Path()) -> ImportResult:
-    """Read an annotated data set and write it as one data set folder; the source is read as a whole before anything is written.
+    """Read an annotated data set and write it as one data set folder; the source is read as a whole before anything is
+    written.
 
     Args:
         config: where and what; relative paths are taken from `base_folder`.
@@ -81,7 +82,9 @@ def import_dataset(config: DataConfig, out: Path, *, base_folder: Path = Path())
             remarks=tuple(map(_plain, (*raw.remarks, *sieve.remarks, *range_remarks, *_remarks_on(kept, raw.remarks)))),
         )
         _write(folder, dataset)
-    return ImportResult(dataset=dataset, rejected=tuple(Rejected(id=_plain(r.id), reason=_plain(r.reason)) for r in sieve.rejected))
+    return ImportResult(
+        dataset=dataset, rejected=tuple(Rejected(id=_plain(r.id), reason=_plain(r.reason)) for r in sieve.rejected)
+    )
 
 
 def _sources(config: DataConfig, base_folder: Path) -> list[Path]:
@@ -101,7 +104,9 @@ def _refuse_out(out: Path, sources: Iterable[Path]) -> None:
             what = "is the folder that is to be read" if place == where else f"holds {source}, which is to be read"
             raise OutputError(out, what, "give a new folder for the data set")
         if not is_folder and place.parent == where:
-            raise OutputError(out, f"is the folder of {source}, which is to be read", "give a new folder for the data set")
+            raise OutputError(
+                out, f"is the folder of {source}, which is to be read", "give a new folder for the data set"
+            )
 
 
 def _load(config: DataConfig, base_folder: Path) -> RawDataset:
@@ -147,11 +152,15 @@ def _with_clean_names(raw: RawDataset) -> RawDataset:
 
 def _keep_classes(raw: RawDataset, config: DataConfig) -> tuple[list[RawImage], tuple[str, ...]]:
     """Keep wanted classes and sizes; an image whose defects are all left out is left out, it is not defect-free."""
-    wanted = raw.class_names if config.classes is None else tuple(dict.fromkeys(name.strip() for name in config.classes))
+    wanted = (
+        raw.class_names if config.classes is None else tuple(dict.fromkeys(name.strip() for name in config.classes))
+    )
     unknown = sorted(set(wanted) - set(raw.class_names))
     if unknown:
         listed = ", ".join(map(printable, raw.class_names))
-        raise ConfigError("data.classes", f"{_quoted(unknown[0])} is not a class of the data set ({listed})", "correct the list")
+        raise ConfigError(
+            "data.classes", f"{_quoted(unknown[0])} is not a class of the data set ({listed})", "correct the list"
+        )
     kept: list[RawImage] = []
     for image in raw.images:
         instances = tuple(i for i in image.instances if i.class_name in wanted and area_px(i.rle) >= config.min_area_px)
@@ -174,7 +183,9 @@ def _defect_free(config: DataConfig, base_folder: Path, taken: set[str], sieve: 
             name = path.relative_to(folder).as_posix()
             unique = name if name not in taken else f"defect_free/{name}"
             group = _plain(Path(unique).with_suffix("").as_posix())
-            images.append(RawImage(path=path, file_name=unique, size_hw=size_hw, group=group, instances=(), is_defect_free=True))
+            images.append(
+                RawImage(path=path, file_name=unique, size_hw=size_hw, group=group, instances=(), is_defect_free=True)
+            )
     if not images and not sieve.rejected:
         raise ConfigError(folder, "no image in it", "check data.defect_free")
     return images
@@ -200,7 +211,9 @@ def _records(kept: Sequence[Taken], id_of: Mapping[str, int]) -> Iterable[ImageR
             size_hw=entry.image.size_hw,
             sha256=entry.sha256,
             group=entry.image.group,
-            instances=tuple(Instance(category_id=id_of[i.class_name], rle=i.rle, is_crowd=i.is_crowd) for i in entry.image.instances),
+            instances=tuple(
+                Instance(category_id=id_of[i.class_name], rle=i.rle, is_crowd=i.is_crowd) for i in entry.image.instances
+            ),
             part=entry.image.part,
         )
 
@@ -219,7 +232,9 @@ def _remarks_on(kept: Sequence[Taken], said: Sequence[str]) -> list[str]:
         remarks.append(f"{some} that every system can hold ({'first: ' if len(renamed) > 1 else ''}{first})")
     instances = [instance for entry in kept for instance in entry.image.instances]
     if instances and all(instance.is_crowd for instance in instances):
-        remarks.append("every instance is a crowd region (iscrowd 1), from which nothing can be trained; correct iscrowd")
+        remarks.append(
+            "every instance is a crowd region (iscrowd 1), from which nothing can be trained; correct iscrowd"
+        )
     return remarks
 
 

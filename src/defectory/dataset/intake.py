@@ -1,4 +1,6 @@
-"""Images on their way into a data set folder: names that every system takes, copies with their digests, equal content."""
+"""Images on their way into a data set folder: names that every system takes, copies with their digests, equal
+content.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Taken:
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """Return a relative path for each of several ones, in their order: safe on every system, and distinct where capitals do not count."""
+    """Return a relative path for each of several ones, in their order: safe on every system, and distinct where
+    capitals do not count.
+    """
     files: set[str] = set()
     folders: set[str] = set()
     result: list[str] = []
@@ -77,7 +81,8 @@ def take(images: Sequence[RawImage], folder: Path, digests: dict[str, str]) -> l
 
 
 def without_copies(taken: Sequence[Taken], asked: Collection[Path], sieve: Sieve, where: object) -> list[Taken]:
-    """Return the images without defect-free ones of equal content: one of several is kept, and none that is a labelled image.
+    """Return the images without defect-free ones of equal content: one of several is kept, and none that is a labelled
+    image.
 
     Args:
         taken: every image.
@@ -108,7 +113,9 @@ def without_copies(taken: Sequence[Taken], asked: Collection[Path], sieve: Sieve
                     entry.file_name,
                 )
         elif entry.sha256 in by_content:
-            sieve.remark("listed as defect-free, but has the same content as a labelled image; left out", entry.file_name)
+            sieve.remark(
+                "listed as defect-free, but has the same content as a labelled image; left out", entry.file_name
+            )
             continue
         elif pool.setdefault(entry.sha256, entry) is not entry:
             sieve.remark("a defect-free image of the same content as another one; one is kept", entry.file_name)
@@ -117,7 +124,9 @@ def without_copies(taken: Sequence[Taken], asked: Collection[Path], sieve: Sieve
     return kept
 
 
-def _refuse_labelled(free: Sequence[Taken], labelled: Sequence[Taken], by_content: Mapping[str, Taken], where: object) -> None:
+def _refuse_labelled(
+    free: Sequence[Taken], labelled: Sequence[Taken], by_content: Mapping[str, Taken], where: object
+) -> None:
     same = [(entry, by_content[entry.sha256]) for entry in free if entry.sha256 in by_content]
     same += _same_pixels([entry for entry in free if entry.sha256 not in by_content], labelled)
     if same:
@@ -125,14 +134,17 @@ def _refuse_labelled(free: Sequence[Taken], labelled: Sequence[Taken], by_conten
         some = "1 defect-free image has" if len(same) == 1 else f"{len(same)} defect-free images have"
         raise AnnotationError(
             where,
-            f"{some} the content of labelled ones (first: {printable(one.image.path.name)} is {printable(other.image.file_name)}, "
+            f"{some} the content of labelled ones (first: {printable(one.image.path.name)} is "
+            f"{printable(other.image.file_name)}, "
             "which has defects)",
             "give a folder of images without defects alone",
         )
 
 
 def _same_pixels(free: Sequence[Taken], labelled: Sequence[Taken]) -> list[tuple[Taken, Taken]]:
-    """Return pairs of equal pixels and other bytes, looked for where file and image are of equal size: a changed date, for example."""
+    """Return pairs of equal pixels and other bytes, looked for where file and image are of equal size: a changed date,
+    for example.
+    """
     by_size: dict[tuple[int, tuple[int, int]], list[Taken]] = defaultdict(list)
     for entry in labelled:
         by_size[entry.num_bytes, entry.image.size_hw].append(entry)
@@ -159,13 +171,17 @@ def _copied(source: Path, target: Path) -> tuple[str, int]:
     try:
         reader = open(source, "rb")  # noqa: SIM115  # closed below; a fault of reading is told apart from one of writing
     except OSError as error:
-        raise ImageError(source, f"cannot be read ({error.strerror or error})", "check the file and its permissions") from None
+        raise ImageError(
+            source, f"cannot be read ({error.strerror or error})", "check the file and its permissions"
+        ) from None
     with reader, open(target, "xb") as writer:
         while True:
             try:
                 block = reader.read(_CHUNK_BYTES)
             except OSError as error:
-                raise ImageError(source, f"cannot be read ({error.strerror or error})", "check the disk that it lies on") from None
+                raise ImageError(
+                    source, f"cannot be read ({error.strerror or error})", "check the disk that it lies on"
+                ) from None
             if not block:
                 return digest.hexdigest(), num_bytes
             digest.update(block)

@@ -1,4 +1,6 @@
-"""The frozen split: by group, near-duplicates together, val and fractions inside what is labelled; or as the data set brings it."""
+"""The frozen split: by group, near-duplicates together, val and fractions inside what is labelled; or as the data set
+brings it.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +36,15 @@ class _Merged:
     told: tuple[str, ...]
 
 
-def make_split(folder: Path, dataset: Dataset, config: SplitConfig, *, descriptors: Mapping[int, ImageDescriptor] | None = None) -> Split:
+def make_split(
+    folder: Path, dataset: Dataset, config: SplitConfig, *, descriptors: Mapping[int, ImageDescriptor] | None = None
+) -> Split:
     """Split a data set into train, val, test and pool.
 
     Labelled groups are ordered once, classes interleaved; test takes its share from the end, so that it is the same
     for every fraction; a fraction is a prefix of the rest, so that 1% lies within 5% within 10%, and val is drawn
-    inside the fraction. Defect-free images of groups outside val and test form the pool, but for copies of labelled images.
+    inside the fraction. Defect-free images of groups outside val and test form the pool, but for copies of labelled
+    images.
 
     Args:
         folder: data set folder.
@@ -92,7 +97,9 @@ def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
     if len(ordered) < 3:
         kept = f" after {merged.num_merges} merges of near-duplicates" if merged.num_merges else ""
         raise ConfigError(
-            "split", f"{len(ordered)} groups with defects{kept}, at least 3 needed", "label more images or give them groups of their own"
+            "split",
+            f"{len(ordered)} groups with defects{kept}, at least 3 needed",
+            "label more images or give them groups of their own",
         )
     test_groups, rest = _test_groups(ordered, labelled, config)
     val_share = config.val_share / (1 - config.test_share)
@@ -136,7 +143,9 @@ def _clean_groups(names: Sequence[str], config: SplitConfig) -> tuple[list[str],
 def _pool(
     dataset: Dataset, groups: Groups, held_out: set[str], pairs: Sequence[DuplicatePair], remarks: list[str]
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of defect-free images in the pool, and of those left out because they are copies of images with defects."""
+    """Return the ids of defect-free images in the pool, and of those left out because they are copies of images with
+    defects.
+    """
     unsafe = _copies_of_labelled(dataset, pairs)
     pool: list[int] = []
     copies: list[int] = []
@@ -151,7 +160,9 @@ def _pool(
 
 
 def _copies_of_labelled(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> set[int]:
-    """Return ids of defect-free images that are copies of an image with defects: what the label says of one is wrong of the other."""
+    """Return ids of defect-free images that are copies of an image with defects: what the label says of one is wrong of
+    the other.
+    """
     found: set[int] = set()
     for pair in pairs:
         first, second = dataset.image(pair.first), dataset.image(pair.second)
@@ -163,7 +174,8 @@ def _copies_of_labelled(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> set
 def _tell_copies(dataset: Dataset, copies: Sequence[int], remarks: list[str]) -> None:
     if copies:
         remarks.append(
-            f"{len(copies)} defect-free images are copies of images with defects and were left out of the pool ({_named(dataset, copies)})"
+            f"{len(copies)} defect-free images are copies of images with defects and were left out of the pool "
+            f"({_named(dataset, copies)})"
         )
 
 
@@ -177,7 +189,9 @@ def _require_parts(dataset: Dataset, config: SplitConfig) -> None:
     missing = [part for part in ("train", "val", "test") if not brought[part]]
     if missing:
         told = "brings no split" if not brought else f"brings no {' and no '.join(missing)} part"
-        raise ConfigError("split.from_data", f"the data set {told}", "set split.from_data = false, so that a split is drawn by group")
+        raise ConfigError(
+            "split.from_data", f"the data set {told}", "set split.from_data = false, so that a split is drawn by group"
+        )
     if config.folds is not None:
         raise ConfigError("split.from_data", "is set together with split.folds", "leave one of them out")
 
@@ -196,14 +210,18 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
         crossing = copies[part, other]
         if crossing:
             remarks.append(
-                f"{len(crossing)} images of {part} are copies of images of {other} and are left out of {part} ({_named(dataset, crossing)})"
+                f"{len(crossing)} images of {part} are copies of images of {other} and are left out of {part} "
+                f"({_named(dataset, crossing)})"
             )
     val = [image_id for image_id in ids["val"] if image_id not in copies["val", "test"]]
     dropped = {*copies["train", "val"], *copies["train", "test"]}
     train = [image_id for image_id in ids["train"] if image_id not in dropped]
     straddling = _straddling(dataset, {"train": train, "val": val, "test": ids["test"]})
     if straddling:
-        remarks.append(f"{len(straddling)} groups are in several parts of the data set's split ({', '.join(straddling[:MAX_NAMED])})")
+        remarks.append(
+            f"{len(straddling)} groups are in several parts of the data set's split "
+            f"({', '.join(straddling[:MAX_NAMED])})"
+        )
     labelled: Groups = {}
     for image_id in train:
         record = dataset.image(image_id)
@@ -212,7 +230,9 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
     if not labelled or not any(dataset.image(image_id).instances for image_id in val):
         part = "val" if labelled else "train"
         raise ConfigError(
-            "split.from_data", f"no image with a defect is left in {part}", "set split.from_data = false, so that a split is drawn by group"
+            "split.from_data",
+            f"no image with a defect is left in {part}",
+            "set split.from_data = false, so that a split is drawn by group",
         )
     chosen = _shortest(_interleave(labelled, config.seed), labelled, config.fraction)
     unsafe = _copies_of_labelled(dataset, duplicates.pairs)
@@ -236,8 +256,12 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
     )
 
 
-def _copies_between(ids: Mapping[str | None, Sequence[int]], pairs: Sequence[DuplicatePair]) -> dict[tuple[str, str], list[int]]:
-    """Return for train and val, train and test, val and test the ids of the former that are copies of images of the latter."""
+def _copies_between(
+    ids: Mapping[str | None, Sequence[int]], pairs: Sequence[DuplicatePair]
+) -> dict[tuple[str, str], list[int]]:
+    """Return for train and val, train and test, val and test the ids of the former that are copies of images of the
+    latter.
+    """
     part_of = {image_id: part for part, members in ids.items() for image_id in members}
     found: dict[tuple[str, str], set[int]] = {("train", "val"): set(), ("train", "test"): set(), ("val", "test"): set()}
     for pair in pairs:
@@ -280,11 +304,15 @@ def _interleave(labelled: Mapping[str, Sequence[ImageRecord]], seed: int) -> lis
     return ordered
 
 
-def _test_groups(ordered: list[str], labelled: Mapping[str, Sequence[ImageRecord]], config: SplitConfig) -> tuple[list[str], list[str]]:
+def _test_groups(
+    ordered: list[str], labelled: Mapping[str, Sequence[ImageRecord]], config: SplitConfig
+) -> tuple[list[str], list[str]]:
     if config.folds is not None:
         if config.fold >= config.folds or config.folds > len(ordered):
             raise ConfigError(
-                "split.folds", f"fold {config.fold} of {config.folds} with {len(ordered)} groups", "use fewer folds or another fold"
+                "split.folds",
+                f"fold {config.fold} of {config.folds} with {len(ordered)} groups",
+                "use fewer folds or another fold",
             )
         test = ordered[config.fold :: config.folds]
     else:
@@ -305,8 +333,12 @@ def _spread(ordered: list[str], share: float) -> list[str]:
     return [ordered[i] for offset in range(step) for i in range(step - 1 - offset, len(ordered), step)]
 
 
-def _prefix(rest: list[str], labelled: Mapping[str, Sequence[ImageRecord]], fraction: float, val_share: float) -> list[str]:
-    """Return the shortest prefix that holds the fraction of images and, once val is drawn from it, every class there is in train."""
+def _prefix(
+    rest: list[str], labelled: Mapping[str, Sequence[ImageRecord]], fraction: float, val_share: float
+) -> list[str]:
+    """Return the shortest prefix that holds the fraction of images and, once val is drawn from it, every class there is
+    in train.
+    """
     total = sum(len(labelled[name]) for name in rest)
     available = _classes(rest, labelled)
     chosen: list[str] = []
@@ -339,7 +371,9 @@ def _classes(names: Sequence[str], labelled: Mapping[str, Sequence[ImageRecord]]
     return {i.category_id for name in names for r in labelled[name] for i in r.instances}
 
 
-def _val_groups(chosen: list[str], labelled: Mapping[str, Sequence[ImageRecord]], share: float) -> tuple[list[str], list[str]]:
+def _val_groups(
+    chosen: list[str], labelled: Mapping[str, Sequence[ImageRecord]], share: float
+) -> tuple[list[str], list[str]]:
     """Draw val inside the fraction, never the last training instance of a class; one nested rule for every fraction."""
     step = max(2, round(1 / share))
     val = [name for index, name in enumerate(chosen) if index % step == step - 1]
@@ -352,9 +386,14 @@ def _val_groups(chosen: list[str], labelled: Mapping[str, Sequence[ImageRecord]]
             train.append(name)
             have |= missing
     if not val:
-        # the last group doubles no other: a class may then be left to val alone only where there is a single group of it
+        # the last group doubles no other: a class may then be left to val alone only where there is a single group of
+        # it
         spare = next(
-            (n for n in reversed(train) if _classes([n], labelled) <= _classes([other for other in train if other != n], labelled)),
+            (
+                n
+                for n in reversed(train)
+                if _classes([n], labelled) <= _classes([other for other in train if other != n], labelled)
+            ),
             train[-1],
         )
         val, train = [spare], [name for name in train if name != spare]

@@ -24,13 +24,17 @@ _MARGIN_PX = 4
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Patch:
-    """A mask cut to its box: `mask` is bool [h,w], its first pixel lies at `corner_yx`; nothing outside belongs to it."""
+    """A mask cut to its box: `mask` is bool [h,w], its first pixel lies at `corner_yx`; nothing outside belongs to
+    it.
+    """
 
     mask: Mask
     corner_yx: Corner
 
     def within(self, corner: Corner, side: int) -> tuple[Mask, Corner] | None:
-        """Return what of the mask lies in a square, and where in the square its first pixel lies; None where the boxes do not meet."""
+        """Return what of the mask lies in a square, and where in the square its first pixel lies; None where the boxes
+        do not meet.
+        """
         (y, x), (height, width) = self.corner_yx, self.mask.shape
         top, left = max(corner[0], y), max(corner[1], x)
         bottom, right = min(corner[0] + side, y + height), min(corner[1] + side, x + width)
@@ -41,7 +45,9 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """The tiles to cut from one image for one part: `corners` by tile number, numbers as counted before any tile was left out."""
+    """The tiles to cut from one image for one part: `corners` by tile number, numbers as counted before any tile was
+    left out.
+    """
 
     part: Part
     record: ImageRecord
@@ -68,8 +74,11 @@ def scaled_size_hw(record: ImageRecord, tiling: Tiling) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def plan_cuts(dataset: Dataset, split: Split, tiling: Tiling, *, parts: Sequence[Part], config: TilingConfig, seed: int) -> list[Cut]:
-    """Return what to cut, in the order of the tile set; the pool has at most `config.max_pool_tiles`, spread evenly over all its squares.
+def plan_cuts(
+    dataset: Dataset, split: Split, tiling: Tiling, *, parts: Sequence[Part], config: TilingConfig, seed: int
+) -> list[Cut]:
+    """Return what to cut, in the order of the tile set; the pool has at most `config.max_pool_tiles`, spread evenly
+    over all its squares.
 
     Args:
         dataset: images and instances.
@@ -124,9 +133,11 @@ def corner_around(patch: Patch, size_hw: tuple[int, int], side: int, rng: np.ran
 
 
 class _Grid:
-    """The fewest squares that cover an image, spread evenly and laid against its borders, and which of them a defect touches.
+    """The fewest squares that cover an image, spread evenly and laid against its borders, and which of them a defect
+    touches.
 
-    Tiles of its middle alone would have less of what lies at the borders, a dark vignette for one, than tiles around defects have.
+    Tiles of its middle alone would have less of what lies at the borders, a dark vignette for one, than tiles around
+    defects have.
     """
 
     def __init__(self, size_hw: tuple[int, int], side: int) -> None:

@@ -48,8 +48,8 @@ class CutProgress:
 def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px: int) -> Tiling:
     """Choose mode and scale from image and defect sizes of train.
 
-    Frames where whole images fit at `FRAME_MIN_SCALE` and few defects get thin by it, or where defects are larger than a tile; else tiles at
-    native detail (decision 020); always tiles where crops of train make up the pool.
+    Frames where whole images fit at `FRAME_MIN_SCALE` and few defects get thin by it, or where defects are larger than
+    a tile; else tiles at native detail (decision 020); always tiles where crops of train make up the pool.
 
     Args:
         dataset: images and instances.
@@ -65,7 +65,8 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
     records = [dataset.image(i) for i in split.train]
     if not records:
         raise StageError(
-            "the training part of the split holds no image; add labelled images, or lower split.val_share and split.test_share"
+            "the training part of the split holds no image; add labelled images, or lower split.val_share and "
+            "split.test_share"
         )
     long_image = float(np.median([max(record.size_hw) for record in records]))
     boxes = [box_of(instance.rle) for record in records for instance in record.instances]
@@ -92,8 +93,13 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
     else:
         scale = config.scale or 1.0
         why = (
-            f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} px at scale {scale:.2f}"
-            + (f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame" if blurs and not cropped else "")
+            f"images of about {long_image:.0f} px, defects up to about {long_defect:.0f} px: native tiles of {side} "
+            f"px at scale {scale:.2f}"
+            + (
+                f", since {thin_share:.0%} of the defects would be under {THIN_PX:.0f} px wide in a frame"
+                if blurs and not cropped
+                else ""
+            )
             + (", since no image is defect-free" if cropped else "")
         )
         largest = max(dataset.images, key=lambda record: record.size_hw[0] * record.size_hw[1])
@@ -110,12 +116,20 @@ def _thin_share(records: Sequence[ImageRecord], scale: float) -> float:
 
 
 def cut_tiles(
-    folder: Path, dataset: Dataset, split: Split, tiling: Tiling, *, parts: Sequence[Part], out: Path, config: TilingConfig, seed: int
+    folder: Path,
+    dataset: Dataset,
+    split: Split,
+    tiling: Tiling,
+    *,
+    parts: Sequence[Part],
+    out: Path,
+    config: TilingConfig,
+    seed: int,
 ) -> Generator[CutProgress, None, TileSet]:
     """Cut the tiles of some parts of a split and write them with their tile set, which is the generator's value.
 
-    Which tiles there are is known before any image is read. Every image is read once, and one image and one of its masks are in
-    memory at a time.
+    Which tiles there are is known before any image is read. Every image is read once, and one image and one of its
+    masks are in memory at a time.
 
     Args:
         folder: data set folder.
@@ -177,11 +191,15 @@ def resize_image(image: Image, size_hw: tuple[int, int]) -> Image:
     if image.shape[:2] == size_hw:
         return image
     shrink = size_hw[0] < image.shape[0]
-    return cv2.resize(image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC).astype(np.uint8)
+    return cv2.resize(
+        image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
+    ).astype(np.uint8)
 
 
 def cut_window(image: Image, corner: tuple[int, int], side: int) -> tuple[Image, tuple[int, int]]:
-    """Give the square of `side` pixels at a corner (y, x) of an image uint8 [H,W,3], its border repeated as padding, and its image part."""
+    """Give the square of `side` pixels at a corner (y, x) of an image uint8 [H,W,3], its border repeated as padding,
+    and its image part.
+    """
     window = image[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
     valid_hw = (window.shape[0], window.shape[1])
     if valid_hw != (side, side):
@@ -195,7 +213,9 @@ def _scaled_image(folder: Path, record: ImageRecord, tiling: Tiling, value_range
     if image.shape[:2] != record.size_hw:
         (height, width), (was_height, was_width) = image.shape[:2], record.size_hw
         raise ImageError(
-            path, f"is {height}x{width} pixels, and was {was_height}x{was_width} when it was imported", "import the data again"
+            path,
+            f"is {height}x{width} pixels, and was {was_height}x{was_width} when it was imported",
+            "import the data again",
         )
     return image if tiling.mode == "frame" else resize_image(image, scaled_size_hw(record, tiling))
 
@@ -257,4 +277,6 @@ def _near(corners: NDArray[np.int64], patch: Patch, side: int) -> list[int]:
 
 
 def _instance(source: Instance, number: int, rle: Rle, *, visible_share: float) -> TileInstance:
-    return TileInstance(category_id=source.category_id, rle=rle, is_crowd=source.is_crowd, number=number, visible_share=visible_share)
+    return TileInstance(
+        category_id=source.category_id, rle=rle, is_crowd=source.is_crowd, number=number, visible_share=visible_share
+    )

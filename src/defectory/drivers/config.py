@@ -11,11 +11,14 @@ class DriverConfig(Section):
     """The constants of the seven steps (paper, section 3.2; those it does not state are ours)."""
 
     kind: str = "topology"
-    """`topology` (the paper's), `edges`, `soft-edges`, `superpixels`, `silhouette`, `grey`, a kind that an installed package registers, or
-    `package.module:function`. `image` is the image itself, undimmed, for synthesis.mode inpaint."""
+    """`topology` (the paper's), `edges`, `soft-edges`, `superpixels`, `silhouette`, `grey`, a kind that an installed
+    package registers, or `package.module:function`. `image` is the image itself, undimmed, for synthesis.mode inpaint.
+    """
     drawings: str | None = None
-    """Folder of drawings (CAD renders, sketches), named as the images and of their size: geometry comes from them instead of from the images,
-    which train, pool and validation all need one of. They show no defect, and are not filled."""
+    """Folder of drawings (CAD renders, sketches), named as the images and of their size: geometry comes from them
+    instead of from the images, which train, pool and validation all need one of. They show no defect, and are not
+    filled.
+    """
     grid_px: int = Field(default=64, ge=4)
     """Step 1: longer side of the low resolution."""
     threshold_block_px: int = Field(default=13, ge=3)
@@ -43,5 +46,8 @@ class DriverConfig(Section):
     @model_validator(mode="after")
     def _drawings_are_no_images(self) -> DriverConfig:
         if self.drawings is not None and self.kind == "image":
-            raise ValueError("kind `image` is the image itself, and drawings are named too: choose another kind, or leave drawings out")
+            raise ValueError(
+                "kind `image` is the image itself, and drawings are named too: choose another kind, or leave "
+                "drawings out"
+            )
         return self

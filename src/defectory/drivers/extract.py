@@ -16,18 +16,25 @@ from defectory.surface import solid_pixels
 
 Mask = NDArray[np.bool_]
 BLIND_MARGIN = 1 / 32
-"""How far around a defect it is filled, as a share of the longer side: its dark border would give it away (decision 016)."""
+"""How far around a defect it is filled, as a share of the longer side: its dark border would give it away (decision
+016).
+"""
 
 
 def geometry_map(
-    image: NDArray[np.uint8], *, config: DriverConfig, blind: Sequence[Mask] = (), valid_hw: tuple[int, int] | None = None
+    image: NDArray[np.uint8],
+    *,
+    config: DriverConfig,
+    blind: Sequence[Mask] = (),
+    valid_hw: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
     """Give the dim coarse geometry of an image, steps 1 to 5.
 
     Args:
         image: RGB uint8 [H,W,3].
         config: the constants of the steps.
-        blind: labelled defects bool [H,W] that are filled from their surroundings first, where the configuration says so.
+        blind: labelled defects bool [H,W] that are filled from their surroundings first, where the configuration says
+            so.
         valid_hw: the part of the image, from its upper left corner, that is not padding.
 
     Returns:
@@ -53,7 +60,9 @@ def geometry_map(
         low = np.repeat(low[..., None], 3, axis=2)
     geometry = kind_of(config.kind)(low, config)  # 3. adaptive threshold, or what stands in its place
     graded = bool(((geometry > 0) & (geometry < 255)).any())
-    full = cv2.resize(geometry, (width, height), interpolation=cv2.INTER_LINEAR if graded else cv2.INTER_NEAREST)  # 4. resize back
+    full = cv2.resize(
+        geometry, (width, height), interpolation=cv2.INTER_LINEAR if graded else cv2.INTER_NEAREST
+    )  # 4. resize back
     dim = np.round(full.astype(np.float32) * config.background_level / 255).astype(np.uint8)  # 5. 0..255 to 0..50
     result[:height, :width] = dim[..., None]
     return result
@@ -89,7 +98,9 @@ def extract_driver(
     return driver
 
 
-def _blinded(picture: NDArray[np.uint8], window: NDArray[np.uint8], blind: Sequence[Mask], config: DriverConfig) -> NDArray[np.uint8]:
+def _blinded(
+    picture: NDArray[np.uint8], window: NDArray[np.uint8], blind: Sequence[Mask], config: DriverConfig
+) -> NDArray[np.uint8]:
     """Fill defects in a picture, which is the window or a smaller copy of it."""
     if not config.fills or len(blind) == 0:
         return picture
@@ -98,16 +109,24 @@ def _blinded(picture: NDArray[np.uint8], window: NDArray[np.uint8], blind: Seque
 
 
 def _holes_beside(window: NDArray[np.uint8], defect: Mask) -> Mask:
-    """Give the holes and surroundings of the part that reach beyond the margin around a defect: they are geometry, not its dark border."""
+    """Give the holes and surroundings of the part that reach beyond the margin around a defect: they are geometry, not
+    its dark border.
+    """
     margin = max(1, round(BLIND_MARGIN * max(window.shape[:2])))
     dark = ~solid_pixels(window, (window.shape[0], window.shape[1]), [defect])
     # a dark border that is wider than the margin is still thin beyond it
-    beyond = cv2.morphologyEx((dark & (distance_to(defect) > margin)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0
+    beyond = (
+        cv2.morphologyEx(
+            (dark & (distance_to(defect) > margin)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
+        )
+        > 0
+    )
     return dark & (distance_to(beyond) <= margin + 2)
 
 
 def _fill(low: NDArray[np.uint8], defect: Mask, holes: Mask) -> NDArray[np.uint8]:
-    """Fill grid cells that hold any defect pixel, and those within the margin, from the surface around them: the defect's own tone is gone.
+    """Fill grid cells that hold any defect pixel, and those within the margin, from the surface around them: the
+    defect's own tone is gone.
 
     Holes stay, and lend none of their dark to what is filled.
     """

@@ -1,4 +1,6 @@
-"""Kinds of geometry: what a driver keeps of an image at the low resolution, from thresholded topology to a plug-in's own."""
+"""Kinds of geometry: what a driver keeps of an image at the low resolution, from thresholded topology to a plug-in's
+own.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def topology(image: Image, config: DriverConfig) -> Geometry:
     grey = grey_of(image)
     block = min(config.threshold_block_px | 1, (min(grey.shape) - 1) | 1)
     return np.asarray(
-        cv2.adaptiveThreshold(grey, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, max(3, block), config.threshold_constant), np.uint8
+        cv2.adaptiveThreshold(
+            grey, 255, cv2.ADAPTIVE_THRESH_MEAN_C, cv2.THRESH_BINARY, max(3, block), config.threshold_constant
+        ),
+        np.uint8,
     )
 
 
@@ -50,7 +55,9 @@ def soft_edges(image: Image, config: DriverConfig) -> Geometry:
     grey = cv2.GaussianBlur(grey_of(image).astype(np.float32), (0, 0), config.soft_sigma_px)
     # Scharr's kernels sum to 16 on either side
     across, down = (cv2.Scharr(grey, cv2.CV_32F, dx, dy) / 16 for dx, dy in ((1, 0), (0, 1)))
-    return np.clip(np.round(np.hypot(across, down) * (255 * SOFT_EDGE_GAIN / config.edge_high)), 0, 255).astype(np.uint8)
+    return np.clip(np.round(np.hypot(across, down) * (255 * SOFT_EDGE_GAIN / config.edge_high)), 0, 255).astype(
+        np.uint8
+    )
 
 
 SOFT_EDGE_GAIN = 4.0
@@ -71,7 +78,9 @@ def superpixels(image: Image, config: DriverConfig) -> Geometry:
 
 
 def silhouette(image: Image, _config: DriverConfig) -> Geometry:
-    """Give the part, 255, before dark surroundings or with dark holes, 0; a tile of one tone is all part (Otsu 1979)."""
+    """Give the part, 255, before dark surroundings or with dark holes, 0; a tile of one tone is all part (Otsu
+    1979).
+    """
     grey = cv2.GaussianBlur(grey_of(image), (0, 0), 1.0)
     level, binary = cv2.threshold(grey, 0, 255, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     bright = grey > level
@@ -108,7 +117,8 @@ def grey_of(image: Image) -> Geometry:
 
 @lru_cache
 def kind_of(name: str) -> Kind:
-    """Give a kind of geometry by name: one of ours, one that an installed package registers, or `package.module:function`.
+    """Give a kind of geometry by name: one of ours, one that an installed package registers, or
+    `package.module:function`.
 
     Raises:
         ConfigError: there is none of this name, or it cannot be loaded.
@@ -127,10 +137,14 @@ def kind_of(name: str) -> Kind:
         else:
             known = ", ".join([*KINDS, IMAGE_KIND, *sorted(registered)])
             raise ConfigError(
-                f"drivers.kind {name!r}", "no such kind of driver", f"choose among {known}, or give `package.module:function`"
+                f"drivers.kind {name!r}",
+                "no such kind of driver",
+                f"choose among {known}, or give `package.module:function`",
             )
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"drivers.kind {name!r}", f"cannot be loaded ({error})", "install the package, or correct the name") from None
+        raise ConfigError(
+            f"drivers.kind {name!r}", f"cannot be loaded ({error})", "install the package, or correct the name"
+        ) from None
     return _checked(name, found)
 
 
@@ -139,7 +153,9 @@ def _checked(name: str, plug_in: Kind) -> Kind:
         found: Any = plug_in(image, config)
         if not isinstance(found, np.ndarray):
             raise ConfigError(
-                f"driver plug-in {name}", f"returned {type(found).__name__}", f"return a uint8 array of height x width {image.shape[:2]}"
+                f"driver plug-in {name}",
+                f"returned {type(found).__name__}",
+                f"return a uint8 array of height x width {image.shape[:2]}",
             )
         if found.dtype != np.uint8 or found.shape != image.shape[:2]:
             raise ConfigError(

@@ -1,8 +1,8 @@
 """Whether a driver gives away that its source image had a defect (paper's invariant, section 3.2).
 
-A real crack can darken the binary map beside its mask. A simple classifier looks at the dim geometry around masks: around
-the true masks of defective tiles, and around the same masks laid on defect-free ones. Under a mask nothing can leak, it is
-painted over.
+A real crack can darken the binary map beside its mask. A simple classifier looks at the dim geometry around masks:
+around the true masks of defective tiles, and around the same masks laid on defect-free ones. Under a mask nothing can
+leak, it is painted over.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class Leakage:
 
 
 def leakage(
-    defective: Sequence[tuple[Geometry, Mask]], defect_free: Sequence[tuple[Geometry, Mask]], *, seed: int, num_bootstrap: int = 200
+    defective: Sequence[tuple[Geometry, Mask]],
+    defect_free: Sequence[tuple[Geometry, Mask]],
+    *,
+    seed: int,
+    num_bootstrap: int = 200,
 ) -> Leakage | None:
     """Measure leakage by a cross-validated logistic regression.
 
@@ -66,7 +70,12 @@ def leakage(
         if 0 < y[chosen].sum() < len(y):
             samples.append(auc(scores[chosen], y[chosen]))
     low, high = np.quantile(samples, [0.025, 0.975])
-    return Leakage(auc=auc(scores, y), interval=(float(low), float(high)), num_defective=len(defective), num_defect_free=len(defect_free))
+    return Leakage(
+        auc=auc(scores, y),
+        interval=(float(low), float(high)),
+        num_defective=len(defective),
+        num_defect_free=len(defect_free),
+    )
 
 
 def features(geometry: Geometry, mask: Mask) -> list[float]:

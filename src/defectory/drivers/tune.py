@@ -1,4 +1,6 @@
-"""Choose a driver's constants from data: as much of a surface's structure as can be kept, without telling which images had a defect."""
+"""Choose a driver's constants from data: as much of a surface's structure as can be kept, without telling which images
+had a defect.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One choice of constants: `reconstruction` is the share of grey-level variance that the geometry explains on other tiles, at most 1."""
+    """One choice of constants: `reconstruction` is the share of grey-level variance that the geometry explains on other
+    tiles, at most 1.
+    """
 
     config: DriverConfig
     reconstruction: float
@@ -86,7 +90,9 @@ def candidates_of(config: DriverConfig, *, tile_px: int) -> list[DriverConfig]:
     return found
 
 
-def tune(defective: Sequence[Sample], defect_free: Sequence[Sample], *, config: DriverConfig, seed: int) -> Iterator[int | list[Candidate]]:
+def tune(
+    defective: Sequence[Sample], defect_free: Sequence[Sample], *, config: DriverConfig, seed: int
+) -> Iterator[int | list[Candidate]]:
     """Measure every choice of constants; yields how many are done, and last all of them, the best first.
 
     Args:
@@ -102,20 +108,25 @@ def tune(defective: Sequence[Sample], defect_free: Sequence[Sample], *, config: 
         maps = [sample.geometry(choice) for sample in tiles]
         pairs = [(geometry, np.any(s.masks, axis=0)) for geometry, s in zip(maps, tiles, strict=True)]
         leak = leakage(pairs[: len(defective)], pairs[len(defective) :], seed=seed)
-        candidates.append(Candidate(config=choice, reconstruction=reconstruction(maps, greys, tiles, seed=seed), leakage=leak))
+        candidates.append(
+            Candidate(config=choice, reconstruction=reconstruction(maps, greys, tiles, seed=seed), leakage=leak)
+        )
         yield done
     yield sorted(candidates, key=merit, reverse=True)
 
 
 def merit(candidate: Candidate) -> tuple[bool, float]:
-    """Give what candidates are ordered by: what leaks comes after what does not, and the least leaking first among its kind."""
+    """Give what candidates are ordered by: what leaks comes after what does not, and the least leaking first among its
+    kind.
+    """
     if candidate.leaks and candidate.leakage is not None:
         return False, -candidate.leakage.auc
     return True, candidate.reconstruction
 
 
 def reconstruction(maps: Sequence[Image], greys: Sequence[Matrix], tiles: Sequence[Sample], *, seed: int) -> float:
-    """Give the share of variance of grey levels, each tile's mean removed, that a ridge regression on the geometry around a cell explains.
+    """Give the share of variance of grey levels, each tile's mean removed, that a ridge regression on the geometry
+    around a cell explains.
 
     It is fitted on every second tile and judged on the others, away from the masks.
 
@@ -129,8 +140,15 @@ def reconstruction(maps: Sequence[Image], greys: Sequence[Matrix], tiles: Sequen
     parts: list[tuple[Matrix, Matrix]] = []
     for geometry, grey, sample in zip(maps, greys, tiles, strict=True):
         height, width = sample.valid_hw
-        cells = cv2.resize(geometry[:height, :width].astype(np.float64), grey.shape[::-1], interpolation=cv2.INTER_AREA) / 255
-        cover = cv2.resize(np.any(sample.masks, axis=0)[:height, :width].astype(np.float32), grey.shape[::-1], interpolation=cv2.INTER_AREA)
+        cells = (
+            cv2.resize(geometry[:height, :width].astype(np.float64), grey.shape[::-1], interpolation=cv2.INTER_AREA)
+            / 255
+        )
+        cover = cv2.resize(
+            np.any(sample.masks, axis=0)[:height, :width].astype(np.float32),
+            grey.shape[::-1],
+            interpolation=cv2.INTER_AREA,
+        )
         near = cv2.dilate((cover > 0).astype(np.uint8), np.ones((2 * REACH + 1, 2 * REACH + 1), np.uint8)) > 0
         ys, xs = np.nonzero(~near)
         if len(ys) == 0:

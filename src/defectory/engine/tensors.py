@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 
-def images_to_tensor(images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], device: torch.device | str = "cpu") -> Tensor:
+def images_to_tensor(
+    images: Sequence[NDArray[np.uint8]] | NDArray[np.uint8], device: torch.device | str = "cpu"
+) -> Tensor:
     """Turn RGB images uint8 [B,H,W,3] into float32 [B,3,H,W] in [-1,1] on a device."""
     return torch.from_numpy(np.stack(list(images))).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 

@@ -22,7 +22,8 @@ MIN_PX = 8
 
 
 def defect_contrast(image: Image, mask: Mask, labelled: Mask) -> float | None:
-    """Give the RMS contrast of a defect: root mean square of its grey levels' distance to the mean of its surroundings, over that mean.
+    """Give the RMS contrast of a defect: root mean square of its grey levels' distance to the mean of its surroundings,
+    over that mean.
 
     Args:
         image: RGB uint8 [H,W,3].
@@ -41,7 +42,8 @@ def defect_contrast(image: Image, mask: Mask, labelled: Mask) -> float | None:
 
 
 def score_contrast(
-    synthetic: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]], real: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]]
+    synthetic: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]],
+    real: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]],
 ) -> dict[str, DefectContrast]:
     """Compare the contrast of synthetic and real defects per class: medians over instances.
 

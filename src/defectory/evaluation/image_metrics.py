@@ -17,7 +17,9 @@ Image = NDArray[np.uint8]
 
 
 def kid(first: Features, second: Features) -> float:
-    """Give the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018) of features [N,D] and [M,D]."""
+    """Give the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018) of features [N,D] and
+    [M,D].
+    """
     dimension = first.shape[1]
 
     def kernel(a: Features, b: Features) -> Features:
@@ -28,11 +30,16 @@ def kid(first: Features, second: Features) -> float:
     return float((xx.sum() - np.trace(xx)) / (n * (n - 1)) + (yy.sum() - np.trace(yy)) / (m * (m - 1)) - 2 * xy.mean())
 
 
-def kid_interval(first: Features, second: Features, *, num_samples: int, seed: int, level: float = 0.95) -> tuple[float, float]:
+def kid_interval(
+    first: Features, second: Features, *, num_samples: int, seed: int, level: float = 0.95
+) -> tuple[float, float]:
     """Give a percentile interval of KID over random halves of both sets."""
     rng = np.random.default_rng([81, seed])
     n, m = max(2, len(first) // 2), max(2, len(second) // 2)
-    values = [kid(first[rng.permutation(len(first))[:n]], second[rng.permutation(len(second))[:m]]) for _ in range(num_samples)]
+    values = [
+        kid(first[rng.permutation(len(first))[:n]], second[rng.permutation(len(second))[:m]])
+        for _ in range(num_samples)
+    ]
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

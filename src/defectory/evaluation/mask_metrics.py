@@ -22,7 +22,11 @@ MATCH_IOU = 0.1
 
 
 def score_segmenter(
-    images: Sequence[ImageRecord], categories: Sequence[Category], results: Sequence[Mapping[str, Any]], *, score_threshold: float
+    images: Sequence[ImageRecord],
+    categories: Sequence[Category],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    score_threshold: float,
 ) -> SegmenterScores:
     """Score COCO results against whole images.
 
@@ -33,7 +37,8 @@ def score_segmenter(
         score_threshold: weaker detections count neither for IoU nor for Hausdorff distance.
 
     Returns:
-        The scores. Where no image has a true instance, nothing can be found: all are 0, and the Hausdorff distance is 1.
+        The scores. Where no image has a true instance, nothing can be found: all are 0, and the Hausdorff distance is
+        1.
     """
     truth = coco_truth(images, categories)
     num_instances = sum(not i.is_crowd for record in images for i in record.instances)
@@ -54,11 +59,13 @@ def score_segmenter(
     )
 
 
-def best_score_threshold(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]], *, min_iou: float = 0.5) -> float:
+def best_score_threshold(
+    images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]], *, min_iou: float = 0.5
+) -> float:
     """Give the score from which on detections have the best F1 against whole images; 0.5 where none is right.
 
-    Detections are matched strongest first, each with the unused true instance of its class that it overlaps most. Between the
-    last detection that is kept and the first that is not the threshold lies in the middle.
+    Detections are matched strongest first, each with the unused true instance of its class that it overlaps most.
+    Between the last detection that is kept and the first that is not the threshold lies in the middle.
 
     Args:
         images: true records, of validation.
@@ -103,14 +110,19 @@ def coco_truth(images: Sequence[ImageRecord], categories: Sequence[Category]) ->
             )
     return {
         "info": {},
-        "images": [{"id": r.id, "file_name": r.file_name, "height": r.size_hw[0], "width": r.size_hw[1]} for r in images],
+        "images": [
+            {"id": r.id, "file_name": r.file_name, "height": r.size_hw[0], "width": r.size_hw[1]} for r in images
+        ],
         "annotations": annotations,
         "categories": [{"id": c.id, "name": c.name} for c in categories],
     }
 
 
 def _average_precision(
-    truth: dict[str, Any], results: Sequence[Mapping[str, Any]], kind: Literal["segm", "bbox"], categories: Sequence[Category]
+    truth: dict[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    kind: Literal["segm", "bbox"],
+    categories: Sequence[Category],
 ) -> tuple[tuple[float, float], dict[str, float]]:
     """Give (mAP, AP50) and mAP per class; a class without true instances is left out, no result at all scores 0."""
     present = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
@@ -124,7 +136,9 @@ def _average_precision(
         evaluation: Any = COCOeval_faster(api, found, iouType=kind)
         evaluation.evaluate()
         evaluation.accumulate()
-    precision = np.asarray(evaluation.eval["precision"]).reshape(evaluation.eval["counts"])  # [IoU, recall, class, area, max detections]
+    precision = np.asarray(evaluation.eval["precision"]).reshape(
+        evaluation.eval["counts"]
+    )  # [IoU, recall, class, area, max detections]
     whole = precision[:, :, :, 0, -1]
 
     def mean(values: NDArray[np.float64]) -> float:
@@ -136,7 +150,9 @@ def _average_precision(
 
 
 def _matched(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """Match each true instance with the best unused prediction of its class; give IoU and Hausdorff distance per true instance."""
+    """Match each true instance with the best unused prediction of its class; give IoU and Hausdorff distance per true
+    instance.
+    """
     by_image: dict[int, list[Mapping[str, Any]]] = {}
     for result in results:
         by_image.setdefault(int(result["image_id"]), []).append(result)
@@ -180,7 +196,9 @@ def _iou(first: Mask, second: Mask) -> float:
 
 
 def hausdorff_px(first: Mask, second: Mask) -> float:
-    """Give the symmetric Hausdorff distance of two masks bool [H,W] in pixels; infinite where just one is empty, 0 where both are."""
+    """Give the symmetric Hausdorff distance of two masks bool [H,W] in pixels; infinite where just one is empty, 0
+    where both are.
+    """
     if not first.any() and not second.any():
         return 0.0
     if not first.any() or not second.any():

@@ -1,4 +1,6 @@
-"""Mask images of any mode as maps of values: grey and 1-bit values, palette indices, 16-bit indices, colours by a table."""
+"""Mask images of any mode as maps of values: grey and 1-bit values, palette indices, 16-bit indices, colours by a
+table.
+"""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ class MaskImage:
 def load_mask(path: Path) -> MaskImage:
     """Load a mask image of any mode.
 
-    Grey in three channels is grey; a palette whose used entries are greys gives these; transparent pixels are background; EXIF orientation is
-    applied, as it is to images.
+    Grey in three channels is grey; a palette whose used entries are greys gives these; transparent pixels are
+    background; EXIF orientation is applied, as it is to images.
 
     Raises:
         ImageError: unreadable, or of values that are no whole numbers from 0 to 65535.

@@ -175,7 +175,9 @@ def save_coco(
         path,
         {
             "info": {"description": "written by defectory"},
-            "images": [{"id": i, "file_name": name, "height": hw[0], "width": hw[1], **extra} for i, name, hw, extra in images],
+            "images": [
+                {"id": i, "file_name": name, "height": hw[0], "width": hw[1], **extra} for i, name, hw, extra in images
+            ],
             "annotations": annotations,
             "categories": [{"id": category.id, "name": category.name} for category in categories],
         },
@@ -183,7 +185,9 @@ def save_coco(
 
 
 def _sources(path: Path) -> list[_Source]:
-    """Return the COCO files of a path: itself, or those of a folder in the layouts that tools write; none where there is none."""
+    """Return the COCO files of a path: itself, or those of a folder in the layouts that tools write; none where there
+    is none.
+    """
     if not is_folder(path):
         return [_Source(path=path)] if path.suffix.lower() == ".json" else []
     places = [path, *(folder for name in ANNOTATION_FOLDERS if (folder := child_folder(path, [name])) is not None)]
@@ -206,14 +210,18 @@ def _sources(path: Path) -> list[_Source]:
 
 def _coco_files(folder: Path) -> list[Path]:
     try:
-        files = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".json" and not is_litter(p.name) and is_file(p))
+        files = sorted(
+            p for p in folder.iterdir() if p.suffix.lower() == ".json" and not is_litter(p.name) and is_file(p)
+        )
     except OSError:
         return []
     return [file for file in files if looks_like_coco(file)] if len(files) <= MAX_FILES else []
 
 
 def _chosen(files: Sequence[Path]) -> list[_Source]:
-    """Choose among the COCO files of one folder: instances before captions and keypoints, parts of a split together, else a known name."""
+    """Choose among the COCO files of one folder: instances before captions and keypoints, parts of a split together,
+    else a known name.
+    """
     files = [file for file in files if file.name.lower().startswith("instances")] or list(files)
     parts = [_part_in(file.stem) for file in files]
     if len(files) > 1 and None not in parts and len(set(parts)) == len(parts):
@@ -252,7 +260,13 @@ def _layout(path: Path, sources: Sequence[_Source]) -> str:
     by_name = {"_annotations.coco.json": "Roboflow", "result.json": "Label Studio", "instances_default.json": "CVAT"}
     tool = "FiftyOne" if name == "labels.json" and is_folder(first.parent / "data") else by_name.get(name)
     parts = f", {len(sources)} files" if len(sources) > 1 else ""
-    place = "" if first.parent == path or first == path else f" in {first.parent.name}/" if len(sources) == 1 or parts else ""
+    place = (
+        ""
+        if first.parent == path or first == path
+        else f" in {first.parent.name}/"
+        if len(sources) == 1 or parts
+        else ""
+    )
     if len({source.path.parent for source in sources}) > 1:
         place = " in " + ", ".join(f"{source.path.parent.name}/" for source in sources)
     return f"COCO instances{place}{parts}" + (f" ({tool} export)" if tool else "")
@@ -264,7 +278,9 @@ def _images(file: CocoFile, part: Part | None, finder: ImageFinder, prefix: str,
         listed = file.annotations.get(entry.id, ())
         made = sieve.attempt(
             f"image {entry.id}",
-            lambda entry=entry, listed=listed: _image(file, entry, listed, finder, sieve, part=entry.part or part, prefix=prefix),
+            lambda entry=entry, listed=listed: _image(
+                file, entry, listed, finder, sieve, part=entry.part or part, prefix=prefix
+            ),
         )
         if made is not None:
             images.append(made)
@@ -323,9 +339,11 @@ def _unlisted(
     options: LoadOptions,
     sieve: Sieve,
 ) -> list[RawImage]:
-    """Settle image files that lie beside the listed ones and are not listed; return those that the import takes as defect-free.
+    """Settle image files that lie beside the listed ones and are not listed; return those that the import takes as
+    defect-free.
 
-    An image whose entry was left out is listed all the same; where such an entry has no usable name it may be any of them.
+    An image whose entry was left out is listed all the same; where such an entry has no usable name it may be any of
+    them.
     """
     folders = {image.path.parent: PurePosixPath(image.file_name).parent for image in images}
     own_names = {PurePosixPath(name.replace("\\", "/")).name.casefold() for name in left_out if name is not None}
@@ -348,7 +366,9 @@ def _unlisted(
         size_hw = sieve.attempt(name, lambda path=path: checked_size_hw(path, None, path))
         if size_hw is not None:
             group = group_of(PurePosixPath(name))
-            added.append(RawImage(path=path, file_name=name, size_hw=size_hw, group=group, instances=(), is_defect_free=True))
+            added.append(
+                RawImage(path=path, file_name=name, size_hw=size_hw, group=group, instances=(), is_defect_free=True)
+            )
     return added
 
 

@@ -1,4 +1,6 @@
-"""Run-length encodings as tools write them into COCO files: text, lists, sizes left out or swapped; checked before anything decodes them."""
+"""Run-length encodings as tools write them into COCO files: text, lists, sizes left out or swapped; checked before
+anything decodes them.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def rle_of_entry(entry: Entry, size_hw: tuple[int, int], box_xywh: Box | None, w
     total = int(runs.sum())
     if total < num_px:
         if box_xywh is None or _box_iou(box_of(rle), box_xywh) < MIN_BOX_IOU:
-            raise AnnotationError(where, f"malformed RLE: runs add up to {total}, not {num_px}", "export the mask again")
+            raise AnnotationError(
+                where, f"malformed RLE: runs add up to {total}, not {num_px}", "export the mask again"
+            )
         notice("the RLE leaves out its last run; the rest is background", "")
     return rle
 
@@ -67,7 +71,9 @@ def _stated_size(entry: Entry, size_hw: tuple[int, int], where: object, notice: 
         notice("the RLE has no size; the image's is taken", "")
         return size_hw
     if not isinstance(size, list) or len(size) != 2:
-        raise AnnotationError(where, f"RLE size is {described(size)}, [height, width] was expected", "export the mask again")
+        raise AnnotationError(
+            where, f"RLE size is {described(size)}, [height, width] was expected", "export the mask again"
+        )
     sides = [number_of({"RLE size": side}, "RLE size", where) for side in size]
     height, width = sides
     if height is None or width is None or not height.is_integer() or not width.is_integer():
@@ -131,7 +137,10 @@ def _unswapped(rle: Rle, edges: NDArray[np.int64], box_xywh: Box | None, where: 
     if box_xywh is not None:
         height, width = rle.size_hw
         turned = encode(decode(rle_of_edges(edges, (width, height))).T)
-        agreement = {candidate: _box_iou(box_of(candidate_rle), box_xywh) for candidate, candidate_rle in (("size", rle), ("mask", turned))}
+        agreement = {
+            candidate: _box_iou(box_of(candidate_rle), box_xywh)
+            for candidate, candidate_rle in (("size", rle), ("mask", turned))
+        }
         best, other = ("size", "mask") if agreement["size"] >= agreement["mask"] else ("mask", "size")
         if agreement[best] >= MIN_BOX_IOU and agreement[other] < MAX_OTHER_BOX_IOU:
             notice(

@@ -1,4 +1,6 @@
-"""What a COCO instances file holds, as typed values: every field is checked here, and nothing behind this door looks at JSON."""
+"""What a COCO instances file holds, as typed values: every field is checked here, and nothing behind this door looks at
+JSON.
+"""
 
 from __future__ import annotations
 
@@ -76,8 +78,14 @@ def read_coco(path: Path, sieve: Sieve) -> CocoFile:
     lists: dict[str, list[Any]] = {}
     for key in ("images", "annotations", "categories"):
         if not isinstance(content.get(key), list):
-            found = f"no list '{key}'" if content.get(key) is None else f"'{key}' is {described(content[key])}, a list was expected"
-            raise AnnotationError(path, f"{found}, so this is not a COCO instances file", "export the annotations as COCO instances")
+            found = (
+                f"no list '{key}'"
+                if content.get(key) is None
+                else f"'{key}' is {described(content[key])}, a list was expected"
+            )
+            raise AnnotationError(
+                path, f"{found}, so this is not a COCO instances file", "export the annotations as COCO instances"
+            )
         lists[key] = cast("list[Any]", content[key])
     images, left_out = _images(lists["images"], path, sieve)
     left_out_ids = {image_id for image_id, _ in left_out if image_id is not None} - {image.id for image in images}
@@ -110,20 +118,25 @@ def segmentation_rle(annotation: CocoAnnotation, size_hw: tuple[int, int], where
     return polygons_to_rle(annotation.segmentation, size_hw, where, notice=notice)
 
 
-def _images(entries: Sequence[Any], path: Path, sieve: Sieve) -> tuple[tuple[CocoImage, ...], set[tuple[str | None, str | None]]]:
+def _images(
+    entries: Sequence[Any], path: Path, sieve: Sieve
+) -> tuple[tuple[CocoImage, ...], set[tuple[str | None, str | None]]]:
     """Return the images, and ids and file names of those that were left out, as far as they have any."""
     images: dict[str, CocoImage] = {}
     left_out: set[tuple[str | None, str | None]] = set()
     same = 0
     for number, value in enumerate(entries, start=1):
-        image = sieve.attempt(f"image {number}", lambda value=value, number=number: _image(value, f"{path}: image {number} of the list"))
+        image = sieve.attempt(
+            f"image {number}", lambda value=value, number=number: _image(value, f"{path}: image {number} of the list")
+        )
         if image is None:
             left_out.add((_id_in(value, "id"), _id_in(value, "file_name")))
             continue
         if image.id in images and images[image.id] != image:
             raise AnnotationError(
                 path,
-                f"id {shortened(image.id)} in 'images' is of {shortened(images[image.id].file_name)} and of {shortened(image.file_name)}",
+                f"id {shortened(image.id)} in 'images' is of {shortened(images[image.id].file_name)} and of "
+                f"{shortened(image.file_name)}",
                 "give every image its own id",
             )
         same += image.id in images
@@ -136,7 +149,8 @@ def _images(entries: Sequence[Any], path: Path, sieve: Sieve) -> tuple[tuple[Coc
         if names.setdefault(image.file_name, image.id) != image.id:
             raise AnnotationError(
                 path,
-                f"file_name '{shortened(image.file_name)}' appears in two images (ids {names[image.file_name]} and {image.id})",
+                f"file_name '{shortened(image.file_name)}' appears in two images (ids {names[image.file_name]} and "
+                f"{image.id})",
                 "list each file once",
             )
     return tuple(images.values()), left_out
@@ -186,32 +200,42 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, _Category]:
         if categories.setdefault(category_id, category).name != category.name:
             raise AnnotationError(
                 path,
-                f"category id {shortened(category_id)} is {shortened(categories[category_id].name)!r} and {shortened(category.name)!r}",
+                f"category id {shortened(category_id)} is {shortened(categories[category_id].name)!r} and "
+                f"{shortened(category.name)!r}",
                 "give every category its own id",
             )
     return dict(sorted(categories.items(), key=lambda item: item[0].zfill(18)))
 
 
 def _class_names(categories: Mapping[str, _Category], used: set[str], path: Path, sieve: Sieve) -> dict[str, str]:
-    """Return the class names by id, without unused roots of the list: one of a class's own name, or the parent of other categories."""
-    parents = {category.parent for category in categories.values() if category.parent is not None and category.parent != category.name}
+    """Return the class names by id, without unused roots of the list: one of a class's own name, or the parent of other
+    categories.
+    """
+    parents = {
+        category.parent
+        for category in categories.values()
+        if category.parent is not None and category.parent != category.name
+    }
     names: dict[str, str] = {}
     for category in categories.values():
         twin = next((c for c in categories.values() if c.id != category.id and c.name == category.name), None)
         if category.id not in used and twin is not None and (twin.id in used or twin.id in names):
             sieve.remark(
-                f"category '{shortened(category.name)}' (id {category.id}) is unused and shares its name with another; left out",
+                f"category '{shortened(category.name)}' (id {category.id}) is unused and shares its name with "
+                "another; left out",
                 path.name,
             )
         elif category.id not in used and category.name in parents:
             sieve.remark(
-                f"category '{shortened(category.name)}' (id {category.id}) is unused and the parent of others; left out",
+                f"category '{shortened(category.name)}' (id {category.id}) is unused and the parent of others; left "
+                "out",
                 path.name,
             )
         else:
             if twin is not None and twin.id in names:
                 sieve.remark(
-                    f"categories {twin.id} and {category.id} are both called '{shortened(category.name)}' and become one class",
+                    f"categories {twin.id} and {category.id} are both called '{shortened(category.name)}' and become "
+                    "one class",
                     path.name,
                 )
             names[category.id] = category.name
@@ -226,7 +250,9 @@ def _annotations(
     path: Path,
     sieve: Sieve,
 ) -> tuple[dict[str, list[CocoAnnotation]], frozenset[str]]:
-    """Return the annotations of each image, and the ids of images that lost one; those of images that were left out go with them."""
+    """Return the annotations of each image, and the ids of images that lost one; those of images that were left out go
+    with them.
+    """
     by_image: dict[str, list[CocoAnnotation]] = {}
     damaged: set[str] = set()
     seen: set[str] = set()
@@ -250,7 +276,9 @@ def _annotations(
         some = "1 annotation repeats" if repeated == 1 else f"{repeated} annotations repeat"
         sieve.remark(f"{some} the id of another one; each is read", path.name)
     if parsed and all(not annotation.segmentation for annotation in parsed):
-        kind = "boxes" if any(annotation.box_xywh is not None for annotation in parsed) else "keypoints or nothing at all"
+        kind = (
+            "boxes" if any(annotation.box_xywh is not None for annotation in parsed) else "keypoints or nothing at all"
+        )
         raise AnnotationError(
             path,
             f"none of {len(parsed)} annotations has a segmentation, only {kind}",
@@ -267,7 +295,9 @@ def _id_in(value: Any, field: str) -> str | None:
         return None
 
 
-def _annotation(value: object, name: str, image_ids: set[str], categories: Mapping[str, _Category], path: Path) -> CocoAnnotation:
+def _annotation(
+    value: object, name: str, image_ids: set[str], categories: Mapping[str, _Category], path: Path
+) -> CocoAnnotation:
     where = f"{path}: {name}"
     entry = entry_of(value, where)
     identity_of(entry, "id", where)
@@ -276,11 +306,17 @@ def _annotation(value: object, name: str, image_ids: set[str], categories: Mappi
         found = "has no image_id" if image_id is None else f"names image {shortened(image_id)}, which is not listed"
         raise AnnotationError(where, found, "add the image or remove the annotation")
     if category_id is None or category_id not in categories:
-        found = "has no category_id" if category_id is None else f"category_id {shortened(category_id)} is not in 'categories'"
+        found = (
+            "has no category_id"
+            if category_id is None
+            else f"category_id {shortened(category_id)} is not in 'categories'"
+        )
         raise AnnotationError(where, found, "add the class or correct the id")
     segmentation = entry.get("segmentation")
     if segmentation is not None and not isinstance(segmentation, list | dict):
-        raise AnnotationError(where, f"segmentation is {described(segmentation)}, polygons or RLE were expected", "export it again")
+        raise AnnotationError(
+            where, f"segmentation is {described(segmentation)}, polygons or RLE were expected", "export it again"
+        )
     return CocoAnnotation(
         name=name,
         image_id=image_id,

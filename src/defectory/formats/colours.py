@@ -1,4 +1,6 @@
-"""Tables of colours and class names for masks: CVAT's labelmap.txt, class_dict.csv, JSON; and lists of class names beside masks."""
+"""Tables of colours and class names for masks: CVAT's labelmap.txt, class_dict.csv, JSON; and lists of class names
+beside masks.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ class ColourTable:
 def load_colour_table(path: Path) -> ColourTable:
     """Load a table of colours.
 
-    JSON: `{"scratch": "#dc143c"}` or `{"scratch": [220, 20, 60]}`, or a list of objects with `name` and `color`. CSV: columns name and
+    JSON: `{"scratch": "#dc143c"}` or `{"scratch": [220, 20, 60]}`, or a list of objects with `name` and `color`. CSV:
+        columns name and
     r, g, b, or name and colour. Text: lines `name:220,20,60::` as CVAT writes them.
 
     Raises:
@@ -72,10 +75,14 @@ def load_colour_table(path: Path) -> ColourTable:
         elif name.lower() in IGNORE_NAMES:
             ignored.add(colour)
         elif names.setdefault(colour, name) != name:
-            raise AnnotationError(where, f"{hex_of(colour)} is both {names[colour]!r} and {name!r}", "give each class a colour of its own")
+            raise AnnotationError(
+                where, f"{hex_of(colour)} is both {names[colour]!r} and {name!r}", "give each class a colour of its own"
+            )
     clash = next((colour for colour in names if colour in background | ignored), None)
     if clash is not None:
-        raise AnnotationError(path, f"{hex_of(clash)} is both {names[clash]!r} and background", "give each class a colour of its own")
+        raise AnnotationError(
+            path, f"{hex_of(clash)} is both {names[clash]!r} and background", "give each class a colour of its own"
+        )
     if not names:
         raise AnnotationError(path, "names no class with a colour", "give lines such as 'scratch:220,20,60::'")
     if (0, 0, 0) not in names and (0, 0, 0) not in ignored:
@@ -99,7 +106,8 @@ def find_colour_table(folders: Iterable[Path]) -> ColourTable | None:
 def find_value_names(folders: Iterable[Path]) -> dict[int, str] | None:
     """Return what mask values are called by a list of classes in one of the folders, or None.
 
-    A list that begins with a background counts from it, any other from 1; lines `3: dent` and Roboflow's `_classes.csv` state the value.
+    A list that begins with a background counts from it, any other from 1; lines `3: dent` and Roboflow's `_classes.csv`
+    state the value.
 
     Raises:
         AnnotationError: there is a list, and it is bad.
@@ -108,7 +116,11 @@ def find_value_names(folders: Iterable[Path]) -> dict[int, str] | None:
         for name in LIST_NAMES:
             path = folder / name
             if path.is_file():
-                names = _stated_values(path) if path.suffix == ".csv" else value_names_of(read_text_file(path).text.split("\n"), path)
+                names = (
+                    _stated_values(path)
+                    if path.suffix == ".csv"
+                    else value_names_of(read_text_file(path).text.split("\n"), path)
+                )
                 if names:
                     return names
     return None
@@ -129,7 +141,11 @@ def value_names_of(lines: Sequence[str], where: object) -> dict[int, str]:
     else:
         # labelme's list begins with what is ignored, at -1, and goes on with the background, at 0
         first = next((place for place, name in enumerate(listed) if name.lower() in BACKGROUND_NAMES), -1)
-        names = {place - first: name for place, name in enumerate(listed)} if first >= 0 else dict(enumerate(listed, start=1))
+        names = (
+            {place - first: name for place, name in enumerate(listed)}
+            if first >= 0
+            else dict(enumerate(listed, start=1))
+        )
     names = {v: name for v, name in names.items() if name.lower() not in BACKGROUND_NAMES | IGNORE_NAMES and v > 0}
     twice = [name for name, count in Counter(names.values()).items() if count > 1]
     if twice:
@@ -154,7 +170,9 @@ def parse_colour(value: Any, where: object) -> Rgb:
         if None not in numbers:
             red, green, blue = (number for number in numbers if number is not None)
             return red, green, blue
-    raise AnnotationError(where, f"{str(value)[:40]!r} is no colour", "write colours as '#dc143c' or as three numbers from 0 to 255")
+    raise AnnotationError(
+        where, f"{str(value)[:40]!r} is no colour", "write colours as '#dc143c' or as three numbers from 0 to 255"
+    )
 
 
 def hex_of(colour: Rgb) -> str:
@@ -208,7 +226,9 @@ def _of_json(path: Path) -> list[tuple[str, str, Rgb]]:
             for entry in content
         ]
     else:
-        raise AnnotationError(path, "is no table of colours", 'give {"scratch": "#dc143c"} or a list of objects with name and color')
+        raise AnnotationError(
+            path, "is no table of colours", 'give {"scratch": "#dc143c"} or a list of objects with name and color'
+        )
     pairs: list[tuple[str, str, Rgb]] = []
     for name, colour in listed:
         if not isinstance(name, str) or not name.strip():

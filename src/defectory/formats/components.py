@@ -1,4 +1,6 @@
-"""Connected parts of masks as RLE, made within their bounding boxes: time and memory follow the parts, not the image."""
+"""Connected parts of masks as RLE, made within their bounding boxes: time and memory follow the parts, not the
+image.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ MAX_PARTS = 20_000
 
 
 def component_rles(mask: NDArray[np.bool_], *, min_area_px: int, where: object) -> list[Rle]:
-    """Return the 8-connected components of a bool [H,W] mask with at least `min_area_px` pixels, each as RLE of the whole image.
+    """Return the 8-connected components of a bool [H,W] mask with at least `min_area_px` pixels, each as RLE of the
+    whole image.
 
     Raises:
         ImageError: the mask falls into more than `MAX_PARTS` parts.

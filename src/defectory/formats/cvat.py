@@ -69,20 +69,28 @@ def load(path: Path, options: LoadOptions) -> RawDataset:
     for file in files:
         root_element = read_xml_file(file)
         entries = _entries(file, root_element, sieve)
-        only_unusable([shape.tag for entry in entries for shape in entry.shapes], lambda kind: kind in USABLE, file, "shapes")
+        only_unusable(
+            [shape.tag for entry in entries for shape in entry.shapes], lambda kind: kind in USABLE, file, "shapes"
+        )
         listed = [entry.name for entry in entries]
         root = options.image_root or choose_root(file.parent, listed)
         finder = ImageFinder(root, sieve, follow_links=options.follow_links)
-        names |= dict.fromkeys(label for element in root_element.iterfind(".//labels/label/name") if (label := element.text) is not None)
+        names |= dict.fromkeys(
+            label for element in root_element.iterfind(".//labels/label/name") if (label := element.text) is not None
+        )
         for entry in entries:
-            made = sieve.attempt(f"image {shortened(entry.name)}", lambda entry=entry, finder=finder: _image(entry, finder, sieve))
+            made = sieve.attempt(
+                f"image {shortened(entry.name)}", lambda entry=entry, finder=finder: _image(entry, finder, sieve)
+            )
             if made is not None:
                 images.append(made)
         if not sieve.rejected:
             remark_unlisted(finder)
     refuse_twice(images, path)
     drawn = dict.fromkeys(instance.class_name for image in images for instance in image.instances)
-    return RawDataset(class_names=tuple(names | drawn), images=tuple(images), rejected=tuple(sieve.rejected), remarks=sieve.remarks)
+    return RawDataset(
+        class_names=tuple(names | drawn), images=tuple(images), rejected=tuple(sieve.rejected), remarks=sieve.remarks
+    )
 
 
 def _files(path: Path) -> list[Path]:
@@ -103,14 +111,18 @@ def _is_cvat(path: Path) -> bool:
 
 def _entries(path: Path, root: Element, sieve: Sieve) -> list[CvatImage]:
     if root.tag != "annotations":
-        raise AnnotationError(path, f"begins with <{shortened(root.tag)}>, <annotations> was expected", "export as 'CVAT for images 1.1'")
+        raise AnnotationError(
+            path, f"begins with <{shortened(root.tag)}>, <annotations> was expected", "export as 'CVAT for images 1.1'"
+        )
     elements = root.findall("image")
     if not elements:
         what = "tracks of a video, which name no image files" if root.find("track") is not None else "no image in it"
         raise AnnotationError(path, what, "export as 'CVAT for images 1.1'")
     entries: list[CvatImage] = []
     for number, element in enumerate(elements, start=1):
-        made = sieve.attempt(f"image {number}", lambda element=element, number=number: _entry(path, element, number, sieve))
+        made = sieve.attempt(
+            f"image {number}", lambda element=element, number=number: _entry(path, element, number, sieve)
+        )
         if made is not None:
             entries.append(made)
     return entries
@@ -123,7 +135,9 @@ def _entry(path: Path, element: Element, number: int, sieve: Sieve) -> CvatImage
     where = f"{path}: image {shortened(name)}"
     for child in element:
         if child.tag not in SHAPES:
-            sieve.remark(f"<{shortened(child.tag)}> is no shape and is passed over", f"{path.name}: image {shortened(name)}")
+            sieve.remark(
+                f"<{shortened(child.tag)}> is no shape and is passed over", f"{path.name}: image {shortened(name)}"
+            )
     return CvatImage(
         name=name,
         stated_hw=size_hw_of(element.attrib, where),
@@ -170,7 +184,9 @@ def _shape(entry: CvatImage, shape: Element, number: int, size_hw: tuple[int, in
     if shape.tag == "ellipse":
         cx, cy, rx, ry = (_number(shape.attrib, name, where) for name in ("cx", "cy", "rx", "ry"))
         turn = number_of(shape.attrib, "rotation", where) or 0.0
-        return label, polygons_to_rle([ellipse_ring((cx, cy), (rx, ry), turn_degrees=turn)], size_hw, where, notice=notice)
+        return label, polygons_to_rle(
+            [ellipse_ring((cx, cy), (rx, ry), turn_degrees=turn)], size_hw, where, notice=notice
+        )
     if shape.tag == "mask":
         return label, _mask(shape.attrib, size_hw, where)
     refuse_shape(shape.tag, where)
@@ -181,7 +197,9 @@ def _points(text: str, where: str) -> list[str]:
     """Split `x,y;x,y`; what the numbers are is checked with the outline."""
     pairs = [pair.split(",") for pair in text.strip().strip(";").split(";")]
     if any(len(pair) != 2 for pair in pairs):
-        raise AnnotationError(where, f"points are '{shortened(text)}', x,y;x,y;... was expected", "export the annotations again")
+        raise AnnotationError(
+            where, f"points are '{shortened(text)}', x,y;x,y;... was expected", "export the annotations again"
+        )
     return [number.strip() for pair in pairs for number in pair]
 
 
@@ -216,7 +234,9 @@ def _mask(attributes: Mapping[str, str], size_hw: tuple[int, int], where: str) -
 def _runs(text: str, where: str) -> np.ndarray:
     numbers: Sequence[str] = text.split(",")
     if not all(re.fullmatch(r"\s*\d{1,9}\s*", number) for number in numbers):
-        raise AnnotationError(where, f"rle is '{shortened(text)}', numbers and commas were expected", "export the annotations again")
+        raise AnnotationError(
+            where, f"rle is '{shortened(text)}', numbers and commas were expected", "export the annotations again"
+        )
     return np.array([int(number) for number in numbers], np.int64)
 
 

@@ -1,4 +1,6 @@
-"""Fields of other tools' files, each read as one type: lenient where a value can mean one thing alone, one line where it cannot."""
+"""Fields of other tools' files, each read as one type: lenient where a value can mean one thing alone, one line where
+it cannot.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,9 @@ def entry_of(value: object, where: object, what: str = "entry") -> Entry:
         AnnotationError: it is something else.
     """
     if not isinstance(value, dict):
-        raise AnnotationError(where, f"{what} is {described(value)}, an object was expected", "export the annotations again")
+        raise AnnotationError(
+            where, f"{what} is {described(value)}, an object was expected", "export the annotations again"
+        )
     return cast("Entry", value)
 
 
@@ -60,7 +64,9 @@ def list_of(entry: Entry, name: str, where: object) -> list[Any]:
     if value is None:
         return []
     if not isinstance(value, list):
-        raise AnnotationError(where, f"{name} is {described(value)}, a list was expected", "export the annotations again")
+        raise AnnotationError(
+            where, f"{name} is {described(value)}, a list was expected", "export the annotations again"
+        )
     return cast("list[Any]", value)
 
 
@@ -79,7 +85,9 @@ def identity_of(entry: Entry, name: str, where: object) -> str | None:
         return str(value)
     if isinstance(value, float) and value.is_integer() and abs(value) < MAX_NUMBER:
         return str(int(value))
-    raise AnnotationError(where, f"{name} is {described(value)}, a number or text was expected", "export the annotations again")
+    raise AnnotationError(
+        where, f"{name} is {described(value)}, a number or text was expected", "export the annotations again"
+    )
 
 
 def text_of(entry: Entry, name: str, where: object) -> str | None:

@@ -1,4 +1,6 @@
-"""Where the image of a `file_name` lies: as written, or by what is left of it on this machine; never outside the image root."""
+"""Where the image of a `file_name` lies: as written, or by what is left of it on this machine; never outside the image
+root.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ class ImageFinder:
     def find(self, file_name: str, where: object, place: str) -> Path:
         """Return the path of an image.
 
-        Tried in this order: the name as written (backslashes are separators); with composed letters; with other capitals; and, where its
-        first folder does not exist here, the only file under the root that shares its own name and most of its folders.
+        Tried in this order: the name as written (backslashes are separators); with composed letters; with other
+        capitals; and, where its first folder does not exist here, the only file under the root that shares its own name
+        and most of its folders.
 
         Args:
             file_name: as the annotations have it.
@@ -61,7 +64,9 @@ class ImageFinder:
         plain = file_name.replace("\\", "/")
         parts = [part for part in plain.split("/") if part not in ("", ".")]
         if not parts or "\0" in plain:
-            raise AnnotationError(where, f"file_name '{shortened(file_name)}' names no file", "name files relative to the image root")
+            raise AnnotationError(
+                where, f"file_name '{shortened(file_name)}' names no file", "name files relative to the image root"
+            )
         is_relative = _is_relative(plain)
         if is_relative and is_file(self.root.joinpath(*parts)):
             return safe_image_path(self.root, "/".join(parts), where, follow_links=self.follow_links)
@@ -70,7 +75,9 @@ class ImageFinder:
             if _composed("/".join(parts)) != _composed(found[0].as_posix()):
                 self.sieve.remark(OTHER_CAPITALS, place)
             return self.root / found[0]
-        is_here = is_relative and (self._has_images_of_its_own() if len(parts) == 1 else is_folder(self.root / parts[0]))
+        is_here = is_relative and (
+            self._has_images_of_its_own() if len(parts) == 1 else is_folder(self.root / parts[0])
+        )
         found = [] if is_here else self._named_alike([unquote(part) for part in parts] if "%" in plain else parts)
         if len(found) == 1:
             self.sieve.remark(OTHER_PLACE, place)
@@ -133,17 +140,21 @@ class ImageFinder:
 def choose_root(annotation_folder: Path, names: Sequence[str], *, hints: Sequence[str] = ()) -> Path:
     """Return the folder that names of images are relative to.
 
-    That is the usual one under which most of them exist as written, else the only other folder beside the annotations under which all do.
-    Where there is none, it is the folder of the data set, in which images are then found by their names: a guess between several folders
-    could put labels on the images of another one.
+    That is the usual one under which most of them exist as written, else the only other folder beside the annotations
+    under which all do.
+    Where there is none, it is the folder of the data set, in which images are then found by their names: a guess
+    between several folders could put labels on the images of another one.
 
     Args:
-        annotation_folder: of the annotation file; the data set is one folder up where it is called `annotations` or the like.
+        annotation_folder: of the annotation file; the data set is one folder up where it is called `annotations` or the
+            like.
         names: of images, as written.
         hints: names that the images' folder may have, for example the part of a split.
     """
     plain = [name.replace("\\", "/") for name in names if "\0" not in name]
-    sample = [name for name in plain[:: max(1, len(plain) // MAX_SAMPLED_NAMES)][:MAX_SAMPLED_NAMES] if _is_relative(name)]
+    sample = [
+        name for name in plain[:: max(1, len(plain) // MAX_SAMPLED_NAMES)][:MAX_SAMPLED_NAMES] if _is_relative(name)
+    ]
     is_own_folder = annotation_folder.name.lower() in ANNOTATION_FOLDERS
     base = annotation_folder.parent if is_own_folder else annotation_folder
     usual = [*_usual_roots(base, hints), *([annotation_folder] if is_own_folder else [])]

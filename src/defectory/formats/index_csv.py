@@ -1,4 +1,6 @@
-"""Index CSV: a table that names image, mask and optionally class, group and part per row, as people and tools write it."""
+"""Index CSV: a table that names image, mask and optionally class, group and part per row, as people and tools write
+it.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,36 @@ from defectory.imageio import IMAGE_SUFFIXES
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROLES = {
-    "image": ("image", "image_path", "image_file", "img", "img_path", "file", "filename", "file_name", "path", "image_name", "image_id"),
-    "mask": ("mask", "mask_path", "mask_file", "mask_name", "mask_filename", "label_path", "annotation", "ground_truth", "gt", "segmentation"),
+    "image": (
+        "image",
+        "image_path",
+        "image_file",
+        "img",
+        "img_path",
+        "file",
+        "filename",
+        "file_name",
+        "path",
+        "image_name",
+        "image_id",
+    ),
+    "mask": (
+        "mask",
+        "mask_path",
+        "mask_file",
+        "mask_name",
+        "mask_filename",
+        "label_path",
+        "annotation",
+        "ground_truth",
+        "gt",
+        "segmentation",
+    ),
     "class": ("class", "class_name", "label", "category", "defect", "defect_type", "type", "object"),
     "classes": ("classes", "labels", "categories"),
     "group": ("group", "part_id", "part", "group_id", "serial", "id"),
     "split": ("split", "subset", "set", "phase"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +90,9 @@ class _Files:
 
 
 def find_index(path: Path) -> Path | None:
-    """Return the index CSV that a path names or, for a folder, that lies in it: `index.csv`, or the only CSV that names images and masks."""
+    """Return the index CSV that a path names or, for a folder, that lies in it: `index.csv`, or the only CSV that names
+    images and masks.
+    """
     if path.suffix.lower() in TABLE_SUFFIXES and not is_folder(path):
         return path
     if not is_folder(path):
@@ -73,7 +100,9 @@ def find_index(path: Path) -> Path | None:
     if is_file(path / "index.csv"):
         return path / "index.csv"
     try:
-        tables = [file for file in sorted(path.iterdir()) if file.suffix.lower() in TABLE_SUFFIXES and _names_masks(file)]
+        tables = [
+            file for file in sorted(path.iterdir()) if file.suffix.lower() in TABLE_SUFFIXES and _names_masks(file)
+        ]
     except OSError:
         return None
     return tables[0] if len(tables) == 1 else None
@@ -104,11 +133,13 @@ def load(path: Path, options: LoadOptions) -> RawDataset:
 def load_index(root: Path, index: Path, options: LoadOptions) -> RawDataset:
     """Load images and masks that a table names.
 
-    A row's class holds for whatever its mask draws, where masks hold one value; else rows of one class teach what a value is called. An empty
-    mask cell means defect-free only where the row says so: a class of `good` or `normal`, or an empty class cell.
+    A row's class holds for whatever its mask draws, where masks hold one value; else rows of one class teach what a
+    value is called. An empty mask cell means defect-free only where the row says so: a class of `good` or `normal`, or
+    an empty class cell.
 
     Args:
-        root: where names are relative to; its parents and the table's folder are tried where images are not found there.
+        root: where names are relative to; its parents and the table's folder are tried where images are not found
+            there.
         index: the table.
         options: `image_root` replaces `root` for images.
 
@@ -117,7 +148,9 @@ def load_index(root: Path, index: Path, options: LoadOptions) -> RawDataset:
         ImageError: an image or mask is unreadable, or their sizes differ.
     """
     table = read_table(index, _roles(index), required=("image", "mask"), keep_faulty=options.skip_bad)
-    return load_rows(root, table, [_entry(row, table) for row in table.rows], options, layout=f"index CSV ({index.name})")
+    return load_rows(
+        root, table, [_entry(row, table) for row in table.rows], options, layout=f"index CSV ({index.name})"
+    )
 
 
 def load_rows(
@@ -204,7 +237,9 @@ def _entry(row: Row, table: Table) -> Entry:
 
 
 def _base(root: Path, index: Path, entries: Sequence[Entry]) -> Path:
-    """Return the folder that names are relative to: the first of root, the table's folder and two parents that holds some of the images."""
+    """Return the folder that names are relative to: the first of root, the table's folder and two parents that holds
+    some of the images.
+    """
     names = [PurePosixPath(entry.image.replace("\\", "/")) for entry in entries[:50] if entry.image]
     for base in dict.fromkeys([root, index.parent, root.parent, root.parent.parent]):
         if any(not name.is_absolute() and ".." not in name.parts and is_file(base / name) for name in names):
@@ -212,7 +247,9 @@ def _base(root: Path, index: Path, entries: Sequence[Entry]) -> Path:
     return root
 
 
-def _files(images_base: Path, base: Path, entries: Sequence[Entry], options: LoadOptions, sieve: Sieve) -> dict[str, _Files]:
+def _files(
+    images_base: Path, base: Path, entries: Sequence[Entry], options: LoadOptions, sieve: Sieve
+) -> dict[str, _Files]:
     """Return the rows by image, with their files; what is wrong with a row is kept for its image's turn."""
     files: dict[str, _Files] = {}
     images = _Finder(images_base, IMAGE_FOLDERS, options, sieve, "image")
@@ -243,7 +280,9 @@ def _files(images_base: Path, base: Path, entries: Sequence[Entry], options: Loa
 
 
 class _Finder:
-    """Finds the files that a column names: as written, in a folder of a usual name, without suffix, or by the last folders of another machine."""
+    """Finds the files that a column names: as written, in a folder of a usual name, without suffix, or by the last
+    folders of another machine.
+    """
 
     def __init__(self, base: Path, folders: Sequence[str], options: LoadOptions, sieve: Sieve, what: str) -> None:
         self._places = [base, *(folder for folder in [child_folder(base, folders)] if folder is not None)]
@@ -269,7 +308,9 @@ class _Finder:
         except AnnotationError as error:
             raise AnnotationError(where, error.found.replace("its image", f"its {self._what}", 1), error.todo) from None
         if found in not_among:
-            raise AnnotationError(where, f"its {self._what} {name[:200]!r}: no such file", "correct the row or add the file")
+            raise AnnotationError(
+                where, f"its {self._what} {name[:200]!r}: no such file", "correct the row or add the file"
+            )
         return found
 
 
@@ -283,13 +324,17 @@ def _check_rows(files: dict[str, _Files]) -> None:
     for name, found in files.items():
         where = found.entries[-1].row.where
         if len({entry.group for entry in found.entries if entry.group}) > 1:
-            found.fault = found.fault or AnnotationError(where, f"{name[:200]} is in another group in a row before", "correct the rows")
+            found.fault = found.fault or AnnotationError(
+                where, f"{name[:200]} is in another group in a row before", "correct the rows"
+            )
         elif len({entry.part for entry in found.entries}) > 1:
             found.fault = found.fault or AnnotationError(
                 where, f"{name[:200]} is in another part of the split in a row before", "correct the rows"
             )
         elif len({entry.says_good for entry in found.entries}) > 1:
-            found.fault = found.fault or AnnotationError(where, f"{name[:200]} is good in one row and not in another", "correct the rows")
+            found.fault = found.fault or AnnotationError(
+                where, f"{name[:200]} is good in one row and not in another", "correct the rows"
+            )
 
 
 def _meanings(
@@ -340,7 +385,9 @@ def _learned(table: Table, listed: dict[Path, tuple[str, ...]], survey: Survey) 
     learned: dict[int, str] = {}
     for mask, classes in listed.items():
         found = survey.files.get(mask)
-        values = [value for value in found.pixels if value != 255 or len(found.pixels) == 1] if found is not None else []
+        values = (
+            [value for value in found.pixels if value != 255 or len(found.pixels) == 1] if found is not None else []
+        )
         if len(classes) == 1 and len(values) == 1:
             known = learned.setdefault(values[0], classes[0])
             if known != classes[0]:
@@ -365,7 +412,9 @@ def _refuse_shared(files: dict[str, _Files], survey: Survey) -> None:
 
 
 def _image(name: str, found: _Files, class_of: dict[Path, str], empty_may_be_good: bool) -> MaskedImage:
-    """Return an image of the table; a class that every row states is the table's, and makes no empty mask suspicious."""
+    """Return an image of the table; a class that every row states is the table's, and makes no empty mask
+    suspicious.
+    """
     entry = found.entries[0]
     error = found.fault
 

@@ -1,4 +1,6 @@
-"""Masks beside their images in one folder: KolektorSDD (`Part0.jpg`, `Part0_label.bmp`), KolektorSDD2 (`10000.png`, `10000_GT.png`), Roboflow's `_mask`."""
+"""Masks beside their images in one folder: KolektorSDD (`Part0.jpg`, `Part0_label.bmp`), KolektorSDD2 (`10000.png`,
+`10000_GT.png`), Roboflow's `_mask`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,11 @@ def recognise_kolektor(path: Path) -> str | None:
     if not is_folder(path) or find_pairs(path, LoadOptions()):
         return None
     try:
-        files = [file for file in islice(walk_files(path, follow_links=True), LOOKED_AT_FILES) if file.suffix.lower() in IMAGE_SUFFIXES]
+        files = [
+            file
+            for file in islice(walk_files(path, follow_links=True), LOOKED_AT_FILES)
+            if file.suffix.lower() in IMAGE_SUFFIXES
+        ]
     except AnnotationError:
         return None
     _, masks = _told_apart(files)
@@ -48,10 +54,12 @@ def recognise_kolektor(path: Path) -> str | None:
 def load_kolektor(root: Path, options: LoadOptions) -> RawDataset:
     """Load a folder, and folders in it, of images with their masks beside them.
 
-    The images of one of KolektorSDD's folders show one part, so they are one group. Folders called train, val and test are the data's own split.
+    The images of one of KolektorSDD's folders show one part, so they are one group. Folders called train, val and test
+    are the data's own split.
 
     Raises:
-        AnnotationError: no image has a mask beside it, a mask is without an image, or the values of masks are not those of classes.
+        AnnotationError: no image has a mask beside it, a mask is without an image, or the values of masks are not those
+            of classes.
         ImageError: an image or mask is unreadable, or their sizes differ.
     """
     if not is_folder(root):
@@ -63,7 +71,9 @@ def load_kolektor(root: Path, options: LoadOptions) -> RawDataset:
     paths = [path for found in masks.values() for path in found]
     survey = survey_masks(paths, skip_bad=options.skip_bad)
     folders = list(dict.fromkeys([root, *(path.parent for path in paths)]))
-    colours = load_colour_table(options.class_colours) if options.class_colours is not None else find_colour_table(folders)
+    colours = (
+        load_colour_table(options.class_colours) if options.class_colours is not None else find_colour_table(folders)
+    )
     reading = decide(
         survey,
         names=find_value_names(folders),
@@ -75,7 +85,9 @@ def load_kolektor(root: Path, options: LoadOptions) -> RawDataset:
     )
     by_part = any(path.name.lower().endswith("_label.bmp") for path in paths)
     left = [path for path in images if not masks.get(path) and bare_stems(stem_key(path.stem))]
-    refuse_orphans([path for path in left if stem_key(path.stem).endswith(("_mask", "-mask", "_gt", "_label"))], root, sieve)
+    refuse_orphans(
+        [path for path in left if stem_key(path.stem).endswith(("_mask", "-mask", "_gt", "_label"))], root, sieve
+    )
     found = MaskedSet(
         root=root,
         images=[_image(path, root, masks.get(path, []), by_part) for path in images if path not in left],

@@ -1,4 +1,6 @@
-"""Label Studio's own JSON, whole or minimal: polygons and ellipses in percent of the image, brush strokes in its own run lengths."""
+"""Label Studio's own JSON, whole or minimal: polygons and ellipses in percent of the image, brush strokes in its own
+run lengths.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,8 @@ def recognise(path: Path) -> str | None:
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load Label Studio's JSON; a submitted annotation without regions says that the image is defect-free, a task without one says nothing.
+    """Load Label Studio's JSON; a submitted annotation without regions says that the image is defect-free, a task
+    without one says nothing.
 
     Raises:
         AnnotationError: without `skip_bad`, a bad file, task or region.
@@ -108,14 +111,18 @@ def load(path: Path, options: LoadOptions) -> RawDataset:
         looked_for="'annotations' of each task",
     )
     names = dict.fromkeys(instance.class_name for image in images for instance in image.instances)
-    return RawDataset(class_names=tuple(names), images=tuple(images), rejected=tuple(sieve.rejected), remarks=sieve.remarks)
+    return RawDataset(
+        class_names=tuple(names), images=tuple(images), rejected=tuple(sieve.rejected), remarks=sieve.remarks
+    )
 
 
 def _files(path: Path) -> list[Path]:
     if not is_folder(path):
         return [path] if path.suffix.lower() == ".json" and _is_label_studio(path) else []
     try:
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() == ".json" and not is_litter(p.name) and is_file(p))
+        files = sorted(
+            p for p in path.iterdir() if p.suffix.lower() == ".json" and not is_litter(p.name) and is_file(p)
+        )
     except OSError:
         return []
     return [file for file in files if _is_label_studio(file)] if len(files) <= MAX_FILES else []
@@ -149,7 +156,9 @@ def _task(value: object, path: Path, number: int, sieve: Sieve) -> Task:
     data = entry_of(entry["data"], where, "data") if is_whole else entry
     image = _image_of(data, where)
     results = _submitted(entry, where, place, sieve) if is_whole else _minimal(entry)
-    return Task(image=image, results=None if results is None else _results(results, where, place), where=where, place=place)
+    return Task(
+        image=image, results=None if results is None else _results(results, where, place), where=where, place=place
+    )
 
 
 def _image_of(data: Entry, where: str) -> str:
@@ -162,7 +171,11 @@ def _image_of(data: Entry, where: str) -> str:
                 named[key] = plain
     chosen = named.get("image") or (next(iter(named.values())) if len(set(named.values())) == 1 else None)
     if chosen is None:
-        found = "no image in its data" if not named else f"{len(named)} images in its data ({', '.join(map(shortened, named))})"
+        found = (
+            "no image in its data"
+            if not named
+            else f"{len(named)} images in its data ({', '.join(map(shortened, named))})"
+        )
         raise AnnotationError(where, found, "give each task one image")
     # a web address or storage path: what follows the host or bucket
     return re.sub(r"^[A-Za-z][\w+.-]*://[^/]*", "", chosen)
@@ -179,7 +192,9 @@ def _submitted(entry: Entry, where: str, place: str, sieve: Sieve) -> list[Any] 
 
 
 def _minimal(entry: Entry) -> list[Any] | None:
-    """Return the results of a task of the minimal export: lists of regions under the names of the labelling's controls."""
+    """Return the results of a task of the minimal export: lists of regions under the names of the labelling's
+    controls.
+    """
     lists = [value for value in entry.values() if isinstance(value, list)]
     regions = [region for value in lists for region in value if isinstance(region, dict) and "original_width" in region]
     if not regions:
@@ -188,7 +203,9 @@ def _minimal(entry: Entry) -> list[Any] | None:
         {
             **region,
             "value": region,
-            "type": next((key for key in region if key.endswith("labels")), "brushlabels" if "rle" in region else "polygon"),
+            "type": next(
+                (key for key in region if key.endswith("labels")), "brushlabels" if "rle" in region else "polygon"
+            ),
         }
         for region in regions
     ]
@@ -214,9 +231,15 @@ def _results(values: Sequence[Any], where: str, place: str) -> tuple[Result, ...
         if label is None:
             label = shared.get(str(entry.get("id")))
         if number_of(entry, "image_rotation", spot) not in (None, 0):
-            raise AnnotationError(spot, "the image was turned while it was annotated", "turn the file, and annotate without rotation")
+            raise AnnotationError(
+                spot, "the image was turned while it was annotated", "turn the file, and annotate without rotation"
+            )
         stated_hw = size_hw_of(entry, spot, height="original_height", width="original_width")
-        results.append(Result(kind=kind, label=label, value=value, stated_hw=stated_hw, where=spot, place=f"{place}: region {number}"))
+        results.append(
+            Result(
+                kind=kind, label=label, value=value, stated_hw=stated_hw, where=spot, place=f"{place}: region {number}"
+            )
+        )
     return tuple(results)
 
 
@@ -225,9 +248,13 @@ def _label(value: Entry, key: str, where: str) -> str | None:
     if labels is None:
         return None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-        raise AnnotationError(where, f"{shortened(key)} is {described(labels)}, a list of names was expected", "export the project again")
+        raise AnnotationError(
+            where, f"{shortened(key)} is {described(labels)}, a list of names was expected", "export the project again"
+        )
     if len(labels) > 1:
-        raise AnnotationError(where, f"has {len(labels)} labels ({', '.join(map(shortened, labels[:3]))})", "give each region one label")
+        raise AnnotationError(
+            where, f"has {len(labels)} labels ({', '.join(map(shortened, labels[:3]))})", "give each region one label"
+        )
     return labels[0] if labels else None
 
 
@@ -262,12 +289,16 @@ def _instance(result: Result, size_hw: tuple[int, int], sieve: Sieve) -> RawInst
     if result.label is None:
         raise AnnotationError(result.where, "has no label", "name its class")
     if result.stated_hw is not None and result.stated_hw != size_hw:
-        raise AnnotationError(result.where, f"is of another size ({result.stated_hw[0]}x{result.stated_hw[1]})", "annotate at image size")
+        raise AnnotationError(
+            result.where, f"is of another size ({result.stated_hw[0]}x{result.stated_hw[1]})", "annotate at image size"
+        )
     if result.kind == "brush":
         return RawInstance(class_name=result.label, rle=_brush(result.value, size_hw, result.where))
     height, width = size_hw
     if result.kind == "ellipse":
-        x, y, radius_x, radius_y = (_percent(result.value, name, result.where) for name in ("x", "y", "radiusX", "radiusY"))
+        x, y, radius_x, radius_y = (
+            _percent(result.value, name, result.where) for name in ("x", "y", "radiusX", "radiusY")
+        )
         turn = number_of(result.value, "rotation", result.where) or 0.0
         centre, radii = (x * width / 100, y * height / 100), (radius_x * width / 100, radius_y * height / 100)
         ring: list[Any] = list(ellipse_ring(centre, radii, turn_degrees=turn))
@@ -275,7 +306,9 @@ def _instance(result: Result, size_hw: tuple[int, int], sieve: Sieve) -> RawInst
         ring = []
         for point in list_of(result.value, "points", result.where):
             if not isinstance(point, list) or len(point) != 2:
-                raise AnnotationError(result.where, f"a point is {described(point)}, x and y were expected", "export the project again")
+                raise AnnotationError(
+                    result.where, f"a point is {described(point)}, x and y were expected", "export the project again"
+                )
             pair = {"x": point[0], "y": point[1]}
             ring += [_percent(pair, "x", result.where) * width / 100, _percent(pair, "y", result.where) * height / 100]
     rle = polygons_to_rle([ring], size_hw, result.where, notice=notice_at(sieve, result.place))
@@ -293,7 +326,9 @@ def _brush(value: Entry, size_hw: tuple[int, int], where: str) -> Rle:
     """Decode brush strokes: RGBA in rle-pack (thi.ng/umbrella), alpha being the mask."""
     codes = value.get("rle")
     if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < 256 for code in codes):
-        raise AnnotationError(where, f"rle is {described(codes)}, a list of bytes was expected", "export the project again")
+        raise AnnotationError(
+            where, f"rle is {described(codes)}, a list of bytes was expected", "export the project again"
+        )
     try:
         pixels = _unpacked(np.array(codes, np.uint8), size_hw[0] * size_hw[1] * 4)
     except (ValueError, IndexError) as error:
@@ -305,7 +340,9 @@ def _brush(value: Entry, size_hw: tuple[int, int], where: str) -> Rle:
 
 
 def _unpacked(codes: np.ndarray, num_values: int) -> np.ndarray:
-    """Decode rle-pack: number of values, bits of a value, four sizes of run lengths; then runs of one value, and stretches of several."""
+    """Decode rle-pack: number of values, bits of a value, four sizes of run lengths; then runs of one value, and
+    stretches of several.
+    """
     bits = np.unpackbits(codes)
     text = bits.tobytes().translate(bytes([48, 49]) + bytes(254)).decode("ascii")
     at = 0
@@ -336,7 +373,9 @@ def _unpacked(codes: np.ndarray, num_values: int) -> np.ndarray:
         else:
             if at + length * word_bits > len(bits):
                 raise ValueError("it ends early")
-            result[done : done + length] = np.packbits(bits[at : at + length * word_bits].reshape(length, word_bits), axis=1)[:, 0]
+            result[done : done + length] = np.packbits(
+                bits[at : at + length * word_bits].reshape(length, word_bits), axis=1
+            )[:, 0]
             at += length * word_bits
         done += length
     return result

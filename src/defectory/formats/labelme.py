@@ -98,7 +98,8 @@ def recognise(path: Path) -> str | None:
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load labelme files; one without shapes says that its image is defect-free, an image without a file is not labelled.
+    """Load labelme files; one without shapes says that its image is defect-free, an image without a file is not
+    labelled.
 
     Polygons, circles and masks of one label and one `group_id` are one instance.
 
@@ -146,7 +147,9 @@ def load(path: Path, options: LoadOptions) -> RawDataset:
             looked_for="a JSON of its name, and imagePath",
         )
     names = dict.fromkeys(shape.label for file in files for shape in file.shapes)
-    return RawDataset(class_names=tuple(names), images=tuple(images), rejected=tuple(sieve.rejected), remarks=sieve.remarks)
+    return RawDataset(
+        class_names=tuple(names), images=tuple(images), rejected=tuple(sieve.rejected), remarks=sieve.remarks
+    )
 
 
 def _is_labelme(path: Path) -> bool:
@@ -161,7 +164,9 @@ def _json_files(path: Path, options: LoadOptions, sieve: Sieve) -> list[Path]:
     kept = [file for file in files if _is_labelme(file)]
     if len(kept) < len(files):
         other = next(file for file in files if file not in set(kept))
-        sieve.remark(f"{len(files) - len(kept)} JSON files are not labelme's and are passed over (first: {shown(other, path)})")
+        sieve.remark(
+            f"{len(files) - len(kept)} JSON files are not labelme's and are passed over (first: {shown(other, path)})"
+        )
     return kept
 
 
@@ -171,7 +176,8 @@ def _read(path: Path, base: Path) -> LabelmeFile:
     if not isinstance(content.get("shapes"), list):
         raise AnnotationError(path, "no list 'shapes', so this is not a labelme file", "save it with labelme again")
     shapes = tuple(
-        _shape(value, f"{path}: shape {number}", f"{place}: shape {number}") for number, value in enumerate(content["shapes"], start=1)
+        _shape(value, f"{path}: shape {number}", f"{place}: shape {number}")
+        for number, value in enumerate(content["shapes"], start=1)
     )
     return LabelmeFile(
         path=path,
@@ -202,7 +208,9 @@ def _shape(value: object, where: str, place: str) -> Shape:
 
 def _point(value: Any, where: str) -> tuple[float, float]:
     if not isinstance(value, list) or len(value) != 2:
-        raise AnnotationError(where, f"a point is {described(value)}, x and y were expected", "save it with labelme again")
+        raise AnnotationError(
+            where, f"a point is {described(value)}, x and y were expected", "save it with labelme again"
+        )
     pair: Entry = {"x": value[0], "y": value[1]}
     x, y = number_of(pair, "x", where), number_of(pair, "y", where)
     if x is None or y is None:
@@ -211,17 +219,23 @@ def _point(value: Any, where: str) -> tuple[float, float]:
 
 
 def _find(file: LabelmeFile, base: Path, root: Path, finder: ImageFinder, options: LoadOptions) -> Path:
-    """Return the image of a file: where `imagePath` leads from the file, the one of the file's own name beside it, or one found by name."""
+    """Return the image of a file: where `imagePath` leads from the file, the one of the file's own name beside it, or
+    one found by name.
+    """
     plain = file.image_path.replace("\\", "/")
     if plain and "\0" not in plain and not plain.startswith("/"):
         path = Path(os.path.normpath(file.path.parent / plain))
         if path.is_relative_to(root) and is_file(path) and path.suffix.lower() in IMAGE_SUFFIXES:
-            return safe_image_path(root, path.relative_to(root).as_posix(), file.path, follow_links=options.follow_links)
+            return safe_image_path(
+                root, path.relative_to(root).as_posix(), file.path, follow_links=options.follow_links
+            )
     beside = [file.path.with_suffix(suffix) for suffix in sorted(IMAGE_SUFFIXES)]
     beside += [path.with_suffix(path.suffix.upper()) for path in beside]
     for path in beside:
         if path.is_relative_to(root) and is_file(path):
-            return safe_image_path(root, path.relative_to(root).as_posix(), file.path, follow_links=options.follow_links)
+            return safe_image_path(
+                root, path.relative_to(root).as_posix(), file.path, follow_links=options.follow_links
+            )
     if not plain:
         raise AnnotationError(file.path, "has no imagePath, and no image of its name lies beside it", "add the image")
     return finder.find(plain, file.path, shown(file.path, base))
@@ -234,7 +248,9 @@ def _image(file: LabelmeFile, path: Path, root: Path, sieve: Sieve) -> RawImage:
         made = sieve.attempt(shape.place, lambda shape=shape: _rle(shape, size_hw, sieve))
         if made is not None:
             # 0 is a group as any other; a shape without one is an instance of its own
-            parts.setdefault((shape.label, f"shape {number}" if shape.group is None else f"group {shape.group}"), []).append(made)
+            parts.setdefault(
+                (shape.label, f"shape {number}" if shape.group is None else f"group {shape.group}"), []
+            ).append(made)
     relative = PurePosixPath(path.relative_to(root).as_posix())
     return RawImage(
         path=path,
@@ -250,7 +266,9 @@ def _image(file: LabelmeFile, path: Path, root: Path, sieve: Sieve) -> RawImage:
 def _rle(shape: Shape, size_hw: tuple[int, int], sieve: Sieve) -> Rle:
     notice = notice_at(sieve, shape.place)
     if shape.kind in ("polygon", "oriented_rectangle"):
-        return polygons_to_rle([[value for point in shape.points for value in point]], size_hw, shape.where, notice=notice)
+        return polygons_to_rle(
+            [[value for point in shape.points for value in point]], size_hw, shape.where, notice=notice
+        )
     if shape.kind == "circle":
         centre, rim = _two_points(shape)
         radius = float(np.hypot(rim[0] - centre[0], rim[1] - centre[1]))

@@ -1,4 +1,6 @@
-"""How folder formats find what belongs to an image: usual folder names, masks by stem, parts of a split, and images for which nothing is found."""
+"""How folder formats find what belongs to an image: usual folder names, masks by stem, parts of a split, and images for
+which nothing is found.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,42 @@ IMAGE_FOLDERS = (
     "photos",
 )
 MASK_FOLDERS = (
-    "masks", "mask", "labels", "label", "ground_truth", "groundtruth", "gt", "gts", "annotations", "annotation", "segmentationclass",
-    "segmentation", "seg", "targets", "target",
-)  # fmt: skip
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "ground_truth",
+    "groundtruth",
+    "gt",
+    "gts",
+    "annotations",
+    "annotation",
+    "segmentationclass",
+    "segmentation",
+    "seg",
+    "targets",
+    "target",
+)
 GOOD_NAMES = frozenset(
     {
-        "good", "ok", "normal", "defect-free", "defect_free", "defectfree", "defect free", "no defect", "no_defect", "no-defect", "nodefect",
-        "non-defective", "non_defective", "nondefective", "clean", "fine",
+        "good",
+        "ok",
+        "normal",
+        "defect-free",
+        "defect_free",
+        "defectfree",
+        "defect free",
+        "no defect",
+        "no_defect",
+        "no-defect",
+        "nodefect",
+        "non-defective",
+        "non_defective",
+        "nondefective",
+        "clean",
+        "fine",
     }
-)  # fmt: skip
+)
 MASK_SUFFIXES = (
     "_mask",
     "-mask",
@@ -57,9 +86,17 @@ MASK_SUFFIXES = (
 MASK_PREFIXES = ("mask_", "mask-", "label_", "gt_", "seg_")
 NUMBERED = re.compile(r"(.+?)(?:[_-](?:inst|instance|obj|object))?[_-]\d{1,6}")
 PARTS: Mapping[str, Part] = {
-    "train": "train", "training": "train", "trn": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test",
-    "testing": "test", "tst": "test",
-}  # fmt: skip
+    "train": "train",
+    "training": "train",
+    "trn": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "tst": "test",
+}
 
 
 def is_good(text: str) -> bool:
@@ -117,7 +154,8 @@ def is_file(path: Path) -> bool:
 
 
 def files_with(folder: Path, suffixes: Iterable[str], options: LoadOptions, sieve: Sieve) -> list[Path]:
-    """Return the files under a folder with one of these suffixes in any case; says which links are passed over, and leaves unusable names out.
+    """Return the files under a folder with one of these suffixes in any case; says which links are passed over, and
+    leaves unusable names out.
 
     Raises:
         AnnotationError: a folder cannot be read, or without `skip_bad` a name cannot be used.
@@ -170,7 +208,9 @@ def _links(folder: Path, suffixes: frozenset[str]) -> Iterable[Path]:
 
 @dataclass
 class MaskIndex:
-    """The mask files under a folder, to be found by the relative stem of an image: equal stems first, then usual suffixes and prefixes."""
+    """The mask files under a folder, to be found by the relative stem of an image: equal stems first, then usual
+    suffixes and prefixes.
+    """
 
     root: Path
     files: Sequence[Path]
@@ -205,7 +245,9 @@ class MaskIndex:
         relatives = list(relatives)
         found: dict[PurePosixPath, list[Path]] = {}
         ways: list[Callable[[PurePosixPath], list[Path]]] = [
-            lambda relative: [path for path in self._exact.get(self._key(relative, relative.stem), []) if path.stem == relative.stem],
+            lambda relative: [
+                path for path in self._exact.get(self._key(relative, relative.stem), []) if path.stem == relative.stem
+            ],
             lambda relative: self._exact.get(self._key(relative, relative.stem), []),
             lambda relative: self._exact.get(self._key(relative, relative.name), []),
             lambda relative: self._dressed.get(self._key(relative, relative.stem), []),
@@ -259,7 +301,9 @@ class MaskIndex:
 def bare_stems(stem: str) -> list[str]:
     """Return what may be an image's stem in a mask's stem, with usual suffixes and prefixes taken off."""
     bare = [stem[: -len(suffix)] for suffix in MASK_SUFFIXES if stem.endswith(suffix) and len(stem) > len(suffix)]
-    return bare + [stem[len(prefix) :] for prefix in MASK_PREFIXES if stem.startswith(prefix) and len(stem) > len(prefix)]
+    return bare + [
+        stem[len(prefix) :] for prefix in MASK_PREFIXES if stem.startswith(prefix) and len(stem) > len(prefix)
+    ]
 
 
 def one_of(masks: Sequence[Path], image: str, root: Path) -> Path:
@@ -283,10 +327,14 @@ def refuse_orphans(masks: Sequence[Path], root: Path, sieve: Sieve, *, what: str
     if not masks:
         return
     if sieve.skip_bad:
-        sieve.rejected += [Rejected(id=shown(path, root), reason=f"{shown(path, root)}: a {what} without an image") for path in masks]
+        sieve.rejected += [
+            Rejected(id=shown(path, root), reason=f"{shown(path, root)}: a {what} without an image") for path in masks
+        ]
         return
     more = f" ({len(masks)} such {what}s)" if len(masks) > 1 else ""
-    raise AnnotationError(shown(masks[0], root), f"a {what} without an image{more}{hint}", f"add the image or remove the {what}")
+    raise AnnotationError(
+        shown(masks[0], root), f"a {what} without an image{more}{hint}", f"add the image or remove the {what}"
+    )
 
 
 def settle_unlabelled(
@@ -311,13 +359,17 @@ def settle_unlabelled(
         looked_for: names that were tried, for people.
 
     Raises:
-        AnnotationError: they are to be refused, or no image has a label at all and the import does not ask for defect-free ones.
+        AnnotationError: they are to be refused, or no image has a label at all and the import does not ask for
+            defect-free ones.
     """
     if not names:
         return
     first, many = names[0], "1 image has" if len(names) == 1 else f"{len(names)} images have"
     if options.unlabelled == "defect-free":
-        sieve.remark(f"{many} no {what} (first: {first}) and {'is' if len(names) == 1 else 'are'} taken as defect-free, as the import asks")
+        sieve.remark(
+            f"{many} no {what} (first: {first}) and {'is' if len(names) == 1 else 'are'} taken as defect-free, as "
+            "the import asks"
+        )
     elif num_labelled == 0:
         raise AnnotationError(
             where,
@@ -339,7 +391,8 @@ def settle_unlabelled(
 
 
 def find_images_by_name(root: Path, options: LoadOptions, sieve: Sieve) -> dict[str, Path]:
-    """Return the images under a folder by what a table may call them: relative path, file name, and each without suffix; ambiguous names are left out.
+    """Return the images under a folder by what a table may call them: relative path, file name, and each without
+    suffix; ambiguous names are left out.
 
     Raises:
         AnnotationError: as for `files_with`.

@@ -122,7 +122,9 @@ def load_mask_folder(root: Path, options: LoadOptions) -> RawDataset:
 
 
 def find_pairs(root: Path, options: LoadOptions) -> list[Pair]:
-    """Return the folders of images and masks under a root: in it, in its folders (train, val, test or one per image), or images in the root itself."""
+    """Return the folders of images and masks under a root: in it, in its folders (train, val, test or one per image),
+    or images in the root itself.
+    """
     masks = _mask_folder(root)
     images = options.image_root or child_folder(root, IMAGE_FOLDERS)
     if masks is not None and images is not None:
@@ -144,7 +146,11 @@ def find_pairs(root: Path, options: LoadOptions) -> list[Pair]:
 def _by_part(images: Path, masks: Path) -> list[Pair]:
     """Return a pair for each of `images/train`, `images/val` and so on, where masks are laid out in the same way."""
     folders = child_folders(images)
-    if not folders or any(part_of(folder.name) is None for folder in folders) or any(_is_image(path) for path in _top_files(images)):
+    if (
+        not folders
+        or any(part_of(folder.name) is None for folder in folders)
+        or any(_is_image(path) for path in _top_files(images))
+    ):
         return []
     inner = {folder.name: child_folder(masks, (folder.name.lower(),)) for folder in folders}
     return (
@@ -163,7 +169,9 @@ def _is_image(path: Path) -> bool:
 
 
 def _mask_folder(root: Path) -> Path | None:
-    """Return the first folder of a usual name that holds an image file: `labels/` may be YOLO's, `annotations/` COCO's."""
+    """Return the first folder of a usual name that holds an image file: `labels/` may be YOLO's, `annotations/`
+    COCO's.
+    """
     for name in MASK_FOLDERS:
         folder = child_folder(root, (name,))
         if folder is not None and _holds_images(folder):
@@ -185,7 +193,9 @@ def _top_files(folder: Path) -> list[Path]:
         return []
 
 
-def _of_pair(root: Path, pair: Pair, several: bool, options: LoadOptions, sieve: Sieve) -> tuple[list[MaskedImage], str]:
+def _of_pair(
+    root: Path, pair: Pair, several: bool, options: LoadOptions, sieve: Sieve
+) -> tuple[list[MaskedImage], str]:
     """Return the images of a pair with their masks, and the layout of its masks in words."""
     paths = images_in(pair.images, options, sieve)
     if pair.only_top:
@@ -195,8 +205,15 @@ def _of_pair(root: Path, pair: Pair, several: bool, options: LoadOptions, sieve:
     stems = {stem_key(relative.stem) for relative in relatives}
     folders = [folder for folder in child_folders(pair.masks) if any(path.is_relative_to(folder) for path in files)]
     mirrored = {relative.parts[0] for relative in relatives if len(relative.parts) > 1}
-    if several and len(relatives) == 1 and len(files) > 0 and stem_key(next(iter(relatives)).stem) not in {stem_key(f.stem) for f in files}:
-        masks = {next(iter(relatives)): [MaskFile(path=path, class_name=DEFAULT_CLASS, is_instance=True) for path in files]}
+    if (
+        several
+        and len(relatives) == 1
+        and len(files) > 0
+        and stem_key(next(iter(relatives)).stem) not in {stem_key(f.stem) for f in files}
+    ):
+        masks = {
+            next(iter(relatives)): [MaskFile(path=path, class_name=DEFAULT_CLASS, is_instance=True) for path in files]
+        }
         kind, faults = "one mask per instance", {}
     elif folders and not mirrored & {folder.name for folder in folders}:
         if sum(stem_key(folder.name) in stems for folder in folders) > len(folders) // 2:
@@ -253,7 +270,9 @@ def _per_image(
                 one_of(paths, image, root)
         except AnnotationError as error:
             faults[relative] = error
-        masks[relative] = [MaskFile(path=path, class_name=DEFAULT_CLASS if numbered else "", is_instance=numbered) for path in paths]
+        masks[relative] = [
+            MaskFile(path=path, class_name=DEFAULT_CLASS if numbered else "", is_instance=numbered) for path in paths
+        ]
     return masks, faults, "one mask per instance" if numbered else "one mask per image"
 
 
@@ -264,7 +283,9 @@ def _begins_with_stem(stem: str, stems: AbstractSet[str]) -> bool:
 def _per_instance_folder(
     root: Path, relatives: dict[PurePosixPath, Path], files: Sequence[Path], folder: Path, sieve: Sieve
 ) -> tuple[Masks, Faults]:
-    """Take each file of `masks/<image stem>/` for an instance; names such as `scratch_0.png` give the class, and `scratch.png` all of a class."""
+    """Take each file of `masks/<image stem>/` for an instance; names such as `scratch_0.png` give the class, and
+    `scratch.png` all of a class.
+    """
     by_stem: dict[str, list[Path]] = {}
     for path in files:
         by_stem.setdefault(stem_key(path.relative_to(folder).parts[0]), []).append(path)
@@ -272,31 +293,40 @@ def _per_instance_folder(
     words = {path: _word_of(path) for path in files}
     named = _are_classes(words, by_stem)
     if named:
-        sieve.remark(f"the names of mask files give the classes: {', '.join(sorted(set(words.values())))}", shown(folder, root))
+        sieve.remark(
+            f"the names of mask files give the classes: {', '.join(sorted(set(words.values())))}", shown(folder, root)
+        )
     numbered = not named or any(re.search(r"\d", path.stem) for path in files)
     for relative in relatives:
         if relative.as_posix() == relative.name:
             paths = by_stem.pop(stem_key(relative.stem), [])
             if paths:
                 masks[relative] = [
-                    MaskFile(path=path, class_name=words[path] if named else DEFAULT_CLASS, is_instance=numbered) for path in paths
+                    MaskFile(path=path, class_name=words[path] if named else DEFAULT_CLASS, is_instance=numbered)
+                    for path in paths
                 ]
     refuse_orphans([path for paths in by_stem.values() for path in paths], root, sieve)
     return masks, {}
 
 
 def _word_of(path: Path) -> str:
-    """Return what is left of a mask file's name in a folder of its image: without that image's name, and a number behind it."""
+    """Return what is left of a mask file's name in a folder of its image: without that image's name, and a number
+    behind it.
+    """
     stem = path.stem.removeprefix(path.parent.name).strip("_- ")
     return re.sub(r"[_\- ]*\d+$", "", stem)
 
 
 def _are_classes(words: Mapping[Path, str], by_stem: Mapping[str, Sequence[Path]]) -> bool:
-    """Tell whether mask files are named after classes: few words that several images share, none of them a plain word for masks."""
+    """Tell whether mask files are named after classes: few words that several images share, none of them a plain word
+    for masks.
+    """
     distinct = set(words.values())
     if not distinct or len(distinct) > MAX_NAMED_CLASSES or 2 * len(distinct) > len(words) or len(by_stem) < 2:
         return False
-    return all(re.fullmatch(r"[^\W\d]+(?:[ _-][^\W\d]+)*", word) and word.lower() not in PLAIN_WORDS for word in distinct)
+    return all(
+        re.fullmatch(r"[^\W\d]+(?:[ _-][^\W\d]+)*", word) and word.lower() not in PLAIN_WORDS for word in distinct
+    )
 
 
 def _per_class(
@@ -325,7 +355,9 @@ def _per_class(
             except AnnotationError as error:
                 faults.setdefault(relative, error)
             numbered = index.is_numbered(relative)
-            masks.setdefault(relative, []).extend(MaskFile(path=path, class_name=folder.name, is_instance=numbered) for path in paths)
+            masks.setdefault(relative, []).extend(
+                MaskFile(path=path, class_name=folder.name, is_instance=numbered) for path in paths
+            )
     return masks, faults
 
 
@@ -338,7 +370,9 @@ def _readings(
         for file in image.masks:
             files.setdefault(file.class_name, []).append(file.path)
     places = [root, *(pair.masks for pair in pairs), *(pair.masks.parent for pair in pairs)]
-    colours = load_colour_table(options.class_colours) if options.class_colours is not None else find_colour_table(places)
+    colours = (
+        load_colour_table(options.class_colours) if options.class_colours is not None else find_colour_table(places)
+    )
     names = find_value_names(places)
     readings: dict[str, tuple[Reading, Survey]] = {}
     for class_name, paths in files.items():
@@ -377,4 +411,6 @@ def _common(root: Path, paths: Sequence[Path]) -> tuple[str, ...]:
     return parts if len(parts) >= len(root.parts) else root.parts
 
 
-MASK_FOLDER = Format(name="masks", title="images and masks in folders", recognise=recognise_mask_folder, load=load_mask_folder)
+MASK_FOLDER = Format(
+    name="masks", title="images and masks in folders", recognise=recognise_mask_folder, load=load_mask_folder
+)

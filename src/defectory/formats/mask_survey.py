@@ -14,7 +14,8 @@ from defectory.formats.class_masks import Kind, MaskImage, load_mask, value_coun
 from defectory.formats.colours import Rgb
 
 SAMPLE_FILES, SAMPLE_LARGE_FILES = 16, 3
-"""Masks of several values that are looked at closely, and how many of them may have more values than `SAMPLE_VALUES`."""
+"""Masks of several values that are looked at closely, and how many of them may have more values than `SAMPLE_VALUES`.
+"""
 SAMPLE_VALUES = 16
 
 
@@ -51,7 +52,8 @@ class Survey:
 
 
 def survey_masks(paths: Iterable[Path], *, skip_bad: bool) -> Survey:
-    """Read every mask once and note its values; unreadable ones are left to the reading of their image where bad entries are skipped.
+    """Read every mask once and note its values; unreadable ones are left to the reading of their image where bad
+    entries are skipped.
 
     Raises:
         ImageError: a mask is unreadable, and bad entries are not skipped.
@@ -66,7 +68,11 @@ def survey_masks(paths: Iterable[Path], *, skip_bad: bool) -> Survey:
                 raise
             continue
         pixels = value_counts(mask)
-        palette = {value: mask.palette[value] for value in pixels if value < len(mask.palette)} if mask.kind == "palette" else {}
+        palette = (
+            {value: mask.palette[value] for value in pixels if value < len(mask.palette)}
+            if mask.kind == "palette"
+            else {}
+        )
         survey.files[path] = FileValues(kind=mask.kind, pixels=pixels, palette=palette)
         is_large = len(pixels) > SAMPLE_VALUES
         room = len(survey.shapes) < SAMPLE_FILES and not (is_large and num_large >= SAMPLE_LARGE_FILES)
@@ -90,5 +96,7 @@ def _shapes(mask: MaskImage, values: list[int]) -> list[ValueShape]:
         rows, columns = np.flatnonzero(pixels.any(axis=1)), np.flatnonzero(pixels.any(axis=0))
         crop = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         count = int(cv2.connectedComponents(crop.astype(np.uint8), connectivity=8)[0]) - 1
-        result.append(ValueShape(value=value, area_px=int(crop.sum()), num_parts=count, between_px=int((pixels & between).sum())))
+        result.append(
+            ValueShape(value=value, area_px=int(crop.sum()), num_parts=count, between_px=int((pixels & between).sum()))
+        )
     return result

@@ -1,4 +1,6 @@
-"""What the values of a set's masks mean: classes, one class, what is ignored; and what is no class mask at all: noise, numbered instances."""
+"""What the values of a set's masks mean: classes, one class, what is ignored; and what is no class mask at all: noise,
+numbered instances.
+"""
 
 from __future__ import annotations
 
@@ -96,14 +98,18 @@ def decide(
     ignored = frozenset(values) & set(IGNORE_VALUES) - set(names or ())
     if names is not None and set(values) <= {*names, *ignored} and (len(values) > 1 or not ignored):
         _remark_ignored(ignored, sieve, where)
-        return Reading(names={value: names[value] for value in sorted(names) if value in values}, ignored=ignored, noisy=noisy)
+        return Reading(
+            names={value: names[value] for value in sorted(names) if value in values}, ignored=ignored, noisy=noisy
+        )
     if names is not None:
         unknown = [v for v in values if v not in names and (v not in IGNORE_VALUES or len(values) == 1)]
         if len(unknown) > MAX_VALUES:
             _refuse_noise(survey, values, values, where)
         strange = unknown[0]
         first = next(path for path, found in survey.files.items() if strange in found.pixels)
-        raise AnnotationError(first, f"value {strange} is not in the list of classes", "add it to the list or correct the mask")
+        raise AnnotationError(
+            first, f"value {strange} is not in the list of classes", "add it to the list or correct the mask"
+        )
     if len(values) <= 1:
         return Reading(names=dict.fromkeys(values, one_class), default=one_class, noisy=noisy)
     if default is not None:
@@ -133,26 +139,33 @@ def _of_values(survey: Survey, values: list[int], noisy: frozenset[Path], sieve:
     if _numbers_instances(survey, kept):
         raise AnnotationError(
             where,
-            f"masks hold {len(kept)} values ({_span(kept)}), and each is one object in its image: they number instances, not classes",
-            "give --mask-threshold 1 (data.mask_threshold) to read them as instances of one class, or save masks of class indices",
+            f"masks hold {len(kept)} values ({_span(kept)}), and each is one object in its image: they number "
+            "instances, not classes",
+            "give --mask-threshold 1 (data.mask_threshold) to read them as instances of one class, or save masks of "
+            "class indices",
         )
     _refuse_noise(survey, values, kept, where)
     if values[-1] in IGNORE_VALUES and values[-2] <= 64 and not ignored:
         raise AnnotationError(
             where,
-            f"some masks hold the value {values[-1]} and others {_span(values[:-1])}, never both: two conventions in one set",
-            "give --mask-threshold 1 (data.mask_threshold) to read all as one class, or save all masks with the same class indices",
+            f"some masks hold the value {values[-1]} and others {_span(values[:-1])}, never both: two conventions in "
+            "one set",
+            "give --mask-threshold 1 (data.mask_threshold) to read all as one class, or save all masks with the same "
+            "class indices",
         )
     _remark_ignored(ignored, sieve, where)
     if len(kept) > 1 and _are_prefixes(survey, kept) and _are_whole(survey, kept):
         sieve.remark(
-            f"mask values {_span(kept)} are read as {len(kept)} classes; if they number objects, --mask-threshold 1 reads one class",
+            f"mask values {_span(kept)} are read as {len(kept)} classes; if they number objects, --mask-threshold 1 "
+            "reads one class",
             where,
         )
     return Reading(names={value: str(value) for value in kept}, ignored=ignored, noisy=noisy)
 
 
-def _of_one_class(survey: Survey, values: list[int], default: str, noisy: frozenset[Path], sieve: Sieve, where: str) -> Reading:
+def _of_one_class(
+    survey: Survey, values: list[int], default: str, noisy: frozenset[Path], sieve: Sieve, where: str
+) -> Reading:
     """Decide where a folder or a table says the class of whatever is drawn."""
     apart = _numbers_instances(survey, values)
     ignored = frozenset[int]() if apart else _ignored(survey, values)
@@ -181,7 +194,8 @@ def _one_colour(survey: Survey, one_class: str, sieve: Sieve, where: str) -> Rea
     raise AnnotationError(
         where,
         f"masks hold {len(drawn)} colours ({shown}{', ...' if len(drawn) > 4 else ''}) and nothing says what they mean",
-        "give a table of colours and classes with --class-colours (data.class_colours), or put labelmap.txt beside the masks",
+        "give a table of colours and classes with --class-colours (data.class_colours), or put labelmap.txt beside "
+        "the masks",
     )
 
 
@@ -193,13 +207,15 @@ def _refuse_noise(survey: Survey, values: list[int], kept: list[int], where: str
         raise AnnotationError(
             where,
             f"masks hold {len(values)} values besides 0 ({_span(values)}), and no list names them",
-            "put classes.txt beside the masks, or give --mask-threshold 1 (data.mask_threshold) to read all as one class",
+            "put classes.txt beside the masks, or give --mask-threshold 1 (data.mask_threshold) to read all as one "
+            "class",
         )
     worst = max(survey.files, key=lambda path: len(survey.files[path].pixels))
     middle = 128 if values[-1] > 128 else values[-1] // 2 + 1
     raise AnnotationError(
         where,
-        f"masks hold {len(values)} values besides 0 ({_span(values)}; {worst.name} alone {len(survey.files[worst].pixels)}), "
+        f"masks hold {len(values)} values besides 0 ({_span(values)}; {worst.name} alone "
+        f"{len(survey.files[worst].pixels)}), "
         "as JPEG compression or smoothed edges leave them",
         f"save masks as PNG without smoothing, or give --mask-threshold {middle} (data.mask_threshold) "
         f"to read values from {middle} on as one class",
@@ -236,7 +252,9 @@ def _ignored(survey: Survey, values: list[int]) -> frozenset[int]:
 
 
 def _numbers_instances(survey: Survey, values: Sequence[int]) -> bool:
-    """Tell whether values number the objects of each image: 1 to n with n of its own, or each value in one image alone, each one object."""
+    """Tell whether values number the objects of each image: 1 to n with n of its own, or each value in one image alone,
+    each one object.
+    """
     sets = _value_sets(survey, values)
     if len(values) < 4 or (len(sets) < 2 and len(values) < 8) or not _are_whole(survey, values):
         return False
@@ -279,7 +297,9 @@ def _has_thousands(values: list[int]) -> bool:
 
 
 def _fits(survey: Survey, table: ColourTable) -> bool:
-    """Tell whether masks are to be read through the colour table: always where they are in colour; grey ones where the greys are in it."""
+    """Tell whether masks are to be read through the colour table: always where they are in colour; grey ones where the
+    greys are in it.
+    """
     known = set(table.names) | table.background | table.ignored
     kinds = {found.kind for found in survey.files.values()}
     if "colour" in kinds:
@@ -290,7 +310,11 @@ def _fits(survey: Survey, table: ColourTable) -> bool:
 def _palettes_differ(survey: Survey) -> bool:
     """Tell whether one palette index has two colours in the set, so that indices say nothing."""
     seen: dict[int, Rgb] = {}
-    return any(seen.setdefault(index, colour) != colour for found in survey.files.values() for index, colour in found.palette.items())
+    return any(
+        seen.setdefault(index, colour) != colour
+        for found in survey.files.values()
+        for index, colour in found.palette.items()
+    )
 
 
 def _colour_of(found: FileValues, value: int) -> Rgb:

@@ -73,7 +73,9 @@ def read_masked(found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawData
     Raises:
         AnnotationError, ImageError: anything bad, unless bad entries are skipped.
     """
-    unlabelled = {image.name for image in found.images if not image.masks and not image.says_good and image.fault is None}
+    unlabelled = {
+        image.name for image in found.images if not image.masks and not image.says_good and image.fault is None
+    }
     settle_unlabelled(
         [image.name for image in found.images if image.name in unlabelled],
         sum(bool(image.masks) for image in found.images),
@@ -93,7 +95,9 @@ def read_masked(found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawData
     images = without_useless_parts(images, sieve)
     used = {instance.class_name for image in images for instance in image.instances}
     return RawDataset(
-        class_names=tuple(name for name in dict.fromkeys(found.class_names) if name in used or len(found.class_names) == 1),
+        class_names=tuple(
+            name for name in dict.fromkeys(found.class_names) if name in used or len(found.class_names) == 1
+        ),
         images=tuple(images),
         rejected=tuple(sieve.rejected),
         remarks=sieve.remarks,
@@ -102,7 +106,9 @@ def read_masked(found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawData
 
 
 def without_useless_parts(images: list[RawImage], sieve: Sieve) -> list[RawImage]:
-    """Drop the source's own split where it trains on defect-free images alone, as sets for anomaly detection do, and say what split there is."""
+    """Drop the source's own split where it trains on defect-free images alone, as sets for anomaly detection do, and
+    say what split there is.
+    """
     parts = {image.part for image in images}
     if len(parts - {None}) < 2:
         return [image if image.part is None else replaced_part(image, None) for image in images]
@@ -118,9 +124,14 @@ def without_useless_parts(images: list[RawImage], sieve: Sieve) -> list[RawImage
 def replaced_part(image: RawImage, part: Part | None) -> RawImage:
     """Return an image with another part."""
     return RawImage(
-        path=image.path, file_name=image.file_name, size_hw=image.size_hw, group=image.group, instances=image.instances,
-        is_defect_free=image.is_defect_free, part=part,
-    )  # fmt: skip
+        path=image.path,
+        file_name=image.file_name,
+        size_hw=image.size_hw,
+        group=image.group,
+        instances=image.instances,
+        is_defect_free=image.is_defect_free,
+        part=part,
+    )
 
 
 def _read(image: MaskedImage, found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawImage:
@@ -136,7 +147,9 @@ def _read(image: MaskedImage, found: MaskedSet, options: LoadOptions, sieve: Sie
         drawn, hidden = drawn or drawing.shows_defect, hidden or drawing.may_hide
         instances += drawing.instances
     if image.says_good and drawn:
-        raise AnnotationError(image.where or image.path, "is called good, but its mask shows a defect", "correct one of them")
+        raise AnnotationError(
+            image.where or image.path, "is called good, but its mask shows a defect", "correct one of them"
+        )
     if not drawn and hidden:
         sieve.remark("nothing but ignored pixels in the mask: left out, for they may hide a defect", image.name)
     if not drawn and image.says_defect and image.masks:
@@ -214,7 +227,9 @@ def _add_values(
     for value in present:
         kind = value // reading.divisor if value in numbered else value
         if reading.threshold is None and kind not in reading.names:
-            raise ImageError(mask_file.path, f"value {value} is in no other mask and names no class", "correct the mask")
+            raise ImageError(
+                mask_file.path, f"value {value} is in no other mask and names no class", "correct the mask"
+            )
         of_class.setdefault(mask_file.class_name or reading.names.get(kind, reading.default), []).append(value)
     rles = rles_by_value(values, where=mask_file.path) if numbered else {}
     for name, drawn in of_class.items():

@@ -42,9 +42,11 @@ def recognise_mvtec(path: Path) -> str | None:
 
 
 def load_mvtec(root: Path, options: LoadOptions) -> RawDataset:
-    """Load one object of MVTec AD's tree: folders of `test/` are the classes, images in good folders are defect-free because the data says so.
+    """Load one object of MVTec AD's tree: folders of `test/` are the classes, images in good folders are defect-free
+    because the data says so.
 
-    Masks may be one file per image with or without `_mask`, or a folder of one file per instance, as MVTec LOCO has them.
+    Masks may be one file per image with or without `_mask`, or a folder of one file per instance, as MVTec LOCO has
+    them.
 
     Raises:
         AnnotationError: it is not such a tree, holds several objects, or a mask is without an image.
@@ -56,13 +58,24 @@ def load_mvtec(root: Path, options: LoadOptions) -> RawDataset:
         objects = _objects(root)
         if len(objects) != 1:
             listed = ", ".join(folder.name for folder in objects[:6]) + (", ..." if len(objects) > 6 else "")
-            found = f"holds {len(objects)} objects ({listed})" if objects else "has no train/ or test/ with a folder of good images in it"
-            raise AnnotationError(root, found, "give the folder of one object" if objects else "give the folder of an MVTec AD object")
+            found = (
+                f"holds {len(objects)} objects ({listed})"
+                if objects
+                else "has no train/ or test/ with a folder of good images in it"
+            )
+            raise AnnotationError(
+                root, found, "give the folder of one object" if objects else "give the folder of an MVTec AD object"
+            )
         root = objects[0]
     sieve = Sieve(options.skip_bad)
     masks_root = child_folder(root, MASK_FOLDERS)
     images: list[MaskedImage] = []
-    folders = [(part, kind) for part in child_folders(root) if part.name.lower() in PART_FOLDERS for kind in child_folders(part)]
+    folders = [
+        (part, kind)
+        for part in child_folders(root)
+        if part.name.lower() in PART_FOLDERS
+        for kind in child_folders(part)
+    ]
     claimed: set[Path] = set()
     for part, kind in folders:
         if kind.name.lower() in MASK_FOLDERS:
@@ -98,7 +111,10 @@ def _of_kind(
     # folders of train/ and test/ may share a name; masks belong to the images of test/
     if folder is not None and (not good or part.name.lower().startswith("test")):
         files = images_in(folder, options, sieve)
-        by_image = {stem_key(inner.name): [path for path in files if path.is_relative_to(inner)] for inner in child_folders(folder)}
+        by_image = {
+            stem_key(inner.name): [path for path in files if path.is_relative_to(inner)]
+            for inner in child_folders(folder)
+        }
         index = MaskIndex(folder, files)
         found = index.claim(relatives)
         for relative, path in relatives.items():
@@ -152,7 +168,9 @@ def _readings(images: list[MaskedImage], options: LoadOptions, sieve: Sieve) -> 
 
 
 def _is_object(folder: Path) -> bool:
-    """Tell whether a folder is one object: train/ or test/ hold a folder of good images, and there are masks or a folder of defects."""
+    """Tell whether a folder is one object: train/ or test/ hold a folder of good images, and there are masks or a
+    folder of defects.
+    """
     parts = [child for child in child_folders(folder) if child.name.lower() in PART_FOLDERS]
     kinds = [kind.name for part in parts for kind in child_folders(part)]
     if not any(is_good(kind) for kind in kinds):

@@ -1,15 +1,16 @@
 """Masks to outlines that readers fill to the very same mask: a closed ring for each connected part, holes cut open.
 
-Most readers fill every ring of an instance and join the results, so a hole cannot be a ring of its own. A ring runs along
+Most readers fill every ring of an instance and join the results, so a hole cannot be a ring of its own. A ring runs
+along
 the edges of pixels, `INSET_PX` inside them. Two conventions give the same pixels for it:
 
 - pixel (x, y) covers x to x + 1, and belongs to the mask where its centre is inside: pycocotools, exact areas;
 - coordinates are rounded down to pixels, and the outline itself belongs to the mask: OpenCV's `fillPoly` and Pillow's
   `polygon` after a cast to integers, as Ultralytics and labelme do.
 
-No ring suits the other two conventions as well. Readers that round to the nearest pixel and draw the outline (supervision)
-see a row and a column more, at the right and below; those that take pixel centres as whole numbers and leave the outline
-out (`skimage.draw.polygon`) lose a row and a column.
+No ring suits the other two conventions as well. Readers that round to the nearest pixel and draw the outline
+(supervision) see a row and a column more, at the right and below; those that take pixel centres as whole numbers and
+leave the outline out (`skimage.draw.polygon`) lose a row and a column.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ from defectory.rle import Rle, area_px, decode_crop, edges_of, union
 INSET_PX = 0.005
 """Wide enough that rounding down is safe, and less than 1% of the area of a line one pixel wide."""
 SLIT_AT, SLIT_PX = 0.4, 0.002
-"""Where in its row of pixels a slit lies, and how wide it is: COCO's tools round both sides to the same fifth of a pixel."""
+"""Where in its row of pixels a slit lies, and how wide it is: COCO's tools round both sides to the same fifth of a
+pixel.
+"""
 MAX_CORNERS = 100_000
 """More than any drawn outline has; readers become slow, and noise is no outline."""
 MAX_NEAREST = 64
@@ -46,7 +49,8 @@ class Outlines:
     """The rings of a mask, or why it has none.
 
     Attributes:
-        rings: float64 [n,2] each, x and y in pixels, clockwise as one sees the image; none where the mask stays run lengths.
+        rings: float64 [n,2] each, x and y in pixels, clockwise as one sees the image; none where the mask stays run
+            lengths.
         reason: why it stays run lengths, empty where it does not.
     """
 
@@ -63,7 +67,8 @@ def rle_to_outlines(rle: Rle) -> Outlines:
     """Return the rings of a mask, held against the mask after filling them again; filled rings joined are the mask.
 
     Args:
-        rle: any mask; one that is empty, or whose outline is too long or does not give the mask back, gets a reason instead.
+        rle: any mask; one that is empty, or whose outline is too long or does not give the mask back, gets a reason
+            instead.
     """
     if not len(edges_of(rle)):
         return Outlines(reason="empty mask")
@@ -78,15 +83,17 @@ def rle_to_outlines(rle: Rle) -> Outlines:
 
 
 def rle_to_polygons(rle: Rle) -> list[list[float]]:
-    """Return the rings of a mask as COCO writes them; none where it must stay run lengths (`rle_to_outlines` says why)."""
+    """Return the rings of a mask as COCO writes them; none where it must stay run lengths (`rle_to_outlines` says
+    why).
+    """
     return rle_to_outlines(rle).flat
 
 
 def rle_to_ring(rle: Rle) -> Outlines:
     """Return one ring for the whole mask, for formats that have one outline for an instance.
 
-    Parts are joined by lines that are walked to and fro. Readers that fill by the centres of pixels see nothing of them;
-    those that draw the outline, too, get a line one pixel wide between the parts.
+    Parts are joined by lines that are walked to and fro. Readers that fill by the centres of pixels see nothing of
+    them; those that draw the outline, too, get a line one pixel wide between the parts.
     """
     found = rle_to_outlines(rle)
     if len(found.rings) < 2:
@@ -114,8 +121,9 @@ def _fault(rings: list[list[float]], rle: Rle) -> str:
 def _corners(mask: NDArray[np.bool_]) -> Corners:
     """Return the corners of a mask that has a border of False, int64 [n,6]: y, x without that border, and four sides.
 
-    `right` and `below` tell on which side of the vertical and of the horizontal edge the mask lies, `down` and `east` where
-    these edges lead from the corner. Where two pixels touch at a corner alone there are two corners, one for each.
+    `right` and `below` tell on which side of the vertical and of the horizontal edge the mask lies, `down` and `east`
+    where these edges lead from the corner. Where two pixels touch at a corner alone there are two corners, one for
+    each.
     """
     north_west, north_east = mask[:-1, :-1], mask[:-1, 1:]
     south_west, south_east = mask[1:, :-1], mask[1:, 1:]
@@ -255,7 +263,9 @@ def _joined(rings: Sequence[Ring]) -> Ring:
 
 
 def _joints(rings: Sequence[Ring]) -> list[tuple[int, int, int, int]]:
-    """Return by which corners rings are joined, from the first on: a ring, its corner, the ring joined to it, its corner."""
+    """Return by which corners rings are joined, from the first on: a ring, its corner, the ring joined to it, its
+    corner.
+    """
     if len(rings) > MAX_NEAREST:
         order = [0, *sorted(range(1, len(rings)), key=lambda index: tuple(rings[index].min(axis=0)))]
         pairs = [(one, other, _nearest(KDTree(rings[one]), rings[other])) for one, other in pairwise(order)]

@@ -1,7 +1,7 @@
 """Outlines to masks: several rings, holes, and what is refused.
 
-Rings are filled exactly as COCO's own tools fill them, bit for bit, but along the outline alone: no mask is made, so that many small
-outlines on a large image and one dense outline are cheap.
+Rings are filled exactly as COCO's own tools fill them, bit for bit, but along the outline alone: no mask is made, so
+that many small outlines on a large image and one dense outline are cheap.
 """
 
 from __future__ import annotations
@@ -88,7 +88,9 @@ def _is_pair(value: Any) -> bool:
 def _ring_of(ring: Any, where: object) -> Ring:
     if not isinstance(ring, list | tuple):
         raise AnnotationError(where, "polygon holds a list and something beside it that is no list", "export it again")
-    flat: list[Any] = [number for pair in ring for number in pair] if ring and all(_is_pair(pair) for pair in ring) else list(ring)
+    flat: list[Any] = (
+        [number for pair in ring for number in pair] if ring and all(_is_pair(pair) for pair in ring) else list(ring)
+    )
     if any(kind not in (int, float, str) for kind in set(map(type, flat))):
         raise AnnotationError(where, "polygon holds something other than numbers", "export it again")
     try:
@@ -144,7 +146,10 @@ def _check_ends(rings: list[Ring], size_hw: tuple[int, int], where: object, tell
 
 
 def _check_length(rings: list[Ring], where: object) -> None:
-    steps = sum(float(np.abs(np.diff(ring, axis=0, append=ring[:1])).max(axis=1).sum()) * SUBPIXELS + len(ring) for ring in rings)
+    steps = sum(
+        float(np.abs(np.diff(ring, axis=0, append=ring[:1])).max(axis=1).sum()) * SUBPIXELS + len(ring)
+        for ring in rings
+    )
     if steps > MAX_STEPS:
         raise AnnotationError(
             where,
@@ -159,7 +164,8 @@ def _signed_area(points: Ring) -> float:
 
 
 def _crossings(ring: Ring, size_hw: tuple[int, int]) -> tuple[Edges, NDArray[np.int64]]:
-    """Return where an outline crosses the middle of a column of pixels: positions, column-major, and directions (+1 to the right).
+    """Return where an outline crosses the middle of a column of pixels: positions, column-major, and directions (+1 to
+    the right).
 
     This is `rleFrPoly` of COCO's maskApi.c, kept to its arithmetic, rounding towards zero included.
     """
@@ -182,7 +188,9 @@ def _crossings(ring: Ring, size_hw: tuple[int, int]) -> tuple[Edges, NDArray[np.
     return np.concatenate(positions), np.concatenate(directions)
 
 
-def _walk(begin: NDArray[np.int64], end: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _walk(
+    begin: NDArray[np.int64], end: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the subpixels (u, v) along sides, both ends of each included."""
     delta = np.abs(end - begin)
     is_flat = delta[:, 0] >= delta[:, 1]
@@ -200,7 +208,9 @@ def _walk(begin: NDArray[np.int64], end: NDArray[np.int64], counts: NDArray[np.i
     return np.where(flat, along, across), np.where(flat, across, along)
 
 
-def _column_crossings(u: NDArray[np.int64], v: NDArray[np.int64], size_hw: tuple[int, int]) -> tuple[Edges, NDArray[np.int64]]:
+def _column_crossings(
+    u: NDArray[np.int64], v: NDArray[np.int64], size_hw: tuple[int, int]
+) -> tuple[Edges, NDArray[np.int64]]:
     height, width = size_hw
     moved = u[1:] - u[:-1]
     lower = np.minimum(u[1:], u[:-1])
@@ -213,7 +223,8 @@ def _column_crossings(u: NDArray[np.int64], v: NDArray[np.int64], size_hw: tuple
 
 
 def _filled(positions: Edges, directions: NDArray[np.int64]) -> tuple[Edges, bool]:
-    """Return the edges of what lies inside by COCO's rule (an odd number of crossings above), and whether the outline crosses itself.
+    """Return the edges of what lies inside by COCO's rule (an odd number of crossings above), and whether the outline
+    crosses itself.
 
     An outline that does not goes around every pixel once or not at all, and always in one direction.
     """
@@ -235,7 +246,9 @@ def _may_cross(ring: Ring) -> bool:
 
 
 def _crosses(ring: Ring, sides_apart: int) -> bool:
-    """Tell whether sides up to so many corners apart cross; two swapped points, for example, make a loop too thin to hold a pixel."""
+    """Tell whether sides up to so many corners apart cross; two swapped points, for example, make a loop too thin to
+    hold a pixel.
+    """
     ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)]
     end = np.roll(ring, -1, axis=0)
     for apart in range(2, min(sides_apart, len(ring) - 2) + 1):
@@ -248,7 +261,9 @@ def _crosses(ring: Ring, sides_apart: int) -> bool:
 
 def _side(begin: Ring, end: Ring, points: Ring) -> NDArray[np.float64]:
     """Return on which side of each line from `begin` to `end` a point lies, as a sign."""
-    return (end[:, 0] - begin[:, 0]) * (points[:, 1] - begin[:, 1]) - (end[:, 1] - begin[:, 1]) * (points[:, 0] - begin[:, 0])
+    return (end[:, 0] - begin[:, 0]) * (points[:, 1] - begin[:, 1]) - (end[:, 1] - begin[:, 1]) * (
+        points[:, 0] - begin[:, 0]
+    )
 
 
 def _joined(filled: Sequence[Edges], areas: Sequence[float]) -> Edges:
@@ -261,7 +276,9 @@ def _joined(filled: Sequence[Edges], areas: Sequence[float]) -> Edges:
         around &= (boxes[:, 0] <= boxes[index, 0]) & (boxes[:, 1] >= boxes[index, 1])
         if any(_contains(filled[int(other)], edges) for other in np.flatnonzero(around)):
             holes.add(index)
-    return _combined([edges for index, edges in enumerate(filled) if index not in holes], [filled[index] for index in sorted(holes)])
+    return _combined(
+        [edges for index, edges in enumerate(filled) if index not in holes], [filled[index] for index in sorted(holes)]
+    )
 
 
 def _combined(parts: Sequence[Edges], holes: Sequence[Edges]) -> Edges:

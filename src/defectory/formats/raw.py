@@ -1,4 +1,6 @@
-"""What every loader gives: images with instances, what was rejected and what is worth a remark, before anything is copied."""
+"""What every loader gives: images with instances, what was rejected and what is worth a remark, before anything is
+copied.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from defectory.run import MARKER_NAME
 T = TypeVar("T")
 Part = Literal["train", "val", "test"]
 Unlabelled = Literal["refuse", "defect-free", "skip"]
-LITTER_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "__pycache__"})
+LITTER_NAMES = frozenset(
+    {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "__pycache__"}
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,9 @@ class RawImage:
     group: str
     instances: tuple[RawInstance, ...]
     is_defect_free: bool
-    """True only because the data says so or the import asks; False for an image whose defects were all left out: it is neither."""
+    """True only because the data says so or the import asks; False for an image whose defects were all left out: it is
+    neither.
+    """
     part: Part | None = None
     """In the source's own split, where it has one."""
 
@@ -80,7 +86,8 @@ class LoadOptions:
     follow_links: bool = False
     """Follow links that lead out of the data set."""
     unlabelled: Unlabelled = "skip"
-    """What an image is for which no mask, label file or row is found: left out with a remark, refused, or defect-free because the import asks.
+    """What an image is for which no mask, label file or row is found: left out with a remark, refused, or defect-free
+    because the import asks.
 
     Where none is found for any image the set is refused in any case but `defect-free`.
     """
@@ -92,7 +99,9 @@ class LoadOptions:
 
 @dataclass
 class Sieve:
-    """Collects rejections where bad entries are to be skipped, raises at once where they are not; gathers remarks by kind."""
+    """Collects rejections where bad entries are to be skipped, raises at once where they are not; gathers remarks by
+    kind.
+    """
 
     skip_bad: bool
     rejected: list[Rejected] = field(default_factory=list)
@@ -105,7 +114,9 @@ class Sieve:
         except InputError as error:
             if not self.skip_bad:
                 if type(error) is ImageError:
-                    raise ImageError(error.where, error.found, f"{error.todo}, or give --skip-bad (data.skip_bad)") from None
+                    raise ImageError(
+                        error.where, error.found, f"{error.todo}, or give --skip-bad (data.skip_bad)"
+                    ) from None
                 raise
             self.rejected.append(Rejected(id=entry_id, reason=str(error)))
             return None
@@ -128,7 +139,9 @@ class Sieve:
 
 
 def is_litter(name: str) -> bool:
-    """Tell whether a file or folder name is left by a system or an editor: hidden, `._x`, `Thumbs.db`, `@eaDir`, `.ipynb_checkpoints`."""
+    """Tell whether a file or folder name is left by a system or an editor: hidden, `._x`, `Thumbs.db`, `@eaDir`,
+    `.ipynb_checkpoints`.
+    """
     return name.startswith(".") or name.endswith("~") or name.lower() in LITTER_NAMES
 
 
@@ -146,7 +159,9 @@ def walk_files(folder: Path, *, follow_links: bool = False) -> Iterator[Path]:
         try:
             entries = sorted(os.scandir(place), key=lambda entry: entry.name)
         except OSError as error:
-            raise AnnotationError(place, f"cannot be read ({error.strerror or error})", "make the folder readable") from None
+            raise AnnotationError(
+                place, f"cannot be read ({error.strerror or error})", "make the folder readable"
+            ) from None
         for entry in entries:
             if is_litter(entry.name):
                 continue
@@ -180,7 +195,13 @@ def safe_image_path(root: Path, file_name: str, where: object, *, follow_links: 
     """
     plain = file_name.replace("\\", "/")
     name = Path(plain)
-    if not plain.strip() or "\0" in plain or name.is_absolute() or ".." in name.parts or (len(plain) > 1 and plain[1] == ":"):
+    if (
+        not plain.strip()
+        or "\0" in plain
+        or name.is_absolute()
+        or ".." in name.parts
+        or (len(plain) > 1 and plain[1] == ":")
+    ):
         raise AnnotationError(
             where,
             f"file_name {file_name!r} is not a plain relative path",
@@ -190,7 +211,9 @@ def safe_image_path(root: Path, file_name: str, where: object, *, follow_links: 
     try:
         inside = follow_links or path.resolve().is_relative_to(root.resolve())
     except (OSError, RuntimeError):
-        raise AnnotationError(where, f"file_name {file_name[:80]!r} cannot be looked up", "give files shorter names") from None
+        raise AnnotationError(
+            where, f"file_name {file_name[:80]!r} cannot be looked up", "give files shorter names"
+        ) from None
     if not inside:
         raise AnnotationError(
             where,
@@ -204,11 +227,18 @@ def checked_size_hw(path: Path, stated_hw: tuple[int, int] | None, where: object
     """Give the true size of an image file and refuse annotations made for another size."""
     size = image_size_hw(path)
     if stated_hw is not None and stated_hw != size:
-        turned = " after the quarter turn that its EXIF data asks for" if stated_hw == size[::-1] and _has_quarter_turn(path) else ""
+        turned = (
+            " after the quarter turn that its EXIF data asks for"
+            if stated_hw == size[::-1] and _has_quarter_turn(path)
+            else ""
+        )
         raise AnnotationError(
             where,
-            f"annotated as {stated_hw[0]}x{stated_hw[1]}, but the image is {size[0]}x{size[1]} (height x width){turned}",
-            "re-export annotations at image size" if not turned else "remove the EXIF orientation, or annotate the turned image",
+            f"annotated as {stated_hw[0]}x{stated_hw[1]}, but the image is {size[0]}x{size[1]} (height x "
+            f"width){turned}",
+            "re-export annotations at image size"
+            if not turned
+            else "remove the EXIF orientation, or annotate the turned image",
         )
     return size
 

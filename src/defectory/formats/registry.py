@@ -39,8 +39,8 @@ class Format:
     Attributes:
         name: for `--format`, lower case with hyphens.
         title: for people.
-        recognise: gives the layout in words where a file or folder is in this format, else None; looks at names and a few kilobytes alone,
-            and raises nothing for what is not this format.
+        recognise: gives the layout in words where a file or folder is in this format, else None; looks at names and a
+            few kilobytes alone, and raises nothing for what is not this format.
         load: reads it; raises AnnotationError or ImageError, nothing else.
     """
 
@@ -92,7 +92,8 @@ def recognise(path: Path) -> Recognised:
     """Recognise the format and layout of a file or folder; the first format in the order of the registry wins.
 
     Raises:
-        ConfigError: there is no such path, it cannot be opened, or it is in no known layout; the line lists what was looked for.
+        ConfigError: there is no such path, it cannot be opened, or it is in no known layout; the line lists what was
+            looked for.
         AnnotationError: a JSON file that is none.
     """
     _require_readable(path)
@@ -101,7 +102,9 @@ def recognise(path: Path) -> Recognised:
         if path.suffix.lower() == ".json":
             read_json_file(path)  # says where it is no JSON
         titles = "; ".join(known.title for known in formats())
-        raise ConfigError(path, f"no known data set layout (looked for: {titles})", "check the path, or name the format (--format)")
+        raise ConfigError(
+            path, f"no known data set layout (looked for: {titles})", "check the path, or name the format (--format)"
+        )
     known, layout = found[0]
     others = tuple(dict.fromkeys(other for _, other in found[1:] if other != layout))
     return Recognised(format=known, layout=layout, others=others)
@@ -122,7 +125,11 @@ def load(path: Path, options: LoadOptions, *, name: str = "auto") -> RawDataset:
         _require_readable(path)
         told = Recognised(format=forced, layout=forced.recognise(path) or forced.title)
     raw = told.format.load(path, options)
-    also = (f"read as {raw.layout or told.layout}; it might also be {' or '.join(told.others)} (--format)",) if told.others else ()
+    also = (
+        (f"read as {raw.layout or told.layout}; it might also be {' or '.join(told.others)} (--format)",)
+        if told.others
+        else ()
+    )
     return replace(raw, layout=raw.layout or told.layout, remarks=(*also, *raw.remarks))
 
 

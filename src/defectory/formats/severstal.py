@@ -1,4 +1,6 @@
-"""Severstal and others of its kind: run lengths in a CSV, column by column and counted from 1, beside a folder of images."""
+"""Severstal and others of its kind: run lengths in a CSV, column by column and counted from 1, beside a folder of
+images.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,8 @@ def recognise_severstal(path: Path) -> str | None:
 
 
 def load_severstal(path: Path, options: LoadOptions) -> RawDataset:
-    """Load masks from `ImageId,ClassId,EncodedPixels` or `ImageId_ClassId,EncodedPixels`; a row without run lengths says that there is no defect.
+    """Load masks from `ImageId,ClassId,EncodedPixels` or `ImageId_ClassId,EncodedPixels`; a row without run lengths
+    says that there is no defect.
 
     Where an image has one row per class, its connected parts are the instances; where it has several, each row is one.
 
@@ -61,16 +64,24 @@ def load_severstal(path: Path, options: LoadOptions) -> RawDataset:
         raise AnnotationError(index, "the CSV file has no rows below the header", "export the table again")
     sieve = Sieve(options.skip_bad)
     root = path if is_folder(path) else path.parent
-    images_root = options.image_root or child_folder(root, IMAGE_FOLDERS) or child_folder(index.parent, IMAGE_FOLDERS) or index.parent
+    images_root = (
+        options.image_root
+        or child_folder(root, IMAGE_FOLDERS)
+        or child_folder(index.parent, IMAGE_FOLDERS)
+        or index.parent
+    )
     files = find_images_by_name(images_root, options, sieve)
     rows = _by_image(table, sieve)
     repeated = any(
-        len({entry.class_name for entry in entries if entry.text}) < sum(bool(entry.text) for entry in entries) for entries in rows.values()
+        len({entry.class_name for entry in entries if entry.text}) < sum(bool(entry.text) for entry in entries)
+        for entries in rows.values()
     )
     images: list[RawImage] = []
     seen: set[Path] = set()
     for name, entries in rows.items():
-        found = files.get(name) or files.get(PurePosixPath(name).with_suffix("").as_posix() if PurePosixPath(name).suffix else name)
+        found = files.get(name) or files.get(
+            PurePosixPath(name).with_suffix("").as_posix() if PurePosixPath(name).suffix else name
+        )
         if found is not None:
             seen.add(found)
         made = sieve.attempt(name, lambda: _image(name, found, entries, images_root, repeated, options))  # noqa: B023
@@ -78,14 +89,18 @@ def load_severstal(path: Path, options: LoadOptions) -> RawDataset:
             images.append(made)
     without = [path for path in dict.fromkeys(files.values()) if path not in seen]
     names = [path.relative_to(images_root).as_posix() for path in without]
-    settle_unlabelled(names, len(rows), options, sieve, where=index, what="row", looked_for=f"its file name in {index.name}")
+    settle_unlabelled(
+        names, len(rows), options, sieve, where=index, what="row", looked_for=f"its file name in {index.name}"
+    )
     for path, name in zip(without, names, strict=True) if options.unlabelled == "defect-free" else ():
         made = sieve.attempt(name, lambda path=path, name=name: _free(path, name))
         if made is not None:
             images.append(made)
     classes = {instance.class_name for image in images for instance in image.instances}
     return RawDataset(
-        class_names=tuple(sorted(classes, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))),
+        class_names=tuple(
+            sorted(classes, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+        ),
         images=tuple(images),
         rejected=tuple(sieve.rejected),
         remarks=sieve.remarks,
@@ -94,7 +109,8 @@ def load_severstal(path: Path, options: LoadOptions) -> RawDataset:
 
 
 def rle_of_row(text: str, size_hw: tuple[int, int], where: object) -> Rle:
-    """Return the RLE of run lengths as text: pairs of first pixel and number of pixels, column by column, counted from 1.
+    """Return the RLE of run lengths as text: pairs of first pixel and number of pixels, column by column, counted from
+    1.
 
     Raises:
         AnnotationError: something other than whole numbers, an odd count, or runs that overlap or leave the image.
@@ -102,7 +118,9 @@ def rle_of_row(text: str, size_hw: tuple[int, int], where: object) -> Rle:
     fix = "export the run lengths again"
     words = text.split()
     if len(words) % 2:
-        raise AnnotationError(where, f"run lengths of {len(words)} numbers, pairs of first pixel and count expected", fix)
+        raise AnnotationError(
+            where, f"run lengths of {len(words)} numbers, pairs of first pixel and count expected", fix
+        )
     if any(len(word) > 12 or not word.isascii() or not word.isdigit() for word in words):
         wrong = next(word for word in words if len(word) > 12 or not word.isascii() or not word.isdigit())
         raise AnnotationError(where, f"{wrong[:20]!r} among run lengths, whole numbers expected", fix)
@@ -122,9 +140,13 @@ def rle_of_row(text: str, size_hw: tuple[int, int], where: object) -> Rle:
     return rle_of_edges(places[times == 1], size_hw)
 
 
-def _image(name: str, path: Path | None, entries: Sequence[_Runs], root: Path, each_row: bool, options: LoadOptions) -> RawImage:
+def _image(
+    name: str, path: Path | None, entries: Sequence[_Runs], root: Path, each_row: bool, options: LoadOptions
+) -> RawImage:
     if path is None:
-        raise AnnotationError(entries[0].row.where, f"no image file {name[:200]!r} in {root.name}/", "correct the row or add the file")
+        raise AnnotationError(
+            entries[0].row.where, f"no image file {name[:200]!r} in {root.name}/", "correct the row or add the file"
+        )
     size_hw = checked_size_hw(path, None, entries[0].row.where)
     instances: list[RawInstance] = []
     for entry in entries:
@@ -135,7 +157,9 @@ def _image(name: str, path: Path | None, entries: Sequence[_Runs], root: Path, e
         if not entry.class_name:
             raise AnnotationError(entry.row.where, "has run lengths and no class", "complete the row")
         rle = rle_of_row(entry.text, size_hw, entry.row.where)
-        parts = [rle] if each_row else component_rles(decode(rle), min_area_px=options.min_area_px, where=entry.row.where)
+        parts = (
+            [rle] if each_row else component_rles(decode(rle), min_area_px=options.min_area_px, where=entry.row.where)
+        )
         instances += [RawInstance(class_name=entry.class_name, rle=part) for part in parts]
     relative = PurePosixPath(path.relative_to(root).as_posix())
     return RawImage(
@@ -210,4 +234,6 @@ def _roles(index: Path) -> dict[str, Sequence[str]]:
     return {**ROLES, "image": ()} if header & set(ROLES["both"]) else dict(ROLES)
 
 
-SEVERSTAL = Format(name="severstal", title="run lengths in a CSV, as Severstal's", recognise=recognise_severstal, load=load_severstal)
+SEVERSTAL = Format(
+    name="severstal", title="run lengths in a CSV, as Severstal's", recognise=recognise_severstal, load=load_severstal
+)

@@ -29,7 +29,9 @@ NO_MASKS = {
 """What tools call shapes that enclose no region that could be a mask."""
 
 
-def ellipse_ring(centre_xy: tuple[float, float], radii_xy: tuple[float, float], *, turn_degrees: float = 0.0) -> list[float]:
+def ellipse_ring(
+    centre_xy: tuple[float, float], radii_xy: tuple[float, float], *, turn_degrees: float = 0.0
+) -> list[float]:
     """Return an ellipse as a flat ring, a corner about every pixel, at least 16."""
     count = int(np.clip(2 * math.pi * max(radii_xy), 16, 4096))
     angles = np.linspace(0, 2 * math.pi, count, endpoint=False)
@@ -66,7 +68,8 @@ def patch_rle(patch: np.ndarray, corner_xy: tuple[int, int], size_hw: tuple[int,
     if x < 0 or y < 0 or x + patch.shape[1] > size_hw[1] or y + patch.shape[0] > size_hw[0]:
         raise AnnotationError(
             where,
-            f"mask of {patch.shape[0]}x{patch.shape[1]} at row {y}, column {x} reaches out of the image of {size_hw[0]}x{size_hw[1]} (height x width)",
+            f"mask of {patch.shape[0]}x{patch.shape[1]} at row {y}, column {x} reaches out of the image of "
+            f"{size_hw[0]}x{size_hw[1]} (height x width)",
             "export the mask again",
         )
     if not patch.any():
@@ -92,7 +95,9 @@ def refuse_twice(images: Sequence[RawImage], where: object) -> None:
     seen: set[str] = set()
     for image in images:
         if image.file_name in seen:
-            raise AnnotationError(where, f"{shortened(image.file_name)} is annotated twice", "keep one of the annotations of each image")
+            raise AnnotationError(
+                where, f"{shortened(image.file_name)} is annotated twice", "keep one of the annotations of each image"
+            )
         seen.add(image.file_name)
 
 
@@ -125,7 +130,9 @@ def with_unlabelled(
     known = {image.path for image in images}
     left = [path for path in files if path not in known]
     names = [path.relative_to(root).as_posix() for path in left]
-    settle_unlabelled([shortened(name) for name in names], len(images), options, sieve, where=where, what=what, looked_for=looked_for)
+    settle_unlabelled(
+        [shortened(name) for name in names], len(images), options, sieve, where=where, what=what, looked_for=looked_for
+    )
     added: list[RawImage] = []
     for path, name in zip(left, names, strict=True) if options.unlabelled == "defect-free" else ():
         size_hw = sieve.attempt(name, lambda path=path: checked_size_hw(path, None, path))
@@ -153,4 +160,6 @@ def only_unusable(kinds: Sequence[str], usable: Callable[[str], bool], where: ob
     """
     if kinds and not any(map(usable, kinds)):
         listed = ", ".join(sorted({shortened(kind, 30) for kind in kinds})[:5])
-        raise AnnotationError(where, f"none of {len(kinds)} {what} is a mask, only {listed}", "annotate instance masks or polygons")
+        raise AnnotationError(
+            where, f"none of {len(kinds)} {what} is a mask, only {listed}", "annotate instance masks or polygons"
+        )

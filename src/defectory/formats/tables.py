@@ -1,4 +1,6 @@
-"""CSV tables as people save them: any usual delimiter and encoding, columns by meaning, damaged rows told by their number. Knows no format."""
+"""CSV tables as people save them: any usual delimiter and encoding, columns by meaning, damaged rows told by their
+number. Knows no format.
+"""
 
 from __future__ import annotations
 
@@ -65,10 +67,14 @@ def read_header(path: Path) -> tuple[str, ...]:
     return ()
 
 
-def read_table(path: Path, roles: Mapping[str, Sequence[str]], *, required: Sequence[str], keep_faulty: bool = False) -> Table:
-    """Read a CSV file; columns are matched to roles by name, capitals and blanks aside, the first name of a role's list first.
+def read_table(
+    path: Path, roles: Mapping[str, Sequence[str]], *, required: Sequence[str], keep_faulty: bool = False
+) -> Table:
+    """Read a CSV file; columns are matched to roles by name, capitals and blanks aside, the first name of a role's list
+    first.
 
-    Every row needs a cell for each column that plays a role; blank rows are passed over, and so are empty cells beyond the header.
+    Every row needs a cell for each column that plays a role; blank rows are passed over, and so are empty cells beyond
+    the header.
 
     Args:
         path: the file: comma, semicolon, tab or bar; UTF-8, UTF-16 or Windows-1252.
@@ -110,7 +116,9 @@ def _counted(cells: int) -> str:
     return f"{cells} cell{'' if cells == 1 else 's'}"
 
 
-def _fault_of(where: str, cells: Sequence[str], header: Sequence[str], places: Mapping[str, int], delimiter: str) -> AnnotationError | None:
+def _fault_of(
+    where: str, cells: Sequence[str], header: Sequence[str], places: Mapping[str, int], delimiter: str
+) -> AnnotationError | None:
     if any(cell.strip() for cell in cells[len(header) :]):
         return AnnotationError(
             where,
@@ -151,9 +159,13 @@ def _columns(path: Path, header: Sequence[str], roles: Mapping[str, Sequence[str
     columns: dict[str, str] = {}
     for role, names in roles.items():
         for name in names:
-            places = [place for place, found in enumerate(plain) if found == name and header[place] not in columns.values()]
+            places = [
+                place for place, found in enumerate(plain) if found == name and header[place] not in columns.values()
+            ]
             if len(places) > 1:
-                raise AnnotationError(path, f"has the column {header[places[0]]!r} {len(places)} times", "leave one of them")
+                raise AnnotationError(
+                    path, f"has the column {header[places[0]]!r} {len(places)} times", "leave one of them"
+                )
             if places:
                 columns[role] = header[places[0]]
                 break

@@ -1,4 +1,6 @@
-"""VisA: `image_anno.csv`, `split_csv/1cls.csv`, or the folders `Data/Images/Normal`, `Data/Images/Anomaly` and `Data/Masks/Anomaly` of one object."""
+"""VisA: `image_anno.csv`, `split_csv/1cls.csv`, or the folders `Data/Images/Normal`, `Data/Images/Anomaly` and
+`Data/Masks/Anomaly` of one object.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,8 @@ def recognise_visa(path: Path) -> str | None:
 
 
 def load_visa(path: Path, options: LoadOptions) -> RawDataset:
-    """Load one object of VisA: rows labelled `normal` are defect-free and need no mask, all others have one; a label is the class.
+    """Load one object of VisA: rows labelled `normal` are defect-free and need no mask, all others have one; a label is
+    the class.
 
     Raises:
         AnnotationError: several objects, a bad row, or a mask is missing or without an image.
@@ -77,7 +80,9 @@ def _of_table(root: Path, path: Path, options: LoadOptions) -> RawDataset:
             f"lists {len(objects)} objects ({_listed(objects)})",
             "give the folder of one, or a CSV of its rows alone",
         )
-    kinds = {row.where: tuple(name.strip() for name in row.get("label").split(",") if name.strip()) for row in table.rows}
+    kinds = {
+        row.where: tuple(name.strip() for name in row.get("label").split(",") if name.strip()) for row in table.rows
+    }
     several = any(len(names) > 1 for names in kinds.values())
     remarks = [f"rows list several kinds of anomaly for one mask, so every class is {ANOMALY!r}"] if several else []
 
@@ -111,13 +116,17 @@ def _of_folders(root: Path, options: LoadOptions) -> RawDataset:
     images_root, masks_root = folders
     sieve = Sieve(options.skip_bad)
     index = MaskIndex(masks_root, images_in(masks_root, options, sieve))
-    paths = {PurePosixPath(path.relative_to(images_root).as_posix()): path for path in images_in(images_root, options, sieve)}
+    paths = {
+        PurePosixPath(path.relative_to(images_root).as_posix()): path for path in images_in(images_root, options, sieve)
+    }
     if not paths:
         raise AnnotationError(images_root, "no image file in it", "check the folder")
     claimed = index.claim(relative for relative in paths if not is_good(relative.parts[0]))
     refuse_orphans(index.orphans, root, sieve)
     survey = survey_masks([mask for masks in claimed.values() for mask in masks], skip_bad=options.skip_bad)
-    reading = decide(survey, names=None, default=ANOMALY, colours=None, options=options, sieve=sieve, where=shown(masks_root, root))
+    reading = decide(
+        survey, names=None, default=ANOMALY, colours=None, options=options, sieve=sieve, where=shown(masks_root, root)
+    )
 
     def image(relative: PurePosixPath, path: Path) -> MaskedImage:
         masks = claimed.get(relative, [])

@@ -76,7 +76,9 @@ class VocFile:
 
 @dataclass(kw_only=True)
 class _Masks:
-    """What the masks of a data set are called: a table of colours, or values whose names are learnt from lists and XML."""
+    """What the masks of a data set are called: a table of colours, or values whose names are learnt from lists and
+    XML.
+    """
 
     table: ColourTable | None
     listed: Mapping[int, str] | None
@@ -146,7 +148,11 @@ def _of_masks(base: Path, options: LoadOptions, sieve: Sieve) -> tuple[list[RawI
     masks = _by_stem(child_folder(base, CLASS_FOLDERS), options, sieve)
     objects = _by_stem(child_folder(base, OBJECT_FOLDERS), options, sieve)
     xml_folder = child_folder(base, ["annotations"])
-    xml_files = {} if xml_folder is None else {file.stem: file for file in walk_files(xml_folder) if file.suffix.lower() == ".xml"}
+    xml_files = (
+        {}
+        if xml_folder is None
+        else {file.stem: file for file in walk_files(xml_folder) if file.suffix.lower() == ".xml"}
+    )
     root = options.image_root or child_folder(base, IMAGE_FOLDERS)
     if root is None:
         raise AnnotationError(base, "no JPEGImages/ in it", "add the images, or say where they lie (--image-root)")
@@ -218,7 +224,11 @@ def _parts(base: Path) -> dict[str, Part]:
     for file in sorted(lists.glob("*.txt")) if lists is not None else ():
         part = part_of(file.stem)
         if part is not None:
-            parts |= {PurePosixPath(line.split()[0]).name: part for line in read_text_file(file).text.split("\n") if line.strip()}
+            parts |= {
+                PurePosixPath(line.split()[0]).name: part
+                for line in read_text_file(file).text.split("\n")
+                if line.strip()
+            }
     return parts
 
 
@@ -233,13 +243,17 @@ def _values(path: Path, meaning: _Masks) -> tuple[NDArray[np.int64], NDArray[np.
 
 def _plain_values(path: Path, mask: MaskImage) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     if mask.kind == "colour":
-        raise AnnotationError(path, "is a mask of colours, and no table says what they mean", "add labelmap.txt, or give --class-colours")
+        raise AnnotationError(
+            path, "is a mask of colours, and no table says what they mean", "add labelmap.txt, or give --class-colours"
+        )
     values = mask.values.astype(np.int64)
     return values, values == IGNORED_VALUE
 
 
 def _survey(mask: Path, objects: Path | None, xml: Path | None, meaning: _Masks) -> None:
-    """Learn which class value has which name, from objects that stand in the same order in mask and XML, and from images of one class."""
+    """Learn which class value has which name, from objects that stand in the same order in mask and XML, and from
+    images of one class.
+    """
     values, ignored = _values(mask, meaning)
     inside = np.unique(values[~ignored & (values > 0)])
     meaning.has_other_values = meaning.has_other_values or len(inside) > 0
@@ -327,7 +341,9 @@ def _of_xml(path: Path, options: LoadOptions, sieve: Sieve) -> tuple[list[RawIma
             "export instance masks, boxes alone do not do",
         )
     if not files and not sieve.rejected:
-        raise AnnotationError(path, "no VOC XML in it", "give the folder that holds SegmentationClass/, or the XML files")
+        raise AnnotationError(
+            path, "no VOC XML in it", "give the folder that holds SegmentationClass/, or the XML files"
+        )
     root = options.image_root or path
     finder = ImageFinder(root, sieve, follow_links=options.follow_links)
     images: list[RawImage] = []
@@ -339,14 +355,18 @@ def _of_xml(path: Path, options: LoadOptions, sieve: Sieve) -> tuple[list[RawIma
             images.append(made)
     refuse_twice(images, path)
     every = [image for image in images_in(root, options, sieve) if image.stem not in unread]
-    images = with_unlabelled(images, every, root, options, sieve, where=path, what="XML file", looked_for="an XML of its name")
+    images = with_unlabelled(
+        images, every, root, options, sieve, where=path, what="XML file", looked_for="an XML of its name"
+    )
     return images, tuple(dict.fromkeys(instance.class_name for image in images for instance in image.instances))
 
 
 def _read_xml(path: Path, place: str) -> VocFile:
     root = read_xml_file(path)
     if root.tag != "annotation":
-        raise AnnotationError(path, f"begins with <{shortened(root.tag)}>, <annotation> was expected", "export the annotations again")
+        raise AnnotationError(
+            path, f"begins with <{shortened(root.tag)}>, <annotation> was expected", "export the annotations again"
+        )
     objects: list[VocObject] = []
     for number, element in enumerate(root.findall("object"), start=1):
         where = f"{path}: object {number}"
@@ -358,8 +378,12 @@ def _read_xml(path: Path, place: str) -> VocFile:
     size = root.find("size")
     texts = {} if size is None else {name: size.findtext(name) for name in ("height", "width")}
     # labelImg writes 0 where it could not open the image
-    stated = None if texts.get("height") in ("0", "0.0") or texts.get("width") in ("0", "0.0") else size_hw_of(texts, path)
-    return VocFile(path=path, file_name=(root.findtext("filename") or "").strip(), stated_hw=stated, objects=tuple(objects))
+    stated = (
+        None if texts.get("height") in ("0", "0.0") or texts.get("width") in ("0", "0.0") else size_hw_of(texts, path)
+    )
+    return VocFile(
+        path=path, file_name=(root.findtext("filename") or "").strip(), stated_hw=stated, objects=tuple(objects)
+    )
 
 
 def _ring(polygon: Element, where: str) -> tuple[float, ...]:
@@ -407,7 +431,9 @@ def _xml_instance(entry: VocObject, size_hw: tuple[int, int], sieve: Sieve) -> R
     if not entry.rings:
         raise AnnotationError(entry.where, "has a box and no polygon", "export instance masks, a box alone is no mask")
     rings: Sequence[Sequence[float]] = [list(ring) for ring in entry.rings]
-    return RawInstance(class_name=entry.name, rle=polygons_to_rle(rings, size_hw, entry.where, notice=notice_at(sieve, entry.place)))
+    return RawInstance(
+        class_name=entry.name, rle=polygons_to_rle(rings, size_hw, entry.where, notice=notice_at(sieve, entry.place))
+    )
 
 
 VOC = Format(name="voc", title="Pascal VOC (SegmentationClass/, SegmentationObject/)", recognise=recognise, load=load)

@@ -8,26 +8,10 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from defectory.errors import AnnotationError
-from defectory.formats.lookup import (
-    files_with,
-    group_of,
-    is_file,
-    is_folder,
-    refuse_orphans,
-    settle_unlabelled,
-    shown,
-)
+from defectory.formats.lookup import files_with, group_of, is_file, is_folder, refuse_orphans, settle_unlabelled, shown
 from defectory.formats.masked import replaced_part, without_useless_parts
 from defectory.formats.polygons import polygons_to_rle
-from defectory.formats.raw import (
-    LoadOptions,
-    RawDataset,
-    RawImage,
-    RawInstance,
-    Sieve,
-    checked_size_hw,
-    walk_files,
-)
+from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, walk_files
 from defectory.formats.registry import Format
 from defectory.formats.yolo_places import FoundImages, find_images, find_labels, find_root, image_of_label
 from defectory.formats.yolo_yaml import DataYaml, load_data_yaml, names_of
@@ -35,30 +19,58 @@ from defectory.textfile import read_text_file
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 CLASS_LISTS = ("classes.txt", "labels/classes.txt", "obj.names", "class_names.txt", "train/labels/classes.txt")
-NO_LABELS = frozenset({"classes.txt", "class_names.txt", "readme.txt", "readme.dataset.txt", "readme.roboflow.txt", "notes.txt", "requirements.txt",
-                       "train.txt", "val.txt", "valid.txt", "test.txt", "labels.txt", "predefined_classes.txt", "license.txt", "autosplit_train.txt",
-                       "autosplit_val.txt", "autosplit_test.txt"})  # fmt: skip
+NO_LABELS = frozenset(
+    {
+        "classes.txt",
+        "class_names.txt",
+        "readme.txt",
+        "readme.dataset.txt",
+        "readme.roboflow.txt",
+        "notes.txt",
+        "requirements.txt",
+        "train.txt",
+        "val.txt",
+        "valid.txt",
+        "test.txt",
+        "labels.txt",
+        "predefined_classes.txt",
+        "license.txt",
+        "autosplit_train.txt",
+        "autosplit_val.txt",
+        "autosplit_test.txt",
+    }
+)
 MAX_LABEL_BYTES = 50_000_000
 MAX_OUTLINES = 20_000
 LOOKED_AT_FILES = 5_000
 
 
 def recognise_yolo(path: Path) -> str | None:
-    """Return the layout in words where a path is a YOLO `data.yaml`, or a folder with one or with `classes.txt` and label files, else None."""
+    """Return the layout in words where a path is a YOLO `data.yaml`, or a folder with one or with `classes.txt` and
+    label files, else None.
+    """
     if not is_folder(path):
-        return f"YOLO segmentation ({path.name})" if path.suffix.lower() in (".yaml", ".yml") and _lists_names(path) else None
+        return (
+            f"YOLO segmentation ({path.name})"
+            if path.suffix.lower() in (".yaml", ".yml") and _lists_names(path)
+            else None
+        )
     found = _yaml_in(path)
     if found is not None:
         return f"YOLO segmentation ({found.name})"
     listed = _class_list_in(path)
-    return f"YOLO segmentation ({listed.relative_to(path).as_posix()})" if listed is not None and _holds_labels(path) else None
+    return (
+        f"YOLO segmentation ({listed.relative_to(path).as_posix()})"
+        if listed is not None and _holds_labels(path)
+        else None
+    )
 
 
 def load_yolo(path: Path, options: LoadOptions) -> RawDataset:
     """Load a YOLO segmentation data set.
 
-    `train`, `val` and `test` of `data.yaml` are folders, lists of folders or lists of images; labels lie where the last `images` of a path is
-    `labels`, or beside the images. An empty label file says that an image is free of defects.
+    `train`, `val` and `test` of `data.yaml` are folders, lists of folders or lists of images; labels lie where the last
+    `images` of a path is `labels`, or beside the images. An empty label file says that an image is free of defects.
 
     Raises:
         AnnotationError: the file, or without `skip_bad` any entry, is bad.
@@ -73,7 +85,9 @@ def load_yolo(path: Path, options: LoadOptions) -> RawDataset:
     else:
         listed = _class_list_in(path)
         if listed is None:
-            raise AnnotationError(path, "no data.yaml and no classes.txt in it", "give the data.yaml of a YOLO data set")
+            raise AnnotationError(
+                path, "no data.yaml and no classes.txt in it", "give the data.yaml of a YOLO data set"
+            )
         lines = [line.strip() for line in read_text_file(listed).text.split("\n")]
         listed_names = names_of([line for line in lines if line], listed)
         data = DataYaml(path=listed, names=listed_names, stated_count=None, root="", parts={})
@@ -81,14 +95,18 @@ def load_yolo(path: Path, options: LoadOptions) -> RawDataset:
     root = find_root(data, folder, sieve)
     found = find_images(data, root, options, sieve)
     if not found.parts:
-        raise AnnotationError(path, "no image file in the folders that it names", "check path, train and val, or give --image-root")
+        raise AnnotationError(
+            path, "no image file in the folders that it names", "check path, train and val, or give --image-root"
+        )
     names = found.names(options.image_root or root)
     labels = {image: find_labels(image, root, options) for image in names}
     images = _read(root, data, found, names, labels, options, sieve)
     _refuse_orphan_labels(root, labels, options, sieve)
     used = {instance.class_name for image in images for instance in image.instances}
     return RawDataset(
-        class_names=tuple(data.names[number] for number in sorted(data.names) if data.names[number] in used or len(data.names) == 1),
+        class_names=tuple(
+            data.names[number] for number in sorted(data.names) if data.names[number] in used or len(data.names) == 1
+        ),
         images=tuple(images),
         rejected=tuple(sieve.rejected),
         remarks=sieve.remarks,
@@ -156,13 +174,17 @@ def _instances(label: Path, data: DataYaml, size_hw: tuple[int, int], name: str,
         if not words:
             continue
         if len(instances) >= MAX_OUTLINES:
-            raise AnnotationError(where, f"more than {MAX_OUTLINES:,} outlines for one image", "export the labels again")
+            raise AnnotationError(
+                where, f"more than {MAX_OUTLINES:,} outlines for one image", "export the labels again"
+            )
         try:
             class_number, *values = [float(word) for word in words]
         except ValueError:
             raise AnnotationError(where, "something other than numbers", "export the labels again") from None
         if not class_number.is_integer() or int(class_number) not in data.names:
-            raise AnnotationError(where, f"class {words[0][:20]} is not in {data.path.name}", "add it to names or correct the label")
+            raise AnnotationError(
+                where, f"class {words[0][:20]} is not in {data.path.name}", "add it to names or correct the label"
+            )
         if len(values) in (4, 5):
             raise AnnotationError(
                 where,
@@ -170,7 +192,9 @@ def _instances(label: Path, data: DataYaml, size_hw: tuple[int, int], name: str,
                 "export labels for segmentation",
             )
         if len(values) >= 6 and len(values) % 2 == 0 and max(map(abs, values)) > 2 and max(values) > 2:
-            raise AnnotationError(where, f"coordinates up to {max(values):g}, 0 to 1 expected", "export normalised coordinates")
+            raise AnnotationError(
+                where, f"coordinates up to {max(values):g}, 0 to 1 expected", "export normalised coordinates"
+            )
         ring = [value * (width if position % 2 == 0 else height) for position, value in enumerate(values)]
         rle = polygons_to_rle([ring], size_hw, where, notice=partial(_notice, sieve, where))
         instances.append(RawInstance(class_name=data.names[int(class_number)], rle=rle))
@@ -181,13 +205,19 @@ def _notice(sieve: Sieve, where: str, what: str, detail: str) -> None:  # noqa: 
     sieve.remark(what, where)
 
 
-def _refuse_orphan_labels(root: Path, labels: Mapping[Path, Sequence[Path]], options: LoadOptions, sieve: Sieve) -> None:
+def _refuse_orphan_labels(
+    root: Path, labels: Mapping[Path, Sequence[Path]], options: LoadOptions, sieve: Sieve
+) -> None:
     """Tell label files that belong to no image of the set, in the folders that the set's labels lie in."""
     used = {label for found in labels.values() for label in found}
     folders = {label.parent for label in used}
     left: list[Path] = []
     for folder in sorted(folders):
-        left += [path for path in files_with(folder, [".txt"], options, sieve) if path not in used and path.name.lower() not in NO_LABELS]
+        left += [
+            path
+            for path in files_with(folder, [".txt"], options, sieve)
+            if path not in used and path.name.lower() not in NO_LABELS
+        ]
     # a set may list a part of its images alone: labels of images that are there are none without an image
     orphans = [path for path in dict.fromkeys(left) if image_of_label(path, root) is None and _looks_like_labels(path)]
     refuse_orphans(orphans, root, sieve, what="label file")
@@ -205,10 +235,16 @@ def _looks_like_labels(path: Path) -> bool:
 
 def _holds_labels(folder: Path) -> bool:
     try:
-        texts = [path for path in islice(walk_files(folder, follow_links=True), LOOKED_AT_FILES) if path.suffix.lower() == ".txt"]
+        texts = [
+            path
+            for path in islice(walk_files(folder, follow_links=True), LOOKED_AT_FILES)
+            if path.suffix.lower() == ".txt"
+        ]
     except AnnotationError:
         return False
-    return any(_looks_like_labels(path) and path.stat().st_size > 0 for path in texts if path.name.lower() not in NO_LABELS)
+    return any(
+        _looks_like_labels(path) and path.stat().st_size > 0 for path in texts if path.name.lower() not in NO_LABELS
+    )
 
 
 def _yaml_in(folder: Path) -> Path | None:
@@ -217,7 +253,9 @@ def _yaml_in(folder: Path) -> Path | None:
         return found
     try:
         files = [
-            path for path in sorted(folder.iterdir()) if path.suffix.lower() in (".yaml", ".yml") and is_file(path) and _lists_names(path)
+            path
+            for path in sorted(folder.iterdir())
+            if path.suffix.lower() in (".yaml", ".yml") and is_file(path) and _lists_names(path)
         ]
     except OSError:
         return None

@@ -1,4 +1,6 @@
-"""Where the images and label files of a YOLO data set lie: as `data.yaml` says, as tools lay them out, and on another machine than it was made on."""
+"""Where the images and label files of a YOLO data set lie: as `data.yaml` says, as tools lay them out, and on another
+machine than it was made on.
+"""
 
 from __future__ import annotations
 
@@ -38,12 +40,16 @@ class FoundImages:
             self.parts.setdefault(path, set()).update(() if part is None else (part,))
 
     def names(self, root: Path) -> Mapping[Path, str]:
-        """Return what each image is called: relative to the root, without `images/` where all lie in it; distinct for distinct files."""
+        """Return what each image is called: relative to the root, without `images/` where all lie in it; distinct for
+        distinct files.
+        """
         paths = list(self.parts)
         if not all(path.is_relative_to(root) for path in paths):
             root = Path(os.path.commonpath([path.parent for path in paths]))
         relatives = {path: PurePosixPath(path.relative_to(root).as_posix()) for path in paths}
-        if all(len(relative.parts) > 1 and relative.parts[0].lower() in IMAGE_FOLDERS for relative in relatives.values()):
+        if all(
+            len(relative.parts) > 1 and relative.parts[0].lower() in IMAGE_FOLDERS for relative in relatives.values()
+        ):
             shorter = {path: PurePosixPath(*relative.parts[1:]) for path, relative in relatives.items()}
             relatives = shorter if len(set(shorter.values())) == len(shorter) else relatives
         return {path: relative.as_posix() for path, relative in relatives.items()}
@@ -59,7 +65,9 @@ def find_root(data: DataYaml, folder: Path, sieve: Sieve) -> Path:
         if is_folder(place):
             return _plain(place)
     if PurePosixPath(stated).name != folder.name:
-        sieve.remark(f"path {data.root[:80]!r} is not there; folders are taken from where {data.path.name} lies", data.path.name)
+        sieve.remark(
+            f"path {data.root[:80]!r} is not there; folders are taken from where {data.path.name} lies", data.path.name
+        )
     return folder
 
 
@@ -90,7 +98,9 @@ def find_images(data: DataYaml, root: Path, options: LoadOptions, sieve: Sieve) 
 
 
 def find_labels(image: Path, root: Path, options: LoadOptions) -> Sequence[Path]:
-    """Return the label files of an image: mirrored into `labels/`, or beside it; a further one only where it differs from the first."""
+    """Return the label files of an image: mirrored into `labels/`, or beside it; a further one only where it differs
+    from the first.
+    """
     places: list[Path] = []
     parts = image.parts
     for at in range(len(parts) - 2, max(len(root.parts) - 2, 0), -1):
@@ -158,7 +168,9 @@ def _add_usual(found: FoundImages, root: Path, options: LoadOptions, sieve: Siev
 
 
 def _find(root: Path, beside: Path, entry: str) -> Path | None:
-    """Return the folder or list of an entry: relative to the root, as Roboflow writes it (`../train/images`), or by its last folders."""
+    """Return the folder or list of an entry: relative to the root, as Roboflow writes it (`../train/images`), or by its
+    last folders.
+    """
     text = entry.strip().replace("\\", "/")
     if not text or "\0" in text:
         return None
@@ -168,7 +180,9 @@ def _find(root: Path, beside: Path, entry: str) -> Path | None:
         text = text[3:]
         tries.append(root / text)
     tries += _by_last_folders(root, name)
-    return next((_plain(path) for path in tries if is_folder(path) or (is_file(path) and path.suffix.lower() == ".txt")), None)
+    return next(
+        (_plain(path) for path in tries if is_folder(path) or (is_file(path) and path.suffix.lower() == ".txt")), None
+    )
 
 
 def _by_last_folders(root: Path, name: PurePosixPath) -> list[Path]:

@@ -38,11 +38,14 @@ def load_data_yaml(path: Path) -> DataYaml:
     """Load a `data.yaml`.
 
     Raises:
-        AnnotationError: it is no YAML mapping, is too large, nested or full of aliases, or its `names` are not class names by number.
+        AnnotationError: it is no YAML mapping, is too large, nested or full of aliases, or its `names` are not class
+            names by number.
     """
     content = load_yaml_text(path)
     if not isinstance(content, dict):
-        raise AnnotationError(path, f"holds {_kind(content)}, a mapping with 'names' expected", "give the data.yaml of a YOLO data set")
+        raise AnnotationError(
+            path, f"holds {_kind(content)}, a mapping with 'names' expected", "give the data.yaml of a YOLO data set"
+        )
     if "names" not in content:
         raise AnnotationError(path, "no class list 'names'", "give the data.yaml of a YOLO segmentation data set")
     names = names_of(content["names"], path)
@@ -59,7 +62,9 @@ def load_data_yaml(path: Path) -> DataYaml:
             continue
         entries = [value] if isinstance(value, str) else value
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-            raise AnnotationError(path, f"{key} is {_kind(value)}, a folder, a list of folders or a list file expected", f"correct {key}")
+            raise AnnotationError(
+                path, f"{key} is {_kind(value)}, a folder, a list of folders or a list file expected", f"correct {key}"
+            )
         parts[part] = (*parts.get(part, ()), *entries)
     return DataYaml(
         path=path,
@@ -139,7 +144,9 @@ def _refuse_odd_structure(path: Path, events: Iterator[Any]) -> None:
         if aliases > MAX_ALIASES:
             raise AnnotationError(path, f"more than {MAX_ALIASES} aliases (*name)", "write the values out")
         if depth > MAX_DEPTH:
-            raise AnnotationError(path, f"is nested more than {MAX_DEPTH} deep", "give the data.yaml of a YOLO data set")
+            raise AnnotationError(
+                path, f"is nested more than {MAX_DEPTH} deep", "give the data.yaml of a YOLO data set"
+            )
 
 
 def _built(path: Path, events: Iterator[Any]) -> Node:
@@ -149,7 +156,9 @@ def _built(path: Path, events: Iterator[Any]) -> Node:
     def node(event: Any) -> Node:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
-                raise AnnotationError(path, f"the alias *{event.anchor[:40]} stands for nothing before it", "write the value out")
+                raise AnnotationError(
+                    path, f"the alias *{event.anchor[:40]} stands for nothing before it", "write the value out"
+                )
             return anchors[event.anchor]
         value: Node
         if isinstance(event, yaml.ScalarEvent):

@@ -27,11 +27,19 @@ def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskB
     for tile in tiles:
         for instance in tile.instances:
             key = (tile.image_id, instance.number)
-            if instance.is_crowd or area_px(instance.rle) < min_area_px or best.get(key, (0.0,))[0] >= instance.visible_share:
+            if (
+                instance.is_crowd
+                or area_px(instance.rle) < min_area_px
+                or best.get(key, (0.0,))[0] >= instance.visible_share
+            ):
                 continue
             entry = MaskBankEntry(
-                id=f"{tile.id}-m{instance.number:02d}", tile_id=tile.id, image_id=tile.image_id, number=instance.number, category_id=instance.category_id,
+                id=f"{tile.id}-m{instance.number:02d}",
+                tile_id=tile.id,
+                image_id=tile.image_id,
+                number=instance.number,
+                category_id=instance.category_id,
                 mask=Instance(category_id=instance.category_id, rle=instance.rle),
-            )  # fmt: skip
+            )
             best[key] = (instance.visible_share, entry)
     return MaskBank(split_digest=split.digest(), entries=tuple(entry for _, entry in best.values()))

@@ -35,13 +35,17 @@ def on_canvas(mask: Mask) -> Canvas:
     shift = middle - (SIDE_PX / 2 - 0.5) / scale
     matrix = np.array([[1 / scale, 0, shift[0]], [0, 1 / scale, shift[1]]], np.float32)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    moved = cv2.warpAffine(signed, matrix, (SIDE_PX, SIDE_PX), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=-pad)
+    moved = cv2.warpAffine(
+        signed, matrix, (SIDE_PX, SIDE_PX), flags=flags, borderMode=cv2.BORDER_CONSTANT, borderValue=-pad
+    )
     # OpenCV's last bit depends on where in memory an array lies
     return (np.round(np.clip(moved * scale / REACH_PX, -1, 1) * LEVELS) / LEVELS).astype(np.float32)
 
 
 def from_canvas(canvas: Canvas, length_px: float) -> Mask | None:
-    """Give the largest piece of a canvas as a mask bool [h,w] whose longest side is about `length_px`; None where nothing is inside."""
+    """Give the largest piece of a canvas as a mask bool [h,w] whose longest side is about `length_px`; None where
+    nothing is inside.
+    """
     inside = canvas > 0
     if not inside.any():
         return None

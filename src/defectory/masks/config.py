@@ -27,7 +27,9 @@ class MaskShares(Section):
     expert: float = Field(default=0.0, ge=0)
     """Masks of `masks.expert`, perturbed."""
     statistical: float = Field(default=0.0, ge=0)
-    """Drawn anew from the figures of the training masks: length, width, wander and branches of cracks, size and roughness of blobs."""
+    """Drawn anew from the figures of the training masks: length, width, wander and branches of cracks, size and
+    roughness of blobs.
+    """
 
     diffusion: float = Field(default=0.0, ge=0)
     """Drawn anew by a small diffusion model that learns the training masks first; minutes."""
@@ -44,15 +46,20 @@ class MaskConfig(Section):
 
     sources: MaskShares = MaskShares()
     expert: str | None = None
-    """Masks of an expert: a folder with one folder of PNG masks per class, or a COCO file. PNG files named as bank entries correct them,
-    whatever the shares; `defectory masks review` writes such a folder."""
+    """Masks of an expert: a folder with one folder of PNG masks per class, or a COCO file. PNG files named as bank
+    entries correct them, whatever the shares; `defectory masks review` writes such a folder.
+    """
     diffusion: MaskDiffusionConfig = MaskDiffusionConfig()
     num_branches: int | None = Field(default=None, ge=0)
-    """Branches of the lines that the statistical and the diffusion source draw, counted off the longest path; as in train, if not set."""
+    """Branches of the lines that the statistical and the diffusion source draw, counted off the longest path; as in
+    train, if not set.
+    """
     severity: tuple[float, float] = (0.0, 1.0)
     """Quantiles of the sizes of each class's training masks between which sizes lie: (0.5, 1) draws the larger half."""
     severity_by: SeverityBy = "area"
-    """What `severity` orders masks by: area, mean width, or the longer side of the box. Depth of tone is synthesis.tone_quantile."""
+    """What `severity` orders masks by: area, mean width, or the longer side of the box. Depth of tone is
+    synthesis.tone_quantile.
+    """
     class_balance: Literal["train", "even"] = "train"
     """`train`: classes come as often as in train; `even`: rare ones as often as common ones."""
     max_uses: int | None = Field(default=None, ge=1)
@@ -64,12 +71,15 @@ class MaskConfig(Section):
     elastic_px: float = Field(default=2.0, ge=0)
     """RMS displacement of the elastic perturbation, tile pixels."""
     thickness_share: float = Field(default=0.12, ge=0, lt=1)
-    """Largest growth or shrinkage of a defect's width, as a share of it; scaling stretches long defects and leaves their width."""
+    """Largest growth or shrinkage of a defect's width, as a share of it; scaling stretches long defects and leaves
+    their width.
+    """
     placement: Literal["learned", "anywhere"] = "learned"
     """`learned`: at holes and edges of the part as often, by class, as in train."""
     regions: str | None = None
-    """Folder of drawn regions: PNG files named as pool images and of their size, white where defects may lie. Images without one allow all of
-    the part."""
+    """Folder of drawn regions: PNG files named as pool images and of their size, white where defects may lie. Images
+    without one allow all of the part.
+    """
     keep_place: bool = False
     """Leave a mask where it was on its source tile instead of placing it anew."""
     min_area_px: int = Field(default=9, ge=1)

@@ -1,8 +1,8 @@
 """New masks from a small diffusion model of the training masks, told class, size, fullness and number of branches.
 
-It learns signed distances on a small canvas (`canvas`) from training masks perturbed as the bank's are, with v-prediction at zero
-terminal SNR (Salimans & Ho 2022; Lin et al. 2024). Of several drawn masks it gives the one nearest to what was asked for, and none
-that is a training mask over again.
+It learns signed distances on a small canvas (`canvas`) from training masks perturbed as the bank's are, with
+v-prediction at zero terminal SNR (Salimans & Ho 2022; Lin et al. 2024). Of several drawn masks it gives the one nearest
+to what was asked for, and none that is a training mask over again.
 """
 
 # diffusers wraps its methods in decorators that lose the signatures
@@ -59,7 +59,9 @@ BRANCH_PENALTY = 0.3
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a mask is drawn for: class, longest side in pixels, area as a share of the square on that side, and branches (0 for a blob)."""
+    """What a mask is drawn for: class, longest side in pixels, area as a share of the square on that side, and branches
+    (0 for a blob).
+    """
 
     category_id: int
     length_px: float
@@ -79,22 +81,35 @@ class MaskDiffusion:
     def __init__(self, masks: Sequence[tuple[int, Mask]], *, config: MaskConfig, seed: int) -> None:
         self._config, self._seed = config, seed
         self._classes = sorted({category_id for category_id, _ in masks})
-        crops = sorted(((category_id, cropped(mask)) for category_id, mask in masks), key=lambda item: size_of(item[1], config.severity_by))
+        crops = sorted(
+            ((category_id, cropped(mask)) for category_id, mask in masks),
+            key=lambda item: size_of(item[1], config.severity_by),
+        )
         self._masks = [(mask, wish_of(category_id, mask, branches_of(mask))) for category_id, mask in crops]
         width = 4 * WIDTHS[0]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             unet = UNet2DModel(
-                sample_size=SIDE_PX // FOLD, in_channels=FOLD**2, out_channels=FOLD**2, block_out_channels=WIDTHS, layers_per_block=1,
-                down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-                norm_num_groups=8, attention_head_dim=32, class_embed_type="identity",
-            )  # fmt: skip
+                sample_size=SIDE_PX // FOLD,
+                in_channels=FOLD**2,
+                out_channels=FOLD**2,
+                block_out_channels=WIDTHS,
+                layers_per_block=1,
+                down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+                norm_num_groups=8,
+                attention_head_dim=32,
+                class_embed_type="identity",
+            )
             wish = nn.Sequential(nn.Linear(len(self._classes) + 3, width), nn.SiLU(), nn.Linear(width, width))
         self._network = nn.ModuleDict({"unet": unet, "wish": wish}).to(memory_format=torch.channels_last).eval()
         self._scheduler = DDIMScheduler(
-            beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing",
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
             clip_sample=True,
-        )  # fmt: skip
+        )
         own = [on_canvas(mask) > 0 for mask, _ in self._masks]
         turned = [np.rot90(mask, quarter)[:, ::mirror] for mask in own for quarter in range(4) for mirror in (1, -1)]
         self._own = np.stack([mask.ravel() for mask in turned])
@@ -110,7 +125,11 @@ class MaskDiffusion:
         """
         own = self._config.diffusion
         training = TrainingConfig(
-            num_steps=own.num_steps, batch_size=own.batch_size, optimizer="muon", learning_rate=own.learning_rate, checkpoint_every=200
+            num_steps=own.num_steps,
+            batch_size=own.batch_size,
+            optimizer="muon",
+            learning_rate=own.learning_rate,
+            checkpoint_every=200,
         )
         variants = [
             (changed, wish.category_id, wish.branches)
@@ -119,7 +138,9 @@ class MaskDiffusion:
             if (changed := perturb(mask, seed=seed, config=self._config)).sum() >= self._config.min_area_px
         ] or [(mask, wish.category_id, wish.branches) for mask, wish in self._masks]
         targets = torch.from_numpy(np.stack([on_canvas(mask) for mask, _, _ in variants]))
-        wishes = torch.stack([self._told(wish_of(category_id, mask, branches)) for mask, category_id, branches in variants])
+        wishes = torch.stack(
+            [self._told(wish_of(category_id, mask, branches)) for mask, category_id, branches in variants]
+        )
         schedule = NoiseSchedule(self._scheduler, "cpu")
 
         def batch_of(index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -140,7 +161,13 @@ class MaskDiffusion:
         recipe = digest_json({"masks": learned, "training": training.model_dump(mode="json"), "seed": self._seed})
         parameters = dict(self._network.named_parameters())
         yield from train(
-            parameters, batch_of, loss_of, config=training, checkpoint=out / "checkpoint", recipe=recipe, log=out / "log.jsonl"
+            parameters,
+            batch_of,
+            loss_of,
+            config=training,
+            checkpoint=out / "checkpoint",
+            recipe=recipe,
+            log=out / "log.jsonl",
         )
         self._network.eval()
         write_tensors(out / MODEL_FILE, {name: value.detach() for name, value in parameters.items()})
@@ -177,7 +204,9 @@ class MaskDiffusion:
         for _ in range(MAX_TRIES):
             canvases = self._sample(wish, [int(rng.integers(2**31)) for _ in range(CANDIDATES)])
             masks = [found for canvas in canvases if (found := from_canvas(canvas, wish.length_px)) is not None]
-            drawn += [(self._likeness(on_canvas(found) > 0) > MAX_COPY_IOU, miss(found, wish), found) for found in masks]
+            drawn += [
+                (self._likeness(on_canvas(found) > 0) > MAX_COPY_IOU, miss(found, wish), found) for found in masks
+            ]
             if any(not is_copy for is_copy, _, _ in drawn):
                 break
         # a model that draws nothing at all still owes a mask

@@ -28,10 +28,12 @@ SHEET = "sheet.png"
 def read_folder(
     folder: Path, *, bank: MaskBank, categories: Sequence[Category], scale: float, tile_px: int
 ) -> tuple[tuple[ExpertMask, ...], MaskBank]:
-    """Read `<class>/<name>.png`, any value above 0 being the defect: new masks, and the bank with corrected ones in place of its own.
+    """Read `<class>/<name>.png`, any value above 0 being the defect: new masks, and the bank with corrected ones in
+    place of its own.
 
-    A folder is named as `write_review` names it or as its class is; hidden files and what systems leave behind are passed over.
-    A file with the name of a bank entry corrects it and has its tile's size; any other is a new mask at the scale of the images.
+    A folder is named as `write_review` names it or as its class is; hidden files and what systems leave behind are
+    passed over. A file with the name of a bank entry corrects it and has its tile's size; any other is a new mask at
+    the scale of the images.
 
     Args:
         folder: of the expert.
@@ -41,11 +43,13 @@ def read_folder(
         tile_px: side of a tile.
 
     Raises:
-        AnnotationError: a class that train does not have, a mask that is empty, covers everything, or is larger than a tile, a
-            correction of another size than its tile.
+        AnnotationError: a class that train does not have, a mask that is empty, covers everything, or is larger than a
+            tile, a correction of another size than its tile.
     """
     if not folder.is_dir():
-        raise AnnotationError(folder, "no such folder", "give a folder with one folder of PNG masks per class (masks.expert)")
+        raise AnnotationError(
+            folder, "no such folder", "give a folder with one folder of PNG masks per class (masks.expert)"
+        )
     ids = _trained(bank, categories)
     entries = {entry.id: entry for entry in bank.entries}
     found: list[ExpertMask] = []
@@ -76,7 +80,13 @@ def read_folder(
 
 
 def from_instances(
-    named: Sequence[tuple[str, str, Mask]], *, where: Path, bank: MaskBank, categories: Sequence[Category], scale: float, tile_px: int
+    named: Sequence[tuple[str, str, Mask]],
+    *,
+    where: Path,
+    bank: MaskBank,
+    categories: Sequence[Category],
+    scale: float,
+    tile_px: int,
 ) -> tuple[ExpertMask, ...]:
     """Give new masks from annotations: id, class name and mask bool [H,W] of each.
 
@@ -94,7 +104,8 @@ def from_instances(
 
 
 def write_review(bank: MaskBank, categories: Sequence[Category], sheet: NDArray[np.uint8], out: Path) -> int:
-    """Write every mask of the bank as `<class>/<id>.png`, 0 and 255 at its tile's size, and a sheet; corrected, the folder can be read back.
+    """Write every mask of the bank as `<class>/<id>.png`, 0 and 255 at its tile's size, and a sheet; corrected, the
+    folder can be read back.
 
     Folders are named by `file_names_of` of all classes, so that a name of any kind stays inside `out`.
 
@@ -114,7 +125,9 @@ def write_review(bank: MaskBank, categories: Sequence[Category], sheet: NDArray[
     names = {category.id: folder_of[category.name] for category in categories}
     with atomic_folder(out, kind="masks-review") as folder:
         for entry in bank.entries:
-            save_png(folder / names[entry.category_id] / f"{entry.id}.png", decode(entry.mask.rle).astype(np.uint8) * 255)
+            save_png(
+                folder / names[entry.category_id] / f"{entry.id}.png", decode(entry.mask.rle).astype(np.uint8) * 255
+            )
         save_png(folder / SHEET, sheet)
     return len(bank.entries)
 
@@ -130,7 +143,12 @@ def class_names_of_folders(folder: Path, names: Sequence[str]) -> dict[Path, str
     folded = {name.casefold(): text for name, text in written.items()}
 
     def class_of(name: str) -> str | None:
-        for found in (written.get(name), name if name in names else None, folded.get(name.casefold()), text_of(name, names)):
+        for found in (
+            written.get(name),
+            name if name in names else None,
+            folded.get(name.casefold()),
+            text_of(name, names),
+        ):
             if found is not None and found in names:
                 return found
         return None
@@ -147,7 +165,11 @@ def class_names_of_folders(folder: Path, names: Sequence[str]) -> dict[Path, str
 
 def mask_files(folder: Path) -> list[Path]:
     """Return the PNG files of a class's folder, in capitals or not, in order of their names."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".png" and path.is_file() and not is_litter(path.name))
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() == ".png" and path.is_file() and not is_litter(path.name)
+    )
 
 
 def _trained(bank: MaskBank, categories: Sequence[Category]) -> dict[str, int | None]:
@@ -162,7 +184,9 @@ def _id_of(name: str, ids: Mapping[str, int | None], where: Path) -> int:
     category_id = ids[name]
     if category_id is None:
         raise AnnotationError(
-            where, f"class {name!r} has no training example", "annotate some images of it: the control network has never seen one"
+            where,
+            f"class {name!r} has no training example",
+            "annotate some images of it: the control network has never seen one",
         )
     return category_id
 

@@ -1,4 +1,6 @@
-"""New masks from a statistical model of the training masks: their figures are jittered and drawn anew, so that no shape is a copy."""
+"""New masks from a statistical model of the training masks: their figures are jittered and drawn anew, so that no shape
+is a copy.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,8 @@ class ShapeModel:
 
 
 def fit(masks: Sequence[tuple[int, Mask]], *, num_branches: int | None = None, by: SeverityBy = "area") -> ShapeModel:
-    """Fit the model to training masks, pairs of category id and mask bool [H,W]; lines it draws have `num_branches`, if given.
+    """Fit the model to training masks, pairs of category id and mask bool [H,W]; lines it draws have `num_branches`, if
+    given.
 
     Shapes are ordered by area, width or length, which the severity of `draw` picks from.
     """
@@ -80,7 +83,9 @@ def at_quantile(count: int, severity: tuple[float, float], rng: np.random.Genera
 
 
 def branched(shape: Shape, count: int | None, rng: np.random.Generator) -> Shape:
-    """Give a line with so many branches, lengths as its own where it has some; anything else, and any shape for None, as it is."""
+    """Give a line with so many branches, lengths as its own where it has some; anything else, and any shape for None,
+    as it is.
+    """
     if count is None or not isinstance(shape, LineShape):
         return shape
     return replace(shape, branches=tuple(float(rng.choice(shape.branches or BRANCH_SHARES)) for _ in range(count)))
@@ -95,13 +100,22 @@ def jittered(shape: Shape, rng: np.random.Generator) -> Shape:
     angle = float((shape.angle + ANGLE_JITTER * rng.standard_normal()) % np.pi)
     if isinstance(shape, LineShape):
         return replace(
-            shape, length_px=about(shape.length_px), width_px=about(shape.width_px), width_variation=about(shape.width_variation),
-            wander=about(shape.wander), persistence_px=about(shape.persistence_px), branches=tuple(about(b) for b in shape.branches), angle=angle,
-        )  # fmt: skip
+            shape,
+            length_px=about(shape.length_px),
+            width_px=about(shape.width_px),
+            width_variation=about(shape.width_variation),
+            wander=about(shape.wander),
+            persistence_px=about(shape.persistence_px),
+            branches=tuple(about(b) for b in shape.branches),
+            angle=angle,
+        )
     return replace(
-        shape, diameter_px=about(shape.diameter_px), elongation=1 + about(shape.elongation - 1), harmonics=tuple(about(a) for a in shape.harmonics),
+        shape,
+        diameter_px=about(shape.diameter_px),
+        elongation=1 + about(shape.elongation - 1),
+        harmonics=tuple(about(a) for a in shape.harmonics),
         angle=angle,
-    )  # fmt: skip
+    )
 
 
 def draw_shape(shape: Shape, rng: np.random.Generator) -> Mask:
@@ -136,7 +150,9 @@ def _draw_line(shape: LineShape, rng: np.random.Generator) -> Mask:
     return _one_piece(coarser(of_width(fine > 0, shape.width_px * SUPERSAMPLE)))
 
 
-def _walk(shape: LineShape, length: float, angle: float, start: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def _walk(
+    shape: LineShape, length: float, angle: float, start: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.float64]:
     """Walk in steps of a pixel; the direction is pulled back to the angle (an Ornstein-Uhlenbeck process)."""
     count = max(2, round(length))
     keep = np.exp(-1 / max(1.0, shape.persistence_px))

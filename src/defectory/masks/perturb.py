@@ -1,7 +1,7 @@
 """Small random shape changes of a mask: affine, elastic, width.
 
-The width of a crack is what tells one class from another more often than its length, and masks are scored by it: it is kept
-within a small share of the training mask's, whatever the affine map does (decision 017).
+The width of a crack is what tells one class from another more often than its length, and masks are scored by it: it is
+kept within a small share of the training mask's, whatever the affine map does (decision 017).
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ def perturb(mask: Mask, *, seed: int, config: MaskConfig) -> Mask:
     for attempt in range(MAX_TRIES):
         rng = np.random.default_rng([5, seed, attempt])
         moved = _elastic(_affine(fine, rng, config), rng, config)
-        wanted = (width if is_long else mean_width_px(moved)) * np.exp(rng.uniform(-config.thickness_share, config.thickness_share))
+        wanted = (width if is_long else mean_width_px(moved)) * np.exp(
+            rng.uniform(-config.thickness_share, config.thickness_share)
+        )
         changed = largest_pieces(coarser(of_width(moved, wanted)), pieces)
         if AREA_BOUNDS[0] * area <= changed.sum() <= AREA_BOUNDS[1] * area:
             return cropped(changed)
@@ -79,9 +81,11 @@ def _elastic(mask: Mask, rng: np.random.Generator, config: MaskConfig) -> Mask:
     for _ in range(2):
         field = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), sigma)
         shift.append(
-            (field / max(float(np.sqrt((field**2).mean())), 1e-9) * min(config.elastic_px * SUPERSAMPLE, 0.15 * max(mask.shape))).astype(
-                np.float32
-            )
+            (
+                field
+                / max(float(np.sqrt((field**2).mean())), 1e-9)
+                * min(config.elastic_px * SUPERSAMPLE, 0.15 * max(mask.shape))
+            ).astype(np.float32)
         )
     return cv2.remap(padded.astype(np.float32), xs + shift[0], ys + shift[1], cv2.INTER_LINEAR) >= 0.5
 
@@ -94,7 +98,9 @@ def size_of(mask: Mask, by: SeverityBy) -> float:
 
 
 def mean_width_px(mask: Mask) -> float:
-    """Give the mean width of a mask in pixels: four times the mean distance to its outline, which for a strip is its width."""
+    """Give the mean width of a mask in pixels: four times the mean distance to its outline, which for a strip is its
+    width.
+    """
     if not mask.any():
         return 0.0
     padded = np.pad(mask, 1)
@@ -102,7 +108,9 @@ def mean_width_px(mask: Mask) -> float:
 
 
 def _to_outline(mask: Mask) -> NDArray[np.float32]:
-    """Distance of a mask's pixel centres to its outline, half a pixel from the nearest outside it; the array's border is no outline."""
+    """Distance of a mask's pixel centres to its outline, half a pixel from the nearest outside it; the array's border
+    is no outline.
+    """
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.maximum(distance.astype(np.float32) - 0.5, 0)
 

@@ -1,7 +1,8 @@
 """Where on a tile a mask goes.
 
-`learned` placement: how each class lies to the part's holes and edges is counted in train, and masks are placed so that they
-lie to those of the pool tile in the same shares. A crack that starts at a hole in train is no crack in the open in a draft.
+`learned` placement: how each class lies to the part's holes and edges is counted in train, and masks are placed so that
+they lie to those of the pool tile in the same shares. A crack that starts at a hole in train is no crack in the open in
+a draft.
 """
 
 from __future__ import annotations
@@ -30,12 +31,22 @@ CONTACT_SHARES = (0.25, 0.5)
 MAX_SLANT = np.pi / 4
 """An end at a border points at it within so many radians."""
 MAX_GAP_SHARE = 0.6
-"""What a hole cut from a mask is at most so much of it: what lies between the ends of a thin crack around a large hole is no defect."""
+"""What a hole cut from a mask is at most so much of it: what lies between the ends of a thin crack around a large hole
+is no defect.
+"""
 RELATIONS = (
-    "end at a hole", "along a hole", "around a hole", "end at the outside", "along the outside", "around the outside", "near either", "in the open",
-)  # fmt: skip
-"""How a mask lies to the part's borders: it touches a hole (dark, enclosed) or what is outside the part (dark, cut by the tile's border)
-with little, more or most of itself, is near one, or neither."""
+    "end at a hole",
+    "along a hole",
+    "around a hole",
+    "end at the outside",
+    "along the outside",
+    "around the outside",
+    "near either",
+    "in the open",
+)
+"""How a mask lies to the part's borders: it touches a hole (dark, enclosed) or what is outside the part (dark, cut by
+the tile's border) with little, more or most of itself, is near one, or neither.
+"""
 NEAR_EITHER, IN_THE_OPEN = len(RELATIONS) - 2, len(RELATIONS) - 1
 NUM_CONTACTS = len(CONTACT_SHARES) + 1
 
@@ -48,7 +59,9 @@ class Borders:
     to_outside: Field
 
     def pixels(self, relation: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of surface pixels at the border that a relation (index into RELATIONS) is to, or at its distance."""
+        """Rows and columns of surface pixels at the border that a relation (index into RELATIONS) is to, or at its
+        distance.
+        """
         nearest = np.minimum(self.to_hole, self.to_outside)
         if relation == IN_THE_OPEN:
             ys, xs = np.nonzero(nearest > NEAR_PX)
@@ -60,10 +73,16 @@ class Borders:
         return ys, xs
 
     def towards(self, relation: int, y: int, x: int) -> float:
-        """Give the direction, radians from the x axis to the y axis, from a surface pixel to the border that a touching relation is to."""
+        """Give the direction, radians from the x axis to the y axis, from a surface pixel to the border that a touching
+        relation is to.
+        """
         distance = self.to_hole if relation < NUM_CONTACTS else self.to_outside
-        rows, columns = (np.clip([at - 1, at + 1], 0, size - 1) for at, size in zip((y, x), distance.shape, strict=True))
-        return float(np.arctan2(distance[rows[0], x] - distance[rows[1], x], distance[y, columns[0]] - distance[y, columns[1]]))
+        rows, columns = (
+            np.clip([at - 1, at + 1], 0, size - 1) for at, size in zip((y, x), distance.shape, strict=True)
+        )
+        return float(
+            np.arctan2(distance[rows[0], x] - distance[rows[1], x], distance[y, columns[0]] - distance[y, columns[1]])
+        )
 
 
 def borders_of(solid: Mask) -> Borders:
@@ -92,10 +111,11 @@ def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
 
 
 def filled_where_cut(mask: Mask, borders: Borders) -> Mask:
-    """Give a mask without what holes and the outside of its own part cut from it: elsewhere on a part nothing is there to cut it so.
+    """Give a mask without what holes and the outside of its own part cut from it: elsewhere on a part nothing is there
+    to cut it so.
 
-    Where a crack ends at a hole its end is hollow, where it crosses one it is in two pieces, and a stain around one is a ring. Filled is what
-    lies between a mask's pixels at the hole.
+    Where a crack ends at a hole its end is hollow, where it crosses one it is in two pieces, and a stain around one is
+    a ring. Filled is what lies between a mask's pixels at the hole.
 
     Args:
         mask: bool [H,W].
@@ -135,7 +155,9 @@ def relation_of(mask: Mask, borders: Borders) -> int:
 
 
 def relation_shares(observed: Iterable[tuple[int, int, float]]) -> dict[int, NDArray[np.float64]]:
-    """Give per class the share of each relation, float64 [8], from class, relation and weight of masks; each class leans on all by one mask."""
+    """Give per class the share of each relation, float64 [8], from class, relation and weight of masks; each class
+    leans on all by one mask.
+    """
     counts: dict[int, NDArray[np.float64]] = {}
     for category_id, relation, weight in observed:
         counts.setdefault(category_id, np.zeros(len(RELATIONS)))[relation] += weight
@@ -146,8 +168,11 @@ def relation_shares(observed: Iterable[tuple[int, int, float]]) -> dict[int, NDA
     return {category_id: (count + pooled) / (count.sum() + 1) for category_id, count in counts.items()}
 
 
-def place_like(mask: Mask, shares: NDArray[np.float64], *, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
-    """Place a cropped mask where it lies to the part's borders as `shares` of RELATIONS say; where no such place is found, as `place`.
+def place_like(
+    mask: Mask, shares: NDArray[np.float64], *, site: Site, taken: Mask, rng: np.random.Generator
+) -> Mask | None:
+    """Place a cropped mask where it lies to the part's borders as `shares` of RELATIONS say; where no such place is
+    found, as `place`.
 
     Args:
         mask: bool [h,w], cropped to its box.
@@ -167,7 +192,8 @@ def place_like(mask: Mask, shares: NDArray[np.float64], *, site: Site, taken: Ma
         for candidate in range(NUM_CANDIDATES if len(ys) else 0):
             at = int(rng.integers(len(ys)))
             if touches and wanted % NUM_CONTACTS == 0:
-                # an end of the mask is laid there, its outermost pixel towards the border, so that it ends at a hole and does not cross it
+                # an end of the mask is laid there, its outermost pixel towards the border, so that it ends at a hole
+                # and does not cross it
                 angle = site.borders.towards(wanted, int(ys[at]), int(xs[at])) + rng.uniform(-MAX_SLANT, MAX_SLANT)
                 y, x = own[int((own @ np.array([np.sin(angle), np.cos(angle)])).argmax())]
             else:
@@ -205,8 +231,16 @@ def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, r
     for attempt in range(MAX_TRIES):
         # later tries settle for a mask that is cut by the border
         loose = attempt >= MAX_TRIES // 2 or height > high_y - low_y or width > high_x - low_x
-        y = int(rng.integers(low_y - (height // 2 if loose else 0), max(low_y, high_y - (height // 2 if loose else height)) + 1))
-        x = int(rng.integers(low_x - (width // 2 if loose else 0), max(low_x, high_x - (width // 2 if loose else width)) + 1))
+        y = int(
+            rng.integers(
+                low_y - (height // 2 if loose else 0), max(low_y, high_y - (height // 2 if loose else height)) + 1
+            )
+        )
+        x = int(
+            rng.integers(
+                low_x - (width // 2 if loose else 0), max(low_x, high_x - (width // 2 if loose else width)) + 1
+            )
+        )
         result = _pasted(mask, y, x, size_hw) & allowed
         visible = int(result.sum())
         if visible < (0.4 if loose else 0.9) * mask.sum() or visible == 0:

@@ -100,10 +100,15 @@ def _line(mask: Mask, path: Path, length: float, width: float, branches: list[fl
     about = heading - heading.mean()
     wander = float(about.std())
     return LineShape(
-        length_px=length, width_px=width, width_variation=float(along.std() / max(along.mean(), 1e-6)), wander=wander,
-        persistence_px=_persistence(about), branches=tuple(round(b / length, 4) for b in branches if b >= max(MIN_BRANCH_PX, 1.5 * width)),
-        angle=float(np.arctan2(chord[0], chord[1]) % np.pi), area_px=int(mask.sum()),
-    )  # fmt: skip
+        length_px=length,
+        width_px=width,
+        width_variation=float(along.std() / max(along.mean(), 1e-6)),
+        wander=wander,
+        persistence_px=_persistence(about),
+        branches=tuple(round(b / length, 4) for b in branches if b >= max(MIN_BRANCH_PX, 1.5 * width)),
+        angle=float(np.arctan2(chord[0], chord[1]) % np.pi),
+        area_px=int(mask.sum()),
+    )
 
 
 def _persistence(about: NDArray[np.float64]) -> float:
@@ -137,13 +142,18 @@ def _blob(mask: Mask) -> BlobShape:
     # shorter waves are the stairs of the grid
     spectrum[int(2 * np.pi * radius / MIN_WAVE_PX) + 1 :] = 0
     return BlobShape(
-        diameter_px=float(2 * radius), elongation=elongation, harmonics=tuple(round(float(a), 4) for a in spectrum[2 : 2 + NUM_HARMONICS]),
-        angle=angle, area_px=len(ys),
-    )  # fmt: skip
+        diameter_px=float(2 * radius),
+        elongation=elongation,
+        harmonics=tuple(round(float(a), 4) for a in spectrum[2 : 2 + NUM_HARMONICS]),
+        angle=angle,
+        area_px=len(ys),
+    )
 
 
 def skeleton_path(mask: Mask) -> tuple[Path, list[float]]:
-    """Give the longest path of a mask's skeleton, float64 [N,2] of (y, x), and the lengths in pixels of what branches off it."""
+    """Give the longest path of a mask's skeleton, float64 [N,2] of (y, x), and the lengths in pixels of what branches
+    off it.
+    """
     from skimage.morphology import skeletonize
 
     skeleton = np.asarray(skeletonize(mask), bool)
@@ -196,6 +206,9 @@ def smoothed(path: Path) -> Path:
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / SMOOTH_PX) ** 2)
     # prolonged straight on, so that the ends stay where they are
     head = even[0] + (even[0] - even[min(len(even) - 1, 4)]) / min(len(even) - 1, 4) * np.arange(reach, 0, -1)[:, None]
-    tail = even[-1] + (even[-1] - even[-1 - min(len(even) - 1, 4)]) / min(len(even) - 1, 4) * np.arange(1, reach + 1)[:, None]
+    tail = (
+        even[-1]
+        + (even[-1] - even[-1 - min(len(even) - 1, 4)]) / min(len(even) - 1, 4) * np.arange(1, reach + 1)[:, None]
+    )
     padded = np.concatenate([head, even, tail])
     return np.stack([np.convolve(padded[:, axis], kernel / kernel.sum(), mode="valid") for axis in (0, 1)], axis=1)

@@ -34,7 +34,9 @@ class MaskModel(Protocol):
     """Draws new masks of a class."""
 
     def draw(self, category_id: int, *, seed: int, severity: tuple[float, float]) -> Mask:
-        """Draw a mask bool [h,w], cropped, a function of the seed, of a size between two quantiles of the training masks'."""
+        """Draw a mask bool [h,w], cropped, a function of the seed, of a size between two quantiles of the training
+        masks'.
+        """
         ...
 
 
@@ -47,7 +49,8 @@ class MaskSources:
         config: shares of the sources, perturbation, severity, limits.
         names: class name by category id, for messages.
         diffusion: the trained model, where it has a share.
-        weights: how often entries of the bank are taken, by id, where sizes are not set by severity; 1 where nothing is said.
+        weights: how often entries of the bank are taken, by id, where sizes are not set by severity; 1 where nothing is
+            said.
     """
 
     def __init__(
@@ -135,7 +138,8 @@ class MaskSources:
         if not places:
             raise ConfigError(
                 f"masks.max_uses {limit}",
-                f"the plan asks for more than {len(ids) * (limit or 0)} masks of class {self._names[category_id]}, of which there are {len(ids)}",
+                f"the plan asks for more than {len(ids) * (limit or 0)} masks of class {self._names[category_id]}, "
+                f"of which there are {len(ids)}",
                 "raise it, ask for fewer images, add expert masks, or raise the share of a model in masks.sources",
             )
         if self._config.severity == ALL_SIZES and self._weights:

@@ -1,4 +1,6 @@
-"""Stages of curation and export: drafts are held against their labels and against real tiles of train and pool; what passes leaves."""
+"""Stages of curation and export: drafts are held against their labels and against real tiles of train and pool; what
+passes leaves.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def run_curation(project: Project) -> Iterator[Progress | str]:
         return drafts / "images" / f"{job.id}.png", drafts / "without" / f"{job.id}.png"
 
     checker = checker_of(project) if config.enabled and config.checks else None
-    for event in decide(plan, pair_of=pair_of, config=config, checker=checker, valid_hw_of=lambda job: valid_hw[job.tile_id]):
+    for event in decide(
+        plan, pair_of=pair_of, config=config, checker=checker, valid_hw_of=lambda job: valid_hw[job.tile_id]
+    ):
         if isinstance(event, Scored):
             if event.done % 20 == 0 or event.done == event.total:
                 yield Progress(stage="curate", done=event.done, total=event.total)
@@ -42,7 +46,10 @@ def run_curation(project: Project) -> Iterator[Progress | str]:
         decisions.save(project.path("curation", "decisions.json"))
         summary.save(project.path("curation", "fidelity.json"))
         write_contact_sheet(plan, decisions, pair_of=pair_of, out=project.path("curation", "contact_sheet.png"))
-        told = f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f}), {summary.accepted_share:.0%} accepted"
+        told = (
+            f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f}), {summary.accepted_share:.0%} "
+            "accepted"
+        )
         yield told + (f"; likely cause: {summary.likely_cause}" if summary.likely_cause else "")
 
 
@@ -57,11 +64,15 @@ def checker_of(project: Project) -> Checker:
     split_of(project).require_training_ids((tile.image_id for tile in tiles), stage="curate")
     real = [
         RealTile(
-            name=tile.id, image=load_rgb(project.path("tiles", tile.file_name)), valid_hw=tile.valid_hw, image_id=tile.image_id,
-            group=dataset.image(tile.image_id).group, is_defective=bool(tile.instances),
+            name=tile.id,
+            image=load_rgb(project.path("tiles", tile.file_name)),
+            valid_hw=tile.valid_hw,
+            image_id=tile.image_id,
+            group=dataset.image(tile.image_id).group,
+            is_defective=bool(tile.instances),
         )
         for tile in tiles
-    ]  # fmt: skip
+    ]
     config = project.config.curation
     if project.config.synthesis.mode == "insert":
         # what is kept of a tile makes drafts on it alike
@@ -70,14 +81,24 @@ def checker_of(project: Project) -> Checker:
     if "agreement" in config.checks:
         difficulty = difficulty_of(project)
         agreement = Agreement(
-            overlap=FoldSegmenters(project).overlap, expected=difficulty.expected_overlap,
+            overlap=FoldSegmenters(project).overlap,
+            expected=difficulty.expected_overlap,
             limit=1.0 - difficulty.overlap_limit(config.agreement_quantile),
-        )  # fmt: skip
-    return Checker(real, prior_images(project), encoder=curation_encoder(), config=config, seed=project.config.seed, agreement=agreement)
+        )
+    return Checker(
+        real,
+        prior_images(project),
+        encoder=curation_encoder(),
+        config=config,
+        seed=project.config.seed,
+        agreement=agreement,
+    )
 
 
 def curation_encoder() -> Encoder:
-    """Give the embedded encoder as curation needs it: stages of stride 4 and 8 make the patches, each the mean of three by three."""
+    """Give the embedded encoder as curation needs it: stages of stride 4 and 8 make the patches, each the mean of three
+    by three.
+    """
     import torch
     from torch.nn import functional
 
@@ -92,7 +113,9 @@ def curation_encoder() -> Encoder:
         for start in range(0, len(images), EMBED_IMAGES):
             _, fine, coarse, _ = encoder(images_to_tensor(list(images[start : start + EMBED_IMAGES])))
             both = torch.cat([functional.avg_pool2d(fine, 2), coarse], dim=1)
-            parts.append(functional.avg_pool2d(both, 3, 1, 1, count_include_pad=False).permute(0, 2, 3, 1).float().numpy())
+            parts.append(
+                functional.avg_pool2d(both, 3, 1, 1, count_include_pad=False).permute(0, 2, 3, 1).float().numpy()
+            )
         return np.concatenate(parts)
 
     return Encoder(embed=lambda images: embed_images(encoder, images), patches=patches)
@@ -148,12 +171,20 @@ def run_export(project: Project) -> Iterator[Progress | str]:
         return {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256}
 
     written = export_synthetic(
-        plan_of(project), decisions_of(project), drafts=project.path("drafts"), out=project.path("synthetic"),
-        base_digest=Concept.load(project.path("concept", "concept.json")).base_digest, pool_image_of=pool_image_of,
+        plan_of(project),
+        decisions_of(project),
+        drafts=project.path("drafts"),
+        out=project.path("synthetic"),
+        base_digest=Concept.load(project.path("concept", "concept.json")).base_digest,
+        pool_image_of=pool_image_of,
         valid_hw_of=lambda job: pool.tile(job).valid_hw,
-        frame_of=(lambda job: frame_of(project, dataset, pool, job)) if project.config.synthesis.mode == "insert" else None,
-    )  # fmt: skip
-    kept = f"; {written.num_without_outline} instances have no outline and stay RLE" if written.num_without_outline else ""
+        frame_of=(lambda job: frame_of(project, dataset, pool, job))
+        if project.config.synthesis.mode == "insert"
+        else None,
+    )
+    kept = (
+        f"; {written.num_without_outline} instances have no outline and stay RLE" if written.num_without_outline else ""
+    )
     yield f"{written.num_images} images in synthetic/annotations.json{kept}"
 
 
@@ -161,7 +192,9 @@ def frame_of(project: Project, dataset: Dataset, pool: PoolTiles, job: Job) -> F
     """Give the frame that a job's pool tile was cut from."""
     tile = pool.tile(job)
     # kinds that cannot be written again as they are, palettes for one, leave as RGB
-    image = load_frame(image_path(project.path("data"), dataset.image(tile.image_id)), dataset.value_range, convert=True)
+    image = load_frame(
+        image_path(project.path("data"), dataset.image(tile.image_id)), dataset.value_range, convert=True
+    )
     corner_xy = tuple(round(offset) for offset in tile.offset_xy)
     size_hw = tuple(
         min(round(side / tile.scale), whole - at)

@@ -24,7 +24,9 @@ def import_settings(project: Project) -> dict[str, Any]:
     """Return the settings of the data section and the state of each source's files."""
     data = project.config.data
     listings = {
-        f"files of data.{name}": source_listing(project.source_folder / Path(path).expanduser(), follow_links=data.follow_links)
+        f"files of data.{name}": source_listing(
+            project.source_folder / Path(path).expanduser(), follow_links=data.follow_links
+        )
         for name in ("path", "image_root", "defect_free", "index", "class_colours")
         if (path := getattr(data, name)) is not None
     }
@@ -34,12 +36,16 @@ def import_settings(project: Project) -> dict[str, Any]:
 def run_import(project: Project) -> Iterator[Progress | Notice | str]:
     """Import the user's data set into the run; a disk that may be too small is told before anything is copied."""
     listings = [value for value in import_settings(project).values() if isinstance(value, list)]
-    needed = sum(size for listing in listings for name, size, _ in listing if Path(name).suffix.lower() in IMAGE_SUFFIXES)
+    needed = sum(
+        size for listing in listings for name, size, _ in listing if Path(name).suffix.lower() in IMAGE_SUFFIXES
+    )
     free = shutil.disk_usage(project.folder).free
     if free < needed:
         # the data set may name a part of these images alone
         yield Notice(
-            stage="import", text=f"the disk has {free / 1e6:,.0f} MB free, the images beside the annotations are {needed / 1e6:,.0f} MB"
+            stage="import",
+            text=f"the disk has {free / 1e6:,.0f} MB free, the images beside the annotations are {needed / 1e6:,.0f} "
+            "MB",
         )
     result = import_dataset(project.config.data, project.path("data"), base_folder=project.source_folder)
     report = check_dataset(project.path("data"), result.dataset)
@@ -49,7 +55,10 @@ def run_import(project: Project) -> Iterator[Progress | Notice | str]:
     skipped = f", {len(result.rejected)} skipped" if result.rejected else ""
     num_remarks = len(report.remarks) + len(report.problems)
     problems = f", {num_remarks} remarks (data/check.json)" if num_remarks else ""
-    yield f"{report.num_images} images, {report.num_defect_free} defect-free, {report.num_instances} instances, {report.num_groups} groups{skipped}{problems}"
+    yield (
+        f"{report.num_images} images, {report.num_defect_free} defect-free, {report.num_instances} instances, "
+        f"{report.num_groups} groups{skipped}{problems}"
+    )
 
 
 def run_split(project: Project) -> Iterator[Progress | str]:
@@ -57,7 +66,9 @@ def run_split(project: Project) -> Iterator[Progress | str]:
     dataset, descriptors = dataset_of(project), dict[int, ImageDescriptor]()
     for image_id, descriptor in describe_images(project.path("data"), dataset):
         descriptors[image_id] = descriptor
-        yield Progress(stage="split", done=len(descriptors), total=len(dataset.images), note="looking for near-duplicates")
+        yield Progress(
+            stage="split", done=len(descriptors), total=len(dataset.images), note="looking for near-duplicates"
+        )
     save_descriptors(project.path("split", DESCRIPTORS), descriptors, dataset_digest=dataset.digest())
     split = make_split(project.path("data"), dataset, project.config.split, descriptors=descriptors)
     split.save(project.path("split", "split.json"))
@@ -87,7 +98,10 @@ def run_tiles(project: Project) -> Iterator[Progress | str]:
     tiling = choose_tiling(dataset, split, project.config.tiling, base_tile_px(project))
     tileset = yield from _cut(project, "tiles", tiling, parts=("train", "pool", "val"))
     counts = Counter((tile.part, tile.is_defect_free) for tile in tileset.tiles)
-    yield f"{tiling.mode} mode, {tiling.reason}; train {counts['train', False]} with defects, pool {len(tileset.of('pool'))}"
+    yield (
+        f"{tiling.mode} mode, {tiling.reason}; train {counts['train', False]} with defects, pool "
+        f"{len(tileset.of('pool'))}"
+    )
 
 
 def run_test_tiles(project: Project) -> Iterator[Progress | str]:
@@ -100,9 +114,15 @@ def _cut(
     project: Project, stage: str, tiling: Tiling, *, parts: Sequence[Part], folder: str = "tiles"
 ) -> Generator[Progress, None, TileSet]:
     cutting = cut_tiles(
-        project.path("data"), dataset_of(project), split_of(project), tiling, parts=parts, out=project.path(folder),
-        config=project.config.tiling, seed=project.config.seed,
-    )  # fmt: skip
+        project.path("data"),
+        dataset_of(project),
+        split_of(project),
+        tiling,
+        parts=parts,
+        out=project.path(folder),
+        config=project.config.tiling,
+        seed=project.config.seed,
+    )
     while True:
         try:
             event = next(cutting)

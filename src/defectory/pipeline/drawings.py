@@ -61,7 +61,9 @@ class Drawings:
             if path is None:
                 several = " in a folder named as the image's" if images_of_stem[name.stem] > 1 else ""
                 raise ConfigError(
-                    f"drivers.drawings {folder}", f"no drawing of {record.file_name}", f"add one of that name{several}, whatever the suffix"
+                    f"drivers.drawings {folder}",
+                    f"no drawing of {record.file_name}",
+                    f"add one of that name{several}, whatever the suffix",
                 )
             require_size(path, image_size_hw(path), record.size_hw)
             self._paths[image_id] = path
@@ -83,7 +85,9 @@ class Drawings:
 
 
 def named_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return the image files under a folder by relative path without suffix, and by stem where only one file has it; litter is passed over."""
+    """Return the image files under a folder by relative path without suffix, and by stem where only one file has it;
+    litter is passed over.
+    """
     files = image_files(folder)
     stems = Counter(path.stem for path in files)
     by_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}

@@ -32,7 +32,9 @@ def driver_samples(project: Project) -> tuple[list[Sample], list[Sample]]:
     def sample(tile: Tile, labels: Tile) -> Sample:
         image = load_rgb(project.path("tiles", tile.file_name))
         masks = tuple(mask for _, mask in masks_of(labels.instances))
-        return Sample(image=image, masks=masks, valid_hw=tile.valid_hw, drawing=None if drawings is None else drawings.of(tile))
+        return Sample(
+            image=image, masks=masks, valid_hw=tile.valid_hw, drawing=None if drawings is None else drawings.of(tile)
+        )
 
     return (
         [sample(tile, tile) for tile in defective],
@@ -41,7 +43,9 @@ def driver_samples(project: Project) -> tuple[list[Sample], list[Sample]]:
 
 
 def leakage_of(project: Project) -> Leakage | None:
-    """Measure whether the project's drivers tell defective from defect-free tiles; None where there are too few tiles."""
+    """Measure whether the project's drivers tell defective from defect-free tiles; None where there are too few
+    tiles.
+    """
     config = project.config.drivers
 
     def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +56,9 @@ def leakage_of(project: Project) -> Leakage | None:
 
 
 def compare_drivers(project: Project, *, num_tiles: int) -> NDArray[np.uint8]:
-    """Give a sheet of train tiles, each beside its drivers of every kind, RGB uint8 [H,W,3]; geometry at full brightness."""
+    """Give a sheet of train tiles, each beside its drivers of every kind, RGB uint8 [H,W,3]; geometry at full
+    brightness.
+    """
     tileset, config, drawings = tileset_of(project), project.config.drivers, drawings_of(project)
     kinds = [*KINDS] if config.kind in KINDS else [config.kind, *KINDS]
     cells: list[NDArray[np.uint8]] = []
@@ -67,16 +73,20 @@ def compare_drivers(project: Project, *, num_tiles: int) -> NDArray[np.uint8]:
             labels.append("drawing")
         for kind in kinds:
             driver = extract_driver(
-                image, instances, num_classes=len(tileset.categories), config=config.model_copy(update={"kind": kind, "background_level": 255}),
+                image,
+                instances,
+                num_classes=len(tileset.categories),
+                config=config.model_copy(update={"kind": kind, "background_level": 255}),
                 valid_hw=tile.valid_hw,
-            )  # fmt: skip
+            )
             cells.append(driver)
             labels.append(kind)
     return contact_sheet(cells, columns=len(kinds) + (1 if drawings is None else 2), labels=labels, cell_px=160)
 
 
 def tune_drivers(project: Project) -> Iterator[Progress | list[Candidate]]:
-    """Measure every choice of the driver's constants on the project's train and pool tiles; yields the candidates last, the best first.
+    """Measure every choice of the driver's constants on the project's train and pool tiles; yields the candidates last,
+    the best first.
 
     Raises:
         InputError: there are too few tiles to measure leakage.

@@ -63,8 +63,8 @@ def export_project(project: Project, writer: Writer, out: Path, *, real: RealFor
         project: whose stages up to `export` have been run.
         writer: of the format.
         out: folder, replaced as a whole where an earlier export made it.
-        real: None leaves real images out; `tiles` adds train tiles with defects and pool tiles, as the segmenters see them;
-            `images` adds whole train and pool images, byte for byte.
+        real: None leaves real images out; `tiles` adds train tiles with defects and pool tiles, as the segmenters see
+            them; `images` adds whole train and pool images, byte for byte.
 
     Raises:
         FirewallError: an image of validation or test, or an unknown one, would be exported.
@@ -90,7 +90,9 @@ def export_project(project: Project, writer: Writer, out: Path, *, real: RealFor
         lines = [_line(folder, written, entry, digests) for entry in entries if entry.image.name in written.paths]
         write_text(folder / PROVENANCE, "".join(line + "\n" for line in lines))
         yield Progress(stage=name, done=len(entries), total=len(entries))
-    yield StageEnded(stage=name, seconds=time.monotonic() - began, skipped=False, summary=_summary(entries, written, out))
+    yield StageEnded(
+        stage=name, seconds=time.monotonic() - began, skipped=False, summary=_summary(entries, written, out)
+    )
 
 
 def require_export_folder(project: Project, out: Path) -> None:
@@ -118,13 +120,17 @@ def _summary(entries: Sequence[_Entry], written: Written, out: Path) -> str:
 def _line(folder: Path, written: Written, entry: _Entry, digests: dict[str, str]) -> str:
     path = written.paths[entry.image.name]
     digests[path] = digest_file(folder / path)
-    return canonical_json({**entry.record, "image": path, "sha256": digests[path], "synthetic": entry.image.is_synthetic})
+    return canonical_json(
+        {**entry.record, "image": path, "sha256": digests[path], "synthetic": entry.image.is_synthetic}
+    )
 
 
 def _drafts(project: Project) -> Iterator[_Entry]:
     """Yield the accepted drafts as the stage `export` wrote them."""
     content = json.loads(checked(project, "synthetic", "annotations.json").read_bytes())
-    records = [json.loads(line) for line in checked(project, "synthetic", PROVENANCE).read_text(encoding="utf-8").splitlines()]
+    records = [
+        json.loads(line) for line in checked(project, "synthetic", PROVENANCE).read_text(encoding="utf-8").splitlines()
+    ]
     by_file = {record["image"]: record for record in records}
     instances: dict[int, list[Instance]] = {}
     for row in content["annotations"]:
@@ -231,7 +237,9 @@ def _real_images(project: Project) -> Iterator[_Entry]:
 
 
 def _source(record: ImageRecord) -> dict[str, Any]:
-    return {"source": {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256, "group": record.group}}
+    return {
+        "source": {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256, "group": record.group}
+    }
 
 
 def _plain_stem(record: ImageRecord) -> str:

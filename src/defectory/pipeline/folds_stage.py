@@ -81,32 +81,58 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
             continue
         seen = segmentation_tiles(project, [t for t in defective if fold_of[t.image_id] != fold])
         for event in train_segmenter(
-            arm="real", real=seen, synthetic=[], defect_free=free, validate=lambda _: 0.0, kind=config.model, categories=tileset.categories,
-            tiling=tileset.tiling, config=config, seed=project.config.seed, out=out, device=device,
+            arm="real",
+            real=seen,
+            synthetic=[],
+            defect_free=free,
+            validate=lambda _: 0.0,
+            kind=config.model,
+            categories=tileset.categories,
+            tiling=tileset.tiling,
+            config=config,
+            seed=project.config.seed,
+            out=out,
+            device=device,
             require=lambda ids, what: split.require_training_ids(ids, stage=f"folds, {what}"),
-        ):  # fmt: skip
-            yield Progress(stage="folds", done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}")
+        ):
+            yield Progress(
+                stage="folds",
+                done=fold * num_steps + event.step,
+                total=NUM_FOLDS * num_steps,
+                note=f"loss {event.loss:.3f}",
+            )
     found: dict[tuple[int, int], list[tuple[int, float]]] = {}
     segmenters = FoldSegmenters(project)
     tiles: list[TileOverlap] = []
     for tile in defective:
         image, labels = load_rgb(project.path("tiles", tile.file_name)), masks_of(tile.instances)
         seen = segmenters.defects(image, folds=[fold_of[tile.image_id]])
-        tiles.append(TileOverlap(tile_id=tile.id, category_ids=tuple(i.category_id for i in tile.instances), overlap=overlap(seen, labels)))
+        tiles.append(
+            TileOverlap(
+                tile_id=tile.id,
+                category_ids=tuple(i.category_id for i in tile.instances),
+                overlap=overlap(seen, labels),
+            )
+        )
         for instance, best in zip(tile.instances, best_ious(seen, labels), strict=True):
             if not instance.is_crowd:
                 found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, best))
     difficulty = Difficulty(
-        split_digest=split.digest(), num_folds=NUM_FOLDS,
+        split_digest=split.digest(),
+        num_folds=NUM_FOLDS,
         instances=tuple(
-            InstanceDifficulty(image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([best for _, best in of])))
+            InstanceDifficulty(
+                image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([best for _, best in of]))
+            )
             for (image_id, number), of in sorted(found.items())
         ),
         tiles=tuple(tiles),
-    )  # fmt: skip
+    )
     difficulty.save(project.path("folds", "difficulty.json"))
     names = {c.id: c.name for c in tileset.categories}
-    yield "IoU of what each fold left out: " + ", ".join(f"{names[c]} {best:.2f}" for c, best in difficulty.per_class().items())
+    yield "IoU of what each fold left out: " + ", ".join(
+        f"{names[c]} {best:.2f}" for c, best in difficulty.per_class().items()
+    )
 
 
 def _folds(project: Project, tiles: Sequence[Tile]) -> dict[int, int]:
@@ -167,11 +193,16 @@ class FoldSegmenters:
 
 def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:
     """Give per labelled instance the best IoU of a detection of its class."""
-    return [max((iou(mask, found) for of in seen for c, found in of if c == category_id), default=0.0) for category_id, mask in labels]
+    return [
+        max((iou(mask, found) for of in seen for c, found in of if c == category_id), default=0.0)
+        for category_id, mask in labels
+    ]
 
 
 def overlap(seen: Sequence[Defects], labels: Defects) -> float:
-    """Give the IoU of all that is called a defect with all that is labelled, whatever class; the mean over segmenters."""
+    """Give the IoU of all that is called a defect with all that is labelled, whatever class; the mean over
+    segmenters.
+    """
     label = _union(labels, like=labels[0][1])
     return float(np.mean([iou(_union(of, like=label), label) for of in seen]))
 

@@ -57,12 +57,15 @@ def training_tiles(project: Project, tiles: Iterable[Tile]) -> list[Any]:
     names = {c.id: c.name for c in tileset.categories}
     return [
         TrainingTile(
-            id=tile.id, image=load_rgb(project.path("tiles", tile.file_name)), instances=masks_of(tile.instances),
-            class_names=tuple(names[i.category_id] for i in tile.instances), valid_hw=tile.valid_hw,
+            id=tile.id,
+            image=load_rgb(project.path("tiles", tile.file_name)),
+            instances=masks_of(tile.instances),
+            class_names=tuple(names[i.category_id] for i in tile.instances),
+            valid_hw=tile.valid_hw,
             drawing=None if drawings is None else drawings.of(tile),
         )
         for tile in tiles
-    ]  # fmt: skip
+    ]
 
 
 def phase_tiles(project: Project) -> tuple[list[Any], list[Any]]:
@@ -85,10 +88,17 @@ def run_concept(project: Project) -> Iterator[Progress | Notice | str]:
     yield from training_progress(
         "learn-concept",
         learn_concept(
-            tiles, base=resolve_base(project.config.base), config=project.config.concept, seed=project.config.seed, out=project.path("concept"),
-            defect_noun=project.config.condition.defect_noun, device=device_of(project), held_out=held_out, cache=project.path("cache"),
+            tiles,
+            base=resolve_base(project.config.base),
+            config=project.config.concept,
+            seed=project.config.seed,
+            out=project.path("concept"),
+            defect_noun=project.config.condition.defect_noun,
+            device=device_of(project),
+            held_out=held_out,
+            cache=project.path("cache"),
         ),
-    )  # fmt: skip
+    )
 
 
 def run_condition(project: Project) -> Iterator[Progress | Notice | str]:
@@ -100,22 +110,37 @@ def run_condition(project: Project) -> Iterator[Progress | Notice | str]:
     yield from training_progress(
         "learn-condition",
         learn_condition(
-            tiles, concept=project.path("concept"), config=project.config.condition, make_driver=driver_maker(project, num_classes),
-            seed=project.config.seed, out=project.path("control"), device=device_of(project),
-            driver_digest=driver_digest(project), held_out=held_out, cache=project.path("cache"),
+            tiles,
+            concept=project.path("concept"),
+            config=project.config.condition,
+            make_driver=driver_maker(project, num_classes),
+            seed=project.config.seed,
+            out=project.path("control"),
+            device=device_of(project),
+            driver_digest=driver_digest(project),
+            held_out=held_out,
+            cache=project.path("cache"),
         ),
-    )  # fmt: skip
+    )
 
 
 def driver_digest(project: Project) -> str:
     """Give the digest of the driver configuration and of the number of classes, which decides colours."""
     return digest_json(
-        {"rules": DRIVER_RULES, "drivers": project.config.drivers.model_dump(mode="json"), "classes": len(dataset_of(project).categories)}
+        {
+            "rules": DRIVER_RULES,
+            "drivers": project.config.drivers.model_dump(mode="json"),
+            "classes": len(dataset_of(project).categories),
+        }
     )
 
 
-def placement_in_train(project: Project, bank: MaskBank, weights: Mapping[str, float]) -> tuple[dict[int, np.ndarray], MaskBank]:
-    """Give per class how its masks, weighed by entry, lie to holes and edges of their own tiles, and the bank without the gaps those holes cut."""
+def placement_in_train(
+    project: Project, bank: MaskBank, weights: Mapping[str, float]
+) -> tuple[dict[int, np.ndarray], MaskBank]:
+    """Give per class how its masks, weighed by entry, lie to holes and edges of their own tiles, and the bank without
+    the gaps those holes cut.
+    """
     tileset = tileset_of(project)
     masks: dict[str, list[MaskBankEntry]] = {}
     for entry in bank.entries:
@@ -132,7 +157,9 @@ def placement_in_train(project: Project, bank: MaskBank, weights: Mapping[str, f
             observed.append((entry.category_id, relation_of(mask, borders), weights.get(entry.id, 1.0)))
             filled = entry.mask.model_copy(update={"rle": encode(filled_where_cut(mask, borders))})
             whole[entry.id] = entry.model_copy(update={"mask": filled})
-    return relation_shares(observed), bank.model_copy(update={"entries": tuple(whole.get(entry.id, entry) for entry in bank.entries)})
+    return relation_shares(observed), bank.model_copy(
+        update={"entries": tuple(whole.get(entry.id, entry) for entry in bank.entries)}
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +171,9 @@ class MaskSupply:
     shares: dict[int, np.ndarray]
 
     def place(self, mask: Mask, category_id: int, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
-        """Place a mask of a class on a tile, bool [H,W], as its class lies in train where that is learned; None where there is no place."""
+        """Place a mask of a class on a tile, bool [H,W], as its class lies in train where that is learned; None where
+        there is no place.
+        """
         if category_id in self.shares:
             return place_like(mask, self.shares[category_id], site=site, taken=taken, rng=rng)
         return place(mask, size_hw=(taken.shape[0], taken.shape[1]), allowed=site.allowed, taken=taken, rng=rng)
@@ -160,13 +189,17 @@ def mask_supply(project: Project) -> MaskSupply:
     bank = bank_from_train(project)
     supplied, bank = expert_masks(project, bank)
     diffusion, focus = mask_diffusion_of(project, bank), focus_weights(project)
-    weights = {} if focus is None else {entry.id: focus.get((entry.image_id, entry.number), 1.0) for entry in bank.entries}
+    weights = (
+        {} if focus is None else {entry.id: focus.get((entry.image_id, entry.number), 1.0) for entry in bank.entries}
+    )
     shares: dict[int, np.ndarray] = {}
     if config.placement == "learned":
         shares, bank = placement_in_train(project, bank, weights)
     names = {category.id: category.name for category in tileset_of(project).categories}
     return MaskSupply(
-        bank=bank, sources=MaskSources(bank, supplied, config=config, names=names, diffusion=diffusion, weights=weights), shares=shares
+        bank=bank,
+        sources=MaskSources(bank, supplied, config=config, names=names, diffusion=diffusion, weights=weights),
+        shares=shares,
     )
 
 
@@ -187,7 +220,10 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     region_of = tile_regions(project, tileset.tiling.tile_px)
     supply.bank.save(project.path("plan", "bank.json"))
     pool = PoolTiles(project, tileset)
-    concept, control = Concept.load(checked(project, "concept", "concept.json")), Control.load(checked(project, "control", "control.json"))
+    concept, control = (
+        Concept.load(checked(project, "concept", "concept.json")),
+        Control.load(checked(project, "control", "control.json")),
+    )
 
     names = {category.id: category.name for category in tileset.categories}
     table = {names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in supply.shares.items()}
@@ -204,7 +240,9 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         masks = masks_of(tile.instances)
         image = load_rgb(project.path("tiles", tile.file_name))
         # classes do not matter for tones; naming them would read the tile set again for every tile
-        return TrainingTile(id=tile.id, image=image, instances=masks, class_names=("",) * len(masks), valid_hw=tile.valid_hw).tone
+        return TrainingTile(
+            id=tile.id, image=image, instances=masks, class_names=("",) * len(masks), valid_hw=tile.valid_hw
+        ).tone
 
     focus = focus_weights(project)
 
@@ -212,25 +250,43 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
         return float(np.mean([(focus or {}).get((tile.image_id, i.number), 1.0) for i in tile.instances]))
 
     plan = make_plan(
-        tileset, config=config.synthesis, draw_mask=supply.sources.draw, even_classes=config.masks.class_balance == "even", weight_of=None if focus is None else weight_of,
+        tileset,
+        config=config.synthesis,
+        draw_mask=supply.sources.draw,
+        even_classes=config.masks.class_balance == "even",
+        weight_of=None if focus is None else weight_of,
         place=supply.place,
         site_of=tile_as_site,
-        prompt_of=lambda names, tone: prompt_of(project, concept, names, tone), tone_of=tone_of, tone_distance=contrast_steps,
-        concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project), keep_place=config.masks.keep_place,
-    )  # fmt: skip
+        prompt_of=lambda names, tone: prompt_of(project, concept, names, tone),
+        tone_of=tone_of,
+        tone_distance=contrast_steps,
+        concept_digest=concept.weights_digest,
+        control_digest=control.weights_digest,
+        driver_config_digest=driver_digest(project),
+        keep_place=config.masks.keep_place,
+    )
     plan.save(project.path("plan", "plan.json"))
     summary = plan_summary(plan)
-    yield f"{summary['images']} images on {summary['drivers']} drivers of {summary['pool_tiles']} pool tiles; masks {summary['instances_per_class']}"
+    yield (
+        f"{summary['images']} images on {summary['drivers']} drivers of {summary['pool_tiles']} pool tiles; masks "
+        f"{summary['instances_per_class']}"
+    )
 
 
 def run_calibration(project: Project) -> Iterator[Progress | str]:
     """Choose mask guidance per class."""
     tileset, config = tileset_of(project), project.config.synthesis
-    concept, control = Concept.load(checked(project, "concept", "concept.json")), Control.load(checked(project, "control", "control.json"))
+    concept, control = (
+        Concept.load(checked(project, "concept", "concept.json")),
+        Control.load(checked(project, "control", "control.json")),
+    )
     digests = {"concept_digest": concept.weights_digest, "control_digest": control.weights_digest}
     path = project.path("calibration", "calibration.json")
     if config.mask_guidance != "auto":
-        fixed = [ClassCalibration(category_id=c.id, name=c.name, mask_guidance=config.mask_guidance) for c in tileset.categories]
+        fixed = [
+            ClassCalibration(category_id=c.id, name=c.name, mask_guidance=config.mask_guidance)
+            for c in tileset.categories
+        ]
         Calibration(classes=tuple(fixed), **digests).save(path)
         yield f"mask guidance {config.mask_guidance:g} for every class, as set"
         return
@@ -239,19 +295,26 @@ def run_calibration(project: Project) -> Iterator[Progress | str]:
     defective = [tile for tile in tileset.of("train") if tile.instances]
     split_of(project).require_training_ids((tile.image_id for tile in defective), stage="calibrate")
     real = contrasts_by_class(
-        (load_rgb(project.path("tiles", tile.file_name)), masks_of([i for i in tile.instances if not i.is_crowd])) for tile in defective
+        (load_rgb(project.path("tiles", tile.file_name)), masks_of([i for i in tile.instances if not i.is_crowd]))
+        for tile in defective
     )
     jobs, pool = plan_of(project).jobs, PoolTiles(project, tileset)
-    chosen = choose_drafts([[i.category_id for i in job.instances] for job in jobs], config.calibration_drafts, seed=config.seed)
+    chosen = choose_drafts(
+        [[i.category_id for i in job.instances] for job in jobs], config.calibration_drafts, seed=config.seed
+    )
     drafts: list[CalibrationDraft] = []
     for job in (jobs[number] for number in chosen):
         driver, empty_driver, _ = pool.drivers(job)
         drafts.append(
             CalibrationDraft(
-                instances=tuple(masks_of(job.instances)), driver=driver, empty_driver=empty_driver, prompt=job.prompt,
-                prompt_without=job.prompt_without, seed=job.seed,
+                instances=tuple(masks_of(job.instances)),
+                driver=driver,
+                empty_driver=empty_driver,
+                prompt=job.prompt,
+                prompt_without=job.prompt_without,
+                seed=job.seed,
             )
-        )  # fmt: skip
+        )
     for event in calibrate(
         drafts,
         real=real,
@@ -281,7 +344,9 @@ def sampling_models(project: Project) -> Any:
 
 
 def prompt_of(project: Project, concept: Concept, names: Sequence[str], tone: str) -> str:
-    """Give the prompt of an image with defects of these classes and in these tones; without classes, that of a defect-free one."""
+    """Give the prompt of an image with defects of these classes and in these tones; without classes, that of a
+    defect-free one.
+    """
     return condition_prompt(concept.token, names, defect_noun=project.config.condition.defect_noun, tone=tone)
 
 
@@ -311,9 +376,12 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
     def input_of(job: Job) -> DraftInput:
         driver, empty, tile = pool.drivers(job)
         return DraftInput(
-            driver=driver, empty_driver=empty, tile=tile, valid_hw=pool.tile(job).valid_hw,
+            driver=driver,
+            empty_driver=empty,
+            tile=tile,
+            valid_hw=pool.tile(job).valid_hw,
             mask_guidance=guidance_map(masks_of(job.instances), guidance, driver.shape[:2]),
-        )  # fmt: skip
+        )
 
     seconds = 0.0
     for event in synthesize(

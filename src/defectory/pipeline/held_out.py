@@ -31,7 +31,8 @@ class HeldOutCopy:
 
 
 class HeldOutImages:
-    """The images of validation and test of a project, as descriptors that the stage `split` left, or of the images themselves.
+    """The images of validation and test of a project, as descriptors that the stage `split` left, or of the images
+    themselves.
 
     Args:
         project: whose split has been made.
@@ -49,16 +50,20 @@ class HeldOutImages:
         else:  # a split that was made before there were descriptors
             images = (self._dataset.image(i) for i in sorted({*self._part_of, *self._allowed}))
             folder = project.path("data")
-            found = {record.id: describe(load_rgb(image_path(folder, record), self._dataset.value_range)) for record in images}
+            found = {
+                record.id: describe(load_rgb(image_path(folder, record), self._dataset.value_range))
+                for record in images
+            }
         self._held_out = {image_id: descriptor for image_id, descriptor in found.items() if image_id in self._part_of}
         self._own = frozenset(found[image_id].pixel_digest for image_id in self._allowed)
         self._by_file = {self._dataset.image(image_id).sha256: image_id for image_id in self._part_of}
 
     def copy_of(self, image_file: Path) -> HeldOutCopy | None:
-        """Return the image of validation or test that an image file equals or is a near-duplicate of; None where there is none.
+        """Return the image of validation or test that an image file equals or is a near-duplicate of; None where there
+        is none.
 
-        Files are compared by bytes, by decoded pixels after the data set's conversion, and by what they show. An image that the
-        split has in train or pool is none, however alike others are.
+        Files are compared by bytes, by decoded pixels after the data set's conversion, and by what they show. An image
+        that the split has in train or pool is none, however alike others are.
 
         Raises:
             ImageError: the file is missing or cannot be read.
@@ -69,7 +74,9 @@ class HeldOutImages:
         if same is not None:
             return self._told(same, 1.0)
         descriptor: ImageDescriptor = describe(load_rgb(image_file, self._dataset.value_range))
-        equal = [image_id for image_id, value in self._held_out.items() if value.pixel_digest == descriptor.pixel_digest]
+        equal = [
+            image_id for image_id, value in self._held_out.items() if value.pixel_digest == descriptor.pixel_digest
+        ]
         if equal:
             return self._told(equal[0], 1.0)
         if descriptor.pixel_digest in self._own:
@@ -78,11 +85,14 @@ class HeldOutImages:
         return self._told(*found[0]) if found else None
 
     def _told(self, image_id: int, similarity: float) -> HeldOutCopy:
-        return HeldOutCopy(file_name=self._dataset.image(image_id).file_name, part=self._part_of[image_id], similarity=similarity)
+        return HeldOutCopy(
+            file_name=self._dataset.image(image_id).file_name, part=self._part_of[image_id], similarity=similarity
+        )
 
 
 def require_not_held_out(project: Project, image_file: Path) -> None:
-    """Refuse an image of validation or test, or a copy of one: re-saved, mirrored, turned, cropped, shifted, brightened or resized.
+    """Refuse an image of validation or test, or a copy of one: re-saved, mirrored, turned, cropped, shifted, brightened
+    or resized.
 
     Args:
         project: whose split has been made.

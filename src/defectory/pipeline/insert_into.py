@@ -73,13 +73,15 @@ def insert_into(
     seed: int,
     drawing_file: Path | None = None,
 ) -> Iterator[Event]:
-    """Write `count` copies of a frame into `out/images`, each with one defect more, `out/annotations.json` with their labels, and a sheet.
+    """Write `count` copies of a frame into `out/images`, each with one defect more, `out/annotations.json` with their
+    labels, and a sheet.
 
     Pixels beyond the margin around a label are those of the frame.
 
     Args:
         project: whose concept, control network and calibration have been made.
-        frame_file: image of any size; grey or RGB, with or without alpha, of 8 or 16 bit or of floats. What is written has its depth and
+        frame_file: image of any size; grey or RGB, with or without alpha, of 8 or 16 bit or of floats. What is written
+            has its depth and
             range: PNG, or TIFF where the frame is one.
         out: folder, replaced as a whole where an earlier insertion made it.
         count: how many.
@@ -90,15 +92,19 @@ def insert_into(
 
     Raises:
         ConfigError: an unknown class, no place for a defect, or a drawing too few or too many.
-        ImageError: the frame, the region or the drawing cannot be used, the frame is of a kind that cannot be written again (a palette,
-            black and white, CMYK), or it belongs to validation or test.
+        ImageError: the frame, the region or the drawing cannot be used, the frame is of a kind that cannot be written
+            again (a palette, black and white, CMYK), or it belongs to validation or test.
         OutputError: `out` holds something that no insertion made.
         StageError: a stage of the project that is read is damaged.
     """
     began = time.monotonic()
     categories = dataset_of(project).categories
     if class_name is not None and class_name not in {c.name for c in categories}:
-        raise ConfigError(f"class {class_name!r}", "is not one of the project's", f"choose among {', '.join(c.name for c in categories)}")
+        raise ConfigError(
+            f"class {class_name!r}",
+            "is not one of the project's",
+            f"choose among {', '.join(c.name for c in categories)}",
+        )
     require_replaceable(out, kind="insert")
     value_range = dataset_of(project).value_range
     # read before it is compared: what is wrong with a file is told in words of its own
@@ -117,31 +123,46 @@ def insert_into(
         window, instances = windows[job.id], masks_of(job.instances)
         driver, empty = (
             extract_driver(
-                window.geometry, shown, num_classes=len(categories), config=project.config.drivers, blind=[m for _, m in instances], valid_hw=window.valid_hw
+                window.geometry,
+                shown,
+                num_classes=len(categories),
+                config=project.config.drivers,
+                blind=[m for _, m in instances],
+                valid_hw=window.valid_hw,
             )
             for shown in (instances, ())
-        )  # fmt: skip
+        )
         return DraftInput(
-            driver=driver, empty_driver=empty, tile=window.tile, valid_hw=window.valid_hw,
+            driver=driver,
+            empty_driver=empty,
+            tile=window.tile,
+            valid_hw=window.valid_hw,
             mask_guidance=guidance_map(instances, guidance, driver.shape[:2]),
-        )  # fmt: skip
+        )
 
     # a folder of its own: drafts left by a run that was killed may be of another plan
     with TemporaryDirectory() as drafts:
         models = sampling_models(project)
-        for event in synthesize(plan, models=models, class_noun=noun, input_of=input_of, config=config, out=Path(drafts)):
+        for event in synthesize(
+            plan, models=models, class_noun=noun, input_of=input_of, config=config, out=Path(drafts)
+        ):
             yield Progress(stage="insert", done=event.done, total=event.total)
         _write(frame, file_name_of(frame_file.stem), out, plan, windows, Path(drafts))
     told = "".join(f"; {remark}" for remark in loaded.remarks)
     yield StageEnded(
-        stage="insert", seconds=time.monotonic() - began, skipped=False, summary=f"{count} images in {out / 'annotations.json'}{told}"
+        stage="insert",
+        seconds=time.monotonic() - began,
+        skipped=False,
+        summary=f"{count} images in {out / 'annotations.json'}{told}",
     )
 
 
 def _drawing(project: Project, file: Path | None, size_hw: tuple[int, int]) -> Image | None:
     wanted = project.config.drivers.drawings is not None
     if file is None and wanted:
-        raise ConfigError("option --drawing", "is missing, and the project takes geometry from drawings", "give the frame's drawing")
+        raise ConfigError(
+            "option --drawing", "is missing, and the project takes geometry from drawings", "give the frame's drawing"
+        )
     if file is None:
         return None
     if not wanted:
@@ -191,30 +212,50 @@ def _plan(
             site = site_of(window.tile, window.valid_hw)
             if region is not None:
                 shown = region_window(
-                    region, corner_yx=window.corner_yx, size_hw=window.size_hw, valid_hw=window.valid_hw, tile_px=tileset.tiling.tile_px
+                    region,
+                    corner_yx=window.corner_yx,
+                    size_hw=window.size_hw,
+                    valid_hw=window.valid_hw,
+                    tile_px=tileset.tiling.tile_px,
                 )
                 site = Site(allowed=site.allowed & shown, borders=site.borders)
             category_id = ids[class_name] if class_name is not None else frequent[int(rng.integers(len(frequent)))]
             drawn = supply.sources.draw(category_id, rng)
-            mask = None if drawn is None else supply.place(drawn[0], category_id, site, np.zeros_like(site.allowed), rng)
+            mask = (
+                None if drawn is None else supply.place(drawn[0], category_id, site, np.zeros_like(site.allowed), rng)
+            )
             if drawn is not None and mask is not None and mask.any():
                 break
         else:
-            raise ConfigError(where, f"no place for a defect in {TRIES} tries", "allow a larger region, or another class")
+            raise ConfigError(
+                where, f"no place for a defect in {TRIES} tries", "allow a larger region, or another class"
+            )
         name = tileset.categories[category_id - 1].name
         shown_part = window.tile[: window.valid_hw[0], : window.valid_hw[1]]
-        tone = tone_words(shown_part, without=mask[: window.valid_hw[0], : window.valid_hw[1]]) if concept.tone_words else ""
+        tone = (
+            tone_words(shown_part, without=mask[: window.valid_hw[0], : window.valid_hw[1]])
+            if concept.tone_words
+            else ""
+        )
         job = Job(
-            id=f"{number:06d}", tile_id=where.stem, augmentation_seed=None, instances=(Instance(category_id=category_id, rle=encode(mask)),),
-            mask_sources=(drawn[1],), prompt=prompt_of(project, concept, (name,), tone), prompt_without=prompt_of(project, concept, (), tone),
+            id=f"{number:06d}",
+            tile_id=where.stem,
+            augmentation_seed=None,
+            instances=(Instance(category_id=category_id, rle=encode(mask)),),
+            mask_sources=(drawn[1],),
+            prompt=prompt_of(project, concept, (name,), tone),
+            prompt_without=prompt_of(project, concept, (), tone),
             seed=int(rng.integers(2**31)),
-        )  # fmt: skip
+        )
         jobs.append(job)
         windows[job.id] = window if drawing is None else replace(window, drawing=_shown(drawing, window))
     plan = Plan(
-        concept_digest=concept.weights_digest, control_digest=control.weights_digest, driver_config_digest=driver_digest(project),
-        categories=tileset.categories, jobs=tuple(jobs),
-    )  # fmt: skip
+        concept_digest=concept.weights_digest,
+        control_digest=control.weights_digest,
+        driver_config_digest=driver_digest(project),
+        categories=tileset.categories,
+        jobs=tuple(jobs),
+    )
     return plan, windows
 
 
@@ -223,7 +264,9 @@ def _shown(drawing: Image, window: _Window) -> Image:
     return on_tile(drawing[top : top + height, left : left + width], window.valid_hw, window.tile.shape[0])
 
 
-def _write(frame_image: FrameImage, stem: str, out: Path, plan: Plan, windows: dict[str, _Window], drafts: Path) -> None:
+def _write(
+    frame_image: FrameImage, stem: str, out: Path, plan: Plan, windows: dict[str, _Window], drafts: Path
+) -> None:
     categories: tuple[Category, ...] = plan.categories
     names = {category.id: category.name for category in categories}
     cells, told = [frame_image.rgb()], ["as it was"]
@@ -234,7 +277,9 @@ def _write(frame_image: FrameImage, stem: str, out: Path, plan: Plan, windows: d
         for number, job in enumerate(plan.jobs, start=1):
             window = windows[job.id]
             height, width = window.valid_hw
-            frame = Frame(image=frame_image, tile=window.tile[:height, :width], corner_yx=window.corner_yx, size_hw=window.size_hw)
+            frame = Frame(
+                image=frame_image, tile=window.tile[:height, :width], corner_yx=window.corner_yx, size_hw=window.size_hw
+            )
             after = np.ascontiguousarray(load_rgb(draft_paths(drafts, job.id)[0])[:height, :width])
             pixels, name = frame.with_defect(after), f"{stem}-{job.id}{frame.suffix}"
             frame.save(folder / "images" / name, pixels)

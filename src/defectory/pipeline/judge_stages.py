@@ -68,28 +68,51 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
 
         def validate(model: Any) -> float:
             results = _predict(project, model, val, tileset.tiling, predict_images, coco_results)
-            return score_segmenter(val, dataset.categories, results, score_threshold=0.5).segm_map  # mAP knows no threshold
+            return score_segmenter(
+                val, dataset.categories, results, score_threshold=0.5
+            ).segm_map  # mAP knows no threshold
 
         out = project.path(arm_folder(arm, seed))
         best = 0.0
         for event in train_segmenter(
-            arm=arm, real=segmentation_tiles(project, defective), synthetic=synthetic, defect_free=segmentation_tiles(project, pool), validate=validate, kind=config.model, categories=dataset.categories,
-            tiling=tileset.tiling, config=config, seed=seed, out=out, device=device, value_range=dataset.value_range,
+            arm=arm,
+            real=segmentation_tiles(project, defective),
+            synthetic=synthetic,
+            defect_free=segmentation_tiles(project, pool),
+            validate=validate,
+            kind=config.model,
+            categories=dataset.categories,
+            tiling=tileset.tiling,
+            config=config,
+            seed=seed,
+            out=out,
+            device=device,
+            value_range=dataset.value_range,
             require=lambda ids, what: split.require_training_ids(ids, stage=f"{name}, {what}"),
-        ):  # fmt: skip
+        ):
             best = max(best, event.val_map or 0.0)
-            yield Progress(stage=name, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}, best val mAP {best:.3f}")
+            yield Progress(
+                stage=name,
+                done=event.step,
+                total=event.num_steps,
+                note=f"loss {event.loss:.3f}, best val mAP {best:.3f}",
+            )
         model, _, _ = load_segmenter(out, device)
         threshold = config.score_threshold
         if threshold is None:
-            threshold = best_score_threshold(val, _predict(project, model, val, tileset.tiling, predict_images, coco_results))
+            threshold = best_score_threshold(
+                val, _predict(project, model, val, tileset.tiling, predict_images, coco_results)
+            )
         record_score_threshold(out, threshold)
         test = [dataset.image(i) for i in split.test]
         results = _predict(project, model, test, tileset.tiling, predict_images, coco_results)
         write_json(out / "predictions.json", results)
         scores = score_segmenter(test, dataset.categories, results, score_threshold=threshold)
         scores.save(out / "scores.json")
-        yield f"test segm mAP {scores.segm_map:.3f}, box mAP {scores.bbox_map:.3f}, AP50 {scores.ap50:.3f}, IoU {scores.iou:.3f}, HD {scores.hausdorff:.3f}"
+        yield (
+            f"test segm mAP {scores.segm_map:.3f}, box mAP {scores.bbox_map:.3f}, AP50 {scores.ap50:.3f}, IoU "
+            f"{scores.iou:.3f}, HD {scores.hausdorff:.3f}"
+        )
 
     return run
 
@@ -106,10 +129,15 @@ def _synthetic_tiles(project: Project) -> list[SegmentationTile]:
     bank = {entry.id: entry.image_id for entry in bank_from_train(project).entries}
 
     def image_ids(job: Job) -> tuple[int, ...]:
-        named = [("tile", job.tile_id, background), *(("mask", s.bank_id, bank) for s in job.mask_sources if s.kind == "bank")]
+        named = [
+            ("tile", job.tile_id, background),
+            *(("mask", s.bank_id, bank) for s in job.mask_sources if s.kind == "bank"),
+        ]
         for what, name, known in named:
             if name not in known:
-                raise StageError(f"draft {job.id}: its {what} {name!r} is none of train or pool; run the stage `plan` again")
+                raise StageError(
+                    f"draft {job.id}: its {what} {name!r} is none of train or pool; run the stage `plan` again"
+                )
         return tuple(sorted({known[name] for _, name, known in named}))
 
     return [
@@ -129,7 +157,8 @@ def _require_unseen_test(project: Project, arm: Arm, seed: int) -> None:
     ids = log.get("image_ids") if isinstance(log, dict) else None
     if not ids:
         raise StageError(
-            f"{stage_name(arm, seed)}: its log does not say which images it was trained on; run the stage `{stage_name(arm, seed)}` again"
+            f"{stage_name(arm, seed)}: its log does not say which images it was trained on; run the stage "
+            f"`{stage_name(arm, seed)}` again"
         )
     split_of(project).require_training_ids(ids, stage=stage_name(arm, seed))
 
@@ -168,7 +197,10 @@ def run_evaluation(project: Project) -> Iterator[Progress | str]:
     plan, decisions = plan_of(project), decisions_of(project)
     tileset, test_tiles = tileset_of(project), tileset_of(project, "test_tiles")
     limit = config.evaluation.max_kid_tiles
-    synthetic = [load_rgb(project.path("drafts", "images", f"{job.id}.png")) for job in list(accepted_jobs(plan, decisions))[:limit]]
+    synthetic = [
+        load_rgb(project.path("drafts", "images", f"{job.id}.png"))
+        for job in list(accepted_jobs(plan, decisions))[:limit]
+    ]
     synthetic = synthetic or [load_rgb(project.path("drafts", "images", f"{job.id}.png")) for job in plan.jobs[:limit]]
     train = [load_rgb(project.path("tiles", t.file_name)) for t in tileset.of("train") if t.instances][:limit]
     test = [load_rgb(project.path("test_tiles", t.file_name)) for t in test_tiles.tiles if t.instances][:limit]
@@ -177,14 +209,22 @@ def run_evaluation(project: Project) -> Iterator[Progress | str]:
         encoder, name = load_encoder()
 
         image_sets = score_image_sets(
-            synthetic=synthetic, real_train=train, real_test=test, features=(embed_images(encoder, synthetic), embed_images(encoder, train), embed_images(encoder, test)),
-            encoder_name=name, config=config.evaluation, seed=config.seed,
-        ).model_dump(mode="json")  # fmt: skip
+            synthetic=synthetic,
+            real_train=train,
+            real_test=test,
+            features=(embed_images(encoder, synthetic), embed_images(encoder, train), embed_images(encoder, test)),
+            encoder_name=name,
+            config=config.evaluation,
+            seed=config.seed,
+        ).model_dump(mode="json")
     judged = verdict(arms)
     scores = {
-        "arms": arms, "fidelity": fidelity_of(project).model_dump(mode="json"), "image_sets": image_sets,
-        "defect_contrast": {name: value.model_dump(mode="json") for name, value in _contrast(project).items()}, "verdict": judged,
-    }  # fmt: skip
+        "arms": arms,
+        "fidelity": fidelity_of(project).model_dump(mode="json"),
+        "image_sets": image_sets,
+        "defect_contrast": {name: value.model_dump(mode="json") for name, value in _contrast(project).items()},
+        "verdict": judged,
+    }
     write_json(project.path("evaluation", "scores.json"), scores)
     # the run folder gets a copy of this one
     write_json(project.path("evaluation", RUN_SCORES), {**arms, **{k: v for k, v in scores.items() if k != "arms"}})
@@ -226,7 +266,10 @@ def verdict(arms: dict[str, Any]) -> dict[str, Any]:
     count = min(len(real), len(both))
     gains = np.array(both[:count]) - np.array(real[:count])
     gain = float(gains.mean())
-    text = f"segm mAP {np.mean(real):.3f} with real images alone, {np.mean(both):.3f} with synthetic then real ({gain:+.3f}, {count} seed{'s' if count > 1 else ''})"
+    text = (
+        f"segm mAP {np.mean(real):.3f} with real images alone, {np.mean(both):.3f} with synthetic then real "
+        f"({gain:+.3f}, {count} seed{'s' if count > 1 else ''})"
+    )
     if count < 3:
         return {
             "outcome": "not enough evidence",
@@ -235,7 +278,12 @@ def verdict(arms: dict[str, Any]) -> dict[str, Any]:
         }
     error = float(gains.std(ddof=1) / np.sqrt(count))
     if gain > 2 * error and gain > 0:
-        return {"outcome": "use it", "gain": gain, "standard_error": error, "sentence": f"Use it: {text}, standard error {error:.3f}."}
+        return {
+            "outcome": "use it",
+            "gain": gain,
+            "standard_error": error,
+            "sentence": f"Use it: {text}, standard error {error:.3f}.",
+        }
     if gain < 0:
         return {
             "outcome": "do not use it",

@@ -57,8 +57,8 @@ def expert_masks(project: Project, bank: MaskBank) -> tuple[tuple[ExpertMask, ..
     """Read the expert's masks: new ones, and the bank with its corrections.
 
     Raises:
-        AnnotationError: a mask that cannot be used, or one of an image that is not in train: a COCO file annotates it, a copy of it or
-            an image of its name, or a PNG file is named as it is.
+        AnnotationError: a mask that cannot be used, or one of an image that is not in train: a COCO file annotates it,
+            a copy of it or an image of its name, or a PNG file is named as it is.
     """
     path = _expert_path(project)
     if path is None:
@@ -77,7 +77,9 @@ def expert_masks(project: Project, bank: MaskBank) -> tuple[tuple[ExpertMask, ..
             for number, instance in enumerate(image.instances)
             if not instance.is_crowd
         ]
-        return from_instances(named, where=path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px), bank
+        return from_instances(
+            named, where=path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px
+        ), bank
     if path.is_dir():
         for class_folder in class_names_of_folders(path, [category.name for category in dataset.categories]):
             for file in mask_files(class_folder):
@@ -87,7 +89,9 @@ def expert_masks(project: Project, bank: MaskBank) -> tuple[tuple[ExpertMask, ..
 
 
 def _require_train_images(project: Project, images: Sequence[tuple[Path, str]], where: Path, barred: set[str]) -> None:
-    """Refuse images, given as file and name, that validation and test hold under any name, and names of images that are not in train."""
+    """Refuse images, given as file and name, that validation and test hold under any name, and names of images that are
+    not in train.
+    """
     dataset, split = dataset_of(project), split_of(project)
     id_of = {record.sha256: record.id for record in dataset.images}
     allowed = {*split.train, *split.pool}
@@ -104,7 +108,9 @@ def _require_train_images(project: Project, images: Sequence[tuple[Path, str]], 
 
 
 def review_masks(project: Project, out: Path) -> int:
-    """Write the bank's masks for an expert to correct, with a sheet of the tiles they lie on; give how many there are."""
+    """Write the bank's masks for an expert to correct, with a sheet of the tiles they lie on; give how many there
+    are.
+    """
     bank, tileset = bank_from_train(project), tileset_of(project)
     tiles = {tile.id: tile for tile in tileset.tiles}
     names = {category.id: category.name for category in tileset.categories}
@@ -115,6 +121,9 @@ def review_masks(project: Project, out: Path) -> int:
 
     shown = spread(bank.entries, MAX_CELLS)
     sheet = contact_sheet(
-        [cell(e) for e in shown], columns=SHEET_COLUMNS, labels=[f"{names[e.category_id]} {e.id}" for e in shown], cell_px=160
+        [cell(e) for e in shown],
+        columns=SHEET_COLUMNS,
+        labels=[f"{names[e.category_id]} {e.id}" for e in shown],
+        cell_px=160,
     )
     return write_review(bank, tileset.categories, sheet, out)

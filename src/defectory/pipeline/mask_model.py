@@ -16,9 +16,19 @@ if TYPE_CHECKING:
     from defectory.masks.diffusion import MaskDiffusion
 
 FOLDER = "mask_model"
-LEARNED_FROM = frozenset({
-    "diffusion", "expert", "min_area_px", "rotate_degrees", "scale_range", "shear", "flip", "elastic_px", "thickness_share"
-})  # fmt: skip
+LEARNED_FROM = frozenset(
+    {
+        "diffusion",
+        "expert",
+        "min_area_px",
+        "rotate_degrees",
+        "scale_range",
+        "shear",
+        "flip",
+        "elastic_px",
+        "thickness_share",
+    }
+)
 """Settings of masks that decide what the model learns."""
 
 

@@ -17,8 +17,12 @@ from defectory.pipeline.values import tileset_of
 Mask = NDArray[np.bool_]
 
 
-def preview_masks(project: Project, *, per_class: int, seed: int) -> tuple[NDArray[np.uint8], dict[str, dict[str, int]]]:
-    """Draw masks of every class from the configured sources; give a sheet of them, RGB uint8, and how many came from which source."""
+def preview_masks(
+    project: Project, *, per_class: int, seed: int
+) -> tuple[NDArray[np.uint8], dict[str, dict[str, int]]]:
+    """Draw masks of every class from the configured sources; give a sheet of them, RGB uint8, and how many came from
+    which source.
+    """
     bank = bank_from_train(project)
     supplied, bank = expert_masks(project, bank)
     tileset = tileset_of(project)

@@ -48,7 +48,9 @@ from defectory.run import (
 KIND = "stage"
 
 
-def run_stage(project: Project, stage: Stage, stages: Sequence[Stage], *, verified: Verified | None = None) -> Iterator[Event]:
+def run_stage(
+    project: Project, stage: Stage, stages: Sequence[Stage], *, verified: Verified | None = None
+) -> Iterator[Event]:
     """Run one stage unless its outcome is up to date and whole; the old outcome stays until the new one is on disk.
 
     Args:
@@ -68,7 +70,11 @@ def run_stage(project: Project, stage: Stage, stages: Sequence[Stage], *, verifi
     _finish_swap(work, folder, inputs)
     manifest = read_manifest(folder)
     finding = verified.of(project, stage)
-    if finding.state == "damaged" and {*finding.missing, *finding.changed} == {MARKER_NAME} and inputs.describe(manifest):
+    if (
+        finding.state == "damaged"
+        and {*finding.missing, *finding.changed} == {MARKER_NAME}
+        and inputs.describe(manifest)
+    ):
         _mend_marker(folder)
         verified.made(stage)
         finding = verified.of(project, stage)
@@ -97,8 +103,12 @@ def run_stage(project: Project, stage: Stage, stages: Sequence[Stage], *, verifi
                     yield event
             seconds = time.monotonic() - began
             names = [name for name in files_of(work) if Path(name).name not in BOOKKEEPING and name != MANIFEST_NAME]
-            files: dict[str, str] = dict(zip(names, in_threads(lambda name: digest_file(work / name), names), strict=True))
-            finish_stage(work, inputs_digest=inputs.digest, inputs=inputs.parts, files=files, summary=summary, seconds=seconds)
+            files: dict[str, str] = dict(
+                zip(names, in_threads(lambda name: digest_file(work / name), names), strict=True)
+            )
+            finish_stage(
+                work, inputs_digest=inputs.digest, inputs=inputs.parts, files=files, summary=summary, seconds=seconds
+            )
         _swap_in(work, folder, files)
     except BaseException:
         if not stage.resumable:
@@ -120,12 +130,19 @@ def _swap_in(work: Path, folder: Path, files: dict[str, str] | None) -> None:
 
 
 def _prepare(project: Project, stage: Stage, inputs: Inputs, *, old: Finding | None) -> None:
-    """Make the work folder: partial work of the same inputs is kept, what is whole of a damaged outcome is taken over."""
+    """Make the work folder: partial work of the same inputs is kept, what is whole of a damaged outcome is taken
+    over.
+    """
     work = work_folder(project, stage)
     make_work_root(project)
     try:
         marker = read_marker(work)
-        if not (stage.resumable and marker is not None and marker.maker is not None and marker.maker.get("inputs") == inputs.digest):
+        if not (
+            stage.resumable
+            and marker is not None
+            and marker.maker is not None
+            and marker.maker.get("inputs") == inputs.digest
+        ):
             remove_ours(work)
             work.mkdir(parents=True)
         write_marker(work, Marker(kind=KIND, maker={**process_identity(), "inputs": inputs.digest}))
@@ -215,7 +232,9 @@ def _require_space(folder: Path) -> None:
 
 
 def _copy_up(project: Project, stage: Stage) -> Iterator[Notice]:
-    """Bring the run folder's copies of a stage's files up to date; one that a user edited is kept under another name."""
+    """Bring the run folder's copies of a stage's files up to date; one that a user edited is kept under another
+    name.
+    """
     for made, name in stage.copies.items():
         source, target = project.path(stage.folder, made), project.path(name)
         if not source.is_file():

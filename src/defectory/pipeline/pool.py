@@ -21,7 +21,9 @@ Image = NDArray[np.uint8]
 
 def augmentation_of(tile: Tile, image: Image, seed: int, *, flip: bool) -> Augmentation:
     """Give the augmentation of a pool tile, whose image decides what lies beyond its border."""
-    return Augmentation.sample(seed, tile.valid_hw, strength="offline", flip=flip, border=border_of(image, tile.valid_hw))
+    return Augmentation.sample(
+        seed, tile.valid_hw, strength="offline", flip=flip, border=border_of(image, tile.valid_hw)
+    )
 
 
 class PoolTiles:
@@ -49,7 +51,8 @@ class PoolTiles:
     def drivers(self, job: Job) -> tuple[Image, Image, Image]:
         """Give a job's driver, the same without mask, and the tile they come from.
 
-        Both are filled under the masks as drivers of annotated images are: else the geometry beside a mask would tell them apart.
+        Both are filled under the masks as drivers of annotated images are: else the geometry beside a mask would tell
+        them apart.
         """
         tile, instances = self.tile(job), masks_of(job.instances)
         image = self.image(tile, job.augmentation_seed)

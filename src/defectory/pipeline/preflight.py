@@ -101,7 +101,9 @@ def _require_tile_size(project: Project) -> None:
         return  # on a disk that is not mounted; whoever needs it says so
     if tile_px % multiple:
         near = max(multiple, round(tile_px / multiple) * multiple)
-        raise ConfigError("tiling.tile_px", f"{tile_px} is no multiple of {multiple}, which this base needs", f"set it to {near}")
+        raise ConfigError(
+            "tiling.tile_px", f"{tile_px} is no multiple of {multiple}, which this base needs", f"set it to {near}"
+        )
 
 
 def _require_train(cut: _Cut) -> None:
@@ -113,20 +115,27 @@ def _require_train(cut: _Cut) -> None:
             "set iscrowd to 0 for single defects",
         )
     if not cut.split.train:
-        raise ConfigError("split", "no image in train", "label more images, or lower split.val_share and split.test_share")
+        raise ConfigError(
+            "split", "no image in train", "label more images, or lower split.val_share and split.test_share"
+        )
     if not cut.defective:
         shown = sum(len(record.instances) for record in cut.records(cut.split.train))
         found = f"no train tile shows a defect; {len(cut.split.train)} train images hold {shown} instances"
-        raise ConfigError("tiles", found, "label more images, or set tiling.mode or tiling.scale so that defects are a few pixels large")
+        raise ConfigError(
+            "tiles",
+            found,
+            "label more images, or set tiling.mode or tiling.scale so that defects are a few pixels large",
+        )
 
 
 def _require_classes_to_evaluate(cut: _Cut) -> None:
     for part, ids in (("val", cut.split.val), ("test", cut.split.test)):
         if not any(cut.instances_per_class(ids).values()):
             raise ConfigError(
-                "split", f"{part} ({len(ids)} images) holds no instance, so nothing can be scored",
+                "split",
+                f"{part} ({len(ids)} images) holds no instance, so nothing can be scored",
                 f"raise split.{part}_share, set another split.seed, or label more images",
-            )  # fmt: skip
+            )
 
 
 def _require_folds(project: Project, cut: _Cut) -> None:
@@ -137,35 +146,42 @@ def _require_folds(project: Project, cut: _Cut) -> None:
     groups = {cut.dataset.image(tile.image_id).group for tile in cut.defective}
     if len(groups) < 2:
         raise ConfigError(
-            "train", "its defects are all of one group, which cannot be divided into folds",
+            "train",
+            "its defects are all of one group, which cannot be divided into folds",
             "label images of further groups, or leave out synthesis.focus segmenter and the check `agreement`",
-        )  # fmt: skip
+        )
 
 
 def _require_pool(project: Project, cut: _Cut) -> None:
     if not cut.pool:
         source = (
-            "no defect-free crop fits into a train image" if cut.split.pool_source == "train_crops" else "no tile of a defect-free image"
+            "no defect-free crop fits into a train image"
+            if cut.split.pool_source == "train_crops"
+            else "no tile of a defect-free image"
         )
         raise ConfigError("pool", f"is empty: {source}", "add defect-free images (data.defect_free)")
     synthesis = project.config.synthesis
     most = synthesis.max_images_per_tile
     if most is not None and most * len(cut.pool) < synthesis.num_images:
         raise ConfigError(
-            f"synthesis.num_images {synthesis.num_images}", f"{len(cut.pool)} pool tiles give {most * len(cut.pool)} images at {most} each",
+            f"synthesis.num_images {synthesis.num_images}",
+            f"{len(cut.pool)} pool tiles give {most * len(cut.pool)} images at {most} each",
             "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
-        )  # fmt: skip
+        )
 
 
 def _require_masks(project: Project, cut: _Cut) -> None:
     masks = project.config.masks
     bank = build_bank(cut.tileset, cut.split, min_area_px=masks.min_area_px)
     if not bank.entries:
-        areas = [area_px(instance.rle) for tile in cut.defective for instance in tile.instances if not instance.is_crowd]
+        areas = [
+            area_px(instance.rle) for tile in cut.defective for instance in tile.instances if not instance.is_crowd
+        ]
         raise ConfigError(
-            f"masks.min_area_px {masks.min_area_px}", f"all {len(areas)} masks of train tiles are smaller; the largest has {max(areas)} px",
+            f"masks.min_area_px {masks.min_area_px}",
+            f"all {len(areas)} masks of train tiles are smaller; the largest has {max(areas)} px",
             "lower it, or raise tiling.scale",
-        )  # fmt: skip
+        )
     new, bank = expert_masks(project, bank)
     _require_enough_masks(project, cut, len(bank.entries), len(new))
     if not masks.keep_place:
@@ -179,12 +195,15 @@ def _require_enough_masks(project: Project, cut: _Cut, in_bank: int, of_expert: 
         return
     usable = (in_bank if masks.sources.bank > 0 else 0) + (of_expert if masks.sources.expert > 0 else 0)
     versions = max(1, synthesis.versions_per_tile)
-    drivers = max(-(-synthesis.num_images // synthesis.max_seeds_per_driver), min(synthesis.num_images, len(cut.pool) * versions))
+    drivers = max(
+        -(-synthesis.num_images // synthesis.max_seeds_per_driver), min(synthesis.num_images, len(cut.pool) * versions)
+    )
     if usable * masks.max_uses < drivers:
         raise ConfigError(
-            f"masks.max_uses {masks.max_uses}", f"{usable} masks serve {usable * masks.max_uses} drivers, {drivers} are planned",
+            f"masks.max_uses {masks.max_uses}",
+            f"{usable} masks serve {usable * masks.max_uses} drivers, {drivers} are planned",
             "raise it, ask for fewer images (synthesis.num_images), or add expert masks",
-        )  # fmt: skip
+        )
 
 
 def _require_place(project: Project, cut: _Cut, entries: Sequence[MaskBankEntry]) -> None:
@@ -193,7 +212,9 @@ def _require_place(project: Project, cut: _Cut, entries: Sequence[MaskBankEntry]
     tiles = [tile for tile in cut.pool if _is_allowed(tile, region_of)]
     if not tiles:
         raise ConfigError(
-            "masks.regions", f"leave no pixel on any of {len(cut.pool)} pool tiles", "draw regions where pool tiles show the part"
+            "masks.regions",
+            f"leave no pixel on any of {len(cut.pool)} pool tiles",
+            "draw regions where pool tiles show the part",
         )
     by_size = sorted(entries, key=lambda entry: area_px(entry.mask.rle))
     tried = [cropped(decode(entry.mask.rle)) for entry in spread(by_size, MASKS_TRIED)]
@@ -207,13 +228,25 @@ def _require_place(project: Project, cut: _Cut, entries: Sequence[MaskBankEntry]
         looked_at += 1
         region = region_of(tile, None)
         allowed = site.allowed if region is None else site.allowed & region
-        if place(mask, size_hw=(allowed.shape[0], allowed.shape[1]), allowed=allowed, taken=np.zeros_like(allowed), rng=rng) is not None:
+        if (
+            place(
+                mask,
+                size_hw=(allowed.shape[0], allowed.shape[1]),
+                allowed=allowed,
+                taken=np.zeros_like(allowed),
+                rng=rng,
+            )
+            is not None
+        ):
             return
     smallest = "x".join(str(side) for side in tried[0].shape)
     raise ConfigError(
-        "pool", f"no mask finds a place on its tiles ({looked_at} pairs tried; the smallest mask is {smallest} px, height x width)",
-        "use larger tiles (tiling.tile_px, tiling.scale), wider masks.regions, or defect-free images that show more of the part",
-    )  # fmt: skip
+        "pool",
+        f"no mask finds a place on its tiles ({looked_at} pairs tried; the smallest mask is {smallest} px, height x "
+        "width)",
+        "use larger tiles (tiling.tile_px, tiling.scale), wider masks.regions, or defect-free images that show more "
+        "of the part",
+    )
 
 
 def _is_allowed(tile: Tile, region_of: Callable[[Tile, int | None], Mask | None]) -> bool:
@@ -241,7 +274,10 @@ def _remarks(project: Project, cut: _Cut) -> Iterable[str]:
         lacking = [names[i] for i, count in counts.items() if count == 0]
         if lacking:
             consequence = "it is never learned" if part == "train" else "its scores there are missing"
-            yield f"{part} holds no instance of {', '.join(lacking)}: {consequence}; another split.seed or more labels may help"
+            yield (
+                f"{part} holds no instance of {', '.join(lacking)}: {consequence}; another split.seed or more "
+                "labels may help"
+            )
         few = [f"{names[i]} ({count})" for i, count in counts.items() if 0 < count < FEW]
         if few and part != "train":
             yield f"{part} holds few instances of {', '.join(few)}: scores of these classes say little"
@@ -253,4 +289,7 @@ def _remarks(project: Project, cut: _Cut) -> Iterable[str]:
             if not instance.is_crowd and (area := area_px(instance.rle)) < project.config.masks.min_area_px
         ]
         if tiny:
-            yield f"{len(tiny)} masks of train tiles are smaller than masks.min_area_px {project.config.masks.min_area_px} and serve no draft"
+            yield (
+                f"{len(tiny)} masks of train tiles are smaller than masks.min_area_px "
+                f"{project.config.masks.min_area_px} and serve no draft"
+            )

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 
 def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
-    """Give the configuration of pretraining with `dotted.key=value` settings; on another device than a CPU, that of `ON_ACCELERATOR`.
+    """Give the configuration of pretraining with `dotted.key=value` settings; on another device than a CPU, that of
+    `ON_ACCELERATOR`.
 
     Raises:
         ConfigError: an unknown or wrong setting.
@@ -51,7 +52,9 @@ def _with_overrides(config: C, overrides: Sequence[str]) -> C:
         return type(config).model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ConfigError(f"option {'.'.join(str(p) for p in first['loc'])}", first["msg"].lower(), "correct the value") from None
+        raise ConfigError(
+            f"option {'.'.join(str(p) for p in first['loc'])}", first["msg"].lower(), "correct the value"
+        ) from None
 
 
 SAMPLES_PER_CAPTION = 4
@@ -67,7 +70,9 @@ def score_config(overrides: Sequence[str]) -> ScoreConfig:
 
 
 def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
-    """Score a base on procedural images it has not seen: `scores.json` and `samples.png` in `out`; resumable but for the samples."""
+    """Score a base on procedural images it has not seen: `scores.json` and `samples.png` in `out`; resumable but for
+    the samples.
+    """
     import textwrap
 
     import numpy as np
@@ -86,31 +91,49 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
 
     began = time.monotonic()
     # the base is no part of it: several may be scored by one classifier
-    claim(out, config.model_dump(mode="json", include={"seed", "tile_px", "num_images", "num_held_out", "judge"}), kind="base-score")
+    claim(
+        out,
+        config.model_dump(mode="json", include={"seed", "tile_px", "num_images", "num_held_out", "judge"}),
+        kind="base-score",
+    )
     models = for_sampling(load_base(base))
     count = config.num_images + config.num_held_out
-    corpus = make_corpus(out / "corpus", num_images=count, tile_px=config.tile_px, seed=config.seed, num_workers=config.num_workers)
-    yield StageEnded(stage="images", seconds=time.monotonic() - began, skipped=False, summary=f"{count} procedural images")
+    corpus = make_corpus(
+        out / "corpus", num_images=count, tile_px=config.tile_px, seed=config.seed, num_workers=config.num_workers
+    )
+    yield StageEnded(
+        stage="images", seconds=time.monotonic() - began, skipped=False, summary=f"{count} procedural images"
+    )
     began = time.monotonic()
     # of the world, not of these images: a small corpus may lack one
     materials, words = tuple(MATERIALS), DEFECT_WORDS
     named = name_images(corpus, materials, words)
     judge: Judge | None = None
     for event in train_judge(
-        corpus, named, num_materials=len(materials), num_defects=len(words) + 1, config=config, checkpoint=out / "judge.safetensors"
+        corpus,
+        named,
+        num_materials=len(materials),
+        num_defects=len(words) + 1,
+        config=config,
+        checkpoint=out / "judge.safetensors",
     ):
         if isinstance(event, Judge):
             judge = event
         else:
             yield Progress(
-                stage="judge", done=event.step, total=event.num_steps, note="" if event.loss is None else f"loss {event.loss:.3f}"
+                stage="judge",
+                done=event.step,
+                total=event.num_steps,
+                note="" if event.loss is None else f"loss {event.loss:.3f}",
             )
     assert judge is not None
     yield StageEnded(stage="judge", seconds=time.monotonic() - began, skipped=False, summary="")
     began = time.monotonic()
     held_out = [(i, n) for i in range(config.num_images, count) if (n := named[i]) is not None][: config.num_samples]
     total = len(held_out) + len(GRID_CAPTIONS) * SAMPLES_PER_CAPTION
-    captions = [c for c in GRID_CAPTIONS for _ in range(SAMPLES_PER_CAPTION)] + [corpus.captions[i] for i, _ in held_out]
+    captions = [c for c in GRID_CAPTIONS for _ in range(SAMPLES_PER_CAPTION)] + [
+        corpus.captions[i] for i, _ in held_out
+    ]
     drawn: list[np.ndarray] = []
     for batch in draw_captions(models, captions, config=config):
         drawn += batch
@@ -119,28 +142,39 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     # a caption runs on under the samples drawn for it
     pieces = [textwrap.wrap(caption.removeprefix("a "), 22) for caption in GRID_CAPTIONS]
     labels = [(parts + [""] * SAMPLES_PER_CAPTION)[i] for parts in pieces for i in range(SAMPLES_PER_CAPTION)]
-    save_png(out / "samples.png", contact_sheet(grid, columns=2 * SAMPLES_PER_CAPTION, labels=labels, cell_px=config.tile_px))
+    save_png(
+        out / "samples.png", contact_sheet(grid, columns=2 * SAMPLES_PER_CAPTION, labels=labels, cell_px=config.tile_px)
+    )
     encoder, name = load_encoder()
 
     images = [corpus.images[i] for i, _ in held_out]
     others = embed_images(encoder, [corpus.images[i] for i in range(min(config.num_images, len(images)))])
     truth = embed_images(encoder, images)
     scores = summarise(
-        judge, images=images, samples=samples, named=[n for _, n in held_out], kid=kid(embed_images(encoder, samples), truth),
-        kid_floor=kid(others, truth), encoder=name,
-    )  # fmt: skip
+        judge,
+        images=images,
+        samples=samples,
+        named=[n for _, n in held_out],
+        kid=kid(embed_images(encoder, samples), truth),
+        kid_floor=kid(others, truth),
+        encoder=name,
+    )
     scores.save(out / "scores.json")
     yield StageEnded(
-        stage="samples", seconds=time.monotonic() - began, skipped=False,
+        stage="samples",
+        seconds=time.monotonic() - began,
+        skipped=False,
         summary=(
             f"material named {scores.material_accuracy_of_samples:.3f} (images {scores.material_accuracy:.3f}), "
-            f"defect {scores.defect_accuracy_of_samples:.3f} ({scores.defect_accuracy:.3f}), KID[{name}] {scores.kid:.4f} ({scores.kid_floor:.4f})"
+            f"defect {scores.defect_accuracy_of_samples:.3f} ({scores.defect_accuracy:.3f}), KID[{name}] "
+            f"{scores.kid:.4f} ({scores.kid_floor:.4f})"
         ),
-    )  # fmt: skip
+    )
 
 
 def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:
-    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`; resumable.
+    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`;
+    resumable.
 
     Raises:
         ConfigError: the device cannot be used; nothing is written.
@@ -157,7 +191,9 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
     def geometry_of(image: Any, mask: Any) -> Any:
         return geometry_map(image, config=DriverConfig(), blind=[mask])
 
-    yield from _told(pretrain(config, work=work, base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of))
+    yield from _told(
+        pretrain(config, work=work, base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of)
+    )
     yield from run_segmenter_start(config, work=work, encoder=out / "encoder", out=out / "segmenter")
 
 

@@ -47,11 +47,15 @@ def load_region(path: Path, size_hw: tuple[int, int]) -> Mask:
     region: Mask = load_rgb(path).max(axis=2) > 0
     require_size(path, (region.shape[0], region.shape[1]), size_hw)
     if not region.any():
-        raise ImageError(path, "allows no pixel", "draw where defects may lie in any colour but black, or delete the file")
+        raise ImageError(
+            path, "allows no pixel", "draw where defects may lie in any colour but black, or delete the file"
+        )
     return region
 
 
-def region_window(region: Mask, *, corner_yx: tuple[int, int], size_hw: tuple[int, int], valid_hw: tuple[int, int], tile_px: int) -> Mask:
+def region_window(
+    region: Mask, *, corner_yx: tuple[int, int], size_hw: tuple[int, int], valid_hw: tuple[int, int], tile_px: int
+) -> Mask:
     """Give the part of an image's region that a tile shows, bool [tile_px,tile_px]; nothing is allowed on padding."""
     window = region[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
     result = np.zeros((tile_px, tile_px), bool)
@@ -61,7 +65,8 @@ def region_window(region: Mask, *, corner_yx: tuple[int, int], size_hw: tuple[in
 
 
 def tile_regions(project: Project, tile_px: int) -> Callable[[Tile, int | None], Mask | None]:
-    """Give the function from a pool tile and its augmentation's seed to where defects may lie on it; None where nothing was drawn.
+    """Give the function from a pool tile and its augmentation's seed to where defects may lie on it; None where nothing
+    was drawn.
 
     Raises:
         ConfigError: there is no such folder, or a file that no image or several are named as.
@@ -73,12 +78,16 @@ def tile_regions(project: Project, tile_px: int) -> Callable[[Tile, int | None],
     dataset = dataset_of(project)
     by_name = {Path(record.file_name).with_suffix("").as_posix(): record for record in dataset.images}
     stems = Counter(Path(record.file_name).stem for record in dataset.images)
-    by_stem = {Path(record.file_name).stem: record for record in dataset.images if stems[Path(record.file_name).stem] == 1}
+    by_stem = {
+        Path(record.file_name).stem: record for record in dataset.images if stems[Path(record.file_name).stem] == 1
+    }
     regions: dict[int, Mask] = {}
     for path in image_files(folder):
         record = by_name.get(path.relative_to(folder).with_suffix("").as_posix(), by_stem.get(path.stem))
         if record is None and stems[path.stem] > 1:
-            raise ConfigError(path, f"{stems[path.stem]} images are named so", "put the region in a folder named as its image's")
+            raise ConfigError(
+                path, f"{stems[path.stem]} images are named so", "put the region in a folder named as its image's"
+            )
         if record is None:
             raise ConfigError(path, "no image is named so", "name a region as its image, or delete the file")
         if record.id in regions:

@@ -38,8 +38,13 @@ TIGHT_COLOUR = (80, 160, 255)
 OUTLINE_COLOURS = {"accepted": (40, 220, 60), "rejected": (255, 60, 60)}
 ARM_NAMES = {"real": "real", "synthetic": "synthetic", "synthetic_then_real": "synthetic then real"}
 SCORE_COLUMNS = (
-    ("segm_map", "segm mAP"), ("bbox_map", "bbox mAP"), ("ap50", "AP50"), ("iou", "IoU, missed count 0"), ("iou_matched", "IoU, matched"), ("hausdorff", "Hausdorff"),
-)  # fmt: skip
+    ("segm_map", "segm mAP"),
+    ("bbox_map", "bbox mAP"),
+    ("ap50", "AP50"),
+    ("iou", "IoU, missed count 0"),
+    ("iou_matched", "IoU, matched"),
+    ("hausdorff", "Hausdorff"),
+)
 
 
 def report_settings(project: Project) -> object:
@@ -68,7 +73,9 @@ def run_report(project: Project) -> Iterator[Progress | str]:
         project.path("report", "summary.json"),
         {
             "leakage_auc": None if leak is None else {"auc": leak.auc, "interval": leak.interval},
-            "memorisation": None if copied is None else {"draft_to_train": copied.draft_to_train, "train_to_train": copied.train_to_train},
+            "memorisation": None
+            if copied is None
+            else {"draft_to_train": copied.draft_to_train, "train_to_train": copied.train_to_train},
             "signatures": {s.name: s.detected for s in content.signatures},
         },
     )
@@ -80,10 +87,15 @@ def _facts(project: Project) -> list[tuple[str, str]]:
     split, tiling, categories = split_of(project), tileset_of(project).tiling, dataset_of(project).categories
     seeds = len(project.config.segmentation.seeds)
     return [
-        ("train", f"{len(split.train)} images"), ("val", f"{len(split.val)}"), ("test", f"{len(split.test)}"), ("defect-free pool", f"{len(split.pool)}"),
-        ("classes", ", ".join(c.name for c in categories)), ("mode", f"{tiling.mode}, {tiling.tile_px} px, scale {tiling.scale:.2f}"),
-        ("base", project.config.base if project.config.base == "embedded" else Path(project.config.base).name), ("seeds per arm", str(seeds)),
-    ]  # fmt: skip
+        ("train", f"{len(split.train)} images"),
+        ("val", f"{len(split.val)}"),
+        ("test", f"{len(split.test)}"),
+        ("defect-free pool", f"{len(split.pool)}"),
+        ("classes", ", ".join(c.name for c in categories)),
+        ("mode", f"{tiling.mode}, {tiling.tile_px} px, scale {tiling.scale:.2f}"),
+        ("base", project.config.base if project.config.base == "embedded" else Path(project.config.base).name),
+        ("seeds per arm", str(seeds)),
+    ]
 
 
 def _score_tables(scores: dict[str, Any]) -> list[Table]:
@@ -101,16 +113,30 @@ def _score_tables(scores: dict[str, Any]) -> list[Table]:
                 ]
             )
     note = (
-        "Real test images, read once. All arms: the same number of steps, tiles and defect-free images; checkpoint chosen on real validation images. "
-        "IoU and Hausdorff distance count detections from a score on: the one with the best F1 on validation, unless the project fixes it. "
+        "Real test images, read once. All arms: the same number of steps, tiles and defect-free images; checkpoint "
+        "chosen on real validation images. "
+        "IoU and Hausdorff distance count detections from a score on: the one with the best F1 on validation, unless "
+        "the project fixes it. "
         "Hausdorff distance is a share of the image diagonal, 1 for a missed defect; lower is better."
     )
-    tables = [Table(title="Segmenter, by arm", columns=["arm", *(name for _, name in SCORE_COLUMNS)], rows=rows, note=note)]
-    classes = sorted({name for values in scores["arms"].values() for seed in values["per_seed"] for name in seed["per_class_segm_map"]})
+    tables = [
+        Table(title="Segmenter, by arm", columns=["arm", *(name for _, name in SCORE_COLUMNS)], rows=rows, note=note)
+    ]
+    classes = sorted(
+        {
+            name
+            for values in scores["arms"].values()
+            for seed in values["per_seed"]
+            for name in seed["per_class_segm_map"]
+        }
+    )
     per_class = [
         [
             _arm_name(arm),
-            *(f"{np.mean([s['per_class_segm_map'].get(name, 0.0) for s in values['per_seed']]):.3f}" for name in classes),
+            *(
+                f"{np.mean([s['per_class_segm_map'].get(name, 0.0) for s in values['per_seed']]):.3f}"
+                for name in classes
+            ),
         ]
         for arm, values in scores["arms"].items()
     ]
@@ -136,7 +162,10 @@ def _main_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
 
     def real(tile: Tile) -> Cell:
         image = load_rgb(project.path("tiles", tile.file_name))
-        return Cell(image=outlined(image, tile.instances), caption=", ".join(dict.fromkeys(names[i.category_id] for i in tile.instances)))
+        return Cell(
+            image=outlined(image, tile.instances),
+            caption=", ".join(dict.fromkeys(names[i.category_id] for i in tile.instances)),
+        )
 
     accepted = {d.job_id for d in decisions.decisions if d.status == "accepted"}
     jobs = spread([job for job in plan.jobs if job.id in accepted] or plan.jobs, NUM_CELLS)
@@ -146,7 +175,10 @@ def _main_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
         return Cell(image=outlined(image, job.instances) if outline else image, caption=f"#{job.id}")
 
     rows = [
-        ("real, labels outlined", [real(tile) for tile in spread([t for t in tileset.of("train") if t.instances], NUM_CELLS)]),
+        (
+            "real, labels outlined",
+            [real(tile) for tile in spread([t for t in tileset.of("train") if t.instances], NUM_CELLS)],
+        ),
         ("driver", [draft("drivers", job, False) for job in jobs]),
         ("synthetic", [draft("images", job, False) for job in jobs]),
         ("synthetic, labels outlined", [draft("images", job, True) for job in jobs]),
@@ -180,29 +212,46 @@ def _decision_grid(project: Project, plan: Plan, decisions: Decisions) -> Grid:
         )
     )
     return Grid(
-        title="Accepted and rejected", rows=rows, note="Fidelity compares the label with where the pair with and without mask differs."
+        title="Accepted and rejected",
+        rows=rows,
+        note="Fidelity compares the label with where the pair with and without mask differs.",
     )
 
 
 def _tightened_cell(project: Project, job: Job) -> Cell:
     image, without = (load_rgb(project.path("drafts", half, f"{job.id}.png")) for half in ("images", "without"))
     masks = [mask for _, mask in masks_of(job.instances)]
-    drawn = drawn_map(image, without, np.any(masks, axis=0), difference_threshold=project.config.curation.difference_threshold)
+    drawn = drawn_map(
+        image, without, np.any(masks, axis=0), difference_threshold=project.config.curation.difference_threshold
+    )
     tight = tighten(drawn, masks)
     agreement = np.mean([iou(after, before) for after, before in zip(tight, masks, strict=True)])
     return Cell(
-        image=draw_outlines(image, [(TIGHT_COLOUR, mask) for mask in tight]), caption=f"#{job.id}: IoU with its label {agreement:.2f}"
+        image=draw_outlines(image, [(TIGHT_COLOUR, mask) for mask in tight]),
+        caption=f"#{job.id}: IoU with its label {agreement:.2f}",
     )
 
 
-def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None) -> list[Table]:
+def _measures(
+    project: Project, scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None
+) -> list[Table]:
     fidelity = fidelity_of(project)
-    rows = [["all drafts", f"{fidelity.mean:.3f}", f"{fidelity.accepted_share:.0%}"], ["labels shuffled", f"{fidelity.shuffled:.3f}", ""]]
+    rows = [
+        ["all drafts", f"{fidelity.mean:.3f}", f"{fidelity.accepted_share:.0%}"],
+        ["labels shuffled", f"{fidelity.shuffled:.3f}", ""],
+    ]
     rows += [
-        [f"class {name}", f"{value:.3f}", f"{fidelity.accepted_share_per_class[name]:.0%}"] for name, value in fidelity.per_class.items()
+        [f"class {name}", f"{value:.3f}", f"{fidelity.accepted_share_per_class[name]:.0%}"]
+        for name, value in fidelity.per_class.items()
     ]
     if fidelity.thin_f1_2px is not None:
-        rows.append([f"instances under 6 px wide ({fidelity.num_thin}), F1 at 2 px tolerance", f"{fidelity.thin_f1_2px:.3f}", ""])
+        rows.append(
+            [
+                f"instances under 6 px wide ({fidelity.num_thin}), F1 at 2 px tolerance",
+                f"{fidelity.thin_f1_2px:.3f}",
+                "",
+            ]
+        )
     tables = [
         Table(
             title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation",
@@ -233,7 +282,8 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
                         f"{sets['std_wasserstein_floor']:.2f}",
                     ],
                 ],
-                note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as right up to twice the floor.",
+                note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as "
+                "right up to twice the floor.",
             )
         )
     if scores["defect_contrast"]:
@@ -252,12 +302,15 @@ def _measures(project: Project, scores: dict[str, Any], leak: Leakage | None, co
                     ]
                     for name, c in scores["defect_contrast"].items()
                 ],
-                note="Root mean square distance of a defect's grey levels to the mean of a 5 px ring around it, over that mean; in brackets, instances. All drafts, before curation.",
+                note="Root mean square distance of a defect's grey levels to the mean of a 5 px ring around it, over "
+                "that mean; in brackets, instances. All drafts, before curation.",
             )
         )
     others: list[list[str]] = []
     if leak is not None:
-        others.append(["driver leakage, AUC (0.5 is none)", f"{leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f})"])
+        others.append(
+            ["driver leakage, AUC (0.5 is none)", f"{leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f})"]
+        )
     if copied is not None:
         others.append(["nearest train tile, synthetic: median distance", f"{copied.draft_to_train:.3f}"])
         others.append(["nearest other train tile, real: median distance", f"{copied.train_to_train:.3f}"])
@@ -274,12 +327,23 @@ def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Ta
     tables: list[Table] = []
     if figures:
         rows = [
-            [name, f"{np.median([v for v, _ in of]):.2f}", f"{np.quantile([v for v, _ in of], 0.95):.2f}", f"{of[-1][1]:.2f}", str(fidelity.failed_checks.get(name, 0))]
+            [
+                name,
+                f"{np.median([v for v, _ in of]):.2f}",
+                f"{np.quantile([v for v, _ in of], 0.95):.2f}",
+                f"{of[-1][1]:.2f}",
+                str(fidelity.failed_checks.get(name, 0)),
+            ]
             for name, of in figures.items()
-        ]  # fmt: skip
-        note = "Every limit is learned from train tiles and the defect-free pool. Anomaly is that of the half without a mask; novelty is likeness to the nearest train tile or prior image."
+        ]
+        note = (
+            "Every limit is learned from train tiles and the defect-free pool. Anomaly is that of the half "
+            "without a mask; novelty is likeness to the nearest train tile or prior image."
+        )
         if fidelity.density is not None and fidelity.coverage is not None:
-            note += f" Accepted drafts beside real tiles: density {fidelity.density:.2f}, coverage {fidelity.coverage:.2f}."
+            note += (
+                f" Accepted drafts beside real tiles: density {fidelity.density:.2f}, coverage {fidelity.coverage:.2f}."
+            )
         tables.append(
             Table(
                 title="Drafts beside real tiles",
@@ -289,7 +353,9 @@ def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Ta
             )
         )
     rows = [[f"masks from {kind}", f"{share:.0%}"] for kind, share in fidelity.accepted_share_per_source.items()]
-    rows.append(["pool tiles of which no draft was accepted", f"{fidelity.num_pool_tiles_without} of {fidelity.num_pool_tiles}"])
+    rows.append(
+        ["pool tiles of which no draft was accepted", f"{fidelity.num_pool_tiles_without} of {fidelity.num_pool_tiles}"]
+    )
     rows += [[f"rejected: {cause}", str(count)] for cause, count in fidelity.rejected_by.items()]
     if fidelity.tightened_iou is not None:
         rows.append(["IoU of labels with labels as drawn", f"{fidelity.tightened_iou:.2f}"])
@@ -318,12 +384,16 @@ def _charts(project: Project) -> list[Chart]:
             losses_of.append(Curve(name=ARM_NAMES[arm], points=smooth(log["losses"], 20)))
             maps_of.append(Curve(name=ARM_NAMES[arm], points=[(step, value) for step, value in log["val_map"]]))
     charts.append(Chart(title=f"Segmenter, seed {seed}", x_label="step", y_label="loss, mean of 20", curves=losses_of))
-    charts.append(Chart(title=f"Segmenter on real validation, seed {seed}", x_label="step", y_label="segm mAP", curves=maps_of))
+    charts.append(
+        Chart(title=f"Segmenter on real validation, seed {seed}", x_label="step", y_label="segm mAP", curves=maps_of)
+    )
     return charts
 
 
 def _origins(saved: Path) -> dict[str, str]:
-    """Return where each setting came from, as it was saved with the run; empty where that was not saved or is damaged."""
+    """Return where each setting came from, as it was saved with the run; empty where that was not saved or is
+    damaged.
+    """
     try:
         return {str(key): str(origin) for key, origin in json.loads(saved.read_bytes())["origins"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -345,7 +415,11 @@ def _appendix(project: Project, decisions: Decisions) -> list[Table]:
         reasons[key] = reasons.get(key, 0) + 1
     origins = _origins(project.path("project.json"))
     settings = [
-        [key, json.dumps(value), Path(origins.get(key, "")).name if origins.get(key, "").endswith(".toml") else origins.get(key, "")]
+        [
+            key,
+            json.dumps(value),
+            Path(origins.get(key, "")).name if origins.get(key, "").endswith(".toml") else origins.get(key, ""),
+        ]
         for key, value in flatten(project.config.model_dump(mode="json")).items()
         if key not in ("base", "out", "data.path")
     ]

@@ -33,52 +33,144 @@ from defectory.segmentation.config import Arm
 def stages_of(project: Project) -> tuple[Stage, ...]:
     """Give a project's stages in the order in which they run."""
     seg = project.config.segmentation
-    arms: list[tuple[str, Arm, int]] = [(judge.stage_name(arm, seed), arm, seed) for seed in seg.seeds for arm in seg.arms]
+    arms: list[tuple[str, Arm, int]] = [
+        (judge.stage_name(arm, seed), arm, seed) for seed in seg.seeds for arm in seg.arms
+    ]
     made = ("tiles", "split")
     focuses, agrees = project.config.synthesis.focus == "segmenter", "agreement" in project.config.curation.checks
     learns_masks = project.config.masks.sources.diffusion > 0
-    folds = Stage(name="folds", folder="folds", needs=("import", *made), settings=_folds, run=folded.run_folds, resumable=True)
+    folds = Stage(
+        name="folds", folder="folds", needs=("import", *made), settings=_folds, run=folded.run_folds, resumable=True
+    )
     mask_model = Stage(
-        name="learn-masks", folder=FOLDER, needs=("import", *made), settings=mask_model_settings, run=run_learn_masks, resumable=True
+        name="learn-masks",
+        folder=FOLDER,
+        needs=("import", *made),
+        settings=mask_model_settings,
+        run=run_learn_masks,
+        resumable=True,
     )
     return (
         Stage(name="import", folder="data", needs=(), settings=data.import_settings, run=data.run_import),
-        Stage(name="split", folder="split", needs=("import",), settings=lambda p: p.config.split.model_dump(mode="json"), run=data.run_split),
+        Stage(
+            name="split",
+            folder="split",
+            needs=("import",),
+            settings=lambda p: p.config.split.model_dump(mode="json"),
+            run=data.run_split,
+        ),
         Stage(name="tiles", folder="tiles", needs=("import", "split"), settings=_tiling, run=data.run_tiles),
-        Stage(name="learn-concept", folder="concept", needs=made, settings=_concept, run=generate.run_concept, resumable=True),
-        Stage(name="learn-condition", folder="control", needs=(*made, "learn-concept"), settings=_condition, run=generate.run_condition, resumable=True),
+        Stage(
+            name="learn-concept",
+            folder="concept",
+            needs=made,
+            settings=_concept,
+            run=generate.run_concept,
+            resumable=True,
+        ),
+        Stage(
+            name="learn-condition",
+            folder="control",
+            needs=(*made, "learn-concept"),
+            settings=_condition,
+            run=generate.run_condition,
+            resumable=True,
+        ),
         *((folds,) if focuses or agrees else ()),
         *((mask_model,) if learns_masks else ()),
         Stage(
-            name="plan", folder="plan", settings=_plan, run=generate.run_plan,
-            needs=(*made, "learn-concept", "learn-condition", *(("folds",) if focuses else ()), *(("learn-masks",) if learns_masks else ())),
+            name="plan",
+            folder="plan",
+            settings=_plan,
+            run=generate.run_plan,
+            needs=(
+                *made,
+                "learn-concept",
+                "learn-condition",
+                *(("folds",) if focuses else ()),
+                *(("learn-masks",) if learns_masks else ()),
+            ),
         ),
-        Stage(name="calibrate", folder="calibration", needs=(*made, "learn-concept", "learn-condition", "plan"), settings=_calibration, run=generate.run_calibration),
         Stage(
-            name="synthesize", folder="drafts", needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"), settings=_synthesis,
-            run=generate.run_synthesis, resumable=True, mendable=True,
+            name="calibrate",
+            folder="calibration",
+            needs=(*made, "learn-concept", "learn-condition", "plan"),
+            settings=_calibration,
+            run=generate.run_calibration,
         ),
-        Stage(name="curate", folder="curation", needs=("import", *made, "learn-concept", "plan", "synthesize", *(("folds",) if agrees else ())), settings=_curation, run=curate.run_curation),
-        Stage(name="export", folder="synthetic", needs=("import", "plan", "synthesize", "curate"), settings=lambda _: None, run=curate.run_export),
-        Stage(name="finalize", folder="pipeline", needs=("learn-concept", "learn-condition"), settings=lambda _: None, run=generate.run_finalize),
+        Stage(
+            name="synthesize",
+            folder="drafts",
+            needs=("plan", "tiles", "learn-concept", "learn-condition", "calibrate"),
+            settings=_synthesis,
+            run=generate.run_synthesis,
+            resumable=True,
+            mendable=True,
+        ),
+        Stage(
+            name="curate",
+            folder="curation",
+            needs=("import", *made, "learn-concept", "plan", "synthesize", *(("folds",) if agrees else ())),
+            settings=_curation,
+            run=curate.run_curation,
+        ),
+        Stage(
+            name="export",
+            folder="synthetic",
+            needs=("import", "plan", "synthesize", "curate"),
+            settings=lambda _: None,
+            run=curate.run_export,
+        ),
+        Stage(
+            name="finalize",
+            folder="pipeline",
+            needs=("learn-concept", "learn-condition"),
+            settings=lambda _: None,
+            run=generate.run_finalize,
+        ),
         *(
             Stage(
-                name=name, folder=judge.arm_folder(arm, seed), needs=("import", *made, *(() if arm == "real" else ("synthesize", "curate"))),
-                settings=_segmentation, run=judge.segment_runner(arm, seed), resumable=True,
+                name=name,
+                folder=judge.arm_folder(arm, seed),
+                needs=("import", *made, *(() if arm == "real" else ("synthesize", "curate"))),
+                settings=_segmentation,
+                run=judge.segment_runner(arm, seed),
+                resumable=True,
             )
             for name, arm, seed in arms
         ),
-        Stage(name="test-tiles", folder="test_tiles", needs=("import", *made), settings=_tiling, run=data.run_test_tiles),
         Stage(
-            name="evaluate", folder="evaluation", needs=("test-tiles", "tiles", "synthesize", "curate", *(name for name, _, _ in arms)),
-            settings=lambda p: p.config.evaluation.model_dump(mode="json"), run=judge.run_evaluation, copies={judge.RUN_SCORES: "scores.json"},
+            name="test-tiles", folder="test_tiles", needs=("import", *made), settings=_tiling, run=data.run_test_tiles
         ),
         Stage(
-            name="report", folder="report",
-            needs=("import", *made, "learn-concept", "learn-condition", "plan", "calibrate", "synthesize", "curate", "test-tiles", "evaluate", *(name for name, _, _ in arms)),
-            settings=report.report_settings, run=report.run_report, copies={"report.html": "report.html"},
+            name="evaluate",
+            folder="evaluation",
+            needs=("test-tiles", "tiles", "synthesize", "curate", *(name for name, _, _ in arms)),
+            settings=lambda p: p.config.evaluation.model_dump(mode="json"),
+            run=judge.run_evaluation,
+            copies={judge.RUN_SCORES: "scores.json"},
         ),
-    )  # fmt: skip
+        Stage(
+            name="report",
+            folder="report",
+            needs=(
+                "import",
+                *made,
+                "learn-concept",
+                "learn-condition",
+                "plan",
+                "calibrate",
+                "synthesize",
+                "curate",
+                "test-tiles",
+                "evaluate",
+                *(name for name, _, _ in arms),
+            ),
+            settings=report.report_settings,
+            run=report.run_report,
+            copies={"report.html": "report.html"},
+        ),
+    )
 
 
 READS_BASE = frozenset({"tiles", "learn-concept"})
@@ -136,7 +228,11 @@ def _require_base(project: Project, stages: Sequence[Stage], selected: Sequence[
 
 
 def _run(project: Project, stages: Sequence[Stage], selected: Sequence[Stage]) -> Iterator[Event]:
-    segmenters = {judge.stage_name(arm, seed) for arm in project.config.segmentation.arms for seed in project.config.segmentation.seeds}
+    segmenters = {
+        judge.stage_name(arm, seed)
+        for arm in project.config.segmentation.arms
+        for seed in project.config.segmentation.seeds
+    }
     verified = Verified()
     is_checked = False
     for of_segmenters, together in groupby(selected, key=lambda stage: stage.name in segmenters):
@@ -144,7 +240,9 @@ def _run(project: Project, stages: Sequence[Stage], selected: Sequence[Stage]) -
             if not is_checked:
                 yield from _check_before_training(project, stages, selected, verified)
             is_checked = True
-            yield from run_segmenters(project, list(together), stages, num_segmenters=len(segmenters), verified=verified)
+            yield from run_segmenters(
+                project, list(together), stages, num_segmenters=len(segmenters), verified=verified
+            )
         else:
             for stage in together:
                 if not is_checked and stage.name not in BEFORE_TRAINING:
@@ -157,13 +255,17 @@ READ_BEFORE_TRAINING = frozenset({"import", "split", "tiles"})
 BEFORE_TRAINING = READ_BEFORE_TRAINING | {"test-tiles"}
 
 
-def _check_before_training(project: Project, stages: Sequence[Stage], selected: Sequence[Stage], verified: Verified) -> Iterator[Event]:
+def _check_before_training(
+    project: Project, stages: Sequence[Stage], selected: Sequence[Stage], verified: Verified
+) -> Iterator[Event]:
     """Tell dead ends before the first stage that trains, unless all that is asked for is up to date."""
     try:
         states = states_of(project, stages)
     except ConfigError:
         states = dict[str, str]()
-    if all(states.get(stage.name) == "up to date" for stage in selected if stage.name not in {*BEFORE_TRAINING, "report"}):
+    if all(
+        states.get(stage.name) == "up to date" for stage in selected if stage.name not in {*BEFORE_TRAINING, "report"}
+    ):
         return
     verified.require(project, [stage for stage in stages if stage.name in READ_BEFORE_TRAINING])
     for remark in check_before_training(project):
@@ -179,8 +281,12 @@ def select(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
     known = {stage.name for stage in stages}
     for name in names:
         if name not in known and name != "segment":
-            raise ConfigError(f"stage {name!r}", "no such stage", f"choose among {', '.join(sorted(known | {'segment'}))}")
-    return [stage for stage in stages if stage.name in names or ("segment" in names and stage.name.startswith("segment-"))]
+            raise ConfigError(
+                f"stage {name!r}", "no such stage", f"choose among {', '.join(sorted(known | {'segment'}))}"
+            )
+    return [
+        stage for stage in stages if stage.name in names or ("segment" in names and stage.name.startswith("segment-"))
+    ]
 
 
 def needed_for(stages: Sequence[Stage], names: Sequence[str]) -> list[str]:
@@ -223,7 +329,9 @@ def _base_digest(project: Project) -> object:
 
 @lru_cache(maxsize=4)
 def _digest_of(folder: Path, _state: tuple[tuple[Path, int, int], ...]) -> str:
-    """Return the digest of a folder, read once as long as its files keep size and time: it is asked for several times in a run."""
+    """Return the digest of a folder, read once as long as its files keep size and time: it is asked for several times
+    in a run.
+    """
     return digest_folder(folder)
 
 
@@ -256,12 +364,20 @@ def _plan(project: Project) -> object:
     config = project.config
     return {
         "rules": PLAN_RULES,
-        "masks": config.masks.model_dump(mode="json"), "expert": expert_listing(project), "regions": regions_listing(project), "drawings": drawings_listing(project), "drivers": config.drivers.model_dump(mode="json"), "flip": config.condition.training.flip,
-        "synthesis": config.synthesis.model_dump(mode="json", include={"seed", *PLAN_KEYS}), "defect_noun": config.condition.defect_noun,
-    }  # fmt: skip
+        "masks": config.masks.model_dump(mode="json"),
+        "expert": expert_listing(project),
+        "regions": regions_listing(project),
+        "drawings": drawings_listing(project),
+        "drivers": config.drivers.model_dump(mode="json"),
+        "flip": config.condition.training.flip,
+        "synthesis": config.synthesis.model_dump(mode="json", include={"seed", *PLAN_KEYS}),
+        "defect_noun": config.condition.defect_noun,
+    }
 
 
-PLAN_KEYS = frozenset({"mode", "focus", "num_images", "augmentations_per_image", "max_seeds_per_driver", "max_images_per_tile"})
+PLAN_KEYS = frozenset(
+    {"mode", "focus", "num_images", "augmentations_per_image", "max_seeds_per_driver", "max_images_per_tile"}
+)
 """Settings of synthesis that decide what is drawn, not how."""
 
 
@@ -273,9 +389,10 @@ def _calibration(project: Project) -> object:
     config = project.config
     return {
         "sampler_rules": SAMPLER_RULES,
-        "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_KEYS)), "drivers": config.drivers.model_dump(mode="json"),
+        "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_KEYS)),
+        "drivers": config.drivers.model_dump(mode="json"),
         "defect_noun": config.condition.defect_noun,
-    }  # fmt: skip
+    }
 
 
 def _synthesis(project: Project) -> object:
@@ -291,7 +408,11 @@ FIDELITY_RULES = 6
 
 
 def _curation(project: Project) -> object:
-    return {"rules": FIDELITY_RULES, "curation": project.config.curation.model_dump(mode="json"), "seed": project.config.seed}
+    return {
+        "rules": FIDELITY_RULES,
+        "curation": project.config.curation.model_dump(mode="json"),
+        "seed": project.config.seed,
+    }
 
 
 FOLD_RULES = 2
@@ -300,9 +421,11 @@ FOLD_RULES = 2
 
 def _folds(project: Project) -> object:
     return {
-        "rules": FOLD_RULES, "segmentation": _segmentation(project), "fold_steps": project.config.segmentation.fold_steps,
+        "rules": FOLD_RULES,
+        "segmentation": _segmentation(project),
+        "fold_steps": project.config.segmentation.fold_steps,
         "seed": project.config.seed,
-    }  # fmt: skip
+    }
 
 
 def _segmentation(project: Project) -> object:

@@ -20,7 +20,8 @@ STAGE = "segmenter"
 
 
 def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, out: Path) -> Iterator[Event]:
-    """Write the start of the light segmenter (fp16 `model.safetensors` and `config.json`), trained on procedural images; resumable.
+    """Write the start of the light segmenter (fp16 `model.safetensors` and `config.json`), trained on procedural
+    images; resumable.
 
     Args:
         config: the recipe of the pretraining.
@@ -37,7 +38,9 @@ def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, ou
         yield from _train(config, corpus_folder=work / "corpus", encoder=encoder, out=trained)
     save_start(trained, out)
     best = float(json.loads(log.read_text())["best_val_map"])
-    yield StageEnded(stage=STAGE, seconds=time.monotonic() - began, skipped=False, summary=f"held-out segm mAP {best:.3f}")
+    yield StageEnded(
+        stage=STAGE, seconds=time.monotonic() - began, skipped=False, summary=f"held-out segm mAP {best:.3f}"
+    )
 
 
 def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: Path) -> Iterator[Progress]:
@@ -61,11 +64,15 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     held_out = range(config.num_images, len(corpus))
     records = [
         ImageRecord(
-            id=index, file_name=f"{index:07d}", size_hw=(config.tile_px, config.tile_px), sha256="", group="",
+            id=index,
+            file_name=f"{index:07d}",
+            size_hw=(config.tile_px, config.tile_px),
+            sha256="",
+            group="",
             instances=tuple(Instance(category_id=label, rle=rle) for label, rle in tile(index).instances),
         )
         for index in held_out
-    ]  # fmt: skip
+    ]
     tiling = Tiling(mode="tile", tile_px=config.tile_px, scale=1.0, reason="procedural images")
 
     def validate(model: Any) -> float:
@@ -75,12 +82,28 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
 
     defective, free = split_tiles([tile(index) for index in range(min(recipe.num_images, config.num_images))])
     segmentation = SegmentationConfig(
-        init="encoder", num_steps=recipe.num_steps, batch_size=recipe.batch_size, learning_rate=recipe.learning_rate,
-        validate_every=recipe.validate_every, checkpoint_every=recipe.checkpoint_every, precision=config.precision,
-    )  # fmt: skip
+        init="encoder",
+        num_steps=recipe.num_steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        validate_every=recipe.validate_every,
+        checkpoint_every=recipe.checkpoint_every,
+        precision=config.precision,
+    )
     for event in train_segmenter(
-        arm="real", real=defective, synthetic=[], defect_free=free, validate=validate, kind="light", categories=categories, tiling=tiling,
-        config=segmentation, seed=config.seed, out=out, device=config.device, encoder=encoder,
-    ):  # fmt: skip
+        arm="real",
+        real=defective,
+        synthetic=[],
+        defect_free=free,
+        validate=validate,
+        kind="light",
+        categories=categories,
+        tiling=tiling,
+        config=segmentation,
+        seed=config.seed,
+        out=out,
+        device=config.device,
+        encoder=encoder,
+    ):
         note = "" if event.val_map is None else f", held-out mAP {event.val_map:.3f}"
         yield Progress(stage=STAGE, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}{note}")

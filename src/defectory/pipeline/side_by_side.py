@@ -1,4 +1,6 @@
-"""Stages that need nothing of each other, each in a process of its own: one training of a small network leaves most of a CPU's threads idle."""
+"""Stages that need nothing of each other, each in a process of its own: one training of a small network leaves most of
+a CPU's threads idle.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from defectory.pipeline.verify import Verified
 from defectory.recipes.project import ProjectConfig
 
 MAX_PROCESSES = 4
-"""Each holds a gigabyte, or somewhat more. On two threads, too: three at once share them more evenly than two and then one (decision 043)."""
+"""Each holds a gigabyte, or somewhat more. On two threads, too: three at once share them more evenly than two and then
+one (decision 043).
+"""
 SERVE = "from defectory.pipeline.side_by_side import serve; serve()"
 
 
@@ -34,7 +38,8 @@ def run_segmenters(
         project: resolved configuration and folders.
         segmenters: stages to run.
         stages: all of the project's.
-        num_segmenters: that the project has, whichever of them are left to run: how many threads each gets decides its last bits.
+        num_segmenters: that the project has, whichever of them are left to run: how many threads each gets decides its
+            last bits.
         verified: what has been held against its digests.
     """
     left: list[Stage] = []
@@ -53,22 +58,30 @@ def run_segmenters(
     by_name = {stage.name: stage for stage in stages}
     verified.require(project, [by_name[name] for name in dict.fromkeys(name for stage in left for name in stage.needs)])
     on_cpu, num_threads = device_of(project) == "cpu", torch.get_num_threads()
-    num_processes = min(num_segmenters, project.config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
+    num_processes = min(
+        num_segmenters, project.config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1)
+    )
     if on_cpu and num_processes > 1:
         make_work_root(project)
-        yield from run_side_by_side(project, left, num_processes=num_processes, num_threads=max(1, num_threads // num_processes))
+        yield from run_side_by_side(
+            project, left, num_processes=num_processes, num_threads=max(1, num_threads // num_processes)
+        )
         return
     for stage in left:
         yield from run_stage(project, stage, stages, verified=verified)
 
 
-def run_side_by_side(project: Project, stages: Sequence[Stage], *, num_processes: int, num_threads: int) -> Iterator[Event]:
-    """Run stages that need nothing of each other in `num_processes` processes at a time, each with `num_threads` threads.
+def run_side_by_side(
+    project: Project, stages: Sequence[Stage], *, num_processes: int, num_threads: int
+) -> Iterator[Event]:
+    """Run stages that need nothing of each other in `num_processes` processes at a time, each with `num_threads`
+    threads.
 
     When this process ends, however it does, so do they. Events of different stages come in between each other.
 
     Raises:
-        DefectoryError: of the first stage that fails; the others are stopped, and go on from their checkpoints when they are run again.
+        DefectoryError: of the first stage that fails; the others are stopped, and go on from their checkpoints when
+            they are run again.
     """
     give_back_freed_memory()
     config = project.config.model_copy(update={"threads": num_threads}).model_dump(mode="json")
@@ -78,17 +91,25 @@ def run_side_by_side(project: Project, stages: Sequence[Stage], *, num_processes
         while waiting or running:
             while waiting and len(running) < num_processes:
                 stage = waiting.pop(0)
-                job = {"config": config, "folder": str(project.folder), "source_folder": str(project.source_folder), "stage": stage.name}
+                job = {
+                    "config": config,
+                    "folder": str(project.folder),
+                    "source_folder": str(project.source_folder),
+                    "stage": stage.name,
+                }
                 running[stage.name] = _start(job, messages)
             name, message = messages.get()
             if message is None:
                 code = _end(running.pop(name))
                 if code < 0:
                     raise errors.StageError(
-                        f"{name}: its process was killed by signal {-code}, for lack of memory?; run again to go on, with segmentation.num_processes=1 to spare it"
+                        f"{name}: its process was killed by signal {-code}, for lack of memory?; run again to go on, "
+                        "with segmentation.num_processes=1 to spare it"
                     )
                 if code > 0:
-                    raise errors.StageError(f"{name}: its process ended with exit code {code}, for what is told above; run again to go on")
+                    raise errors.StageError(
+                        f"{name}: its process ended with exit code {code}, for what is told above; run again to go on"
+                    )
             elif message["kind"] == "Progress":
                 yield Progress(**message["content"])
             elif message["kind"] == "Notice":
@@ -150,7 +171,9 @@ def serve() -> None:
         print(json.dumps({"kind": kind, "content": content}), file=channel, flush=True)
 
     project = Project(
-        config=ProjectConfig.model_validate(job["config"]), folder=Path(job["folder"]), source_folder=Path(job["source_folder"])
+        config=ProjectConfig.model_validate(job["config"]),
+        folder=Path(job["folder"]),
+        source_folder=Path(job["source_folder"]),
     )
     stages = stages_of(project)
     try:

@@ -29,7 +29,9 @@ MIN_INSTANCES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
-    """Median distance, in the embedded encoder's features, of drafts and of train tiles to the nearest (other) train tile."""
+    """Median distance, in the embedded encoder's features, of drafts and of train tiles to the nearest (other) train
+    tile.
+    """
 
     draft_to_train: float
     train_to_train: float
@@ -63,7 +65,9 @@ def memorisation(project: Project, plan: Plan) -> Memorisation | None:
     )
 
 
-def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None, *, drivers: DriverConfig) -> list[Signature]:
+def signatures(
+    scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None, *, drivers: DriverConfig
+) -> list[Signature]:
     """Judge every failure signature from the evaluation's scores, driver leakage and memorisation."""
     fidelity, sets, verdict = scores["fidelity"], scores["image_sets"], scores["verdict"]
     poor: bool | None = fidelity["accepted_share"] < LOW_ACCEPTANCE
@@ -71,7 +75,10 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
     if sets is not None:
         ratios = [sets[f"{key}_wasserstein"] / max(sets[f"{key}_wasserstein_floor"], 1e-6) for key in ("mean", "std")]
         poor = poor or max(ratios) > TONE_RATIO
-        quality += f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
+        quality += (
+            f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); "
+            f"KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
+        )
     gain = verdict.get("gain")
     maps = {arm: own["segm_map"] for arm, own in scores["arms"].items()}
     collapsed = [arm for arm, value in maps.items() if value < COLLAPSED_MAP]
@@ -84,47 +91,74 @@ def signatures(scores: dict[str, Any], leak: Leakage | None, copied: Memorisatio
     strong = [name for name, ratio in contrasts.items() if ratio > CONTRAST_RATIOS[1]]
     return [
         Signature(
-            name="synthetic quality too poor", detected=poor, evidence=quality,
+            name="synthetic quality too poor",
+            detected=poor,
+            evidence=quality,
             advice="Look at the pictures. Train both phases longer, or start from a larger base.",
         ),
         Signature(
-            name="no downstream gain", detected=None if verdict["outcome"] == "not enough evidence" else verdict["outcome"] == "do not use it",
+            name="no downstream gain",
+            detected=None if verdict["outcome"] == "not enough evidence" else verdict["outcome"] == "do not use it",
             evidence="" if gain is None else f"gain in segm mAP {gain:+.3f}; {verdict['outcome']}",
-            advice="Set at least three seeds to know. Without a gain, more annotated images help more than more synthetic ones.",
+            advice="Set at least three seeds to know. Without a gain, more annotated images help more than more "
+            "synthetic ones.",
         ),
         Signature(
-            name="segmenter collapse", detected=bool(collapsed) if maps else None,
+            name="segmenter collapse",
+            detected=bool(collapsed) if maps else None,
             evidence="segm mAP " + ", ".join(f"{arm} {value:.3f}" for arm, value in maps.items()) if maps else "",
             advice=(
-                f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise segmentation.num_steps; segmentation.model = \"light\" with "
-                "segmentation.init = \"segmenter\" starts from shipped weights, which few images need."
-                if collapsed else "Every arm learnt something."
+                f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise "
+                'segmentation.num_steps; segmentation.model = "light" with '
+                'segmentation.init = "segmenter" starts from shipped weights, which few images need.'
+                if collapsed
+                else "Every arm learnt something."
             ),
         ),
         Signature(
-            name="control collapse", detected=bool(fidelity["mean"] < LOW_FIDELITY or fidelity["mean"] < 2 * fidelity["shuffled"]),
+            name="control collapse",
+            detected=bool(fidelity["mean"] < LOW_FIDELITY or fidelity["mean"] < 2 * fidelity["shuffled"]),
             evidence=f"mean fidelity {fidelity['mean']:.2f}, with labels shuffled {fidelity['shuffled']:.2f}",
-            advice="Train phase 2 longer, raise condition.training.defect_weight, or raise condition.defect_free_share.",
+            advice="Train phase 2 longer, raise condition.training.defect_weight, or raise "
+            "condition.defect_free_share.",
         ),
         Signature(
-            name="defects too weak or too strong", detected=bool(pale or strong) if contrasts else None,
-            evidence=", ".join(f"{name} {ratio:.2f}" for name, ratio in contrasts.items()) + " times the contrast of train tiles" if contrasts else "",
+            name="defects too weak or too strong",
+            detected=bool(pale or strong) if contrasts else None,
+            evidence=", ".join(f"{name} {ratio:.2f}" for name, ratio in contrasts.items())
+            + " times the contrast of train tiles"
+            if contrasts
+            else "",
             advice="; ".join(
-                f"{', '.join(names)}: set synthesis.mask_guidance {'above' if names is pale else 'below'} theirs in the table of contrasts"
-                for names in (pale, strong) if names
-            ) + "; a number holds for every class" if pale or strong else "Contrast of drafts follows synthesis.mask_guidance.",
+                f"{', '.join(names)}: set synthesis.mask_guidance {'above' if names is pale else 'below'} theirs in "
+                "the table of contrasts"
+                for names in (pale, strong)
+                if names
+            )
+            + "; a number holds for every class"
+            if pale or strong
+            else "Contrast of drafts follows synthesis.mask_guidance.",
         ),
         Signature(
-            name="memorisation", detected=None if copied is None else copied.copied_share > 0.05,
-            evidence="" if copied is None else f"{copied.copied_share:.0%} of drafts much nearer to a train tile than train tiles are to each other; median distance {copied.draft_to_train:.2f} against {copied.train_to_train:.2f}",
+            name="memorisation",
+            detected=None if copied is None else copied.copied_share > 0.05,
+            evidence=""
+            if copied is None
+            else f"{copied.copied_share:.0%} of drafts much nearer to a train tile than train tiles are to each "
+            f"other; median distance {copied.draft_to_train:.2f} against {copied.train_to_train:.2f}",
             advice="Shorten phase 1, raise concept.prior_weight, or add training images.",
         ),
         Signature(
-            name="driver leakage", detected=None if leak is None else leak.auc > MAX_AUC,
-            evidence="" if leak is None else f"AUC {leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f}); 0.5 is none",
+            name="driver leakage",
+            detected=None if leak is None else leak.auc > MAX_AUC,
+            evidence=""
+            if leak is None
+            else f"AUC {leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f}); 0.5 is none",
             advice=(
-                "`defectory drivers tune` finds constants of less leakage (a lower drivers.grid_px, as a rule); check that labels cover the whole defect."
-                if drivers.defect_blind else "Set drivers.defect_blind = true, so that the labelled defect is filled before extraction."
+                "`defectory drivers tune` finds constants of less leakage (a lower drivers.grid_px, as a rule); "
+                "check that labels cover the whole defect."
+                if drivers.defect_blind
+                else "Set drivers.defect_blind = true, so that the labelled defect is filled before extraction."
             ),
         ),
-    ]  # fmt: skip
+    ]

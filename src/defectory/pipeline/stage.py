@@ -55,8 +55,8 @@ class Project:
         config: resolved configuration.
         folder: of the run.
         source_folder: relative paths of the configuration start here.
-        writing: folder of the stage that is being made, relative to the run; its files go to the stage's work folder, and the old
-            outcome stays until the new one is whole.
+        writing: folder of the stage that is being made, relative to the run; its files go to the stage's work folder,
+            and the old outcome stays until the new one is whole.
     """
 
     config: ProjectConfig
@@ -74,7 +74,9 @@ class Project:
 
 @dataclass(frozen=True, kw_only=True)
 class MissingSource:
-    """What a setting is where a source of the user's cannot be read, a disk that is not mounted for example: not known, so not changed."""
+    """What a setting is where a source of the user's cannot be read, a disk that is not mounted for example: not known,
+    so not changed.
+    """
 
     path: Path
 
@@ -149,13 +151,17 @@ def inputs_of(project: Project, stage: Stage, stages: Sequence[Stage]) -> Inputs
     missing = {f"settings.{name}": value.path for name, value in values.items() if isinstance(value, MissingSource)}
     parts = {"code": digest_json(CODE_VERSION)}
     for name, value in values.items():
-        parts[f"settings.{name}"] = digest_json({"missing": value.path.name} if isinstance(value, MissingSource) else value)
+        parts[f"settings.{name}"] = digest_json(
+            {"missing": value.path.name} if isinstance(value, MissingSource) else value
+        )
     parts |= {f"needs.{name}": output_digest(project, by_name[name]) for name in stage.needs}
     return Inputs(parts=parts, missing=missing)
 
 
 def states_of(project: Project, stages: Sequence[Stage]) -> dict[str, str]:
-    """Tell of each stage whether it is up to date, can go on from partial work, or has to run (again); files are not read for it."""
+    """Tell of each stage whether it is up to date, can go on from partial work, or has to run (again); files are not
+    read for it.
+    """
     states: dict[str, str] = {}
     for stage in stages:
         manifest = read_manifest(project.path(stage.folder))
@@ -175,7 +181,9 @@ def states_of(project: Project, stages: Sequence[Stage]) -> dict[str, str]:
 
 
 def _partial_inputs(project: Project, stage: Stage) -> str | None:
-    """Return the digest of the inputs that the partial work of a resumable stage was made from, None where there is none."""
+    """Return the digest of the inputs that the partial work of a resumable stage was made from, None where there is
+    none.
+    """
     marker = read_marker(work_folder(project, stage)) if stage.resumable else None
     return None if marker is None or marker.maker is None else str(marker.maker.get("inputs"))
 

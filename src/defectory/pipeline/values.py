@@ -66,10 +66,17 @@ def masks_of(instances: Sequence[Instance]) -> tuple[tuple[int, Mask], ...]:
 
 
 def driver_maker(project: Project, num_classes: int) -> Callable[..., Image]:
-    """Give the function that extracts drivers of annotated tiles from image, instances, valid size and, where not the instances, `blind`."""
+    """Give the function that extracts drivers of annotated tiles from image, instances, valid size and, where not the
+    instances, `blind`.
+    """
     config = project.config.drivers
 
-    def make(image: Image, instances: Sequence[tuple[int, Mask]], valid_hw: tuple[int, int], blind: Sequence[Mask] | None = None) -> Image:
+    def make(
+        image: Image,
+        instances: Sequence[tuple[int, Mask]],
+        valid_hw: tuple[int, int],
+        blind: Sequence[Mask] | None = None,
+    ) -> Image:
         return extract_driver(image, instances, num_classes=num_classes, config=config, blind=blind, valid_hw=valid_hw)
 
     return make
@@ -92,9 +99,10 @@ def users_folder(project: Project, name: str | None, *, setting: str, fix: str) 
 def source_listing(path: Path, *, follow_links: bool = False) -> list[tuple[str, int, int]] | MissingSource:
     """Return name, size and time of the files that are read from a source, so that a changed source is noticed.
 
-    Of a folder, all files count but litter, project files and what lies in run folders of ours and the like; of a file, it and the
-    images around it, and label files beside a YOLO file. A source that is not there, or holds nothing, is missing: its disk may not be
-    mounted.
+    Of a folder, all files count but litter, project files and what lies in run folders of ours and the like; of a file,
+    it and the
+    images around it, and label files beside a YOLO file. A source that is not there, or holds nothing, is missing: its
+    disk may not be mounted.
     """
     root, only = (path, None) if path.is_dir() else (path.parent, path)
     suffixes = IMAGE_SUFFIXES | (LABEL_SUFFIXES if path.suffix.lower() in (".yaml", ".yml") else frozenset())
@@ -116,7 +124,11 @@ def source_listing(path: Path, *, follow_links: bool = False) -> list[tuple[str,
                         seen.add((about.st_dev, about.st_ino))
                         pending.append(place)
                     continue
-                counts = place.suffix.lower() != ".toml" if only is None else place == only or place.suffix.lower() in suffixes
+                counts = (
+                    place.suffix.lower() != ".toml"
+                    if only is None
+                    else place == only or place.suffix.lower() in suffixes
+                )
                 if counts and place.is_file():
                     state = entry.stat()
                     found.append((place.relative_to(root).as_posix(), state.st_size, state.st_mtime_ns))

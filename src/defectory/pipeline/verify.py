@@ -48,7 +48,9 @@ def verify_stage(project: Project, stage: Stage) -> Finding:
         return Finding(stage=stage.name, state="unfinished" if begun else "not run")
     manifest, marker = read_manifest(folder), read_marker(folder)
     if manifest is None:
-        verdict = {"missing": (MANIFEST_NAME,)} if not (folder / MANIFEST_NAME).is_file() else {"changed": (MANIFEST_NAME,)}
+        verdict = (
+            {"missing": (MANIFEST_NAME,)} if not (folder / MANIFEST_NAME).is_file() else {"changed": (MANIFEST_NAME,)}
+        )
         return Finding(stage=stage.name, state="damaged", **verdict)
     files: dict[str, str] = dict(manifest["files"])
     if marker is None:
@@ -65,8 +67,12 @@ def verify_stage(project: Project, stage: Stage) -> Finding:
         if name not in known and Path(name).name not in BOOKKEEPING and Path(name).name.lower() not in SYSTEM_LITTER
     )
     return Finding(
-        stage=stage.name, state="damaged" if missing or changed else "whole", missing=missing, changed=changed, extra=extra
-    )  # fmt: skip
+        stage=stage.name,
+        state="damaged" if missing or changed else "whole",
+        missing=missing,
+        changed=changed,
+        extra=extra,
+    )
 
 
 def _digest(path: Path) -> str | None:
@@ -80,7 +86,8 @@ def _digest(path: Path) -> str | None:
 
 
 def checked(project: Project, folder: str, name: str) -> Path:
-    """Return the path of a stage's file that is about to be read, held against its digest; in a stage that is being made, as it is.
+    """Return the path of a stage's file that is about to be read, held against its digest; in a stage that is being
+    made, as it is.
 
     Raises:
         StageError: it was changed, or the stage did not write it.
@@ -128,4 +135,6 @@ class Verified:
         for stage in () if self.trusted else stages:
             finding = self.of(project, stage)
             if finding.state == "damaged":
-                raise StageError(f"{project.path(stage.folder)}: {finding.damage}; `defectory run` makes stage {stage.name} anew")
+                raise StageError(
+                    f"{project.path(stage.folder)}: {finding.damage}; `defectory run` makes stage {stage.name} anew"
+                )

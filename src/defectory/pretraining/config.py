@@ -64,7 +64,9 @@ class ScoreConfig(Section):
     guidance_scale: float = Field(default=5.0, ge=1)
     guidance_rescale: float = Field(default=0.7, ge=0, le=1)
     """As for `denoise`: guided pictures glare."""
-    judge: StageConfig = StageConfig(num_steps=2000, batch_size=32, learning_rate=6e-3, optimizer="muon", decay_share=0.5, ema_decay=0.99)
+    judge: StageConfig = StageConfig(
+        num_steps=2000, batch_size=32, learning_rate=6e-3, optimizer="muon", decay_share=0.5, ema_decay=0.99
+    )
 
 
 class SegmenterStartConfig(Section):
@@ -84,13 +86,15 @@ class PretrainConfig(Section):
 
     seed: int = 0
     start: str | None = None
-    """Base folder of the same sizes whose UNet, text encoder and control network training goes on from; its autoencoder and
-    tokenizer are kept as they are. None starts from nothing."""
+    """Base folder of the same sizes whose UNet, text encoder and control network training goes on from; its autoencoder
+    and tokenizer are kept as they are. None starts from nothing.
+    """
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
     compiles: bool = False
-    """Compile the UNet while it trains: a seventh off a step of 128 images on an H100, for a minute and a half before the first one; wants a
-    compiler."""
+    """Compile the UNet while it trains: a seventh off a step of 128 images on an H100, for a minute and a half before
+    the first one; wants a compiler.
+    """
     tile_px: int = Field(default=128, ge=32)
     num_images: int = Field(default=48000, ge=8)
     """Procedural images in the corpus."""
@@ -102,7 +106,9 @@ class PretrainConfig(Section):
     vae_channels: tuple[int, ...] = (32, 48, 64)
     """Three stages: factor 4, so that thin cracks survive."""
     unet_channels: tuple[int, ...] = (64, 96, 224)
-    """Wide at the lowest resolution, where material and defect are decided and a channel costs a CPU little (decision 034)."""
+    """Wide at the lowest resolution, where material and defect are decided and a channel costs a CPU little (decision
+    034).
+    """
     text_width: int = Field(default=128, ge=8)
     text_layers: int = Field(default=2, ge=1)
     text_length: int = Field(default=32, ge=8)
@@ -121,12 +127,15 @@ class PretrainConfig(Section):
     text_stages: int = Field(default=2, ge=1, le=3)
     """Stages of the UNet, from the lowest resolution, that read the caption."""
     pools_caption: bool = True
-    """Add the pooled caption to the time embedding too (`addition_embed_type` of diffusers), so that every layer hears it."""
+    """Add the pooled caption to the time embedding too (`addition_embed_type` of diffusers), so that every layer hears
+    it.
+    """
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under and next to a defect while the base trains."""
     defect_share: float = Field(default=0.15, ge=0, lt=1)
-    """Least share of an image's loss that its defects and their margin have while the base trains, as far as `MAX_DEFECT_WEIGHT` goes: a pit
-    is a thousandth of an image, and no loss without it."""
+    """Least share of an image's loss that its defects and their margin have while the base trains, as far as
+    `MAX_DEFECT_WEIGHT` goes: a pit is a thousandth of an image, and no loss without it.
+    """
     control_defect_weight: float = Field(default=4.0, ge=1)
     control_trains_unet: bool = False
     """Let the UNet learn along with the control network, so that its decoder draws what drivers say."""
@@ -137,14 +146,19 @@ class PretrainConfig(Section):
     crop_px: int = Field(default=64, ge=16)
     """Side of the crops the UNet begins with."""
     crop_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost."""
+    """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost.
+    """
     check_every: int = Field(default=500, ge=1)
     """Steps of UNet and control network between two held-out losses; the UNet draws a grid of samples with each."""
     vae: StageConfig = StageConfig(num_steps=2000, learning_rate=1.5e-3, ema_decay=0.995)
     vae_crop_px: int = Field(default=64, ge=16)
     vae_defect_weight: float = Field(default=4.0, ge=1)
-    """Weight of defect pixels, and those within two pixels of one, in the reconstruction; above 1 half of the crops hold a defect."""
-    diffusion: StageConfig = StageConfig(num_steps=3000, learning_rate=3e-3, optimizer="muon", decay_share=0.4, checkpoint_every=250)
+    """Weight of defect pixels, and those within two pixels of one, in the reconstruction; above 1 half of the crops
+    hold a defect.
+    """
+    diffusion: StageConfig = StageConfig(
+        num_steps=3000, learning_rate=3e-3, optimizer="muon", decay_share=0.4, checkpoint_every=250
+    )
     control: StageConfig = StageConfig(
         num_steps=600, learning_rate=4e-3, optimizer="muon", decay_share=0.5, ema_decay=0.995, checkpoint_every=250
     )
@@ -160,7 +174,9 @@ class PretrainConfig(Section):
     @model_validator(mode="after")
     def _text_has_the_pooling_heads(self) -> PretrainConfig:
         if self.pools_caption and self.text_width % POOLING_HEADS:
-            raise ValueError(f"text_width {self.text_width} is not a multiple of {POOLING_HEADS}, which pools_caption needs")
+            raise ValueError(
+                f"text_width {self.text_width} is not a multiple of {POOLING_HEADS}, which pools_caption needs"
+            )
         return self
 
     @model_validator(mode="after")
@@ -168,7 +184,10 @@ class PretrainConfig(Section):
         if self.vae_start == "patch-code" and not room_for_patch_code(
             self.vae_channels, latent_channels=self.latent_channels, norm_groups=self.vae_norm_groups
         ):
-            raise ValueError(f"vae_channels {self.vae_channels} with {self.vae_norm_groups} groups are too few for vae_start patch-code")
+            raise ValueError(
+                f"vae_channels {self.vae_channels} with {self.vae_norm_groups} groups are too few for vae_start "
+                "patch-code"
+            )
         return self
 
 
@@ -190,7 +209,9 @@ class WordConfig(Section):
     num_directions: int = Field(default=64, ge=1)
     """Directions of what the UNet reads, those that other texts use least, in which its reading changes."""
     keep_weight: float = Field(default=0.0, ge=0)
-    """Loss weight of the squared relative change of what the UNet reads of other texts; 10 keeps them to half a percent and learns no dent."""
+    """Loss weight of the squared relative change of what the UNet reads of other texts; 10 keeps them to half a percent
+    and learns no dent.
+    """
     short_caption_share: float = Field(default=0.5, ge=0, le=1)
     defect_share: float = Field(default=0.4, ge=0, lt=1)
     """As in pretraining, but more of it: all else in the images is known."""
@@ -200,7 +221,13 @@ class WordConfig(Section):
     num_drawn: int = Field(default=16, ge=0)
     """Samples drawn before and after, for captions of held-out images."""
     training: StageConfig = StageConfig(
-        num_steps=1800, learning_rate=1e-2, warmup_steps=20, decay_share=0.5, ema_decay=0.99, weight_decay=0.0, checkpoint_every=100
+        num_steps=1800,
+        learning_rate=1e-2,
+        warmup_steps=20,
+        decay_share=0.5,
+        ema_decay=0.99,
+        weight_decay=0.0,
+        checkpoint_every=100,
     )
 
     @field_validator("word")
@@ -212,11 +239,24 @@ class WordConfig(Section):
 
 
 ON_ACCELERATOR = (
-    "num_images=96000", "num_workers=15", "crop_share=0.0", "check_every=1500",
-    "diffusion.num_steps=2200", "diffusion.batch_size=512", "diffusion.learning_rate=0.004", "diffusion.warmup_steps=200",
-    "diffusion.decay_share=0.7", "diffusion.ema_decay=0.998", "diffusion.checkpoint_every=500",
-    "control.num_steps=500", "control.batch_size=128", "control.warmup_steps=50", "control.decay_share=0.7", "control.ema_decay=0.99",
+    "num_images=96000",
+    "num_workers=15",
+    "crop_share=0.0",
+    "check_every=1500",
+    "diffusion.num_steps=2200",
+    "diffusion.batch_size=512",
+    "diffusion.learning_rate=0.004",
+    "diffusion.warmup_steps=200",
+    "diffusion.decay_share=0.7",
+    "diffusion.ema_decay=0.998",
+    "diffusion.checkpoint_every=500",
+    "control.num_steps=500",
+    "control.batch_size=128",
+    "control.warmup_steps=50",
+    "control.decay_share=0.7",
+    "control.ema_decay=0.99",
     "control.checkpoint_every=100",
-)  # fmt: skip
-"""What the recipe has for an accelerator in place of a CPU's values: those the embedded base, version 3, learned with on an H100 in eight minutes
-(decision 034)."""
+)
+"""What the recipe has for an accelerator in place of a CPU's values: those the embedded base, version 3, learned with
+on an H100 in eight minutes (decision 034).
+"""

@@ -21,7 +21,14 @@ from torch import Tensor, nn
 
 from defectory.engine.training.attention import use_plain_attention
 from defectory.pretraining.config import PretrainConfig
-from defectory.pretraining.diffusion import LatentCorpus, Noising, PriorModel, build_scheduler, held_out_loss, stratified_timesteps
+from defectory.pretraining.diffusion import (
+    LatentCorpus,
+    Noising,
+    PriorModel,
+    build_scheduler,
+    held_out_loss,
+    stratified_timesteps,
+)
 from defectory.pretraining.loop import PretrainEvent, fit
 
 GeometryOf = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.uint8]]
@@ -48,9 +55,9 @@ def train_control(
 ) -> Iterator[PretrainEvent | ControlNetModel]:
     """Train a copy of the base's encoder to obey drivers; the last value yielded is the control network.
 
-    With `control_trains_unet` the UNet of `prior` learns along, in place: its decoder has to draw what the control network
-    tells it, and phase 2, where it is frozen, can only use what it has learned here. A share of each batch comes without
-    driver, so that the UNet stays a prior of its own.
+    With `control_trains_unet` the UNet of `prior` learns along, in place: its decoder has to draw what the control
+    network tells it, and phase 2, where it is frozen, can only use what it has learned here. A share of each batch
+    comes without driver, so that the UNet stays a prior of its own.
     """
     device = torch.device(config.device)
     torch.manual_seed(config.seed + 3)
@@ -83,12 +90,20 @@ def train_control(
             context = prior.text_encoder(input_ids=token_ids).last_hidden_state
         steered = slice(num_free, None)
         down, mid = control(
-            noisy[steered], timesteps[steered], encoder_hidden_states=context[steered], controlnet_cond=condition, return_dict=False
+            noisy[steered],
+            timesteps[steered],
+            encoder_hidden_states=context[steered],
+            controlnet_cond=condition,
+            return_dict=False,
         )
         if num_free:
             down, mid = [_behind_zeros(x, num_free) for x in down], _behind_zeros(mid, num_free)
         return prior.unet(
-            noisy, timesteps, encoder_hidden_states=context, down_block_additional_residuals=down, mid_block_additional_residual=mid
+            noisy,
+            timesteps,
+            encoder_hidden_states=context,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
         ).sample
 
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
@@ -117,9 +132,16 @@ def train_control(
 
     with ThreadPoolExecutor(config.num_workers) as threads:
         yield from fit(
-            trained, loss_of, config.control, stage="control", seed=config.seed, checkpoint=checkpoint,
-            check=lambda _: held_out_loss(config, data, predict_held_out, batch_size=size), check_every=config.check_every, rng_device=device,
-        )  # fmt: skip
+            trained,
+            loss_of,
+            config.control,
+            stage="control",
+            seed=config.seed,
+            checkpoint=checkpoint,
+            check=lambda _: held_out_loss(config, data, predict_held_out, batch_size=size),
+            check_every=config.check_every,
+            rng_device=device,
+        )
     yield control
 
 

@@ -43,9 +43,18 @@ def _render_chunk(job: tuple[str, int, int, int, int, str | None]) -> None:
     class_maps = np.empty((count, tile_px, tile_px), np.uint8)
     words: list[dict[str, Any]] = []
     for index in range(count):
-        sample = render(seed * 100_000_000 + first + index, (tile_px, tile_px), with_defect=True if only else None, only=only)
+        sample = render(
+            seed * 100_000_000 + first + index, (tile_px, tile_px), with_defect=True if only else None, only=only
+        )
         images[index], class_maps[index] = sample.image, sample.class_map
-        words.append({"caption": sample.caption, "tone": sample.tone, "material": sample.material, "defects": list(sample.defect_words)})
+        words.append(
+            {
+                "caption": sample.caption,
+                "tone": sample.tone,
+                "material": sample.material,
+                "defects": list(sample.defect_words),
+            }
+        )
     digests: dict[str, str] = {}
     for kind, array in (("images", images), ("classes", class_maps)):
         path = Path(folder) / f"{kind}-{first:07d}.npy"
@@ -69,7 +78,9 @@ def _words_of(folder: Path, first: int) -> list[dict[str, Any]] | None:
 
 @contextlib.contextmanager
 def safe_path_for_children() -> Generator[None]:
-    """Let processes that are started meanwhile look for modules in Python's own folders alone, never in the current folder."""
+    """Let processes that are started meanwhile look for modules in Python's own folders alone, never in the current
+    folder.
+    """
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
     try:
@@ -81,7 +92,9 @@ def safe_path_for_children() -> Generator[None]:
             os.environ[SAFE_PATH] = before
 
 
-def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_workers: int, only: str | None = None) -> Corpus:
+def make_corpus(
+    folder: Path, *, num_images: int, tile_px: int, seed: int, num_workers: int, only: str | None = None
+) -> Corpus:
     """Render what is missing or damaged of the corpus into a folder and open it.
 
     Args:
@@ -90,8 +103,8 @@ def make_corpus(folder: Path, *, num_images: int, tile_px: int, seed: int, num_w
         tile_px: side of every image, pixels.
         seed: of the whole corpus; image i depends on (seed, i) alone.
         num_workers: processes; one renders in this process.
-        only: None for the world as it is, or a defect word: every image is drawn one, and no other; where the surface would not show it,
-            none.
+        only: None for the world as it is, or a defect word: every image is drawn one, and no other; where the surface
+            would not show it, none.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, num_images, CHUNK_IMAGES)

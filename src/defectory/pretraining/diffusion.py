@@ -79,7 +79,9 @@ class Noising:
         return alpha * clean + sigma * noise, alpha * noise - sigma * clean
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float, floor: float) -> Tensor:
-        """Give the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are learned."""
+        """Give the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are
+        learned.
+        """
         alpha_bar = self.alpha_bar[timesteps]
         snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
         return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(floor)
@@ -111,7 +113,9 @@ class Window:
 
 
 def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Iterator[PretrainEvent]:
-    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]) where there is no whole one yet, one event per piece."""
+    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]) where there is no whole one yet, one event per
+    piece.
+    """
     if read_checked_tensors(cache) is not None:
         return
     scale, began = float(vae.config["scaling_factor"]), time.monotonic()
@@ -119,7 +123,9 @@ def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, ca
     for start in range(0, len(corpus), ENCODE_IMAGES):
         piece = range(start, min(start + ENCODE_IMAGES, len(corpus)))
         parts.append((encode(vae, corpus, piece, config) * scale).half())
-        yield PretrainEvent(stage="latents", step=piece.stop, num_steps=len(corpus), loss=None, seconds=time.monotonic() - began)
+        yield PretrainEvent(
+            stage="latents", step=piece.stop, num_steps=len(corpus), loss=None, seconds=time.monotonic() - began
+        )
     latents = {"latents": torch.cat(parts).contiguous()}
     write_tensors(cache, latents, {"sha256": digest_tensors(latents)})
 
@@ -128,8 +134,8 @@ ENCODE_IMAGES = 512
 
 
 class LatentCorpus:
-    """Scaled latents of the corpus (fp16, as `cache_latents` left them), captions as token ids, where defects are; on the recipe's device,
-    so that a step there waits for nothing.
+    """Scaled latents of the corpus (fp16, as `cache_latents` left them), captions as token ids, where defects are; on
+    the recipe's device, so that a step there waits for nothing.
     """
 
     def __init__(self, config: PretrainConfig, corpus: Corpus, tokenizer: CLIPTokenizer, *, cache: Path) -> None:
@@ -139,8 +145,12 @@ class LatentCorpus:
         self.latents = load_file(cache)["latents"].to(self.device)
         self.factor = config.tile_px // self.latents.shape[-1]
         self.holds_defect = torch.cat([self._defects_of(start) for start in range(0, len(corpus), ENCODE_IMAGES)])
-        short = [short_caption(*words) for words in zip(corpus.tones, corpus.materials, corpus.defect_words, strict=True)]
-        self._long_ids, self._short_ids, self._empty_ids = (self.tokenize(texts) for texts in (corpus.captions, short, [""]))
+        short = [
+            short_caption(*words) for words in zip(corpus.tones, corpus.materials, corpus.defect_words, strict=True)
+        ]
+        self._long_ids, self._short_ids, self._empty_ids = (
+            self.tokenize(texts) for texts in (corpus.captions, short, [""])
+        )
 
     def _defects_of(self, start: int) -> Tensor:
         class_maps = torch.from_numpy(self.corpus.class_maps[start : start + ENCODE_IMAGES]).to(self.device)
@@ -171,12 +181,18 @@ class LatentCorpus:
             words = [self._words_in(index, window) for index, window in zip(indices.tolist(), windows, strict=True)]
             named = list(zip(indices.tolist(), words, strict=True))
             long_ids = self.tokenize([with_defects(self.corpus.captions[i], w) for i, w in named])
-            short_ids = self.tokenize([short_caption(self.corpus.tones[i], self.corpus.materials[i], w) for i, w in named])
+            short_ids = self.tokenize(
+                [short_caption(self.corpus.tones[i], self.corpus.materials[i], w) for i, w in named]
+            )
         return torch.where(dropped[:, None], self._empty_ids, torch.where(shortened[:, None], short_ids, long_ids))
 
     def _words_in(self, index: int, window: Window) -> tuple[str, ...]:
         areas = np.bincount(self.corpus.class_maps[index][window.pixels].ravel(), minlength=len(DEFECT_WORDS) + 1)
-        return tuple(word for word in dict.fromkeys(self.corpus.defect_words[index]) if areas[DEFECT_WORDS.index(word) + 1] >= MIN_AREA_PX)
+        return tuple(
+            word
+            for word in dict.fromkeys(self.corpus.defect_words[index])
+            if areas[DEFECT_WORDS.index(word) + 1] >= MIN_AREA_PX
+        )
 
     def tokenize(self, captions: list[str]) -> Tensor:
         """Give token ids [B,L] of captions."""
@@ -185,13 +201,19 @@ class LatentCorpus:
         )
         return batch.input_ids.to(self.device)
 
-    def defect_weight(self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None, *, share: float = 0.0) -> Tensor:
-        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1 elsewhere.
+    def defect_weight(
+        self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None, *, share: float = 0.0
+    ) -> Tensor:
+        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1
+        elsewhere.
 
-        Where these pixels would weigh less than `share` of their image, they weigh so much, at most `MAX_DEFECT_WEIGHT` each.
+        Where these pixels would weigh less than `share` of their image, they weigh so much, at most `MAX_DEFECT_WEIGHT`
+        each.
         """
         margin = self.config.defect_margin
-        near = nn.functional.max_pool2d(_windowed(self.holds_defect, indices, windows).float(), 2 * margin + 1, stride=1, padding=margin)
+        near = nn.functional.max_pool2d(
+            _windowed(self.holds_defect, indices, windows).float(), 2 * margin + 1, stride=1, padding=margin
+        )
         part = near.mean(dim=(1, 2, 3), keepdim=True).clamp(1e-6, 1 - 1e-6)
         wanted = (share / (1 - share) * (1 - part) / part).clamp(min=weight, max=max(weight, MAX_DEFECT_WEIGHT))
         return 1 + (wanted - 1) * near
@@ -219,7 +241,9 @@ class PriorModel(nn.Module):
 def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
     """Draw one timestep per equal stratum of the range, int64 [B]: same expectation as uniform, less variance."""
     device = generator.device
-    offsets = (torch.arange(batch_size, device=device) + torch.rand(batch_size, generator=generator, device=device)) / batch_size
+    offsets = (
+        torch.arange(batch_size, device=device) + torch.rand(batch_size, generator=generator, device=device)
+    ) / batch_size
     return (offsets * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
@@ -228,8 +252,11 @@ HeldOutStep = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def held_out_loss(config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int, at_defects: bool = False) -> float:
-    """Give the mean squared error of v over the images that no step sees, with their full captions, at noise that is always the same.
+def held_out_loss(
+    config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int, at_defects: bool = False
+) -> float:
+    """Give the mean squared error of v over the images that no step sees, with their full captions, at noise that is
+    always the same.
 
     Args:
         config: device, precision and seed.
@@ -309,13 +336,23 @@ def train_prior(
         if draw is not None:
             draw(model, step)
         return held_out_loss(
-            config, data, lambda noisy, timesteps, token_ids, _: model(noisy, timesteps, token_ids), batch_size=config.diffusion.batch_size
+            config,
+            data,
+            lambda noisy, timesteps, token_ids, _: model(noisy, timesteps, token_ids),
+            batch_size=config.diffusion.batch_size,
         )
 
     yield from fit(
-        model, loss_of, config.diffusion, stage="diffusion", seed=config.seed, checkpoint=checkpoint, check=check,
-        check_every=config.check_every, rng_device=device,
-    )  # fmt: skip
+        model,
+        loss_of,
+        config.diffusion,
+        stage="diffusion",
+        seed=config.seed,
+        checkpoint=checkpoint,
+        check=check,
+        check_every=config.check_every,
+        rng_device=device,
+    )
     # safetensors hold plain layouts alone
     model.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     yield model

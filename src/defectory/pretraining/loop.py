@@ -29,8 +29,8 @@ READ_EVERY = 10
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainEvent:
-    """One step of one stage: `step` of `num_steps`, the last loss read (None where nothing is trained), the seconds since the stage began, and
-    the held-out loss where it was measured.
+    """One step of one stage: `step` of `num_steps`, the last loss read (None where nothing is trained), the seconds
+    since the stage began, and the held-out loss where it was measured.
     """
 
     stage: str
@@ -42,7 +42,9 @@ class PretrainEvent:
 
 
 def learning_rate_at(step: int, config: StageConfig) -> float:
-    """Give the learning rate of a step: linear warm-up, the peak, then in the last `decay_share` of the steps cosine to 2% of it."""
+    """Give the learning rate of a step: linear warm-up, the peak, then in the last `decay_share` of the steps cosine to
+    2% of it.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     first = max(config.warmup_steps, round(config.num_steps * (1 - config.decay_share)))
@@ -115,7 +117,9 @@ def fit(
         if device.type == "cpu" or step == start or done % READ_EVERY == 0 or done == config.num_steps:
             shown = float(loss.detach())
         seconds = time.monotonic() - began
-        yield PretrainEvent(stage=stage, step=done, num_steps=config.num_steps, loss=shown, seconds=seconds, held_out_loss=held_out)
+        yield PretrainEvent(
+            stage=stage, step=done, num_steps=config.num_steps, loss=shown, seconds=seconds, held_out_loss=held_out
+        )
     _put(average, parameters)
 
 
@@ -145,7 +149,12 @@ def _put(values: Sequence[Tensor], parameters: Sequence[Tensor]) -> None:
 
 
 def _save(
-    path: Path, step: int, names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: NamedOptimizer
+    path: Path,
+    step: int,
+    names: tuple[str, ...],
+    parameters: tuple[Tensor, ...],
+    average: list[Tensor],
+    optimizer: NamedOptimizer,
 ) -> None:
     tensors: dict[str, Tensor] = {"step": torch.tensor(step), **optimizer.moments()}
     for name, parameter, mean in zip(names, parameters, average, strict=True):
@@ -154,7 +163,11 @@ def _save(
 
 
 def _restore(
-    tensors: dict[str, Tensor], names: tuple[str, ...], parameters: tuple[Tensor, ...], average: list[Tensor], optimizer: NamedOptimizer
+    tensors: dict[str, Tensor],
+    names: tuple[str, ...],
+    parameters: tuple[Tensor, ...],
+    average: list[Tensor],
+    optimizer: NamedOptimizer,
 ) -> int:
     step = int(tensors["step"])
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Starts the autoencoder as a linear code of 4x4 patches, so that training only has to improve on it.
 
-An AutoencoderKL computes a linear map exactly where its residual branches are zero, because silu(y) - silu(-y) = y: each
-value is carried once with each sign through the last normalisation, whose scale constant channels hold fixed.
+An AutoencoderKL computes a linear map exactly where its residual branches are zero, because silu(y) - silu(-y) = y:
+each value is carried once with each sign through the last normalisation, whose scale constant channels hold fixed.
 """
 
 # diffusers wraps its methods in decorators that lose the signatures
@@ -20,7 +20,9 @@ from defectory.pretraining.config import NUM_CONSTANTS, PATCH_VALUES
 
 PATCH_PX = 4
 CONSTANT = 4.0
-"""Value of the constant channels beside the signed ones; large against them, so that the normalisation scales all images alike."""
+"""Value of the constant channels beside the signed ones; large against them, so that the normalisation scales all
+images alike.
+"""
 START_LOGVAR = -6.0
 """Posterior log-variance at the start: latents begin almost without noise and the KL term adds what costs nothing."""
 SHARPNESS = 0.5
@@ -30,7 +32,8 @@ SHARPNESS = 0.5
 def patch_code(images: NDArray[np.uint8], latent_channels: int) -> tuple[Tensor, Tensor]:
     """Give the leading principal axes of 4x4 patches.
 
-    An axis of standard deviation s is scaled to the square root of s: fine detail weighs more among the latents than among pixels.
+    An axis of standard deviation s is scaled to the square root of s: fine detail weighs more among the latents than
+    among pixels.
 
     Args:
         images: uint8 [N,H,W,3], sides divisible by 4.
@@ -96,7 +99,9 @@ def _start_decoder(decoder: Any, inverse: Tensor, mean: Tensor) -> None:
     first, second, third = decoder.up_blocks
     # values (colour, row, column of the patch) -> (colour, odd row, odd column), and then -> colour
     _spread(
-        first.upsamplers[0].conv, 12, lambda value, row, column: value // 4 * 16 + (2 * row + value % 4 // 2) * 4 + 2 * column + value % 2
+        first.upsamplers[0].conv,
+        12,
+        lambda value, row, column: value // 4 * 16 + (2 * row + value % 4 // 2) * 4 + 2 * column + value % 2,
     )
     _pass_on(second.resnets[0].conv_shortcut, 12)
     _spread(second.upsamplers[0].conv, 3, lambda value, row, column: value * 4 + row * 2 + column)
@@ -152,7 +157,8 @@ def _gathered_order() -> Tensor:
 
 
 def _spread(conv: nn.Conv2d, count: int, source: Any) -> None:
-    """Make the convolution after a nearest upsampling put `source(value, row, column)` near row and column of each 2x2 block.
+    """Make the convolution after a nearest upsampling put `source(value, row, column)` near row and column of each 2x2
+    block.
 
     After a nearest upsampling a convolution cannot tell the halves of a block apart but by its neighbours: taps
     (-h, 1/2, h) lean to the even half, (h, 1/2, -h) to the odd one.

@@ -21,7 +21,14 @@ from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig
 from defectory.pretraining.control import GeometryOf, train_control
 from defectory.pretraining.corpus import make_corpus
-from defectory.pretraining.diffusion import LatentCorpus, PriorModel, build_scheduler, cache_latents, make_tokenizer, train_prior
+from defectory.pretraining.diffusion import (
+    LatentCorpus,
+    PriorModel,
+    build_scheduler,
+    cache_latents,
+    make_tokenizer,
+    train_prior,
+)
 from defectory.pretraining.encoder import train_encoder
 from defectory.pretraining.loop import PretrainEvent, claim
 from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
@@ -35,11 +42,13 @@ NUM_TONE_WORDS = 3
 def pretrain(
     config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path | None, geometry_of: GeometryOf
 ) -> Iterator[PretrainEvent]:
-    """Make the base folder (Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`) and the encoder folder.
+    """Make the base folder (Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`) and the encoder
+    folder.
 
     Args:
         config: the recipe.
-        work: corpus, cached latents, checkpoints, `held_out.json` and grids of samples; a second call with the same recipe resumes from it.
+        work: corpus, cached latents, checkpoints, `held_out.json` and grids of samples; a second call with the same
+            recipe resumes from it.
         base_out: base folder, replaced when everything is trained.
         encoder_out: encoder folder, likewise; None leaves the encoder out.
         geometry_of: the geometry part of driver extraction.
@@ -88,15 +97,25 @@ def pretrain(
 
     def draw(model: PriorModel, step: int) -> None:
         models = LoadedModels(
-            unet=model.unet, vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, scheduler=build_scheduler(), controlnet=None
+            unet=model.unet,
+            vae=vae,
+            text_encoder=model.text_encoder,
+            tokenizer=tokenizer,
+            scheduler=build_scheduler(),
+            controlnet=None,
         )
         images = [image for batch in draw_captions(models, GRID_CAPTIONS, config=ScoreConfig()) for image in batch]
         parts = [caption.removeprefix("a ").split(" surface") for caption in GRID_CAPTIONS]
         labels = [" ".join(head.split()[NUM_TONE_WORDS:]) + tail.replace(" with a ", " ") for head, tail in parts]
-        save_png(work / "samples" / f"step-{step:06d}.png", contact_sheet(images, columns=4, labels=labels, cell_px=2 * config.tile_px))
+        save_png(
+            work / "samples" / f"step-{step:06d}.png",
+            contact_sheet(images, columns=4, labels=labels, cell_px=2 * config.tile_px),
+        )
 
     begin = None if start is None else PriorModel(start.unet, start.text_encoder)
-    for event in train_prior(config, data, tokenizer, checkpoint=work / "diffusion.safetensors", start=begin, draw=draw):
+    for event in train_prior(
+        config, data, tokenizer, checkpoint=work / "diffusion.safetensors", start=begin, draw=draw
+    ):
         if isinstance(event, PretrainEvent):
             yield noted(event)
         else:
@@ -119,7 +138,9 @@ def _copy_vae(source: AutoencoderKL, target: AutoencoderKL) -> None:
     target.register_to_config(scaling_factor=float(source.config["scaling_factor"]))
 
 
-def write_base(out: Path, *, vae: AutoencoderKL, prior: PriorModel, tokenizer: Any, control: ControlNetModel | None) -> None:
+def write_base(
+    out: Path, *, vae: AutoencoderKL, prior: PriorModel, tokenizer: Any, control: ControlNetModel | None
+) -> None:
     """Write a base folder in Stable Diffusion layout, fp16 safetensors, with the digest of every file."""
     pipeline = StableDiffusionPipeline(
         vae=vae,

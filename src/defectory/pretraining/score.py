@@ -1,7 +1,7 @@
 """Scores of a base on its own world: does it draw what captions say, and how close are samples to procedural images?
 
-A classifier trained on procedural images alone names material and defect of held-out images and of samples drawn for their
-captions; a base that obeys gets nearly the accuracy of the images themselves.
+A classifier trained on procedural images alone names material and defect of held-out images and of samples drawn for
+their captions; a base that obeys gets nearly the accuracy of the images themselves.
 """
 
 from __future__ import annotations
@@ -30,15 +30,23 @@ from defectory.pretraining.loop import PretrainEvent, fit
 Image = NDArray[np.uint8]
 BATCH = 32
 GRID_CAPTIONS = (
-    "a medium mild grey brushed metal surface, without defect", "a dim clear grey brushed metal surface, with a crack",
-    "a light clear grey cast metal surface, with a pores", "a muted mild grey rolled steel surface, with a scratch",
-    "a dusky clear grey milled metal surface, with a pit", "a medium mild blue anodised metal surface, with a dent",
-    "a muted clear red painted metal surface, with a corrosion", "a medium clear grey woven fabric surface, with a fray",
-    "a dim clear grey ceramic surface, with a break", "a muted clear grey ceramic surface, with a crack",
-    "a light clear grey concrete surface, with a crack", "a dark clear grey asphalt surface, with a stain",
-    "a pale mild red plastic surface, with a inclusion", "a dim strong green circuit board surface, with a scratch",
-    "a dim clear red leather surface, with a stain", "a medium strong grey rolled steel surface with hole, with a crack",
-)  # fmt: skip
+    "a medium mild grey brushed metal surface, without defect",
+    "a dim clear grey brushed metal surface, with a crack",
+    "a light clear grey cast metal surface, with a pores",
+    "a muted mild grey rolled steel surface, with a scratch",
+    "a dusky clear grey milled metal surface, with a pit",
+    "a medium mild blue anodised metal surface, with a dent",
+    "a muted clear red painted metal surface, with a corrosion",
+    "a medium clear grey woven fabric surface, with a fray",
+    "a dim clear grey ceramic surface, with a break",
+    "a muted clear grey ceramic surface, with a crack",
+    "a light clear grey concrete surface, with a crack",
+    "a dark clear grey asphalt surface, with a stain",
+    "a pale mild red plastic surface, with a inclusion",
+    "a dim strong green circuit board surface, with a scratch",
+    "a dim clear red leather surface, with a stain",
+    "a medium strong grey rolled steel surface with hole, with a crack",
+)
 """Sixteen captions in the form of the world's own, one after the other in the grid of samples."""
 
 
@@ -52,9 +60,13 @@ class Judge(nn.Module):
         self.defect = nn.Linear(2 * num_defects, num_defects)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give material logits [B,M], defect logits of the image [B,D] and of its pixels [B,D,h,w] for images [B,3,H,W] in [-1,1]."""
+        """Give material logits [B,M], defect logits of the image [B,D] and of its pixels [B,D,h,w] for images [B,3,H,W]
+        in [-1,1].
+        """
         material, pixelwise = self.heads(self.encoder(pixels))
-        pooled = torch.cat([pixelwise.amax(dim=(2, 3)), pixelwise.softmax(dim=1).mean(dim=(2, 3)).clamp_min(1e-6).log()], dim=1)
+        pooled = torch.cat(
+            [pixelwise.amax(dim=(2, 3)), pixelwise.softmax(dim=1).mean(dim=(2, 3)).clamp_min(1e-6).log()], dim=1
+        )
         return material, self.defect(pooled), pixelwise
 
 
@@ -77,9 +89,17 @@ def name_images(corpus: Corpus, materials: Sequence[str], words: Sequence[str]) 
 
 
 def train_judge(
-    corpus: Corpus, named: Sequence[Named | None], *, num_materials: int, num_defects: int, config: ScoreConfig, checkpoint: Path
+    corpus: Corpus,
+    named: Sequence[Named | None],
+    *,
+    num_materials: int,
+    num_defects: int,
+    config: ScoreConfig,
+    checkpoint: Path,
 ) -> Iterator[PretrainEvent | Judge]:
-    """Train the classifier on the corpus but its last `num_held_out` images; the last value yielded is the classifier."""
+    """Train the classifier on the corpus but its last `num_held_out` images; the last value yielded is the
+    classifier.
+    """
     torch.manual_seed(config.seed + 9)
     judge = Judge(num_materials=num_materials, num_defects=num_defects)
     usable = torch.tensor([i for i in range(len(corpus) - config.num_held_out) if named[i] is not None])
@@ -126,21 +146,40 @@ def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: Scor
         batch = list(captions[start : start + BATCH])
         yield list(
             denoise(
-                models, prompt_embeddings=encode_prompts(models, batch), empty_embedding=empty, drivers=None,
-                seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))], scheduler_name="dpm-solver",
-                num_steps=config.num_steps, guidance_scale=config.guidance_scale,
-                guidance_rescale=config.guidance_rescale, precision="bf16",
+                models,
+                prompt_embeddings=encode_prompts(models, batch),
+                empty_embedding=empty,
+                drivers=None,
+                seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))],
+                scheduler_name="dpm-solver",
+                num_steps=config.num_steps,
+                guidance_scale=config.guidance_scale,
+                guidance_rescale=config.guidance_rescale,
+                precision="bf16",
             )
-        )  # fmt: skip
+        )
 
 
 def summarise(
-    judge: Judge, *, images: Sequence[Image], samples: Sequence[Image], named: Sequence[Named], kid: float, kid_floor: float, encoder: str
+    judge: Judge,
+    *,
+    images: Sequence[Image],
+    samples: Sequence[Image],
+    named: Sequence[Named],
+    kid: float,
+    kid_floor: float,
+    encoder: str,
 ) -> BaseScores:
     """Gather the scores of samples beside those of the images whose captions they were drawn for."""
     material, defect = accuracy(judge, images, named)
     drawn_material, drawn_defect = accuracy(judge, samples, named)
     return BaseScores(
-        num_samples=len(samples), material_accuracy=material, material_accuracy_of_samples=drawn_material, defect_accuracy=defect,
-        defect_accuracy_of_samples=drawn_defect, encoder=encoder, kid=kid, kid_floor=kid_floor,
-    )  # fmt: skip
+        num_samples=len(samples),
+        material_accuracy=material,
+        material_accuracy_of_samples=drawn_material,
+        defect_accuracy=defect,
+        defect_accuracy_of_samples=drawn_defect,
+        encoder=encoder,
+        kid=kid,
+        kid_floor=kid_floor,
+    )

@@ -14,20 +14,43 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from defectory.pretraining.config import PretrainConfig
 
-RESERVED_WORDS = ("sks", "industrial", "defect", "image", "surface", "hairline", "branched", "gouge", "burn", "edge", "break", "blowhole")
+RESERVED_WORDS = (
+    "sks",
+    "industrial",
+    "defect",
+    "image",
+    "surface",
+    "hairline",
+    "branched",
+    "gouge",
+    "burn",
+    "edge",
+    "break",
+    "blowhole",
+)
 """Words that users' prompts hold; one token each, whether or not a procedural caption holds them."""
 
 
 def build_tokenizer(captions: Iterable[str], config: PretrainConfig) -> CLIPTokenizer:
-    """Fit a byte-level BPE vocabulary to the words of the captions, in CLIP's own format; the same words give the same one."""
-    words = sorted({word for caption in captions for word in caption.lower().replace(",", " ").split()} | set(RESERVED_WORDS))
+    """Fit a byte-level BPE vocabulary to the words of the captions, in CLIP's own format; the same words give the same
+    one.
+    """
+    words = sorted(
+        {word for caption in captions for word in caption.lower().replace(",", " ").split()} | set(RESERVED_WORDS)
+    )
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pieces = sorted({piece for word in words for piece, _ in spell.pre_tokenize_str(word)})
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     start, end = "<|startoftext|>", "<|endoftext|>"
     merges = learn_merges(pieces, max(0, config.vocabulary_size - 2 * len(alphabet) - 2))
     vocabulary: dict[str, int] = {}
-    for token in [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges), start, end]:
+    for token in [
+        *alphabet,
+        *(letter + "</w>" for letter in alphabet),
+        *("".join(pair) for pair in merges),
+        start,
+        end,
+    ]:
         vocabulary.setdefault(token, len(vocabulary))
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=config.text_length)
 

@@ -27,7 +27,8 @@ TRIES_FOR_A_DEFECT = 20
 NUM_PATCH_IMAGES = 400
 """Corpus images whose patches give the code that training starts from."""
 EVENNESS = 0.5
-"""Latent channels of standard deviation s end with the square root of s: 0 leaves them as trained, 1 makes them equal."""
+"""Latent channels of standard deviation s end with the square root of s: 0 leaves them as trained, 1 makes them equal.
+"""
 
 
 def build_vae(config: PretrainConfig) -> AutoencoderKL:
@@ -65,7 +66,8 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Te
 
 
 def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
-    """Give the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them `weight` times that elsewhere.
+    """Give the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them
+    `weight` times that elsewhere.
 
     Args:
         class_maps: uint8 [B,H,W], 0 where there is no defect.
@@ -78,7 +80,9 @@ def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
 
 
 def draw_crops(corpus: Corpus, config: PretrainConfig, generator: torch.Generator) -> list[tuple[int, slice, slice]]:
-    """Draw the crops of one step, (image, rows, columns); where defects weigh more, every second one lies around a defect pixel."""
+    """Draw the crops of one step, (image, rows, columns); where defects weigh more, every second one lies around a
+    defect pixel.
+    """
     size, crop, full = config.vae.batch_size, min(config.vae_crop_px, config.tile_px), config.tile_px
     num_train = len(corpus) - config.num_held_out
     indices = torch.randint(num_train, (size,), generator=generator).tolist()
@@ -98,7 +102,8 @@ def draw_crops(corpus: Corpus, config: PretrainConfig, generator: torch.Generato
 def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Iterator[PretrainEvent | AutoencoderKL]:
     """Train the autoencoder on random crops of the corpus; the last value yielded is the autoencoder itself.
 
-    Its latents have mean 0 per channel and standard deviation 1 over all channels of the corpus, `scaling_factor` included.
+    Its latents have mean 0 per channel and standard deviation 1 over all channels of the corpus, `scaling_factor`
+    included.
     """
     torch.manual_seed(config.seed)
     device = torch.device(config.device)
@@ -126,7 +131,9 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> It
     latents = encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config)
     centre_latents(vae, latents)
     vae.register_to_config(
-        scaling_factor=round(1.0 / float(encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config).std()), 4)
+        scaling_factor=round(
+            1.0 / float(encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config).std()), 4
+        )
     )
     yield vae
 
@@ -135,8 +142,8 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> It
 def centre_latents(vae: AutoencoderKL, latents: Tensor) -> None:
     """Fold a change of latents into the 1x1 convolutions around them: mean 0, and channels of more equal spread.
 
-    The round trip stays the same. Stable Diffusion's layout has one `scaling_factor` for all channels, so channels of small
-    spread would hardly count in the diffusion loss.
+    The round trip stays the same. Stable Diffusion's layout has one `scaling_factor` for all channels, so channels of
+    small spread would hardly count in the diffusion loss.
 
     Args:
         vae: the autoencoder.

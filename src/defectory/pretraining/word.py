@@ -1,8 +1,8 @@
 """Teaches a base one word of the world that it draws badly, and moves what it draws for other texts little.
 
-Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts (keys and values,
-as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that texts without the word hardly
-use; the word's embedding is free to go there.
+Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts
+(keys and values, as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that
+texts without the word hardly use; the word's embedding is free to go there.
 """
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
@@ -29,7 +29,14 @@ from defectory.folders import atomic_folder, remove_ours, require_replaceable
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig, WordConfig
 from defectory.pretraining.corpus import Corpus, make_corpus
-from defectory.pretraining.diffusion import LatentCorpus, Noising, build_scheduler, cache_latents, held_out_loss, stratified_timesteps
+from defectory.pretraining.diffusion import (
+    LatentCorpus,
+    Noising,
+    build_scheduler,
+    cache_latents,
+    held_out_loss,
+    stratified_timesteps,
+)
 from defectory.pretraining.loop import PretrainEvent, claim, fit
 from defectory.pretraining.score import draw_captions
 from defectory.pretraining.text import RESERVED_WORDS, short_caption
@@ -41,7 +48,9 @@ READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
 def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Give the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy, [count], rising."""
+    """Give the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy,
+    [count], rising.
+    """
     energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double() / len(contexts))
     return directions[:, :count].float(), energies[:count].clamp_min(0).float()
 
@@ -58,7 +67,13 @@ class TaughtWord(nn.Module):
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, text_encoder: CLIPTextModel, *, token_id: int, others: Tensor, num_directions: int
+        self,
+        unet: UNet2DConditionModel,
+        text_encoder: CLIPTextModel,
+        *,
+        token_id: int,
+        others: Tensor,
+        num_directions: int,
     ) -> None:
         super().__init__()
         self.unet, self.text_encoder = unet.requires_grad_(False), text_encoder.requires_grad_(False)
@@ -70,7 +85,9 @@ class TaughtWord(nn.Module):
         self._readings = [name for name, _ in unet.named_parameters() if name.endswith(READINGS)]
         self.embedding = nn.Parameter(embedding[token_id].clone())
         weights = [unet.get_parameter(name) for name in self._readings]
-        self.readings = nn.ParameterList(nn.Parameter(embedding.new_zeros(len(weight), num_directions)) for weight in weights)
+        self.readings = nn.ParameterList(
+            nn.Parameter(embedding.new_zeros(len(weight), num_directions)) for weight in weights
+        )
         self._read_of_others = [(others @ weight.T).square().sum(dim=1).mean() for weight in weights]
 
     def _words(self) -> dict[str, Tensor]:
@@ -86,10 +103,14 @@ class TaughtWord(nn.Module):
     def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
         """Give the predicted v [B,C,h,w]."""
         context = functional_call(self.text_encoder, self._words(), kwargs={"input_ids": token_ids}).last_hidden_state
-        return functional_call(self.unet, self._read(), args=(noisy, timesteps), kwargs={"encoder_hidden_states": context}).sample
+        return functional_call(
+            self.unet, self._read(), args=(noisy, timesteps), kwargs={"encoder_hidden_states": context}
+        ).sample
 
     def change_of_others(self) -> Tensor:
-        """Give the mean squared change of what is read of other texts, as a share of its mean square; mean of all readings."""
+        """Give the mean squared change of what is read of other texts, as a share of its mean square; mean of all
+        readings.
+        """
         changes = zip(self.readings, self._read_of_others, strict=True)
         return torch.stack([(change.square() @ self._energies).sum() / read for change, read in changes]).mean()
 
@@ -109,12 +130,15 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     Args:
         config: word and recipe.
         base: of the embedded kind: made by `pretrain`, of tiles of the world.
-        work: images with the word's defect alone, texts without it, cached latents, checkpoint, samples (`before.png`, `after.png`), and
-            by how much the UNet reads other texts otherwise (`others.json`, relative, root mean square).
-        out: new base folder, written when the word is learned; all files but those of UNet and text encoder are the first base's.
+        work: images with the word's defect alone, texts without it, cached latents, checkpoint, samples (`before.png`,
+            `after.png`), and by how much the UNet reads other texts otherwise (`others.json`, relative, root mean
+            square).
+        out: new base folder, written when the word is learned; all files but those of UNet and text encoder are the
+            first base's.
 
     Raises:
-        ConfigError: the base is not of the embedded kind, spells the word in several tokens or has fewer directions than are to change.
+        ConfigError: the base is not of the embedded kind, spells the word in several tokens or has fewer directions
+            than are to change.
         OutputError: `out` is there already.
         StageError: `work` belongs to another recipe.
     """
@@ -126,13 +150,30 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     claim(work, {"base": digest_folder(base), **config.model_dump(mode="json")})
     # LatentCorpus reads a recipe of pretraining
     recipe = PretrainConfig(
-        seed=config.seed, device=config.device, precision=config.precision, tile_px=models.tile_px, num_images=config.num_images,
-        num_held_out=config.num_held_out, caption_dropout=0.0, short_caption_share=config.short_caption_share, crop_share=0.0,
-        defect_share=config.defect_share, text_length=int(models.tokenizer.model_max_length),
-    )  # fmt: skip
+        seed=config.seed,
+        device=config.device,
+        precision=config.precision,
+        tile_px=models.tile_px,
+        num_images=config.num_images,
+        num_held_out=config.num_held_out,
+        caption_dropout=0.0,
+        short_caption_share=config.short_caption_share,
+        crop_share=0.0,
+        defect_share=config.defect_share,
+        text_length=int(models.tokenizer.model_max_length),
+    )
     count, workers = config.num_images + config.num_held_out, config.num_workers
-    corpus = make_corpus(work / "corpus", num_images=count, tile_px=models.tile_px, seed=config.seed, num_workers=workers, only=config.word)
-    others = make_corpus(work / "others", num_images=config.num_texts, tile_px=models.tile_px, seed=config.seed, num_workers=workers)
+    corpus = make_corpus(
+        work / "corpus",
+        num_images=count,
+        tile_px=models.tile_px,
+        seed=config.seed,
+        num_workers=workers,
+        only=config.word,
+    )
+    others = make_corpus(
+        work / "others", num_images=config.num_texts, tile_px=models.tile_px, seed=config.seed, num_workers=workers
+    )
     yield from cache_latents(recipe, corpus, models.vae, work / "latents.safetensors")
     data = LatentCorpus(recipe, corpus, models.tokenizer, cache=work / "latents.safetensors")
     contexts = _contexts(models, data, texts_without(others, config.word))
@@ -140,7 +181,9 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     drawn = [corpus.captions[i] for i in held_out if corpus.defect_words[i]][: config.num_drawn]
     if not (work / BEFORE).is_file():
         _draw(models, drawn, work / BEFORE)
-    taught = TaughtWord(models.unet, models.text_encoder, token_id=token_id, others=contexts, num_directions=config.num_directions)
+    taught = TaughtWord(
+        models.unet, models.text_encoder, token_id=token_id, others=contexts, num_directions=config.num_directions
+    )
     yield from _fit(taught, config, data, checkpoint=work / "word.safetensors")
     write_json(work / "others.json", {"readings_changed": round(float(taught.change_of_others().detach()) ** 0.5, 5)})
     taught.fold()
@@ -178,13 +221,24 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
 
     def check(_step: int) -> float:
         return held_out_loss(
-            data.config, data, lambda noisy, timesteps, ids, _: taught(noisy, timesteps, ids), batch_size=size, at_defects=True
+            data.config,
+            data,
+            lambda noisy, timesteps, ids, _: taught(noisy, timesteps, ids),
+            batch_size=size,
+            at_defects=True,
         )
 
     yield from fit(
-        taught, loss_of, config.training, stage="word", seed=config.seed, checkpoint=checkpoint, check=check, check_every=config.check_every,
+        taught,
+        loss_of,
+        config.training,
+        stage="word",
+        seed=config.seed,
+        checkpoint=checkpoint,
+        check=check,
+        check_every=config.check_every,
         rng_device=device,
-    )  # fmt: skip
+    )
     taught.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
@@ -192,23 +246,34 @@ def _token_of(models: LoadedModels, config: WordConfig) -> int:
     """Give the word's token id, where the base can be taught it."""
     ours, found = build_scheduler().config, models.scheduler.config
     if any(found.get(key) != ours[key] for key in ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")):
-        raise ConfigError("base", "not of the embedded kind: another noise schedule", "give one that was made by `base pretrain`")
+        raise ConfigError(
+            "base", "not of the embedded kind: another noise schedule", "give one that was made by `base pretrain`"
+        )
     width = int(models.text_encoder.config.hidden_size)
     if config.num_directions > width:
-        raise ConfigError("num_directions", f"{config.num_directions} of {width} that this base has", f"give at most {width}")
+        raise ConfigError(
+            "num_directions", f"{config.num_directions} of {width} that this base has", f"give at most {width}"
+        )
     word = config.word
     tokens: Any = models.tokenizer(word, add_special_tokens=False).input_ids
     if len(tokens) != 1:
-        raise ConfigError("word", f"{word!r} is {len(tokens)} tokens in this base's vocabulary", "teach one that is a single token")
+        raise ConfigError(
+            "word", f"{word!r} is {len(tokens)} tokens in this base's vocabulary", "teach one that is a single token"
+        )
     return int(tokens[0])
 
 
 def texts_without(others: Corpus, word: str) -> list[str]:
-    """Give captions of images in both forms, prompts with the words users' prompts hold, and the empty text; none names the word."""
+    """Give captions of images in both forms, prompts with the words users' prompts hold, and the empty text; none names
+    the word.
+    """
     kept = [i for i, words in enumerate(others.defect_words) if word not in words]
     short = [short_caption(others.tones[i], others.materials[i], others.defect_words[i]) for i in kept]
     words = [w for w in RESERVED_WORDS if w != word]
-    prompts = [f"an image of a {others.tones[i]} sks with a {words[at % len(words)]} defect" for at, i in enumerate(kept[: 4 * len(words)])]
+    prompts = [
+        f"an image of a {others.tones[i]} sks with a {words[at % len(words)]} defect"
+        for at, i in enumerate(kept[: 4 * len(words)])
+    ]
     return [*(others.captions[i] for i in kept), *short, *prompts, ""]
 
 

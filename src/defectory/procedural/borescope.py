@@ -60,7 +60,9 @@ def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -
     cx, cy = width / 2 + rng.uniform(-4, 4) * unit, height / 2 + rng.uniform(-3, 3) * unit
     v = -(xs - cx) * np.sin(turn) + (ys - cy) * np.cos(turn) + shift[1]
     texture = np.random.default_rng([32, texture_seed, int(rng.integers(2**31))])
-    shade = 0.035 * streaks(texture, size_hw, 14 * unit, float(np.rad2deg(turn)), 0.8) + 0.025 * grain(texture, size_hw, 0.6)
+    shade = 0.035 * streaks(texture, size_hw, 14 * unit, float(np.rad2deg(turn)), 0.8) + 0.025 * grain(
+        texture, size_hw, 0.6
+    )
     shade = shade + 0.25 * (value_noise(texture, size_hw, 40 * unit, 2) - 0.5)
     across = v - (seam_at - 0.5) * height * 0.9
     seam = np.exp(-((across / (1.6 * unit)) ** 2)) * (scene.random() < 0.6)
@@ -82,7 +84,9 @@ def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -
     surface = np.where(hole_mask, 0.05 + 0.02 * rng.random(), surface)
     drawing = np.where(hole_mask, 0.05, level * (1 - 0.45 * seam) + step)
     lens = np.hypot((xs - cx) / (width * 0.47), (ys - cy) / (height * 0.51))
-    falloff = np.clip(1.12 - 0.55 * np.hypot((xs - cx) / width * 2, (ys - cy) / height * 2) ** 1.6, 0.15, 1.2) * rng.uniform(0.88, 1.08)
+    falloff = np.clip(
+        1.12 - 0.55 * np.hypot((xs - cx) / width * 2, (ys - cy) / height * 2) ** 1.6, 0.15, 1.2
+    ) * rng.uniform(0.88, 1.08)
     falloff = falloff * np.clip((1.0 - lens) * 14 + 0.5, 0.0, 1.0)
     return _Wall(
         surface=surface.astype(np.float32),
@@ -96,7 +100,9 @@ def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -
 
 
 def _ellipse(canvas: NDArray[np.uint8], x: float, y: float, a: float, b: float, degrees: float) -> None:
-    cv2.ellipse(canvas, (round(x * 16), round(y * 16)), (round(a * 16), round(b * 16)), degrees, 0, 360, 255, -1, cv2.LINE_AA, 4)
+    cv2.ellipse(
+        canvas, (round(x * 16), round(y * 16)), (round(a * 16), round(b * 16)), degrees, 0, 360, 255, -1, cv2.LINE_AA, 4
+    )
 
 
 def _polyline(size_hw: tuple[int, int], path: NDArray[np.float64], widths: NDArray[np.float64]) -> Field:
@@ -108,7 +114,9 @@ def _polyline(size_hw: tuple[int, int], path: NDArray[np.float64], widths: NDArr
     return cv2.resize(canvas, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
-def _walk(rng: np.random.Generator, start: NDArray[np.float64], heading: float, length: float, wander: float) -> NDArray[np.float64]:
+def _walk(
+    rng: np.random.Generator, start: NDArray[np.float64], heading: float, length: float, wander: float
+) -> NDArray[np.float64]:
     count = max(4, int(length / 3))
     headings = heading + np.cumsum(rng.normal(0, wander, count)) + rng.normal(0, wander, count)
     return np.concatenate([start[None], start + np.cumsum(np.stack([np.cos(headings), np.sin(headings)], 1) * 3, 0)])
@@ -134,7 +142,9 @@ def _coverage(word: str, rng: np.random.Generator, wall: _Wall, size_hw: tuple[i
         return cover
     if word == "edge":
         inside = [
-            hole for hole in wall.holes if 0 <= hole[0] < size_hw[1] and 0 <= hole[1] < size_hw[0] and wall.lit[int(hole[1]), int(hole[0])]
+            hole
+            for hole in wall.holes
+            if 0 <= hole[0] < size_hw[1] and 0 <= hole[1] < size_hw[0] and wall.lit[int(hole[1]), int(hole[0])]
         ]
         x, y, a, b = inside[int(rng.integers(len(inside)))] if inside else (*start, 1.0, 1.0)
         rim = np.array([x + (a + 0.5) * np.cos(heading), y + (b + 0.5) * np.sin(heading)])
@@ -159,7 +169,9 @@ def _paint(word: str, rng: np.random.Generator, wall: _Wall, surface: Field, cov
         colour = (0.30 + 0.35 * rough)[..., None] * level * np.array([1.0, 0.72, 0.50], np.float32)
     else:
         dark = {"hairline": 0.22, "branched": 0.18, "edge": 0.15, "gouge": 0.35}[word] * level
-        colour = np.full((*size_hw, 3), dark, np.float32) + (0.04 * grain(rng, (size_hw[0], size_hw[1]), 0.8))[..., None]
+        colour = (
+            np.full((*size_hw, 3), dark, np.float32) + (0.04 * grain(rng, (size_hw[0], size_hw[1]), 0.8))[..., None]
+        )
         if word == "gouge":
             inner = cv2.erode(cover, np.ones((5, 5), np.uint8))
             lower = np.roll(inner, 2, axis=0) < 0.3
@@ -214,19 +226,26 @@ def render(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW, de
     return _draw(seed, scene_seed, size_hw, defects, defects)
 
 
-def render_pair(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[BorescopeSample, BorescopeSample]:
+def render_pair(
+    seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW
+) -> tuple[BorescopeSample, BorescopeSample]:
     """Render one shot with its defects and again without, same camera and noise."""
     return _draw(seed, scene_seed, size_hw, True, True), _draw(seed, scene_seed, size_hw, True, False)
 
 
 def render_drawing(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW) -> NDArray[np.uint8]:
-    """Render the part of a shot as a drawing would show it, uint8 [H,W]: holes, seams and steps, no texture, light or defect."""
+    """Render the part of a shot as a drawing would show it, uint8 [H,W]: holes, seams and steps, no texture, light or
+    defect.
+    """
     wall = _wall(scene_seed, np.random.default_rng([33, scene_seed, seed]), size_hw)
     return np.clip(np.round(wall.drawing * 255), 0, 255).astype(np.uint8)
 
 
-def write_dataset(out: Path, *, seed: int, num_labelled: int = 200, num_defect_free: int = 240, size_hw: tuple[int, int] = SIZE_HW) -> Path:
-    """Write the data set as PNG images, one COCO file with uncompressed RLE and a drawing of every image; the same seed gives the same bytes.
+def write_dataset(
+    out: Path, *, seed: int, num_labelled: int = 200, num_defect_free: int = 240, size_hw: tuple[int, int] = SIZE_HW
+) -> Path:
+    """Write the data set as PNG images, one COCO file with uncompressed RLE and a drawing of every image; the same seed
+    gives the same bytes.
 
     Args:
         out: folder, replaced as a whole.
@@ -251,11 +270,15 @@ def write_dataset(out: Path, *, seed: int, num_labelled: int = 200, num_defect_f
             name = f"shot_{index:04d}.png"
             save_png(folder / "images" / name, sample.image)
             save_png(folder / "drawings" / name, render_drawing(index, scene_seed=scene_seed, size_hw=size_hw))
-            images.append({"id": index + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1], "group": sample.group})
+            images.append(
+                {"id": index + 1, "file_name": name, "height": size_hw[0], "width": size_hw[1], "group": sample.group}
+            )
             for word, mask in sample.instances:
                 annotations.append(_coco(len(annotations) + 1, index + 1, CLASSES.index(word) + 1, mask))
         categories = [{"id": index + 1, "name": word} for index, word in enumerate(CLASSES)]
-        write_json(folder / "annotations.json", {"images": images, "annotations": annotations, "categories": categories})
+        write_json(
+            folder / "annotations.json", {"images": images, "annotations": annotations, "categories": categories}
+        )
     return out / "annotations.json"
 
 
@@ -267,6 +290,11 @@ def _coco(annotation_id: int, image_id: int, category_id: int, mask: Mask) -> di
     ys, xs = np.nonzero(mask)
     box = [int(xs.min()), int(ys.min()), int(xs.max() - xs.min() + 1), int(ys.max() - ys.min() + 1)]
     return {
-        "id": annotation_id, "image_id": image_id, "category_id": category_id, "bbox": box, "area": int(mask.sum()), "iscrowd": 0,
+        "id": annotation_id,
+        "image_id": image_id,
+        "category_id": category_id,
+        "bbox": box,
+        "area": int(mask.sum()),
+        "iscrowd": 0,
         "segmentation": {"size": list(mask.shape), "counts": counts},
-    }  # fmt: skip
+    }

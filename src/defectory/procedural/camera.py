@@ -29,7 +29,9 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Camera of a shot; `noise` float32 [H,W,3], of a grey one [H,W,1], in grey levels is drawn with the shot, so that a twin can share it."""
+    """Camera of a shot; `noise` float32 [H,W,3], of a grey one [H,W,1], in grey levels is drawn with the shot, so that
+    a twin can share it.
+    """
 
     blur_px: float
     noise: NDArray[np.float32]
@@ -58,7 +60,9 @@ def draw_light(rng: np.random.Generator, size: Size) -> Light:
     elif word == "ring light":
         falloff = 1 - depth * 0.5 * np.abs(np.hypot(u, v) * 2 - 0.6)
     elif word == "specular light":
-        spot = np.hypot((u - rng.uniform(-0.4, 0.4)) * rng.uniform(0.5, 1.5), v - rng.uniform(-0.4, 0.4)) / rng.uniform(0.08, 0.25)
+        spot = np.hypot((u - rng.uniform(-0.4, 0.4)) * rng.uniform(0.5, 1.5), v - rng.uniform(-0.4, 0.4)) / rng.uniform(
+            0.08, 0.25
+        )
         falloff = 0.8 + rng.uniform(0.5, 2.2) * np.exp(-(spot**2))
     elif word == "dim corners":
         falloff = 1 - depth * np.clip(np.hypot(u, v) * 1.4, 0, 1) ** 2
@@ -73,11 +77,16 @@ def draw_light(rng: np.random.Generator, size: Size) -> Light:
 
 
 def shade_relief(height: Field, light: Light, *, part: tuple[slice, slice] | None = None) -> Field:
-    """Give the relative brightness change of a height map under a light, float32 [H,W] or of a part's rows and columns alone."""
+    """Give the relative brightness change of a height map under a light, float32 [H,W] or of a part's rows and columns
+    alone.
+    """
     if part is not None:
         # slopes need a pixel more on each side
         rows, columns = (slice(max(0, side.start - 1), side.stop + 1) for side in part)
-        inside = tuple(slice(side.start - wide.start, side.stop - wide.start) for side, wide in zip(part, (rows, columns), strict=True))
+        inside = tuple(
+            slice(side.start - wide.start, side.stop - wide.start)
+            for side, wide in zip(part, (rows, columns), strict=True)
+        )
         return shade_relief(height[rows, columns], light)[inside]
     dx = cv2.Sobel(height, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
     dy = cv2.Sobel(height, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)
@@ -106,8 +115,12 @@ def expose(scene: NDArray[np.floating[Any]], camera: Camera) -> NDArray[np.uint8
         scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), camera.blur_px), np.float32)
     to_image = np.array([LUMINANCE])
     if not camera.grey:
-        to_image = ((1 - camera.saturation) * to_image + camera.saturation * np.eye(3)) * np.array(camera.cast_rgb)[:, None]
-    levels = np.asarray(cv2.transform(scene, (255 * to_image).astype(np.float32)), np.float32).reshape(camera.noise.shape)
+        to_image = ((1 - camera.saturation) * to_image + camera.saturation * np.eye(3)) * np.array(camera.cast_rgb)[
+            :, None
+        ]
+    levels = np.asarray(cv2.transform(scene, (255 * to_image).astype(np.float32)), np.float32).reshape(
+        camera.noise.shape
+    )
     image = np.clip(np.round(levels + camera.noise), 0, 255).astype(np.uint8)
     if camera.grey:
         image = np.asarray(cv2.merge([image] * 3), np.uint8)

@@ -41,13 +41,20 @@ class Defect:
 
 
 def _curve(
-    rng: np.random.Generator, size: Size, length_px: float, wander: float, start: tuple[float, float] | None, heading: float | None
+    rng: np.random.Generator,
+    size: Size,
+    length_px: float,
+    wander: float,
+    start: tuple[float, float] | None,
+    heading: float | None,
 ) -> NDArray[np.float32]:
     step = 3.0
     count = max(3, int(length_px / step))
     first = rng.uniform(0, 2 * np.pi) if heading is None else heading
     turns = rng.normal(0, wander, count)
-    headings = first + np.cumsum(turns) - np.linspace(0, 1, count) * turns.sum() * 0.5 + rng.normal(0, wander * 1.2, count)
+    headings = (
+        first + np.cumsum(turns) - np.linspace(0, 1, count) * turns.sum() * 0.5 + rng.normal(0, wander * 1.2, count)
+    )
     path = np.cumsum(np.stack([np.cos(headings), np.sin(headings)], 1) * step, 0)
     if start is None:
         middle = np.array([rng.uniform(0.15, 0.85) * size[1], rng.uniform(0.15, 0.85) * size[0]])
@@ -65,7 +72,9 @@ def _stroke(size: Size, paths: list[tuple[NDArray[np.float32], NDArray[np.float3
         points = np.round(path * k).astype(np.int32)
         for index in range(len(points) - 1):
             a, b = points[index], points[index + 1]
-            cv2.line(canvas, (int(a[0]), int(a[1])), (int(b[0]), int(b[1])), 255, max(1, round(float(widths[index]) * k)))
+            cv2.line(
+                canvas, (int(a[0]), int(a[1])), (int(b[0]), int(b[1])), 255, max(1, round(float(widths[index]) * k))
+            )
     return cv2.resize(canvas, (size[1], size[0]), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
 
 
@@ -97,7 +106,9 @@ def _crack(rng: np.random.Generator, size: Size) -> Defect:
     length = float(rng.uniform(22, 110))
     width = float(rng.uniform(1.5, 5.0) if rng.random() < 0.75 else rng.uniform(1.1, 1.8))
     main = _curve(rng, size, length, rng.uniform(0.1, 0.35), None, None)
-    profile = width * (0.55 + 0.6 * np.sin(np.linspace(0.25, np.pi - 0.25, len(main)))) * rng.uniform(0.8, 1.2, len(main))
+    profile = (
+        width * (0.55 + 0.6 * np.sin(np.linspace(0.25, np.pi - 0.25, len(main)))) * rng.uniform(0.8, 1.2, len(main))
+    )
     paths = [(main, profile.astype(np.float32))]
     if rng.random() < 0.5:
         for _ in range(int(rng.integers(1, 5))):
@@ -106,7 +117,9 @@ def _crack(rng: np.random.Generator, size: Size) -> Defect:
             at = int(rng.integers(1, len(trunk)))
             ahead = trunk[at] - trunk[at - 1]
             heading = float(np.arctan2(ahead[1], ahead[0]) + rng.choice([-1, 1]) * rng.uniform(0.35, 1.25))
-            branch = _curve(rng, size, length * rng.uniform(0.15, 0.5), 0.3, (float(trunk[at, 0]), float(trunk[at, 1])), heading)
+            branch = _curve(
+                rng, size, length * rng.uniform(0.15, 0.5), 0.3, (float(trunk[at, 0]), float(trunk[at, 1])), heading
+            )
             paths.append((branch, np.linspace(float(thickness[at]) * 0.8, 0.9, len(branch)).astype(np.float32)))
     coverage = _stroke(size, paths)
     return Defect(word="crack", coverage=coverage, target=_dark(rng, size, 0.05, 0.45), height=-coverage * 1.5)
@@ -153,7 +166,14 @@ def _stain(rng: np.random.Generator, size: Size) -> Defect:
     coverage = _blob(rng, size, float(rng.uniform(12, 34)), float(rng.uniform(1, 2)), 0.3, 4.0)
     target = _dark(rng, size, 0.45, 0.72, 0.03) if rng.random() < 0.7 else _dark(rng, size, 1.3, 1.6, 0.03)
     tint = (1.0, float(rng.uniform(0.75, 1.0)), float(rng.uniform(0.5, 1.0)))
-    return Defect(word="stain", coverage=coverage, target=target, height=np.zeros(size, np.float32), tint_rgb=tint, colour_strength=0.6)
+    return Defect(
+        word="stain",
+        coverage=coverage,
+        target=target,
+        height=np.zeros(size, np.float32),
+        tint_rgb=tint,
+        colour_strength=0.6,
+    )
 
 
 def _corrosion(rng: np.random.Generator, size: Size) -> Defect:
@@ -180,7 +200,10 @@ def _dent(rng: np.random.Generator, size: Size) -> Defect:
     slope /= max(float(np.abs(slope).max()), 1e-6)
     target = 1 + slope * rng.uniform(0.5, 0.9) - 0.15
     return Defect(
-        word="dent", coverage=(coverage > 0.3).astype(np.float32), target=target.astype(np.float32), height=np.zeros(size, np.float32)
+        word="dent",
+        coverage=(coverage > 0.3).astype(np.float32),
+        target=target.astype(np.float32),
+        height=np.zeros(size, np.float32),
     )
 
 
@@ -198,7 +221,12 @@ def _fray(rng: np.random.Generator, size: Size) -> Defect:
     paths: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
     for point in base[:: int(rng.integers(1, 3))]:
         hair = _curve(
-            rng, size, float(rng.uniform(6, 20)), 0.25, (float(point[0]), float(point[1])), heading + np.pi / 2 + float(rng.normal(0, 0.5))
+            rng,
+            size,
+            float(rng.uniform(6, 20)),
+            0.25,
+            (float(point[0]), float(point[1])),
+            heading + np.pi / 2 + float(rng.normal(0, 0.5)),
         )
         paths.append((hair, np.full(len(hair), rng.uniform(1, 2.2), np.float32)))
     coverage = _stroke(size, paths)
@@ -227,19 +255,40 @@ def draw_chip(rng: np.random.Generator, size: Size, solid: NDArray[np.bool_], vo
     rim /= max(float(np.abs(rim).max()), 1e-6)
     if len(ys) and rng.random() < 0.5:
         return Defect(
-            word="chip", coverage=coverage.astype(np.float32), target=_dark(rng, size, 0.0, 0.2) + np.float32(2 * (void_level > 0.4)),
+            word="chip",
+            coverage=coverage.astype(np.float32),
+            target=_dark(rng, size, 0.0, 0.2) + np.float32(2 * (void_level > 0.4)),
             height=np.zeros(size, np.float32),
-        )  # fmt: skip
+        )
     target = float(rng.choice([rng.uniform(0.3, 0.7), rng.uniform(1.25, 1.7)])) + 0.35 * (facets - 0.5) + 0.35 * rim
-    return Defect(word="chip", coverage=coverage.astype(np.float32), target=target.astype(np.float32), height=-coverage * 2)
+    return Defect(
+        word="chip", coverage=coverage.astype(np.float32), target=target.astype(np.float32), height=-coverage * 2
+    )
 
 
 DEFECTS: dict[str, Callable[[np.random.Generator, Size], Defect]] = {
-    "crack": _crack, "scratch": _scratch, "pit": _pit, "pores": _pores, "inclusion": _inclusion, "stain": _stain,
-    "corrosion": _corrosion, "dent": _dent, "break": _break, "fray": _fray,
-}  # fmt: skip
+    "crack": _crack,
+    "scratch": _scratch,
+    "pit": _pit,
+    "pores": _pores,
+    "inclusion": _inclusion,
+    "stain": _stain,
+    "corrosion": _corrosion,
+    "dent": _dent,
+    "break": _break,
+    "fray": _fray,
+}
 DEFECT_SHARES: dict[str, float] = {
-    "crack": 2.5, "scratch": 1.2, "pit": 1.6, "pores": 0.7, "inclusion": 1.1, "stain": 0.7, "corrosion": 0.7, "dent": 0.5, "break": 1.6, "fray": 0.5,
+    "crack": 2.5,
+    "scratch": 1.2,
+    "pit": 1.6,
+    "pores": 0.7,
+    "inclusion": 1.1,
+    "stain": 0.7,
+    "corrosion": 0.7,
+    "dent": 0.5,
+    "break": 1.6,
+    "fray": 0.5,
     "chip": 0.9,
-}  # fmt: skip
+}
 DEFECT_WORDS: tuple[str, ...] = (*DEFECTS, "chip")

@@ -62,9 +62,14 @@ def world_sheet(name: str, *, per_word: int = 6, cell_px: int = 112) -> Image:
 
 
 def borescope_sheet(*, columns: int = 6, rows: int = 3, cell_px: int = 160) -> Image:
-    """Draw scenes of the borescope demo, the family that no pretraining sees, each without and with its masks outlined."""
+    """Draw scenes of the borescope demo, the family that no pretraining sees, each without and with its masks
+    outlined.
+    """
     cells: list[Image] = []
     for scene in range(columns * rows // 2):
         sample = render_borescope(scene, scene_seed=scene, defects=True)
-        cells += [sample.image, draw_outlines(sample.image, [(OUTLINE_RGB, mask) for _, mask in sample.instances], zoom=2)]
+        cells += [
+            sample.image,
+            draw_outlines(sample.image, [(OUTLINE_RGB, mask) for _, mask in sample.instances], zoom=2),
+        ]
     return contact_sheet(cells, columns=columns, cell_px=cell_px)

@@ -14,7 +14,11 @@ Field = NDArray[np.floating[Any]]
 
 
 def value_noise(
-    rng: np.random.Generator, size_hw: tuple[int, int], cell_px: float, octaves: int = 1, anisotropy_xy: tuple[float, float] = (1.0, 1.0)
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    cell_px: float,
+    octaves: int = 1,
+    anisotropy_xy: tuple[float, float] = (1.0, 1.0),
 ) -> Field:
     """Give smooth noise float32 [H,W] in [0,1].
 
@@ -59,13 +63,21 @@ def _standardised(field: Field) -> Field:
 
 
 def _blurred_along(field: Field, sigma_px: float) -> Field:
-    """Blur float32 [H,W] along x, mirrored at its ends: each cosine shrinks by its frequency, where a kernel as wide as streaks are long is slow."""
+    """Blur float32 [H,W] along x, mirrored at its ends: each cosine shrinks by its frequency, where a kernel as wide as
+    streaks are long is slow.
+    """
     frequencies = np.arange(field.shape[1], dtype=np.float32) * np.float32(np.pi / (field.shape[1] - 1))
     shrinking = np.exp(-0.5 * np.square(np.float32(sigma_px) * frequencies))
     return np.asarray(idct(np.asarray(dct(field, type=1, axis=1)) * shrinking, type=1, axis=1), np.float32)
 
 
-def streaks(rng: np.random.Generator, size_hw: tuple[int, int], length_px: float, angle_degrees: float, thickness_px: float = 0.7) -> Field:
+def streaks(
+    rng: np.random.Generator,
+    size_hw: tuple[int, int],
+    length_px: float,
+    angle_degrees: float,
+    thickness_px: float = 0.7,
+) -> Field:
     """Give streaky noise float32 [H,W], zero mean and unit standard deviation.
 
     Args:

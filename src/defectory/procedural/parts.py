@@ -16,8 +16,8 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Part geometry: `height` (pixels) and `shade` (relative brightness) float32 [H,W], `solid` bool [H,W] (False = hole or background),
-    `void_level` the brightness of what is not solid.
+    """Part geometry: `height` (pixels) and `shade` (relative brightness) float32 [H,W], `solid` bool [H,W] (False =
+    hole or background), `void_level` the brightness of what is not solid.
     """
 
     height: Field
@@ -57,7 +57,9 @@ def _slot(rng: np.random.Generator, size: Size) -> Part:
     thickness = int(rng.integers(8, 24))
     at = rng.uniform(0.15, 0.85)
     ends = sorted(rng.uniform(-0.2, 1.2, 2)) if rng.random() < 0.6 else [-0.2, 1.2]
-    points = [(int(e * size[1]), int(at * size[0])) if horizontal else (int(at * size[1]), int(e * size[0])) for e in ends]
+    points = [
+        (int(e * size[1]), int(at * size[0])) if horizontal else (int(at * size[1]), int(e * size[0])) for e in ends
+    ]
     cv2.line(shade, points[0], points[1], float(rng.uniform(-0.3, 0.4)), thickness + 5, cv2.LINE_AA)
     cv2.line(height, points[0], points[1], -2.5, thickness + 4, cv2.LINE_AA)
     cv2.line(solid, points[0], points[1], 0.0, thickness)
@@ -77,10 +79,17 @@ def _seam(rng: np.random.Generator, size: Size) -> Part:
     height, shade, solid = _blank(size)
     xs, ys = coordinates(size)
     theta = np.deg2rad(rng.uniform(0, 180))
-    across = (xs - size[1] * rng.uniform(0.25, 0.75)) * np.cos(theta) + (ys - size[0] * rng.uniform(0.25, 0.75)) * np.sin(theta)
+    across = (xs - size[1] * rng.uniform(0.25, 0.75)) * np.cos(theta) + (
+        ys - size[0] * rng.uniform(0.25, 0.75)
+    ) * np.sin(theta)
     step = np.float32(rng.uniform(-0.35, 0.35)) * (across > 0)
     line = np.exp(-((across / rng.uniform(1, 2.5)) ** 2)).astype(np.float32)
-    return Part(height=height - line, shade=shade + step.astype(np.float32) - line * rng.uniform(0.2, 0.6), solid=solid > 0, void_level=0.0)
+    return Part(
+        height=height - line,
+        shade=shade + step.astype(np.float32) - line * rng.uniform(0.2, 0.6),
+        solid=solid > 0,
+        void_level=0.0,
+    )
 
 
 def _weld(rng: np.random.Generator, size: Size) -> Part:
@@ -143,9 +152,11 @@ def _grid(rng: np.random.Generator, size: Size) -> Part:
 def _corner(rng: np.random.Generator, size: Size) -> Part:
     first, second = _edge(rng, size), _edge(rng, size)
     return Part(
-        height=first.height + second.height, shade=np.where(np.abs(first.shade) > np.abs(second.shade), first.shade, second.shade),
-        solid=first.solid & second.solid, void_level=first.void_level,
-    )  # fmt: skip
+        height=first.height + second.height,
+        shade=np.where(np.abs(first.shade) > np.abs(second.shade), first.shade, second.shade),
+        solid=first.solid & second.solid,
+        void_level=first.void_level,
+    )
 
 
 def _thread(rng: np.random.Generator, size: Size) -> Part:
@@ -186,10 +197,30 @@ def _blade(rng: np.random.Generator, size: Size) -> Part:
 
 
 PARTS: dict[str, Callable[[np.random.Generator, Size], Part]] = {
-    "plain surface": _plain, "hole": _hole, "slot": _slot, "grooves": _groove, "seam": _seam, "weld": _weld,
-    "part edge": _edge, "ribs": _ribs, "hole grid": _grid, "corner": _corner, "thread": _thread, "blade": _blade,
-}  # fmt: skip
+    "plain surface": _plain,
+    "hole": _hole,
+    "slot": _slot,
+    "grooves": _groove,
+    "seam": _seam,
+    "weld": _weld,
+    "part edge": _edge,
+    "ribs": _ribs,
+    "hole grid": _grid,
+    "corner": _corner,
+    "thread": _thread,
+    "blade": _blade,
+}
 PART_SHARES: dict[str, float] = {
-    "plain surface": 4.5, "hole": 1.0, "slot": 0.6, "grooves": 0.6, "seam": 0.6, "weld": 0.6, "part edge": 1.6, "ribs": 0.5, "hole grid": 0.5, "corner": 0.5, "thread": 0.5,
+    "plain surface": 4.5,
+    "hole": 1.0,
+    "slot": 0.6,
+    "grooves": 0.6,
+    "seam": 0.6,
+    "weld": 0.6,
+    "part edge": 1.6,
+    "ribs": 0.5,
+    "hole grid": 0.5,
+    "corner": 0.5,
+    "thread": 0.5,
     "blade": 0.6,
-}  # fmt: skip
+}

@@ -23,7 +23,9 @@ SURFACE_SUPPORT = 0.7
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image uint8 [H,W,3], its `class_map` uint8 [H,W] (0 none, else index into DEFECT_WORDS + 1), instances, caption and the tone words in it."""
+    """An image uint8 [H,W,3], its `class_map` uint8 [H,W] (0 none, else index into DEFECT_WORDS + 1), instances,
+    caption and the tone words in it.
+    """
 
     image: NDArray[np.uint8]
     class_map: NDArray[np.uint8]
@@ -61,11 +63,19 @@ def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Scene:
     camera = draw_camera(rng, size_hw)
     tint = np.array(texture.tint_rgb)
     names = {0: "red", 1: "green", 2: "blue"}
-    colour = "grey" if camera.grey or (tint.max() - tint.min()) * camera.saturation < 0.12 else names[int(tint.argmax())]
+    colour = (
+        "grey" if camera.grey or (tint.max() - tint.min()) * camera.saturation < 0.12 else names[int(tint.argmax())]
+    )
     return _Scene(
-        material=material, part_word=part_word, texture=texture, part=part, light=draw_light(rng, size_hw), camera=camera,
-        level=float(rng.uniform(0.10, 0.92)), colour_word=colour,
-    )  # fmt: skip
+        material=material,
+        part_word=part_word,
+        texture=texture,
+        part=part,
+        light=draw_light(rng, size_hw),
+        camera=camera,
+        level=float(rng.uniform(0.10, 0.92)),
+        colour_word=colour,
+    )
 
 
 def _surface(scene: _Scene) -> NDArray[np.float32]:
@@ -74,7 +84,9 @@ def _surface(scene: _Scene) -> NDArray[np.float32]:
     lit = 1 + scene.texture.shade + scene.part.shade + shade_relief(height, scene.light)
     surface = scene.level * scene.light.falloff * np.clip(lit, 0.05, 3)
     # channel by channel: numpy is slow along a last axis of three
-    image = np.asarray(cv2.merge([np.clip(surface * np.float32(tint), 0.0, 1.0) for tint in scene.texture.tint_rgb]), np.float32)
+    image = np.asarray(
+        cv2.merge([np.clip(surface * np.float32(tint), 0.0, 1.0) for tint in scene.texture.tint_rgb]), np.float32
+    )
     if not scene.part.solid.all():
         image[~scene.part.solid] = scene.part.void_level
     return image
@@ -86,8 +98,12 @@ def _part_of(coverage: NDArray[np.floating[Any]]) -> tuple[slice, slice]:
     return slice(top, top + height), slice(left, left + width)
 
 
-def _with_defect(image: NDArray[np.float32], defect: Defect, light: Light, part: tuple[slice, slice]) -> NDArray[np.float32]:
-    """Give brightness float32 [h,w,3] of a part of an image with a defect in it, which changes the surface before light falls on it."""
+def _with_defect(
+    image: NDArray[np.float32], defect: Defect, light: Light, part: tuple[slice, slice]
+) -> NDArray[np.float32]:
+    """Give brightness float32 [h,w,3] of a part of an image with a defect in it, which changes the surface before light
+    falls on it.
+    """
     coverage, shown = defect.coverage[part], image[part]
     relief = shade_relief(defect.height, light, part=part) * np.sign(coverage)
     target = np.clip(defect.target[part] + relief, 0.0, 3.0)[..., None]
@@ -113,7 +129,9 @@ def _is_visible(scene: _Scene, surface: NDArray[np.float32], defect: Defect, mas
     return bool(np.median(changed.max(axis=1)) * 255 >= MIN_CONTRAST)
 
 
-def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32], shares: dict[str, float]) -> list[Defect]:
+def _draw_defects(
+    rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32], shares: dict[str, float]
+) -> list[Defect]:
     wanted = int(rng.choice([1, 2, 3], p=[0.6, 0.28, 0.12]))
     chosen: list[Defect] = []
     size_hw = (surface.shape[0], surface.shape[1])
@@ -122,7 +140,11 @@ def _draw_defects(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.f
         if len(chosen) == wanted:
             break
         word = _choose(rng, shares)
-        defect = draw_chip(rng, size_hw, scene.part.solid, scene.part.void_level) if word == "chip" else DEFECTS[word](rng, size_hw)
+        defect = (
+            draw_chip(rng, size_hw, scene.part.solid, scene.part.void_level)
+            if word == "chip"
+            else DEFECTS[word](rng, size_hw)
+        )
         mask = defect.mask
         if (
             mask.sum() < 12
@@ -154,13 +176,20 @@ def _sample(rng: np.random.Generator, scene: _Scene, surface: NDArray[np.float32
         class_map[defect.mask] = DEFECT_WORDS.index(defect.word) + 1
     tone = tone_words(image, without=class_map > 0)
     return Sample(
-        image=image, class_map=class_map, instances=tuple((defect.word, defect.mask) for defect in defects),
-        caption=_caption(rng, scene, tone, defects), tone=tone, material=scene.material, part=scene.part_word,
+        image=image,
+        class_map=class_map,
+        instances=tuple((defect.word, defect.mask) for defect in defects),
+        caption=_caption(rng, scene, tone, defects),
+        tone=tone,
+        material=scene.material,
+        part=scene.part_word,
         defect_words=tuple(defect.word for defect in defects),
-    )  # fmt: skip
+    )
 
 
-def render(seed: int, size_hw: tuple[int, int] = (128, 128), *, with_defect: bool | None = None, only: str | None = None) -> Sample:
+def render(
+    seed: int, size_hw: tuple[int, int] = (128, 128), *, with_defect: bool | None = None, only: str | None = None
+) -> Sample:
     """Render one image of the world; a pure function of its arguments.
 
     Args:

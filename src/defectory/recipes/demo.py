@@ -27,7 +27,8 @@ def write_demo(out: Path, preset: Preset, *, seed: int = 0) -> Path:
     """Write the borescope data set and `project.toml` into `out`, once, and return the project file.
 
     Raises:
-        OutputError: `out` holds something and is not a demo's folder, or its project file was edited and is of another preset.
+        OutputError: `out` holds something and is not a demo's folder, or its project file was edited and is of another
+            preset.
     """
     claim_folder(out, kind="demo")
     if not (out / SOURCE / "annotations.json").is_file():

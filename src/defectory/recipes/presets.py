@@ -47,12 +47,24 @@ PRESETS: dict[str, dict[str, Any]] = {
         "tiling": {"tile_px": 512},
         "drivers": {"grid_px": 96, "threshold_block_px": 11},
         "concept": {
-            "prior_weight": 1.0, "num_class_images": 200,
+            "prior_weight": 1.0,
+            "num_class_images": 200,
             "training": {"num_steps": 800, "batch_size": 4, "learning_rate": 2e-6, "gradient_checkpointing": True},
         },
-        "condition": {"init": "copy", "training": {"num_steps": 8000, "batch_size": 8, "learning_rate": 1e-5, "gradient_checkpointing": True}},
-        "synthesis": {"num_images": 1000, "num_steps": 30, "guidance_scale": 4.0, "driver_guidance": 1.0, "batch_size": 8},
+        "condition": {
+            "init": "copy",
+            "training": {"num_steps": 8000, "batch_size": 8, "learning_rate": 1e-5, "gradient_checkpointing": True},
+        },
+        "synthesis": {
+            "num_images": 1000,
+            "num_steps": 30,
+            "guidance_scale": 4.0,
+            "driver_guidance": 1.0,
+            "batch_size": 8,
+        },
         "segmentation": {"num_steps": 4000, "batch_size": 8, "validate_every": 500, "seeds": [0, 1, 2]},
     },
-}  # fmt: skip
-"""`demo` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU. `gpu-sd15`: Stable Diffusion 1.5 on one 24 GB GPU."""
+}
+"""`demo` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU. `gpu-sd15`: Stable
+Diffusion 1.5 on one 24 GB GPU.
+"""

@@ -53,7 +53,8 @@ class ProjectConfig(Section):
     def _shares_leave_some_train(self) -> ProjectConfig:
         if self.split.val_share + self.split.test_share >= 1:
             raise ValueError(
-                f"split.val_share {self.split.val_share:g} and split.test_share {self.split.test_share:g} leave nothing to train on"
+                f"split.val_share {self.split.val_share:g} and split.test_share {self.split.test_share:g} leave "
+                "nothing to train on"
             )
         if self.split.folds is not None and self.split.fold >= self.split.folds:
             raise ValueError(f"split.fold {self.split.fold} of {self.split.folds} folds, which count from 0")
@@ -69,8 +70,10 @@ class ProjectConfig(Section):
     @model_validator(mode="after")
     def _lists_name_each_thing_once(self) -> ProjectConfig:
         lists: dict[str, Sequence[object] | None] = {
-            "segmentation.arms": self.segmentation.arms, "segmentation.seeds": self.segmentation.seeds, "data.classes": self.data.classes,
-        }  # fmt: skip
+            "segmentation.arms": self.segmentation.arms,
+            "segmentation.seeds": self.segmentation.seeds,
+            "data.classes": self.data.classes,
+        }
         for key, values in lists.items():
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{key} {'is an empty list' if not values else 'names something twice'}")
@@ -80,6 +83,7 @@ class ProjectConfig(Section):
     def _inpainting_sees_the_image(self) -> ProjectConfig:
         if self.synthesis.mode == "inpaint" and self.drivers.kind != "image":
             raise ValueError(
-                f"synthesis.mode inpaint with drivers.kind {self.drivers.kind}: set drivers.kind to image, and train phase 2 with it"
+                f"synthesis.mode inpaint with drivers.kind {self.drivers.kind}: set drivers.kind to image, and train "
+                "phase 2 with it"
             )
         return self

@@ -51,7 +51,9 @@ def read_project_file(path: Path) -> Tree:
         text = read_text_file(path).text
         if max((line.count(".") for line in text.splitlines()), default=0) > MAX_DOTS:
             # the parser's time grows with the square of a key's parts
-            raise ConfigError(path, f"has a line with more than {MAX_DOTS} dots", "correct it; `defectory init` shows the form")
+            raise ConfigError(
+                path, f"has a line with more than {MAX_DOTS} dots", "correct it; `defectory init` shows the form"
+            )
         return tomllib.loads(text)
     except AnnotationError as error:
         todo = "write one with `defectory init`" if error.found == "no such file" else error.todo
@@ -67,9 +69,13 @@ def read_project_file(path: Path) -> Tree:
 
 
 def resolve(
-    *, project_file: Path | None = None, project: Tree | None = None, preset: str | None = None, environment: Mapping[str, str] | None = None,
+    *,
+    project_file: Path | None = None,
+    project: Tree | None = None,
+    preset: str | None = None,
+    environment: Mapping[str, str] | None = None,
     overrides: Sequence[str] = (),
-) -> Resolved:  # fmt: skip
+) -> Resolved:
     """Resolve a configuration from its layers.
 
     Args:
@@ -104,12 +110,18 @@ def resolve(
             _put(tree, setting.key, setting.default)
     for origin, values in layers:
         for key, value in values.items():
-            where = f"{ENVIRONMENT_PREFIX}{key.upper().replace('.', '__')}" if origin == "environment" else f"{origin}: {key}"
+            where = (
+                f"{ENVIRONMENT_PREFIX}{key.upper().replace('.', '__')}"
+                if origin == "environment"
+                else f"{origin}: {key}"
+            )
             if key not in settings:
                 raise ConfigError(where, *_unknown(key, settings))
             problem = problem_of(value, settings[key])
             if problem is not None:
-                raise ConfigError(where, f"{problem}, found {_short(value)}", "correct the value; `defectory init` shows the form")
+                raise ConfigError(
+                    where, f"{problem}, found {_short(value)}", "correct the value; `defectory init` shows the form"
+                )
             origins[key] = where if origin == "environment" else origin
             _put(tree, key, value)
     try:
@@ -154,7 +166,11 @@ def _flat_content(content: Tree, source: str) -> dict[str, Any]:
     for key, value in content.items():
         field = ProjectConfig.model_fields.get(key)
         if isinstance(value, Mapping) and field is not None and not _is_section(field.annotation):
-            raise ConfigError(f"{source}: {key}", "is a section, one value was expected", f"write `{key} = ...` above the first section")
+            raise ConfigError(
+                f"{source}: {key}",
+                "is a section, one value was expected",
+                f"write `{key} = ...` above the first section",
+            )
     return flat
 
 
@@ -170,7 +186,9 @@ def _is_section(kind: object) -> bool:
 def _settings(model: type[BaseModel], prefix: str, values: BaseModel | None = None) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         default = (
-            getattr(values, name) if values is not None else (None if field.is_required() else field.get_default(call_default_factory=True))
+            getattr(values, name)
+            if values is not None
+            else (None if field.is_required() else field.get_default(call_default_factory=True))
         )
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -189,7 +207,9 @@ def _environment(environment: Mapping[str, str], settings: Mapping[str, Setting]
 def _override(text: str, settings: Mapping[str, Setting]) -> tuple[str, Any]:
     key, sign, value = text.partition("=")
     if not sign or not key.strip():
-        raise ConfigError(f"option {text!r}", "is not of the form key=value", "write for example `-o synthesis.num_images=50`")
+        raise ConfigError(
+            f"option {text!r}", "is not of the form key=value", "write for example `-o synthesis.num_images=50`"
+        )
     key = key.strip()
     return key, _parsed(value.strip(), settings.get(key))
 
@@ -197,7 +217,12 @@ def _override(text: str, settings: Mapping[str, Setting]) -> tuple[str, Any]:
 def _parsed(text: str, setting: Setting | None) -> Any:
     """Return the value of a text for a setting: a setting of text alone takes `2024` and `true` as they stand."""
     value = parse(text)
-    if setting is not None and "text" in setting.takes and value is not None and not isinstance(value, str | list | dict):
+    if (
+        setting is not None
+        and "text" in setting.takes
+        and value is not None
+        and not isinstance(value, str | list | dict)
+    ):
         return text if "number" not in setting.takes else value
     return value
 

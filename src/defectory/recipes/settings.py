@@ -14,13 +14,26 @@ MAX_LIST = 10_000
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 10**9
 PATHS = frozenset(
-    {"out", "base", "data.path", "data.image_root", "data.defect_free", "data.index", "data.class_colours", "masks.expert", "masks.regions", "drivers.drawings"}
-)  # fmt: skip
+    {
+        "out",
+        "base",
+        "data.path",
+        "data.image_root",
+        "data.defect_free",
+        "data.index",
+        "data.class_colours",
+        "masks.expert",
+        "masks.regions",
+        "drivers.drawings",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A setting by dotted key: its default (None where it is required or off), what it means, and the kinds of value it takes."""
+    """A setting by dotted key: its default (None where it is required or off), what it means, and the kinds of value it
+    takes.
+    """
 
     key: str
     default: Any
@@ -68,7 +81,9 @@ def problem_of(value: object, setting: Setting) -> str | None:
 
 
 def _named(setting: Setting) -> str:
-    """Return what a setting takes, in words; those of a whole number end as pydantic's, which `valid integer` is known by."""
+    """Return what a setting takes, in words; those of a whole number end as pydantic's, which `valid integer` is known
+    by.
+    """
     if "number" in setting.takes and not setting.takes & {"text", "list", "switch"}:
         return "a valid integer" if isinstance(setting.default, int) else "a valid number"
     words = {"text": "text", "number": "a number", "switch": "true or false", "list": "a list"}

@@ -8,8 +8,8 @@ from typing import Any
 from defectory.recipes.resolve import defaults, flatten
 
 HEADER = """\
-# A Defectory project. `defectory run project.toml` does every stage; a stage whose inputs are unchanged is not run again.
-# Settings that begin with `#` show their default. Precedence: command line (-o key=value), environment
+# A Defectory project. `defectory run project.toml` does every stage; a stage whose inputs are unchanged is not run
+# again. Settings that begin with `#` show their default. Precedence: command line (-o key=value), environment
 # (DEFECTORY_SYNTHESIS__NUM_IMAGES=50), this file, preset, default. Paths are relative to this file.
 """
 
@@ -30,7 +30,9 @@ def project_template(values: dict[str, Any], *, preset: str | None = None) -> st
             lines.append(f"# {name} = {_toml(default)}")
     parts = [HEADER]
     if preset is not None:
-        parts.append(f'# Settings measured for a machine or purpose; what stands in this file wins.\npreset = "{preset}"')
+        parts.append(
+            f'# Settings measured for a machine or purpose; what stands in this file wins.\npreset = "{preset}"'
+        )
     for section, lines in sections.items():
         parts.append("\n".join([f"\n[{section}]", *lines] if section else lines))
     return "\n".join(parts) + "\n"

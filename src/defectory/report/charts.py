@@ -35,14 +35,20 @@ def line_chart(chart: Chart) -> str:
     for value in ticks(y_low, y_high):
         _, y = place(x_low, value)
         parts.append(
-            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="grid-line"/><text x="{LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_number(value)}</text>'
+            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="grid-line"/><text x="{LEFT - 6}" y="{y + 4:.1f}" '
+            f'text-anchor="end">{_number(value)}</text>'
         )
     for value in ticks(x_low, x_high):
         x, _ = place(value, y_low)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - BOTTOM + 32}" text-anchor="middle">{escape(chart.x_label)}</text>')
+    parts.append(
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - BOTTOM + 32}" '
+        f'text-anchor="middle">{escape(chart.x_label)}</text>'
+    )
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(chart.y_label)}</text>')
+    parts.append(
+        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(chart.y_label)}</text>'
+    )
     for index, (name, line) in enumerate(curves):
         colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
         placed = [place(x, y) for x, y in thin(line)]
@@ -50,11 +56,14 @@ def line_chart(chart: Chart) -> str:
             parts.append(f'<circle cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3" fill="{colour}"/>')
         elif placed:
             path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-            parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dash}"/>')
+            parts.append(
+                f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dash}"/>'
+            )
         x = LEFT + (index % 3) * 132
         y = HEIGHT - 16 + (index // 3) * 13
         parts.append(
-            f'<path d="M{x} {y - 4}h20" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/><text x="{x + 25}" y="{y}">{escape(name)}</text>'
+            f'<path d="M{x} {y - 4}h20" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/><text '
+            f'x="{x + 25}" y="{y}">{escape(name)}</text>'
         )
     parts.append("</svg>")
     return "".join(parts)

@@ -16,11 +16,15 @@ class SegmentationConfig(Section):
     """Mask R-CNN and the arms it is trained in; all arms take the same number of optimiser steps."""
 
     model: Literal["light", "resnet50"] = "light"
-    """`light` starts from shipped weights; `resnet50` starts from random ones and finds nothing after a few hundred steps (decision 036)."""
+    """`light` starts from shipped weights; `resnet50` starts from random ones and finds nothing after a few hundred
+    steps (decision 036).
+    """
     arms: tuple[Arm, ...] = ("real", "synthetic", "synthetic_then_real")
     num_steps: int = Field(default=400, ge=2)
     fold_steps: int | None = Field(default=None, ge=2)
-    """Steps of the segmenters that are trained in folds of train, for `synthesis.focus` and the check `agreement`; None: `num_steps`."""
+    """Steps of the segmenters that are trained in folds of train, for `synthesis.focus` and the check `agreement`;
+    None: `num_steps`.
+    """
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-3, ge=0)
@@ -35,9 +39,15 @@ class SegmentationConfig(Section):
     max_val_images: int = Field(default=60, ge=1)
     """Val images scored at each validation; defect-free ones at most as many as defective ones."""
     score_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Detections under this score count neither for IoU nor for Hausdorff distance; None: where F1 on real val is best, per segmenter."""
+    """Detections under this score count neither for IoU nor for Hausdorff distance; None: where F1 on real val is best,
+    per segmenter.
+    """
     init: Init = "segmenter"
-    """What every arm of the light segmenter starts from: the shipped segmenter for procedural defects, the shipped encoder alone, or random weights."""
+    """What every arm of the light segmenter starts from: the shipped segmenter for procedural defects, the shipped
+    encoder alone, or random weights.
+    """
     num_processes: int | None = Field(default=None, ge=1)
-    """Segmenters trained side by side on a CPU, which share its threads; None: 4 at most, each with about a gigabyte of memory, where there is more than one thread; 1: one after the other."""
+    """Segmenters trained side by side on a CPU, which share its threads; None: 4 at most, each with about a gigabyte of
+    memory, where there is more than one thread; 1: one after the other.
+    """
     seeds: tuple[int, ...] = (0,)

@@ -17,8 +17,8 @@ from defectory.rle import Rle, box_xyxy, decode
 class SegmentationTile:
     """A training square: RGB uint8 [H,W,3] and (category id, mask) per instance; none for a defect-free one.
 
-    `image_ids` are the images of the data set that it shows anything of: the one it was cut from, or those that a draft took its
-    background and its masks from. It is empty for squares of no data set.
+    `image_ids` are the images of the data set that it shows anything of: the one it was cut from, or those that a draft
+    took its background and its masks from. It is empty for squares of no data set.
     """
 
     id: str
@@ -63,7 +63,9 @@ def draw_batch(
     """Give one step's batch, a pure function of its arguments; epochs are shuffled without repeats."""
     rng = np.random.default_rng([71, seed, step])
     num_free = round(batch_size * defect_free_share) if defect_free else 0
-    chosen: list[SegmentationTile] = [defective[i] for i in epoch_indices(len(defective), batch_size - num_free, seed=seed, step=step)]
+    chosen: list[SegmentationTile] = [
+        defective[i] for i in epoch_indices(len(defective), batch_size - num_free, seed=seed, step=step)
+    ]
     chosen += [defect_free[int(i)] for i in rng.integers(len(defect_free), size=num_free)] if num_free else []
     return [to_sample(tile, rng) for tile in chosen]
 

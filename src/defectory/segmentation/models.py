@@ -29,7 +29,9 @@ class LightBackbone(nn.Module):
     def __init__(self, encoder: ConvEncoder) -> None:
         super().__init__()
         self.encoder = encoder
-        self.pyramid = FeaturePyramidNetwork(list(CHANNELS[1:]), PYRAMID, extra_blocks=LastLevelMaxPool(), norm_layer=_norm)
+        self.pyramid = FeaturePyramidNetwork(
+            list(CHANNELS[1:]), PYRAMID, extra_blocks=LastLevelMaxPool(), norm_layer=_norm
+        )
         self.out_channels = PYRAMID
 
     def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
@@ -44,7 +46,12 @@ class _BoxHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            *_conv(), *_conv(), nn.Flatten(), nn.Linear(PYRAMID * BOX_POOL**2, HIDDEN), nn.LayerNorm(HIDDEN), nn.ReLU(inplace=True)
+            *_conv(),
+            *_conv(),
+            nn.Flatten(),
+            nn.Linear(PYRAMID * BOX_POOL**2, HIDDEN),
+            nn.LayerNorm(HIDDEN),
+            nn.ReLU(inplace=True),
         )
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -79,7 +86,9 @@ def _pool(size: int) -> MultiScaleRoIAlign:
 
 
 def _mask_predictor(num_classes: int) -> nn.Module:
-    return nn.Sequential(nn.ConvTranspose2d(PYRAMID, PYRAMID, 2, 2), nn.ReLU(inplace=True), nn.Conv2d(PYRAMID, num_classes, 1))
+    return nn.Sequential(
+        nn.ConvTranspose2d(PYRAMID, PYRAMID, 2, 2), nn.ReLU(inplace=True), nn.Conv2d(PYRAMID, num_classes, 1)
+    )
 
 
 class AsTheyAre(GeneralizedRCNNTransform):
@@ -90,23 +99,29 @@ class AsTheyAre(GeneralizedRCNNTransform):
         return image, target
 
 
-def build_segmenter(kind: str, num_classes: int, *, seed: int, init: Init = "segmenter", encoder_folder: Path | None = None) -> MaskRCNN:
+def build_segmenter(
+    kind: str, num_classes: int, *, seed: int, init: Init = "segmenter", encoder_folder: Path | None = None
+) -> MaskRCNN:
     """Build an untrained Mask R-CNN that takes images as they are (no resizing).
 
     Args:
         kind: `light` or `resnet50`.
         num_classes: defect classes, background not counted.
         seed: of the random weights.
-        init: what a light segmenter starts from: the shipped `segmenter` for procedural defects, the shipped `encoder` alone, or `random` weights.
+        init: what a light segmenter starts from: the shipped `segmenter` for procedural defects, the shipped `encoder`
+            alone, or `random` weights.
         encoder_folder: the encoder that `init = "encoder"` takes in place of the shipped one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if kind == "resnet50":
             large = maskrcnn_resnet50_fpn(
-                weights=None, weights_backbone=None, num_classes=num_classes + 1, box_detections_per_img=50,
+                weights=None,
+                weights_backbone=None,
+                num_classes=num_classes + 1,
+                box_detections_per_img=50,
                 rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 5),
-            )  # fmt: skip
+            )
             large.transform = AsTheyAre(1, 1, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
             return large
         encoder = load_encoder(encoder_folder)[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()

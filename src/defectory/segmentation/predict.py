@@ -72,7 +72,11 @@ def _predict_one(model: Any, image_id: int, image: Image, tiling: Tiling, min_sc
     scale = min(tiling.scale, tiling.tile_px / max(height, width)) if tiling.mode == "frame" else tiling.scale
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
     shrink = cv2.INTER_AREA if size[0] < height else cv2.INTER_CUBIC
-    scaled = image if size == (height, width) else cv2.resize(image, (size[1], size[0]), interpolation=shrink).astype(np.uint8)
+    scaled = (
+        image
+        if size == (height, width)
+        else cv2.resize(image, (size[1], size[0]), interpolation=shrink).astype(np.uint8)
+    )
     if tiling.mode == "frame":
         scaled = np.pad(scaled, ((0, tiling.tile_px - size[0]), (0, tiling.tile_px - size[1]), (0, 0)))
     found: list[_Found] = []
@@ -94,7 +98,9 @@ def _predict_one(model: Any, image_id: int, image: Image, tiling: Tiling, min_sc
                 sides = (x / scale, y / scale, (x + window.shape[1]) / scale, (y + window.shape[0]) / scale)
                 seen = (round(sides[0]), round(sides[1]), min(width, round(sides[2])), min(height, round(sides[3])))
                 # coded at once: the masks of a 20 MP image would fill the memory
-                found.append(_Found(score=float(score), label=int(label), box=box_xyxy(mask), rle=encode(mask), windows=(seen,)))
+                found.append(
+                    _Found(score=float(score), label=int(label), box=box_xyxy(mask), rle=encode(mask), windows=(seen,))
+                )
     return [Prediction(image_id=image_id, category_id=f.label, score=f.score, rle=f.rle) for f in _merge(found)]
 
 
@@ -176,7 +182,12 @@ def coco_results(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
 
 
 def write_overlay(
-    path: Path, image: Image, predictions: Sequence[Prediction], categories: Sequence[Category], *, min_score: float = 0.5
+    path: Path,
+    image: Image,
+    predictions: Sequence[Prediction],
+    categories: Sequence[Category],
+    *,
+    min_score: float = 0.5,
 ) -> None:
     """Write a PNG with the outline of every prediction of at least `min_score`, named."""
     canvas = draw_outlines(image, [((255, 60, 30), decode(p.rle)) for p in predictions if p.score >= min_score])

@@ -1,4 +1,5 @@
-"""The light segmenter's start: one class, `defect`, learned from procedural images alone, so that no arm begins from nothing.
+"""The light segmenter's start: one class, `defect`, learned from procedural images alone, so that no arm begins from
+nothing.
 
 Users of larger Mask R-CNNs start from COCO weights for the same reason. Every arm starts from the same weights.
 """
@@ -61,9 +62,13 @@ def apply_start(model: nn.Module, num_classes: int, folder: Path | None = None) 
     folder = folder or shipped_start()
     weights, about = folder / "model.safetensors", folder / "config.json"
     if not weights.is_file() or not about.is_file():
-        raise WeightsError(folder, "no segmenter start here (model.safetensors and config.json expected)", "reinstall defectory")
+        raise WeightsError(
+            folder, "no segmenter start here (model.safetensors and config.json expected)", "reinstall defectory"
+        )
     if f'"{digest_file(weights)}"' not in about.read_text():
-        raise WeightsError(weights, "digest differs from config.json", "reinstall defectory, the file is damaged or was changed")
+        raise WeightsError(
+            weights, "digest differs from config.json", "reinstall defectory, the file is damaged or was changed"
+        )
     state = {name: value.float() for name, value in load_file(weights).items()}
     for layer in CLASS_HEADS:
         rows = 4 if layer.endswith("bbox_pred") else 1

@@ -73,9 +73,10 @@ def train_segmenter(
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         device: where to train.
         encoder: folder of the encoder that `config.init = "encoder"` begins with; None means the shipped one.
-        value_range: of the data set, stored with the weights: images of more than 8 bit are predicted as they were trained on.
-        require: raises for image ids that may not be trained on, given a tile's ids and what to call it; the images trained on go into the log.
-            None where tiles are of no data set.
+        value_range: of the data set, stored with the weights: images of more than 8 bit are predicted as they were
+            trained on.
+        require: raises for image ids that may not be trained on, given a tile's ids and what to call it; the images
+            trained on go into the log. None where tiles are of no data set.
 
     Raises:
         ConfigError: the arm has no tiles.
@@ -85,7 +86,9 @@ def train_segmenter(
     for name, tiles, needed in (("real", real, arm != "synthetic"), ("synthetic", synthetic, arm != "real")):
         if needed and not tiles:
             raise ConfigError(
-                f"arm {arm}", f"no {name} tiles", "check curation's acceptance" if name == "synthetic" else "add annotated images"
+                f"arm {arm}",
+                f"no {name} tiles",
+                "check curation's acceptance" if name == "synthetic" else "add annotated images",
             )
     model = build_segmenter(kind, len(categories), seed=seed, init=config.init, encoder_folder=encoder).to(device)
     parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
@@ -114,7 +117,9 @@ def train_segmenter(
         ):
             # torchvision's samplers draw from the global generator
             torch.manual_seed(seed * 1_000_003 + step)
-            losses = model([image.to(device) for image, _ in batch], [{k: v.to(device) for k, v in t.items()} for _, t in batch])
+            losses = model(
+                [image.to(device) for image, _ in batch], [{k: v.to(device) for k, v in t.items()} for _, t in batch]
+            )
         loss: Tensor = torch.stack([value.float() for value in losses.values()]).sum()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -133,7 +138,11 @@ def train_segmenter(
         if state.step % config.checkpoint_every == 0 and state.step < config.num_steps:
             _save(checkpoint, model, parameters, optimizer, state)
         yield SegmenterEvent(
-            step=state.step, num_steps=config.num_steps, loss=state.losses[-1], seconds=time.monotonic() - began, val_map=val_map
+            step=state.step,
+            num_steps=config.num_steps,
+            loss=state.losses[-1],
+            seconds=time.monotonic() - began,
+            val_map=val_map,
         )
     best = state.best or {name: value.detach().cpu() for name, value in model.state_dict().items()}
     write_tensors(out / "model.safetensors", best)
@@ -147,7 +156,14 @@ def train_segmenter(
             "sha256": digest_file(out / "model.safetensors"),
         },
     )
-    log = {"arm": arm, "seed": seed, "losses": state.losses, "val_map": state.val, "best_val_map": state.best_map, "image_ids": image_ids}
+    log = {
+        "arm": arm,
+        "seed": seed,
+        "losses": state.losses,
+        "val_map": state.val,
+        "best_val_map": state.best_map,
+        "image_ids": image_ids,
+    }
     write_json(out / "log.json", log)
     checkpoint.unlink(missing_ok=True)
 
@@ -167,9 +183,13 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
         )
         if pickles:
             raise WeightsError(
-                folder / pickles[0], "a pickle, which can run code when opened; refused", "give a folder made by `defectory segment`"
+                folder / pickles[0],
+                "a pickle, which can run code when opened; refused",
+                "give a folder made by `defectory segment`",
             )
-        raise WeightsError(folder, "no segmenter here (model.safetensors and segmenter.json)", "run `defectory segment` first")
+        raise WeightsError(
+            folder, "no segmenter here (model.safetensors and segmenter.json)", "run `defectory segment` first"
+        )
     content: dict[str, Any] = json.loads(about.read_text())
     if digest_file(weights) != content["sha256"]:
         raise WeightsError(weights, "digest differs from segmenter.json", "copy the segmenter again")
@@ -182,7 +202,9 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
 def is_whole_segmenter(folder: Path) -> bool:
     """Tell whether a folder holds a trained segmenter with the weights that its description names."""
     try:
-        return digest_file(folder / "model.safetensors") == json.loads((folder / "segmenter.json").read_bytes())["sha256"]
+        return (
+            digest_file(folder / "model.safetensors") == json.loads((folder / "segmenter.json").read_bytes())["sha256"]
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -199,7 +221,9 @@ def score_threshold_of(folder: Path) -> float:
 
 
 def value_range_of(folder: Path) -> ValueRange | None:
-    """Return the value range of the data set that a segmenter was trained on; None for 8 bit, and where none was stored."""
+    """Return the value range of the data set that a segmenter was trained on; None for 8 bit, and where none was
+    stored.
+    """
     stored = json.loads((folder / "segmenter.json").read_text()).get("value_range")
     return None if stored is None else ValueRange.model_validate(stored)
 
@@ -210,7 +234,9 @@ def _required_ids(tiles: Sequence[SegmentationTile], require: Callable[[Sequence
         return []
     for tile in tiles:
         if not tile.image_ids:
-            raise FirewallError(f"tile {tile.id}: says not which images it comes from; only images of train and pool may be trained on")
+            raise FirewallError(
+                f"tile {tile.id}: says not which images it comes from; only images of train and pool may be trained on"
+            )
         require(tile.image_ids, f"tile {tile.id}")
     return sorted({image_id for tile in tiles for image_id in tile.image_ids})
 
@@ -225,7 +251,11 @@ class _State:
 
 
 def _tiles_of(
-    arm: Arm, step: int, real: Sequence[SegmentationTile], synthetic: Sequence[SegmentationTile], config: SegmentationConfig
+    arm: Arm,
+    step: int,
+    real: Sequence[SegmentationTile],
+    synthetic: Sequence[SegmentationTile],
+    config: SegmentationConfig,
 ) -> Sequence[SegmentationTile]:
     if arm == "real":
         return real
@@ -249,13 +279,20 @@ def learning_rate_at(step: int, arm: Arm, config: SegmentationConfig) -> float:
     done, length = step - begin, end - begin
     if done < WARMUP_STEPS:
         return config.learning_rate * (done + 1) / WARMUP_STEPS
-    return config.learning_rate * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - WARMUP_STEPS) / max(1, length - WARMUP_STEPS))))
+    return config.learning_rate * (
+        0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - WARMUP_STEPS) / max(1, length - WARMUP_STEPS)))
+    )
 
 
-def _save(path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State) -> None:
+def _save(
+    path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State
+) -> None:
     tensors = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
     for name, parameter in parameters.items():
-        tensors |= {f"m.{name}": optimizer.state[parameter]["exp_avg"], f"v.{name}": optimizer.state[parameter]["exp_avg_sq"]}
+        tensors |= {
+            f"m.{name}": optimizer.state[parameter]["exp_avg"],
+            f"v.{name}": optimizer.state[parameter]["exp_avg_sq"],
+        }
     tensors |= {f"best.{name}": value for name, value in (state.best or {}).items()}
     about = {"step": state.step, "losses": state.losses, "val": state.val, "best_map": state.best_map}
     # tensors that share memory cannot be stored
@@ -263,16 +300,22 @@ def _save(path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], opt
     write_tensors(path, stored, {"state": json.dumps(about), "sha256": digest_tensors(stored)}, durable=True)
 
 
-def _restore(path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State) -> None:
+def _restore(
+    path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State
+) -> None:
     """Fill model, optimizer and state from a checkpoint; a missing or damaged one leaves them as they are."""
     found = read_checked_tensors(path)
     if found is None:
         return
     tensors, about = found[0], json.loads(found[1]["state"])
-    model.load_state_dict({name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")})
+    model.load_state_dict(
+        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    )
     state.step, state.losses, state.best_map = about["step"], about["losses"], about["best_map"]
     state.val = [(int(step), float(value)) for step, value in about["val"]]
-    state.best = {name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")} or None
+    state.best = {
+        name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")
+    } or None
     for name, parameter in parameters.items():
         optimizer.state[parameter] = {
             "step": torch.tensor(float(state.step)),

@@ -1,8 +1,8 @@
 """Mask guidance per class, so that drafts' defects stand out from their surroundings as much as real ones.
 
-A network that learned briefly is unsure and draws defects too pale; guidance makes up for it, and how much of it is needed
-differs from class to class. Some of the planned drafts are drawn at a few guidances; contrast grows with them (decisions 015 and 021:
-not train tiles, whose drivers know more of a large defect than those of defect-free images do).
+A network that learned briefly is unsure and draws defects too pale; guidance makes up for it, and how much of it is
+needed differs from class to class. Some of the planned drafts are drawn at a few guidances; contrast grows with them
+(decisions 015 and 021: not train tiles, whose drivers know more of a large defect than those of defect-free images do).
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ MIN_INSTANCES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationDraft:
-    """A planned draft: category id and mask of each defect, its drivers and prompts with and without them, and its seed."""
+    """A planned draft: category id and mask of each defect, its drivers and prompts with and without them, and its
+    seed.
+    """
 
     instances: tuple[tuple[int, Mask], ...]
     driver: Image
@@ -81,7 +83,8 @@ def calibrate(
     config: SynthesisConfig,
     contrast_of: ContrastOf,
 ) -> Iterator[int | tuple[ClassCalibration, ...]]:
-    """Draw planned drafts at a few mask guidances and choose one per class; yields pictures drawn so far, and last the outcome.
+    """Draw planned drafts at a few mask guidances and choose one per class; yields pictures drawn so far, and last the
+    outcome.
 
     Args:
         drafts: what to draw.
@@ -103,13 +106,22 @@ def calibrate(
         pictures: list[Sequence[Image]] = []
         for level in LEVELS:
             drawn = denoise(
-                models, prompt_embeddings=embeddings[: len(batch)], empty_embedding=empty, drivers=[d.driver for d in batch],
-                seeds=[d.seed for d in batch], scheduler_name=config.scheduler, num_steps=config.num_steps, guidance_scale=config.guidance_scale,
+                models,
+                prompt_embeddings=embeddings[: len(batch)],
+                empty_embedding=empty,
+                drivers=[d.driver for d in batch],
+                seeds=[d.seed for d in batch],
+                scheduler_name=config.scheduler,
+                num_steps=config.num_steps,
+                guidance_scale=config.guidance_scale,
                 control_scale=config.control_scale,
                 without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[d.empty_driver for d in batch]),
-                driver_guidance=config.driver_guidance, class_embedding=of_class, mask_guidance=level, mask_spill=config.mask_spill,
+                driver_guidance=config.driver_guidance,
+                class_embedding=of_class,
+                mask_guidance=level,
+                mask_spill=config.mask_spill,
                 precision=config.precision,
-            )  # fmt: skip
+            )
             pictures.append(list(drawn))
             done += len(batch)
             yield done
@@ -129,7 +141,8 @@ def choose_guidance(
     *,
     quantile: float = 0.5,
 ) -> tuple[ClassCalibration, ...]:
-    """Give the guidance at which the median contrast of each class is the wanted quantile of its real defects', within bounds.
+    """Give the guidance at which the median contrast of each class is the wanted quantile of its real defects', within
+    bounds.
 
     Args:
         rows: category id of a drawn defect, and its contrast at each of `LEVELS`.
@@ -138,26 +151,38 @@ def choose_guidance(
         quantile: 0.5 for the median.
     """
     wanted = {category_id: float(np.quantile(values, quantile)) for category_id, values in real.items() if values}
-    shares = [np.array(values) / wanted[category_id] for category_id, values in rows if wanted.get(category_id, 0.0) > 0]
+    shares = [
+        np.array(values) / wanted[category_id] for category_id, values in rows if wanted.get(category_id, 0.0) > 0
+    ]
     together = _matching(1.0, np.median(shares, axis=0).tolist()) if shares else LEVELS[1]
     classes: list[ClassCalibration] = []
     for category in categories:
         own = [values for category_id, values in rows if category_id == category.id]
         if min(len(own), len(real.get(category.id, ()))) < MIN_INSTANCES:
-            classes.append(ClassCalibration(category_id=category.id, name=category.name, mask_guidance=together, num_instances=len(own)))
+            classes.append(
+                ClassCalibration(
+                    category_id=category.id, name=category.name, mask_guidance=together, num_instances=len(own)
+                )
+            )
             continue
         medians = [float(value) for value in np.median(own, axis=0)]
         classes.append(
             ClassCalibration(
-                category_id=category.id, name=category.name, mask_guidance=_matching(wanted[category.id], medians), real=wanted[category.id],
-                drawn=tuple(zip(LEVELS, medians, strict=True)), num_instances=len(own),
+                category_id=category.id,
+                name=category.name,
+                mask_guidance=_matching(wanted[category.id], medians),
+                real=wanted[category.id],
+                drawn=tuple(zip(LEVELS, medians, strict=True)),
+                num_instances=len(own),
             )
-        )  # fmt: skip
+        )
     return tuple(classes)
 
 
 def _matching(real: float, drawn: Sequence[float]) -> float:
-    """Give the guidance at which drawn contrast, known at `LEVELS`, is the real one: between two levels, or on their last stretch prolonged."""
+    """Give the guidance at which drawn contrast, known at `LEVELS`, is the real one: between two levels, or on their
+    last stretch prolonged.
+    """
     if any(after - before < 1e-3 for before, after in pairwise(drawn)):
         # guidance does nothing here, or the wrong thing
         return LEVELS[1]
@@ -166,8 +191,12 @@ def _matching(real: float, drawn: Sequence[float]) -> float:
     return round(float(np.clip(LEVELS[at] + (real - drawn[at]) / slope, *BOUNDS)), 3)
 
 
-def guidance_map(instances: Sequence[tuple[int, Mask]], guidance: Mapping[int, float], size_hw: tuple[int, int]) -> NDArray[np.float32]:
-    """Give the mask guidance of each pixel, float32 [H,W]: that of the class whose mask is painted there, 1 elsewhere."""
+def guidance_map(
+    instances: Sequence[tuple[int, Mask]], guidance: Mapping[int, float], size_hw: tuple[int, int]
+) -> NDArray[np.float32]:
+    """Give the mask guidance of each pixel, float32 [H,W]: that of the class whose mask is painted there, 1
+    elsewhere.
+    """
     result = np.ones(size_hw, np.float32)
     # as drivers are painted: larger ones first
     for category_id, mask in sorted(instances, key=lambda item: -int(item[1].sum())):

@@ -25,7 +25,9 @@ from defectory.synthesis.insert import paste
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """The image a tile was cut from, at its own resolution and depth, the tile's image part, RGB uint8 [h,w,3], and the window it shows."""
+    """The image a tile was cut from, at its own resolution and depth, the tile's image part, RGB uint8 [h,w,3], and the
+    window it shows.
+    """
 
     image: FrameImage
     tile: NDArray[np.uint8]
@@ -45,7 +47,12 @@ class Frame:
     def with_defect(self, drawn: NDArray[np.uint8]) -> NDArray[Any]:
         """Return the frame with what changed on the tile, RGB uint8 [h,w,3]; other pixels keep their values."""
         return paste(
-            self.pixels, before=self.tile, after=drawn, corner_yx=self.corner_yx, size_hw=self.size_hw, value_range=self.image.value_range
+            self.pixels,
+            before=self.tile,
+            after=drawn,
+            corner_yx=self.corner_yx,
+            size_hw=self.size_hw,
+            value_range=self.image.value_range,
         )
 
     def save(self, path: Path, pixels: NDArray[Any]) -> None:
@@ -62,16 +69,25 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSet:
-    """How many images were written, and how many of their instances no outline gives back: they stay RLE among the polygons, too."""
+    """How many images were written, and how many of their instances no outline gives back: they stay RLE among the
+    polygons, too.
+    """
 
     num_images: int
     num_without_outline: int
 
 
 def export_synthetic(
-    plan: Plan, decisions: Decisions, *, drafts: Path, out: Path, base_digest: str, pool_image_of: Callable[[Job], dict[str, object]],
-    valid_hw_of: Callable[[Job], tuple[int, int]], frame_of: Callable[[Job], Frame] | None = None,
-) -> SyntheticSet:  # fmt: skip
+    plan: Plan,
+    decisions: Decisions,
+    *,
+    drafts: Path,
+    out: Path,
+    base_digest: str,
+    pool_image_of: Callable[[Job], dict[str, object]],
+    valid_hw_of: Callable[[Job], tuple[int, int]],
+    frame_of: Callable[[Job], Frame] | None = None,
+) -> SyntheticSet:
     """Write the synthetic set: `images/`, `annotations.json` (RLE), `annotations_polygons.json`, `provenance.jsonl`.
 
     Args:
@@ -82,7 +98,8 @@ def export_synthetic(
         base_digest: of the base the concept came from.
         pool_image_of: gives a job's pool image record for the provenance.
         valid_hw_of: image part of the tile; padding is cut off on export.
-        frame_of: gives the frame a job's tile was cut from; the defect is carried into it, and labels with it. None exports tiles.
+        frame_of: gives the frame a job's tile was cut from; the defect is carried into it, and labels with it. None
+            exports tiles.
 
     Returns:
         How much was written.
@@ -100,7 +117,9 @@ def export_synthetic(
             height, width = valid_hw_of(job)
             number, name = len(images) + 1, f"{job.id}.png"
             shown = np.ascontiguousarray(load_rgb(source)[:height, :width])
-            labels = [(i.category_id, decode(i.rle)[:height, :width]) for i in accepted[job.id].tightened or job.instances]
+            labels = [
+                (i.category_id, decode(i.rle)[:height, :width]) for i in accepted[job.id].tightened or job.instances
+            ]
             picture: NDArray[Any] = shown
             if frame_of is None:
                 save_png(folder / "images" / name, picture)

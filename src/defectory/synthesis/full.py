@@ -1,4 +1,6 @@
-"""Synthesis: whole images from drivers (the paper's), or defects drawn into pool tiles, each with its counterfactual half without the mask."""
+"""Synthesis: whole images from drivers (the paper's), or defects drawn into pool tiles, each with its counterfactual
+half without the mask.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class DraftDone:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftInput:
-    """What one job draws from: its driver, the same driver without a mask, the pool tile and its valid size, mask guidance."""
+    """What one job draws from: its driver, the same driver without a mask, the pool tile and its valid size, mask
+    guidance.
+    """
 
     driver: Image
     empty_driver: Image
@@ -68,12 +72,18 @@ def draft_paths(out: Path, job_id: str) -> tuple[Path, Path, Path]:
 
 
 def synthesize(
-    plan: Plan, *, models: LoadedModels, class_noun: str, input_of: Callable[[Job], DraftInput], config: SynthesisConfig, out: Path
+    plan: Plan,
+    *,
+    models: LoadedModels,
+    class_noun: str,
+    input_of: Callable[[Job], DraftInput],
+    config: SynthesisConfig,
+    out: Path,
 ) -> Iterator[DraftDone]:
     """Draw all drafts of a plan that are not on disk yet, each twice from the same noise: with and without its mask.
 
-    A batch is drawn whole or not at all, so that a run that was killed ends with the same bytes. The digests of drafts that are whole
-    are listed in `out`; a draft that is not listed, or has other bytes, is drawn again.
+    A batch is drawn whole or not at all, so that a run that was killed ends with the same bytes. The digests of drafts
+    that are whole are listed in `out`; a draft that is not listed, or has other bytes, is drawn again.
 
     Args:
         plan: jobs.
@@ -94,7 +104,9 @@ def synthesize(
             resumed = done
             continue
         inputs = [input_of(job) for job in batch]
-        embeddings = encode_prompts(models, [job.prompt for job in batch] + [job.prompt_without for job in batch]).to(device)
+        embeddings = encode_prompts(models, [job.prompt for job in batch] + [job.prompt_without for job in batch]).to(
+            device
+        )
         images = denoise(
             models,
             prompt_embeddings=embeddings,
@@ -110,7 +122,9 @@ def synthesize(
             class_embedding=of_class,
             mask_guidance=np.stack([item.mask_guidance for item in inputs]),
             mask_spill=config.mask_spill,
-            known=Known(images=[item.tile for item in inputs] * 2, regions=[item.label_margin(config) for item in inputs] * 2)
+            known=Known(
+                images=[item.tile for item in inputs] * 2, regions=[item.label_margin(config) for item in inputs] * 2
+            )
             if config.mode == "insert"
             else None,
             precision=config.precision,
@@ -132,7 +146,9 @@ def synthesize(
 
 
 def _listed_drafts(out: Path) -> dict[str, str]:
-    """Return the digests of the drafts that were whole when an earlier call ended; a line that a power cut left torn does not match."""
+    """Return the digests of the drafts that were whole when an earlier call ended; a line that a power cut left torn
+    does not match.
+    """
     try:
         lines = (out / DRAWN_NAME).read_text(errors="replace").splitlines()
     except OSError:

@@ -1,7 +1,8 @@
-"""Grain: the fine texture and camera noise of real tiles, which an autoencoder averages away and a sampler draws too weakly.
+"""Grain: the fine texture and camera noise of real tiles, which an autoencoder averages away and a sampler draws too
+weakly.
 
-A segmenter trained on drafts alone would learn surfaces without it. What a draft lacks of its pool tile's fine detail is added as
-noise of that spectrum, so nothing is copied and a draft that has it already stays as it is.
+A segmenter trained on drafts alone would learn surfaces without it. What a draft lacks of its pool tile's fine detail
+is added as noise of that spectrum, so nothing is copied and a draft that has it already stays as it is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ MEDIAN_OF_POWER = float(np.log(2.0))
 
 
 def add_grain(images: list[Image], *, tile: Image, valid_hw: tuple[int, int], seed: int) -> list[Image]:
-    """Give pictures the grain of a tile where they lack it; all get the same grain, so that their difference keeps none of it.
+    """Give pictures the grain of a tile where they lack it; all get the same grain, so that their difference keeps none
+    of it.
 
     Args:
         images: RGB uint8 [H,W,3] of one draft, its half without mask last, which decides how much is lacking.
@@ -96,7 +98,9 @@ def _fine_share() -> NDArray[np.float64]:
 
 
 def _noise_of_brightness(grey: Grey, spectra: NDArray[np.float64]) -> tuple[float, float]:
-    """Give a and b, none negative, of grain variance a + b g at grey level g (Foi et al. 2008: signal-dependent camera noise)."""
+    """Give a and b, none negative, of grain variance a + b g at grey level g (Foi et al. 2008: signal-dependent camera
+    noise).
+    """
     energy = np.median(spectra[:, _fine_share() > 0.5], axis=1)
     levels = _windows(grey).mean(axis=(1, 2)).astype(np.float64)
     # an edge multiplies a window's energy; it must not outvote the others

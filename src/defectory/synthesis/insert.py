@@ -18,27 +18,38 @@ SOLID_PX = 1.5
 
 
 def feather(label: Mask, margin_px: float) -> NDArray[np.float32]:
-    """Give how much of a drawing is taken, float32 [H,W]: 1 on a label and next to it, falling to exactly 0 at the margin."""
+    """Give how much of a drawing is taken, float32 [H,W]: 1 on a label and next to it, falling to exactly 0 at the
+    margin.
+    """
     distance = distance_to(label)
     return np.clip((margin_px - distance) / max(margin_px - SOLID_PX, 1e-6), 0.0, 1.0).astype(np.float32)
 
 
 def blend(tile: Image, drawn: Image, share: NDArray[np.float32]) -> Image:
-    """Give a tile RGB uint8 [H,W,3] with a drawing laid over it by `share`, float32 [H,W]; where that is 0 it is the tile."""
+    """Give a tile RGB uint8 [H,W,3] with a drawing laid over it by `share`, float32 [H,W]; where that is 0 it is the
+    tile.
+    """
     mixed = tile + share[..., None] * (drawn.astype(np.float32) - tile)
     return np.where(share[..., None] > 0, np.clip(np.round(mixed), 0, 255), tile).astype(np.uint8)
 
 
 def paste(
-    frame: NDArray[Any], *, before: Image, after: Image, corner_yx: tuple[int, int], size_hw: tuple[int, int], value_range: ValueRange | None = None
-) -> NDArray[Any]:  # fmt: skip
+    frame: NDArray[Any],
+    *,
+    before: Image,
+    after: Image,
+    corner_yx: tuple[int, int],
+    size_hw: tuple[int, int],
+    value_range: ValueRange | None = None,
+) -> NDArray[Any]:
     """Carry what changed on a tile into the frame it was cut from, at the frame's own resolution, depth and range.
 
-    The change is added, so that a frame of more detail than the tile keeps its own; pixels that no change reaches keep their values.
-    No value leaves the range, unless it lay beyond it before.
+    The change is added, so that a frame of more detail than the tile keeps its own; pixels that no change reaches keep
+    their values. No value leaves the range, unless it lay beyond it before.
 
     Args:
-        frame: [H,W], or [H,W,C] of grey and alpha, RGB or RGBA, of integers or floats; of an alpha channel nothing changes.
+        frame: [H,W], or [H,W,C] of grey and alpha, RGB or RGBA, of integers or floats; of an alpha channel nothing
+            changes.
         before: the tile's image part, RGB uint8 [h,w,3].
         after: the same with the defect.
         corner_yx: of the window the tile was cut from, frame pixels.
@@ -55,9 +66,13 @@ def paste(
         reached = cv2.resize(reached.astype(np.uint8), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_NEAREST) > 0
     result = frame.copy()
     window = result[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
-    low, high, per_level = (0.0, 255.0, 1.0) if value_range is None else (value_range.low, value_range.high, value_range.per_level)
+    low, high, per_level = (
+        (0.0, 255.0, 1.0) if value_range is None else (value_range.low, value_range.high, value_range.per_level)
+    )
     colours = window[..., None] if window.ndim == 2 else window[..., : 3 if window.shape[2] > 2 else 1]
-    added = (change if colours.shape[2] == 3 else change.mean(axis=2, keepdims=True))[reached].astype(np.float64) * per_level
+    added = (change if colours.shape[2] == 3 else change.mean(axis=2, keepdims=True))[reached].astype(
+        np.float64
+    ) * per_level
     old = colours[reached].astype(np.float64)
     new = np.clip(old + added, np.minimum(low, old), np.maximum(high, old))
     if frame.dtype.kind != "f":

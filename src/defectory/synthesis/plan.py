@@ -18,7 +18,9 @@ from defectory.synthesis.config import SynthesisConfig
 
 Mask = NDArray[np.bool_]
 DrawMask = Callable[[int, np.random.Generator], tuple[Mask, MaskSource] | None]
-"""Class and generator to a mask, cropped unless masks keep their place, and its source; None where there is none of the class."""
+"""Class and generator to a mask, cropped unless masks keep their place, and its source; None where there is none of the
+class.
+"""
 
 
 class Site(Protocol):
@@ -68,8 +70,8 @@ def make_plan(
 ) -> Plan:
     """Pair pool tiles (and their augmented versions) with masks.
 
-    How many defects an image gets, of which classes and in what tones, follows the train tiles; the pool tile is one of like
-    tones, since a driver and words that contradict each other give a picture of neither. One driver serves at most
+    How many defects an image gets, of which classes and in what tones, follows the train tiles; the pool tile is one of
+    like tones, since a driver and words that contradict each other give a picture of neither. One driver serves at most
     `max_seeds_per_driver` jobs; with fewer images than drivers each serves one.
 
     Args:
@@ -97,9 +99,10 @@ def make_plan(
     most = config.max_images_per_tile
     if most is not None and most * len(pool) < config.num_images:
         raise ConfigError(
-            f"synthesis.num_images {config.num_images}", f"{len(pool)} pool tiles give {most * len(pool)} images at {most} each",
+            f"synthesis.num_images {config.num_images}",
+            f"{len(pool)} pool tiles give {most * len(pool)} images at {most} each",
             "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
-        )  # fmt: skip
+        )
     # where every defect is larger than a tile, parts of them count
     kept: list[tuple[Tile, tuple[int, ...]]] = []
     for least in (MIN_VISIBLE_SHARE, 0.0):
@@ -153,7 +156,9 @@ def make_plan(
                 images_on[place_in_pool] += 1
                 break
         else:
-            raise ConfigError("pool", f"no mask finds a place on any of {TRIES} tiles", "use larger tiles or more masks")
+            raise ConfigError(
+                "pool", f"no mask finds a place on any of {TRIES} tiles", "use larger tiles or more masks"
+            )
         names = [tileset.categories[i.category_id - 1].name for i in instances]
         prompt, prompt_without = (prompt_of(named, mix.tone) for named in (names, ()))
         # jobs driver_index, driver_index + num_drivers, ... share a driver
@@ -161,19 +166,35 @@ def make_plan(
             seed = int(np.random.default_rng([43, config.seed, number]).integers(2**31))
             jobs.append(
                 Job(
-                    id=f"{number:06d}", tile_id=tile.id, augmentation_seed=augmentation_seed, instances=instances, mask_sources=sources,
-                    prompt=prompt, prompt_without=prompt_without, seed=seed,
+                    id=f"{number:06d}",
+                    tile_id=tile.id,
+                    augmentation_seed=augmentation_seed,
+                    instances=instances,
+                    mask_sources=sources,
+                    prompt=prompt,
+                    prompt_without=prompt_without,
+                    seed=seed,
                 )
-            )  # fmt: skip
+            )
     return Plan(
-        concept_digest=concept_digest, control_digest=control_digest, driver_config_digest=driver_config_digest,
-        categories=tileset.categories, jobs=tuple(sorted(jobs, key=lambda job: job.id)),
-    )  # fmt: skip
+        concept_digest=concept_digest,
+        control_digest=control_digest,
+        driver_config_digest=driver_config_digest,
+        categories=tileset.categories,
+        jobs=tuple(sorted(jobs, key=lambda job: job.id)),
+    )
 
 
 def _label(
-    tile: Tile, augmentation_seed: int | None, mix: _Mix, rng: np.random.Generator, draw_mask: DrawMask, place: Place, site_of: Callable[[Tile, int | None], Site], keep_place: bool,
-) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:  # fmt: skip
+    tile: Tile,
+    augmentation_seed: int | None,
+    mix: _Mix,
+    rng: np.random.Generator,
+    draw_mask: DrawMask,
+    place: Place,
+    site_of: Callable[[Tile, int | None], Site],
+    keep_place: bool,
+) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:
     """Give the labels of one driver and where their masks come from; none where no mask finds a place."""
     site = site_of(tile, augmentation_seed)
     taken = np.zeros_like(site.allowed)
@@ -194,7 +215,9 @@ def _label(
 
 
 def _even_weights(classes_of: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Give the probability of each mix at which all classes come about equally often: iterated proportional fitting over the classes."""
+    """Give the probability of each mix at which all classes come about equally often: iterated proportional fitting
+    over the classes.
+    """
     classes = sorted({c for of in classes_of for c in of})
     counts = np.array([[list(of).count(c) for c in classes] for of in classes_of], np.float64)
     weights = np.full(len(counts), 1 / len(counts))

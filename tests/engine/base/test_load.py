@@ -117,7 +117,11 @@ def test_names_paths_and_mistakes_are_resolved(tmp_path: Path) -> None:
     assert resolve_base("sd15", bases_folder=tmp_path) == tmp_path / "sd15"
     checkpoint = tmp_path / "model.ckpt"
     checkpoint.write_bytes(b"x")
-    for wrong, found in (("sd15", "not on this machine"), (str(checkpoint), "a single file"), (str(tmp_path / "no"), "neither a folder")):
+    for wrong, found in (
+        ("sd15", "not on this machine"),
+        (str(checkpoint), "a single file"),
+        (str(tmp_path / "no"), "neither a folder"),
+    ):
         with pytest.raises(WeightsError, match=found):
             resolve_base(wrong)
     assert all(base.licence for base in KNOWN_BASES)

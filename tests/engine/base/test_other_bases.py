@@ -1,4 +1,6 @@
-"""Bases of other families, torn ones and hostile ones: one line that says what they are, before any library opens them."""
+"""Bases of other families, torn ones and hostile ones: one line that says what they are, before any library opens
+them.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,18 @@ def set_key(file: str, key: str, value: object) -> Callable[[Path], None]:
 
 
 def named(pipeline: str, **parts: list[str]) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "model_index.json", lambda content: content.update({"_class_name": pipeline, **parts}))
+    return lambda folder: edit(
+        folder / "model_index.json", lambda content: content.update({"_class_name": pipeline, **parts})
+    )
 
 
 def with_transformer(folder: Path) -> None:
     shutil.rmtree(folder / "unet")
     (folder / "transformer").mkdir()
-    edit(folder / "model_index.json", lambda c: (c.pop("unet"), c.update(_class_name="SomePipeline", transformer=["diffusers", "DiT"]))[0])
+    edit(
+        folder / "model_index.json",
+        lambda c: (c.pop("unet"), c.update(_class_name="SomePipeline", transformer=["diffusers", "DiT"]))[0],
+    )
 
 
 OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
@@ -70,7 +77,10 @@ OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
         "a flow-matching base",
     ),
     "a video model": (named("StableVideoDiffusionPipeline"), "a video model"),
-    "another text encoder": (named("StableDiffusionPipeline", text_encoder=["transformers", "T5EncoderModel"]), "T5EncoderModel"),
+    "another text encoder": (
+        named("StableDiffusionPipeline", text_encoder=["transformers", "T5EncoderModel"]),
+        "T5EncoderModel",
+    ),
     "another autoencoder": (named("StableDiffusionPipeline", vae=["diffusers", "VQModel"]), "VQModel"),
     "another prediction": (set_key("scheduler/scheduler_config.json", "prediction_type", "sample"), "predicts sample"),
     "quantized": (set_key("unet/config.json", "quantization_config", {"load_in_4bit": True}), "quantized"),
@@ -91,7 +101,12 @@ def test_another_family_is_named(copy: Path, kind: str) -> None:
 def test_a_base_says_what_it_is(tiny_base_folder: Path, tiny_stable_diffusion_folder: Path) -> None:
     ours, theirs = verify(tiny_base_folder), verify(tiny_stable_diffusion_folder)
     assert (ours.family, ours.tile_px, ours.latent_factor, ours.prediction_type) == ("embedded", 32, 4, "v_prediction")
-    assert (theirs.family, theirs.tile_px, theirs.latent_factor, theirs.prediction_type) == ("Stable Diffusion", 32, 8, "epsilon")
+    assert (theirs.family, theirs.tile_px, theirs.latent_factor, theirs.prediction_type) == (
+        "Stable Diffusion",
+        32,
+        8,
+        "epsilon",
+    )
 
 
 @pytest.mark.parametrize(
@@ -125,7 +140,9 @@ def with_vocabulary(vocab: dict[str, Any], merges: str) -> Callable[[Path], None
     return change
 
 
-LETTERS = {text: number for number, text in enumerate([c + end for c in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")])}
+LETTERS = {
+    text: number for number, text in enumerate([c + end for c in "abcdefghijklmnopqrstuvwxyz" for end in ("", "</w>")])
+}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +151,9 @@ LETTERS = {text: number for number, text in enumerate([c + end for c in "abcdefg
         (without_tokenizer_files, "every word would be unknown"),
         (lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text("{}"), "no vocabulary with merges"),
         (
-            lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text('{"model": {"vocab": {}, "merges": []}}'),
+            lambda folder: (folder / "tokenizer" / "tokenizer.json").write_text(
+                '{"model": {"vocab": {}, "merges": []}}'
+            ),
             "does not know the letters",
         ),
         (with_vocabulary({"<|endoftext|>": 0}, "a b\n"), "does not know the letters"),
@@ -170,7 +189,10 @@ def sharded(folder: Path, part: str = "unet", *, change: Change | None = None) -
     whole.unlink()
     for file, of in halves.items():
         save_file({name: tensors[name] for name in of}, folder / part / file, {"format": "pt"})
-    index: dict[str, Any] = {"metadata": {"total_size": 1}, "weight_map": {name: file for file, of in halves.items() for name in of}}
+    index: dict[str, Any] = {
+        "metadata": {"total_size": 1},
+        "weight_map": {name: file for file, of in halves.items() for name in of},
+    }
     if change is not None:
         change(index)
     (folder / part / f"{stem}.safetensors.index.json").write_text(json.dumps(index))
@@ -200,7 +222,10 @@ class _Bomb:
         (first_names("/tmp/evil.safetensors"), "not a file beside it; refused"),
         (first_names("sub\\evil.safetensors"), "not a file beside it; refused"),
         (first_names("gone.safetensors"), "missing, though"),
-        (lambda index: index["weight_map"].__setitem__("more", next(iter(index["weight_map"].values()))), "lacks the weight"),
+        (
+            lambda index: index["weight_map"].__setitem__("more", next(iter(index["weight_map"].values()))),
+            "lacks the weight",
+        ),
         (lambda index: index.__setitem__("weight_map", []), "has no weight_map"),
         (lambda index: index["weight_map"].__setitem__("x", 3), "names no file"),
     ],
@@ -225,7 +250,9 @@ def test_an_adapter_beside_a_model_is_refused(copy: Path) -> None:
         verify(copy)
 
 
-@pytest.mark.parametrize("head", [b"\xff" * 8, (2**40).to_bytes(8, "little"), (8).to_bytes(8, "little") + b"{" * 8, b"", b"\0" * 7])
+@pytest.mark.parametrize(
+    "head", [b"\xff" * 8, (2**40).to_bytes(8, "little"), (8).to_bytes(8, "little") + b"{" * 8, b"", b"\0" * 7]
+)
 def test_a_header_that_cannot_be_is_one_line(copy: Path, head: bytes) -> None:
     next((copy / "vae").glob("*.safetensors")).write_bytes(head)
     with pytest.raises(WeightsError, match="not a whole safetensors file"):
@@ -244,13 +271,38 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(copy: Path, monkeypat
         return real(file, *args, **more)
 
     monkeypatch.setattr(builtins, "open", refuse)
-    with pytest.raises(WeightsError, match=r"config\.json: cannot be read \(permission denied\); change its permissions"):
+    with pytest.raises(
+        WeightsError, match=r"config\.json: cannot be read \(permission denied\); change its permissions"
+    ):
         verify(copy)
 
 
 VALUES: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 3, 10**6, 10**12, 10**400, 1.5, -0.5, float("nan"), float("inf"), "", "x", "../x", "\0", [], [0], [[1]], ["x"], [-1, 2], {}, {"a": 1},
-)  # fmt: skip
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3,
+    10**6,
+    10**12,
+    10**400,
+    1.5,
+    -0.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../x",
+    "\0",
+    [],
+    [0],
+    [[1]],
+    ["x"],
+    [-1, 2],
+    {},
+    {"a": 1},
+)
 
 
 def mutate(path: Path, rng: random.Random) -> None:

@@ -9,7 +9,14 @@ import torch
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 from defectory.engine.base.load import LoadedModels, load_base
-from defectory.engine.sampling.denoise import Without, denoise, encode_prompts, make_scheduler, sample_noise, set_timesteps
+from defectory.engine.sampling.denoise import (
+    Without,
+    denoise,
+    encode_prompts,
+    make_scheduler,
+    sample_noise,
+    set_timesteps,
+)
 from defectory.errors import ConfigError
 
 PROMPTS = ["an image of a sks with a crack", "an image of a sks", "an image of a sks with a blowhole"]
@@ -32,9 +39,14 @@ def drivers() -> list[np.ndarray]:
 def draw(models: LoadedModels, which: list[int], *, scheduler: str = "base", **changes: Any) -> np.ndarray:
     settings: dict[str, Any] = {"num_steps": 3, "guidance_scale": 1.0, "control_scale": 1.0} | changes
     return denoise(
-        models, prompt_embeddings=encode_prompts(models, [PROMPTS[i] for i in which]), empty_embedding=encode_prompts(models, [""])[0],
-        drivers=[drivers()[i] for i in which], seeds=[SEEDS[i] for i in which], scheduler_name=scheduler, **settings,
-    ).astype(np.int64)  # fmt: skip
+        models,
+        prompt_embeddings=encode_prompts(models, [PROMPTS[i] for i in which]),
+        empty_embedding=encode_prompts(models, [""])[0],
+        drivers=[drivers()[i] for i in which],
+        seeds=[SEEDS[i] for i in which],
+        scheduler_name=scheduler,
+        **settings,
+    ).astype(np.int64)
 
 
 def test_noise_is_each_samples_own() -> None:
@@ -50,7 +62,9 @@ def test_an_embedding_does_not_depend_on_its_batch(models: LoadedModels) -> None
     together = encode_prompts(models, [*PROMPTS, PROMPTS[0]])
     assert together.shape[:2] == (4, 16)
     assert torch.equal(together[0], together[3])
-    assert all(torch.equal(encode_prompts(models, [prompt])[0], row) for prompt, row in zip(PROMPTS, together, strict=False))
+    assert all(
+        torch.equal(encode_prompts(models, [prompt])[0], row) for prompt, row in zip(PROMPTS, together, strict=False)
+    )
 
 
 @pytest.mark.parametrize("scheduler", ["base", "ddim", "ddpm", "euler", "dpm-solver"])
@@ -77,7 +91,9 @@ def test_a_base_with_a_sampler_that_draws_noise_is_seeded_too(models: LoadedMode
 
 @pytest.mark.parametrize("scheduler", ["base", "dpm-solver"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
-def test_it_draws_what_diffusers_own_pipeline_draws(models: LoadedModels, tiny_base_folder: Path, guidance: float, scheduler: str) -> None:
+def test_it_draws_what_diffusers_own_pipeline_draws(
+    models: LoadedModels, tiny_base_folder: Path, guidance: float, scheduler: str
+) -> None:
     control = ControlNetModel.from_pretrained(tiny_base_folder / "controlnet")
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
         tiny_base_folder, controlnet=control, safety_checker=None, requires_safety_checker=False
@@ -87,25 +103,48 @@ def test_it_draws_what_diffusers_own_pipeline_draws(models: LoadedModels, tiny_b
     pipeline.scheduler = make_scheduler(models, scheduler)
     spaced: dict[str, Any] = {"num_inference_steps": 4} if scheduler == "base" else {"timesteps": [999, 562, 250, 62]}
     expected = pipeline(
-        PROMPTS[0], image=driver, height=32, width=48, guidance_scale=guidance, negative_prompt="",
-        latents=sample_noise([SEEDS[0]], (4, 8, 12)), output_type="np", **spaced,
-    ).images[0]  # fmt: skip
+        PROMPTS[0],
+        image=driver,
+        height=32,
+        width=48,
+        guidance_scale=guidance,
+        negative_prompt="",
+        latents=sample_noise([SEEDS[0]], (4, 8, 12)),
+        output_type="np",
+        **spaced,
+    ).images[0]
     drawn = draw(models, [0], scheduler=scheduler, num_steps=4, guidance_scale=guidance)[0]
     assert np.abs(drawn - expected * 255).max() < 1.5
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_rescaled_guidance_is_that_of_diffusers(models: LoadedModels, tiny_base_folder: Path, rescale: float) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(tiny_base_folder, safety_checker=None, requires_safety_checker=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_base_folder, safety_checker=None, requires_safety_checker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        PROMPTS[0], height=32, width=32, num_inference_steps=4, guidance_scale=6.0, guidance_rescale=rescale, negative_prompt="",
-        latents=sample_noise([SEEDS[0]], (4, 8, 8)), output_type="np",
-    ).images[0]  # fmt: skip
+        PROMPTS[0],
+        height=32,
+        width=32,
+        num_inference_steps=4,
+        guidance_scale=6.0,
+        guidance_rescale=rescale,
+        negative_prompt="",
+        latents=sample_noise([SEEDS[0]], (4, 8, 8)),
+        output_type="np",
+    ).images[0]
     drawn = denoise(
-        models, prompt_embeddings=encode_prompts(models, PROMPTS[:1]), empty_embedding=encode_prompts(models, [""])[0], drivers=None,
-        seeds=SEEDS[:1], scheduler_name="base", num_steps=4, guidance_scale=6.0, guidance_rescale=rescale,
-    )[0]  # fmt: skip
+        models,
+        prompt_embeddings=encode_prompts(models, PROMPTS[:1]),
+        empty_embedding=encode_prompts(models, [""])[0],
+        drivers=None,
+        seeds=SEEDS[:1],
+        scheduler_name="base",
+        num_steps=4,
+        guidance_scale=6.0,
+        guidance_rescale=rescale,
+    )[0]
     assert np.abs(drawn - expected * 255).max() < 1.5
     assert np.ptp(expected) > 0.1
 
@@ -141,7 +180,13 @@ def test_networks_see_chunks_of_one_size_and_every_row_once() -> None:
 def test_without_drivers_the_base_alone_draws_its_native_size(models: LoadedModels) -> None:
     embeddings = encode_prompts(models, PROMPTS[:2])
     drawn = denoise(
-        models, prompt_embeddings=embeddings, empty_embedding=embeddings[0], drivers=None, seeds=[1, 2], scheduler_name="base", num_steps=2
+        models,
+        prompt_embeddings=embeddings,
+        empty_embedding=embeddings[0],
+        drivers=None,
+        seeds=[1, 2],
+        scheduler_name="base",
+        num_steps=2,
     )
     assert drawn.shape == (2, models.tile_px, models.tile_px, 3)
 
@@ -180,10 +225,17 @@ def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(m
     def latents(mask_guidance: float | np.ndarray, mask_spill: float = 1.0) -> torch.Tensor:
         vae = Listening(models.vae)
         denoise(
-            replace(models, vae=vae), prompt_embeddings=encode_prompts(models, PROMPTS[:2]), empty_embedding=encode_prompts(models, [""])[0],
-            drivers=[drivers()[0], plain], seeds=[SEEDS[0]] * 2, scheduler_name="ddim", num_steps=1, without=without,
-            mask_guidance=mask_guidance, mask_spill=mask_spill,
-        )  # fmt: skip
+            replace(models, vae=vae),
+            prompt_embeddings=encode_prompts(models, PROMPTS[:2]),
+            empty_embedding=encode_prompts(models, [""])[0],
+            drivers=[drivers()[0], plain],
+            seeds=[SEEDS[0]] * 2,
+            scheduler_name="ddim",
+            num_steps=1,
+            without=without,
+            mask_guidance=mask_guidance,
+            mask_spill=mask_spill,
+        )
         return vae.latents[:2]  # the rest fills the chunk up
 
     with_mask, no_mask = latents(1.0)
@@ -209,7 +261,9 @@ def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(m
     assert torch.equal(kept_inside[1], no_mask)
 
 
-def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(models: LoadedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(
+    models: LoadedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from dataclasses import replace
 
     from defectory.engine.sampling import denoise as module
@@ -223,10 +277,15 @@ def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(models: LoadedM
     def latents(context: torch.Tensor = embeddings, *, undriven: bool = False, **changes: Any) -> torch.Tensor:
         vae = Listening(models.vae)
         denoise(
-            replace(models, vae=vae), prompt_embeddings=context, empty_embedding=embeddings[0],
+            replace(models, vae=vae),
+            prompt_embeddings=context,
+            empty_embedding=embeddings[0],
             drivers=None if undriven else [drivers()[0], plain],
-            seeds=[SEEDS[0]] * 2, scheduler_name="ddim", num_steps=1, **changes,
-        )  # fmt: skip
+            seeds=[SEEDS[0]] * 2,
+            scheduler_name="ddim",
+            num_steps=1,
+            **changes,
+        )
         return vae.latents[:2]
 
     def without_mean(values: torch.Tensor) -> torch.Tensor:
@@ -255,7 +314,9 @@ def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(models: LoadedM
     )
 
 
-def test_drivers_are_guided_between_two_noise_levels_alone(models: LoadedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drivers_are_guided_between_two_noise_levels_alone(
+    models: LoadedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from defectory.engine.sampling import denoise as module
 
     guidance: dict[str, Any] = {"driver_guidance": 3.0, "class_embedding": encode_prompts(models, ["a surface"])[0]}
@@ -266,7 +327,9 @@ def test_drivers_are_guided_between_two_noise_levels_alone(models: LoadedModels,
 
 
 @pytest.mark.parametrize("scheduler", ["base", "euler", "dpm-solver"])
-def test_known_pictures_stay_as_the_autoencoder_gives_them_outside_their_regions(models: LoadedModels, scheduler: str) -> None:
+def test_known_pictures_stay_as_the_autoencoder_gives_them_outside_their_regions(
+    models: LoadedModels, scheduler: str
+) -> None:
     from defectory.engine.sampling.denoise import Known
     from defectory.engine.tensors import images_to_tensor, tensor_to_images
 
@@ -276,7 +339,9 @@ def test_known_pictures_stay_as_the_autoencoder_gives_them_outside_their_regions
     right[:, 24:] = True
     vae: Any = models.vae
     with torch.no_grad():
-        passed = tensor_to_images(vae.decode(vae.encode(images_to_tensor(pictures)).latent_dist.mode()).sample).astype(int)
+        passed = tensor_to_images(vae.decode(vae.encode(images_to_tensor(pictures)).latent_dist.mode()).sample).astype(
+            int
+        )
     kept = draw(models, [0, 1, 2], scheduler=scheduler, known=Known(images=pictures, regions=[nowhere] * 3))
     assert np.abs(kept - passed).max() <= 1
     drawn = draw(models, [0, 1, 2], scheduler=scheduler, known=Known(images=pictures, regions=[nowhere, right, right]))
@@ -319,7 +384,9 @@ def test_timesteps_of_dpm_solver_are_denser_towards_the_end(models: LoadedModels
 
 @pytest.mark.parametrize(("num_steps", "kept", "kept_evenly"), [(8, 0.55, 0.3), (20, 0.85, 0.45)])
 def test_dpm_solver_keeps_faint_detail(models: LoadedModels, num_steps: int, kept: float, kept_evenly: float) -> None:
-    """Detail of a tenth of the latents' spread is drawn at a quarter to under a half of its strength by as many even steps."""
+    """Detail of a tenth of the latents' spread is drawn at a quarter to under a half of its strength by as many even
+    steps.
+    """
     assert drawn_spread(models, num_steps, 0.1, spaced=False) < kept_evenly
     assert drawn_spread(models, num_steps, 0.1, spaced=True) > kept
     assert abs(drawn_spread(models, num_steps, 1.0, spaced=True) - 1) < 0.05

@@ -28,11 +28,20 @@ def driver_of(image: Any, instances: Sequence[Any], _valid_hw: tuple[int, int]) 
 def recipe(tiny_base_folder: Path) -> VariantRecipe:
     vae = load_base(tiny_base_folder).vae
     return VariantRecipe(
-        vae=vae, vae_digest="v", num_variants=3, seed=0, flip=True, precision="fp32", make_driver=driver_of, driver_digest="d"
+        vae=vae,
+        vae_digest="v",
+        num_variants=3,
+        seed=0,
+        flip=True,
+        precision="fp32",
+        make_driver=driver_of,
+        driver_digest="d",
     )
 
 
-def test_latents_drivers_and_masks_are_those_of_the_augmented_tile(recipe: VariantRecipe, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_latents_drivers_and_masks_are_those_of_the_augmented_tile(
+    recipe: VariantRecipe, training_tiles: Tiles, tmp_path: Path
+) -> None:
     tile = training_tiles(1)[0]
     variants = tile_variants(tile, recipe, cache=tmp_path)
     for index in range(3):

@@ -17,7 +17,9 @@ from defectory.errors import StageError
 def fresh_state(kind: OptimizerKind = "adamw") -> TrainingState:
     parameters = {"a": nn.Parameter(torch.zeros(16, 20)), "b": nn.Parameter(torch.zeros(4))}
     optimizer = NamedOptimizer(parameters, kind=kind, learning_rate=0.1, weight_decay=0.01)
-    return TrainingState(parameters=parameters, average=[p.detach().clone() for p in parameters.values()], optimizer=optimizer)
+    return TrainingState(
+        parameters=parameters, average=[p.detach().clone() for p in parameters.values()], optimizer=optimizer
+    )
 
 
 def stepped_state(kind: OptimizerKind = "adamw") -> TrainingState:
@@ -43,7 +45,9 @@ def test_state_that_was_saved_equals_the_one_restored(tmp_path: Path, kind: Opti
     assert all(torch.equal(a, b) for a, b in zip(saved.average, restored.average, strict=True))
 
 
-def test_full_disk_is_one_clear_line_and_the_earlier_checkpoint_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_one_clear_line_and_the_earlier_checkpoint_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(tmp_path, stepped_state(), recipe="r")
     before = (tmp_path / checkpoint.FILE_NAME).read_bytes()
 

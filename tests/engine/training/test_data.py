@@ -27,7 +27,9 @@ def test_image_and_masks_move_together(training_tiles: Callable[..., list[Any]])
     assert (own & ~outline).any()
 
 
-def test_first_variant_is_the_tile_and_others_depend_on_content_not_on_id(training_tiles: Callable[..., list[Any]]) -> None:
+def test_first_variant_is_the_tile_and_others_depend_on_content_not_on_id(
+    training_tiles: Callable[..., list[Any]],
+) -> None:
     tile = training_tiles(1)[0]
     assert np.array_equal(augment(tile, augmentation_of(tile, 0, seed=5, flip=True)).image, tile.image)
     renamed = replace(tile, id="other")
@@ -75,7 +77,9 @@ def test_batches_are_a_function_of_seed_and_index() -> None:
     assert [plan(2).batch(index) for index in range(12)] != in_order
 
 
-def test_tiles_of_two_sizes_or_of_a_size_the_base_cannot_take_are_refused(training_tiles: Callable[..., list[Any]]) -> None:
+def test_tiles_of_two_sizes_or_of_a_size_the_base_cannot_take_are_refused(
+    training_tiles: Callable[..., list[Any]],
+) -> None:
     tiles = training_tiles(2)
     check_tiles(tiles, multiple_px=16)
     small = replace(tiles[1], image=np.zeros((32, 32, 3), np.uint8), instances=(), class_names=())

@@ -16,7 +16,13 @@ from defectory.engine.training.noise import generator_of
 from defectory.errors import StageError
 
 CONFIG = TrainingConfig(
-    num_steps=9, learning_rate=0.05, warmup_steps=3, ema_decay=0.6, checkpoint_every=4, validate_every=3, max_grad_norm=0.5
+    num_steps=9,
+    learning_rate=0.05,
+    warmup_steps=3,
+    ema_decay=0.6,
+    checkpoint_every=4,
+    validate_every=3,
+    max_grad_norm=0.5,
 )
 MUON = CONFIG.model_copy(update={"optimizer": "muon"})
 
@@ -38,7 +44,9 @@ def fresh_deep_model() -> nn.Sequential:
         return nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 18), nn.Linear(18, 1))
 
 
-def run(model: nn.Module, folder: Path, config: TrainingConfig = CONFIG, *, recipe: str = "r") -> Iterator[TrainingEvent]:
+def run(
+    model: nn.Module, folder: Path, config: TrainingConfig = CONFIG, *, recipe: str = "r"
+) -> Iterator[TrainingEvent]:
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         return (model(batch[0]) - batch[1]).square().mean()
 
@@ -76,7 +84,9 @@ def test_loop_equals_the_textbook_loop(tmp_path: Path) -> None:
             p.grad *= min(1.0, 0.5 / norm)
         optimizer.step()
         decay = min(0.6, (step + 1) / (step + 10))
-        average = [decay * mean + (1 - decay) * p.detach() for mean, p in zip(average, reference.parameters(), strict=True)]
+        average = [
+            decay * mean + (1 - decay) * p.detach() for mean, p in zip(average, reference.parameters(), strict=True)
+        ]
         expected.append(loss.item())
     assert losses == pytest.approx(expected, rel=1e-5)
     for weight, mean in zip(model.parameters(), average, strict=True):
@@ -147,7 +157,9 @@ def test_events_come_in_order_after_their_state_changed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("config", [CONFIG, MUON], ids=["adamw", "muon"])
 @pytest.mark.parametrize("left_after", [0, 1, 4, 5, 9, 12, 14])
-def test_run_that_was_left_at_any_event_ends_bit_identical(tmp_path: Path, left_after: int, config: TrainingConfig) -> None:
+def test_run_that_was_left_at_any_event_ends_bit_identical(
+    tmp_path: Path, left_after: int, config: TrainingConfig
+) -> None:
     whole = fresh_deep_model()
     list(run(whole, tmp_path / "whole", config))
     events = run(fresh_deep_model(), tmp_path / "left", config)

@@ -33,7 +33,9 @@ def test_errors_equal_the_closed_form() -> None:
         snr = bar / (1 - bar)
         weight = max(min(snr, 5.0) / (snr + 1), 0.25)
         assert float(plain[row]) == pytest.approx(float(squared.mean()), rel=1e-5)
-        assert float(errors[row]) == pytest.approx(weight * float((squared * (1 + 4 * given.defect[row])).mean()), rel=1e-5)
+        assert float(errors[row]) == pytest.approx(
+            weight * float((squared * (1 + 4 * given.defect[row])).mean()), rel=1e-5
+        )
 
 
 def test_what_lies_next_to_a_defect_weighs_as_much() -> None:
@@ -55,7 +57,10 @@ def test_what_lies_next_to_a_defect_weighs_as_much() -> None:
 def test_perfect_prediction_has_no_error() -> None:
     given = batch()
     _, target = SCHEDULE.add(given.clean, given.noise, given.timesteps)
-    assert denoising_errors(given, lambda _x, _t: target, SCHEDULE, TrainingConfig(precision="fp32")).tolist() == [0.0, 0.0]
+    assert denoising_errors(given, lambda _x, _t: target, SCHEDULE, TrainingConfig(precision="fp32")).tolist() == [
+        0.0,
+        0.0,
+    ]
 
 
 def test_frozen_text_is_encoded_once_and_trained_text_every_time(tiny_base_folder: Any) -> None:

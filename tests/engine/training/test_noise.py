@@ -9,7 +9,12 @@ from defectory.errors import WeightsError
 
 
 def schedule_of(prediction_type: str, *, zero_snr: bool) -> tuple[NoiseSchedule, DDPMScheduler]:
-    settings = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": prediction_type}
+    settings = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "prediction_type": prediction_type,
+    }
     scheduler = DDIMScheduler(**settings, rescale_betas_zero_snr=zero_snr)
     return NoiseSchedule(scheduler, "cpu"), DDPMScheduler.from_config(scheduler.config)
 
@@ -72,7 +77,10 @@ def test_one_timestep_falls_in_each_stratum() -> None:
 
 
 def test_generators_repeat_for_equal_keys_alone() -> None:
-    draws = [torch.rand(3, generator=generator_of(*key)).tolist() for key in ((0, "a", 1), (0, "a", 1), (0, "a", 2), (1, "a", 1))]
+    draws = [
+        torch.rand(3, generator=generator_of(*key)).tolist()
+        for key in ((0, "a", 1), (0, "a", 1), (0, "a", 2), (1, "a", 1))
+    ]
     assert draws[0] == draws[1]
     assert draws[0] != draws[2] != draws[3]
 

@@ -149,7 +149,8 @@ def facts_of(folder: Path) -> BaseFacts:
         folder: base in Stable Diffusion layout.
 
     Raises:
-        WeightsError: no base of this kind: of another family, which is named, or with a part missing or a configuration that cannot be.
+        WeightsError: no base of this kind: of another family, which is named, or with a part missing or a configuration
+            that cannot be.
     """
     index_file = folder / "model_index.json"
     if not index_file.is_file():
@@ -166,7 +167,9 @@ def facts_of(folder: Path) -> BaseFacts:
     _refuse_other_networks(folder, unet, vae, schedule)
     if text.hidden_size != unet.cross_attention_dim:
         raise WeightsError(
-            folder, f"the text encoder is {text.hidden_size} wide and the UNet reads texts of {unet.cross_attention_dim}", COPY_AGAIN
+            folder,
+            f"the text encoder is {text.hidden_size} wide and the UNet reads texts of {unet.cross_attention_dim}",
+            COPY_AGAIN,
         )
     factor = 2 ** (len(vae.block_out_channels) - 1)
     return BaseFacts(
@@ -185,15 +188,21 @@ def _not_a_layout(folder: Path) -> WeightsError:
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        return WeightsError(folder, f"cannot be read ({error.strerror or error})", "change its permissions or give another base")
+        return WeightsError(
+            folder, f"cannot be read ({error.strerror or error})", "change its permissions or give another base"
+        )
     single = next((name for name in names if name.endswith((".safetensors", ".ckpt", ".pt", ".bin", ".gguf"))), None)
     if "adapter_config.json" in names or "pytorch_lora_weights.safetensors" in names:
         return WeightsError(folder, "a LoRA adapter, not a base", "give the base it belongs to")
     if "config.json" in names and single is not None:
-        return WeightsError(folder, f"one model ({single}), not a base: no model_index.json here", "give the folder that holds this one")
+        return WeightsError(
+            folder, f"one model ({single}), not a base: no model_index.json here", "give the folder that holds this one"
+        )
     if single is not None:
         return WeightsError(
-            folder, f"a single-file checkpoint ({single}), no model_index.json here", "convert it with diffusers and give the folder"
+            folder,
+            f"a single-file checkpoint ({single}), no model_index.json here",
+            "convert it with diffusers and give the folder",
         )
     return WeightsError(folder, "no model_index.json here", "give a folder in Stable Diffusion layout")
 
@@ -216,17 +225,27 @@ def _refuse_other_pipelines(folder: Path, index: Mapping[str, Any]) -> None:
         if isinstance(named[1], str):
             classes[part] = named[1]
     if "transformer" in classes or (folder / "transformer").is_dir():
-        raise WeightsError(folder, f"is a transformer base ({pipeline}, {classes.get('transformer', 'transformer/')})", GIVE_ANOTHER)
-    second = next((part for part in ("text_encoder_2", "text_encoder_3") if part in classes or (folder / part).is_dir()), None)
+        raise WeightsError(
+            folder, f"is a transformer base ({pipeline}, {classes.get('transformer', 'transformer/')})", GIVE_ANOTHER
+        )
+    second = next(
+        (part for part in ("text_encoder_2", "text_encoder_3") if part in classes or (folder / part).is_dir()), None
+    )
     if second is not None:
-        raise WeightsError(folder, f"has a second text encoder ({second}), as Stable Diffusion XL ({pipeline})", GIVE_ANOTHER)
+        raise WeightsError(
+            folder, f"has a second text encoder ({second}), as Stable Diffusion XL ({pipeline})", GIVE_ANOTHER
+        )
     for part, allowed in PARTS.items():
         if part not in classes:
             raise WeightsError(
-                where, f"names no {part} ({pipeline})", GIVE_ANOTHER if not pipeline.startswith("StableDiffusion") else COPY_AGAIN
+                where,
+                f"names no {part} ({pipeline})",
+                GIVE_ANOTHER if not pipeline.startswith("StableDiffusion") else COPY_AGAIN,
             )
         if allowed and classes[part] not in allowed:
-            raise WeightsError(folder, f"its {part} is a {classes[part]}, {allowed[0]} was expected ({pipeline})", GIVE_ANOTHER)
+            raise WeightsError(
+                folder, f"its {part} is a {classes[part]}, {allowed[0]} was expected ({pipeline})", GIVE_ANOTHER
+            )
 
 
 def _refuse_other_networks(folder: Path, unet: UNetConfig, vae: AutoencoderConfig, schedule: SchedulerConfig) -> None:
@@ -238,17 +257,25 @@ def _refuse_other_networks(folder: Path, unet: UNetConfig, vae: AutoencoderConfi
         found = f"its UNet takes {unet.in_channels} channels, latents have {vae.latent_channels}"
         raise WeightsError(folder, f"is {family} ({found})" if family else found, GIVE_ANOTHER)
     if unet.out_channels != unet.in_channels:
-        raise WeightsError(folder, f"its UNet takes {unet.in_channels} channels and gives {unet.out_channels}", GIVE_ANOTHER)
+        raise WeightsError(
+            folder, f"its UNet takes {unet.in_channels} channels and gives {unet.out_channels}", GIVE_ANOTHER
+        )
     if unet.time_cond_proj_dim is not None:
-        raise WeightsError(folder, "is a latent consistency model, distilled for few steps (time_cond_proj_dim)", GIVE_ANOTHER)
+        raise WeightsError(
+            folder, "is a latent consistency model, distilled for few steps (time_cond_proj_dim)", GIVE_ANOTHER
+        )
     if unet.class_embed_type is not None or unet.num_class_embeds is not None or unet.encoder_hid_dim is not None:
-        raise WeightsError(folder, "its UNet takes more than latents, time and text (class or image embeddings)", GIVE_ANOTHER)
+        raise WeightsError(
+            folder, "its UNet takes more than latents, time and text (class or image embeddings)", GIVE_ANOTHER
+        )
     if unet.addition_embed_type not in (None, "text"):
         raise WeightsError(folder, f"its UNet takes {unet.addition_embed_type} besides text", GIVE_ANOTHER)
     if "FlowMatch" in schedule.class_name or schedule.prediction_type == "flow_prediction":
         raise WeightsError(folder, f"is a flow-matching base ({schedule.class_name})", GIVE_ANOTHER)
     if schedule.prediction_type not in ("epsilon", "v_prediction"):
-        raise WeightsError(folder, f"its UNet predicts {schedule.prediction_type}, epsilon or v_prediction was expected", GIVE_ANOTHER)
+        raise WeightsError(
+            folder, f"its UNet predicts {schedule.prediction_type}, epsilon or v_prediction was expected", GIVE_ANOTHER
+        )
 
 
 def _read(kind: type[Config], path: Path) -> Config:
@@ -261,7 +288,9 @@ def _read(kind: type[Config], path: Path) -> Config:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else "its content"
         found = (
-            "is missing" if first["type"] == "missing" else f"is {_short(content.get(key))}: {first['msg'][0].lower()}{first['msg'][1:]}"
+            "is missing"
+            if first["type"] == "missing"
+            else f"is {_short(content.get(key))}: {first['msg'][0].lower()}{first['msg'][1:]}"
         )
         raise WeightsError(path, f"{key} {found}", COPY_AGAIN) from None
 

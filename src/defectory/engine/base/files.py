@@ -29,7 +29,9 @@ def require_file(path: Path) -> None:
         missing = not path.exists()
     except OSError as error:
         raise WeightsError(
-            path, f"cannot be read ({(error.strerror or str(error)).lower()})", "change its permissions or check the disk"
+            path,
+            f"cannot be read ({(error.strerror or str(error)).lower()})",
+            "change its permissions or check the disk",
         ) from None
     except ValueError as error:
         raise WeightsError(path, f"is no file name ({error})", COPY_AGAIN) from None
@@ -48,7 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise WeightsError(path, f"{path.stat().st_size / 1e6:.0f} MB of JSON", COPY_AGAIN)
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise WeightsError(path, f"cannot be read ({(error.strerror or str(error)).lower()})", "check the disk") from None
+        raise WeightsError(
+            path, f"cannot be read ({(error.strerror or str(error)).lower()})", "check the disk"
+        ) from None
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
         raise WeightsError(path, f"not readable as JSON ({reason})", COPY_AGAIN) from None
@@ -76,18 +80,24 @@ def verify_safetensors(path: Path) -> frozenset[str]:
 
 
 def verify_weights(folder: Path) -> None:
-    """Check the weights of one model's folder: whole safetensors files, whole sets of shards, and no index that names anything else.
+    """Check the weights of one model's folder: whole safetensors files, whole sets of shards, and no index that names
+    anything else.
 
     Raises:
-        WeightsError: weights are missing, are pickles, are damaged, or an index names a file that is none of the folder's safetensors.
+        WeightsError: weights are missing, are pickles, are damaged, or an index names a file that is none of the
+            folder's safetensors.
     """
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
-        raise WeightsError(folder, f"cannot be read ({(error.strerror or str(error)).lower()})", "change its permissions") from None
+        raise WeightsError(
+            folder, f"cannot be read ({(error.strerror or str(error)).lower()})", "change its permissions"
+        ) from None
     if "adapter_config.json" in names:
         raise WeightsError(
-            folder / "adapter_config.json", "an adapter beside a model would be loaded unseen", "merge it, or remove the file"
+            folder / "adapter_config.json",
+            "an adapter beside a model would be loaded unseen",
+            "merge it, or remove the file",
         )
     tensors = {name: verify_safetensors(folder / name) for name in names if name.endswith(".safetensors")}
     for name in names:
@@ -97,7 +107,9 @@ def verify_weights(folder: Path) -> None:
         pickles = [name for name in names if Path(name).suffix in PICKLES]
         if pickles:
             raise WeightsError(
-                folder / pickles[0], "a pickle, which can run code when opened; refused", "convert it to safetensors and give that folder"
+                folder / pickles[0],
+                "a pickle, which can run code when opened; refused",
+                "convert it to safetensors and give that folder",
             )
         raise WeightsError(folder, "no safetensors file here", "copy the model again")
 
@@ -112,10 +124,16 @@ def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -
         if not isinstance(file, str):
             raise WeightsError(where, f"names no file for {tensor[:80]!r}", COPY_AGAIN)
         if not file.endswith(".safetensors"):
-            raise WeightsError(where, f"names {file[:80]!r}, which is no safetensors file; refused", "convert the base to safetensors")
+            raise WeightsError(
+                where, f"names {file[:80]!r}, which is no safetensors file; refused", "convert the base to safetensors"
+            )
         if file != Path(file).name or "\\" in file:
-            raise WeightsError(where, f"names {file[:80]!r}, which is not a file beside it; refused", "copy the base again")
+            raise WeightsError(
+                where, f"names {file[:80]!r}, which is not a file beside it; refused", "copy the base again"
+            )
         if file not in tensors:
             raise WeightsError(folder / file, f"missing, though {name} names it", "copy the base again")
         if tensor not in tensors[file]:
-            raise WeightsError(folder / file, f"lacks the weight {tensor[:80]!r}, which {name} says is in it", "copy the base again")
+            raise WeightsError(
+                folder / file, f"lacks the weight {tensor[:80]!r}, which {name} says is in it", "copy the base again"
+            )

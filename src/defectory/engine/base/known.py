@@ -35,13 +35,15 @@ KNOWN_BASES = (
     KnownBase(
         name="sd15",
         description="Stable Diffusion 1.5, from your own copy in Stable Diffusion layout",
-        licence="CreativeML Open RAIL-M: use-based restrictions travel with the weights and with what is tuned from them",
+        licence="CreativeML Open RAIL-M: use-based restrictions travel with the weights and with what is tuned from "
+        "them",
         tile_px=512,
     ),
     KnownBase(
         name="sd21",
         description="Stable Diffusion 2.1 (768 px, v-prediction), from your own copy in Stable Diffusion layout",
-        licence="CreativeML Open RAIL++-M: use-based restrictions travel with the weights and with what is tuned from them",
+        licence="CreativeML Open RAIL++-M: use-based restrictions travel with the weights and with what is tuned "
+        "from them",
         tile_px=768,
     ),
 )
@@ -73,11 +75,17 @@ def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path
         folder = None if bases_folder is None else bases_folder / name_or_path
         if folder is not None and folder.is_dir():
             return folder
-        raise WeightsError(name_or_path, "known by name, but its weights are not on this machine", "give the path of its folder instead")
+        raise WeightsError(
+            name_or_path,
+            "known by name, but its weights are not on this machine",
+            "give the path of its folder instead",
+        )
     path = Path(name_or_path).expanduser()
     if path.is_file():
         raise WeightsError(
-            path, "a single file, a folder in Stable Diffusion layout was expected", "convert it with diffusers and give the folder"
+            path,
+            "a single file, a folder in Stable Diffusion layout was expected",
+            "convert it with diffusers and give the folder",
         )
     if not path.is_dir():
         names = ", ".join(base.name for base in KNOWN_BASES)

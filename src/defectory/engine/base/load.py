@@ -85,7 +85,9 @@ def load_base(folder: Path, device: torch.device | str = "cpu", dtype: torch.dty
     )
 
 
-def load_controlnet(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> ControlNetModel:
+def load_controlnet(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> ControlNetModel:
     """Check and load a control network's folder.
 
     Raises:
@@ -108,12 +110,18 @@ def load_scheduler(folder: Path) -> Any:
     except (ImportError, RuntimeError):  # a scheduler that needs another library
         kind = None
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        raise WeightsError(path, f"names the scheduler {name}, which diffusers {diffusers.__version__} does not have", "give another base")
+        raise WeightsError(
+            path,
+            f"names the scheduler {name}, which diffusers {diffusers.__version__} does not have",
+            "give another base",
+        )
     try:
         with quiet():
             return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # its arguments are checked nowhere but in its own arithmetic
-        raise WeightsError(path, f"no settings of a {name} ({_reason(error)})", "copy the base again or give another one") from error
+        raise WeightsError(
+            path, f"no settings of a {name} ({_reason(error)})", "copy the base again or give another one"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -153,11 +161,17 @@ def _load_model(kind: Any, folder: Path, device: torch.device | str, dtype: torc
         raise
     except Exception as error:  # a configuration can fail anywhere in a network's construction
         raise WeightsError(
-            folder, f"cannot be loaded as {kind.__name__} ({_reason(error)})", "copy the model again or give another one"
+            folder,
+            f"cannot be loaded as {kind.__name__} ({_reason(error)})",
+            "copy the model again or give another one",
         ) from error
     missing = [*info["missing_keys"], *info["mismatched_keys"]]
     if missing:
-        raise WeightsError(folder, f"{len(missing)} weights are missing or of another shape (first: {missing[0]})", "copy the model again")
+        raise WeightsError(
+            folder,
+            f"{len(missing)} weights are missing or of another shape (first: {missing[0]})",
+            "copy the model again",
+        )
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -167,9 +181,13 @@ def _load_tokenizer(folder: Path) -> CLIPTokenizer:
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             known = [number for word in WORDS for number in tokenizer.encode(word, add_special_tokens=False)]
     except Exception as error:  # the files of a tokenizer hold settings and patterns that only its own code reads
-        raise WeightsError(folder, f"cannot be loaded as a CLIP tokenizer ({_reason(error)})", "copy the base again") from error
+        raise WeightsError(
+            folder, f"cannot be loaded as a CLIP tokenizer ({_reason(error)})", "copy the base again"
+        ) from error
     if len(set(known)) < len(WORDS) // 2 or not isinstance(tokenizer.eos_token_id, int):
-        raise WeightsError(folder, "spells ordinary words with almost no pieces, so words would be unknown", "copy the base again")
+        raise WeightsError(
+            folder, "spells ordinary words with almost no pieces, so words would be unknown", "copy the base again"
+        )
     return tokenizer
 
 

@@ -10,7 +10,8 @@ def concept_prompt(token: str, tone: str = "") -> str:
 
     Args:
         token: [V].
-        tone: words for the tile's tones before it (ours; a driver carries no brightness); empty gives the paper's prompt.
+        tone: words for the tile's tones before it (ours; a driver carries no brightness); empty gives the paper's
+            prompt.
     """
     return f"an image of a {tone} {token}" if tone else f"an image of a {token}"
 
@@ -21,7 +22,8 @@ def class_prompt(noun: str) -> str:
 
 
 def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str = "", tone: str = "") -> str:
-    """Give the prompt of a tile, `an image of a [V] with a [class] crack`, several classes joined by `and`: phase 2's, and ours in phase 1.
+    """Give the prompt of a tile, `an image of a [V] with a [class] crack`, several classes joined by `and`: phase 2's,
+    and ours in phase 1.
 
     Args:
         token: [V].

@@ -1,4 +1,6 @@
-"""Whether a base folder is whole and of a family that is supported: parts, safetensors, words, digests. Loads nothing."""
+"""Whether a base folder is whole and of a family that is supported: parts, safetensors, words, digests. Loads
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def verify(folder: Path) -> BaseFacts:
         folder: a base in Stable Diffusion layout; `controlnet/` and `digests.json` are optional.
 
     Raises:
-        WeightsError: the base is of another family, a part is missing, is a pickle, is truncated or is not what `digests.json` says.
+        WeightsError: the base is of another family, a part is missing, is a pickle, is truncated or is not what
+            `digests.json` says.
     """
     facts = verify_layout(folder)
     for part in MODEL_PARTS:
@@ -80,4 +83,6 @@ def _verify_digests(folder: Path) -> None:
             raise WeightsError(path, "missing, though digests.json lists it", "copy the base again")
         require_file(path)
         if digest_file(path) != expected:
-            raise WeightsError(path, "its digest differs from digests.json", "copy the base again, the file is damaged or was changed")
+            raise WeightsError(
+                path, "its digest differs from digests.json", "copy the base again, the file is damaged or was changed"
+            )

@@ -29,7 +29,13 @@ def verify_tokenizer(folder: Path) -> None:
     whole = folder / "tokenizer.json"
     vocab, merges = folder / "vocab.json", folder / "merges.txt"
     if not whole.exists() and not (vocab.exists() and merges.exists()):
-        missing = "merges.txt" if vocab.exists() else "vocab.json" if merges.exists() else "tokenizer.json, or vocab.json and merges.txt"
+        missing = (
+            "merges.txt"
+            if vocab.exists()
+            else "vocab.json"
+            if merges.exists()
+            else "tokenizer.json, or vocab.json and merges.txt"
+        )
         raise WeightsError(folder, f"{missing} is missing, so every word would be unknown", COPY_AGAIN)
     if vocab.exists() or merges.exists():
         _verify_words(vocab, read_json(vocab), _merges_of(merges))
@@ -48,7 +54,9 @@ def _merges_of(path: Path) -> list[str | None]:
     except UnicodeDecodeError:
         raise WeightsError(path, "is not UTF-8 text", COPY_AGAIN) from None
     except OSError as error:
-        raise WeightsError(path, f"cannot be read ({(error.strerror or str(error)).lower()})", "check the disk") from None
+        raise WeightsError(
+            path, f"cannot be read ({(error.strerror or str(error)).lower()})", "check the disk"
+        ) from None
     return [_pair(line) for line in lines if line.strip() and not line.startswith("#version")]
 
 
@@ -63,7 +71,9 @@ def _pair(entry: object) -> str | None:
 def _verify_words(where: Path, vocab: Mapping[str, Any], merges: Iterable[str | None]) -> None:
     if any(not isinstance(number, int) or isinstance(number, bool) or number < 0 for number in vocab.values()):
         raise WeightsError(where, "gives a word no number", COPY_AGAIN)
-    lost = next((word for word in WORDS if any(letter not in vocab for letter in (*word[:-1], word[-1] + WORD_END))), None)
+    lost = next(
+        (word for word in WORDS if any(letter not in vocab for letter in (*word[:-1], word[-1] + WORD_END))), None
+    )
     if lost is not None:
         raise WeightsError(where, f"does not know the letters of {lost!r}, so words would be unknown", COPY_AGAIN)
     joined = list(merges)

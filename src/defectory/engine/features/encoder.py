@@ -42,7 +42,9 @@ class _Block(nn.Module):
             nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
             _norm(outputs),
         )
-        self.skip = nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.skip = (
+            nn.Identity() if stride == 1 and inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.body(x) + self.skip(x))
@@ -58,8 +60,12 @@ class ConvEncoder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, CHANNELS[0], 5, 2, 2, bias=False), _norm(CHANNELS[0]), nn.ReLU(inplace=True))
-        self.stages = nn.ModuleList([nn.Sequential(_Block(a, b, 2), _Block(b, b, 1)) for a, b in itertools.pairwise(CHANNELS)])
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, CHANNELS[0], 5, 2, 2, bias=False), _norm(CHANNELS[0]), nn.ReLU(inplace=True)
+        )
+        self.stages = nn.ModuleList(
+            [nn.Sequential(_Block(a, b, 2), _Block(b, b, 1)) for a, b in itertools.pairwise(CHANNELS)]
+        )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         """Give feature maps at strides 2, 4, 8 and 16."""
@@ -79,7 +85,10 @@ class ConvEncoder(nn.Module):
 
 def embed_images(encoder: ConvEncoder, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
     """Give one vector per image, float64 [N,D], of RGB images uint8 [H,W,3] of one size."""
-    parts = [encoder.embed(images_to_tensor(images[i : i + EMBED_IMAGES])).numpy() for i in range(0, len(images), EMBED_IMAGES)]
+    parts = [
+        encoder.embed(images_to_tensor(images[i : i + EMBED_IMAGES])).numpy()
+        for i in range(0, len(images), EMBED_IMAGES)
+    ]
     return np.concatenate(parts).astype(np.float64)
 
 
@@ -94,7 +103,8 @@ def save_encoder(encoder: ConvEncoder, out: Path) -> None:
         state = {name: value.detach().half().contiguous() for name, value in encoder.state_dict().items()}
         save_file(state, folder / "model.safetensors")
         write_json(
-            folder / "config.json", {"name": EMBEDDED_NAME, "channels": list(CHANNELS), "sha256": digest_file(folder / "model.safetensors")}
+            folder / "config.json",
+            {"name": EMBEDDED_NAME, "channels": list(CHANNELS), "sha256": digest_file(folder / "model.safetensors")},
         )
 
 
@@ -108,14 +118,20 @@ def load_encoder(folder: Path | None = None) -> tuple[ConvEncoder, str]:
     weights, config_file = folder / "model.safetensors", folder / "config.json"
     if not weights.is_file() or not config_file.is_file():
         raise WeightsError(
-            folder, "no encoder here (model.safetensors and config.json expected)", "reinstall defectory or give another encoder"
+            folder,
+            "no encoder here (model.safetensors and config.json expected)",
+            "reinstall defectory or give another encoder",
         )
     config = json.loads(config_file.read_text())
     if digest_file(weights) != config["sha256"]:
-        raise WeightsError(weights, "digest differs from config.json", "copy the encoder again, the file is damaged or was changed")
+        raise WeightsError(
+            weights, "digest differs from config.json", "copy the encoder again, the file is damaged or was changed"
+        )
     encoder = ConvEncoder()
     try:
         encoder.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
     except (SafetensorError, RuntimeError) as error:
-        raise WeightsError(weights, f"cannot be read ({str(error).splitlines()[0]})", "copy the encoder again") from None
+        raise WeightsError(
+            weights, f"cannot be read ({str(error).splitlines()[0]})", "copy the encoder again"
+        ) from None
     return encoder.eval().requires_grad_(False), str(config["name"])

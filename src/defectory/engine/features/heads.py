@@ -15,7 +15,9 @@ class EncoderHeads(nn.Module):
         super().__init__()
         self.material = nn.Linear(CHANNELS[-1], num_materials)
         self.lateral = nn.ModuleList([nn.Conv2d(channels, width, 1) for channels in CHANNELS[1:]])
-        self.defect = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, num_defects, 1))
+        self.defect = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(width, num_defects, 1)
+        )
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Give material logits [B,M] and defect logits [B,D,h,w] at stride 4."""

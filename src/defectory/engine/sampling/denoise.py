@@ -28,12 +28,15 @@ CHUNK_LATENT_PX = {"cpu": 8 * 32 * 32, "cuda": 8 * 64 * 64}
 """Latent pixels the networks see at once."""
 
 DRIVER_GUIDANCE_INTERVAL = (0.2, 0.9)
-"""Noise levels, as shares of the training timesteps, between which drivers are guided (Kynkaanniemi et al. 2024); guiding at all of
-them costs a third more and draws no better (decision 011)."""
+"""Noise levels, as shares of the training timesteps, between which drivers are guided (Kynkaanniemi et al. 2024);
+guiding at all of them costs a third more and draws no better (decision 011).
+"""
 
 
 TIMESTEP_POWER = 2.0
-"""Timesteps of dpm-solver lie at this power of even steps: the last steps draw grain, and from even ones it comes out faint (decision 035)."""
+"""Timesteps of dpm-solver lie at this power of even steps: the last steps draw grain, and from even ones it comes out
+faint (decision 035).
+"""
 
 
 def make_scheduler(models: LoadedModels, name: str) -> Any:
@@ -46,15 +49,17 @@ def make_scheduler(models: LoadedModels, name: str) -> Any:
     if name == "base":
         return type(models.scheduler).from_config(config)
     if name not in SCHEDULERS:
-        raise ConfigError("synthesis.scheduler", f"{name!r} is not one of base, {', '.join(SCHEDULERS)}", "choose one of them")
+        raise ConfigError(
+            "synthesis.scheduler", f"{name!r} is not one of base, {', '.join(SCHEDULERS)}", "choose one of them"
+        )
     return getattr(diffusers, SCHEDULERS[name]).from_config(config)
 
 
 def set_timesteps(scheduler: Any, num_steps: int, device: torch.device | str) -> None:
     """Choose a scheduler's timesteps, in place.
 
-    Those of dpm-solver lie at (T - 1) (i / num_steps)^TIMESTEP_POWER of T training timesteps, for i = num_steps to 1, rounded; where two fall on one,
-    there are fewer steps. The others' are spaced as the base says.
+    Those of dpm-solver lie at (T - 1) (i / num_steps)^TIMESTEP_POWER of T training timesteps, for i = num_steps to 1,
+    rounded; where two fall on one, there are fewer steps. The others' are spaced as the base says.
     """
     if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
         last = scheduler.config["num_train_timesteps"] - 1
@@ -92,7 +97,9 @@ class Without:
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """Pictures that stay as they are but for a region: RGB uint8 [H,W,3] per sample, and where to draw, bool [H,W] each."""
+    """Pictures that stay as they are but for a region: RGB uint8 [H,W,3] per sample, and where to draw, bool [H,W]
+    each.
+    """
 
     images: Sequence[np.ndarray]
     regions: Sequence[np.ndarray]
@@ -121,11 +128,11 @@ def denoise(
 ) -> np.ndarray:
     """Draw images.
 
-    Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the empty
-    prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - r), less its mean over latent pixels, where q is p, or p
-    without the mask where `without` is given, and r has no driver and the class prompt in place of its own, so that it knows neither
-    the part's geometry nor its look; and (w - 1) (p - p without the mask), where w goes from `mask_spill` on latent pixels without
-    mask to `mask_guidance` on those that it covers by half or more.
+    Guidance adds to a prediction p its distance from others at the same latents: (guidance_scale - 1) (p - p of the
+    empty prompt), as Ho & Salimans 2022; and, ours, (driver_guidance - 1) (q - r), less its mean over latent pixels,
+    where q is p, or p without the mask where `without` is given, and r has no driver and the class prompt in place of
+    its own, so that it knows neither the part's geometry nor its look; and (w - 1) (p - p without the mask), where w
+    goes from `mask_spill` on latent pixels without mask to `mask_guidance` on those that it covers by half or more.
 
     Args:
         models: base and control network.
@@ -136,17 +143,18 @@ def denoise(
         scheduler_name: as for `make_scheduler`.
         num_steps: denoising steps.
         guidance_scale: classifier-free guidance; 1 is none.
-        guidance_rescale: how far the spread of the so guided prediction is brought back to that of p, 0..1, since guidance makes pictures glaring
-            (Lin et al. 2024, eq. 15 and 16).
+        guidance_rescale: how far the spread of the so guided prediction is brought back to that of p, 0..1, since
+            guidance makes pictures glaring (Lin et al. 2024, eq. 15 and 16).
         control_scale: strength of the control network's residuals.
         without: prompts and drivers without masks of the first samples, which `mask_guidance` is for.
         driver_guidance: how strongly the part's geometry and look are drawn; 1 is none.
-        class_embedding: float [L,D] of the prompt that knows the part's class alone, which `driver_guidance` leads away from; None for no guidance.
-        mask_guidance: how strongly masks are drawn; 1 is none. A number, or float32 [N,H,W] for the N samples of `without`, read where
-            masks are painted.
+        class_embedding: float [L,D] of the prompt that knows the part's class alone, which `driver_guidance` leads away
+            from; None for no guidance.
+        mask_guidance: how strongly masks are drawn; 1 is none. A number, or float32 [N,H,W] for the N samples of
+            `without`, read where masks are painted.
         mask_spill: how much of what a mask does outside itself is kept, 0..1; 1 is all.
-        known: pictures to draw into: outside their regions latents are theirs, noised to each step's level (Avrahami et al. 2022,
-            blended diffusion).
+        known: pictures to draw into: outside their regions latents are theirs, noised to each step's level (Avrahami et
+            al. 2022, blended diffusion).
         precision: of the networks; latents stay float32.
 
     Returns:
@@ -167,7 +175,8 @@ def denoise(
     mask_weight: Tensor | None = None
     if condition is not None and plain_condition is not None and (mask_spill != 1.0 or np.any(mask_guidance != 1.0)):
         painted = (condition[: len(plain_condition)] != plain_condition).any(dim=1, keepdim=True).float()
-        # a thin mask covers half of its latent pixels; weighed by plain coverage it would be drawn half as strongly as a wide one
+        # a thin mask covers half of its latent pixels; weighed by plain coverage it would be drawn half as strongly as
+        # a wide one
         share = torch.nn.functional.avg_pool2d(painted, factor)
         strength = torch.as_tensor(mask_guidance, dtype=torch.float32, device=device)
         if strength.ndim:
@@ -193,7 +202,9 @@ def denoise(
         plain = predicted
         if without is not None and (mask_weight is not None or weak_embedding is not None):
             count = len(without.drivers)
-            plain = torch.cat([predict(scaled[:count], timestep, without.prompt_embeddings, plain_condition), predicted[count:]])
+            plain = torch.cat(
+                [predict(scaled[:count], timestep, without.prompt_embeddings, plain_condition), predicted[count:]]
+            )
             if mask_weight is not None:
                 guided = guided.clone()
                 guided[:count] += mask_weight * (predicted[:count] - plain[:count])
@@ -205,7 +216,9 @@ def denoise(
         if keep is not None:
             latents = keep.put_into(latents, scheduler, number)
     decode: Any = models.vae.decode
-    decoded = _in_chunks(lambda rows: decode(latents[rows] / models.scaling_factor).sample, len(latents), _chunk_size(latents))
+    decoded = _in_chunks(
+        lambda rows: decode(latents[rows] / models.scaling_factor).sample, len(latents), _chunk_size(latents)
+    )
     return tensor_to_images(decoded)
 
 
@@ -225,7 +238,9 @@ class _Kept:
         """Give latents after step `number` with the known ones, at the next step's noise, outside the regions."""
         background = self._clean
         if number + 1 < len(scheduler.timesteps):
-            background = scheduler.add_noise(self._clean, self._noise, scheduler.timesteps[number + 1].expand(len(latents)))
+            background = scheduler.add_noise(
+                self._clean, self._noise, scheduler.timesteps[number + 1].expand(len(latents))
+            )
         return self._drawn * latents + (1 - self._drawn) * background
 
 
@@ -238,7 +253,9 @@ def for_sampling(models: LoadedModels) -> LoadedModels:
     return models
 
 
-def _predictor(models: LoadedModels, control_scale: float, precision: str) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
+def _predictor(
+    models: LoadedModels, control_scale: float, precision: str
+) -> Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]:
     """Give the function from latents, timestep, embeddings and drivers to the predictions, float32 [B,C,h,w]."""
     unet: Any = models.unet
     control: Any = models.controlnet
@@ -250,9 +267,13 @@ def _predictor(models: LoadedModels, control_scale: float, precision: str) -> Ca
             with torch.autocast(latents.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 if condition is not None:
                     down, mid = control(
-                        x, timestep, encoder_hidden_states=embeddings, controlnet_cond=condition[rows], conditioning_scale=control_scale,
+                        x,
+                        timestep,
+                        encoder_hidden_states=embeddings,
+                        controlnet_cond=condition[rows],
+                        conditioning_scale=control_scale,
                         return_dict=False,
-                    )  # fmt: skip
+                    )
                     residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
                 return unet(x, timestep, encoder_hidden_states=embeddings, **residuals).sample.float()
 
@@ -269,8 +290,8 @@ def _chunk_size(latents: Tensor) -> int:
 def _in_chunks(part: Callable[[Tensor], Tensor], count: int, size: int) -> Tensor:
     """Join a function's outcomes over chunks of row numbers that all have one size.
 
-    A kernel may round a sample otherwise in a batch of another size, in bf16 visibly so; the last chunk is filled up with its
-    last row.
+    A kernel may round a sample otherwise in a batch of another size, in bf16 visibly so; the last chunk is filled up
+    with its last row.
     """
     parts: list[Tensor] = []
     for start in range(0, count, size):

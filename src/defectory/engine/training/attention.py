@@ -12,7 +12,8 @@ FEW_TOKENS = 32 * 32
 
 
 def use_plain_attention(*models: UNet2DConditionModel | ControlNetModel, num_tokens: int, device: torch.device) -> None:
-    """Let models compute attention as two matrix products on a CPU, where maps are small; elsewhere they keep torch's fused kernel.
+    """Let models compute attention as two matrix products on a CPU, where maps are small; elsewhere they keep torch's
+    fused kernel.
 
     The fused kernel's backward is slow there: on the embedded base the plain one takes a quarter off a training step
     (decision 026), but needs the square of the tokens in memory. Weights and what is drawn do not depend on it.

@@ -24,7 +24,9 @@ from defectory.geometry import RESAMPLING
 from defectory.run import digest_json
 
 MakeDriver = Callable[[NDArray[np.uint8], Sequence[tuple[int, NDArray[np.bool_]]], tuple[int, int]], NDArray[np.uint8]]
-"""Image, or its drawing, uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to the driver uint8 [H,W,3]."""
+"""Image, or its drawing, uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to the driver uint8
+[H,W,3].
+"""
 
 PIXELS_PER_ENCODING = 8 * 128 * 128
 """The autoencoder sees about this many pixels at once, whatever the tile size."""
@@ -102,8 +104,14 @@ def prepare_variants(
 
 def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> TileVariants:
     """Make or read the variants of one tile."""
-    augmentations = [augmentation_of(tile, variant, seed=recipe.seed, flip=recipe.flip) for variant in range(recipe.num_variants)]
-    content = {"tile": tile.digest(), "augmentations": [asdict(augmentation) for augmentation in augmentations], "resampling": RESAMPLING}
+    augmentations = [
+        augmentation_of(tile, variant, seed=recipe.seed, flip=recipe.flip) for variant in range(recipe.num_variants)
+    ]
+    content = {
+        "tile": tile.digest(),
+        "augmentations": [asdict(augmentation) for augmentation in augmentations],
+        "resampling": RESAMPLING,
+    }
     moved: list[TrainingTile] = []
 
     def variants() -> list[TrainingTile]:
@@ -122,12 +130,18 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
         stored = _cached(
             cache / "drivers",
             digest_json({**content, "driver": recipe.driver_digest}),
-            lambda: _deflated([make_driver(variant.geometry, variant.instances, variant.valid_hw) for variant in variants()]),
+            lambda: _deflated(
+                [make_driver(variant.geometry, variant.instances, variant.valid_hw) for variant in variants()]
+            ),
         )
         drivers = tuple(stored[str(index)].numpy().tobytes() for index in range(recipe.num_variants))
     masks = [augmentation.apply_mask(tile.defect) for augmentation in augmentations]
     names = tuple(
-        tuple(name for (_, mask), name in zip(tile.instances, tile.class_names, strict=True) if augmentation.apply_mask(mask).any())
+        tuple(
+            name
+            for (_, mask), name in zip(tile.instances, tile.class_names, strict=True)
+            if augmentation.apply_mask(mask).any()
+        )
         for augmentation in augmentations
     )
     factor = tile.image.shape[0] // latents.shape[-2]
@@ -181,7 +195,9 @@ def write_cached(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_cached(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return the tensors of a file of the cache; None where it is missing, damaged, or not what was made from this key."""
+    """Return the tensors of a file of the cache; None where it is missing, damaged, or not what was made from this
+    key.
+    """
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = stored.metadata() or {}

@@ -52,7 +52,11 @@ def write_tensors(
     """
     with atomic_path(path, durable=durable) as temporary:
         try:
-            save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata or {}))
+            save_file(
+                {name: tensor.detach().contiguous() for name, tensor in tensors.items()},
+                temporary,
+                dict(metadata or {}),
+            )
         except SafetensorError as error:
             raise OSError(str(error)) from error
         temporary.chmod(0o644)  # safetensors are written readable for their owner alone
@@ -78,13 +82,20 @@ def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
     tensors: dict[str, Tensor] = state.optimizer.moments()
     for (name, parameter), mean in zip(state.parameters.items(), state.average, strict=True):
         tensors |= {f"parameter.{name}": parameter, f"average.{name}": mean}
-    metadata = {"recipe": recipe, "step": str(state.step), "log": json.dumps(state.log), "held_out": json.dumps(state.held_out)}
+    metadata = {
+        "recipe": recipe,
+        "step": str(state.step),
+        "log": json.dumps(state.log),
+        "held_out": json.dumps(state.held_out),
+    }
     # a later step may count on it, whatever happens to the machine
     write_tensors(folder / FILE_NAME, tensors, {**metadata, "sha256": digest_tensors(tensors)}, durable=True)
 
 
 def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bool:
-    """Fill a state from a checkpoint and tell whether there was a whole one of this recipe; another or a damaged one is left alone."""
+    """Fill a state from a checkpoint and tell whether there was a whole one of this recipe; another or a damaged one is
+    left alone.
+    """
     path = folder / FILE_NAME
     found = read_checked_tensors(path)
     if found is None:
@@ -105,7 +116,9 @@ def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bo
 
 
 def read_checked_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Return tensors and metadata of a safetensors file that carries its digest (`sha256`); None where it is missing or damaged."""
+    """Return tensors and metadata of a safetensors file that carries its digest (`sha256`); None where it is missing or
+    damaged.
+    """
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = dict(stored.metadata() or {})

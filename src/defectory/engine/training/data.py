@@ -89,21 +89,29 @@ def check_tiles(tiles: Sequence[TrainingTile], *, multiple_px: int) -> None:
         height, width = tile.image.shape[:2]
         if tile.image.shape != first:
             raise InputError(
-                f"tile {tile.id}", f"is {height}x{width}, others are {first[0]}x{first[1]} (height x width)", "cut the tiles again"
+                f"tile {tile.id}",
+                f"is {height}x{width}, others are {first[0]}x{first[1]} (height x width)",
+                "cut the tiles again",
             )
         if height % multiple_px or width % multiple_px:
             raise InputError(
-                f"tile {tile.id}", f"is {height}x{width}", f"choose tiling.tile_px as a multiple of {multiple_px} for this base"
+                f"tile {tile.id}",
+                f"is {height}x{width}",
+                f"choose tiling.tile_px as a multiple of {multiple_px} for this base",
             )
 
 
 def augmentation_of(tile: TrainingTile, variant: int, *, seed: int, flip: bool) -> Augmentation:
-    """Give the augmentation of a tile's variant, a function of (seed, tile content, variant); variant 0 is the tile as it is."""
+    """Give the augmentation of a tile's variant, a function of (seed, tile content, variant); variant 0 is the tile as
+    it is.
+    """
     if variant == 0:
         return Augmentation.identity(tile.valid_hw)
     text = f"{seed}/{hashlib.sha256(np.ascontiguousarray(tile.image).tobytes()).hexdigest()}/{variant}"
     drawn = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big")
-    return Augmentation.sample(drawn, tile.valid_hw, strength="train", flip=flip, border=border_of(tile.image, tile.valid_hw))
+    return Augmentation.sample(
+        drawn, tile.valid_hw, strength="train", flip=flip, border=border_of(tile.image, tile.valid_hw)
+    )
 
 
 def augment(tile: TrainingTile, augmentation: Augmentation) -> TrainingTile:
@@ -116,7 +124,13 @@ def augment(tile: TrainingTile, augmentation: Augmentation) -> TrainingTile:
             kept.append((category_id, moved))
             names.append(name)
     drawing = None if tile.drawing is None else augmentation.geometric.apply_image(tile.drawing)
-    return replace(tile, image=augmentation.apply_image(tile.image), instances=tuple(kept), class_names=tuple(names), drawing=drawing)
+    return replace(
+        tile,
+        image=augmentation.apply_image(tile.image),
+        instances=tuple(kept),
+        class_names=tuple(names),
+        drawing=drawing,
+    )
 
 
 class BatchPlan:
@@ -133,7 +147,16 @@ class BatchPlan:
         seed: of the whole plan.
     """
 
-    def __init__(self, first: Sequence[int], second: Sequence[int], *, batch_size: int, share: float, num_variants: int, seed: int) -> None:
+    def __init__(
+        self,
+        first: Sequence[int],
+        second: Sequence[int],
+        *,
+        batch_size: int,
+        share: float,
+        num_variants: int,
+        seed: int,
+    ) -> None:
         assert first, "a batch needs tiles"
         self._parts = (tuple(first), tuple(second))
         self._batch_size = batch_size
@@ -145,7 +168,10 @@ class BatchPlan:
     def batch(self, index: int) -> list[tuple[int, int]]:
         """Give (tile index, variant) of each member of a batch."""
         begin, end = self._num_second(index), self._num_second(index + 1)
-        first = [self._pick(0, position) for position in range(index * self._batch_size - begin, (index + 1) * self._batch_size - end)]
+        first = [
+            self._pick(0, position)
+            for position in range(index * self._batch_size - begin, (index + 1) * self._batch_size - end)
+        ]
         second = [self._pick(1, position) for position in range(begin, end)]
         rng = np.random.default_rng([self._seed, 2, index])
         variants = rng.integers(self._num_variants, size=self._batch_size)

@@ -43,6 +43,8 @@ class PromptEmbeddings:
 
     def _tokens(self, prompt: str) -> Tensor:
         if prompt not in self._token_ids:
-            tokens = self._tokenizer(prompt, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt")
+            tokens = self._tokenizer(
+                prompt, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
+            )
             self._token_ids[prompt] = tokens.input_ids[0].to(self._device)
         return self._token_ids[prompt]

@@ -16,7 +16,9 @@ class Preparing:
 
 @dataclass(frozen=True, kw_only=True)
 class Started:
-    """The loop begins at step `resumed_at` of `num_steps`; 0 is a fresh start. `remark` says why it is one, where it need not have been."""
+    """The loop begins at step `resumed_at` of `num_steps`; 0 is a fresh start. `remark` says why it is one, where it
+    need not have been.
+    """
 
     num_steps: int
     resumed_at: int

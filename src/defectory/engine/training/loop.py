@@ -92,7 +92,9 @@ def train(
             yield Started(num_steps=config.num_steps, resumed_at=state.step, remark=remark)
             while state.step < config.num_steps:
                 yield _step(state, weights, batches, loss_of, config)
-                if held_out_loss is not None and (state.step % config.validate_every == 0 or state.step == config.num_steps):
+                if held_out_loss is not None and (
+                    state.step % config.validate_every == 0 or state.step == config.num_steps
+                ):
                     with averaged(weights, state.average):
                         state.held_out.append((state.step, held_out_loss()))
                     yield Validated(step=state.step, held_out_loss=state.held_out[-1][1])
@@ -112,7 +114,9 @@ def train(
 
 def _log_text(state: TrainingState) -> str:
     """Give the losses as JSON lines; they hold no times, so that equal runs have equal logs."""
-    lines: list[dict[str, float]] = [{"step": i, "loss": loss, "learning_rate": rate} for i, (loss, rate) in enumerate(state.log, start=1)]
+    lines: list[dict[str, float]] = [
+        {"step": i, "loss": loss, "learning_rate": rate} for i, (loss, rate) in enumerate(state.log, start=1)
+    ]
     lines += [{"step": step, "held_out_loss": loss} for step, loss in state.held_out]
     return "".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["step"]))
 
@@ -137,10 +141,14 @@ def _step(
     torch._foreach_lerp_(state.average, [w.detach() for w in weights], 1 - average_decay_at(state.step, config))  # pyright: ignore[reportPrivateUsage]
     value = float(total)
     if not math.isfinite(value):
-        raise StageError(f"training step {state.step + 1}: the loss is {value}; lower training.learning_rate or use precision fp32")
+        raise StageError(
+            f"training step {state.step + 1}: the loss is {value}; lower training.learning_rate or use precision fp32"
+        )
     state.step += 1
     state.log.append((value, rate))
-    return Step(step=state.step, num_steps=config.num_steps, loss=value, learning_rate=rate, seconds=time.perf_counter() - began)
+    return Step(
+        step=state.step, num_steps=config.num_steps, loss=value, learning_rate=rate, seconds=time.perf_counter() - began
+    )
 
 
 @contextlib.contextmanager

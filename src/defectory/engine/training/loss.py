@@ -38,7 +38,9 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 """Noisy latents [B,C,h,w] and timesteps [B] to the network's prediction [B,C,h,w]."""
 
 
-def denoising_errors(batch: Batch, predict: Predict, schedule: NoiseSchedule, config: TrainingConfig, *, weighted: bool = True) -> Tensor:
+def denoising_errors(
+    batch: Batch, predict: Predict, schedule: NoiseSchedule, config: TrainingConfig, *, weighted: bool = True
+) -> Tensor:
     """Give each member's mean squared error, float [B], weighted for training unless told otherwise.
 
     Args:
@@ -60,4 +62,6 @@ def denoising_errors(batch: Batch, predict: Predict, schedule: NoiseSchedule, co
         side = 2 * config.defect_margin + 1
         near = max_pool2d(batch.defect.to(device).float(), side, stride=1, padding=config.defect_margin)
         errors = errors * (1 + (config.defect_weight - 1) * near)
-    return errors.mean(dim=(1, 2, 3)) * schedule.weight(timesteps, gamma=config.min_snr_gamma, floor=config.min_snr_floor)
+    return errors.mean(dim=(1, 2, 3)) * schedule.weight(
+        timesteps, gamma=config.min_snr_gamma, floor=config.min_snr_floor
+    )

@@ -34,7 +34,9 @@ class NoiseSchedule:
     def __init__(self, scheduler: Any, device: torch.device | str) -> None:
         self.prediction_type = str(scheduler.config.get("prediction_type", "epsilon"))
         if self.prediction_type not in ("epsilon", "v_prediction"):
-            raise WeightsError("scheduler", f"predicts {self.prediction_type}", "give a base that predicts epsilon or v")
+            raise WeightsError(
+                "scheduler", f"predicts {self.prediction_type}", "give a base that predicts epsilon or v"
+            )
         self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
 
     @property

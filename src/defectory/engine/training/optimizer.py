@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from defectory.engine.training.config import OptimizerKind
 
 OUTER_LAYERS = frozenset({"conv_in", "conv_out", "token_embedding", "position_embedding"})
-"""Layers between a model and the world, which Muon is not made for (Jordan et al. 2024, Muon: An optimizer for hidden layers)."""
+"""Layers between a model and the world, which Muon is not made for (Jordan et al. 2024, Muon: An optimizer for hidden
+layers).
+"""
 MIN_SIDE = 16
 """Smallest side of a matrix that is worth making orthogonal."""
 BETAS = (0.9, 0.99)
@@ -38,8 +40,8 @@ def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
 class StackedMuon(torch.optim.Muon):
     """`torch.optim.Muon` with matrices of one shape made orthogonal together, for accelerators.
 
-    One by one, as torch does it, takes a hundred small kernels per matrix, and an accelerator waits for each to be started. Momentum is
-    always Nesterov's and the rate always AdamW's ("match_rms_adamw").
+    One by one, as torch does it, takes a hundred small kernels per matrix, and an accelerator waits for each to be
+    started. Momentum is always Nesterov's and the rate always AdamW's ("match_rms_adamw").
     """
 
     @torch.no_grad()
@@ -62,7 +64,9 @@ class StackedMuon(torch.optim.Muon):
             for number, matrix in enumerate(matrices):
                 shapes.setdefault(matrix.shape, []).append(number)
             for shape, numbers in shapes.items():
-                moves = orthogonal(torch.stack([wanted[n] for n in numbers]), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                moves = orthogonal(
+                    torch.stack([wanted[n] for n in numbers]), group["ns_coefficients"], group["ns_steps"], group["eps"]
+                )
                 rate = group["lr"] * 0.2 * math.sqrt(max(shape))
                 torch._foreach_add_(  # pyright: ignore[reportPrivateUsage]
                     [matrices[n] for n in numbers], list(moves.to(matrices[0].dtype)), alpha=-rate
@@ -71,7 +75,9 @@ class StackedMuon(torch.optim.Muon):
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
-    """Give nearly orthogonal factors of matrices [N,R,C], bf16, by the quintic Newton-Schulz iteration (Jordan et al. 2024)."""
+    """Give nearly orthogonal factors of matrices [N,R,C], bf16, by the quintic Newton-Schulz iteration (Jordan et al.
+    2024).
+    """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
     x = (matrices.mT if tall else matrices).to(torch.bfloat16)
@@ -83,7 +89,8 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_s
 
 
 class NamedOptimizer:
-    """AdamW over named parameters; as `muon`, hidden matrices get orthogonal updates of AdamW's size instead (Liu et al. 2025, Muon is Scalable).
+    """AdamW over named parameters; as `muon`, hidden matrices get orthogonal updates of AdamW's size instead (Liu et
+    al. 2025, Muon is Scalable).
 
     Args:
         parameters: what is trained, by name; floating point, of any shape, all on one device.
@@ -94,7 +101,13 @@ class NamedOptimizer:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, kind: OptimizerKind, learning_rate: float, weight_decay: float, fused: bool = True
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        kind: OptimizerKind,
+        learning_rate: float,
+        weight_decay: float,
+        fused: bool = True,
     ) -> None:
         self._parameters = parameters
         self._matrices: dict[str, nn.Parameter] = {}
@@ -151,7 +164,8 @@ class NamedOptimizer:
         """
         for name, (optimizer, member) in self._states.items():
             keys = ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum_buffer",)
-            # the parameter's own memory format, which the fused optimiser wants; Muon counts no steps and minds no count
+            # the parameter's own memory format, which the fused optimiser wants; Muon counts no steps and minds no
+            # count
             optimizer.state[member] = {
                 "step": torch.tensor(float(num_steps), device=member.device if member.is_cuda else "cpu"),
                 **{key: torch.empty_like(member).copy_(moment(f"{key}.{name}")) for key in keys},

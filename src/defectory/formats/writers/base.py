@@ -124,7 +124,10 @@ def with_plain_names(export: ExportSet) -> tuple[ExportSet, tuple[str, ...]]:
     remarks: list[str] = []
     for category in export.categories:
         # a list of classes is a text file of one name per line, in which `#` begins a remark
-        plain = " ".join("".join(c if c.isprintable() else " " for c in category.name).split()).lstrip("#") or f"class {category.id}"
+        plain = (
+            " ".join("".join(c if c.isprintable() else " " for c in category.name).split()).lstrip("#")
+            or f"class {category.id}"
+        )
         name, number = plain, 2
         while name in taken:
             name, number = f"{plain} {number}", number + 1
@@ -175,7 +178,9 @@ def folder_names(export: ExportSet) -> tuple[dict[int, str], tuple[str, ...]]:
 
 
 def listed_names(export: ExportSet) -> tuple[dict[int, str], tuple[str, ...]]:
-    """Return the name of each class in a list of mask values, and remarks: in such lists `background` and the like mean no class."""
+    """Return the name of each class in a list of mask values, and remarks: in such lists `background` and the like mean
+    no class.
+    """
     names: dict[int, str] = {}
     for category in export.categories:
         has_meaning = category.name.lower() in BACKGROUND_NAMES | IGNORE_NAMES
@@ -208,7 +213,10 @@ def overlap_remark(num_px: int, num_images: int) -> tuple[str, ...]:
     """Return the remark on instances that overlap in a format that has one value per pixel."""
     if not num_px:
         return ()
-    return (f"instances overlap in {num_images} images ({num_px} pixels): a pixel has one value, and the smaller instance has it",)
+    return (
+        f"instances overlap in {num_images} images ({num_px} pixels): a pixel has one value, and the smaller "
+        "instance has it",
+    )
 
 
 def synthetic_table(export: ExportSet, paths: Mapping[str, str]) -> str:

@@ -23,7 +23,9 @@ from defectory.rle import area_px, box_of
 from defectory.run import write_text
 
 
-def write_coco(export: ExportSet, folder: Path, *, polygons: bool, images: str = "images", labels: str = "annotations.json") -> Written:
+def write_coco(
+    export: ExportSet, folder: Path, *, polygons: bool, images: str = "images", labels: str = "annotations.json"
+) -> Written:
     """Write images and one COCO file; ids are dense from 1, and names relative to the folder of images.
 
     Run lengths are lists of numbers, which more readers take than the compressed text.

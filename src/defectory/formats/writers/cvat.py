@@ -77,7 +77,9 @@ def _add_mask(element: Element, instance: Instance, label: str, attributes: Attr
     crop, (x0, y0) = decode_crop(instance.rle)
     place = {"left": str(x0), "top": str(y0), "width": str(crop.shape[1]), "height": str(crop.shape[0])}
     runs = ", ".join(map(str, row_runs(crop)))
-    mask = SubElement(element, "mask", {"label": label, "source": "file", "occluded": "0", "rle": runs, **place, "z_order": "0"})
+    mask = SubElement(
+        element, "mask", {"label": label, "source": "file", "occluded": "0", "rle": runs, **place, "z_order": "0"}
+    )
     for name, value in attributes.items():
         text = str(value).lower() if isinstance(value, bool) else str(value)
         SubElement(mask, "attribute", {"name": name}).text = text

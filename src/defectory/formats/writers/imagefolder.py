@@ -56,9 +56,13 @@ IMAGEFOLDER = Writer(
     title="image folder of Hugging Face datasets",
     content=(
         "train/: the images",
-        "train/metadata.jsonl: `synthetic`, scores, and `objects`: classes, boxes (x, y, width, height), COCO's run lengths",
+        "train/metadata.jsonl: `synthetic`, scores, and `objects`: classes, boxes (x, y, width, height), COCO's run "
+        "lengths",
     ),
-    reader=("python -c \"from datasets import load_dataset; data = load_dataset('imagefolder', data_dir='.', split='train')\""),
+    reader=(
+        "python -c \"from datasets import load_dataset; data = load_dataset('imagefolder', data_dir='.', "
+        "split='train')\""
+    ),
     holds_attributes=True,
     write=write_imagefolder,
 )

@@ -39,17 +39,19 @@ def write_label_studio(export: ExportSet, folder: Path) -> Written:
         for c in export.categories
     )
     config = (
-        f'<View>\n  <Image name="image" value="$image"/>\n  <BrushLabels name="label" toName="image">\n{labels}  </BrushLabels>\n</View>\n'
+        f'<View>\n  <Image name="image" value="$image"/>\n  <BrushLabels name="label" toName="image">\n{labels} '
+        " </BrushLabels>\n</View>\n"
     )
     write_text(folder / "label_config.xml", config)
     return Written(paths=paths, num_instances=export.num_instances, remarks=remarks)
 
 
 def pack_mask(mask: NDArray[np.bool_]) -> list[int]:
-    """Return a mask [H,W] in rle-pack (thi.ng/umbrella): RGBA, row by row, all channels 255 on the mask and 0 elsewhere.
+    """Return a mask [H,W] in rle-pack (thi.ng/umbrella): RGBA, row by row, all channels 255 on the mask and 0
+    elsewhere.
 
-    The bits: number of values (32), bits of a value less 1 (5), four sizes less 1 (4 each); then for each run 1 (a run of
-    one value), which size (2), its length less 1, and the value (8).
+    The bits: number of values (32), bits of a value less 1 (5), four sizes less 1 (4 each); then for each run 1 (a run
+    of one value), which size (2), its length less 1, and the value (8).
     """
     flat = mask.reshape(-1)
     changes = np.flatnonzero(np.diff(flat)) + 1
@@ -71,11 +73,7 @@ def _task(export: ExportSet, image: ExportImage, number: int) -> dict[str, Any]:
     regions = [_region(export, image, instance, place) for place, instance in enumerate(image.instances, start=1)]
     return {
         "id": number,
-        "data": {
-            "image": f"/data/local-files/?d=images/{image.name}",
-            **image.attributes,
-            **image.origin,
-        },
+        "data": {"image": f"/data/local-files/?d=images/{image.name}", **image.attributes, **image.origin},
         "annotations": [{"result": regions, "was_cancelled": False, "ground_truth": False}],
     }
 

@@ -30,7 +30,10 @@ def write_masks(export: ExportSet, folder: Path) -> Written:
     for image in export.images:
         values, _ = paint(image.size_hw, [(instance.category_id, instance) for instance in image.instances])
         # overlaps within a class lose nothing
-        per_class = [paint(image.size_hw, [(1, i) for i in image.instances if i.category_id == c.id])[0] for c in export.categories]
+        per_class = [
+            paint(image.size_hw, [(1, i) for i in image.instances if i.category_id == c.id])[0]
+            for c in export.categories
+        ]
         twice_px = int(sum(int((mask > 0).sum()) for mask in per_class)) - int((values > 0).sum())
         values = values if len(export.categories) > 255 else values.astype(np.uint8)
         save_png(folder / "masks" / f"{image.stem}.png", values)

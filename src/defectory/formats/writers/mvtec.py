@@ -30,7 +30,9 @@ def write_mvtec(export: ExportSet, folder: Path) -> Written:
     for category_id, name in names.items():
         if is_good(name):
             names[category_id] = f"defect {name}"
-            told.append(f"class '{name}' lies in folders called '{names[category_id]}', since '{name}' means free of defects")
+            told.append(
+                f"class '{name}' lies in folders called '{names[category_id]}', since '{name}' means free of defects"
+            )
     combined = COMBINED if COMBINED not in {name.casefold() for name in names.values()} else f"{COMBINED} classes"
     (folder / "train" / "good").mkdir(parents=True)
     paths: dict[str, str] = {}
@@ -48,7 +50,9 @@ def write_mvtec(export: ExportSet, folder: Path) -> Written:
             mask = joined(image.instances).astype(np.uint8) * 255
             save_png(folder / "ground_truth" / kind / f"{image.stem}_mask.png", mask)
     if num_combined:
-        told.append(f"{num_combined} images of several classes lie in {combined}/, whose masks do not tell the classes apart")
+        told.append(
+            f"{num_combined} images of several classes lie in {combined}/, whose masks do not tell the classes apart"
+        )
     return Written(paths=paths, num_instances=export.num_instances, remarks=(*remarks, *of_names, *told))
 
 
@@ -60,7 +64,10 @@ MVTEC = Writer(
         "test/<class>/: images with defects, for training as all else here: the name is MVTec AD's",
         "ground_truth/<class>/: a mask of 0 and 255 for each of them",
     ),
-    reader=("python -c \"from datumaro.components.dataset import Dataset; data = Dataset.import_from('.', 'mvtec_segmentation')\""),
+    reader=(
+        "python -c \"from datumaro.components.dataset import Dataset; data = Dataset.import_from('.', "
+        "'mvtec_segmentation')\""
+    ),
     holds_attributes=False,
     write=write_mvtec,
 )

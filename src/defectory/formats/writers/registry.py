@@ -19,7 +19,8 @@ from defectory.formats.writers.yolo import YOLO
 from defectory.run import write_text
 
 WRITERS = {
-    writer.name: writer for writer in (COCO, COCO_POLYGONS, YOLO, VOC, MASKS, MVTEC, LABELME, CVAT, LABEL_STUDIO, FIFTYONE, IMAGEFOLDER)
+    writer.name: writer
+    for writer in (COCO, COCO_POLYGONS, YOLO, VOC, MASKS, MVTEC, LABELME, CVAT, LABEL_STUDIO, FIFTYONE, IMAGEFOLDER)
 }
 TABLE_NAME, README_NAME = "synthetic.csv", "README.txt"
 

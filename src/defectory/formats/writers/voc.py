@@ -40,7 +40,9 @@ def write_voc(export: ExportSet, folder: Path) -> Written:
         ConfigError: more classes than an 8-bit mask has values.
     """
     if len(export.categories) > MAX_VALUE:
-        raise ConfigError("option --format", f"voc holds at most {MAX_VALUE} classes, these are {len(export.categories)}", "give coco")
+        raise ConfigError(
+            "option --format", f"voc holds at most {MAX_VALUE} classes, these are {len(export.categories)}", "give coco"
+        )
     export, remarks = without_crowds(without_empty(export))
     paths = save_images(export, folder, "JPEGImages")
     for name in ("SegmentationClass", "SegmentationObject", "Annotations", "ImageSets/Segmentation"):
@@ -53,7 +55,9 @@ def write_voc(export: ExportSet, folder: Path) -> Written:
         write_bytes(folder / "SegmentationObject" / f"{image.stem}.png", palette_png(_dense(objects)))
         write_text(folder / "Annotations" / f"{image.stem}.xml", _xml(export, image))
         covered_px, num_covered = covered_px + twice_px, num_covered + (twice_px > 0)
-    write_text(folder / "ImageSets" / "Segmentation" / "train.txt", "".join(f"{image.stem}\n" for image in export.images))
+    write_text(
+        folder / "ImageSets" / "Segmentation" / "train.txt", "".join(f"{image.stem}\n" for image in export.images)
+    )
     names, of_names = listed_names(export)
     colours = [
         "background:0,0,0::",
@@ -68,7 +72,9 @@ def write_voc(export: ExportSet, folder: Path) -> Written:
 
 
 def voc_colour(value: int) -> Rgb:
-    """Return VOC's colour of a mask value: its bits go to red, green and blue by turns, the lowest to the highest bit."""
+    """Return VOC's colour of a mask value: its bits go to red, green and blue by turns, the lowest to the highest
+    bit.
+    """
     colour = [0, 0, 0]
     for place in range(8):
         for channel in range(3):
@@ -132,7 +138,10 @@ VOC = Writer(
         "labelmap.txt: the colours of the classes",
         "Annotations/: boxes; ImageSets/Segmentation/train.txt: the list of images",
     ),
-    reader=("python -c \"import supervision as sv; data = sv.DetectionDataset.from_pascal_voc('JPEGImages', 'Annotations')\""),
+    reader=(
+        "python -c \"import supervision as sv; data = sv.DetectionDataset.from_pascal_voc('JPEGImages', "
+        "'Annotations')\""
+    ),
     holds_attributes=False,
     write=write_voc,
 )

@@ -21,8 +21,8 @@ DIGITS = 7
 def write_yolo(export: ExportSet, folder: Path) -> Written:
     """Write images and labels; an image that is free of defects has an empty label file.
 
-    YOLO has one outline for an instance. Parts that lie close together are joined to one. Where readers that draw outlines
-    would see a line between parts, each part is written as an instance of its own.
+    YOLO has one outline for an instance. Parts that lie close together are joined to one. Where readers that draw
+    outlines would see a line between parts, each part is written as an instance of its own.
     """
     export, remarks = without_crowds(without_empty(export))
     paths = save_images(export, folder, "images/train")
