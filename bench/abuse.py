@@ -50,8 +50,8 @@ def module_of(name: str, path: Path) -> ModuleType:
 
 def make_project(folder: Path) -> None:
     """A source, a base, a project file and a user's own files beside them."""
+    from defectory.config.template import project_template
     from defectory.procedural.borescope import write_dataset
-    from defectory.recipes.template import project_template
 
     tiny = module_of("tiny_base", TESTS / "conftest.py")
     settings = module_of("tiny_project", TESTS / "pipeline" / "conftest.py")

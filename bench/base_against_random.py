@@ -40,24 +40,24 @@ from scipy.ndimage import gaussian_filter
 from transformers import CLIPTextModel
 
 from defectory.concept.dreambooth import learn_concept
-from defectory.engine.base.known import resolve_base
-from defectory.engine.base.load import load_base
-from defectory.engine.base.prompts import class_prompt, condition_prompt
-from defectory.engine.base.save import save_base_like
+from defectory.config.project import ProjectConfig
+from defectory.config.resolve import resolve
+from defectory.engine.backbones.known import resolve_base
+from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.prompts import class_prompt, condition_prompt
+from defectory.engine.backbones.save import save_base_like
 from defectory.engine.features.encoder import embed_images, load_encoder
 from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.data import TrainingTile
 from defectory.evaluation.image_metrics import kid
+from defectory.files import write_json
 from defectory.imageio import load_rgb, save_png
 from defectory.pipeline.generate_stages import phase_tiles
 from defectory.pipeline.run import SAMPLER_RULES, run_project
 from defectory.pipeline.stage import Project
 from defectory.pipeline.training import device_of
 from defectory.pipeline.values import dataset_of, spread, tileset_of
-from defectory.recipes.project import ProjectConfig
-from defectory.recipes.resolve import resolve
-from defectory.run import write_json
 from defectory.synthesis.grain import add_grain
 
 Features = NDArray[np.float64]

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 
 from defectory.cli.options import open_project
-from defectory.engine.base.known import resolve_base
-from defectory.engine.base.load import load_base
+from defectory.engine.backbones.known import resolve_base
+from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.imageio import load_rgb
 from defectory.pipeline.curate_stage import checker_of

@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.config.resolve import resolve
 from defectory.drawing import contact_sheet, draw_outlines
+from defectory.files import write_json
 from defectory.formats.coco import load_coco
 from defectory.imageio import load_rgb, save_jpeg, save_png
 from defectory.pipeline.mask_check import review_masks
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project, StageEnded
-from defectory.recipes.resolve import resolve
 from defectory.rle import decode
-from defectory.run import write_json
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "topology": ("drivers.kind=topology",),

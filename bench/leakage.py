@@ -11,11 +11,11 @@ import argparse
 import json
 from pathlib import Path
 
+from defectory.config.resolve import resolve
+from defectory.files import write_json
 from defectory.pipeline.driver_check import leakage_of
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project, StageEnded
-from defectory.recipes.resolve import resolve
-from defectory.run import write_json
 
 
 def main() -> None:

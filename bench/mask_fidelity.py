@@ -36,10 +36,10 @@ from defectory.dataset.importer import import_dataset
 from defectory.dataset.tiles import cut_tiles, finished
 from defectory.engine.training.noise import generator_of
 from defectory.engine.training.optimizer import NamedOptimizer
+from defectory.files import write_json
 from defectory.imageio import load_rgb
 from defectory.procedural.borescope import write_dataset
 from defectory.rle import decode
-from defectory.run import write_json
 from defectory.synthesis.full import draft_paths
 
 Image = NDArray[np.uint8]

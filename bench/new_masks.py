@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, spearmanr
 
+from defectory.config.resolve import resolve
 from defectory.geometry import width_px
 from defectory.masks.canvas import on_canvas
 from defectory.masks.diffusion import MAX_COPY_IOU, branches_of
@@ -32,7 +33,6 @@ from defectory.pipeline.mask_check import bank_from_train
 from defectory.pipeline.mask_model import mask_diffusion_of
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
-from defectory.recipes.resolve import resolve
 from defectory.rle import decode
 
 Mask = NDArray[np.bool_]

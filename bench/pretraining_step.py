@@ -23,7 +23,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from defectory.engine.base.load import embedded_folder, load_base
+from defectory.engine.backbones.load import embedded_folder, load_base
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.optimizer import NamedOptimizer

@@ -18,8 +18,8 @@ import torch
 from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
-from defectory.engine.base.known import resolve_base
-from defectory.engine.base.load import load_base
+from defectory.engine.backbones.known import resolve_base
+from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.evaluation.contrast import defect_contrast
 from defectory.imageio import load_rgb

@@ -13,10 +13,10 @@ import json
 import statistics
 from pathlib import Path
 
+from defectory.config.resolve import resolve
+from defectory.files import write_json
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project, StageEnded
-from defectory.recipes.resolve import resolve
-from defectory.run import write_json
 
 
 def scores_from(

@@ -12,10 +12,10 @@ import shutil
 import time
 from pathlib import Path
 
+from defectory.config.resolve import resolve
 from defectory.memory import PeakMemory
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project
-from defectory.recipes.resolve import resolve
 
 
 def train(project_file: Path, work: Path, num_processes: int, overrides: list[str]) -> dict[str, object]:

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from defectory.drawing import contact_sheet
-from defectory.engine.base.known import resolve_base
-from defectory.engine.base.load import LoadedModels, load_base
+from defectory.engine.backbones.known import resolve_base
+from defectory.engine.backbones.load import LoadedModels, load_base
 from defectory.engine.sampling.denoise import encode_prompts, for_sampling, sample_noise
 from defectory.engine.tensors import images_to_tensor
 from defectory.imageio import save_png

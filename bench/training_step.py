@@ -20,14 +20,14 @@ from defectory.condition.config import ConditionConfig
 from defectory.condition.control import learn_condition, start_control
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver
-from defectory.engine.base.load import embedded_folder, load_base
-from defectory.engine.base.save import save_base_like
+from defectory.engine.backbones.load import embedded_folder, load_base
+from defectory.engine.backbones.save import save_base_like
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import TrainingTile
 from defectory.engine.training.events import Step
+from defectory.files import digest_folder
 from defectory.procedural.world import render
-from defectory.run import digest_folder
 from timing import seconds_of, step_options
 
 LIMIT = 1.15

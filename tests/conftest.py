@@ -139,7 +139,7 @@ def make_tiny_base(
     pipeline.save_pretrained(folder, safe_serialization=True)
     if with_control:
         control.save_pretrained(folder / "controlnet")
-    from defectory.run import digest_file
+    from defectory.files import digest_file
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     (folder / "digests.json").write_text(

@@ -15,6 +15,7 @@ import pytest
 
 from defectory import folders
 from defectory.errors import InputError, OutputError
+from defectory.files import MARKER_NAME, in_progress
 from defectory.folders import (
     Marker,
     atomic_folder,
@@ -31,7 +32,6 @@ from defectory.folders import (
     write_marker,
 )
 from defectory.imageio import save_jpeg, save_png
-from defectory.run import MARKER_NAME, in_progress
 
 
 def make(path: Path, text: str = "a", *, kind: str = "dataset", addressed: bool = True) -> None:

@@ -18,6 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from defectory.errors import InputError, OutputError
+from defectory.files import (
+    BOOKKEEPING,
+    DRAWN_NAME,
+    MARKER_NAME,
+    absolute,
+    digest_file,
+    fsync_folder,
+    in_progress,
+    reason_of,
+    unfinished_folder_of,
+)
 from defectory.lock import is_alive, process_identity, start_of
 from defectory.marker import (
     Marker,
@@ -31,17 +42,6 @@ from defectory.marker import (
     require_unchanged,
     sync_tree,
     write_marker,
-)
-from defectory.run import (
-    BOOKKEEPING,
-    DRAWN_NAME,
-    MARKER_NAME,
-    absolute,
-    digest_file,
-    fsync_folder,
-    in_progress,
-    reason_of,
-    unfinished_folder_of,
 )
 
 WORK_NAME = ".work"

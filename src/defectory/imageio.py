@@ -17,10 +17,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from defectory.errors import ImageError
+from defectory.files import write_bytes
 from defectory.imagefile import MAX_PIXELS as MAX_PIXELS
 from defectory.imagefile import Decoded, decode, file_state, read_header
 from defectory.imagefile import looks_like_image as looks_like_image
-from defectory.run import write_bytes
 from defectory.terminal import printable
 from defectory.tiff import encode_tiff
 from defectory.valuerange import (

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from defectory.errors import OutputError
-from defectory.run import MARKER_NAME, canonical_json, digest_file, fsync_folder, write_json
+from defectory.files import MARKER_NAME, canonical_json, digest_file, fsync_folder, write_json
 
 VERSION = 1
 NUM_THREADS = 8

@@ -12,11 +12,11 @@ from defectory.artifacts.weights import Concept
 from defectory.concept.config import ConceptConfig
 from defectory.concept.dreambooth import learn_concept
 from defectory.concept.prior import class_latents
-from defectory.engine.base.load import load_base
+from defectory.engine.backbones.load import load_base
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.events import Finished, Preparing, Started, Step, Validated
 from defectory.errors import InputError
-from defectory.run import digest_file, digest_folder
+from defectory.files import digest_file, digest_folder
 
 Tiles = Callable[..., list[Any]]
 TRAINING = TrainingConfig(

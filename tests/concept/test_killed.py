@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from defectory.run import MARKER_NAME, digest_file
+from defectory.files import MARKER_NAME, digest_file
 
 
 def outcome(out: Path) -> dict[str, str]:

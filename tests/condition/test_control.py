@@ -11,12 +11,12 @@ import torch
 from defectory.artifacts.weights import Concept, Control
 from defectory.condition.config import ConditionConfig
 from defectory.condition.control import learn_condition, start_control
-from defectory.engine.base.load import load_base, load_controlnet
-from defectory.engine.base.save import save_base_like
+from defectory.engine.backbones.load import load_base, load_controlnet
+from defectory.engine.backbones.save import save_base_like
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.events import Finished, Started, Step, Validated
 from defectory.errors import InputError, WeightsError
-from defectory.run import digest_file, digest_folder
+from defectory.files import digest_file, digest_folder
 
 Tiles = Callable[..., list[Any]]
 TRAINING = TrainingConfig(

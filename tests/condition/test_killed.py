@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from defectory.artifacts.weights import Concept
-from defectory.engine.base.save import save_base_like
-from defectory.run import MARKER_NAME, digest_file, digest_folder
+from defectory.engine.backbones.save import save_base_like
+from defectory.files import MARKER_NAME, digest_file, digest_folder
 
 
 def outcome(out: Path) -> dict[str, str]:

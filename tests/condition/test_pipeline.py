@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from defectory.condition.control import finalize_pipeline
-from defectory.engine.base.save import save_base_like
-from defectory.run import digest_folder
+from defectory.engine.backbones.save import save_base_like
+from defectory.files import digest_folder
 
 
 def test_finished_pipeline_draws_in_plain_diffusers(tiny_base_folder: Path, tmp_path: Path) -> None:

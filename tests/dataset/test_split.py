@@ -19,9 +19,9 @@ from defectory.artifacts.split import Split
 from defectory.dataset.config import SplitConfig
 from defectory.dataset.split import MAX_TOLD, make_split
 from defectory.errors import ConfigError, InputError
+from defectory.files import digest_file
 from defectory.imageio import save_png
 from defectory.rle import encode
-from defectory.run import digest_file
 
 SIZE_HW = (60, 84)
 MASK = np.zeros(SIZE_HW, bool)

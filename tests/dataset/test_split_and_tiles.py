@@ -11,9 +11,9 @@ from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.dataset.config import SplitConfig
 from defectory.dataset.split import make_split
 from defectory.errors import FirewallError
+from defectory.files import digest_file
 from defectory.imageio import load_rgb, save_png
 from defectory.rle import encode
-from defectory.run import digest_file
 
 SIZE_HW = (64, 96)
 

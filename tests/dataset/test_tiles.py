@@ -15,10 +15,10 @@ from defectory.dataset.config import TilingConfig
 from defectory.dataset.tile_plan import plan_cuts
 from defectory.dataset.tiles import choose_tiling, cut_tiles, finished
 from defectory.errors import ConfigError, FirewallError, ImageError, StageError
+from defectory.files import digest_file
 from defectory.geometry import is_thinner, resize_crop, resize_mask, width_px
 from defectory.imageio import ValueRange, load_rgb, save_png
 from defectory.rle import decode, decode_crop, encode
-from defectory.run import digest_file
 
 SIZE_HW = (64, 96)
 

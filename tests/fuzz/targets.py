@@ -145,7 +145,7 @@ def require_line(error: Exception) -> None:
 
 def project(root: Path) -> Path:
     """A project file with a value in many sections."""
-    from defectory.recipes.template import project_template
+    from defectory.config.template import project_template
 
     values: dict[str, Any] = {
         "name": "parts",
@@ -159,7 +159,7 @@ def project(root: Path) -> Path:
 
 def read_project(path: Path, rng: random.Random) -> None:
     """Resolve a project file with drawn overrides and environment."""
-    from defectory.recipes.resolve import defaults, resolve
+    from defectory.config.resolve import defaults, resolve
 
     keys = [*defaults(), "data", "x", "", "split.", ".split", "split.x.y"]
     overrides = [
@@ -197,7 +197,7 @@ def values(root: Path) -> Path:
     )
     from defectory.artifacts.split import Split
     from defectory.artifacts.tiles import Tile, TileInstance, TileSet, Tiling
-    from defectory.run import finish_stage
+    from defectory.files import finish_stage
 
     data = sets.defectory(root)
     dataset = Dataset.load(data / MANIFEST)
@@ -264,8 +264,8 @@ def read_values(root: Path, rng: random.Random) -> None:
     from defectory.artifacts.value import Value
     from defectory.dataset.check import check_dataset, write_contact_sheet
     from defectory.errors import DefectoryError
+    from defectory.files import read_manifest
     from defectory.folders import is_ours, read_marker
-    from defectory.run import read_manifest
 
     kinds: dict[str, type[Value]] = {
         "split.json": Split,
@@ -297,7 +297,7 @@ def base(root: Path) -> Path:
     """A base folder with the embedded base's settings and tokenizer, and weights of a few bytes."""
     from safetensors.numpy import save_file
 
-    from defectory.engine.base.known import resolve_base
+    from defectory.engine.backbones.known import resolve_base
 
     source = resolve_base("embedded")
     for path in sorted(source.rglob("*.json")):
@@ -316,7 +316,7 @@ def base(root: Path) -> Path:
 
 def verify_base(root: Path, rng: random.Random) -> None:
     """Verify the base."""
-    from defectory.engine.base.verify import verify
+    from defectory.engine.backbones.verify import verify
 
     verify(root)
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from defectory.config.resolve import resolve
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project, StageEnded
 from defectory.procedural.borescope import write_dataset
-from defectory.recipes.resolve import resolve
 
 TINY_SIZE_HW = (64, 88)
 

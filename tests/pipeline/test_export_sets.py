@@ -15,7 +15,9 @@ from typer.testing import CliRunner
 
 from defectory.artifacts.dataset import image_path
 from defectory.cli.main import app
+from defectory.config.template import project_template
 from defectory.errors import ConfigError, FirewallError, OutputError, StageError
+from defectory.files import digest_file
 from defectory.folders import is_ours
 from defectory.formats.raw import LoadOptions
 from defectory.formats.registry import load
@@ -25,9 +27,7 @@ from defectory.pipeline import export_sets
 from defectory.pipeline.export_sets import default_form, export_project
 from defectory.pipeline.stage import Project, StageEnded
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
-from defectory.recipes.template import project_template
 from defectory.rle import decode
-from defectory.run import digest_file
 
 Open = Callable[..., Project]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]

@@ -20,7 +20,7 @@ torch.set_num_threads(1)
 from defectory.pipeline import judge_stages
 from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Project
-from defectory.recipes.resolve import resolve
+from defectory.config.resolve import resolve
 import defectory.concept.dreambooth, defectory.condition.control
 import defectory.synthesis.full, defectory.segmentation.training
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from defectory.errors import ConfigError, WeightsError
+from defectory.files import digest_file
 from defectory.masks.diffusion import MODEL_FILE
 from defectory.pipeline.generate_stages import plan_of
 from defectory.pipeline.mask_preview import preview_masks
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project, StageEnded
-from defectory.run import digest_file
 
 Opened = Callable[..., Project]
 Run = tuple[Path, dict[str, Any], list[StageEnded]]

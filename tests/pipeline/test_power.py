@@ -52,7 +52,7 @@ import torch
 torch.set_num_threads(1)
 from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Project
-from defectory.recipes.resolve import resolve
+from defectory.config.resolve import resolve
 
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
 config = resolve(project=settings, overrides=("segmentation.num_processes=1",)).config

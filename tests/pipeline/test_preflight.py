@@ -15,6 +15,7 @@ import pytest
 from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
+from defectory.config.resolve import resolve
 from defectory.errors import InputError
 from defectory.imageio import save_png
 from defectory.pipeline import preflight
@@ -23,7 +24,6 @@ from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Notice, Project
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
 from defectory.procedural.borescope import write_dataset
-from defectory.recipes.resolve import resolve
 
 SIZE_HW = (64, 88)
 

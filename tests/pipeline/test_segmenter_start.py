@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from defectory.engine.features.encoder import ConvEncoder, save_encoder
+from defectory.files import digest_folder
 from defectory.pipeline.segmenter_start import run_segmenter_start
 from defectory.pipeline.stage import Progress, StageEnded
 from defectory.pretraining.config import PretrainConfig
-from defectory.run import digest_folder
 from defectory.segmentation.models import build_segmenter
 from defectory.segmentation.start import apply_start
 

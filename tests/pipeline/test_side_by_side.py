@@ -17,11 +17,11 @@ import pytest
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.errors import FirewallError, StageError
+from defectory.files import digest_file, digest_json, read_manifest
 from defectory.folders import record_files
 from defectory.pipeline import run as run_module
 from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Progress, Project, StageEnded
-from defectory.run import digest_file, digest_json, read_manifest
 
 Open = Callable[..., Project]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -31,7 +31,7 @@ import json, sys
 from pathlib import Path
 from defectory.pipeline.run import run_project
 from defectory.pipeline.stage import Project
-from defectory.recipes.resolve import resolve
+from defectory.config.resolve import resolve
 
 folder, settings, override = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3]
 config = resolve(project=settings, overrides=[override]).config

@@ -18,8 +18,10 @@ from safetensors.torch import load_file
 
 from defectory import folders
 from defectory.cli.main import app
-from defectory.engine.base import known
+from defectory.config.template import project_template
+from defectory.engine.backbones import known
 from defectory.errors import InputError, OutputError, StageError, WeightsError
+from defectory.files import MARKER_NAME, digest_file, read_manifest
 from defectory.folders import WORK_NAME, claim_folder, is_ours
 from defectory.pipeline import run as run_module
 from defectory.pipeline.curate_stage import prior_images
@@ -27,8 +29,6 @@ from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Event, MissingSource, Notice, Progress, Project, Stage, StageEnded
 from defectory.pipeline.values import source_listing
 from defectory.pipeline.verify import verify_run, verify_stage
-from defectory.recipes.template import project_template
-from defectory.run import MARKER_NAME, digest_file, read_manifest
 
 Open = Callable[..., Project]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]

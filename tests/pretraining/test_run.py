@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
-from defectory.engine.base.load import load_base
+from defectory.engine.backbones.load import load_base
 from defectory.engine.features.encoder import EMBEDDED_NAME, load_encoder
 from defectory.errors import StageError
+from defectory.files import digest_file, digest_folder
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.loop import PretrainEvent
 from defectory.pretraining.run import pretrain
-from defectory.run import digest_file, digest_folder
 
 Made = tuple[Path, list[PretrainEvent]]
 

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from defectory.engine.base.verify import verify
+from defectory.engine.backbones.verify import verify
+from defectory.files import digest_folder
 from defectory.pretraining.config import PretrainConfig, StageConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.run import pretrain
 from defectory.pretraining.vae import draw_crops, pixel_weight, reconstruction_loss
-from defectory.run import digest_folder
 
 
 def tiny_config(**changes: Any) -> PretrainConfig:

@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from defectory.engine.base.load import load_base
-from defectory.engine.base.save import write_digests
-from defectory.engine.base.verify import verify
+from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.save import write_digests
+from defectory.engine.backbones.verify import verify
 from defectory.errors import ConfigError, OutputError, StageError
+from defectory.files import digest_folder, write_json
 from defectory.imageio import load_rgb
 from defectory.pretraining.config import PretrainConfig, StageConfig, WordConfig
 from defectory.pretraining.run import pretrain
 from defectory.pretraining.text import RESERVED_WORDS
 from defectory.pretraining.word import TaughtWord, least_used_directions, teach_word, texts_without
 from defectory.procedural.world import render
-from defectory.run import digest_folder, write_json
 
 WORD = "crack"
 STAGE = StageConfig(num_steps=6, batch_size=4, learning_rate=0.05, warmup_steps=1, weight_decay=0.0, checkpoint_every=2)

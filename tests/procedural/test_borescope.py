@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from defectory.files import digest_folder
 from defectory.imageio import load_rgb
 from defectory.procedural.borescope import (
     CLASSES,
@@ -17,7 +18,6 @@ from defectory.procedural.borescope import (
     render_pair,
     write_dataset,
 )
-from defectory.run import digest_folder
 
 
 @pytest.fixture(scope="module")

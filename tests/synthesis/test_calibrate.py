@@ -7,7 +7,7 @@ import pytest
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.calibration import ClassCalibration
-from defectory.engine.base.load import LoadedModels, load_base
+from defectory.engine.backbones.load import LoadedModels, load_base
 from defectory.synthesis.calibrate import (
     BOUNDS,
     LEVELS,

@@ -10,9 +10,9 @@ import pytest
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Decision, Decisions, Fidelity, Job, MaskSource, Plan
+from defectory.files import digest_file
 from defectory.imageio import load_rgb, save_png
 from defectory.rle import encode
-from defectory.run import digest_file
 from defectory.synthesis.export import export_synthetic
 from defectory.synthesis.full import draft_paths
 

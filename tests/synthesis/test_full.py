@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Job, Plan
-from defectory.engine.base.load import LoadedModels, load_base
+from defectory.engine.backbones.load import LoadedModels, load_base
+from defectory.files import digest_folder
 from defectory.imageio import load_rgb
 from defectory.rle import decode, encode
-from defectory.run import digest_folder
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.full import DraftInput, batches_of, draft_paths, synthesize
 
@@ -190,7 +190,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
         f"""
         import numpy as np
         from defectory.artifacts.plan import Plan
-        from defectory.engine.base.load import load_base
+        from defectory.engine.backbones.load import load_base
         from defectory.rle import decode
         from defectory.synthesis.config import SynthesisConfig
         from defectory.synthesis.full import DraftInput, synthesize

@@ -12,7 +12,7 @@ from pydantic import ModelWrapValidatorHandler, model_validator
 from defectory.artifacts.dataset import Dataset
 from defectory.artifacts.value import Value
 from defectory.errors import FirewallError, InputError
-from defectory.run import write_json
+from defectory.files import write_json
 
 MAX_NAMED = 5
 """Ids that a message names."""

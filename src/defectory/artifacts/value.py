@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from defectory.errors import InputError
-from defectory.run import digest_json, reason_of, write_json
+from defectory.files import digest_json, reason_of, write_json
 
 
 class Value(BaseModel):

@@ -141,8 +141,8 @@ def tune(
     from dataclasses import asdict
 
     from defectory.cli.show import say_json, show_events
+    from defectory.files import write_json
     from defectory.pipeline.driver_check import tune_drivers
-    from defectory.run import write_json
 
     project = open_project(config, overrides=override)
     found: list[Candidate] = []

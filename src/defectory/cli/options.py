@@ -59,10 +59,10 @@ def open_project(
         OutputError: the run folder cannot be written.
     """
     from defectory import __version__
-    from defectory.engine.base.known import is_known
+    from defectory.config.resolve import resolve
+    from defectory.engine.backbones.known import is_known
     from defectory.errors import ConfigError
     from defectory.pipeline.stage import Project
-    from defectory.recipes.resolve import resolve
 
     resolved = resolve(project_file=file, preset=preset, **layers_of(overrides, seed=seed, device=device))
     try:
@@ -78,7 +78,7 @@ def open_project(
         from defectory.pipeline.run import claim_run
 
         if Path(resolved.config.base).is_dir():
-            from defectory.engine.base.verify import verify_layout
+            from defectory.engine.backbones.verify import verify_layout
 
             # of another family, or torn: told before anything is written; one that is not there at present may not be
             # needed

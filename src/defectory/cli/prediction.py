@@ -39,10 +39,10 @@ def predict_files(
     """
     from defectory.errors import ImageError
     from defectory.filenames import file_name_of
+    from defectory.files import write_json
     from defectory.folders import atomic_folder, require_replaceable
     from defectory.formats.raw import Sieve
     from defectory.imageio import load_image
-    from defectory.run import write_json
     from defectory.segmentation.predict import coco_results, predict_images, write_overlay
     from defectory.segmentation.training import load_segmenter, score_threshold_of, value_range_of
 

@@ -63,9 +63,9 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Do all of it on a procedural borescope data set: data, both phases, synthesis, curation, segmenters, report."""
+    from defectory.config.demo import demo_project, write_demo
+    from defectory.config.resolve import resolve
     from defectory.folders import require_claimable
-    from defectory.recipes.demo import demo_project, write_demo
-    from defectory.recipes.resolve import resolve
 
     preset = "demo-full" if full else "demo"
     out = out or Path("runs") / preset
@@ -92,12 +92,12 @@ def init(
 ) -> None:
     """Write a commented project file with every setting."""
     from defectory.cli.show import say
+    from defectory.config.presets import PRESETS
+    from defectory.config.resolve import resolve
+    from defectory.config.template import project_template
     from defectory.errors import ConfigError
     from defectory.filenames import file_name_of
-    from defectory.recipes.presets import PRESETS
-    from defectory.recipes.resolve import resolve
-    from defectory.recipes.template import project_template
-    from defectory.run import write_text
+    from defectory.files import write_text
     from defectory.terminal import printable
 
     if preset is not None and preset not in PRESETS:
@@ -134,8 +134,8 @@ def _require_project_file(file: Path) -> None:
     """Refuse to replace, even with --force, what is no project file: a mistyped name must not cost a photo or a
     table.
     """
+    from defectory.config.resolve import read_project_file
     from defectory.errors import ConfigError
-    from defectory.recipes.resolve import read_project_file
 
     if file.is_symlink():
         raise ConfigError(file, "is a link", "name the file itself")

@@ -30,7 +30,7 @@ def _base() -> None:
 def list_bases() -> None:
     """List the bases known by name."""
     from defectory.cli.show import say, show_table
-    from defectory.engine.base.known import KNOWN_BASES
+    from defectory.engine.backbones.known import KNOWN_BASES
 
     show_table(
         "Known bases",
@@ -45,8 +45,8 @@ def verify_base(
 ) -> None:
     """Check that a base is whole and of a family that is supported: parts, safetensors, tokenizer, digests."""
     from defectory.cli.show import say
-    from defectory.engine.base.known import resolve_base
-    from defectory.engine.base.verify import verify
+    from defectory.engine.backbones.known import resolve_base
+    from defectory.engine.backbones.verify import verify
 
     folder = resolve_base(name_or_path)
     facts = verify(folder)
@@ -68,7 +68,7 @@ def score_base(
     to images?
     """
     from defectory.cli.show import say, show_events
-    from defectory.engine.base.known import resolve_base
+    from defectory.engine.backbones.known import resolve_base
     from defectory.folders import require_claimable
     from defectory.pipeline.pretrain import run_score, score_config
 
@@ -141,7 +141,7 @@ def teach_base(
     044).
     """
     from defectory.cli.show import say, show_events
-    from defectory.engine.base.known import resolve_base
+    from defectory.engine.backbones.known import resolve_base
     from defectory.folders import require_claimable, require_replaceable
     from defectory.pipeline.pretrain import run_teach, word_config
 
@@ -178,8 +178,8 @@ def doctor() -> None:
 
     from defectory import __version__
     from defectory.cli.show import show_table
-    from defectory.engine.base.known import embedded_folder
-    from defectory.engine.base.verify import verify
+    from defectory.engine.backbones.known import embedded_folder
+    from defectory.engine.backbones.verify import verify
 
     def version_of(name: str) -> str:
         try:

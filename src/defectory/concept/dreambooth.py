@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from defectory.artifacts.weights import Concept
 from defectory.concept.config import ConceptConfig
 from defectory.concept.prior import CLASS_IMAGES, class_latents
-from defectory.engine.base.load import LoadedModels, load_base
-from defectory.engine.base.prompts import class_prompt, condition_prompt
-from defectory.engine.base.save import save_base_like
+from defectory.engine.backbones.load import LoadedModels, load_base
+from defectory.engine.backbones.prompts import class_prompt, condition_prompt
+from defectory.engine.backbones.save import save_base_like
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
@@ -28,8 +28,8 @@ from defectory.engine.training.held_out import held_out_batches, held_out_indice
 from defectory.engine.training.loop import train
 from defectory.engine.training.loss import Batch, Predict, denoising_errors
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
+from defectory.files import digest_folder, digest_json
 from defectory.folders import remove_leftovers
-from defectory.run import digest_folder, digest_json
 
 
 def learn_concept(

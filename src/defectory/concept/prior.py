@@ -10,13 +10,13 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from defectory.engine.base.load import LoadedModels
-from defectory.engine.base.prompts import class_prompt
+from defectory.engine.backbones.load import LoadedModels
+from defectory.engine.backbones.prompts import class_prompt
 from defectory.engine.training.cache import read_cached, write_cached
 from defectory.engine.training.embeddings import PromptEmbeddings
 from defectory.engine.training.events import Preparing
 from defectory.engine.training.noise import NoiseSchedule, generator_of
-from defectory.run import digest_json
+from defectory.files import digest_json
 
 PIXELS_PER_BATCH = 16 * 128 * 128
 CLASS_IMAGES = "class_images.safetensors"

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from defectory.artifacts.weights import Concept, Control
 from defectory.condition.config import ConditionConfig
-from defectory.engine.base.load import LoadedModels, load_base, load_controlnet
-from defectory.engine.base.prompts import condition_prompt
-from defectory.engine.base.save import save_model, save_pipeline
+from defectory.engine.backbones.load import LoadedModels, load_base, load_controlnet
+from defectory.engine.backbones.prompts import condition_prompt
+from defectory.engine.backbones.save import save_model, save_pipeline
 from defectory.engine.tensors import drivers_to_tensor
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRecipe, prepare_variants
@@ -31,8 +31,8 @@ from defectory.engine.training.loop import train
 from defectory.engine.training.loss import Batch, Predict, denoising_errors
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.errors import InputError, WeightsError
+from defectory.files import digest_folder, digest_json
 from defectory.folders import atomic_folder, remove_leftovers
-from defectory.run import digest_folder, digest_json
 
 
 def learn_condition(

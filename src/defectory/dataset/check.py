@@ -15,10 +15,10 @@ from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.artifacts.value import Value
 from defectory.drawing import contact_sheet, draw_outlines, fitted_size_hw
 from defectory.errors import ImageError, InputError
+from defectory.files import digest_file, reason_of
 from defectory.geometry import resize_crop
 from defectory.imageio import ValueRange, load_rgb, save_png
 from defectory.rle import Rle, area_px, decode_crop
-from defectory.run import digest_file, reason_of
 from defectory.terminal import printable
 
 OUTLINE = (255, 40, 40)

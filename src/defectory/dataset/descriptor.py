@@ -20,8 +20,8 @@ from safetensors.numpy import save
 
 from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.errors import InputError
+from defectory.files import write_bytes
 from defectory.imageio import load_rgb
-from defectory.run import write_bytes
 
 SIDE_PX = 256
 """Geometric mean of the sides of the copy that features are found in: copies of other sizes come to one size."""

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.errors import AnnotationError
+from defectory.files import write_json
 from defectory.formats.coco_schema import CocoAnnotation, CocoFile, CocoImage, read_coco, segmentation_rle
 from defectory.formats.fields import shortened
 from defectory.formats.imagefinder import ANNOTATION_FOLDERS, ImageFinder, choose_root, unlisted_images
@@ -35,7 +36,6 @@ from defectory.formats.raw import (
 )
 from defectory.formats.registry import Format
 from defectory.rle import area_px, box_of
-from defectory.run import write_json
 from defectory.textfile import sniff_text
 
 KNOWN_NAMES = (

@@ -14,9 +14,9 @@ from typing import Literal, TypeVar
 from PIL import Image
 
 from defectory.errors import AnnotationError, ImageError, InputError
+from defectory.files import MARKER_NAME
 from defectory.imageio import IMAGE_SUFFIXES, image_size_hw
 from defectory.rle import Rle
-from defectory.run import MARKER_NAME
 
 T = TypeVar("T")
 Part = Literal["train", "val", "test"]

@@ -30,12 +30,12 @@ from defectory.engine.training.events import Finished, TrainingEvent
 from defectory.engine.training.loop import train
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.errors import WeightsError
+from defectory.files import digest_file, digest_json
 from defectory.masks.canvas import SIDE_PX, from_canvas, on_canvas
 from defectory.masks.config import MaskConfig
 from defectory.masks.generate import at_quantile
 from defectory.masks.perturb import cropped, perturb, size_of
 from defectory.masks.shapes import LineShape, measure
-from defectory.run import digest_file, digest_json
 
 Mask = NDArray[np.bool_]
 MODEL_FILE = "model.safetensors"

@@ -127,7 +127,7 @@ def prior_images(project: Project) -> list[Any]:
     from safetensors.torch import load_file
 
     from defectory.concept.prior import CLASS_IMAGES
-    from defectory.engine.base.load import load_base
+    from defectory.engine.backbones.load import load_base
     from defectory.engine.tensors import tensor_to_images
 
     file = checked(project, "concept", CLASS_IMAGES)

@@ -14,10 +14,10 @@ from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, describe_
 from defectory.dataset.importer import import_dataset
 from defectory.dataset.split import make_split
 from defectory.dataset.tiles import choose_tiling, cut_tiles
+from defectory.files import write_json
 from defectory.imageio import IMAGE_SUFFIXES
 from defectory.pipeline.stage import Notice, Progress, Project
 from defectory.pipeline.values import dataset_of, source_listing, split_of, tileset_of
-from defectory.run import write_json
 
 
 def import_settings(project: Project) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def base_tile_px(project: Project) -> int:
     """Give the side of the base's native tiles, pixels, without loading it."""
     import json
 
-    from defectory.engine.base.known import resolve_base
+    from defectory.engine.backbones.known import resolve_base
 
     folder = resolve_base(project.config.base)
     sample = int(json.loads((folder / "unet" / "config.json").read_text())["sample_size"])

@@ -18,6 +18,7 @@ from defectory.artifacts.annotation import Instance
 from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.artifacts.tiles import Tile
 from defectory.errors import StageError
+from defectory.files import canonical_json, digest_file, write_text
 from defectory.folders import atomic_folder, require_replaceable
 from defectory.formats.writers.base import ExportImage, ExportSet, Writer, Written
 from defectory.formats.writers.registry import write_export
@@ -30,7 +31,6 @@ from defectory.pipeline.stage import Event, Progress, Project, StageEnded
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
 from defectory.pipeline.verify import Verified, checked
 from defectory.rle import Rle, decode, encode
-from defectory.run import canonical_json, digest_file, write_text
 
 KIND = "export"
 PROVENANCE = "provenance.jsonl"

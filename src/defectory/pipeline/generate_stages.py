@@ -13,8 +13,9 @@ from defectory.artifacts.difficulty import Difficulty
 from defectory.artifacts.plan import Job, MaskBank, MaskBankEntry, Plan
 from defectory.artifacts.tiles import Tile
 from defectory.artifacts.weights import Concept, Control
-from defectory.engine.base.prompts import condition_prompt
+from defectory.engine.backbones.prompts import condition_prompt
 from defectory.evaluation.contrast import contrasts_by_class, defect_contrast
+from defectory.files import digest_json, write_json
 from defectory.imageio import load_rgb
 from defectory.masks.placement import (
     RELATIONS,
@@ -38,7 +39,6 @@ from defectory.pipeline.training import device_of, training_progress
 from defectory.pipeline.values import Mask, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.pipeline.verify import checked
 from defectory.rle import decode, encode
-from defectory.run import digest_json, write_json
 from defectory.surface import solid_pixels
 from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
@@ -82,7 +82,7 @@ def phase_tiles(project: Project) -> tuple[list[Any], list[Any]]:
 def run_concept(project: Project) -> Iterator[Progress | Notice | str]:
     """Phase 1."""
     from defectory.concept.dreambooth import learn_concept
-    from defectory.engine.base.known import resolve_base
+    from defectory.engine.backbones.known import resolve_base
 
     tiles, held_out = phase_tiles(project)
     yield from training_progress(
@@ -335,7 +335,7 @@ def sampling_models(project: Project) -> Any:
     """Load adapted base and control network as they are drawn with."""
     from dataclasses import replace
 
-    from defectory.engine.base.load import load_base, load_controlnet
+    from defectory.engine.backbones.load import load_base, load_controlnet
     from defectory.engine.sampling.denoise import for_sampling
 
     device = device_of(project)

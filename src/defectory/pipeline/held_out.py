@@ -9,11 +9,11 @@ from defectory.artifacts.dataset import image_path
 from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, describe, load_descriptors
 from defectory.dataset.duplicates import copies_of
 from defectory.errors import ImageError
+from defectory.files import digest_file
 from defectory.imageio import load_rgb
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, split_of
 from defectory.pipeline.verify import checked
-from defectory.run import digest_file
 
 
 @dataclass(frozen=True, kw_only=True)

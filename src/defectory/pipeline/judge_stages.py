@@ -17,6 +17,7 @@ from defectory.errors import StageError
 from defectory.evaluation.contrast import score_contrast
 from defectory.evaluation.image_metrics import score_image_sets
 from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
+from defectory.files import write_json
 from defectory.imageio import load_rgb
 from defectory.pipeline.curate_stage import accepted_jobs, decisions_of, fidelity_of
 from defectory.pipeline.folds_stage import segmentation_tiles, training_tiles
@@ -27,7 +28,6 @@ from defectory.pipeline.training import device_of
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
 from defectory.pipeline.verify import checked
 from defectory.rle import decode
-from defectory.run import write_json
 from defectory.segmentation.config import Arm
 
 if TYPE_CHECKING:

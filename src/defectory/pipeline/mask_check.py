@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.plan import MaskBank, MaskBankEntry
 from defectory.drawing import contact_sheet, draw_outlines
 from defectory.errors import AnnotationError, ConfigError
+from defectory.files import digest_file
 from defectory.formats.coco import load_coco
 from defectory.imageio import load_rgb
 from defectory.masks.bank import build_bank
@@ -20,7 +21,6 @@ from defectory.pipeline.held_out import HeldOutImages
 from defectory.pipeline.stage import Project
 from defectory.pipeline.values import dataset_of, source_listing, split_of, spread, tileset_of
 from defectory.rle import decode
-from defectory.run import digest_file
 
 Mask = NDArray[np.bool_]
 SHEET_COLUMNS = 10

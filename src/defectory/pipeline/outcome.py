@@ -11,6 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from defectory.errors import OutputError
+from defectory.files import (
+    BOOKKEEPING,
+    DRAWN_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    digest_file,
+    finish_stage,
+    in_progress,
+    read_manifest,
+    reason_of,
+    write_bytes,
+)
 from defectory.folders import (
     WORK_NAME,
     Marker,
@@ -32,18 +44,6 @@ from defectory.folders import (
 from defectory.lock import process_identity
 from defectory.pipeline.stage import Event, Inputs, Notice, Project, Stage, StageEnded, inputs_of, work_folder
 from defectory.pipeline.verify import Finding, Verified
-from defectory.run import (
-    BOOKKEEPING,
-    DRAWN_NAME,
-    MANIFEST_NAME,
-    MARKER_NAME,
-    digest_file,
-    finish_stage,
-    in_progress,
-    read_manifest,
-    reason_of,
-    write_bytes,
-)
 
 KIND = "stage"
 

@@ -14,8 +14,8 @@ from defectory.artifacts.plan import MaskBankEntry
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Tile, TileSet
 from defectory.drivers.kinds import kind_of
-from defectory.engine.base.known import resolve_base
-from defectory.engine.base.verify import read_json, verify_layout
+from defectory.engine.backbones.known import resolve_base
+from defectory.engine.backbones.verify import read_json, verify_layout
 from defectory.errors import ConfigError, ImageError, InputError, StageError, WeightsError
 from defectory.imageio import load_rgb
 from defectory.masks.bank import build_bank

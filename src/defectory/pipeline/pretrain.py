@@ -36,7 +36,7 @@ C = TypeVar("C", bound=Section)
 
 
 def _with_overrides(config: C, overrides: Sequence[str]) -> C:
-    from defectory.recipes.resolve import parse
+    from defectory.config.resolve import parse
 
     tree: dict[str, Any] = config.model_dump(mode="json")
     for text in overrides:
@@ -78,7 +78,7 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     import numpy as np
 
     from defectory.drawing import contact_sheet
-    from defectory.engine.base.load import load_base
+    from defectory.engine.backbones.load import load_base
     from defectory.engine.features.encoder import embed_images, load_encoder
     from defectory.engine.sampling.denoise import for_sampling
     from defectory.evaluation.image_metrics import kid

@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 from defectory import __version__
 from defectory.artifacts.plan import Decision, Decisions, Job, Plan
 from defectory.artifacts.tiles import Tile
+from defectory.config.resolve import flatten
 from defectory.curation.decide import FidelitySummary
 from defectory.curation.fidelity import drawn_map, iou
 from defectory.curation.tighten import tighten
 from defectory.drawing import draw_outlines
 from defectory.drivers.leakage import Leakage
 from defectory.drivers.palette import palette
+from defectory.files import MANIFEST_NAME, read_manifest, write_json
 from defectory.imageio import load_rgb
 from defectory.pipeline.curate_stage import decisions_of, fidelity_of
 from defectory.pipeline.driver_check import leakage_of
@@ -27,11 +29,9 @@ from defectory.pipeline.judge_stages import arm_folder, read_scores
 from defectory.pipeline.signatures import Memorisation, memorisation, signatures
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import dataset_of, masks_of, split_of, spread, tileset_of
-from defectory.recipes.resolve import flatten
 from defectory.report.charts import smooth
 from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Table
 from defectory.report.page import write_report
-from defectory.run import MANIFEST_NAME, read_manifest, write_json
 
 NUM_CELLS = 8
 TIGHT_COLOUR = (80, 160, 255)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from defectory.drivers.kinds import kind_of
 from defectory.errors import ConfigError, WeightsError
+from defectory.files import digest_folder
 from defectory.folders import claim_folder
 from defectory.lock import run_lock
 from defectory.pipeline import curate_stage as curate
@@ -26,7 +27,6 @@ from defectory.pipeline.regions import regions_listing
 from defectory.pipeline.side_by_side import run_segmenters
 from defectory.pipeline.stage import Event, MissingSource, Notice, Project, Stage, states_of
 from defectory.pipeline.verify import Verified
-from defectory.run import digest_folder
 from defectory.segmentation.config import Arm
 
 
@@ -221,8 +221,8 @@ def _require_base(project: Project, stages: Sequence[Stage], selected: Sequence[
     except ConfigError:
         states = dict[str, str]()
     if any(states.get(stage.name) != "up to date" for stage in readers):
-        from defectory.engine.base.known import resolve_base
-        from defectory.engine.base.verify import verify
+        from defectory.engine.backbones.known import resolve_base
+        from defectory.engine.backbones.verify import verify
 
         verify(resolve_base(project.config.base))
 
@@ -316,7 +316,7 @@ VARIANT_RULES = 3
 
 
 def _base_digest(project: Project) -> object:
-    from defectory.engine.base.known import resolve_base
+    from defectory.engine.backbones.known import resolve_base
 
     try:
         folder = resolve_base(project.config.base)

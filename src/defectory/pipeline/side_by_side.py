@@ -16,11 +16,11 @@ from dataclasses import asdict
 from typing import Any
 
 from defectory import errors
+from defectory.config.project import ProjectConfig
 from defectory.memory import give_back_freed_memory, keep_freed_memory
 from defectory.pipeline.outcome import is_up_to_date, make_work_root, run_stage
 from defectory.pipeline.stage import Event, Notice, Progress, Project, Stage, StageEnded
 from defectory.pipeline.verify import Verified
-from defectory.recipes.project import ProjectConfig
 
 MAX_PROCESSES = 4
 """Each holds a gigabyte, or somewhat more. On two threads, too: three at once share them more evenly than two and then

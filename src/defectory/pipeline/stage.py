@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
+from defectory.files import digest_json, read_manifest
 from defectory.folders import WORK_NAME, read_marker
-from defectory.recipes.project import ProjectConfig
-from defectory.run import digest_json, read_manifest
 
 CODE_VERSION = 3
 """Raised whenever a stage's outcome changes for equal inputs."""

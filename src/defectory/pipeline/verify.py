@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from defectory.errors import StageError
+from defectory.files import BOOKKEEPING, MANIFEST_NAME, MARKER_NAME, digest_file, read_manifest
 from defectory.folders import SYSTEM_LITTER, files_of, in_threads, read_marker
 from defectory.pipeline.stage import Project, Stage, work_folder
-from defectory.run import BOOKKEEPING, MANIFEST_NAME, MARKER_NAME, digest_file, read_manifest
 
 
 @dataclass(frozen=True, kw_only=True)

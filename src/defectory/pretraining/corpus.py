@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.files import atomic_path, digest_file, write_json
 from defectory.procedural.world import render
-from defectory.run import atomic_path, digest_file, write_json
 
 CHUNK_IMAGES = 500
 SAFE_PATH = "PYTHONSAFEPATH"

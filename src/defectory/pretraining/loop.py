@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
 from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.errors import StageError
+from defectory.files import write_json
 from defectory.folders import claim_folder
 from defectory.pretraining.config import StageConfig
-from defectory.run import write_json
 
 READ_EVERY = 10
 """Steps between two losses read from an accelerator, which has to finish its work for it."""

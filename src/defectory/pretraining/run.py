@@ -14,8 +14,9 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 
 from defectory.drawing import contact_sheet
-from defectory.engine.base.load import LoadedModels, load_base, load_controlnet, quiet
-from defectory.engine.base.save import write_digests
+from defectory.engine.backbones.load import LoadedModels, load_base, load_controlnet, quiet
+from defectory.engine.backbones.save import write_digests
+from defectory.files import write_json
 from defectory.folders import atomic_folder, folder_is_whole
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig
@@ -33,7 +34,6 @@ from defectory.pretraining.encoder import train_encoder
 from defectory.pretraining.loop import PretrainEvent, claim
 from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
 from defectory.pretraining.vae import build_vae, train_vae
-from defectory.run import write_json
 
 NUM_TONE_WORDS = 3
 """Lightness, contrast and colour come before the material in a caption."""

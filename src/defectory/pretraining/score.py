@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defectory.artifacts.scores import BaseScores
-from defectory.engine.base.load import LoadedModels
+from defectory.engine.backbones.load import LoadedModels
 from defectory.engine.features.encoder import ConvEncoder
 from defectory.engine.features.heads import EncoderHeads
 from defectory.engine.sampling.denoise import denoise, encode_prompts

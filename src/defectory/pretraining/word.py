@@ -21,10 +21,11 @@ from torch.func import functional_call
 from transformers import CLIPTextModel
 
 from defectory.drawing import contact_sheet
-from defectory.engine.base.load import LoadedModels, load_base, quiet
-from defectory.engine.base.save import save_model, write_digests
+from defectory.engine.backbones.load import LoadedModels, load_base, quiet
+from defectory.engine.backbones.save import save_model, write_digests
 from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError, OutputError
+from defectory.files import MARKER_NAME, digest_folder, write_json
 from defectory.folders import atomic_folder, remove_ours, require_replaceable
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig, WordConfig
@@ -40,7 +41,6 @@ from defectory.pretraining.diffusion import (
 from defectory.pretraining.loop import PretrainEvent, claim, fit
 from defectory.pretraining.score import draw_captions
 from defectory.pretraining.text import RESERVED_WORDS, short_caption
-from defectory.run import MARKER_NAME, digest_folder, write_json
 
 BEFORE, AFTER = "before.png", "after.png"
 READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")

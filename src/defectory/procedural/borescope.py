@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.files import write_json
 from defectory.folders import atomic_folder
 from defectory.imageio import save_png
 from defectory.procedural.noise import Field, coordinates, grain, streaks, value_noise
-from defectory.run import write_json
 
 CLASSES: tuple[str, ...] = ("hairline", "branched", "edge", "gouge", "burn")
 SIZE_HW = (132, 160)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from PIL import Image as Pillow
 
+from defectory.files import write_text
 from defectory.report.charts import line_chart
 from defectory.report.content import Cell, Grid, Image, ReportContent, Signature, Table, escape
-from defectory.run import write_text
 
 JPEG_QUALITY = 90
 OUTCOME_CLASSES = {"use it": "good", "do not use it": "bad"}

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from defectory.errors import WeightsError
+from defectory.files import digest_file, write_json
 from defectory.folders import atomic_folder
 from defectory.rle import encode
-from defectory.run import digest_file, write_json
 from defectory.segmentation.data import SegmentationTile
 
 CLASS_NAME = "defect"

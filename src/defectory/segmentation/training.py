@@ -18,9 +18,9 @@ from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
 from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
 from defectory.errors import ConfigError, FirewallError, WeightsError
+from defectory.files import digest_file, write_json
 from defectory.folders import remove_leftovers
 from defectory.imageio import ValueRange
-from defectory.run import digest_file, write_json
 from defectory.segmentation.config import Arm, SegmentationConfig
 from defectory.segmentation.data import SegmentationTile, draw_batch
 from defectory.segmentation.models import build_segmenter

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.calibration import ClassCalibration
-from defectory.engine.base.load import LoadedModels
-from defectory.engine.base.prompts import class_prompt
+from defectory.engine.backbones.load import LoadedModels
+from defectory.engine.backbones.prompts import class_prompt
 from defectory.engine.sampling.denoise import Without, denoise, encode_prompts
 from defectory.synthesis.config import SynthesisConfig
 

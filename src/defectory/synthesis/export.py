@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Decisions, Job, Plan
+from defectory.files import canonical_json, digest_file, write_text
 from defectory.folders import atomic_folder
 from defectory.formats.coco import save_coco
 from defectory.geometry import resize_mask
 from defectory.imageio import FrameImage, load_rgb, save_png
 from defectory.rle import decode, encode
-from defectory.run import canonical_json, digest_file, write_text
 from defectory.synthesis.full import draft_paths
 from defectory.synthesis.insert import paste
 

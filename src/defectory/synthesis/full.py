@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Job, Plan
-from defectory.engine.base.load import LoadedModels
-from defectory.engine.base.prompts import class_prompt
+from defectory.engine.backbones.load import LoadedModels
+from defectory.engine.backbones.prompts import class_prompt
 from defectory.engine.sampling.denoise import Known, Without, denoise, encode_prompts
 from defectory.errors import OutputError
+from defectory.files import DRAWN_NAME, digest_file, reason_of
 from defectory.folders import remove_leftovers
 from defectory.geometry import distance_to
 from defectory.imageio import save_png
-from defectory.run import DRAWN_NAME, digest_file, reason_of
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.grain import add_grain
 from defectory.synthesis.insert import blend, feather

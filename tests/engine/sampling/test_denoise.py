@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
-from defectory.engine.base.load import LoadedModels, load_base
+from defectory.engine.backbones.load import LoadedModels, load_base
 from defectory.engine.sampling.denoise import (
     Without,
     denoise,

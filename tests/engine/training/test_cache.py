@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from defectory.engine.base.load import load_base
+from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.cache import VariantRecipe, prepare_variants, tile_variants
 from defectory.engine.training.data import augment, augmentation_of

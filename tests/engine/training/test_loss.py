@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from defectory.engine.base.load import load_base
+from defectory.engine.backbones.load import load_base
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.embeddings import PromptEmbeddings
 from defectory.engine.training.loss import Batch, denoising_errors

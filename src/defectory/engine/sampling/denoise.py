@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from defectory.engine.base.load import LoadedModels
+from defectory.engine.backbones.load import LoadedModels
 from defectory.engine.tensors import drivers_to_tensor, images_to_tensor, masks_to_tensor, tensor_to_images
 from defectory.errors import ConfigError
 

@@ -20,8 +20,8 @@ from defectory.engine.tensors import images_to_tensor, masks_to_tensor
 from defectory.engine.training.checkpoint import digest_tensors, write_tensors
 from defectory.engine.training.data import TrainingTile, augment, augmentation_of
 from defectory.engine.training.events import Preparing
+from defectory.files import digest_json
 from defectory.geometry import RESAMPLING
-from defectory.run import digest_json
 
 MakeDriver = Callable[[NDArray[np.uint8], Sequence[tuple[int, NDArray[np.bool_]]], tuple[int, int]], NDArray[np.uint8]]
 """Image, or its drawing, uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to the driver uint8

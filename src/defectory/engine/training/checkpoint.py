@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from defectory.engine.training.optimizer import NamedOptimizer
-from defectory.run import atomic_path
+from defectory.files import atomic_path
 
 FILE_NAME = "state.safetensors"
 

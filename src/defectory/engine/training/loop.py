@@ -23,7 +23,7 @@ from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.events import Checkpointed, Started, Step, TrainingEvent, Validated
 from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.errors import StageError
-from defectory.run import write_text
+from defectory.files import write_text
 
 BatchT = TypeVar("BatchT")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from defectory.artifacts.annotation import Instance
+from defectory.files import write_text
 from defectory.formats.outlines import rle_to_outlines
 from defectory.formats.writers.base import (
     ExportImage,
@@ -20,7 +21,6 @@ from defectory.formats.writers.base import (
     without_empty,
 )
 from defectory.rle import area_px, box_of
-from defectory.run import write_text
 
 
 def write_coco(

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
+from defectory.files import write_text
 from defectory.formats.writers.base import (
     Attributes,
     ExportSet,
@@ -20,7 +21,6 @@ from defectory.formats.writers.base import (
 )
 from defectory.formats.writers.voc import add, voc_colour
 from defectory.rle import decode_crop
-from defectory.run import write_text
 
 
 def write_cvat(export: ExportSet, folder: Path) -> Written:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from defectory.files import write_text
 from defectory.formats.writers.base import (
     ExportImage,
     ExportSet,
@@ -16,7 +17,6 @@ from defectory.formats.writers.base import (
     without_empty,
 )
 from defectory.rle import area_px, box_of
-from defectory.run import write_text
 
 
 def write_imagefolder(export: ExportSet, folder: Path) -> Written:

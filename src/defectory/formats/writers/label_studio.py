@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
+from defectory.files import write_text
 from defectory.formats.writers.base import (
     ExportImage,
     ExportSet,
@@ -22,7 +23,6 @@ from defectory.formats.writers.base import (
 )
 from defectory.formats.writers.voc import voc_colour
 from defectory.rle import decode
-from defectory.run import write_text
 
 SIZE_BITS = 16
 """Bits of the length of a run; rle-pack allows four sizes, of which one does."""

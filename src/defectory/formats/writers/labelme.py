@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.annotation import Instance
+from defectory.files import write_json
 from defectory.formats.outlines import rle_to_outlines
 from defectory.formats.writers.base import ExportSet, Writer, Written, save_images, without_crowds, without_empty
 from defectory.imageio import encode_png
 from defectory.rle import box_of, decode_crop
-from defectory.run import write_json
 
 VERSION = "5.5.0"
 """Of the file format: the first with masks is 5.2."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from defectory.files import write_text
 from defectory.formats.writers.base import (
     ExportSet,
     Writer,
@@ -18,7 +19,6 @@ from defectory.formats.writers.base import (
     without_empty,
 )
 from defectory.imageio import save_png
-from defectory.run import write_text
 
 
 def write_masks(export: ExportSet, folder: Path) -> Written:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from defectory.errors import ConfigError
+from defectory.files import write_text
 from defectory.formats.writers.base import ExportSet, Writer, Written, synthetic_table, with_plain_names
 from defectory.formats.writers.coco import COCO, COCO_POLYGONS
 from defectory.formats.writers.cvat import CVAT
@@ -16,7 +17,6 @@ from defectory.formats.writers.masks import MASKS
 from defectory.formats.writers.mvtec import MVTEC
 from defectory.formats.writers.voc import VOC
 from defectory.formats.writers.yolo import YOLO
-from defectory.run import write_text
 
 WRITERS = {
     writer.name: writer

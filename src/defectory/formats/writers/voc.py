@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defectory.errors import ConfigError
+from defectory.files import write_bytes, write_text
 from defectory.formats.writers.base import (
     ExportImage,
     ExportSet,
@@ -26,7 +27,6 @@ from defectory.formats.writers.base import (
 )
 from defectory.imageio import encode_png
 from defectory.rle import box_of
-from defectory.run import write_bytes, write_text
 
 MAX_VALUE = 254
 """255 is VOC's border, which belongs to nothing."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from defectory.files import write_text
 from defectory.formats.outlines import MIN_IOU, Outlines, Ring, rle_to_outlines, rle_to_ring
 from defectory.formats.writers.base import ExportSet, Writer, Written, save_images, without_crowds, without_empty
 from defectory.rle import Rle, decode
-from defectory.run import write_text
 
 DIGITS = 7
 """Of normalised coordinates: a thousandth of a pixel in images of 10,000 pixels."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from defectory.engine.base.files import read_json
+from defectory.engine.backbones.files import read_json
 from defectory.errors import WeightsError
 
 GIVE_ANOTHER = "it is not supported yet; give a Stable Diffusion 1.x or 2.x base, or `embedded`"

@@ -12,11 +12,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from defectory.config.presets import PRESETS
+from defectory.config.project import ProjectConfig
+from defectory.config.settings import Setting, problem_of, takes_of
 from defectory.errors import AnnotationError, ConfigError
-from defectory.recipes.presets import PRESETS
-from defectory.recipes.project import ProjectConfig
-from defectory.recipes.settings import Setting, problem_of, takes_of
-from defectory.run import write_json
+from defectory.files import write_json
 from defectory.textfile import read_text_file
 
 ENVIRONMENT_PREFIX = "DEFECTORY_"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from defectory.config.resolve import defaults, resolve
 from defectory.errors import ConfigError
-from defectory.recipes.resolve import defaults, resolve
 
 GOOD = "seed = 4\n[data]\npath = 'a.json'\n[synthesis]\nnum_images = 5\n[condition]\ndefect_noun = 'Riß'\n"
 NUM_MUTATIONS = 600

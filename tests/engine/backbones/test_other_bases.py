@@ -17,8 +17,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defectory.engine.base.load import load_base
-from defectory.engine.base.verify import verify
+from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.verify import verify
 from defectory.errors import InputError, WeightsError
 
 NUM_MUTATIONS = 400

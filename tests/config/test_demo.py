@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from defectory.config import demo
+from defectory.config.demo import PROJECT_FILE, write_demo
 from defectory.errors import OutputError
 from defectory.folders import is_ours
-from defectory.recipes import demo
-from defectory.recipes.demo import PROJECT_FILE, write_demo
 
 
 @pytest.fixture(autouse=True)

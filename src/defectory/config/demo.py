@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+from defectory.config.resolve import read_project_file
+from defectory.config.template import project_template
+from defectory.files import write_text
 from defectory.folders import claim_folder, record_files, require_unchanged
 from defectory.procedural.borescope import write_dataset
-from defectory.recipes.resolve import read_project_file
-from defectory.recipes.template import project_template
-from defectory.run import write_text
 
 SOURCE = "borescope"
 PROJECT_FILE = "project.toml"

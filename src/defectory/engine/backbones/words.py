@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from defectory.engine.base.files import read_json, require_file
+from defectory.engine.backbones.files import read_json, require_file
 from defectory.errors import WeightsError
 
 WORDS = ("an", "image", "of", "a", "surface", "with", "crack", "scratch", "part")

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from defectory.engine.base.prompts import class_prompt, concept_prompt, condition_prompt
+from defectory.engine.backbones.prompts import class_prompt, concept_prompt, condition_prompt
 
 
 def test_prompts_read_as_in_the_paper() -> None:

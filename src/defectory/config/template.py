@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from defectory.recipes.resolve import defaults, flatten
+from defectory.config.resolve import defaults, flatten
 
 HEADER = """\
 # A Defectory project. `defectory run project.toml` does every stage; a stage whose inputs are unchanged is not run

@@ -16,11 +16,11 @@ from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTextModel, CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from defectory.engine.base.known import embedded_folder as embedded_folder
-from defectory.engine.base.known import resolve_base as resolve_base
-from defectory.engine.base.verify import read_json, verify_part, weights_variant
-from defectory.engine.base.verify import verify as verify
-from defectory.engine.base.words import WORDS
+from defectory.engine.backbones.known import embedded_folder as embedded_folder
+from defectory.engine.backbones.known import resolve_base as resolve_base
+from defectory.engine.backbones.verify import read_json, verify_part, weights_variant
+from defectory.engine.backbones.verify import verify as verify
+from defectory.engine.backbones.words import WORDS
 from defectory.errors import WeightsError
 
 

@@ -51,7 +51,7 @@ KNOWN_BASES = (
 
 def embedded_folder() -> Path:
     """Return the folder of the shipped base."""
-    return Path(str(files("defectory.engine.base") / "weights"))
+    return Path(str(files("defectory.engine.backbones") / "weights"))
 
 
 def is_known(name: str) -> bool:

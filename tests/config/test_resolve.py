@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from defectory.config.presets import PRESETS
+from defectory.config.resolve import defaults, flatten, resolve
 from defectory.errors import ConfigError
-from defectory.recipes.presets import PRESETS
-from defectory.recipes.resolve import defaults, flatten, resolve
 
 PROJECT = {"name": "p", "data": {"path": "a.json"}}
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from defectory.engine.base.known import KNOWN_BASES, embedded_folder, resolve_base
-from defectory.engine.base.load import load_base
-from defectory.engine.base.save import save_base_like
+from defectory.engine.backbones.known import KNOWN_BASES, embedded_folder, resolve_base
+from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.save import save_base_like
 from defectory.errors import WeightsError
-from defectory.run import digest_file, digest_folder
+from defectory.files import digest_file, digest_folder
 
 
 @pytest.fixture

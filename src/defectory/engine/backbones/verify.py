@@ -6,13 +6,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from defectory.engine.base.family import BaseFacts, facts_of
-from defectory.engine.base.files import read_json as read_json
-from defectory.engine.base.files import require_file, verify_weights
-from defectory.engine.base.files import verify_safetensors as verify_safetensors
-from defectory.engine.base.words import verify_tokenizer
+from defectory.engine.backbones.family import BaseFacts, facts_of
+from defectory.engine.backbones.files import read_json as read_json
+from defectory.engine.backbones.files import require_file, verify_weights
+from defectory.engine.backbones.files import verify_safetensors as verify_safetensors
+from defectory.engine.backbones.words import verify_tokenizer
 from defectory.errors import WeightsError
-from defectory.run import digest_file
+from defectory.files import digest_file
 
 DIGESTS_NAME = "digests.json"
 MODEL_PARTS = ("unet", "vae", "text_encoder")

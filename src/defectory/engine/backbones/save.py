@@ -12,10 +12,10 @@ import diffusers
 import torch
 from safetensors import SafetensorError
 
-from defectory.engine.base.load import quiet
-from defectory.engine.base.verify import DIGESTS_NAME
+from defectory.engine.backbones.load import quiet
+from defectory.engine.backbones.verify import DIGESTS_NAME
+from defectory.files import BOOKKEEPING, digest_file, write_json
 from defectory.folders import atomic_folder
-from defectory.run import BOOKKEEPING, digest_file, write_json
 
 _LIBRARIES = {
     "scheduler": "diffusers",
