@@ -1,0 +1,53 @@
+"""What long work reports. It yields these, each after its state changed, and *returns* its value.
+
+Whoever runs it decides what to show: the command line draws bars, a notebook prints, a test collects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Work is at `done` of `total`; `note` is for people.
+
+    Attributes:
+        done: units done.
+        total: units in all.
+        note: what is being done or how well, one short line.
+        stage: the stage that works; the run fills it in.
+    """
+
+    done: int
+    total: int
+    note: str = ""
+    stage: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Notice:
+    """Something that people should know, one line; `stage` is filled in by the run."""
+
+    text: str
+    stage: str = ""
+
+
+Work = Generator[Progress | Notice, None, T]
+"""Long work: it yields Progress and Notice, and returns a T."""
+
+
+def finish(work: Work[T]) -> T:
+    """Do long work to its end, show nothing, and return its value."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
+__all__ = ["Notice", "Progress", "Work", "finish"]
