@@ -18,7 +18,7 @@ def kinds() -> Registry[Any]:
 def test_ours_are_imported_by_name_and_an_unknown_name_lists_what_there_is() -> None:
     assert kinds().get("ours") is Notice
     with pytest.raises(
-        ConfigError, match="paint.colour 'red': is not known; choose among ours, or give `package.module:attribute`"
+        ConfigError, match=r"paint.colour 'red': is not known; choose among ours, or give `package.module:attribute`"
     ):
         kinds().get("red")
 
