@@ -54,7 +54,7 @@ def make_project(folder: Path) -> None:
     from defectory.procedural.borescope import write_dataset
 
     tiny = module_of("tiny_base", TESTS / "conftest.py")
-    settings = module_of("tiny_project", TESTS / "pipeline" / "conftest.py")
+    settings = module_of("tiny_project", TESTS / "stages" / "conftest.py")
     folder.mkdir(parents=True, exist_ok=True)
     tiny.make_tiny_base(folder / "base")
     write_dataset(folder / "source", seed=0, num_labelled=28, num_defect_free=12, size_hw=(64, 88))
@@ -444,7 +444,7 @@ def main() -> int:
     torch.set_num_threads(1)
     import defectory.concept.dreambooth
     import defectory.condition.control
-    import defectory.pipeline.run
+    import defectory.stages.all
     import defectory.segmentation.training
     import defectory.synthesis.full  # noqa: F401
 
