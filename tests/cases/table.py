@@ -89,7 +89,7 @@ GIVEN: dict[str, tuple[Given, ...]] = {
     "73-yolo-path": (Given("cfg/data.yaml", (8, 8), says="3 images"),),
     "84b-dense-outline": (Given("annotations.json", (5, 4)),),
 }
-"""Frames for `predict` and `insert` (85) are tried by tests/segmentation and tests/pipeline."""
+"""Frames for `predict` and `insert` (85) are tried by tests/segmentation and tests/stages."""
 
 
 def of_folder(folder: Path) -> Iterator[tuple[str, str, bool]]:

@@ -215,13 +215,13 @@ def test_a_full_disk_is_exit_code_2_and_leaves_nothing(
 
 
 def test_interrupting_a_run_is_exit_code_130(defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from defectory.pipeline import run as pipeline_run
+    from defectory.stages import all as all_module
 
     def interrupted(*_args: object, **_kw: object) -> Any:
         raise KeyboardInterrupt
         yield
 
-    monkeypatch.setattr(pipeline_run, "run_project", interrupted)
+    monkeypatch.setattr(all_module, "run_all", interrupted)
     file = tmp_path / "project.toml"
     file.write_text("[data]\npath = 'a.json'\n")
     done = defectory("run", file)
@@ -280,13 +280,13 @@ def test_drivers_extract_paints_the_mask_bright_on_dim_geometry(
     done = defectory(
         "drivers",
         "extract",
+        tmp_path / "none.toml",
+        "--image",
         mask_folder / "images" / "p0.png",
         "--mask",
         mask_folder / "masks" / "p0.png",
         "--out",
         tmp_path / "drivers",
-        "--config",
-        tmp_path / "none.toml",
     )
     assert done.code == 0, done.err
     driver, mask = load_rgb(tmp_path / "drivers" / "p0.png"), load_rgb(mask_folder / "masks" / "p0.png")[..., 0] > 0

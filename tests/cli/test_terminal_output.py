@@ -93,7 +93,7 @@ def test_json_is_ascii_lines_alone(defectory: Cli, messy: Path, tmp_path: Path) 
 def test_a_dry_run_with_json_prints_json_alone(defectory: Cli, tmp_path: Path) -> None:
     file = tmp_path / "project.toml"
     file.write_text("[data]\npath = 'a.json'\n")
-    for verb in (("run", file), ("synthesize", "-c", file), ("run", file, "--only", "segment")):
+    for verb in (("run", file), ("synthesize", file), ("run", file, "--only", "segment")):
         lines = [json.loads(line) for line in defectory(*verb, "--dry-run", "--json").out.splitlines()]
         assert lines
         assert {line["event"] for line in lines} == {"StageState"}

@@ -9,34 +9,41 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from defectory.pipeline.generate_stages import phase_tiles
 
 from defectory.engine.training.data import augment, augmentation_of
 from defectory.errors import ConfigError, ImageError
 from defectory.events import StageEnded
 from defectory.imageio import load_rgb, save_png
 from defectory.runs.stage import Run
+from defectory.stages import drawings as drawings_module
+from defectory.stages import leakage
 from defectory.stages.all import run_all
-from defectory.stages.drawings import drawings_of
-from defectory.stages.leakage import driver_samples
-from defectory.stages.pool import PoolTiles
+from defectory.stages.drawings import Drawings
+from defectory.stages.phase_tiles import phase_tiles
+from defectory.stages.pool import pool_tiles
 from defectory.tools.drivers import compare_drivers
 from defectory.tools.insert import insert_into
 
 Opened = Callable[..., Run]
-Run = tuple[Path, dict[str, Any], list[StageEnded]]
+TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
+
+
+def drawings_of(project: Run) -> Drawings | None:
+    return drawings_module.drawings_of(project.store(), project.config.drivers)
+
+
 DRAWN = ("drivers.drawings=source/drawings", "drivers.kind=grey", "drivers.grid_px=64")
 
 
 @pytest.fixture(scope="module")
-def copied(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def copied(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("drawn")
     shutil.copytree(tiny_run[0], folder / "copy")
     return folder / "copy"
 
 
 @pytest.fixture(scope="module")
-def project(copied: Path, tiny_run: Run, open_tiny: Opened) -> Run:
+def project(copied: Path, tiny_run: TinyRun, open_tiny: Opened) -> Run:
     return open_tiny(copied, tiny_run[1], *DRAWN)
 
 
@@ -46,7 +53,7 @@ def likeness(a: Any, b: Any) -> float:
 
 @pytest.mark.parametrize("tiling", [(), ("tiling.mode=tile", "tiling.tile_px=32", "tiling.scale=0.8")])
 def test_drawings_are_cut_where_their_tiles_are(
-    copied: Path, tiny_run: Run, open_tiny: Opened, tmp_path: Path, tiling: tuple[str, ...]
+    copied: Path, tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, tiling: tuple[str, ...]
 ) -> None:
     shutil.copytree(copied, tmp_path / "copy")
     # the photos themselves serve as drawings, so that equal cuts give equal tiles
@@ -64,7 +71,7 @@ def test_drawings_are_cut_where_their_tiles_are(
 
 
 def test_training_tiles_take_their_geometry_from_drawings_that_move_with_them(project: Run) -> None:
-    tiles, held_out = phase_tiles(project)
+    tiles, held_out = phase_tiles(project.store(), drawings_of(project))
     assert all(tile.drawing is not None and tile.geometry is tile.drawing for tile in [*tiles, *held_out])
     assert tiles[0].digest() != replace(tiles[0], drawing=tiles[1].drawing).digest()
     with_it: list[float] = []
@@ -80,7 +87,7 @@ def test_training_tiles_take_their_geometry_from_drawings_that_move_with_them(pr
 
 def test_drivers_of_drafts_come_from_drawings_and_show_no_fill(project: Run) -> None:
     job = next(job for job in project.store().plan.jobs if job.augmentation_seed is not None)
-    pool = PoolTiles(project, project.store().tiles.tileset)
+    pool = pool_tiles(project.store(), project.config)
     driver, empty, image = pool.drivers(job)
     tile = pool.tile(job)
     height, width = tile.valid_hw
@@ -95,7 +102,7 @@ def test_drivers_of_drafts_come_from_drawings_and_show_no_fill(project: Run) -> 
 
 
 def test_a_run_with_drawings_trains_and_synthesizes_and_a_changed_drawing_is_noticed(
-    copied: Path, tiny_run: Run, open_tiny: Opened, tmp_path: Path
+    copied: Path, tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
 ) -> None:
     shutil.copytree(copied, tmp_path / "copy")
     stages = ["learn-condition", "plan", "calibrate", "synthesize", "curate", "export"]
@@ -112,7 +119,7 @@ def test_a_run_with_drawings_trains_and_synthesizes_and_a_changed_drawing_is_not
 
 
 def test_comparison_and_leakage_see_drawings(project: Run) -> None:
-    defective, free = driver_samples(project)
+    defective, free = leakage.driver_samples(project.store(), project.config)
     assert all(sample.drawing is not None for sample in [*defective, *free])
     sample = defective[0]
     other = np.ascontiguousarray(sample.image[::-1])
@@ -122,7 +129,7 @@ def test_comparison_and_leakage_see_drawings(project: Run) -> None:
 
 
 def test_insertion_needs_the_drawing_of_its_frame(
-    project: Run, tiny_run: Run, open_tiny: Opened, tmp_path: Path
+    project: Run, tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
 ) -> None:
     dataset = project.store().data.dataset
     record = dataset.image(project.store().split.pool[0])
@@ -141,7 +148,7 @@ def test_insertion_needs_the_drawing_of_its_frame(
     assert (tmp_path / "out" / "annotations.json").is_file()
 
 
-def test_missing_and_misfit_drawings_are_told_in_one_line(copied: Path, tiny_run: Run, open_tiny: Opened) -> None:
+def test_missing_and_misfit_drawings_are_told_in_one_line(copied: Path, tiny_run: TinyRun, open_tiny: Opened) -> None:
     with pytest.raises(ConfigError, match="no such folder"):
         drawings_of(open_tiny(copied, tiny_run[1], "drivers.drawings=nowhere"))
     some = copied / "some"

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from defectory.pipeline import export_sets
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -27,6 +26,8 @@ from defectory.formats.writers.registry import WRITERS, writer_named
 from defectory.imageio import load_rgb
 from defectory.rle import decode
 from defectory.runs.stage import Run
+from defectory.runs.store import RunStore
+from defectory.tools import export as export_sets
 from defectory.tools.export import default_form, export_project
 
 Open = Callable[..., Run]
@@ -148,11 +149,11 @@ def test_an_image_that_is_not_in_train_or_pool_stops_the_export(
     moved = split.model_copy(
         update={part: tuple(i for i in getattr(split, part) if i != image_id), "test": (*split.test, image_id)}
     )
-    monkeypatch.setattr(export_sets, "split_of", lambda _: moved)
+    monkeypatch.setattr(RunStore, "split", moved)
     if real == "images":
         # as if a list of its own had been kept
         record = project.store().data.dataset.image(image_id)
-        good = export_sets._real_images(project)
+        good = export_sets._real_images(project.store())
         entry = next(good)
         bad = type(entry)(image=entry.image, record=entry.record, image_ids=(record.id,))
         monkeypatch.setattr(export_sets, "_real_images", lambda _: [bad])
@@ -201,8 +202,8 @@ def test_two_exports_of_one_run_are_the_same_bytes(project: Run, tmp_path: Path)
 
 def test_drafts_that_are_whole_frames_go_with_whole_images(tiny_run: TinyRun, open_tiny: Open) -> None:
     folder, settings, _ = tiny_run
-    assert default_form(open_tiny(folder, settings)) == "tiles"
-    assert default_form(open_tiny(folder, settings, 'synthesis.mode="insert"')) == "images"
+    assert default_form(open_tiny(folder, settings).config) == "tiles"
+    assert default_form(open_tiny(folder, settings, 'synthesis.mode="insert"').config) == "images"
 
 
 def test_a_damaged_draft_is_not_exported(tiny_run: TinyRun, open_tiny: Open, tmp_path: Path) -> None:
@@ -248,7 +249,7 @@ def invoke(*words: object) -> Any:
 
 
 def test_the_verb_writes_a_folder_that_is_ready_to_train_on(project_file: Path, tmp_path: Path) -> None:
-    result = invoke("--config", project_file, "--format", "yolo", "--out", tmp_path / "out", "--with-real")
+    result = invoke(project_file, "--format", "yolo", "--out", tmp_path / "out", "--with-real")
     assert result.exit_code == 0, result.output
     assert "(8 synthetic)" in result.output
     assert (tmp_path / "out" / "data.yaml").is_file()
@@ -256,7 +257,7 @@ def test_the_verb_writes_a_folder_that_is_ready_to_train_on(project_file: Path, 
 
 
 def test_the_verb_without_format_is_the_stage(project_file: Path) -> None:
-    result = invoke("--config", project_file)
+    result = invoke(project_file)
     assert result.exit_code == 0, result.output
     lines = [line for line in result.output.splitlines() if line.startswith("export")]
     assert len(lines) == 1
@@ -264,13 +265,13 @@ def test_the_verb_without_format_is_the_stage(project_file: Path) -> None:
 
 
 def test_json_lines_tell_the_stages_and_the_export(project_file: Path, tmp_path: Path) -> None:
-    result = invoke("--config", project_file, "--format", "coco", "--out", tmp_path / "out", "--json")
+    result = invoke(project_file, "--format", "coco", "--out", tmp_path / "out", "--json")
     events = [json.loads(line) for line in result.output.splitlines()]
     assert [event["stage"] for event in events if event["event"] == "StageEnded"][-2:] == ["export", "export coco"]
 
 
 def test_a_dry_run_writes_nothing(project_file: Path, tmp_path: Path) -> None:
-    result = invoke("--config", project_file, "--format", "coco", "--out", tmp_path / "out", "--dry-run")
+    result = invoke(project_file, "--format", "coco", "--out", tmp_path / "out", "--dry-run")
     assert result.exit_code == 0, result.output
     assert not (tmp_path / "out").exists()
 
@@ -304,6 +305,6 @@ def test_a_wrong_folder_is_told_before_any_stage_is_run(project_file: Path, tmp_
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     shutil.rmtree(project_file.parent / "run")
     for out in (tmp_path / "mine", project_file.parent, project_file.parent / "source"):
-        result = invoke("--config", project_file, "--format", "coco", "--out", out)
+        result = invoke(project_file, "--format", "coco", "--out", out)
         assert isinstance(result.exception, OutputError)
     assert not (project_file.parent / "run").exists()

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from defectory.pipeline.folds_stage import FoldSegmenters, best_ious, overlap
-from defectory.pipeline.generate_stages import mask_supply
 
 from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
 from defectory.artifacts.plan import Plan
@@ -19,9 +17,12 @@ from defectory.masks.sources import MaskSources
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all, stages_of
+from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, best_ious, overlap
+from defectory.stages.mask_supply import mask_supply
+from defectory.stages.plan import Plan as PlanStage
 
 Opened = Callable[..., Run]
-Run = tuple[Path, dict[str, Any], list[StageEnded]]
+TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 FOCUS = (
     "synthesis.focus=segmenter",
     'curation.checks=["agreement"]',
@@ -32,7 +33,7 @@ FOCUS = (
 
 
 @pytest.fixture(scope="module")
-def focused(tiny_run: Run, open_tiny: Opened, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def focused(tiny_run: TinyRun, open_tiny: Opened, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder, settings, _ = tiny_run
     copy = tmp_path_factory.mktemp("focused") / "copy"
     shutil.copytree(folder, copy)
@@ -71,7 +72,9 @@ def test_every_train_instance_is_judged_and_no_other(focused: Run) -> None:
 def test_segmenters_give_nothing_where_they_find_nothing(focused: Run) -> None:
     mask = np.zeros((32, 32), bool)
     mask[4:12, 4:12] = True
-    seen = FoldSegmenters(focused).defects(np.full((32, 32, 3), 90, np.uint8))
+    seen = FoldSegmenters([focused.store().fold(n) for n in range(NUM_FOLDS)], "cpu").defects(
+        np.full((32, 32, 3), 90, np.uint8)
+    )
     assert best_ious(seen, [(1, mask), (2, mask)]) == [0.0, 0.0]
     assert overlap(seen, [(1, mask)]) == 0.0
 
@@ -101,11 +104,12 @@ def test_what_is_expected_of_a_draft_is_what_its_classes_reach_in_train() -> Non
     assert blind.overlap_limit(0.5) == 0.0, "segmenters that find nothing reject nothing"
 
 
-def test_folds_are_a_stage_only_where_something_needs_them(tiny_run: Run, open_tiny: Opened) -> None:
+def test_folds_are_a_stage_only_where_something_needs_them(tiny_run: TinyRun, open_tiny: Opened) -> None:
     folder, settings, _ = tiny_run
 
     def needs(*overrides: str) -> dict[str, tuple[str, ...]]:
-        return {stage.name: stage.needs for stage in stages_of(open_tiny(folder, settings, *overrides))}
+        config = open_tiny(folder, settings, *overrides).config
+        return {stage.name: stage.inputs(config) for stage in stages_of(config)}
 
     assert "folds" not in needs()
     focus, agreement = needs("synthesis.focus=segmenter"), needs('curation.checks=["agreement"]')
@@ -113,14 +117,18 @@ def test_folds_are_a_stage_only_where_something_needs_them(tiny_run: Run, open_t
     assert ("folds" in agreement["plan"], "folds" in agreement["curate"]) == (False, True)
 
 
-def test_steps_of_folds_are_the_folds_alone(tiny_run: Run, open_tiny: Opened) -> None:
+def test_steps_of_folds_are_the_folds_alone(tiny_run: TinyRun, open_tiny: Opened) -> None:
     folder, settings, _ = tiny_run
     changed: list[str] = []
     plain, other = (
         open_tiny(folder, settings, "synthesis.focus=segmenter", f"segmentation.fold_steps={steps}") for steps in (2, 5)
     )
-    for before, after in zip(stages_of(plain), stages_of(other), strict=True):
-        changed += [before.name] if before.settings(plain) != after.settings(other) else []
+    for before, after in zip(stages_of(plain.config), stages_of(other.config), strict=True):
+        changed += (
+            [before.name]
+            if before.cache_key(plain.config, plain.sources) != after.cache_key(other.config, other.sources)
+            else []
+        )
     assert changed == ["folds", "report"], "no arm is trained again"
 
 
@@ -142,8 +150,8 @@ def test_a_class_that_is_missed_comes_more_often(focused: Run) -> None:
     tiles = [t for t in tileset.of("train") if t.instances]
     classes = Counter(i.category_id for t in tiles for i in t.instances)
     rare = min(classes, key=lambda c: classes[c])
-    plain = Plan.load(focused.path("plan", "plan.json"))
-    path = focused.path("folds", "difficulty.json")
+    plain = Plan.load(focused.folder / "plan" / "plan.json")
+    path = focused.folder / "folds" / "difficulty.json"
     kept = path.read_text()
     try:
         instances = [
@@ -151,8 +159,6 @@ def test_a_class_that_is_missed_comes_more_often(focused: Run) -> None:
             for i in focused.store().difficulty.instances
         ]
         focused.store().difficulty.model_copy(update={"instances": tuple(instances)}).save(path)
-        from defectory.pipeline.generate_stages import run_plan
-
         project = Run(
             config=focused.config.model_copy(
                 update={"synthesis": focused.config.synthesis.model_copy(update={"num_images": 60})}
@@ -160,16 +166,16 @@ def test_a_class_that_is_missed_comes_more_often(focused: Run) -> None:
             folder=focused.folder,
             sources=Sources(folder=focused.sources.folder),
         )
-        list(run_plan(project))
+        list(PlanStage().run(project.store(), project.config, project.folder / "plan"))
         with_focus = Counter(
-            i.category_id for job in Plan.load(focused.path("plan", "plan.json")).jobs for i in job.instances
+            i.category_id for job in Plan.load(focused.folder / "plan" / "plan.json").jobs for i in job.instances
         )
     finally:
         path.write_text(kept)
-        plain.save(focused.path("plan", "plan.json"))
+        plain.save(focused.folder / "plan" / "plan.json")
     share = with_focus[rare] / sum(with_focus.values())
     assert share > 1.5 * classes[rare] / sum(classes.values())
-    assert mask_supply(focused).shares, "places are learned all the same"
+    assert mask_supply(focused.store(), focused.config).shares, "places are learned all the same"
 
 
 def test_drafts_are_held_against_what_segmenters_find(focused: Run) -> None:

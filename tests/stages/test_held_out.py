@@ -9,10 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from defectory.pipeline import folds_stage, judge_stages
-from defectory.pipeline.folds_stage import training_tiles
-from defectory.pipeline.judge_stages import arm_folder, run_evaluation, segment_runner
-from defectory.pipeline.values import dataset_of
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,13 +17,27 @@ from defectory.artifacts.plan import MaskSource
 from defectory.artifacts.tiles import TileSet
 from defectory.errors import FirewallError, ImageError, InputError, StageError
 from defectory.imageio import load_rgb, save_png
-from defectory.runs.stage import Run
+from defectory.runs import layout
+from defectory.runs.stage import Run, Stage
+from defectory.stages import segment as segment_module
 from defectory.stages.all import run_all
+from defectory.stages.evaluate import Evaluate
+from defectory.stages.export import Export
+from defectory.stages.folds import Folds
 from defectory.stages.held_out import require_not_held_out
+from defectory.stages.segment import Segment
+from defectory.stages.segmenter_tiles import training_tiles
 
 TinyRun = tuple[Path, dict[str, Any], list[Any]]
 Opened = Callable[..., Run]
 Pixels = NDArray[np.uint8]
+
+
+def begin(stage: Stage, project: Run) -> object:
+    """Run a stage up to its first event."""
+    out = project.folder / "begun"
+    out.mkdir(exist_ok=True)
+    return next(stage.run(project.store(), project.config, out))
 
 
 def held_out_file(project: Run, part: str, place: int = 0) -> Path:
@@ -62,7 +72,7 @@ def test_copies_of_held_out_images_are_refused(
     copy = tmp_path / "mine.bmp"
     Image.fromarray(np.ascontiguousarray(COPIES[name](load_rgb(file)))).save(copy)
     with pytest.raises(ImageError, match="is an image of validation or test, or a copy of one") as caught:
-        require_not_held_out(project, copy)
+        require_not_held_out(project.store(), copy)
     assert project.store().data.dataset.image(getattr(project.store().split, part)[0]).file_name in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -74,18 +84,18 @@ def test_one_byte_more_makes_no_other_image(tiny_run: TinyRun, open_tiny: Opened
     longer.write_bytes(file.read_bytes() + b"\0")
     for path in (file, longer):
         with pytest.raises(ImageError, match="is an image of validation or test"):
-            require_not_held_out(project, path)
+            require_not_held_out(project.store(), path)
 
 
 def test_images_of_train_and_pool_and_new_ones_pass(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path) -> None:
     project = open_tiny(*tiny_run[:2])
     for part in ("train", "pool"):
         for place in range(4):
-            require_not_held_out(project, held_out_file(project, part, place))
+            require_not_held_out(project.store(), held_out_file(project, part, place))
     save_png(tmp_path / "new.png", np.random.default_rng(3).integers(0, 255, (70, 95, 3)).astype(np.uint8))
-    require_not_held_out(project, tmp_path / "new.png")
+    require_not_held_out(project.store(), tmp_path / "new.png")
     with pytest.raises(ImageError, match="no such image file"):
-        require_not_held_out(project, tmp_path / "none.png")
+        require_not_held_out(project.store(), tmp_path / "none.png")
 
 
 def without_manifests(tiny_run: TinyRun, open_tiny: Opened, folder: Path) -> Run:
@@ -111,7 +121,7 @@ def test_a_hand_edited_split_is_refused(tiny_run: TinyRun, open_tiny: Opened, tm
     ):
         path.write_text(json.dumps(edited))
         with pytest.raises(InputError, match=found) as caught:
-            next(segment_runner("real", 0)(project))
+            begin(Segment("real", 0), project)
         assert "\n" not in str(caught.value)
     path.write_text(json.dumps(content))
     dataset = project.folder / "data" / "dataset.json"
@@ -119,7 +129,7 @@ def test_a_hand_edited_split_is_refused(tiny_run: TinyRun, open_tiny: Opened, tm
     next(image for image in edited["images"] if image["instances"])["instances"] = []
     dataset.write_text(json.dumps(edited))
     with pytest.raises(InputError, match="the data set was changed after the split was made"):
-        project.store().split
+        _ = project.store().split
 
 
 def test_a_tile_of_a_test_image_that_says_train_is_refused(
@@ -135,19 +145,19 @@ def test_a_tile_of_a_test_image_that_says_train_is_refused(
             tile.model_copy(update={"image_id": test_id}) if i == place else tile for i, tile in enumerate(whole.tiles)
         ]
         whole.model_copy(update={"tiles": tuple(tiles)}).save(project.folder / "tiles" / "tileset.json")
-        for stage in (segment_runner("real", 0), folds_stage.run_folds):
+        for stage in (Segment("real", 0), Folds()):
             with pytest.raises(FirewallError, match=rf"image ids \[{test_id}\] are not in train or pool"):
-                next(stage(project))
+                begin(stage, project)
     TileSet.model_copy(whole, update={"split_digest": "of another"}).save(project.folder / "tiles" / "tileset.json")
     with pytest.raises(StageError, match="the tiles were cut for another split"):
-        training_tiles(project, stage="segment")
+        training_tiles(project.store(), stage="segment")
     # what comes past the stage's own question meets the trainer's
     whole.save(project.folder / "tiles" / "tileset.json")
-    defective, pool = training_tiles(project, stage="segment")
+    defective, pool = training_tiles(project.store(), stage="segment")
     forged = [tile.model_copy(update={"image_id": test_id}) for tile in defective[:1]]
-    monkeypatch.setattr(judge_stages, "training_tiles", lambda _, *, stage: ([*forged, *defective], pool))
+    monkeypatch.setattr(segment_module, "training_tiles", lambda _, *, stage: ([*forged, *defective], pool))
     with pytest.raises(FirewallError, match=rf"segment-real-seed0, tile {forged[0].id}: image ids \[{test_id}\]"):
-        next(segment_runner("real", 0)(project))
+        begin(Segment("real", 0), project)
 
 
 @pytest.mark.parametrize("what", ["tile", "mask"])
@@ -166,8 +176,8 @@ def test_a_draft_of_what_is_not_in_train_is_refused(
     )
     jobs = (plan.jobs[0].model_copy(update=update), *plan.jobs[1:])
     plan.model_copy(update={"jobs": jobs}).save(project.folder / "plan" / "plan.json")
-    with pytest.raises(StageError, match=rf"draft {plan.jobs[0].id}: its {what} .* is none of train or pool"):
-        next(segment_runner("synthetic", 0)(project))
+    with pytest.raises(StageError, match=rf"draft {plan.jobs[0].id}: its {what} .* is neither of train nor of pool"):
+        begin(Export(), project)
 
 
 def test_a_segmenter_that_saw_test_or_does_not_say_is_not_judged(
@@ -175,21 +185,21 @@ def test_a_segmenter_that_saw_test_or_does_not_say_is_not_judged(
 ) -> None:
     project = without_manifests(tiny_run, open_tiny, tmp_path)
     split = project.store().split
-    path = project.path(arm_folder("real", project.config.segmentation.seeds[0]), "log.json")
+    path = project.folder / layout.segmenter_folder("real", 0) / "log.json"
     log = json.loads(path.read_text())
     assert set(log["image_ids"]) <= {*split.train, *split.pool}
     assert set(log["image_ids"]) & set(split.train)
-    drafts = json.loads(
-        project.path(arm_folder("synthetic", project.config.segmentation.seeds[0]), "log.json").read_text()
-    )
+    drafts = json.loads((project.folder / layout.segmenter_folder("synthetic", 0) / "log.json").read_text())
     assert set(drafts["image_ids"]) <= {*split.train, *split.pool}
     path.write_text(json.dumps(log | {"image_ids": [*log["image_ids"], split.test[0]]}))
     with pytest.raises(FirewallError, match="are not in train or pool"):
-        next(run_evaluation(project))
+        for _ in Evaluate().run(project.store(), project.config, tmp_path / "out"):
+            pass
     del log["image_ids"]
     path.write_text(json.dumps(log))
     with pytest.raises(StageError, match="its log does not say which images it was trained on"):
-        next(run_evaluation(project))
+        for _ in Evaluate().run(project.store(), project.config, tmp_path / "out"):
+            pass
 
 
 def test_a_pool_that_shows_a_labelled_image_is_left_out_and_told(
@@ -197,7 +207,9 @@ def test_a_pool_that_shows_a_labelled_image_is_left_out_and_told(
 ) -> None:
     shutil.copytree(tiny_run[0] / "source", tmp_path / "source")
     labelled = sorted(
-        image_path(tiny_run[0] / "run" / "data", r) for r in dataset_of(open_tiny(*tiny_run[:2])).images if r.instances
+        image_path(tiny_run[0] / "run" / "data", r)
+        for r in open_tiny(*tiny_run[:2]).store().data.dataset.images
+        if r.instances
     )
     clean = tmp_path / "clean"
     for number, file in enumerate(labelled[:6]):

@@ -24,11 +24,11 @@ from defectory.tools import insert as insert_module
 from defectory.tools.insert import insert_into
 
 Opened = Callable[..., Run]
-Run = tuple[Path, dict[str, Any], list[StageEnded]]
+TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 
 
 @pytest.fixture(scope="module")
-def project(tiny_run: Run, open_tiny: Opened) -> Run:
+def project(tiny_run: TinyRun, open_tiny: Opened) -> Run:
     folder, settings, _ = tiny_run
     return open_tiny(folder, settings, "synthesis.insert_margin_px=4")
 
@@ -215,7 +215,7 @@ def test_bad_input_is_told_and_nothing_is_written(project: Run, tmp_path: Path) 
 
 
 def test_a_run_that_inserts_exports_pool_images_with_labels_in_their_frame(
-    tiny_run: Run, open_tiny: Opened, tmp_path: Path
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
 ) -> None:
     folder, settings, _ = tiny_run
     shutil.copytree(folder, tmp_path / "copy")
@@ -242,7 +242,7 @@ def test_a_run_that_inserts_exports_pool_images_with_labels_in_their_frame(
         assert not changed[distance_to(label) > (4 + 1) / scale + 1].any()
 
 
-def test_drawn_regions_of_pool_images_follow_their_tiles(tiny_run: Run, open_tiny: Opened, tmp_path: Path) -> None:
+def test_drawn_regions_of_pool_images_follow_their_tiles(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path) -> None:
     folder, settings, _ = tiny_run
     drawn = folder / "regions-of-a-test"
     drawn.mkdir(exist_ok=True)
@@ -284,7 +284,7 @@ def test_drawn_regions_of_pool_images_follow_their_tiles(tiny_run: Run, open_tin
         tile_regions(project, tileset.tiling.tile_px)
 
 
-def test_inpainting_wants_the_image_as_driver(tiny_run: Run, open_tiny: Opened) -> None:
+def test_inpainting_wants_the_image_as_driver(tiny_run: TinyRun, open_tiny: Opened) -> None:
     folder, settings, _ = tiny_run
     with pytest.raises(ConfigError, match=r"set drivers\.kind to image"):
         open_tiny(folder, settings, "synthesis.mode=inpaint")

@@ -17,7 +17,7 @@ import json, os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch, torchvision, diffusers, transformers
 torch.set_num_threads(1)
-from defectory.pipeline import judge_stages
+from defectory.stages import segment
 from defectory.stages.all import run_all, stages_of
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
@@ -42,7 +42,7 @@ def start(name):
     return pid
 
 kills = {}
-for stage in stages_of(project):
+for stage in stages_of(project.config):
     place = (project.folder / stage.folder)
     seconds = max(0.05, json.loads((place / "stage.json").read_text())["info"]["seconds"])
     shutil.rmtree(place)

@@ -8,15 +8,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from defectory.pipeline.mask_check import bank_from_train, expert_masks, review_masks
 from PIL import Image
 
+from defectory.artifacts.plan import MaskBank
 from defectory.errors import AnnotationError
 from defectory.imageio import load_rgb, save_png
+from defectory.masks.sources import ExpertMask
 from defectory.runs.stage import Run
-from defectory.tools.masks import preview_masks
+from defectory.stages import mask_supply
+from defectory.tools.masks import preview_masks, review_masks
 
 TinyRun = tuple[Path, dict[str, Any], list[Any]]
+
+
+def bank_from_train(project: Run) -> MaskBank:
+    return mask_supply.bank_from_train(project.store(), project.config)
+
+
+def expert_masks(project: Run, bank: MaskBank) -> tuple[tuple[ExpertMask, ...], MaskBank]:
+    return mask_supply.expert_masks(project.store(), project.config, bank)
 
 
 def with_expert(tiny_run: TinyRun, open_tiny: Callable[..., Run], expert: Path) -> Run:

@@ -16,12 +16,12 @@ from defectory.stages.all import run_all
 from defectory.tools.masks import preview_masks
 
 Opened = Callable[..., Run]
-Run = tuple[Path, dict[str, Any], list[StageEnded]]
+TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 LEARNED = ("masks.sources.diffusion=1", "masks.sources.bank=0", "masks.diffusion.num_steps=3", "synthesis.num_images=3")
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy = tmp_path_factory.mktemp("mask_model") / "copy"
     shutil.copytree(tiny_run[0], copy)
     return copy
@@ -31,7 +31,7 @@ def ran(project: Run, *only: str) -> set[str]:
     return {event.stage for event in run_all(project, only=only) if isinstance(event, StageEnded) and not event.skipped}
 
 
-def test_masks_are_learned_once_and_planned(folder: Path, tiny_run: Run, open_tiny: Opened) -> None:
+def test_masks_are_learned_once_and_planned(folder: Path, tiny_run: TinyRun, open_tiny: Opened) -> None:
     project = open_tiny(folder, tiny_run[1], *LEARNED)
     with pytest.raises(ConfigError, match="stage learn-masks has not been run"):
         ran(project, "plan")
@@ -44,7 +44,7 @@ def test_masks_are_learned_once_and_planned(folder: Path, tiny_run: Run, open_ti
     assert "learn-masks" in ran(perturbed, "learn-masks")
 
 
-def test_another_seed_learns_another_model(folder: Path, tiny_run: Run, open_tiny: Opened) -> None:
+def test_another_seed_learns_another_model(folder: Path, tiny_run: TinyRun, open_tiny: Opened) -> None:
     digests: set[str] = set()
     for seed in (0, 1):
         project = open_tiny(folder, tiny_run[1], *LEARNED, f"seed={seed}")
@@ -54,7 +54,7 @@ def test_another_seed_learns_another_model(folder: Path, tiny_run: Run, open_tin
 
 
 def test_the_preview_draws_from_the_model_and_tells_a_damaged_one(
-    folder: Path, tiny_run: Run, open_tiny: Opened
+    folder: Path, tiny_run: TinyRun, open_tiny: Opened
 ) -> None:
     project = open_tiny(folder, tiny_run[1], *LEARNED)
     ran(project, "import", "split", "tiles", "learn-masks")

@@ -60,7 +60,7 @@ config = resolve(project=settings, overrides=("segmentation.num_processes=1",)).
 project = Run(config=config, folder=folder / "run", sources=Sources(folder=folder))
 for _ in run_all(project):
     pass
-paths = [path for stage in stages_of(project) for path in (project.folder / stage.folder).rglob("*")]
+paths = [path for stage in stages_of(project.config) for path in (project.folder / stage.folder).rglob("*")]
 lost = [str(path) for path in paths if path.is_file() and not on_disk(path)]
 print(json.dumps({"unsynced": unsynced, "lost": lost, "synced": len(synced)}))
 """

@@ -6,6 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +23,9 @@ from defectory.imageio import save_png
 from defectory.procedural.borescope import write_dataset
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
-from defectory.stages import preflight
-from defectory.stages.all import run_all
+from defectory.runs.store import DataFolder, RunStore, TileFolder
+from defectory.stages import all as all_module
+from defectory.stages.all import CHECKS, run_all
 from defectory.stages.preflight import check_before_training
 
 SIZE_HW = (64, 88)
@@ -39,6 +41,10 @@ class Values(NamedTuple):
 
 
 Edit = Callable[[Values], Values]
+
+
+def check(project: Run) -> tuple[str, ...]:
+    return check_before_training(project.store(), project.config)
 
 
 def settings_of(base: Path) -> dict[str, Any]:
@@ -86,8 +92,10 @@ def project_of(cut: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: py
             values = edit(
                 Values(project.store().data.dataset, project.store().split, project.store().tiles.tileset, folder)
             )
-            for name in ("dataset", "split", "tileset"):
-                monkeypatch.setattr(preflight, f"{name}_of", lambda _project, name=name: getattr(values, name))
+            data = DataFolder(dataset=values.dataset, folder=folder / "run" / "data")
+            tiles = TileFolder(tileset=values.tileset, folder=folder / "run" / "tiles")
+            for name, value in (("data", data), ("split", values.split), ("tiles", tiles)):
+                monkeypatch.setattr(RunStore, name, property(lambda _self, value=value: value))
         return project
 
     return make
@@ -138,7 +146,7 @@ def corner_regions(values: Values) -> Values:
 
 def test_a_project_that_can_go_on_is_let_through_in_seconds(project_of: Callable[..., Run]) -> None:
     began = time.monotonic()
-    remarks = check_before_training(project_of())
+    remarks = check(project_of())
     assert time.monotonic() - began < 20
     assert all("\n" not in remark for remark in remarks)
 
@@ -178,7 +186,7 @@ def test_a_dead_end_is_one_line_that_names_what_to_change(
     project_of: Callable[..., Run], overrides: tuple[str, ...], edit: Edit | None, said: str, todo: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        check_before_training(project_of(*overrides, edit=edit))
+        check(project_of(*overrides, edit=edit))
     line = str(caught.value)
     assert said in line
     assert todo in line.rpartition(";")[2]
@@ -195,15 +203,13 @@ def test_a_class_that_test_lacks_is_a_remark(project_of: Callable[..., Run]) -> 
 
         return with_records(values, change)
 
-    assert any(
-        remark.startswith("test holds no instance of ") for remark in check_before_training(project_of(edit=edit))
-    )
+    assert any(remark.startswith("test holds no instance of ") for remark in check(project_of(edit=edit)))
 
 
 def test_what_is_damaged_is_left_to_the_stage_that_reads_it(project_of: Callable[..., Run]) -> None:
     project = project_of()
     (project.folder / "tiles" / "tileset.json").write_text("{")
-    assert check_before_training(project) == ()
+    assert check(project) == ()
 
 
 def test_a_run_stops_before_anything_is_trained(tmp_path: Path, tiny_base_folder: Path) -> None:
@@ -222,9 +228,8 @@ def test_a_run_stops_before_anything_is_trained(tmp_path: Path, tiny_base_folder
 def test_remarks_are_told_before_the_first_stage_that_trains(
     project_of: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from defectory.pipeline import run as pipeline
-
-    monkeypatch.setattr(pipeline, "check_before_training", lambda _project: ("a remark",))
+    remarks = replace(CHECKS, before_training=lambda *_: ("a remark",))
+    monkeypatch.setattr(all_module, "CHECKS", remarks)
     events = run_all(project_of(), only=["import", "split", "tiles", "learn-concept"])
     seen = [next(event for event in events if isinstance(event, Notice) and event.stage == "check")]
     events.close()  # type: ignore[attr-defined]

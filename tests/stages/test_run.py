@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from defectory.pipeline.values import spread
 
+from defectory.artifacts.tiles import spread
 from defectory.errors import ConfigError, WeightsError
 from defectory.events import Progress, StageEnded
 from defectory.imageio import load_rgb
@@ -101,9 +101,13 @@ def test_a_changed_setting_runs_its_stage_and_those_after_it_again(copied_run: T
 def test_dry_run_states_name_what_would_run(copied_run: TinyRun, open_tiny: Open) -> None:
     folder, settings, _ = copied_run
     project = open_tiny(folder, settings, "synthesis.num_steps=3")
-    states = states_of(project, stages_of(project))
-    assert states["learn-condition"] == "up to date"
-    assert states["synthesize"] == states["segment-synthetic-seed0"] == states["report"] == "to be run again"
+    states = states_of(project, stages_of(project.config))
+    assert states["learn-condition"].state == "up to date"
+    for name in ("synthesize", "segment-synthetic-seed0", "report"):
+        assert states[name].state == "to be run again"
+    assert (
+        states["synthesize"].why == "calibrate may change" or "synthesis.num_steps: 2 -> 3" in states["synthesize"].why
+    )
 
 
 def test_a_changed_source_image_is_noticed(copied_run: TinyRun, open_tiny: Open) -> None:
@@ -111,7 +115,7 @@ def test_a_changed_source_image_is_noticed(copied_run: TinyRun, open_tiny: Open)
     image = next((folder / "source" / "images").iterdir())
     image.write_bytes(image.read_bytes() + b"\0")
     project = open_tiny(folder, settings)
-    assert states_of(project, stages_of(project))["import"] == "to be run again"
+    assert states_of(project, stages_of(project.config))["import"].state == "to be run again"
 
 
 def test_a_stage_without_its_needs_says_what_to_run(copied_run: TinyRun, ran: Ran) -> None:
@@ -123,11 +127,11 @@ def test_a_stage_without_its_needs_says_what_to_run(copied_run: TinyRun, ran: Ra
 
 def test_the_real_arm_is_trained_without_plan_or_drafts(copied_run: TinyRun, ran: Ran) -> None:
     folder, settings, _ = copied_run
-    whole = (folder / "run" / "segment" / "real-seed0" / "scores.json").read_text()
+    whole = (folder / "run" / "segment" / "real-seed0" / "model.safetensors").read_bytes()
     for name in ("plan", "drafts", "curation", "segment/real-seed0"):
         shutil.rmtree(folder / "run" / name)
     assert ran(folder, settings, only=["segment-real-seed0"]) == {"segment-real-seed0"}
-    assert (folder / "run" / "segment" / "real-seed0" / "scores.json").read_text() == whole
+    assert (folder / "run" / "segment" / "real-seed0" / "model.safetensors").read_bytes() == whole
 
 
 def test_a_number_for_mask_guidance_holds_for_every_class_and_nothing_is_drawn_for_it(
@@ -168,10 +172,17 @@ def test_a_limit_takes_items_from_all_over() -> None:
 
 def test_needed_stages_come_in_order(tiny_run: TinyRun, open_tiny: Open) -> None:
     folder, settings, _ = tiny_run
-    stages = stages_of(open_tiny(folder, settings))
-    assert needed_for(stages, ["learn-condition"]) == ["import", "split", "tiles", "learn-concept", "learn-condition"]
+    config = open_tiny(folder, settings).config
+    stages = stages_of(config)
+    assert needed_for(stages, ["learn-condition"], config) == [
+        "import",
+        "split",
+        "tiles",
+        "learn-concept",
+        "learn-condition",
+    ]
     with pytest.raises(ConfigError, match="no such stage"):
-        needed_for(stages, ["paint"])
+        needed_for(stages, ["paint"], config)
 
 
 def test_no_val_or_test_image_is_in_train_tiles_mask_bank_or_plan(tiny_run: TinyRun) -> None:

@@ -8,12 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from defectory.pipeline import run as run_module
 
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
@@ -22,7 +22,8 @@ from defectory.events import Progress, StageEnded
 from defectory.files import digest_file, digest_json, read_manifest
 from defectory.folders import record_files
 from defectory.runs.stage import Run
-from defectory.stages.all import run_all, stages_of
+from defectory.stages import all as all_module
+from defectory.stages.all import CHECKS, run_all, stages_of
 
 Open = Callable[..., Run]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -82,12 +83,12 @@ def test_segmenters_trained_side_by_side_are_those_trained_one_after_the_other(
     events = list(run_all(project, only=["segment"]))
     assert outcome(folder / "run") == digests
     assert {e.stage for e in events if isinstance(e, StageEnded)} == {
-        s.name for s in stages_of(project) if s.name.startswith("segment-")
+        s.name for s in stages_of(project.config) if s.name.startswith("segment-")
     }
     assert {e.stage for e in events if isinstance(e, Progress)} == {
         e.stage for e in events if isinstance(e, StageEnded)
     }
-    assert all(e.summary.startswith("test segm mAP") for e in events if isinstance(e, StageEnded))
+    assert all(e.summary.startswith("validation segm mAP") for e in events if isinstance(e, StageEnded))
     # how they were trained is none of what decides whether they are up to date
     again = list(run_all(open_tiny(folder, settings), only=["segment"]))
     assert all(isinstance(event, StageEnded) and event.skipped for event in again)
@@ -111,7 +112,7 @@ def test_the_first_failure_is_told_as_what_it_is_and_ends_the_others(
     tileset = folder / "run" / "tiles" / "tileset.json"
     TileSet.load(tileset).model_copy(update={"split_digest": forged.digest()}).save(tileset)
     forge(tileset.parent, "tileset.json")
-    monkeypatch.setattr(run_module, "check_before_training", lambda _project: ())
+    monkeypatch.setattr(all_module, "CHECKS", replace(CHECKS, before_training=lambda *_: ()))
     with pytest.raises(FirewallError, match=rf"^segment-[a-z_]+-seed0: image ids \[{moved}\] are not in train or pool"):
         list(run_all(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"]))
     assert outcome(folder / "run") == {}

@@ -7,15 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from defectory.pipeline import run as run_module
-from defectory.pipeline.curate_stage import prior_images
 from safetensors.torch import load_file
 
 from defectory import folders
@@ -23,12 +21,17 @@ from defectory.cli.main import app
 from defectory.config.template import project_template
 from defectory.engine.backbones import known
 from defectory.errors import InputError, OutputError, StageError, WeightsError
-from defectory.events import Event, MissingSource, Notice, Progress, Stage, StageEnded
+from defectory.events import Event, Notice, Progress, StageEnded, Work
 from defectory.files import MARKER_NAME, digest_file, read_manifest
 from defectory.folders import WORK_NAME, claim_folder, is_ours
-from defectory.runs.sources import source_listing
+from defectory.runs.sources import MissingSource, Sources, source_listing
+from defectory.runs.stage import Run, Stage
+from defectory.runs.store import RunStore
 from defectory.runs.verify import verify_run, verify_stage
+from defectory.stages import all as all_module
 from defectory.stages.all import run_all, stages_of
+from defectory.stages.curate import prior_images
+from defectory.stages.split import Split
 
 Open = Callable[..., Run]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -43,7 +46,7 @@ def project(tiny_run: TinyRun, tmp_path: Path, open_tiny: Open) -> Run:
 
 
 def digests(project: Run) -> dict[str, str]:
-    found = {stage.name: read_manifest(project.folder / stage.folder) for stage in stages_of(project)}
+    found = {stage.name: read_manifest(project.folder / stage.folder) for stage in stages_of(project.config)}
     # the report tells the seconds of each stage
     return {
         name: str(manifest["info"]["output_digest"])
@@ -69,13 +72,13 @@ def flip(path: Path) -> None:
 
 
 def stage_named(project: Run, name: str) -> Stage:
-    return next(stage for stage in stages_of(project) if stage.name == name)
+    return next(stage for stage in stages_of(project.config) if stage.name == name)
 
 
 def test_a_finished_run_is_whole(project: Run) -> None:
-    assert {(finding.state, finding.damage, finding.extra) for finding in verify_run(project, stages_of(project))} == {
-        ("whole", "", ())
-    }
+    assert {
+        (finding.state, finding.damage, finding.extra) for finding in verify_run(project, stages_of(project.config))
+    } == {("whole", "", ())}
     assert not (project.folder / WORK_NAME).exists()
 
 
@@ -92,14 +95,16 @@ def test_damage_of_every_kind_is_noticed_and_mended(project: Run) -> None:
     shutil.copyfile(first, second)
     flip(project.folder / "curation" / "decisions.json")
     (project.folder / "synthetic" / "stage.json").write_text("[1, 2]")
-    (project.folder / "segment" / "real-seed0" / "scores.json").write_text("{}")
+    (project.folder / "segment" / "real-seed0" / "log.json").write_text("{}")
     flip(project.folder / "test_tiles" / "tileset.json")
     (project.folder / "evaluation" / MARKER_NAME).write_text("{")
     (project.folder / "report" / MARKER_NAME).unlink()
 
-    damaged = {finding.stage for finding in verify_run(project, stages_of(project)) if finding.state == "damaged"}
+    damaged = {
+        finding.stage for finding in verify_run(project, stages_of(project.config)) if finding.state == "damaged"
+    }
     untouched = {"split", "finalize", "segment-synthetic-seed0", "segment-synthetic_then_real-seed0"}
-    assert damaged == {stage.name for stage in stages_of(project)} - untouched
+    assert damaged == {stage.name for stage in stages_of(project.config)} - untouched
 
     events = list(run_all(project))
     # a marker alone is written anew, without the stage
@@ -107,7 +112,7 @@ def test_damage_of_every_kind_is_noticed_and_mended(project: Run) -> None:
     assert all(text.endswith("it is made anew") for text in notices(events).values())
     assert "is missing" in notices(events)["tiles"]
     assert digests(project) == before
-    assert {finding.state for finding in verify_run(project, stages_of(project))} == {"whole"}
+    assert {finding.state for finding in verify_run(project, stages_of(project.config))} == {"whole"}
     assert not made(list(run_all(project)))
 
 
@@ -145,7 +150,7 @@ def test_a_finished_run_needs_its_source_no_more(project: Run) -> None:
     with pytest.raises(InputError, match="no such file"):
         list(run_all(replace(project, config=_changed(project, "data", min_area_px=3))))
     assert digests(project) == before
-    assert {finding.state for finding in verify_run(project, stages_of(project))} == {"whole"}
+    assert {finding.state for finding in verify_run(project, stages_of(project.config))} == {"whole"}
 
 
 def test_a_base_that_is_not_there_matters_only_to_stages_that_read_it(
@@ -160,7 +165,7 @@ def test_a_base_that_is_not_there_matters_only_to_stages_that_read_it(
     assert set(notices(events)) == {"learn-concept"}
     with pytest.raises(WeightsError, match="neither a folder"):
         list(run_all(replace(project, config=_changed(project, "concept", token="xyz"))))
-    assert {finding.state for finding in verify_run(project, stages_of(project))} == {"whole"}
+    assert {finding.state for finding in verify_run(project, stages_of(project.config))} == {"whole"}
 
 
 def test_copies_in_the_run_folder_come_back_and_edited_ones_are_kept(project: Run) -> None:
@@ -207,14 +212,18 @@ def test_the_old_outcome_stays_when_the_new_one_cannot_be_finished(
     project: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = digests(project)
-    stages = stages_of(project)
+    stages = stages_of(project.config)
 
-    def full(_project: Run) -> Iterator[Progress | str]:
-        yield Progress(stage="split", done=0, total=1)
-        raise OutputError("split.json", "cannot be written (no space left on device)", "free space")
+    class Full(Split):
+        def cache_key(self, config: Any, sources: Sources) -> dict[str, object]:
+            return {"other": 1}
 
-    broken = tuple(replace(s, run=full, settings=lambda _: {"other": 1}) if s.name == "split" else s for s in stages)
-    monkeypatch.setattr(run_module, "stages_of", lambda _: broken)
+        def run(self, inputs: RunStore, config: Any, out: Path) -> Work[str]:
+            yield Progress(done=0, total=1)
+            raise OutputError("split.json", "cannot be written (no space left on device)", "free space")
+
+    broken = tuple(Full() if stage.name == "split" else stage for stage in stages)
+    monkeypatch.setattr(all_module, "stages_of", lambda _: broken)
     with pytest.raises(OutputError, match="no space left"):
         list(run_all(project, only=["split"]))
     assert digests(project) == before
@@ -282,12 +291,12 @@ def test_cached_latents_and_class_images_are_checked_when_they_are_read(project:
 
 def test_curation_reads_the_class_images_of_the_concept_and_no_others(project: Run) -> None:
     latents = load_file(project.folder / "concept" / "class_images.safetensors")["latents"]
-    images = prior_images(project)
+    images = prior_images(project.store().concept)
     shutil.rmtree(project.folder / "cache")
-    again = prior_images(project)
+    again = prior_images(project.store().concept)
     assert len(images) == len(again) == len(latents) == 2
     assert all((one == other).all() for one, other in zip(images, again, strict=True))
-    assert "learn-concept" in stage_named(project, "curate").needs
+    assert "learn-concept" in stage_named(project, "curate").inputs(project.config)
 
 
 def test_the_source_is_what_the_import_reads(tmp_path: Path) -> None:
@@ -371,7 +380,7 @@ def test_the_verb_tells_what_is_damaged_and_what_to_do(
     before = sorted(path for path in project.folder.rglob("*"))
     code, told = verify()
     assert code == 0
-    assert f"{len(stages_of(project))} whole, 0 not run or not finished" in told
+    assert f"{len(stages_of(project.config))} whole, 0 not run or not finished" in told
     flip(project.folder / "plan" / "plan.json")
     (project.folder / "plan" / "bank.json").unlink()
     (project.folder / "tiles" / "mine.txt").write_text("mine")
