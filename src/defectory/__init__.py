@@ -1,3 +1,3 @@
-"""Defectory: controllable synthesis of industrial defect images, and the measurement of what they are worth."""
+"""Defectory: controllable synthesis of industrial defect images, and measurement of their value for training."""
 
 __version__ = "0.1.0"
