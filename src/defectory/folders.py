@@ -121,7 +121,7 @@ def _found(folder: Path, marker: Marker | None, kind: str) -> str:
         return f"was made by Defectory as {_named(marker.kind)}, not as {_named(kind)}"
     if (folder / MARKER_NAME).is_file():
         return f"has a marker {MARKER_NAME} that cannot be read, so Defectory cannot tell whether it made the folder"
-    return f"was not made by Defectory and is not empty (it contains {_listed(_users_names(folder))})"
+    return f"was not made by Defectory and is not empty (it holds {_listed(_users_names(folder))})"
 
 
 def _named(kind: str) -> str:

@@ -184,7 +184,7 @@ def load_frame(path: Path, value_range: ValueRange | None = None, *, convert: bo
             image.mode, f"a {image.mode} image"
         )
         raise ImageError(
-            path, f"{kind}; defects cannot be drawn into it without changing the kind", "save it as grey or RGB first"
+            path, f"{kind}: defects cannot be drawn into it without changing its kind", "save it as grey or RGB first"
         )
     rgb, told, _ = _eight_bit_to_rgb(path, image)
     return FrameImage(pixels=rgb, value_range=None, container="PNG", remarks=(*remarks, *told))

@@ -297,7 +297,7 @@ def test_deep_images_are_cut_with_the_range_of_the_set(tmp_path: Path) -> None:
 def test_an_image_of_another_size_than_at_import_ends_the_cut(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     save_png(tmp_path / "images" / dataset.images[-1].file_name, np.zeros((60, 90, 3), np.uint8))
-    with pytest.raises(ImageError, match=r"is 60x90 pixels, and was 64x96 when it was imported; import the data again"):
+    with pytest.raises(ImageError, match=r"is 60x90 pixels, but was 64x96 when it was imported; import the data again"):
         cut(tmp_path, dataset, split_of(dataset), native(32), ("pool",))
     assert not (tmp_path / "tiles").exists()
 

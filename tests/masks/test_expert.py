@@ -86,7 +86,7 @@ def test_a_folder_named_as_its_class_is_read_and_litter_is_passed_over(tmp_path:
     supplied, _ = read_folder(tmp_path, bank=bank, categories=categories, scale=1.0, tile_px=64)
     assert [(m.id, m.category_id) for m in supplied] == [("c", 1), ("a", 2), ("b", 3)]
     (tmp_path / "dent").mkdir()
-    with pytest.raises(AnnotationError, match="class 'dent' is none of the data set's"):
+    with pytest.raises(AnnotationError, match="class 'dent' is not in the data set"):
         read_folder(tmp_path, bank=bank, categories=categories, scale=1.0, tile_px=64)
 
 

@@ -109,7 +109,7 @@ def segmentation_rle(annotation: CocoAnnotation, size_hw: tuple[int, int], where
     """
     if not annotation.segmentation:
         found = "an empty segmentation" if annotation.segmentation is not None else "no segmentation"
-        box = ", a box alone is no mask" if annotation.box_xywh is not None else ""
+        box = ", a box alone is not a mask" if annotation.box_xywh is not None else ""
         raise AnnotationError(where, f"{found}{box}", "export instance masks (polygons or RLE)")
     if isinstance(annotation.segmentation, Mapping):
         return rle_of_entry(annotation.segmentation, size_hw, annotation.box_xywh, where, notice)
