@@ -16,7 +16,7 @@ from defectory.files import write_json
 
 MAX_NAMED = 5
 """Maximum number of ids named in a message."""
-AGAIN = "do not edit it; run stage `split` again"
+AGAIN = "do not edit it: run the stage `split` again"
 
 
 class Split(Value):
@@ -105,7 +105,7 @@ class Split(Value):
                             AGAIN,
                         )
         if dataset.digest() != self.dataset_digest:
-            raise InputError(where, "the data set was changed after the split was made", "run stage `split` again")
+            raise InputError(where, "the data set was changed after the split was made", "run the stage `split` again")
 
     def require_training_ids(self, image_ids: Iterable[int], *, stage: str) -> None:
         """Check that all ids are in train or pool.

@@ -85,7 +85,7 @@ def format_named(name: str) -> Format:
         if known.name == name:
             return known
     names = ", ".join(["auto", *(known.name for known in formats())])
-    raise ConfigError("data.format", f"no format is called {name!r}", f"use one of {names}")
+    raise ConfigError("data.format", f"no format is called {name!r}", f"give one of {names}")
 
 
 def recognise(path: Path) -> Recognised:

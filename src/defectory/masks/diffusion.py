@@ -188,7 +188,7 @@ class MaskDiffusion:
         try:
             self._network.load_state_dict(load_file(path))
         except (SafetensorError, OSError, RuntimeError):
-            raise WeightsError(path, "was not trained on these masks", "run stage `learn-masks` again") from None
+            raise WeightsError(path, "was not trained on these masks", "run the stage `learn-masks` again") from None
 
     def draw(self, category_id: int, *, seed: int, severity: tuple[float, float] = (0.0, 1.0)) -> Mask:
         """Draw a new mask of a class; a pure function of its arguments and the weights.
