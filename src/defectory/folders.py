@@ -288,7 +288,7 @@ def publish(
 
 
 def _move_up(work: Path, path: Path) -> None:
-    """Move the content of a folder into an empty one; the marker goes last, so that the folder is not ours before."""
+    """Move the content of a folder into an empty one; the marker goes last and makes a complete folder ours."""
     for entry in sorted(os.scandir(work), key=lambda entry: entry.name == MARKER_NAME):
         Path(entry.path).rename(path / entry.name)
     work.rmdir()

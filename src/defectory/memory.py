@@ -56,7 +56,7 @@ class PeakMemory:
 
     @property
     def gb(self) -> float:
-        """Peak memory so far, in GB of 10^9 bytes; pages shared between processes count once per process."""
+        """Return the peak memory so far, in GB of 10^9 bytes; shared pages count once per process."""
         return max(self._most_bytes, _own_peak_bytes()) / 1e9
 
     def _sample(self) -> None:

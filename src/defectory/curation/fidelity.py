@@ -76,7 +76,7 @@ class Comparison:
 
     @property
     def difference(self) -> NDArray[np.float32]:
-        """Absolute difference of the halves, float32 [H,W], in grey levels."""
+        """Return the absolute difference of the halves, float32 [H,W], in grey levels."""
         return np.maximum(self.brighter, self.darker)
 
     def drawn(self, difference_threshold: float, *, local_share: float = LOCAL_SHARE) -> Mask:

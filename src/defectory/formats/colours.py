@@ -48,7 +48,7 @@ class ColourTable:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Class names without the background."""
+        """Return the class names without the background."""
         return tuple(dict.fromkeys(self.names.values()))
 
 
