@@ -40,7 +40,7 @@ class FirewallError(StageError):
     """A validation or test image was about to reach a training stage."""
 
 
-class InterruptedRun(DefectoryError):  # noqa: N818  # not an error, a stop
+class InterruptedRun(DefectoryError):  # noqa: N818  # a stop, not an error
     """The run was stopped and can be resumed."""
 
     exit_code = 130

@@ -180,7 +180,7 @@ def atomic_folder(
     made: list[Path] = []
     temporary: Path | None = None
     try:
-        with _told(path, None):
+        with _our_errors(path, None):
             made = _make_parents(where)
             # work beside the folder, except for an empty folder, which is kept: it may be a shell's current folder or a
             # mount point
@@ -188,9 +188,9 @@ def atomic_folder(
             temporary = _temporary(where if inside else where.parent, where.name)
             temporary.mkdir()
             write_marker(temporary, Marker(kind=kind, maker=process_identity()))
-        with _told(path, temporary), in_progress(temporary):
+        with _our_errors(path, temporary), in_progress(temporary):
             yield temporary
-        with _told(path, temporary):
+        with _our_errors(path, temporary):
             publish(temporary, where, kind=kind, digests=digests, keep_changed=addressed)
             made = []
     finally:
@@ -208,7 +208,7 @@ def _inner_folder(path: Path, unfinished: Path) -> Generator[Path]:
         return
     temporary = _temporary(path.parent, path.name)
     try:
-        with _told(path, temporary):
+        with _our_errors(path, temporary):
             temporary.mkdir(parents=True)
             yield temporary
             if path.is_symlink() or path.is_file():
@@ -220,7 +220,7 @@ def _inner_folder(path: Path, unfinished: Path) -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def _told(path: Path, temporary: Path | None) -> Generator[None]:
+def _our_errors(path: Path, temporary: Path | None) -> Generator[None]:
     """Turn the system's errors into ours, for the output and for the files that are read to make it."""
     try:
         yield
@@ -479,7 +479,7 @@ def claim_folder(path: Path, *, kind: str, also: Collection[str] = (), todo: str
     place = path.resolve()
     marker = read_marker(place)
     if marker is None:
-        with _told(path, None):
+        with _our_errors(path, None):
             place.mkdir(parents=True, exist_ok=True)
             write_marker(place, Marker(kind=kind))
     return path

@@ -404,7 +404,7 @@ def _remarks_on_pages(image: Image.Image | None) -> list[str]:
         return []
     try:
         pages = int(getattr(image, "n_frames", 1))
-    except Exception:  # noqa: BLE001, RUF100  # Pillow raises all kinds there; page 1 may still be whole
+    except Exception:  # noqa: BLE001, RUF100  # Pillow raises any exception here; page 1 may be intact
         return ["page 1 of several is read; the others are damaged"]
     return [f"page 1 of {pages} is read"] if pages > 1 else []
 
@@ -413,7 +413,7 @@ def _orientation(image: Image.Image) -> int | None:
     """Return the EXIF orientation, 1 to 8; None if EXIF is damaged."""
     try:
         value: object = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # noqa: BLE001, RUF100  # Pillow raises all kinds there, and the pixels are whole
+    except Exception:  # noqa: BLE001, RUF100  # Pillow raises any exception here; the pixels are intact
         return None
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -466,7 +466,7 @@ def _one_line(path: Path) -> Generator[None]:
         raise ImageError(_named(path), "needs more memory than is available", "cut the image into parts") from None
     except OSError as error:
         raise (_unreadable(path, error) if error.errno else _damaged(path, error)) from None
-    except Exception as error:  # noqa: BLE001, RUF100  # Pillow's plugins raise all kinds on damaged files
+    except Exception as error:  # noqa: BLE001, RUF100  # Pillow raises any exception for damaged files
         raise _damaged(path, error) from None
 
 

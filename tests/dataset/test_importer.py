@@ -208,7 +208,7 @@ def test_an_out_folder_that_is_or_holds_the_source_is_refused(out: str, tmp_path
     write(tmp_path / "set" / "images", PLAIN)
     (tmp_path / "notes.txt").write_text("mine")
     before = tree_of(tmp_path)
-    with pytest.raises(OutputError, match="to import from|to be imported"):
+    with pytest.raises(OutputError, match=r"to import from|to be imported"):
         imported(tmp_path / "set" / "images" / "annotations.json", tmp_path / out)
     assert tree_of(tmp_path) == before
 

@@ -139,7 +139,7 @@ def decide(
                 )
                 decision = decision.model_copy(update={"tightened": found})
             decisions.append(decision)
-            stranger = _stranger(plan, number)
+            stranger = _job_with_other_label(plan, number)
             if stranger is not None:
                 other = np.any([decode(i.rle) for i in stranger.instances], axis=0)
                 shuffled.append(
@@ -147,14 +147,14 @@ def decide(
                 )
             yield Scored(done=number + 1, total=len(plan.jobs))
     if config.enabled and config.keep_share is not None:
-        decisions = _truest(plan, decisions, config.keep_share)
+        decisions = _with_best_labels(plan, decisions, config.keep_share)
     if config.enabled and config.keep is not None:
         decisions = _keep(plan, decisions, config.keep, checker)
     outcome = Decisions(plan_digest=plan.digest(), threshold=config.min_fidelity, decisions=tuple(decisions))
     yield outcome, _summary(plan, outcome, shuffled, agreements, checker)
 
 
-def _truest(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Decision]:
+def _with_best_labels(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Decision]:
     """Reject accepted drafts beyond a share of each class's drafts; keep those with the most accurate labels.
 
     A draft with several classes counts for the rarest of them.
@@ -166,7 +166,7 @@ def _truest(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Dec
     result = list(decisions)
     for numbers in by_class.values():
         accepted = sorted(
-            (n for n in numbers if decisions[n].status == "accepted"), key=lambda n: -_trueness(decisions[n])
+            (n for n in numbers if decisions[n].status == "accepted"), key=lambda n: -_label_quality(decisions[n])
         )
         count = max(1, round(share * len(numbers)))
         spare = {
@@ -179,7 +179,7 @@ def _truest(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Dec
     return result
 
 
-def _trueness(decision: Decision) -> float:
+def _label_quality(decision: Decision) -> float:
     agreement = next((1.0 - check.value for check in decision.checks if check.name == "agreement"), 1.0)
     return decision.fidelity.iou * agreement
 
@@ -202,7 +202,7 @@ def _keep(plan: Plan, decisions: Sequence[Decision], count: int, checker: Checke
     return [d.model_copy(update=spare) if n in accepted and n not in kept else d for n, d in enumerate(decisions)]
 
 
-def _stranger(plan: Plan, index: int) -> Job | None:
+def _job_with_other_label(plan: Plan, index: int) -> Job | None:
     """Return a job with a different label, far from the one at `index`; drafts of one driver share their label."""
     count = len(plan.jobs)
     for step in range(count):

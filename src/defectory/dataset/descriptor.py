@@ -185,7 +185,7 @@ def load_descriptors(
     try:
         with safe_open(path, framework="numpy") as stored:
             about: dict[str, Any] = json.loads((stored.metadata() or {})["about"])
-            arrays: dict[str, NDArray[Any]] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
+            arrays: dict[str, NDArray[Any]] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         digests: list[str] = about["pixel_digests"]
         found = _split_up(arrays, digests, only)
     except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:

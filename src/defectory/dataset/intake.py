@@ -165,7 +165,7 @@ def _copied(source: Path, target: Path) -> tuple[str, int]:
     digest, num_bytes = hashlib.sha256(), 0
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        reader = open(source, "rb")  # noqa: SIM115  # closed below; a fault of reading is told apart from one of writing
+        reader = open(source, "rb")  # noqa: SIM115  # closed below; read and write errors differ
     except OSError as error:
         raise ImageError(
             source, f"cannot be read ({error.strerror or error})", "check the file and its permissions"

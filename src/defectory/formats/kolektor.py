@@ -47,7 +47,7 @@ def recognise_kolektor(path: Path) -> str | None:
         ]
     except AnnotationError:
         return None
-    _, masks = _told_apart(files)
+    _, masks = _images_and_masks(files)
     if not masks or 3 * sum(len(paths) for paths in masks.values()) < len(files):
         return None
     return _layout(masks)
@@ -66,7 +66,7 @@ def load_kolektor(root: Path, options: LoadOptions) -> RawDataset:
     if not is_folder(root):
         raise AnnotationError(root, "no such folder", "check the path")
     sieve = Sieve(options.skip_bad)
-    images, masks = _told_apart(images_in(root, options, sieve))
+    images, masks = _images_and_masks(images_in(root, options, sieve))
     if not images:
         raise AnnotationError(root, "no image file in it", "check the path")
     paths = [path for found in masks.values() for path in found]
@@ -116,7 +116,7 @@ def _image(path: Path, root: Path, masks: Sequence[Path], by_part: bool) -> Mask
     )
 
 
-def _told_apart(files: Iterable[Path]) -> tuple[list[Path], dict[Path, list[Path]]]:
+def _images_and_masks(files: Iterable[Path]) -> tuple[list[Path], dict[Path, list[Path]]]:
     """Separate images from masks; return the images and the masks of each.
 
     A mask is a file whose stem is that of an image beside it plus a usual suffix.

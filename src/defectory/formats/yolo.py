@@ -207,7 +207,7 @@ def _instances(label: Path, data: DataYaml, size_hw: tuple[int, int], name: str,
     return instances
 
 
-def _notice(sieve: Sieve, where: str, what: str, detail: str) -> None:  # noqa: ARG001  # the detail is this place's alone
+def _notice(sieve: Sieve, where: str, what: str, detail: str) -> None:  # noqa: ARG001  # unused in YOLO
     sieve.remark(what, where)
 
 

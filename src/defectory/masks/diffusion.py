@@ -144,7 +144,7 @@ class MaskDiffusion:
         ] or [(mask, wish.category_id, wish.branches) for mask, wish in self._masks]
         targets = torch.from_numpy(np.stack([on_canvas(mask) for mask, _, _ in variants]))
         wishes = torch.stack(
-            [self._told(wish_of(category_id, mask, branches)) for mask, category_id, branches in variants]
+            [self._network_input(wish_of(category_id, mask, branches)) for mask, category_id, branches in variants]
         )
         schedule = NoiseSchedule(self._scheduler, "cpu")
 
@@ -230,7 +230,7 @@ class MaskDiffusion:
         scheduler.set_timesteps(SAMPLE_STEPS)
         shape = (FOLD**2, SIDE_PX // FOLD, SIDE_PX // FOLD)
         x = torch.stack([torch.randn(shape, generator=generator_of(self._seed, "mask", seed)) for seed in seeds])
-        told = self._told(wish)[None].expand(len(seeds), -1)
+        told = self._network_input(wish)[None].expand(len(seeds), -1)
         for timestep in scheduler.timesteps:
             x = scheduler.step(self._predict(x, timestep, told), timestep, x).prev_sample
         return list(pixel_shuffle(x, FOLD)[:, 0].numpy())
@@ -238,7 +238,7 @@ class MaskDiffusion:
     def _predict(self, noisy: Tensor, timesteps: Tensor, told: Tensor) -> Tensor:
         return self._network["unet"](noisy, timesteps, class_labels=self._network["wish"](told)).sample
 
-    def _told(self, wish: Wish) -> Tensor:
+    def _network_input(self, wish: Wish) -> Tensor:
         """Return a request as the network's input, float32 [K+3]."""
         one_hot = [1.0 if category_id == wish.category_id else 0.0 for category_id in self._classes]
         size, fullness = np.log2(wish.length_px / REFERENCE_PX), np.log2(wish.fullness) / 2 + 1
