@@ -158,7 +158,7 @@ def test_an_edit_made_while_the_new_folder_was_made_is_kept(tmp_path: Path) -> N
 
 def test_a_source_inside_the_folder_is_refused(tmp_path: Path) -> None:
     make(tmp_path / "out")
-    with pytest.raises(OutputError, match="from which it would be made"):
+    with pytest.raises(OutputError, match="which it would be made from"):
         require_replaceable(tmp_path / "out", kind="dataset", sources=[tmp_path / "out" / "images"])
 
 
@@ -299,7 +299,7 @@ def test_a_folder_that_fills_up_is_claimed_once(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "a" / "run")
     claim_folder(tmp_path / "link", kind="run")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(OutputError, match=r"is a link to .*nowhere, which is not there; make that folder"):
+    with pytest.raises(OutputError, match=r"is a link to .*nowhere, which does not exist; make that folder"):
         claim_folder(tmp_path / "dangling", kind="run")
     assert not (tmp_path / "nowhere").exists()
     with pytest.raises(OutputError, match="not as a demo folder"):

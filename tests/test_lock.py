@@ -35,7 +35,7 @@ def test_a_second_process_is_told_in_one_line_who_holds_the_run(tmp_path: Path) 
     process = hold(tmp_path)
     with (
         pytest.raises(
-            StageError, match=rf"process {process.pid} on .*, since 20.*wait until it has ended, or stop it"
+            StageError, match=rf"process {process.pid} on .*, since 20.*wait until it ends, or stop it"
         ) as caught,
         run_lock(tmp_path),
     ):
@@ -65,7 +65,7 @@ def test_a_process_may_take_its_own_lock_again_and_holds_it_to_the_last_end(tmp_
             [sys.executable, "-P", "-c", HOLD, str(tmp_path)], input="\n", capture_output=True, text=True, check=False
         )
         assert done.returncode == 1
-        assert "another process is writing into this run" in done.stderr
+        assert "another process is writing to this run" in done.stderr
 
 
 def test_the_lock_of_another_machine_holds_until_it_is_removed(tmp_path: Path) -> None:

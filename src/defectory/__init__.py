@@ -1,4 +1,4 @@
-"""Defectory: controllable synthesis of industrial defect images, and the measurement of what they are worth.
+"""Defectory: controllable synthesis of industrial defect images, and measurement of their value for training.
 
 Importing it imports no torch: each name below is loaded when it is first used.
 """

@@ -1,4 +1,4 @@
-"""Outlines and contact sheets. Knows no stage."""
+"""Outlines and contact sheets. Does not depend on any stage."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def draw_outlines(image: Image, masks: Sequence[tuple[Colour, NDArray[np.bool_]]
     Args:
         image: RGB uint8 [H,W,3].
         masks: colour and bool [H,W] mask, in drawing order.
-        zoom: enlarge first, so that thin defects stay visible under their outline.
+        zoom: factor to enlarge by first, so that thin defects stay visible under their outline.
 
     Returns:
         RGB uint8 [H*zoom,W*zoom,3].
@@ -33,19 +33,21 @@ def draw_outlines(image: Image, masks: Sequence[tuple[Colour, NDArray[np.bool_]]
 
 
 def fitted_size_hw(size_hw: tuple[int, int], cell_px: int) -> tuple[int, int]:
-    """Return the height and width at which an image fits a square cell, its aspect kept, pixels."""
+    """Return the height and width in pixels at which an image fits a square cell; the aspect ratio is kept."""
     scale = cell_px / max(size_hw)
     return max(1, round(size_hw[0] * scale)), max(1, round(size_hw[1] * scale))
 
 
 def write_text(image: Image, text: str, left_bottom: tuple[int, int], *, size: float, colour: Colour) -> None:
-    """Write a text into an image, in the letters that the font has: accents are left out, and other letters become `?`.
+    """Write one line of text into an image, using the letters the font has.
+
+    Accents are dropped, and other letters become `?`.
 
     Args:
         image: RGB uint8, changed in place.
-        text: of one line.
-        left_bottom: where it begins, pixels.
-        size: relative to the font's own.
+        text: one line.
+        left_bottom: lower left corner of the text, pixels.
+        size: relative to the font's own size.
         colour: RGB.
     """
     plain = "".join(
@@ -59,14 +61,15 @@ def write_text(image: Image, text: str, left_bottom: tuple[int, int], *, size: f
 def contact_sheet(
     cells: Sequence[Image], *, columns: int, labels: Sequence[str] | None = None, gap_px: int = 4, cell_px: int = 160
 ) -> Image:
-    """Lay images out in a grid on white, each fitted into a square cell, an optional label under it; rows of wide
-    images are lower.
+    """Arrange images in a grid on white, each scaled into a square cell with an optional label below it.
+
+    Rows of wide images are lower than `cell_px`.
 
     Args:
         cells: RGB uint8 images of any size.
         columns: images per row.
         labels: one short text per image.
-        gap_px: white between cells.
+        gap_px: white space between cells.
         cell_px: side of a cell.
     """
     text_px = 16 if labels else 0

@@ -23,7 +23,7 @@ from defectory.terminal import printable
 
 
 class DefectoryError(Exception):
-    """The base of all errors Defectory raises on purpose."""
+    """The base class of all errors that Defectory raises on purpose."""
 
     exit_code = 1
 
@@ -37,21 +37,21 @@ class StageError(DefectoryError):
 
 
 class FirewallError(StageError):
-    """An image of validation or test was about to reach a training stage."""
+    """A validation or test image was about to reach a training stage."""
 
 
-class InterruptedRun(DefectoryError):  # noqa: N818  # not an error, a stop
+class InterruptedRun(DefectoryError):  # noqa: N818  # a stop, not an error
     """The run was stopped and can be resumed."""
 
     exit_code = 130
 
 
 class InputError(DefectoryError):
-    """Bad input, told as where it is, what was found and what to do about it.
+    """Bad input; the message says where it is, what was found and what to do.
 
     Args:
-        where: file, entry or option at fault.
-        found: what was found there (and what was expected).
+        where: file, entry or option with the problem.
+        found: what was found there, and what was expected.
         todo: what the user can do.
     """
 
@@ -64,7 +64,7 @@ class InputError(DefectoryError):
         super().__init__(f"{self.where}: {found}; {todo}")
 
     def __reduce__(self) -> tuple[Callable[..., InputError], tuple[str, str, str]]:
-        """Let the error cross from a worker process to its parent."""
+        """Support pickling, so that the error can pass from a worker process to its parent."""
         return type(self), (self.where, self.found, self.todo)
 
 

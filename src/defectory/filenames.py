@@ -1,4 +1,4 @@
-"""File names from any text and back, the same on Linux, Windows and macOS."""
+"""Convert any text to a file name and back, in the same way on Linux, Windows and macOS."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import unicodedata
 from collections.abc import Iterable
 
 MAX_BYTES = 120
-"""Longer encoded names are cut and end in a digest: every file system takes 255 bytes, and suffixes and temporary names
-need room.
+"""Maximum length of an encoded name; longer names are cut and end in a digest.
+
+Every file system allows 255 bytes, and suffixes and temporary names need part of them.
 """
 _RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
 _SAFE = frozenset(" !#$&'()+,-.;=@[]^_`{}~")
@@ -17,14 +18,14 @@ _EMPTY = "%"
 
 
 def file_name_of(text: str) -> str:
-    """Return a file name that stands for a text: no separator, no control character, no name that any system reserves.
+    """Return a file name for a text: no separators, no control characters, no name that a system reserves.
 
-    Characters that are unsafe somewhere become `%` and two hex digits per UTF-8 byte; `text_of` reads them back.
-    The empty text is `%`. A name over `MAX_BYTES` is cut and ends in `%~` and a digest; `text_of` needs the known texts
-    then.
+    Characters that are unsafe on some system become `%` and two hex digits per UTF-8 byte; `text_of` decodes them. The
+    empty text becomes `%`. A name over `MAX_BYTES` is cut and ends in `%~` and a digest; `text_of` can then decode it
+    only among known texts.
 
     Args:
-        text: anything, for example a class name of a user's annotation file.
+        text: anything, for example a class name in a user's annotation file.
     """
     if not text:
         return _EMPTY
@@ -37,10 +38,10 @@ def file_name_of(text: str) -> str:
 
 
 def text_of(name: str, known: Iterable[str] = ()) -> str | None:
-    """Return the text that a file name stands for; None where it was cut and is none of the known texts.
+    """Return the text that a file name stands for; None if it was cut and matches none of the known texts.
 
     Args:
-        name: as `file_name_of` or `file_names_of` made it; macOS may have decomposed its letters.
+        name: as `file_name_of` or `file_names_of` returned it; macOS may have decomposed its letters.
         known: texts that it may stand for.
     """
     name = unicodedata.normalize("NFC", name)
@@ -55,9 +56,7 @@ def text_of(name: str, known: Iterable[str] = ()) -> str | None:
 
 
 def file_names_of(texts: Iterable[str]) -> dict[str, str]:
-    """Return a file name for each of several texts, distinct where capitals do not count either; `text_of` reads each
-    back.
-    """
+    """Return a file name for each text, distinct even if case is ignored; `text_of` decodes each name."""
     names: dict[str, str] = {}
     taken: set[str] = set()
     for text in texts:
@@ -66,7 +65,7 @@ def file_names_of(texts: Iterable[str]) -> dict[str, str]:
         name = file_name_of(text)
         escaped = 0
         while name.casefold() in taken and escaped < len(text):
-            # the same letters in other capitals: more and more of them are spelled out
+            # for texts that differ only in case, more and more letters are escaped
             escaped += 1
             name = _spelled_out(text[:escaped]) + (_encoded(text[escaped:]) if text[escaped:] else "")
         names[text] = name

@@ -1,8 +1,8 @@
 """The run folder: atomic writes, content digests and stage manifests.
 
-A stage's manifest (`stage.json`) says what the stage was made from and the digest of every file. A manifest whose
-`inputs_digest` equals the present one means that the stage need not run again, if its files are what it says.
-Knows nothing of what any stage does.
+A stage's manifest (`stage.json`) records what the stage was made from and the digest of every file. If the manifest's
+`inputs_digest` equals the current one and the files match their digests, the stage does not run again. Does not depend
+on what any stage does.
 """
 
 from __future__ import annotations
@@ -21,32 +21,33 @@ from defectory.errors import OutputError
 
 MANIFEST_NAME = "stage.json"
 MARKER_NAME = ".defectory.json"
-"""The file that makes a folder ours; see `defectory.folders`."""
+"""The file that marks a folder as made by Defectory; see `defectory.folders`."""
 DRAWN_NAME = ".defectory.drawn"
-"""The list of the drafts that are whole in an unfinished folder."""
+"""The list of completed drafts in an unfinished folder."""
 BOOKKEEPING = frozenset({MARKER_NAME, DRAWN_NAME, ".defectory.lock"})
-"""Names of files that say something of a folder and are no part of what it holds."""
+"""Names of files that describe a folder and are not part of its content."""
 
 
 def canonical_json(value: object) -> str:
-    """Give the one JSON text of a value: keys sorted, no spaces, NaN refused."""
+    """Return the canonical JSON text of a value: sorted keys, no spaces, no NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def digest_json(value: object) -> str:
-    """Give the SHA-256 hex digest of a JSON-compatible value."""
+    """Return the SHA-256 hex digest of a JSON-compatible value."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def digest_file(path: Path) -> str:
-    """Give the SHA-256 hex digest of a file's bytes."""
+    """Return the SHA-256 hex digest of a file's bytes."""
     with open(path, "rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def digest_folder(folder: Path, *, exclude: tuple[str, ...] = (MANIFEST_NAME,)) -> str:
-    """Return the SHA-256 hex digest of all files under a folder but its bookkeeping, names included, order
-    independent.
+    """Return the SHA-256 hex digest of all files under a folder and their names.
+
+    Bookkeeping files are ignored, and the order of files does not matter.
     """
     entries = {
         path.relative_to(folder).as_posix(): digest_file(path)
@@ -61,8 +62,9 @@ _in_progress: set[Path] = set()
 
 @contextlib.contextmanager
 def in_progress(folder: Path) -> Generator[None]:
-    """Declare a folder unfinished: files written under it are not fsynced one by one, since it is synced as a whole
-    before use.
+    """Declare a folder unfinished.
+
+    Files written in it are not fsynced one by one; the folder is synced as a whole before use.
     """
     folder = absolute(folder)
     nested = folder in _in_progress
@@ -75,7 +77,7 @@ def in_progress(folder: Path) -> Generator[None]:
 
 
 def unfinished_folder_of(path: Path) -> Path | None:
-    """Return the unfinished folder that a path is or lies in, None where it lies in none."""
+    """Return the unfinished folder that a path is or lies in; None if there is none."""
     if not _in_progress:
         return None
     path = absolute(path)
@@ -83,20 +85,20 @@ def unfinished_folder_of(path: Path) -> Path | None:
 
 
 def absolute(path: Path) -> Path:
-    """Return a path from the root on, its parent's links resolved, its own last part as it is."""
+    """Return an absolute path with the links of its parent resolved and its last component unchanged."""
     path = Path(os.path.abspath(path))  # noqa: PTH100  # Path.absolute keeps `..`
     return path.parent.resolve() / path.name
 
 
 def fsync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk, as far as system and file system can."""
+    """Wait until the names in a folder are on disk, as far as the system and the file system support it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # some network and user-space file systems know no fsync of folders
+        # some network and user-space file systems do not support fsync of folders
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -109,14 +111,14 @@ def atomic_path(path: Path, *, durable: bool | None = None) -> Generator[Path]:
 
     Args:
         path: the file.
-        durable: wait until it is on disk; None means yes, but for files in an unfinished folder (`in_progress`).
+        durable: wait until the file is on disk; None means yes, except in an unfinished folder (`in_progress`).
 
     Raises:
         OutputError: the folder cannot be written or is full; nothing is left behind.
     """
     if durable is None:
         durable = unfinished_folder_of(path) is None
-    # a short name: the file's own may be as long as the file system allows
+    # a short name, because the file's own name may already have the maximum length
     temporary = path.with_name(f".defectory-{os.getpid()}-{secrets.token_hex(4)}.tmp{path.suffix[:16]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,7 @@ def atomic_path(path: Path, *, durable: bool | None = None) -> Generator[Path]:
 
 
 def reason_of(error: OSError) -> str:
-    """Return what the system says of an error, in lower case."""
+    """Return the system's description of an error, in lower case."""
     return (error.strerror or str(error) or type(error).__name__).lower()
 
 
@@ -160,13 +162,13 @@ def write_json(path: Path, value: object, *, durable: bool | None = None) -> Non
 
 
 def stage_is_done(folder: Path, inputs_digest: str) -> bool:
-    """Tell whether a stage folder's manifest says that it was finished for exactly these inputs."""
+    """Return whether a stage folder's manifest shows that the stage finished for exactly these inputs."""
     manifest = read_manifest(folder)
     return manifest is not None and manifest["inputs_digest"] == inputs_digest
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a stage folder, None where there is none or it cannot be understood.
+    """Return the manifest of a stage folder; None if there is none or it is malformed.
 
     Its keys: `inputs_digest`; `inputs`, the digest of each thing that the stage depends on; `files`, the SHA-256 of
     each file by relative name; `info` with `summary`, `output_digest` and `seconds`.
@@ -196,13 +198,13 @@ def finish_stage(
     """Write a stage's manifest, the last file of the stage.
 
     Args:
-        folder: of the stage.
-        inputs_digest: of all that the stage depends on.
+        folder: folder of the stage.
+        inputs_digest: digest of everything the stage depends on.
         inputs: digest of each of these things by name.
         settings: values of short settings among them by name, so that a later run can say what changed.
-        files: SHA-256 of each file of the outcome by relative name.
-        summary: one line for people.
-        seconds: that the stage took.
+        files: SHA-256 of each output file by relative name.
+        summary: one line for the user.
+        seconds: duration of the stage.
     """
     info = {"summary": summary, "output_digest": digest_json(dict(files)), "seconds": round(seconds, 1)}
     write_json(

@@ -1,8 +1,8 @@
-"""Folders that Defectory made: told by a marker file, replaced as a whole, never mixed up with a user's own.
+"""Folders made by Defectory: recognised by a marker file, replaced as a whole, never confused with a user's own.
 
-A folder is ours if it carries our marker (`.defectory.json`), of the kind in question. Whatever else is not empty is
-refused, and nothing is removed that the marker does not list. A new folder is made beside the old one, written to disk
-(`sync_tree`) and swapped in when it is whole.
+A folder is ours if it carries our marker (`.defectory.json`) with the expected kind. Any other folder that is not empty
+is refused, and only files that the marker lists are removed. A new folder is made beside the old one, synced to disk
+(`sync_tree`) and swapped in when it is complete.
 """
 
 from __future__ import annotations
@@ -45,35 +45,35 @@ from defectory.marker import (
 )
 
 WORK_NAME = ".work"
-"""Folder of a run in which stages make their outcomes; all in it is ours."""
+"""Folder of a run in which stages prepare their outputs; everything in it is ours."""
 FULL = frozenset({"ENOSPC", "EDQUOT", "EFBIG", "EROFS", "EIO"})
 SYSTEM_LITTER = frozenset(
     {".ds_store", "thumbs.db", "desktop.ini", "ehthumbs.db", ".directory", "@eadir", "lost+found", ".nfs"}
 )
-"""What systems leave in folders of themselves, lower case: a folder with nothing else counts as empty."""
+"""Lower-case names of files that operating systems create; a folder with nothing else counts as empty."""
 _LEFTOVER = re.compile(
     r"\.defectory-\d+-[0-9a-f]{8}\.tmp(\..*)?|\.defectory\..+\.(?P<pid>\d+)\.[0-9a-f]{8}\.(tmp|old)|\.tmp[0-9A-Za-z]{6}"
 )
-"""Names of what is half-written: files and folders of ours, and files of safetensors."""
+"""Names of half-written files and folders of ours, and of half-written safetensors files."""
 
 
 def is_empty(folder: Path) -> bool:
-    """Tell whether a folder holds nothing but what systems leave there."""
+    """Return whether a folder contains nothing but files that the system creates."""
     return not _users_names(folder)
 
 
 def require_replaceable(path: Path, *, kind: str, sources: Iterable[Path] = (), addressed: bool = True) -> None:
-    """Require that a folder may be made at `path`: absent, empty, or ours of this kind.
+    """Check that a folder may be made at `path`: it is absent, empty, or ours of this kind.
 
     Args:
         path: the folder to make.
-        kind: of folder.
-        sources: files and folders that are read to make it, and which must not lie in it.
-        addressed: a user named it. Where not, files that were changed since we wrote them do not matter (they are
-            damage, and are made anew), nor does the folder in which the command runs.
+        kind: kind of folder.
+        sources: files and folders that it is made from; they must not lie in it.
+        addressed: whether a user named the folder. If not, files that changed since we wrote them do not matter (they
+            count as damaged and are made again), nor does the folder in which the command runs.
 
     Raises:
-        OutputError: it may not; nothing was written.
+        OutputError: the folder may not be made; nothing was written.
     """
     todo = "give another folder"
     where = absolute(path)
@@ -85,7 +85,7 @@ def require_replaceable(path: Path, *, kind: str, sources: Iterable[Path] = (), 
         if place.exists():
             if not place.is_dir():
                 raise OutputError(place, "is a file, not a folder", todo)
-            # an unwritable parent does not matter to a folder that is there and empty
+            # an unwritable parent does not matter if the folder exists and is empty
             if not os.access(place, os.W_OK | os.X_OK) and (place == where or not where.exists()):
                 raise OutputError(
                     place, "cannot be written (permission denied)", "give another folder, or make it writable"
@@ -100,16 +100,16 @@ def require_replaceable(path: Path, *, kind: str, sources: Iterable[Path] = (), 
         raise OutputError(path, _found(where, marker, kind), todo)
     if not os.access(where.parent, os.W_OK | os.X_OK) or where.is_mount():
         raise OutputError(
-            path, "cannot be replaced, since the folder that it lies in cannot be written", "give a new folder below it"
+            path, "cannot be replaced, because its parent folder cannot be written", "give a new folder below it"
         )
     for source in sources:
         if absolute(source).resolve().is_relative_to(where.resolve()):
-            raise OutputError(path, f"holds {source}, from which it would be made", todo)
+            raise OutputError(path, f"contains {source}, which it would be made from", todo)
     if not addressed:
         return
     if Path.cwd().resolve().is_relative_to(where.resolve()):
         raise OutputError(
-            path, "is or holds the current folder, which cannot be replaced", "run the command from another folder"
+            path, "is or contains the current folder, which cannot be replaced", "run the command from another folder"
         )
     changed = next(changed_files(where, marker), None)
     if changed is not None:
@@ -134,7 +134,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _users_names(folder: Path) -> list[str]:
-    """Return the names in a folder that neither a system nor a dead process of ours left."""
+    """Return the names in a folder, without system files and leftovers of our dead processes."""
     try:
         names = sorted(entry.name for entry in os.scandir(folder))
     except OSError as error:
@@ -155,15 +155,15 @@ def atomic_folder(
     sources: Iterable[Path] = (),
     addressed: bool = True,
 ) -> Generator[Path]:
-    """Yield a temporary folder; on success it takes the place of `path`, else it is removed and `path` is as it was.
+    """Yield a temporary folder; on success it replaces `path`, otherwise it is removed and `path` is unchanged.
 
-    In a folder that is itself unfinished (a stage's work folder) there is nothing to protect: no marker is written and
-    nothing is synced, since that is done once for the whole.
+    In a folder that is itself unfinished (a stage's work folder), nothing needs protection: no marker is written and
+    nothing is synced, because both are done once for the whole.
 
     Args:
-        path: the folder to make: absent, empty, or ours of this kind, in which files of others are carried over.
-        kind: of folder.
-        digests: sha256 of files that the caller knows, by relative name; filled in or not, the others are hashed.
+        path: the folder to make: absent, empty, or ours of this kind; a user's files in it are carried over.
+        kind: kind of folder.
+        digests: known sha256 of files by relative name; the caller may fill it in, and other files are hashed.
         sources: as for `require_replaceable`.
         addressed: as for `require_replaceable`.
 
@@ -180,17 +180,17 @@ def atomic_folder(
     made: list[Path] = []
     temporary: Path | None = None
     try:
-        with _told(path, None):
+        with _our_errors(path, None):
             made = _make_parents(where)
-            # beside it, but for an empty folder, which keeps its identity: a shell may stand in it, or it is a mount
-            # point
+            # work beside the folder, except for an empty folder, which is kept: it may be a shell's current folder or a
+            # mount point
             inside = where.exists() and read_marker(where) is None
             temporary = _temporary(where if inside else where.parent, where.name)
             temporary.mkdir()
             write_marker(temporary, Marker(kind=kind, maker=process_identity()))
-        with _told(path, temporary), in_progress(temporary):
+        with _our_errors(path, temporary), in_progress(temporary):
             yield temporary
-        with _told(path, temporary):
+        with _our_errors(path, temporary):
             publish(temporary, where, kind=kind, digests=digests, keep_changed=addressed)
             made = []
     finally:
@@ -208,7 +208,7 @@ def _inner_folder(path: Path, unfinished: Path) -> Generator[Path]:
         return
     temporary = _temporary(path.parent, path.name)
     try:
-        with _told(path, temporary):
+        with _our_errors(path, temporary):
             temporary.mkdir(parents=True)
             yield temporary
             if path.is_symlink() or path.is_file():
@@ -220,8 +220,8 @@ def _inner_folder(path: Path, unfinished: Path) -> Generator[Path]:
 
 
 @contextlib.contextmanager
-def _told(path: Path, temporary: Path | None) -> Generator[None]:
-    """Turn the system's errors into ours: those of the output, and those of a file that was read for it."""
+def _our_errors(path: Path, temporary: Path | None) -> Generator[None]:
+    """Turn the system's errors into ours, for the output and for the files that are read to make it."""
     try:
         yield
     except OSError as error:
@@ -248,15 +248,14 @@ def _told(path: Path, temporary: Path | None) -> Generator[None]:
 def publish(
     work: Path, path: Path, *, kind: str, digests: Mapping[str, str] | None = None, keep_changed: bool = True
 ) -> None:
-    """Put a whole folder in the place of `path`: write its marker, sync all of it, swap, carry over what others put
-    into the old one.
+    """Put a complete folder in place of `path`: write its marker, sync it, swap it in, and carry over a user's files.
 
     Args:
-        work: the new folder, beside `path` or on its file system; it is gone afterwards.
+        work: the new folder, beside `path` or on its file system; it no longer exists afterwards.
         path: absent, empty, or ours.
-        kind: of folder.
-        digests: sha256 of files that are known, by relative name.
-        keep_changed: keep files of ours that were changed since, as `kept-<name>`.
+        kind: kind of folder.
+        digests: known sha256 of files by relative name.
+        keep_changed: keep our files that changed since we wrote them, as `kept-<name>`.
     """
     known = digests or {}
     names = [name for name in files_of(work) if Path(name).name not in BOOKKEEPING]
@@ -289,14 +288,14 @@ def publish(
 
 
 def _move_up(work: Path, path: Path) -> None:
-    """Move what a folder holds into an empty one, the marker last: without it, that is not ours yet."""
+    """Move the content of a folder into an empty one; the marker goes last and makes a complete folder ours."""
     for entry in sorted(os.scandir(work), key=lambda entry: entry.name == MARKER_NAME):
         Path(entry.path).rename(path / entry.name)
     work.rmdir()
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step; False where the system or the file system cannot."""
+    """Swap two names in one step; return False if the system or the file system cannot."""
     if not sys.platform.startswith("linux"):
         return False
     import ctypes
@@ -310,8 +309,9 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def retire(old: Path, new: Path, *, keep_changed: bool) -> None:
-    """Remove an old folder of ours whose place another has taken; files of others in it, and changed ones where asked,
-    move to that.
+    """Remove an old folder of ours after another has replaced it.
+
+    A user's files in it, and changed files if requested, move to the new folder.
     """
     marker = read_marker(old)
     if marker is None or marker.maker is not None:
@@ -331,7 +331,7 @@ def retire(old: Path, new: Path, *, keep_changed: bool) -> None:
 
 
 def _entries_of(folder: Path) -> list[str]:
-    """Return the relative names of all that is no folder under a folder, links included."""
+    """Return the relative names of everything under a folder that is not a folder, including links."""
     found: list[str] = []
     for place, folders, files in os.walk(folder):
         names = [*files, *(name for name in folders if (Path(place) / name).is_symlink())]
@@ -360,10 +360,11 @@ def _remove_listed(folder: Path, marker: Marker) -> None:
 
 
 def remove_ours(path: Path) -> None:
-    """Remove a folder of ours: all of an unfinished one or of one in it, else the files that the marker lists; what
-    others put there stays.
+    """Remove a folder of ours, but keep what a user put there.
 
-    This is the only function that removes a folder with what is in it. A folder without our marker is left alone.
+    An unfinished folder, or one inside it, is removed completely; in any other folder, the files that the marker lists
+    are removed. This is the only function that removes a folder with its content. A folder without our marker is left
+    alone.
     """
     if path.is_symlink():
         return
@@ -384,7 +385,7 @@ def remove_ours(path: Path) -> None:
 
 
 def _remove_tree(temporary: Path) -> None:
-    """Remove a folder that only this process, or a dead one of ours, has ever written into."""
+    """Remove a folder that only this process, or a dead process of ours, has written to."""
     shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -396,30 +397,32 @@ def _make_parents(path: Path) -> list[Path]:
 
 
 def _temporary(parent: Path, name: str, *, end: str = "tmp") -> Path:
-    # a file system allows 255 bytes, which a long name takes alone
+    # a file system allows 255 bytes, which a long name may use up
     short = name if len(name.encode()) <= 100 else f"{name[:20]}~"
     return parent / f".defectory.{short}.{os.getpid()}.{secrets.token_hex(4)}.{end}"
 
 
 def require_space(folder: Path, needed_bytes: int, *, beside: str) -> None:
-    """Require that the disk of a folder has room for at least half of so many bytes; the estimate may be too high.
+    """Check that the disk has at least half of the needed bytes free; the estimate may be too high.
 
     Args:
-        folder: that is there.
-        needed_bytes: that are about to be written.
-        beside: what stays until they are, for the message.
+        folder: an existing folder.
+        needed_bytes: bytes about to be written.
+        beside: what stays on disk until then, for the message.
 
     Raises:
-        OutputError: it has clearly less.
+        OutputError: the disk has clearly less.
     """
     free = shutil.disk_usage(folder).free
     if 2 * free < needed_bytes:
-        found = f"the disk has {free / 1e6:,.0f} MB free, about {needed_bytes / 1e6:,.0f} MB are needed beside {beside}"
+        found = (
+            f"the disk has {free / 1e6:,.0f} MB free, but about {needed_bytes / 1e6:,.0f} MB are needed beside {beside}"
+        )
         raise OutputError(folder, found, "free space; nothing was changed")
 
 
 def recover(path: Path) -> None:
-    """Finish or undo what killed processes of ours left of making `path`: half-made folders go, a swap is completed."""
+    """Finish or undo what killed processes of ours left of making `path`: remove half-made folders, complete a swap."""
     prefix = _temporary(path.parent, path.name).name.split(f".{os.getpid()}.")[0] + "."
     for place in (path.parent, path):
         if not place.is_dir() or place.is_symlink():
@@ -449,8 +452,9 @@ def _recover_one(leftover: Path, path: Path, pid: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written in an unfinished folder of ours, so that it ends as if never
-    killed.
+    """Remove what a killed process left half-written in an unfinished folder of ours.
+
+    The folder then ends up as if the process had not been killed.
     """
     for path in sorted(folder.rglob(".*")):
         if _LEFTOVER.fullmatch(path.name):
@@ -458,37 +462,38 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def claim_folder(path: Path, *, kind: str, also: Collection[str] = (), todo: str = "give another folder") -> Path:
-    """Make a folder that fills up over time ours, and return it: absent, empty, or ours of this kind already. A link is
-    followed.
+    """Claim a folder that fills up over time, and return it; a link is followed.
+
+    The folder must be absent, empty, or already ours of this kind.
 
     Args:
         path: the folder.
-        kind: that it gets.
-        also: further kinds that will do.
-        todo: what the user can do where it is refused.
+        kind: kind that it gets.
+        also: other kinds that are accepted.
+        todo: what the user can do if it is refused.
 
     Raises:
-        OutputError: it holds something and is not ours, or cannot be written.
+        OutputError: it is not empty and not ours, or cannot be written.
     """
     require_claimable(path, kind=kind, also=also, todo=todo)
     place = path.resolve()
     marker = read_marker(place)
     if marker is None:
-        with _told(path, None):
+        with _our_errors(path, None):
             place.mkdir(parents=True, exist_ok=True)
             write_marker(place, Marker(kind=kind))
     return path
 
 
 def require_claimable(path: Path, *, kind: str, also: Collection[str] = (), todo: str = "give another folder") -> None:
-    """Require that `claim_folder` would succeed, without writing anything.
+    """Check that `claim_folder` would succeed, without writing anything.
 
     Raises:
         OutputError: it would not.
     """
     place = path.resolve()
     if path.is_symlink() and not place.exists():
-        raise OutputError(path, f"is a link to {place}, which is not there", f"make that folder, or {todo}")
+        raise OutputError(path, f"is a link to {place}, which does not exist", f"make that folder, or {todo}")
     marker = read_marker(place)
     if marker is not None and marker.kind in (kind, *also):
         if not os.access(place, os.W_OK | os.X_OK):
@@ -502,11 +507,12 @@ def require_claimable(path: Path, *, kind: str, also: Collection[str] = (), todo
 
 
 def require_new_or_ours(path: Path) -> None:
-    """Require that a picture may be written to a file that a user named: absent, or a picture that says Defectory made
-    it.
+    """Check that a picture may be written to a file that a user named.
+
+    The file must be absent, or a picture whose metadata says that Defectory made it.
 
     Raises:
-        OutputError: it is there and was not made by Defectory, or cannot be written.
+        OutputError: the file exists and was not made by Defectory, or cannot be written.
     """
     if path.is_symlink() or path.is_dir():
         raise OutputError(
@@ -525,7 +531,7 @@ def require_new_or_ours(path: Path) -> None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         told = ""
     if (told.decode("latin-1") if isinstance(told, bytes) else str(told)) not in (SOFTWARE, f"Software: {SOFTWARE}"):
-        raise OutputError(path, "is there and was not made by Defectory", "give another file name")
+        raise OutputError(path, "exists and was not made by Defectory", "give another file name")
 
 
 __all__ = [

@@ -1,5 +1,6 @@
-"""Width and size of masks, and augmentation: one geometric transform for image, masks and driver together, and the
-paper's photometric changes.
+"""Width and size of masks, and augmentation.
+
+One geometric transform serves image, masks and driver together; the photometric changes are the paper's.
 """
 
 from __future__ import annotations
@@ -15,36 +16,38 @@ from numpy.typing import NDArray
 Strength = Literal["train", "offline"]
 Border = Literal["reflect", "replicate"]
 DARK_LEVEL = 24
-"""Grey level under which a pixel shows a hole or what is around the part, not the part."""
+"""Grey level below which a pixel shows a hole or the background, not the part."""
 DARK_SHARE = 0.3
 RESAMPLING = cv2.INTER_LANCZOS4
-"""Of augmented images. Between pixels a linear one takes a quarter of a grainy surface's detail, and networks learn
-what they see (decision 040).
+"""Interpolation for augmented images.
+
+Linear interpolation removes a quarter of a grainy surface's detail, and networks learn what they see (decision 040).
 """
 THIN_PX = 6.0
-"""An instance is thin under this width, in pixels."""
+"""An instance narrower than this, in pixels, is thin."""
 _BLOCK_PX = 1024
 
 
 def width_px(mask: NDArray[np.bool_]) -> float:
-    """Give the width in pixels of the thickest part of a mask bool [H,W]; 0 where it is empty."""
+    """Return the width in pixels of the thickest part of a mask bool [H,W]; 0 if it is empty."""
     return _widest_px(np.pad(mask, 1))
 
 
 def _widest_px(padded: NDArray[np.bool_]) -> float:
-    # doubled, since the distance transform gives lines of 5 and of 6 pixels the same middle
+    # doubled, because the distance transform gives lines of 5 and of 6 pixels the same centre value
     doubled = padded.astype(np.uint8).repeat(2, axis=0).repeat(2, axis=1)
     return float(cv2.distanceTransform(doubled, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).max())
 
 
 def is_thinner(mask: NDArray[np.bool_], limit_px: float) -> bool:
-    """Tell whether a mask bool [H,W] is nowhere as thick as `limit_px`, as `width_px` measures; memory does not grow
-    with the mask.
+    """Return whether a mask bool [H,W] is nowhere as thick as `limit_px`; widths are as for `width_px`.
+
+    Memory does not grow with the mask.
     """
     if min(mask.shape) < limit_px or not mask.any():
         return True
     padded = np.pad(mask, 1)
-    # a pixel's distance shows in full, or past the limit, where so much around it is seen
+    # within this margin, a pixel's distance is exact or beyond the limit
     margin = ceil(limit_px) + 2
     step = max(_BLOCK_PX, 2 * margin)
     for top in range(0, padded.shape[0], step):
@@ -65,8 +68,9 @@ def _core_width_px(block: NDArray[np.bool_], start_yx: tuple[int, int], step: in
 
 
 def distance_to(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """Give the distance of each pixel to a mask bool [H,W], float32 [H,W], pixels: 0 on it, infinite everywhere where
-    it is empty.
+    """Return the distance in pixels of each pixel to a mask bool [H,W], float32 [H,W].
+
+    The distance is 0 on the mask, and infinite everywhere if the mask is empty.
     """
     if not mask.any():
         return np.full(mask.shape, np.inf, np.float32)
@@ -74,8 +78,9 @@ def distance_to(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
-    """Resize a mask bool [H,W] to `size_hw` pixels; half coverage counts, and a mask that would vanish keeps every
-    pixel it touches.
+    """Resize a mask bool [H,W] to `size_hw`; half coverage counts as mask.
+
+    A mask that would vanish keeps every pixel it touches.
     """
     if mask.shape == size_hw:
         return mask
@@ -91,17 +96,16 @@ def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np
 def resize_crop(
     crop: NDArray[np.bool_], corner_yx: tuple[int, int], size_hw: tuple[int, int], new_size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """Resize a mask that is given as the crop that holds it, as `resize_mask` resizes the whole mask, and cut it to its
-    box again.
+    """Resize a mask given as a crop, with the same result as `resize_mask` on the whole mask, and crop it again.
 
     Args:
-        crop: bool [h,w], all of the mask.
-        corner_yx: where the crop's first pixel lies in the image.
-        size_hw: of the image, pixels.
-        new_size_hw: of the resized image, pixels.
+        crop: bool [h,w]; contains the whole mask.
+        corner_yx: position of the crop's first pixel in the image.
+        size_hw: size of the image, pixels.
+        new_size_hw: size of the resized image, pixels.
 
     Returns:
-        The resized mask's crop and the place (y, x) of its first pixel.
+        The resized mask's crop and the position (y, x) of its first pixel.
     """
     if size_hw == new_size_hw or not crop.size:
         return crop, corner_yx if crop.size else (0, 0)
@@ -119,25 +123,23 @@ def resize_crop(
 
 
 def _whole_periods(start: int, length: int, old: int, new: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Return the part (from, to) of an axis around a crop, before and after resizing, in which pixels fall as they do
-    in the whole axis.
-    """
+    """Return a range of an axis around a crop, before and after resizing, that resizes as in the whole axis."""
     count = gcd(old, new)
     period, new_period = old // count, new // count
-    # a neighbour more on either side is what interpolation between pixels looks at
+    # one more neighbour on either side, for interpolation
     first, last = max(0, (start - 2) // period), min(count, -(-(start + length + 2) // period))
     return (first * period, last * period), (first * new_period, last * new_period)
 
 
 def border_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Border:
-    """Give how a tile goes on beyond its border: a surface as its mirror image, a part in dark surroundings as they are
-    at the border.
+    """Return how a tile continues beyond its border.
 
-    Mirrored, the bright round view of a borescope would get a second one beside it.
+    A surface continues as its mirror image. A part in dark surroundings continues with its border pixels: mirrored, the
+    bright round view of a borescope would get a second one beside it.
 
     Args:
         image: RGB uint8 [H,W,3].
-        valid_hw: height and width of the image part of the tile, pixels.
+        valid_hw: size of the image part of the tile, pixels.
     """
     grey = image[: valid_hw[0], : valid_hw[1]].mean(axis=2)
     ring = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
@@ -146,11 +148,10 @@ def border_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Border:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """A concrete augmentation: an affine map from output to source pixels inside the valid window, then photometric
-    changes.
+    """One concrete augmentation: an affine map inside the valid window, then photometric changes.
 
-    `matrix` maps output (x, y, 1) to source (x, y). Only the window `valid_hw` (from the upper left corner) is
-    touched; padding outside it stays as it is.
+    `matrix` maps output (x, y, 1) to source (x, y). Only the window `valid_hw` (from the upper left corner) is changed;
+    padding outside it stays as it is.
     """
 
     valid_hw: tuple[int, int]
@@ -163,7 +164,7 @@ class Augmentation:
 
     @classmethod
     def identity(cls, valid_hw: tuple[int, int]) -> Self:
-        """Give the augmentation that changes nothing."""
+        """Return the augmentation that changes nothing."""
         return cls(valid_hw=valid_hw, matrix=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0)))
 
     @classmethod
@@ -172,23 +173,22 @@ class Augmentation:
     ) -> Self:
         """Draw an augmentation, a pure function of its arguments.
 
-        What comes from beyond the window's border is reflected at it or goes on as it is there, image and mask alike.
-        (Zooming in until nothing is missing would cut off what lies at the border, a dark vignette for one, and shift
-        the tones of the whole set.)
+        Beyond the window's border, image and mask are mirrored or continue as at the border. Zooming in instead would
+        cut off what lies at the border, such as a dark vignette, and shift the tones of the whole set.
 
         Args:
-            seed: of everything drawn.
-            valid_hw: height and width of the image part of the tile, pixels.
-            strength: `train` is geometric alone, so that tones stay as they are in the data; `offline` is the paper's
-                crop, zoom, roto-translation, noise and contrast.
-            flip: allow mirroring, and quarter turns where the window is square.
-            border: what lies beyond the window, as `border_of` gives it.
+            seed: seed of everything drawn.
+            valid_hw: size of the image part of the tile, pixels.
+            strength: `train` is geometric only, so that tones stay as in the data; `offline` is the paper's crop, zoom,
+                roto-translation, noise and contrast.
+            flip: allow mirroring, and quarter turns if the window is square.
+            border: how the image continues beyond the window, as `border_of` returns it.
         """
         rng = np.random.default_rng([7, seed])
         height, width = valid_hw
         degrees = rng.uniform(-6, 6) if strength == "train" else rng.uniform(-12, 12)
         theta = np.deg2rad(degrees)
-        # a view in dark surroundings that is zoomed out is a darker image: less zoom keeps the set's spread of tones
+        # zooming out of a view in dark surroundings darkens the image: zoom less, to keep the set's spread of tones
         low, high = (0.94, 1.06) if strength == "train" or border == "replicate" else (0.85, 1.15)
         shrink = 1.0 / rng.uniform(low, high)
         turn = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]]) * shrink
@@ -216,7 +216,7 @@ class Augmentation:
 
     @property
     def geometric(self) -> Self:
-        """Give the same augmentation without its photometric changes."""
+        """Return the same augmentation without its photometric changes."""
         return replace(self, noise_sigma=0.0, contrast=1.0)
 
     def _warp(self, window: NDArray[np.uint8], interpolation: int) -> NDArray[np.uint8]:
@@ -228,7 +228,7 @@ class Augmentation:
         return warped.astype(np.uint8)
 
     def apply_image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Transform an image uint8 [H,W,3]; same size and type."""
+        """Transform an image uint8 [H,W,3]; size and type stay the same."""
         height, width = self.valid_hw
         window = self._warp(np.ascontiguousarray(image[:height, :width]), RESAMPLING)
         if self.contrast != 1.0 or self.noise_sigma > 0:

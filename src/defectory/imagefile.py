@@ -1,7 +1,6 @@
-"""Image files opened with the values that they hold: Pillow reads 8 bit, OpenCV what Pillow reads badly. Every failure
-is one line.
+"""Load image files with their original values: Pillow reads 8 bits, OpenCV what Pillow reads badly.
 
-Knows nothing of RGB for models; `imageio` turns what is read here into that.
+Every failure is one line. Conversion to RGB for models is done in `imageio`.
 """
 
 from __future__ import annotations
@@ -37,16 +36,18 @@ from defectory.errors import ImageError
 from defectory.terminal import printable
 
 MAX_PIXELS = 178_000_000
-"""Larger images are refused as decompression bombs; Pillow's own limit is just above."""
+"""Larger images are refused as decompression bombs; Pillow's own limit is slightly higher."""
 LARGE_PIXELS = 16_000_000
 MAX_PIXELS_PER_BYTE = {"PNG": 10_000.0, "JPEG": 2_000.0, "GIF": 4_000.0, "WEBP": 60_000.0}
-"""No encoder gets more pixels of one colour into a byte; a large image that says so would only cost time and memory
-before it fails.
+"""Maximum number of pixels per byte of a file, by format.
+
+No encoder packs more pixels of one colour into a byte; a large image that claims so would waste time and memory before
+it fails.
 """
 MAX_WEBP_SIDE_PX = 16_383
 MAX_BYTES = 16_000_000_000
 _PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, TiffImagePlugin, WebPImagePlugin)
-"""Imported, since Pillow loads the plugins of all formats when it needs one that is not."""
+"""Imported explicitly: if Pillow needs a plugin that is not imported, it loads the plugins of all formats."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")
 SHOWN_NAME = 160
 ORIENTATION = 0x0112
@@ -78,20 +79,20 @@ _OTHERS = (
     (0, b"version https://git-lfs", "a Git LFS pointer"),
     *((0, mark, "a PNM image") for mark in (b"P1\n", b"P2\n", b"P3\n", b"P4\n", b"P5\n", b"P6\n", b"P5 ", b"P6 ")),
 )
-"""What else a file may be: offset, first bytes, name."""
+"""Other file types that a file may have: offset, first bytes, name."""
 _FIX = "save it as PNG, JPEG, TIFF, BMP or WebP"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """What an image file is, as far as its first bytes tell."""
+    """The properties of an image file, as far as its first bytes show them."""
 
     kind: str
     """Pillow's name of the format."""
     mode: str
-    """Pillow's name of the channels; `L`, `LA`, `RGB` or `RGBA` for what OpenCV reads."""
+    """Pillow's name of the channels; `L`, `LA`, `RGB` or `RGBA` for images that OpenCV reads."""
     size_hw: tuple[int, int]
-    """As stored: an orientation is not applied yet, but in TIFF files."""
+    """Size as stored; an orientation is not applied yet, except in TIFF files."""
     bits: int
     sample: str
     """`uint`, `int` or `float`."""
@@ -101,7 +102,7 @@ class Header:
 
     @property
     def is_deep(self) -> bool:
-        """Tell whether values do not fit 8 bits without a sign."""
+        """Return whether values do not fit into unsigned 8 bits."""
         return self.bits > 8 or self.sample != "uint"
 
 
@@ -111,11 +112,11 @@ class Decoded:
 
     header: Header
     image: Image.Image | None
-    """8-bit images, in the mode they have."""
+    """An 8-bit image, in its own mode."""
     values: NDArray[Any] | None
-    """Deep images: [H,W] or [H,W,C] with C of 2 to 4, in the order grey or RGB, then alpha."""
+    """A deep image: [H,W], or [H,W,C] with C of 2 to 4: grey or RGB, then alpha."""
     remarks: tuple[str, ...]
-    """What was turned, passed over or cannot be told."""
+    """What was rotated, ignored or could not be determined."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -127,11 +128,10 @@ class Decoded:
 
 
 def file_state(path: Path) -> stat_result:
-    """Return what the file system says of an image file.
+    """Return the file system's status of an image file.
 
     Raises:
-        ImageError: there is none, it may not be looked at, it is empty or no regular file, or no system takes such a
-            name.
+        ImageError: it does not exist, may not be accessed, is empty or not a regular file, or its name is invalid.
     """
     if "\0" in str(path):
         raise ImageError(_named(path), "the name holds a NUL byte", "correct the file name")
@@ -139,12 +139,12 @@ def file_state(path: Path) -> stat_result:
         state = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from None
-    except ValueError:  # for example a name that the file system's encoding lacks
-        raise ImageError(_named(path), "is no possible file name", "correct the file name") from None
+    except ValueError:  # for example a name that the file system's encoding cannot represent
+        raise ImageError(_named(path), "is not a valid file name", "correct the file name") from None
     if stat.S_ISDIR(state.st_mode):
         raise ImageError(_named(path), "is a folder, not an image file", "give a file")
     if not stat.S_ISREG(state.st_mode):
-        raise ImageError(_named(path), "is no regular file", "give an image file")
+        raise ImageError(_named(path), "is not a regular file", "give an image file")
     if state.st_size == 0:
         raise ImageError(_named(path), "the file is empty (0 bytes)", "copy the image again")
     if state.st_size > MAX_BYTES:
@@ -153,10 +153,10 @@ def file_state(path: Path) -> stat_result:
 
 
 def read_header(path: Path) -> Header:
-    """Return what an image file is, without decoding its pixels.
+    """Return the properties of an image file without decoding its pixels.
 
     Raises:
-        ImageError: as for `decode`, as far as the first bytes tell.
+        ImageError: as for `decode`, as far as the first bytes show it.
     """
     file_state(path)
     with _one_line(path), open(path, "rb") as stream:
@@ -164,10 +164,10 @@ def read_header(path: Path) -> Header:
 
 
 def decode(path: Path) -> Decoded:
-    """Return the first page of an image file with its own values, upright.
+    """Load the first page of an image file with its original values, upright.
 
     Raises:
-        ImageError: missing, not to be read, empty, damaged, too large, or of a kind that is not supported.
+        ImageError: the file is missing, unreadable, empty, damaged, too large, or of an unsupported kind.
     """
     file_state(path)
     with _one_line(path):
@@ -175,7 +175,7 @@ def decode(path: Path) -> Decoded:
             header, image = _opened(path, stream)
             remarks = _remarks_on_pages(image)
         with open(path, "rb") as stream:
-            # counting pages may have left the first one
+            # counting pages may have moved away from the first one
             image = None if image is None else Image.open(stream, formats=FORMATS)
             upright, orientation = None, 1
             if image is not None:
@@ -184,10 +184,10 @@ def decode(path: Path) -> Decoded:
                 before = _orientation(image) if header.kind == "TIFF" else None
                 image.load()
                 orientation = _orientation(image) if before is None else before
-                # Pillow turns TIFF files itself
+                # Pillow rotates TIFF files itself
                 upright = image if header.kind == "TIFF" else _turned_image(image, orientation)
                 if orientation is None:
-                    remarks.append("EXIF data are damaged: the orientation, if there is one, is not applied")
+                    remarks.append("EXIF data are damaged: the orientation, if any, is not applied")
             values: NDArray[Any] | None = None
             if header.is_deep:
                 values = _by_opencv(path, header) if header.by_opencv else _by_pillow(image, header)
@@ -197,7 +197,7 @@ def decode(path: Path) -> Decoded:
         turn = "half-turn" if orientation == _HALF_TURN else "rotation" if orientation in (6, 8) else "orientation"
         remarks.append(f"EXIF {turn} applied: labels must have been drawn on the upright image")
     if header.white_is_zero and header.is_deep:
-        remarks.append("TIFF where 0 is white, read as if 0 were black")
+        remarks.append("TIFF in which 0 is white, read as if 0 were black")
     return Decoded(header=header, image=upright, values=values, remarks=tuple(remarks))
 
 
@@ -218,7 +218,7 @@ def _opened(path: Path, stream: IO[bytes]) -> tuple[Header, Image.Image | None]:
     if image.format == "PNG":
         stream.seek(24)
         bits = max(8, stream.read(1)[0])
-    # Pillow cuts 16-bit colour down to 8
+    # Pillow reduces 16-bit colour to 8 bits
     by_opencv = bits > 8 and not image.mode.startswith("I")
     mode = "L" if image.mode.startswith("I") else image.mode
     header = Header(kind=str(image.format), mode=mode, size_hw=size_hw, bits=bits, sample="uint", by_opencv=by_opencv)
@@ -235,12 +235,12 @@ def _small_enough(path: Path, header: Header) -> Header:
         raise _too_large(path, f"{height}x{width} pixels, ")
     num_bytes = path.stat().st_size
     if height * width > max(LARGE_PIXELS, MAX_PIXELS_PER_BYTE.get(header.kind, np.inf) * num_bytes):
-        found = f"damaged or truncated (says that it has {height}x{width} pixels, in {num_bytes} bytes)"
+        found = f"damaged or truncated (header says {height}x{width} pixels in {num_bytes} bytes)"
         raise ImageError(_named(path), found, "copy the image again")
     if header.kind == "WEBP" and max(height, width) > MAX_WEBP_SIDE_PX:
         raise ImageError(
             _named(path),
-            f"damaged or truncated (says that it has {height}x{width} pixels, more than WebP can)",
+            f"damaged or truncated (header says {height}x{width} pixels, more than WebP allows)",
             "copy the image again",
         )
     if height < 1 or width < 1:
@@ -259,7 +259,7 @@ def _tiff_tags(stream: IO[bytes]) -> Any:
 
 
 def _tiff_header(path: Path, tags: Any, *, mode: str, size_hw: tuple[int, int] | None) -> Header:
-    """Tell what a TIFF holds; `mode` and `size_hw` are Pillow's, where it knows the kind."""
+    """Return the properties of a TIFF; `mode` and `size_hw` are Pillow's, if it knows the kind."""
     _require_whole_tiff(path, tags)
     listed = tags.get(258, (1,))
     bits, sample = int(max(listed)), _SAMPLES.get(int(max(tags.get(339, (1,)))), "unknown")
@@ -282,7 +282,7 @@ def _tiff_header(path: Path, tags: Any, *, mode: str, size_hw: tuple[int, int] |
         return Header(
             mode="L", size_hw=size_hw, bits=16 if bits < 16 else bits, sample=sample, by_opencv=False, **about
         )
-    # OpenCV takes signed bytes with alpha for something else
+    # OpenCV misreads signed bytes with alpha
     readable = bits in ((32, 64) if sample == "float" else (16, 32, 64) if channels == 4 else (8, 16, 32, 64))
     if (
         not deep
@@ -311,7 +311,7 @@ def _tiff_header(path: Path, tags: Any, *, mode: str, size_hw: tuple[int, int] |
 
 
 def _require_png_checksums(path: Path) -> None:
-    """Refuse a PNG whose pixels are not those that were written: Pillow decodes most such files to something."""
+    """Check the checksums of a PNG; Pillow decodes most files with wrong ones to wrong pixels."""
     size = path.stat().st_size
     with open(path, "rb") as stream:
         stream.seek(8)
@@ -332,9 +332,7 @@ def _require_png_checksums(path: Path) -> None:
 
 
 def _require_whole_tiff(path: Path, tags: Any) -> None:
-    """Refuse a TIFF that lists too few pieces for its size, or has fewer bytes than its pixels: the rest would come out
-    black.
-    """
+    """Check that a TIFF lists enough pieces and has enough bytes; missing pixels would be decoded as black."""
     if 256 not in tags or 257 not in tags:
         raise ImageError(_named(path), "damaged or truncated (a TIFF without width or height)", "copy the image again")
     width, height = int(tags[256]), int(tags[257])
@@ -362,8 +360,9 @@ def _by_pillow(image: Image.Image | None, header: Header) -> NDArray[Any]:
 
 
 def _require_whole_chunks(path: Path) -> None:
-    """Refuse a PNG with a chunk that goes past its end: OpenCV reserves as much memory as a chunk says, up to 4 GB,
-    before it looks.
+    """Check that no chunk of a PNG extends past its end.
+
+    OpenCV allocates as much memory as a chunk declares, up to 4 GB, before it checks.
     """
     num_bytes, at = path.stat().st_size, 8
     with open(path, "rb") as stream:
@@ -393,7 +392,7 @@ def _by_opencv(path: Path, header: Header) -> NDArray[Any]:
         or values.dtype != np.dtype(f"{header.sample}{header.bits}")
         or found not in (channels, 4)
     ):
-        raise ImageError(_named(path), "cannot be decoded with the depth that it says it has", "save the image again")
+        raise ImageError(_named(path), "cannot be decoded with the bit depth in its header", "save the image again")
     if values.ndim == 2:
         return values
     order = {"LA": [0, 3], "RGB": [2, 1, 0], "RGBA": [2, 1, 0, 3]}[header.mode]
@@ -405,16 +404,16 @@ def _remarks_on_pages(image: Image.Image | None) -> list[str]:
         return []
     try:
         pages = int(getattr(image, "n_frames", 1))
-    except Exception:  # noqa: BLE001, RUF100  # Pillow raises all kinds there; page 1 may still be whole
+    except Exception:  # noqa: BLE001, RUF100  # Pillow raises any exception here; page 1 may be intact
         return ["page 1 of several is read; the others are damaged"]
     return [f"page 1 of {pages} is read"] if pages > 1 else []
 
 
 def _orientation(image: Image.Image) -> int | None:
-    """Return the EXIF orientation, 1 to 8; None where EXIF is damaged."""
+    """Return the EXIF orientation, 1 to 8; None if EXIF is damaged."""
     try:
         value: object = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # noqa: BLE001, RUF100  # Pillow raises all kinds there, and the pixels are whole
+    except Exception:  # noqa: BLE001, RUF100  # Pillow raises any exception here; the pixels are intact
         return None
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
@@ -452,7 +451,7 @@ def _turned_array(values: NDArray[Any], orientation: int) -> NDArray[Any]:
 
 @contextlib.contextmanager
 def _one_line(path: Path) -> Generator[None]:
-    """Turn whatever goes wrong while a file is read into an ImageError with its cause."""
+    """Turn any failure to read a file into an ImageError with its cause."""
     try:
         with _quiet_libraries(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -464,10 +463,10 @@ def _one_line(path: Path) -> Generator[None]:
     except UnidentifiedImageError:
         raise _unknown(path) from None
     except MemoryError:
-        raise ImageError(_named(path), "needs more memory than there is", "cut the image into parts") from None
+        raise ImageError(_named(path), "needs more memory than is available", "cut the image into parts") from None
     except OSError as error:
         raise (_unreadable(path, error) if error.errno else _damaged(path, error)) from None
-    except Exception as error:  # noqa: BLE001, RUF100  # Pillow's plugins raise all kinds on damaged files
+    except Exception as error:  # noqa: BLE001, RUF100  # Pillow raises any exception for damaged files
         raise _damaged(path, error) from None
 
 
@@ -477,9 +476,7 @@ _quiet_state = {"depth": 0, "stderr": -1}
 
 @contextlib.contextmanager
 def _quiet_libraries() -> Generator[None]:
-    """Keep what libtiff and libpng print on standard error about a damaged file off the terminal: the error says it in
-    one line.
-    """
+    """Hide what libtiff and libpng print on standard error about a damaged file; the error reports it in one line."""
     with _quiet_lock:
         _quiet_state["depth"] += 1
         if _quiet_state["depth"] == 1:
@@ -495,7 +492,7 @@ def _quiet_libraries() -> Generator[None]:
 
 
 def _without_stderr() -> int:
-    """Let descriptor 2 lead nowhere; return what it was, -1 where it is closed."""
+    """Redirect descriptor 2 to nowhere; return its old target, -1 if it is closed."""
     try:
         before = os.dup(2)
     except OSError:
@@ -522,11 +519,11 @@ def _unreadable(path: Path, error: OSError) -> ImageError:
         case errno.ENOENT | errno.ENOTDIR:
             return ImageError(where, "no such image file", "check the file name and --image-root")
         case errno.EACCES | errno.EPERM:
-            return ImageError(where, "may not be read (permission denied)", "allow reading the file and its folder")
+            return ImageError(where, "cannot be read (permission denied)", "allow reading the file and its folder")
         case errno.ENAMETOOLONG:
-            return ImageError(where, "the name is longer than the file system takes", "shorten the file name")
+            return ImageError(where, "the name is longer than the file system allows", "shorten the file name")
         case errno.ELOOP:
-            return ImageError(where, "is a link that leads back to itself", "give the file that it should lead to")
+            return ImageError(where, "is a link that leads back to itself", "give the file that it should point to")
         case _:
             return ImageError(
                 where, f"cannot be read ({error.strerror or error})", "check the disk and copy the image again"
@@ -542,19 +539,21 @@ def _unknown(path: Path) -> ImageError:
         return ImageError(_named(path), f"{name}, not a supported image format", _FIX)
     if start.startswith(known):
         return ImageError(
-            _named(path), "damaged or truncated (begins as an image, and cannot be read as one)", "copy the image again"
+            _named(path),
+            "damaged or truncated (begins like an image, but cannot be read as one)",
+            "copy the image again",
         )
     return ImageError(_named(path), "not an image in a supported format", _FIX)
 
 
 def _named(path: Path) -> str:
-    """Return a path for a message: one line, and not longer than a line or two."""
+    """Return a path for a message: one line, and not too long."""
     text = printable(path)
     return text if len(text) <= 4 * SHOWN_NAME else f"{text[:SHOWN_NAME]}…{text[-SHOWN_NAME // 4 :]}"
 
 
 def looks_like_image(path: Path) -> bool:
-    """Tell by its first bytes whether a file, for example one without suffix, is an image that can be read."""
+    """Return whether the first bytes of a file, for example one without suffix, are those of a readable image."""
     try:
         with open(path, "rb") as stream:
             start = stream.read(12)

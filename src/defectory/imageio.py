@@ -1,4 +1,4 @@
-"""Images and masks in and out: every conversion stated, every failure one line."""
+"""Load and save images and masks: every conversion is reported, every failure is one line."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from defectory.valuerange import ValueRange as ValueRange
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 SOFTWARE = "defectory"
-"""What pictures for people name as their software, so that a folder of ours is known as such."""
+"""Software name in the metadata of pictures for people, so that a folder of ours can be recognised."""
 DARK_LEVEL = 16
-"""An image of a set whose values end below this 8-bit level is named in a remark."""
+"""An image whose values stay below this 8-bit level is named in a remark."""
 _BAND_ROWS = 256
 _PLAIN_STEPS = {"P": "palette to RGB", "L": "grey to RGB", "1": "black and white to RGB"}
 _OVER_BLACK, _TRANSPARENT = "alpha over black", "wholly transparent: alpha dropped"
@@ -48,10 +48,10 @@ _COLOURS = {"L": 1, "LA": 1, "RGB": 3, "RGBA": 3}
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedImage:
-    """An RGB image uint8 [H,W,3] and how it came to be one, in words.
+    """An RGB image uint8 [H,W,3] and a description of how it was converted.
 
-    `remarks` are the parts of `conversion` that people should know of: all but plain changes of mode and the data set's
-    own range.
+    `remarks` are the parts of `conversion` that the user should know: everything except plain changes of mode and the
+    data set's own range.
     """
 
     rgb: NDArray[np.uint8]
@@ -61,9 +61,9 @@ class LoadedImage:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FrameImage:
-    """An image with the values of its file, and how to write another one of the same kind.
+    """An image with its original values, and how to write another one of the same kind.
 
-    `pixels` is [H,W], or [H,W,C] with grey and alpha, RGB, or RGBA; `value_range` is None for 8 bit.
+    `pixels` is [H,W], or [H,W,C] with grey and alpha, RGB, or RGBA; `value_range` is None for 8 bits.
     """
 
     pixels: NDArray[Any]
@@ -75,44 +75,44 @@ class FrameImage:
 
     @property
     def suffix(self) -> str:
-        """Return the suffix of files of this kind: `.png`, or `.tif` for TIFF files and for what PNG cannot hold."""
+        """Return the suffix of files of this kind: `.png`, or `.tif` for TIFF files and types that PNG cannot store."""
         return ".png" if self.container == "PNG" else ".tif"
 
     def rgb(self, pixels: NDArray[Any] | None = None) -> NDArray[np.uint8]:
-        """Return the image, or pixels of its kind, as RGB uint8 [H,W,3] for people, without alpha."""
+        """Return the image, or pixels of its kind, as RGB uint8 [H,W,3] for viewing, without alpha."""
         values = self.pixels if pixels is None else pixels
         colours = values if values.ndim == 2 else values[..., : 1 if values.shape[2] == 2 else 3]
         levels = colours if self.value_range is None else to_eight_bit(colours, self.value_range)
         return _three_channels(levels.astype(np.uint8))
 
     def encode(self, pixels: NDArray[Any]) -> bytes:
-        """Return a file of this kind with other pixels of the same shape and type."""
+        """Encode other pixels of the same shape and type as a file of this kind."""
         if self.container == "PNG":
             return encode_png(pixels)
         return encode_tiff(pixels, big_endian=self.big_endian, white_is_zero=self.white_is_zero)
 
     def save(self, path: Path, pixels: NDArray[Any]) -> None:
-        """Write a file of this kind with other pixels of the same shape and type, atomically."""
+        """Write other pixels of the same shape and type to a file of this kind, atomically."""
         write_bytes(path, self.encode(pixels))
 
 
 def load_image(path: Path, value_range: ValueRange | None = None) -> LoadedImage:
-    """Load an image file as RGB and say how it was converted.
+    """Load an image file as RGB and report how it was converted.
 
-    EXIF orientation is applied, and the first page of several is read. Grey is repeated to three channels, palettes are
-    resolved; alpha is dropped over black, or simply dropped where the whole image is transparent.
+    EXIF orientation is applied, and only the first page is read. Grey is repeated to three channels and palettes are
+    resolved; alpha is composited over black, or dropped if the whole image is transparent.
 
-    Values of more than 8 bit are scaled linearly from a range to 0..255, rounded and clipped; what is no number becomes
-    black. 8-bit images are never scaled.
+    Values of more than 8 bits are scaled linearly from a range to 0..255, rounded and clipped; NaN and infinities
+    become black. 8-bit images are never scaled.
 
     Args:
         path: image file.
-        value_range: of the data set. None, or a range of other units than the image's, makes black 0 and white the
-            largest value of the bit depth that holds the image's values (1, 255, 1023, 4095, 16383, 65535); negative
-            values make it their own range.
+        value_range: range of the data set. If it is None, or in other units than the image, black is 0 and white the
+            largest value of the bit depth that fits the image's values (1, 255, 1023, 4095, 16383, 65535); with
+            negative values, the image's own range is used.
 
     Raises:
-        ImageError: missing, not to be read, empty, truncated, too large or not an image.
+        ImageError: the file is missing, unreadable, empty, truncated, too large or not an image.
     """
     decoded = _remembered(path, decode(path))
     if decoded.values is not None:
@@ -134,10 +134,10 @@ def load_rgb(path: Path, value_range: ValueRange | None = None) -> NDArray[np.ui
 
 
 def load_native(path: Path) -> NDArray[Any]:
-    """Load an image file with its own values, upright: grey [H,W], grey and alpha, RGB or RGBA [H,W,C], of the file's
-    own number type.
+    """Load an image file with its original values and number type, upright: [H,W], or [H,W,C] with C of 2 to 4.
 
-    Other kinds of image (palettes, black and white, CMYK) come as RGB, as `load_rgb` gives them.
+    Channels are grey, grey and alpha, RGB, or RGBA. Other kinds of image (palettes, black and white, CMYK) are
+    converted to RGB as by `load_rgb`.
 
     Raises:
         ImageError: as for `load_image`.
@@ -146,12 +146,12 @@ def load_native(path: Path) -> NDArray[Any]:
 
 
 def load_frame(path: Path, value_range: ValueRange | None = None, *, convert: bool = False) -> FrameImage:
-    """Load an image that is to be changed in places and written again with its own depth and range.
+    """Load an image to be edited in places and written again with its own depth and range.
 
     Args:
         path: image file.
-        value_range: of the data set; used where the image has more than 8 bit and its values are in those units.
-        convert: load kinds that cannot be written again as 8-bit RGB in place of refusing them.
+        value_range: range of the data set; used if the image has more than 8 bits and its values are in these units.
+        convert: convert kinds that cannot be written again to 8-bit RGB instead of refusing them.
 
     Raises:
         ImageError: as for `load_image`, or a kind that cannot be written again: a palette, black and white, CMYK.
@@ -184,14 +184,14 @@ def load_frame(path: Path, value_range: ValueRange | None = None, *, convert: bo
             image.mode, f"a {image.mode} image"
         )
         raise ImageError(
-            path, f"{kind}, into which no defect can be drawn without changing its kind", "save it as grey or RGB first"
+            path, f"{kind}: defects cannot be drawn into it without changing its kind", "save it as grey or RGB first"
         )
     rgb, told, _ = _eight_bit_to_rgb(path, image)
     return FrameImage(pixels=rgb, value_range=None, container="PNG", remarks=(*remarks, *told))
 
 
 def image_size_hw(path: Path) -> tuple[int, int]:
-    """Return height and width of an image file after EXIF rotation, decoding it fully so that damage is found.
+    """Return height and width of an image file after EXIF rotation; decode it completely to find damage.
 
     A file that was decoded before and has not changed since is not decoded again.
 
@@ -202,8 +202,7 @@ def image_size_hw(path: Path) -> tuple[int, int]:
 
 
 def remarks_of(path: Path) -> tuple[str, ...]:
-    """Return what is worth a remark about how an image file is read: a turn by EXIF, further pages, transparency, other
-    colour spaces.
+    """Return remarks on how an image file is read: EXIF rotation, further pages, transparency, other colour spaces.
 
     A file that was decoded before and has not changed since is not decoded again.
 
@@ -214,10 +213,10 @@ def remarks_of(path: Path) -> tuple[str, ...]:
 
 
 def measure_value_range(paths: Iterable[Path]) -> tuple[ValueRange | None, tuple[str, ...]]:
-    """Return what black and white are in a set of images, and remarks; None where every image has 8 bit.
+    """Return the black and white values of a set of images, and remarks; None if every image has 8 bits.
 
-    Black is 0 and white the largest value of the bit depth that holds all values, 4095 for 12 bits in 16-bit files;
-    where the values fill less than a third of that, black and white are about the least and the largest of them. At
+    Black is 0 and white the largest value of the bit depth that fits all values, 4095 for 12 bits in 16-bit files. If
+    the values fill less than a third of that, black and white are approximately the smallest and the largest value. At
     most .01% of an image's pixels are clipped on either side. One image is in memory at a time; 8-bit images are
     opened, not decoded.
 
@@ -227,7 +226,7 @@ def measure_value_range(paths: Iterable[Path]) -> tuple[ValueRange | None, tuple
     deep: list[tuple[str, Levels]] = []
     num_eight_bit = 0
     for path in paths:
-        # what was decoded before is known without opening it
+        # files decoded before are known without opening them
         known = _facts(path) if _is_remembered(path) or read_header(path).is_deep else None
         if known is None or known.levels is None:
             num_eight_bit += 1
@@ -243,7 +242,7 @@ def measure_value_range(paths: Iterable[Path]) -> tuple[ValueRange | None, tuple
 
 
 def load_class_mask(path: Path) -> NDArray[np.uint8]:
-    """Load an 8-bit class-index mask uint8 [H,W]; palette PNGs give their indices.
+    """Load an 8-bit class-index mask uint8 [H,W]; palette PNGs return their indices.
 
     Raises:
         ImageError: not an 8-bit single-channel image, or unreadable.
@@ -261,8 +260,9 @@ def load_class_mask(path: Path) -> NDArray[np.uint8]:
 
 
 def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level: int = 3) -> bytes:
-    """Encode grey [H,W], grey and alpha, RGB or RGBA [H,W,C] of uint8 or uint16 as PNG; the same pixels give the same
-    bytes.
+    """Encode grey [H,W], or grey and alpha, RGB or RGBA [H,W,C], of uint8 or uint16 as PNG.
+
+    The same pixels always give the same bytes.
     """
     if image.ndim == 3 and image.dtype == np.uint16:
         return _encode_deep_png(image.astype(np.uint16, copy=False), compress_level)
@@ -274,13 +274,13 @@ def encode_png(image: NDArray[np.uint8] | NDArray[np.uint16], *, compress_level:
 def save_png(
     path: Path, image: NDArray[np.uint8] | NDArray[np.uint16], *, software: bool = False, durable: bool | None = None
 ) -> None:
-    """Write an image, as `encode_png` takes it, to a PNG file atomically.
+    """Write an image that `encode_png` accepts to a PNG file atomically.
 
     Args:
-        path: file.
+        path: the file.
         image: pixels.
-        software: write that the file is ours, for pictures to look at that lie in a folder of the user's.
-        durable: wait until it is on disk; None means yes, but for files in an unfinished folder.
+        software: mark the file as ours in its metadata, for pictures in a user's folder.
+        durable: wait until the file is on disk; None means yes, except in an unfinished folder.
     """
     data = encode_png(image)
     if software:
@@ -294,8 +294,9 @@ def save_png(
 def save_jpeg(
     path: Path, image: NDArray[np.uint8], *, quality: int = 85, software: bool = False, durable: bool | None = None
 ) -> None:
-    """Write RGB uint8 [H,W,3] to a JPEG file atomically: for sheets to look at, never for data; arguments as for
-    `save_png`.
+    """Write RGB uint8 [H,W,3] to a JPEG file atomically; for contact sheets, never for data.
+
+    Arguments are as for `save_png`.
     """
     buffer = io.BytesIO()
     comment: dict[str, Any] = {"comment": f"Software: {SOFTWARE}"} if software else {}
@@ -307,7 +308,7 @@ def save_jpeg(
 class _Facts:
     size_hw: tuple[int, int]
     levels: Levels | None
-    """None for 8 bit."""
+    """None for 8 bits."""
     remarks: tuple[str, ...]
 
 
@@ -316,7 +317,7 @@ _remembered_facts: dict[tuple[str, int, int, int, int], _Facts] = {}
 
 
 def _key(path: Path) -> tuple[tuple[str, int, int, int, int], bool]:
-    """Return what a file's facts are remembered by, and whether it is old enough for a change to show in its times."""
+    """Return the cache key of a file's facts, and whether it is old enough for a change to show in its times."""
     state = file_state(path)
     settled = time.time() - max(state.st_mtime, state.st_ctime) > _SETTLED_S
     return (str(path.absolute()), state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns), settled
@@ -359,8 +360,9 @@ def _colours(decoded: Decoded) -> NDArray[Any]:
 
 
 def _chosen_range(decoded: Decoded, value_range: ValueRange | None) -> tuple[ValueRange, list[str]]:
-    """Return the range to read a deep image with, and remarks: the data set's, or its own where it belongs to none or
-    is of other units.
+    """Return the range for reading a deep image, and remarks.
+
+    The range is the data set's, or the image's own if there is none or its units differ.
     """
     levels = levels_of(_colours(decoded))
     told = _remarks_on_missing(levels)
@@ -370,7 +372,9 @@ def _chosen_range(decoded: Decoded, value_range: ValueRange | None) -> tuple[Val
     if value_range is None:
         told.append(f"{levels.words} values read as {own.words}")
     else:
-        told.append(f"{levels.words} values are not of the data set's range ({value_range.words}): read as {own.words}")
+        told.append(
+            f"{levels.words} values do not match the data set's range ({value_range.words}): read as {own.words}"
+        )
     return own, told
 
 
@@ -385,7 +389,7 @@ def _deep_to_rgb(
     levels = _three_channels(to_eight_bit(colours, chosen))
     if header.mode in ("LA", "RGBA"):
         alpha = values[..., -1].astype(np.float64)
-        # an alpha channel may have fewer bits than its number type, as the colours may
+        # an alpha channel may have fewer bits than its number type, as colours may
         opaque = (1.0, chosen.high) if header.sample == "float" else (chosen.high, float(np.iinfo(values.dtype).max))
         full = next((value for value in opaque if value >= alpha.max()), float(alpha.max()))
         if not alpha.any():
@@ -404,9 +408,7 @@ def _three_channels(levels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _pixels_of(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels of an RGB image uint8 [H,W,3], taken in bands: Pillow hands a whole one over as three
-    copies.
-    """
+    """Return the pixels of an RGB image uint8 [H,W,3], copied in bands: Pillow would make three copies."""
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     for top in range(0, image.height, _BAND_ROWS):
         pixels[top : top + _BAND_ROWS] = np.asarray(
@@ -428,7 +430,7 @@ def _eight_bit_to_rgb(path: Path, image: Image.Image) -> tuple[NDArray[np.uint8]
         rgba = np.asarray(image.convert("LA" if image.mode == "La" else "RGBA").convert("RGBA"))
     except (ValueError, KeyError):
         raise ImageError(
-            path, f"has colours of the kind {image.mode}, which is not supported", "save it as grey or RGB"
+            path, f"has the colour mode {image.mode}, which is not supported", "save it as grey or RGB"
         ) from None
     if not rgba[..., 3].any():
         return rgba[..., :3].copy(), remarks, plain
@@ -450,11 +452,15 @@ def _remarks_on_colours(image: Image.Image) -> tuple[str, ...]:
 
 def _remarks_on_missing(levels: Levels) -> list[str]:
     count = levels.num_missing
-    return [f"{count} value{'s are no numbers' if count > 1 else ' is no number'} and read as black"] if count else []
+    return (
+        [f"{count} value{'s are not numbers and' if count > 1 else ' is not a number and'} read as black"]
+        if count
+        else []
+    )
 
 
 def _remarks_on_range(chosen: ValueRange, deep: list[tuple[str, Levels]], num_eight_bit: int) -> list[str]:
-    """Say what the deep images of a set hold and how it is read, and which of them do not look as the others do."""
+    """Return remarks on the values of a set's deep images, how they are read, and which images look different."""
     meant = [(name, levels) for name, levels in deep if is_meant_for(chosen, levels)]
     kinds = " and ".join(sorted({levels.words for _, levels in deep}))
     least, most = (
@@ -464,13 +470,15 @@ def _remarks_on_range(chosen: ValueRange, deep: list[tuple[str, Levels]], num_ei
     told = [f"{kinds} images hold values {shown(least)} to {shown(most)}; read as {chosen.words}"]
     others = [name for name, levels in deep if not is_meant_for(chosen, levels)]
     if others:
-        told.append(f"{_named(others)} not of that range and read in {'its own' if len(others) == 1 else 'their own'}")
+        told.append(
+            f"{_named(others)} outside that range and read with {'its own' if len(others) == 1 else 'their own'}"
+        )
     dark = [name for name, levels in meant if levels.maximum < chosen.low + DARK_LEVEL * chosen.per_level]
     if dark:
         told.append(f"{_named(dark)} darker than level {DARK_LEVEL} of 255 everywhere")
     if num_eight_bit:
         told.append(
-            f"{num_eight_bit} images have 8 bit and are not scaled, {len(deep)} have more; they may differ in "
+            f"{num_eight_bit} images have 8 bits and are not scaled, {len(deep)} have more; they may differ in "
             "brightness"
         )
     return told
@@ -482,8 +490,9 @@ def _named(names: list[str]) -> str:
 
 
 def _encode_deep_png(image: NDArray[np.uint16], compress_level: int) -> bytes:
-    """Encode 16-bit grey and alpha, RGB or RGBA, which Pillow does not write; every row is stored as the difference to
-    the pixel before.
+    """Encode 16-bit grey and alpha, RGB or RGBA, which Pillow cannot write.
+
+    Every pixel is stored as the difference to the pixel before it in its row.
     """
     height, width, channels = image.shape
     rows = np.ascontiguousarray(image, dtype=">u2").view(np.uint8).reshape(height, width, channels * 2)

@@ -1,8 +1,8 @@
-"""The lock of a run folder: one process at a time writes into it.
+"""The lock of a run folder: only one process at a time writes to it.
 
-The lock file holds who took it (process, host, time, command). Two things say whether it is still held: the operating
-system's lock on the file, which ends with the process, and the identity in the file, for machines that do not see each
-other's locks.
+The lock file records the process that holds it (process, host, time, command). Two things show whether it is still
+held: the operating system's lock on the file, which ends with the process, and the identity in the file, for machines
+that do not see each other's locks.
 """
 
 from __future__ import annotations
@@ -27,15 +27,13 @@ _guard = threading.Lock()
 
 
 def process_identity() -> dict[str, Any]:
-    """Return what tells this process from every other: pid, host, boot of the machine and start of the process."""
+    """Return the identity of this process: pid, host, boot of the machine and start time."""
     pid = os.getpid()
     return {"pid": pid, "host": platform.node(), "boot": boot_id(), "started": start_of(pid)}
 
 
 def boot_id() -> str:
-    """Return what names this boot of this machine, the same in all its containers; empty where the system does not
-    say.
-    """
+    """Return an id of this boot of the machine, the same in all its containers; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -43,9 +41,9 @@ def boot_id() -> str:
 
 
 def start_of(pid: int) -> str | None:
-    """Return when a process of this machine was started, as an opaque text; None where there is no such process."""
+    """Return the start time of a process on this machine, as an opaque text; None if there is no such process."""
     try:
-        # the command, in parentheses, may hold spaces; ticks since boot do not move when the clock is set
+        # the command, in parentheses, may contain spaces; ticks since boot do not change when the clock is set
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         pass
@@ -60,12 +58,12 @@ def start_of(pid: int) -> str | None:
 
 
 def is_alive(identity: object) -> bool | None:
-    """Tell whether the process of an identity still runs; None where it belongs to a machine that cannot be asked."""
+    """Return whether the process of an identity still runs; None if its machine cannot be asked."""
     if not isinstance(identity, dict) or not isinstance(identity.get("pid"), int):
         return False
     here = process_identity()
     if identity.get("boot") != here["boot"]:
-        # the same host with another boot has been started anew since
+        # the same host with another boot has restarted since
         return False if identity.get("host") == here["host"] else None
     if not here["boot"] and identity.get("host") != here["host"]:
         return None
@@ -77,10 +75,10 @@ def run_lock(folder: Path) -> Generator[None]:
     """Hold the lock of a run folder; this process may take it again while it holds it.
 
     Args:
-        folder: run folder, which exists.
+        folder: run folder; it exists.
 
     Raises:
-        StageError: another process writes into the folder (exit code 1: the same command succeeds later).
+        StageError: another process is writing to the folder (exit code 1: the same command can succeed later).
         OutputError: the lock file cannot be written.
     """
     folder = folder.resolve()
@@ -106,7 +104,7 @@ def run_lock(folder: Path) -> Generator[None]:
 def _take(folder: Path) -> IO[bytes]:
     path = folder / LOCK_NAME
     try:
-        # neither "w" nor "r+": the file is made where there is none, and a holder's content is kept
+        # neither "w" nor "r+": the file is created if missing, and a holder's content is kept
         stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
     except OSError as error:
         raise OutputError(
@@ -135,23 +133,24 @@ def _take(folder: Path) -> IO[bytes]:
 
 
 def _holds(holder: dict[str, Any], system_lock: bool | None) -> bool:
-    """Tell whether the process that wrote the lock may still run, when the system's lock could be taken or is not
-    supported.
+    """Return whether the process that wrote the lock may still run.
+
+    `system_lock` is True if the system's lock could be taken, None if locks are not supported.
     """
     if system_lock and holder.get("boot") and holder.get("boot") == boot_id():
-        return False  # the same kernel has just said that nobody holds it
+        return False  # the kernel has just said that nobody holds it
     return is_alive(holder) is not False
 
 
 def _message(folder: Path, holder: dict[str, Any] | None) -> str:
     if holder is None:
-        return f"{folder}: another process is writing into this run; wait until it has ended"
+        return f"{folder}: another process is writing to this run; wait until it ends"
     who = f"process {holder.get('pid')} on {holder.get('host')}, since {holder.get('since')}"
     if is_alive(holder) is None:
-        todo = f"wait until it has ended, or remove {folder / LOCK_NAME} if it no longer runs there"
+        todo = f"wait until it ends, or remove {folder / LOCK_NAME} if it no longer runs there"
     else:
-        todo = "wait until it has ended, or stop it"
-    return f"{folder}: another process is writing into this run ({who}: {holder.get('command')}); {todo}"
+        todo = "wait until it ends, or stop it"
+    return f"{folder}: another process is writing to this run ({who}: {holder.get('command')}); {todo}"
 
 
 def _read(stream: IO[bytes]) -> dict[str, Any] | None:
@@ -164,7 +163,10 @@ def _read(stream: IO[bytes]) -> dict[str, Any] | None:
 
 
 def _lock_file(stream: IO[bytes]) -> bool | None:
-    """Take the system's lock on a file; False where another process has it, None where the file system has no locks."""
+    """Take the system's lock on a file.
+
+    Returns False if another process has it, None if the file system does not support locks.
+    """
     if sys.platform == "win32":
         import msvcrt
 
@@ -178,7 +180,7 @@ def _lock_file(stream: IO[bytes]) -> bool | None:
     import fcntl
 
     try:
-        # of this process alone: flock's would pass to forked children, and outlive this process with them
+        # a lock of this process alone: flock's would be inherited by forked children and outlive this process with them
         fcntl.lockf(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         return False if error.errno in (errno.EACCES, errno.EAGAIN) else None

@@ -1,4 +1,4 @@
-"""The marker file that makes a folder ours, and what it says of the files in it."""
+"""The marker file that makes a folder ours and lists the files in it."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from defectory.files import MARKER_NAME, canonical_json, digest_file, fsync_fold
 
 VERSION = 1
 NUM_THREADS = 8
-"""That hash and sync; both wait for the disk and let go of the interpreter."""
+"""Number of threads that hash and sync; both wait for the disk and release the interpreter lock."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What a marker file says.
+    """The content of a marker file.
 
     Attributes:
-        kind: of folder.
+        kind: kind of folder.
         files: sha256, size in bytes and modification time in ns of each file that we wrote, by relative name.
-        maker: identity of the process that is making the folder; None when it is whole.
+        maker: identity of the process that is making the folder; None if the folder is complete.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Marker:
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """Return what the marker of a folder says, None where there is none or it cannot be understood."""
+    """Return the marker of a folder; None if there is none or it is malformed."""
     try:
         content = json.loads((folder / MARKER_NAME).read_bytes())
         files = {str(name): dict(about) for name, about in content["files"].items()}
@@ -60,14 +60,15 @@ def write_marker(folder: Path, marker: Marker) -> None:
 
 
 def is_ours(path: Path, *, kind: str | None = None) -> bool:
-    """Tell whether a folder carries our marker, of a kind where one is given."""
+    """Return whether a folder carries our marker, with the given kind if any."""
     marker = read_marker(path)
     return marker is not None and kind in (None, marker.kind)
 
 
 def changed_files(folder: Path, marker: Marker) -> Iterator[str]:
-    """Yield the files of ours that are there with another content than we wrote; those of equal size and time are not
-    read.
+    """Yield the existing files of ours whose content has changed since we wrote them.
+
+    Files with the recorded size and time are not read.
     """
     for name, about in marker.files.items():
         path = folder / name
@@ -85,7 +86,7 @@ def changed_files(folder: Path, marker: Marker) -> Iterator[str]:
 
 
 def folder_is_whole(folder: Path, *, kind: str) -> bool:
-    """Tell whether a folder is ours, of a kind, and holds every file with the bytes that we wrote."""
+    """Return whether a folder is ours, of this kind, and contains every file with the bytes that we wrote."""
     marker = read_marker(folder)
     if marker is None or marker.kind != kind or marker.maker is not None:
         return False
@@ -109,7 +110,7 @@ def files_of(folder: Path) -> list[str]:
 
 
 def in_threads(work: Callable[[Any], Any], items: Collection[Any]) -> list[Any]:
-    """Return what a function that waits for the disk gives for each item, in order."""
+    """Call a function that waits for the disk on each item in threads; return the results in order."""
     if len(items) < 4:
         return [work(item) for item in items]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
@@ -133,16 +134,16 @@ def sync_tree(folder: Path) -> None:
 
 
 def record_files(folder: Path, names: Iterable[str], *, digests: Mapping[str, str] | None = None) -> None:
-    """Add files that we have just written to the marker of a claimed folder, so that later changes to them are noticed.
+    """Add files just written to the marker of a claimed folder, so that later changes to them are noticed.
 
     Args:
-        folder: of ours.
+        folder: a folder of ours.
         names: relative names.
-        digests: sha256 of files that are known, by name.
+        digests: known sha256 of files by name.
     """
     marker = read_marker(folder)
     if marker is None:
-        raise OutputError(folder, "is not a folder of ours", "give another folder")
+        raise OutputError(folder, "was not made by Defectory", "give another folder")
     files = dict(marker.files)
     for name in names:
         state = (folder / name).stat()
@@ -153,16 +154,16 @@ def record_files(folder: Path, names: Iterable[str], *, digests: Mapping[str, st
 
 
 def require_unchanged(folder: Path, name: str) -> None:
-    """Require that a file of a claimed folder is absent, or as we wrote it.
+    """Check that a file of a claimed folder is absent, or as we wrote it.
 
     Raises:
-        OutputError: it is there and we did not write it, or it was changed since.
+        OutputError: the file exists and we did not write it, or it was changed since.
     """
     path, marker = folder / name, read_marker(folder)
     if not os.path.lexists(path):
         return
     if marker is None or name not in marker.files:
-        raise OutputError(path, "is there and was not made by Defectory", "move it, or give another folder")
+        raise OutputError(path, "exists and was not made by Defectory", "move it, or give another folder")
     only = Marker(kind=marker.kind, files={name: marker.files[name]})
     if next(changed_files(folder, only), None) is not None:
         raise OutputError(path, "was changed since Defectory wrote it", "move it, or give another folder")

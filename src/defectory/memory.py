@@ -1,4 +1,4 @@
-"""What the C library does with freed memory, and how much memory a run holds."""
+"""Memory of a run: how the C library handles freed memory, and the peak use."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from types import TracebackType
 import psutil
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
-"""Of glibc's malloc.h."""
+"""Options of `mallopt`, from glibc's malloc.h."""
 SAMPLE_EVERY_S = 0.5
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep freed memory for the next tensors, and tensors lie on huge pages; gives whether both could
-    be set.
+    """Make the C library keep freed memory and use huge pages; return whether both could be set.
 
-    Every large tensor is otherwise given back and got anew, at a page fault per 4 KiB: 5% of a training step on a quiet
-    CPU, up to half of one on a virtual machine with busy neighbours (decision 038). What `MALLOC_...` variables say
-    already stays so.
+    Otherwise, every large tensor is returned to the system and allocated again, with a page fault per 4 KiB: 5% of a
+    training step on a quiet CPU, and up to half of one on a virtual machine with busy neighbours (decision 038).
+    Settings in `MALLOC_...` environment variables take precedence.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if platform.libc_ver()[0] != "glibc" or any(name.startswith("MALLOC_") for name in os.environ):
@@ -32,13 +31,13 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> None:
-    """Give freed memory that was kept back to the system, for other processes to have."""
+    """Return freed memory that was kept to the system, for other processes to use."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class PeakMemory:
-    """Watches how much memory this process and the ones it started hold together, while it is entered."""
+    """Context manager that records the peak memory of this process and its child processes together."""
 
     def __init__(self) -> None:
         self._most_bytes = 0
@@ -57,7 +56,7 @@ class PeakMemory:
 
     @property
     def gb(self) -> float:
-        """The most so far, in GB of 10^9 bytes; pages that processes share count once for each."""
+        """Return the peak memory so far, in GB of 10^9 bytes; shared pages count once per process."""
         return max(self._most_bytes, _own_peak_bytes()) / 1e9
 
     def _sample(self) -> None:
@@ -67,7 +66,7 @@ class PeakMemory:
             for process in [own, *own.children(recursive=True)]:
                 try:
                     held += process.memory_info().rss
-                except psutil.NoSuchProcess:  # it ended meanwhile
+                except psutil.NoSuchProcess:  # the process has ended meanwhile
                     continue
             self._most_bytes = max(self._most_bytes, held)
 
@@ -75,7 +74,7 @@ class PeakMemory:
 def _own_peak_bytes() -> int:
     try:
         import resource
-    except ImportError:  # the system does not tell
+    except ImportError:  # the system does not report it
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

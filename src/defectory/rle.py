@@ -1,10 +1,9 @@
-"""COCO run-length encoding of masks (column-major, compressed text), the truth for instances.
+"""COCO run-length encoding of masks (column-major, compressed text), the stored form of all instances.
 
-Text is decoded here with every number checked against the size of the mask: COCO's C decoder trusts its input and
-writes past its memory
-where the numbers are wrong. A mask is handled as its **edges**: the ascending positions, column-major from 0, at which
-it changes, first to True, then to False, and so on. Time and memory of what works on edges follow the outline, not the
-image.
+Every number in the text is checked against the size of the mask, because COCO's C decoder trusts its input and writes
+out of bounds if the numbers are wrong. A mask is handled as its **edges**: the ascending column-major positions, from
+0, at which it changes, first to True, then to False, and so on. Time and memory of operations on edges grow with the
+outline, not with the image.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ MAX_PIXELS = 1 << 31
 """COCO's own tools count pixels in 32 bits."""
 _CODE_BITS = 5
 _MAX_DIGITS = 8
-"""Digits of 5 bits that a number may have: more than any difference of runs of `MAX_PIXELS` needs."""
+"""Maximum number of 5-bit digits of a number; no difference of runs of `MAX_PIXELS` needs more."""
 
 
 class Rle(BaseModel):
@@ -50,9 +49,7 @@ def encode(mask: NDArray[np.bool_]) -> Rle:
 
 
 def encode_crop(crop: NDArray[np.bool_], corner_xy: tuple[int, int], size_hw: tuple[int, int]) -> Rle:
-    """Encode a bool [h,w] crop whose first pixel lies at `corner_xy` of an image of `size_hw`; the rest of the image is
-    False.
-    """
+    """Encode a bool [h,w] crop at `corner_xy` of an image of `size_hw`; the rest of the image is False."""
     import numpy as np
 
     if 0 in crop.shape:
@@ -69,7 +66,7 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
     """Decode to a bool [H,W] mask.
 
     Raises:
-        ValueError: the text is no run-length encoding of a mask of this size.
+        ValueError: the text is not a run-length encoding of a mask of this size.
     """
     import numpy as np
 
@@ -80,7 +77,7 @@ def decode(rle: Rle) -> NDArray[np.bool_]:
 
 
 def decode_crop(rle: Rle) -> tuple[NDArray[np.bool_], tuple[int, int]]:
-    """Decode to the bool [h,w] crop of the box that holds the mask, and the place (x, y) of its first pixel.
+    """Decode to the bool [h,w] crop of the mask's bounding box, and the position (x, y) of its first pixel.
 
     Raises:
         ValueError: as for `decode`.
@@ -91,9 +88,7 @@ def decode_crop(rle: Rle) -> tuple[NDArray[np.bool_], tuple[int, int]]:
     if not len(edges):
         return np.zeros((0, 0), bool), (0, 0)
     x0, y0, x1, y1 = _box_of_edges(edges, height)
-    if (
-        y1 - y0 < height
-    ):  # no run goes over the end of a column then, so that rows outside the box can be cut out of all runs
+    if y1 - y0 < height:  # split runs at column ends, so that rows outside the box can be removed from all of them
         starts, ends = edges[0::2], edges[1::2] - 1
         inside = np.empty_like(edges)
         inside[0::2] = (starts // height - x0) * (y1 - y0) + starts % height - y0
@@ -130,7 +125,7 @@ def box_of(rle: Rle) -> tuple[int, int, int, int]:
 def _box_of_edges(edges: NDArray[np.int64], height: int) -> tuple[int, int, int, int]:
     starts, ends = edges[0::2], edges[1::2] - 1
     x0, x1 = int(starts[0]) // height, int(ends[-1]) // height + 1
-    if (starts // height != ends // height).any():  # a run over the end of a column covers first and last row
+    if (starts // height != ends // height).any():  # a run across a column end covers the first and the last row
         return x0, 0, x1, height
     return x0, int((starts % height).min()), x1, int((ends % height).max()) + 1
 
@@ -157,13 +152,13 @@ def edges_of(rle: Rle) -> NDArray[np.int64]:
 
 
 def edges_of_runs(runs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the edges of checked run lengths (False first), runs of no pixel left out."""
+    """Return the edges of checked run lengths (False first), without empty runs."""
     ends = runs.cumsum()
     return _without_pairs(ends if len(runs) % 2 == 0 else ends[:-1])
 
 
 def _without_pairs(edges: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Leave out edges at one place that cancel: a run of no pixel, or one that goes on in the next column."""
+    """Remove pairs of equal edges, which cancel: an empty run, or a run that continues in the next column."""
     import numpy as np
 
     if len(edges) < 2 or not (edges[1:] == edges[:-1]).any():
@@ -173,7 +168,7 @@ def _without_pairs(edges: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def rle_of_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> Rle:
-    """Return the RLE of a mask from its edges: strictly ascending, of even number, at most H*W."""
+    """Return the RLE of a mask from its edges, which are strictly ascending, even in number and at most H*W."""
     import numpy as np
 
     num_px = size_hw[0] * size_hw[1]
@@ -186,7 +181,7 @@ def rle_of_edges(edges: NDArray[np.int64], size_hw: tuple[int, int]) -> Rle:
 
 
 def union(rles: Sequence[Rle]) -> Rle:
-    """Return what any of several masks of one size holds.
+    """Return the union of several masks of one size.
 
     Raises:
         ValueError: as for `decode`.
@@ -206,12 +201,13 @@ def union(rles: Sequence[Rle]) -> Rle:
 
 
 def runs_of_text(counts: str, num_px: int, *, may_end_early: bool = False) -> NDArray[np.int64]:
-    """Return the run lengths int64, False first, of COCO's compressed text, each checked; `may_end_early` as for
-    `checked_runs`.
+    """Return the checked run lengths int64, False first, of COCO's compressed text.
+
+    `may_end_early` is as for `checked_runs`.
 
     Raises:
-        ValueError: a character outside the code, an unfinished number, a run that is negative or too long, or runs that
-            do not add up to `num_px`.
+        ValueError: a character outside the code, an unfinished number, a negative or too long run, or runs that do not
+            add up to `num_px`.
     """
     import numpy as np
 
@@ -240,15 +236,15 @@ def runs_of_text(counts: str, num_px: int, *, may_end_early: bool = False) -> ND
 
 
 def checked_runs(runs: NDArray[np.int64], num_px: int, *, may_end_early: bool = False) -> NDArray[np.int64]:
-    """Return run lengths as they are, when they are those of a mask of `num_px` pixels.
+    """Check run lengths for a mask of `num_px` pixels and return them unchanged.
 
     Args:
         runs: int64, False first.
-        num_px: pixels of the image.
-        may_end_early: runs that end with a True one may leave out the False one after it.
+        num_px: number of pixels in the image.
+        may_end_early: allow the final False run to be left out.
 
     Raises:
-        ValueError: too many, negative, too long, or of another sum.
+        ValueError: there are too many runs, a run is negative or too long, or the sum is wrong.
     """
     if len(runs) > num_px + 2:
         raise ValueError(f"{len(runs)} runs for {num_px} pixels")

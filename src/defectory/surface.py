@@ -1,4 +1,4 @@
-"""Where an image shows a part's surface, and where a hole in it or what is around it."""
+"""Segmentation of an image into the part's surface, and holes and background."""
 
 from __future__ import annotations
 
@@ -12,22 +12,19 @@ from defectory.geometry import DARK_LEVEL
 
 Mask = NDArray[np.bool_]
 RIM_SHARE, RIM_PX = 0.45, 2
-"""A hole's rim is where brightness falls under this share of the surface's, at most so many pixels from the dark
-itself.
-"""
+"""The rim of a hole, in which brightness is below this share of the surface's, and its maximum width in pixels."""
 SPECK_PX = 12
-"""Dark specks of fewer pixels are texture."""
+"""Dark specks with fewer pixels are texture."""
 MIN_SOLID_SHARE = 0.25
 
 
 def solid_pixels(image: NDArray[np.uint8], valid_hw: tuple[int, int], defects: Sequence[Mask] = ()) -> Mask:
-    """Give where a tile shows the part's surface, bool [H,W]: inside the image, off dark holes, background and
-    vignette.
+    """Return where a tile shows the part's surface, bool [H,W]: not padding, dark holes, background or vignette.
 
     Args:
         image: RGB uint8 [H,W,3].
-        valid_hw: height and width that hold image, not padding.
-        defects: bool [H,W] each, surface however dark.
+        valid_hw: size of the image part; the rest is padding.
+        defects: bool [H,W] each; defects count as surface, however dark.
     """
     height, width = valid_hw
     inside = np.zeros(image.shape[:2], bool)
@@ -36,7 +33,7 @@ def solid_pixels(image: NDArray[np.uint8], valid_hw: tuple[int, int], defects: S
     soft, lit = cv2.GaussianBlur(grey, (0, 0), 0.7), grey[grey > DARK_LEVEL / 4]
     half = RIM_SHARE * float(np.median(lit)) if len(lit) else DARK_LEVEL
     core = ~_without_specks(soft > min(DARK_LEVEL, half))
-    # a hole's rim is where its brightness is half the surface's, not where the blur of it ends
+    # a hole's rim ends where its brightness is half the surface's, not where its blur ends
     reach = cv2.dilate(core.astype(np.uint8), np.ones((2 * RIM_PX + 1, 2 * RIM_PX + 1), np.uint8)) > 0
     solid = np.zeros_like(inside)
     solid[:height, :width] = ~(core | (reach & (soft < half)))

@@ -1,4 +1,4 @@
-"""Text from data, made safe for a terminal or one line of a message."""
+"""Escape text from data for a terminal or a one-line message."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ _SHOWN = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def printable(text: object) -> str:
-    """Return a text as one line that moves no cursor and hides nothing: control, direction and surrogate characters are
-    written as escapes.
-    """
+    """Return a text as one printable line; control, direction and surrogate characters become escapes."""
     return "".join(
         character if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp") else _escaped(character)
         for character in str(text)

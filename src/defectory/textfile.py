@@ -1,5 +1,6 @@
-"""Text files of any tool and country: byte-order marks, UTF-16, Windows code pages; JSON and XML from them. Knows no
-format.
+"""Load text files with any encoding (byte-order marks, UTF-16, Windows code pages), and JSON and XML from them.
+
+Does not depend on any annotation format.
 """
 
 from __future__ import annotations
@@ -35,17 +36,17 @@ class TextFile:
 
 
 def read_text_file(path: Path) -> TextFile:
-    """Read a text file, whatever tool wrote it.
+    """Load a text file, whatever tool wrote it.
 
-    A byte-order mark decides; without one UTF-16 is told by its zero bytes, then UTF-8 is tried, then Windows-1252, in
-    which every byte but five is a letter. Line ends become line feeds.
+    A byte-order mark decides the encoding. Without one, UTF-16 is recognised by its zero bytes, then UTF-8 is tried,
+    then Windows-1252, in which every byte but five is a letter. Line ends become line feeds.
 
     Raises:
         AnnotationError: the file is missing, cannot be opened, is too large, or is not text.
     """
     try:
         about = path.stat()
-        if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):  # one may have no end
+        if stat.S_ISCHR(about.st_mode) or stat.S_ISBLK(about.st_mode):  # a device may have no end
             raise AnnotationError(path, "is a device, a file was expected", "check the path")
         if about.st_size > MAX_BYTES:
             raise AnnotationError(path, f"{about.st_size / 1e9:.1f} GB of text", "split the file")
@@ -68,12 +69,12 @@ def read_text_file(path: Path) -> TextFile:
             path, f"is not text (byte {error.start} is not {encoding})", "export it again as UTF-8"
         ) from None
     if "\0" in text:
-        raise AnnotationError(path, "holds zero bytes, so is no text file", "export it again as UTF-8")
+        raise AnnotationError(path, "contains zero bytes and is not a text file", "export it again as UTF-8")
     return TextFile(text=text.replace("\r\n", "\n").replace("\r", "\n"), encoding=encoding)
 
 
 def read_json_file(path: Path) -> Any:
-    """Read a JSON file in any encoding of `read_text_file`.
+    """Load a JSON file in any encoding of `read_text_file`.
 
     Raises:
         AnnotationError: as for `read_text_file`, or the text is not JSON, is nested too deeply, or ends early.
@@ -98,14 +99,12 @@ def read_json_file(path: Path) -> Any:
 
 
 def sniff_text(path: Path, *, num_bytes: int = 16_384) -> str:
-    """Return the first and last `num_bytes` of a text file, to tell what it is; empty where it cannot be read or is no
-    text.
-    """
+    """Return the first and last `num_bytes` of a text file; empty if it is unreadable or not text."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(num_bytes)
             size = stream.seek(0, 2)
-            # an even distance keeps the characters of UTF-16 whole
+            # an offset divisible by 4 keeps UTF-16 characters whole
             stream.seek(max(num_bytes, size - num_bytes) // 4 * 4)
             tail = stream.read(num_bytes + 4)
     except (OSError, ValueError):
@@ -120,9 +119,9 @@ def sniff_text(path: Path, *, num_bytes: int = 16_384) -> str:
 
 
 def read_xml_file(path: Path) -> Element:
-    """Read an XML file in the encoding that it declares, else in any of `read_text_file`; return its root.
+    """Load an XML file in its declared encoding, else in any of `read_text_file`; return its root.
 
-    Entities are refused: no annotation needs them, and nested ones grow without end.
+    Entities are refused: no annotation needs them, and nested ones can expand without limit.
 
     Raises:
         AnnotationError: as for `read_text_file`, or the text is not XML, is nested too deeply, or declares entities.
@@ -142,7 +141,7 @@ def read_xml_file(path: Path) -> Element:
 
 
 class _ShallowBuilder(TreeBuilder):
-    """Builds a tree of elements and refuses one that is too deep."""
+    """A builder of element trees that refuses too deep nesting."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -160,7 +159,7 @@ class _ShallowBuilder(TreeBuilder):
 
 
 def _declared_text(path: Path) -> str | None:
-    """Return the text in the encoding that an XML declaration names; None without one, or where it does not fit."""
+    """Return the text in the encoding that an XML declaration names; None if there is none or it does not fit."""
     try:
         with open(path, "rb") as stream:
             found = re.match(rb"\s*<\?xml[^>]{0,200}encoding=[\"']([A-Za-z0-9._-]{1,40})[\"']", stream.read(300))

@@ -1,5 +1,6 @@
-"""Uncompressed TIFF files of any number type, grey or RGB, with or without alpha; the same pixels give the same
-bytes.
+"""Uncompressed TIFF files of any number type, grey or RGB, with or without alpha.
+
+The same pixels always give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def encode_tiff(pixels: NDArray[Any], *, big_endian: bool = False, white_is_zero
     Args:
         pixels: any number type of 8 to 64 bits.
         big_endian: byte order of the file.
-        white_is_zero: written as the file's photometric interpretation, for grey.
+        white_is_zero: photometric interpretation to write, for grey.
     """
     order = ">" if big_endian else "<"
     height, width = pixels.shape[:2]

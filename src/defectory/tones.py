@@ -1,4 +1,4 @@
-"""Words for the tones of an image, which captions and prompts hold: a driver carries no brightness."""
+"""Words for the tones of an image, used in captions and prompts because a driver carries no brightness."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LIGHTNESS: tuple[tuple[float, str], ...] = (
     (196, "bright"),
     (256, "white"),
 )
-"""Mean grey level below which a word is used."""
+"""Upper limit of the mean grey level for each word."""
 CONTRAST: tuple[tuple[float, str], ...] = (
     (7, "flat"),
     (12, "even"),
@@ -28,17 +28,17 @@ CONTRAST: tuple[tuple[float, str], ...] = (
     (54, "harsh"),
     (256, "stark"),
 )
-"""Standard deviation of grey levels below which a word is used."""
+"""Upper limit of the standard deviation of grey levels for each word."""
 
 
 def tone_words(image: NDArray[np.uint8], *, without: NDArray[np.bool_] | None = None) -> str:
-    """Give two words for lightness and contrast, for example `dim mild`.
+    """Return two words for lightness and contrast, for example `dim mild`.
 
     Args:
         image: RGB uint8 [H,W,3].
-        without: bool [H,W], pixels that do not count, such as defects and padding; ignored where nothing else is left.
+        without: bool [H,W], pixels to ignore, such as defects and padding; not used if no other pixel is left.
     """
-    # channel by channel: numpy sums a last axis of three ten times more slowly
+    # channel by channel: numpy sums a last axis of three ten times slower
     grey = (image[..., 0].astype(np.float32) + image[..., 1] + image[..., 2]) / np.float32(3)
     counted = grey if without is None or without.all() else grey[~without]
     return f"{_word(LIGHTNESS, float(counted.mean()))} {_word(CONTRAST, float(counted.std()))}"
@@ -49,7 +49,7 @@ def _word(limits: tuple[tuple[float, str], ...], value: float) -> str:
 
 
 def contrast_steps(tone: str, other: str) -> int:
-    """Give how many words of contrast two tones (as `tone_words` gives them) lie apart; 0 where one is empty."""
+    """Return the distance in steps between the contrast words of two tones (`tone_words`); 0 if one is empty."""
     names = [word for _, word in CONTRAST]
     if not tone or not other:
         return 0

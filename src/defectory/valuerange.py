@@ -1,9 +1,8 @@
-"""Which value is black and which is white in images of more than 8 bit.
+"""Which value is black and which is white in images of more than 8 bits.
 
-One image alone: black is 0 and white the largest value of the bit depth that holds its values (1, 255, 1023, 4095,
-...).
-A data set: the same for all of its images, except where their values fill less than a third of that depth;
-then black and white are about the least and the largest value. No more than a few hot or dead pixels are clipped.
+For a single image, black is 0 and white the largest value of the bit depth that fits its values (1, 255, 1023, 4095,
+...). A data set uses the same range for all of its images. If their values fill less than a third of that depth, black
+and white are approximately the smallest and the largest value; only a few hot or dead pixels are clipped.
 """
 
 from __future__ import annotations
@@ -19,24 +18,25 @@ from pydantic import BaseModel, ConfigDict
 WHITES_OF_INTEGERS = tuple(2.0**bits - 1 for bits in (8, 10, 12, 14, 16, 20, 24, 32))
 WHITES_OF_FLOATS = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
 TRIM = 1e-4
-"""Share of the pixels at either end that a range may leave out: hot and dead pixels of a sensor."""
+"""Share of the pixels at either end that a range may exclude: hot and dead pixels of a sensor."""
 MIN_FILL = 1 / 3
-"""A set whose values fill less of its bit depth is stretched."""
+"""A set whose values fill a smaller share of its bit depth is stretched."""
 MIN_WHITE = 1 / 8
-"""Where all but a few hot pixels lie below this share of the bit depth, the hot pixels do not count."""
+"""If all but a few hot pixels lie below this share of the bit depth, the hot pixels are ignored."""
 NO_NUMBER = 1e38
-"""Floats from here on stand for missing measurements, as infinities and NaN do."""
+"""Floats from this magnitude on stand for missing measurements, like infinities and NaN."""
 FEWEST_COUNTS = 256
-"""An image whose values stay below is dark, not of fewer bits than its set."""
+"""An image whose values stay below this is dark; it does not have a smaller bit depth than its set."""
 SAMPLE = 1_000_000
-"""So many pixels of an image of other numbers than 16-bit integers tell its quantiles."""
+"""Number of pixels sampled for quantiles, for images that are not 16-bit integers."""
 LEAST_COUNTS = 64
-"""A range that is wider is one of counts, not of fractions of 1."""
+"""A wider range is one of counts, not of fractions of 1."""
 
 
 class ValueRange(BaseModel):
-    """What black and white are in images deeper than 8 bit: `low` becomes 0 and `high` 255; the same for every image of
-    a data set.
+    """Black and white of images deeper than 8 bits, the same for every image of a data set.
+
+    `low` becomes 0 and `high` becomes 255.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -51,14 +51,16 @@ class ValueRange(BaseModel):
 
     @property
     def words(self) -> str:
-        """Return the range for people."""
+        """Return a description of the range for the user."""
         return f"black {shown(self.low)}, white {shown(self.high)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Levels:
-    """The values that a deep image holds: least and largest, the same without `TRIM` of the pixels, the median, and how
-    many are no numbers.
+    """The values of a deep image.
+
+    Smallest and largest value, both also without `TRIM` of the pixels, the median, and the number of values that are
+    not numbers.
     """
 
     minimum: float
@@ -68,20 +70,20 @@ class Levels:
     middle: float
     num_missing: int
     is_fraction: bool
-    """Whether all values lie in 0..1 and most are neither."""
+    """Whether all values lie in 0..1 and most are neither 0 nor 1."""
     is_float: bool
     bits: int
     limit: float
-    """The largest value of the number type; infinite for floats."""
+    """Largest value of the number type; infinite for floats."""
 
     @property
     def words(self) -> str:
-        """Return the kind of number for people: `16-bit`, `32-bit float`."""
+        """Return the number type for the user: `16-bit`, `32-bit float`."""
         return f"{self.bits}-bit float" if self.is_float else f"{self.bits}-bit"
 
 
 def levels_of(colours: NDArray[Any]) -> Levels:
-    """Return what values an image of integers or floats holds, without its alpha channel."""
+    """Return the value statistics of an image of integers or floats, without its alpha channel."""
     values = colours.reshape(-1)
     is_float, num_missing = values.dtype.kind == "f", 0
     if is_float:
@@ -116,9 +118,7 @@ def levels_of(colours: NDArray[Any]) -> Levels:
 
 
 def own_range(levels: Levels) -> ValueRange:
-    """Return the range of an image that belongs to no data set: 0 to the bit depth that holds its values; its own where
-    some are negative.
-    """
+    """Return the range of an image without a data set: 0 to its bit depth; its own range if values are negative."""
     if levels.low < 0:
         return _stretched(levels)
     white = _white(levels)
@@ -126,11 +126,10 @@ def own_range(levels: Levels) -> ValueRange:
 
 
 def set_range(images: Sequence[Levels]) -> ValueRange:
-    """Return the one range of a data set: the bit depth that holds its values, or less where they fill less than a
-    third of it.
+    """Return the range of a data set: its bit depth, or less if the values fill less than a third of it.
 
     Args:
-        images: what the deep images of the set hold; at least one.
+        images: statistics of the set's deep images; at least one.
     """
     both = Levels(
         minimum=min(i.minimum for i in images),
@@ -150,10 +149,10 @@ def set_range(images: Sequence[Levels]) -> ValueRange:
 
 
 def is_meant_for(value_range: ValueRange, levels: Levels) -> bool:
-    """Tell whether an image's values are in the units of a range.
+    """Return whether an image's values are in the units of a range.
 
-    They are not where most lie far beyond it, where they are fractions of 1 in a range of counts, and where they are of
-    fewer bits (12 in a range of 16): the image would come out white or black.
+    They are not if most lie far outside it, if they are fractions of 1 in a range of counts, or if they have fewer bits
+    (12 in a range of 16): the image would come out white or black.
     """
     span = value_range.high - value_range.low
     if not value_range.low - span <= levels.middle <= value_range.high + span:
@@ -164,7 +163,7 @@ def is_meant_for(value_range: ValueRange, levels: Levels) -> bool:
 
 
 def to_eight_bit(colours: NDArray[Any], value_range: ValueRange) -> NDArray[np.uint8]:
-    """Scale values linearly to 0..255, rounded and clipped; what is no number becomes 0. Same shape, uint8."""
+    """Scale values linearly to 0..255, rounded and clipped, as uint8; values that are not numbers become 0."""
     low, factor = value_range.low, 1 / value_range.per_level
     if colours.dtype == np.uint16:
         table = np.clip(np.round((np.arange(65_536) - low) * factor), 0, 255).astype(np.uint8)
@@ -179,14 +178,12 @@ def to_eight_bit(colours: NDArray[Any], value_range: ValueRange) -> NDArray[np.u
 
 
 def shown(value: float) -> str:
-    """Return a value for people: integers as such, else six digits."""
+    """Return a value as text: integers as such, other numbers with six digits."""
     return str(int(value)) if value == int(value) and abs(value) < 1e15 else f"{value:.6g}"
 
 
 def _white(levels: Levels) -> float:
-    """Return the largest value of the smallest usual bit depth that holds the values; their own maximum where none
-    does.
-    """
+    """Return the largest value of the smallest usual bit depth that fits; the maximum if none does."""
     whites = WHITES_OF_FLOATS if levels.is_float else WHITES_OF_INTEGERS
 
     def over(value: float) -> float:
@@ -198,7 +195,7 @@ def _white(levels: Levels) -> float:
 
 
 def _stretched(levels: Levels) -> ValueRange:
-    """Return about least to largest value; what lies farther out than half their spread is clipped."""
+    """Return approximately the smallest and largest value; outliers beyond half the spread are clipped."""
     span = levels.high - levels.low
     low, high = max(levels.minimum, levels.low - span / 2), min(levels.maximum, levels.high + span / 2)
     if 0 <= low <= high / 4:

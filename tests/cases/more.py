@@ -449,7 +449,7 @@ MORE: tuple[Case, ...] = (
     Case("JSON in UTF-16, big end first", "Java tools", coco(nothing, encoding="utf-16-be"), Read()),
     Case("JSON in UTF-32", "a script", coco(nothing, encoding="utf-32"), Read()),
     Case("names decomposed on disk", "macOS", nfd_names, Read()),
-    Case("names in capitals in the JSON", "Windows", coco(capitals), Read(says=("capital",))),
+    Case("names in capitals in the JSON", "Windows", coco(capitals), Read(says=("lower case",))),
     Case("absolute paths of another machine", "labelled elsewhere", other_machine, Read(says=("path",))),
     Case("equal names in two folders", "two cameras", same_names, Read()),
     Case("one COCO file per part", "train, val, test", parts, Read(says=("split",))),

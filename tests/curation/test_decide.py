@@ -82,10 +82,10 @@ def test_drafts_are_accepted_or_rejected_with_a_reason(drafts: Drafts) -> None:
     assert [d.status for d in decisions.decisions] == ["accepted", *["rejected"] * 4]
     reasons = [d.reason for d in decisions.decisions]
     assert reasons[0] == "fidelity at or above the threshold"
-    assert reasons[1] == "fidelity 0.00 under 0.35: the defect is not visible in all of its label"
+    assert reasons[1] == "fidelity 0.00 is below 0.35: the defect is not visible in all of its label"
     assert "100% of what was drawn lies outside the label" in reasons[2]
     assert reasons[3] == "one of 2 defects was not drawn (its fidelity 0.00)"
-    assert reasons[4] == "fidelity 0.20 under 0.35: the defect is not visible in all of its label"
+    assert reasons[4] == "fidelity 0.20 is below 0.35: the defect is not visible in all of its label"
     assert decisions.plan_digest == plan.digest()
     assert decisions.threshold == CONFIG.min_fidelity
 
@@ -181,7 +181,7 @@ def test_a_defect_drawn_far_from_every_label_is_rejected(drafts: Drafts) -> None
     _, decisions, _ = drafts.decided()
     first, second = decisions.decisions
     assert first.cause == "drawn outside"
-    assert "drawn away from the label of 900 px: a defect without a label" in first.reason
+    assert "drawn away from the label of 900 px: an unlabelled defect" in first.reason
     assert (second.status, second.fidelity.stray_px > 0) == ("accepted", True)
 
 
@@ -204,7 +204,7 @@ def test_only_so_many_are_kept_and_the_rest_say_why(drafts: Drafts) -> None:
     assert len(accepted) == 4
     assert summary.accepted_share_per_class == pytest.approx({"crack": 1 / 3, "blowhole": 1 / 3})
     spare = next(d for d in decisions.decisions if d.cause == "not chosen")
-    assert spare.reason == "passes, but 4 others keep classes and variety better"
+    assert spare.reason == "passes, but the 4 drafts kept represent classes and variety better"
     assert summary.rejected_by == {"not chosen": 8}
     assert summary.likely_cause is None, "a choice is no fault"
 
@@ -217,7 +217,7 @@ def test_of_each_class_the_truest_labels_are_kept(drafts: Drafts) -> None:
     kept = [d.job_id for d in decisions.decisions if d.status == "accepted"]
     assert kept == [job.id for job in plan.jobs[:4]], "two of either class, the best drawn"
     assert {d.reason for d in decisions.decisions if d.status == "rejected"} == {
-        "passes, but the labels of 2 others of its class are truer"
+        "passes, but 2 others of its class have more accurate labels"
     }
     _, few, _ = drafts.decided(CurationConfig(keep_share=0.01))
     assert [d.job_id for d in few.decisions if d.status == "accepted"] == [job.id for job in plan.jobs[:2]], (

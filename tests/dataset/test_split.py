@@ -53,7 +53,7 @@ def dataset_of(rows: Sequence[Row]) -> Dataset:
 
 
 def split_blindly(rows: Sequence[Row], **config: Any) -> tuple[Dataset, Split]:
-    dataset = rows.store().data.dataset
+    dataset = dataset_of(rows)
     return dataset, make_split(Path("nowhere"), dataset, SplitConfig(**config), descriptors={})
 
 
@@ -295,7 +295,7 @@ def test_the_data_sets_own_split_is_kept() -> None:
     assert (few.val, few.test) == (split.val, split.test)
     _, drawn = split_blindly(given_parts())
     assert any(
-        "brings a split of its own (train 13, val 4, test 5 images); split.from_data = true keeps it" in r
+        "comes with its own split (train 13, val 4, test 5 images); split.from_data = true keeps it" in r
         for r in drawn.remarks
     )
     assert not split.remarks
@@ -304,9 +304,9 @@ def test_the_data_sets_own_split_is_kept() -> None:
 @pytest.mark.parametrize(
     ("rows", "config", "found"),
     [
-        ([(f"g{i}", [1], None) for i in range(9)], {}, "the data set brings no split"),
-        ([(f"g{i}", [1], "test" if i % 2 else "train") for i in range(9)], {}, "the data set brings no val part"),
-        ([(f"g{i}", [1], "train") for i in range(9)], {}, "brings no val and no test part"),
+        ([(f"g{i}", [1], None) for i in range(9)], {}, "the data set has no split of its own"),
+        ([(f"g{i}", [1], "test" if i % 2 else "train") for i in range(9)], {}, "the data set has no val part"),
+        ([(f"g{i}", [1], "train") for i in range(9)], {}, "has no val and no test part"),
         (given_parts(), {"folds": 3}, "is set together with split.folds"),
         ([(g, [] if p == "val" else c, p) for g, c, p in given_parts()], {}, "no image with a defect is left in val"),
     ],
@@ -339,4 +339,4 @@ def test_copies_across_given_parts_leave_train_and_never_test(tmp_path: Path) ->
 
 def test_the_setting_of_earlier_versions_is_read_and_told() -> None:
     _, split = split_blindly([(f"g{i}", [1], None) for i in range(9)], duplicate_distance=4)
-    assert split.remarks == ("split.duplicate_distance is no longer used: split.duplicate_similarity took its place",)
+    assert split.remarks == ("split.duplicate_distance is no longer used; use split.duplicate_similarity",)

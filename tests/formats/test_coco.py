@@ -115,7 +115,7 @@ def test_crowd_is_read_from_text_and_truth_values(value: object, tmp_path: Path)
         (each("images", file_name=["a"]), "file_name is a list"),
         (each("images", id=None), "has no id"),
         (each("images", id=True), "id is true"),
-        (each("images", id=1), "id 1 in 'images' is of p0.png and of p1.png"),
+        (each("images", id=1), "id 1 in 'images' belongs to p0.png and to p1.png"),
         (each("images", file_name="p0.png"), "appears in two images"),
         (each("annotations", category_id=[1]), "category_id is a list"),
         (each("annotations", category_id=None), "has no category_id"),
@@ -125,7 +125,7 @@ def test_crowd_is_read_from_text_and_truth_values(value: object, tmp_path: Path)
         (each("annotations", iscrowd=2), "iscrowd is the number 2"),
         (each("annotations", segmentation="[[1]]"), "segmentation is the text"),
         (each("annotations", segmentation=7), "segmentation is the number 7"),
-        (first("annotations", segmentation=[]), "a box alone is no mask"),
+        (first("annotations", segmentation=[]), "a box alone is not a mask"),
         (each("annotations", segmentation=[]), "none of 2 annotations has a segmentation, only boxes"),
         (each("annotations", segmentation=None, bbox=None, keypoints=[1, 2, 2]), "only keypoints"),
         (each("categories", id=1), "category id 1 is 'scratch' and 'dent'"),
@@ -273,7 +273,7 @@ def test_rle_of_every_kind_that_can_mean_one_mask(edit: Edit, remark: str | None
                 rle_entry(lambda runs, text: runs, size=(WIDTH, HEIGHT))(content),
                 content["annotations"][0].pop("bbox"),
             ),
-            "no box tells",
+            "no box shows",
         ),
     ],
 )
@@ -328,7 +328,7 @@ def test_layouts_of_tools_are_found_by_their_folder_and_by_their_file(
         ("https://host/x/{}.png", "path does not exist here"),
         ("upload/0a1b2c3d-{}.png", "path does not exist here"),
         ("elsewhere/%70{}.png", None),
-        ("{}.PNG", "other capitals"),
+        ("{}.PNG", "upper and lower case"),
     ],
 )
 def test_a_file_name_of_another_place_is_found_by_its_last_part(

@@ -92,8 +92,8 @@ def test_subsets_are_parts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ('<box label="scratch" xtl="1" ytl="1" xbr="9" ybr="9"/>', "'box' is a box, no mask"),
-        ('<polyline label="scratch" points="1,1;9,9"/>', "is a line, no mask"),
+        ('<box label="scratch" xtl="1" ytl="1" xbr="9" ybr="9"/>', "'box' is a box, not a mask"),
+        ('<polyline label="scratch" points="1,1;9,9"/>', "is a line, not a mask"),
         ('<polygon points="1,1;9,9;5,20"/>', "has no label"),
         ('<polygon label="scratch"/>', "points are ''"),
         ('<polygon label="scratch" points="1,1;9;5,20"/>', "points are '1,1;9;5,20'"),
@@ -102,11 +102,11 @@ def test_subsets_are_parts(tmp_path: Path) -> None:
         ('<ellipse label="scratch" cx="30" cy="20" rx="15"/>', "has no ry"),
         ('<ellipse label="scratch" cx="30" cy="20" rx="15" ry="1e999"/>', "ry is the text"),
         (mask_element(truth()["p0"], rle="5, 900000"), "malformed RLE"),
-        (mask_element(truth()["p0"], rle="-5, 9"), "numbers and commas were expected"),
-        (mask_element(truth()["p0"], rle=""), "numbers and commas were expected"),
+        (mask_element(truth()["p0"], rle="-5, 9"), "numbers and commas are expected"),
+        (mask_element(truth()["p0"], rle=""), "numbers and commas are expected"),
         (mask_element(truth()["p0"], height=41), "mask is 41x"),
         (mask_element(truth()["p0"], height="None"), "height is the text"),
-        (mask_element(truth()["p0"], left=55), "reaches out of the image"),
+        (mask_element(truth()["p0"], left=55), "extends beyond the image"),
     ],
 )
 def test_a_bad_shape_is_one_line_and_may_be_skipped(shape: str, words: str, tmp_path: Path) -> None:

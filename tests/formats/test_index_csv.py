@@ -141,7 +141,7 @@ FAULTS = {
         r"row 3: 1 cell, the header has 3",
     ),
     "good with a defect": (rows("a", "good"), "called good, but its mask shows a defect"),
-    "another's mask": (rows("a", "a").replace("masks/p1", "masks/p0"), "names the mask of images/p0"),
+    "another's mask": (rows("a", "a").replace("masks/p1", "masks/p0"), "lists the mask of images/p0"),
     "two groups": (
         rows("a,g0", header="image,mask,class,group") + "images/p0.png,masks/p0.png,a,g1\n",
         "another group",
@@ -152,7 +152,7 @@ FAULTS = {
     ),
     "several classes for one value": (
         rows("a|b", "a", header="image,mask,classes"),
-        "2 classes, but its mask holds one value",
+        "2 classes, but its mask has one value",
     ),
     "long name": (rows("a", "a").replace("images/p1", "x" * 400), "row 3"),
     "no image in the row": (rows("a", "a").replace("images/p1.png", ""), "row 3"),

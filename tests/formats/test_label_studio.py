@@ -156,7 +156,7 @@ def test_a_task_that_nobody_submitted_is_not_defect_free_unless_the_import_asks(
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda r: r.update(type="rectanglelabels"), "'rectangle' is a box, no mask"),
+        (lambda r: r.update(type="rectanglelabels"), "'rectangle' is a box, not a mask"),
         (lambda r: r["value"].pop("polygonlabels"), "has no label"),
         (lambda r: r["value"].update(polygonlabels=["a", "b"]), "has 2 labels"),
         (lambda r: r["value"].update(polygonlabels="a"), "polygonlabels is the text"),
@@ -165,7 +165,7 @@ def test_a_task_that_nobody_submitted_is_not_defect_free_unless_the_import_asks(
         (lambda r: r["value"].update(points=[[1, 2], [3, "x"], [5, 5]]), "y is the text"),
         (lambda r: r["value"].update(points=[[1, 2], [3, 3]]), "2 points"),
         (lambda r: r.update(original_width=WIDTH + 1), "annotated as 40x61"),
-        (lambda r: r.update(image_rotation=90), "was turned"),
+        (lambda r: r.update(image_rotation=90), "was rotated"),
         (lambda r: r.update(type="brushlabels", value={"rle": [1, 2, 3], "brushlabels": ["a"]}), "ends early"),
         (lambda r: r.update(type="brushlabels", value={"rle": [300], "brushlabels": ["a"]}), "a list of bytes"),
         (

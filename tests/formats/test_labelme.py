@@ -92,18 +92,18 @@ def test_circles_and_masks_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (shape([[1, 1], [9, 9]], "rectangle"), "'rectangle' is a box, no mask"),
-        (shape([[1, 1], [9, 9]], "linestrip"), "is a line, no mask"),
+        (shape([[1, 1], [9, 9]], "rectangle"), "'rectangle' is a box, not a mask"),
+        (shape([[1, 1], [9, 9]], "linestrip"), "is a line, not a mask"),
         (shape([[1, 1], [9, 9]], "star"), "'star' is not known"),
         (shape([[1, 1], [9, 9]]), "2 points"),
         (shape([[1, 1], [9, "x"], [5, 5]]), "x"),
         (shape([[1, 1], [9], [5, 5]]), "a point is a list"),
         (shape([[1, 1], [9, 9], [5, None]]), "no x or y"),
-        (shape([[30, 20]], "circle"), "circle of 1 points, 2 expected"),
+        (shape([[30, 20]], "circle"), "circle with 1 points, but 2 are expected"),
         (shape([[8, 7], [9, 9]], "mask"), "without pixels"),
-        (shape([[8, 7], [9, 9]], "mask", mask="AAAA"), "no PNG in base64"),
+        (shape([[8, 7], [9, 9]], "mask", mask="AAAA"), "not a PNG in base64"),
         (shape([[8, 7], [9, 9]], "mask", mask=5), "mask is the number 5"),
-        (shape([[50, 30], [9, 9]], "mask", mask=patch_text(np.ones((20, 20), bool))), "reaches out of the image"),
+        (shape([[50, 30], [9, 9]], "mask", mask=patch_text(np.ones((20, 20), bool))), "extends beyond the image"),
         (shape([[0, 0], [9, 9]], "mask", mask=patch_text(np.ones((HEIGHT, WIDTH + 1), bool))), "mask is 40x61"),
         (shape([[0, 0], [9, 9]], "mask", mask=patch_text(np.zeros((5, 6), bool))), "covers no pixel"),
         ({"points": []}, "no label"),
@@ -148,7 +148,7 @@ def test_the_image_of_a_file_that_cannot_be_read_is_never_defect_free(
     if (
         "p0.png" in by_name
     ):  # what does not look like labelme's is no label file: the image has none, and the import asks
-        assert any("not labelme's" in remark for remark in raw.remarks)
+        assert any("not from labelme" in remark for remark in raw.remarks)
     else:
         assert len(raw.rejected) == 1
     assert set(by_name) >= {"p1.png", "p2.png"}

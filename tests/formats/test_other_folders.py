@@ -35,7 +35,7 @@ class TestVisa:
             assert raw.class_names == ("anomaly",)
             assert [image.is_defect_free for image in raw.images] == [False] * 4 + [True] * 2
             assert {image.part for image in raw.images} == {None}
-            assert any("no defect in train" in remark for remark in raw.remarks)
+            assert any("no defects in train" in remark for remark in raw.remarks)
 
     def test_folders_of_one_object_are_read_without_a_table(self, tmp_path: Path) -> None:
         raw = load(visa_set(tmp_path) / "pcb")

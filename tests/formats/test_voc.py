@@ -60,7 +60,7 @@ def test_colours_are_read_by_the_label_map(tmp_path: Path) -> None:
         if name in RINGS:
             picture[truth()[name]] = colours[CLASS_OF[name]]
         Image.fromarray(picture).save(root / "SegmentationClass" / f"{name}.png")
-    assert "no table says what they mean" in refusal(root)
+    assert "no table explains its colours" in refusal(root)
     lines = ["background:0,0,0::", *(f"{name}:{','.join(map(str, colour))}::" for name, colour in colours.items())]
     (root / "labelmap.txt").write_text("\n".join(lines))
     assert_as_drawn(read(root))

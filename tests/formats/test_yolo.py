@@ -190,7 +190,7 @@ LINES = {
     "0.5 0.1 0.1 0.5 0.1 0.5 0.5": r"class 0\.5",
     "scratch 0.1 0.1 0.5 0.1 0.5 0.5": "something other than numbers",
     "0 0.1 0.1 0.5 0.1 0.5 0.5 0.7": "even count",
-    "0 10 10 50 10 50 50": "0 to 1 expected",
+    "0 10 10 50 10 50 50": "0 to 1 is expected",
     "0 nan 0.1 0.5 0.1 0.5 0.5": "finite",
     "0 1e999 0.1 0.5 0.1 0.5 0.5": "0 to 1|finite",
     "nan 0.1 0.1 0.5 0.1 0.5 0.5": "class nan",
@@ -250,7 +250,7 @@ BAD_YAML = {
     "names: {1: a, 01: b}": "twice",
     "names: [a]\nnames: [b]": "key 'names' twice",
     "train: images": "no class list 'names'",
-    "- a\n- b": "a list, a mapping",
+    "- a\n- b": "a list, but a mapping",
     "just text": "the text 'just text'",
     "": "nothing",
     "names: [a": "is not YAML",
@@ -259,7 +259,7 @@ BAD_YAML = {
     "names: [a]\nnc: [1]": "nc is",
     "names: [a]\ntrain: {a: b}": "train is a mapping",
     "names: [a]\npath: [x]": "path is a list",
-    "names: *nothing": "stands for nothing|undefined alias|not YAML",
+    "names: *nothing": "refers to nothing|undefined alias|not YAML",
     f"a: &a [x]\n{BOMB}names: *i": "aliases",
     "names: " + "[" * 60_000: "nested|YAML",
     "names: [a]\nx: " + "{a: " * 5_000: "nested|YAML",
@@ -289,9 +289,9 @@ def test_a_count_that_differs_is_said(tmp_path: Path) -> None:
 
 def test_a_part_that_is_not_there(tmp_path: Path) -> None:
     path = labelled(tmp_path, "images", "labels", "names: [a]\ntrain: images\ntest: nowhere\n")
-    assert any("'nowhere' is not there" in remark for remark in load(path).remarks)
+    assert any("'nowhere' does not exist" in remark for remark in load(path).remarks)
     write(path, "names: [a]\ntrain: nowhere\n")
-    with pytest.raises(AnnotationError, match="'nowhere' is not there"):
+    with pytest.raises(AnnotationError, match="'nowhere' does not exist"):
         load(path)
 
 

@@ -145,9 +145,9 @@ def test_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
 def test_damaged_and_foreign_weights_are_told(learned: tuple[MaskDiffusion, Path], tmp_path: Path) -> None:
     cut = tmp_path / MODEL_FILE
     cut.write_bytes((learned[1] / MODEL_FILE).read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="is no model of these masks; run stage learn-masks again"):
+    with pytest.raises(WeightsError, match="was not trained on these masks; run the stage `learn-masks` again"):
         MaskDiffusion(MASKS, config=CONFIG, seed=1).load(cut)
-    with pytest.raises(WeightsError, match="is no model of these masks"):
+    with pytest.raises(WeightsError, match="was not trained on these masks"):
         MaskDiffusion(MASKS[:4], config=CONFIG, seed=1).load(learned[1] / MODEL_FILE)
 
 

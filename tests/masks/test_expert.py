@@ -51,7 +51,7 @@ def bank_of(names: tuple[str, ...]) -> tuple[MaskBank, tuple[Category, ...]]:
 
 
 def test_class_names_of_any_kind_stay_inside_the_folder_and_come_back(tmp_path: Path) -> None:
-    bank, categories = ODD_NAMES.store().bank
+    bank, categories = bank_of(ODD_NAMES)
     out = tmp_path / "work" / "review"
     assert write_review(bank, categories, SHEET, out) == len(ODD_NAMES)
     assert [path.name for path in tmp_path.iterdir()] == ["work"]
@@ -86,7 +86,7 @@ def test_a_folder_named_as_its_class_is_read_and_litter_is_passed_over(tmp_path:
     supplied, _ = read_folder(tmp_path, bank=bank, categories=categories, scale=1.0, tile_px=64)
     assert [(m.id, m.category_id) for m in supplied] == [("c", 1), ("a", 2), ("b", 3)]
     (tmp_path / "dent").mkdir()
-    with pytest.raises(AnnotationError, match="class 'dent' is none of the data set's"):
+    with pytest.raises(AnnotationError, match="class 'dent' is not in the data set"):
         read_folder(tmp_path, bank=bank, categories=categories, scale=1.0, tile_px=64)
 
 

@@ -141,12 +141,12 @@ def test_a_review_comes_back_as_it_was_and_corrections_replace_their_entries(tmp
 @pytest.mark.parametrize(
     ("name", "mask", "found"),
     [
-        ("dent/a.png", square(5), "class 'dent' is none of the data set's"),
+        ("dent/a.png", square(5), "class 'dent' is not in the data set"),
         ("stain/a.png", square(5), "class 'stain' has no training example"),
         ("crack/a.png", np.zeros(SIZE_HW, bool), "is empty"),
         ("crack/a.png", np.ones(SIZE_HW, bool), "covers everything"),
-        ("crack/train-1.png", square(5, (41, 56)), "is 41x56, its tile 40x56"),
-        ("crack/a.png", square(60, (70, 70)), "a tile 56"),
+        ("crack/train-1.png", square(5, (41, 56)), "is 41x56, its tile is 40x56"),
+        ("crack/a.png", square(60, (70, 70)), "a tile has 56"),
     ],
 )
 def test_a_mask_that_cannot_be_used_is_one_line(tmp_path: Path, name: str, mask: Mask, found: str) -> None:

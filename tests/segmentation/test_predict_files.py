@@ -180,7 +180,7 @@ def test_deep_frames_are_read_with_the_range_of_the_training_set(
     np.testing.assert_array_equal(seen[2][..., 0], dim)
     assert len(done.remarks) == 1
     assert (
-        "sixteen.png: 16-bit values are not of the data set's range (black 0, white 4095): read as black 0, white 65535"
+        "16-bit values do not match the data set's range (black 0, white 4095): read as black 0, white 65535"
         in done.remarks[0]
     )
 

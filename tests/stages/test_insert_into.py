@@ -136,7 +136,7 @@ def test_changes_are_in_units_of_the_sets_range(project: Run, tmp_path: Path, mo
         load_native(next((tmp_path / "d" / "images").iterdir())), eight.astype(float) * 257, atol=129
     )
     told = [event.summary for event in events if isinstance(event, StageEnded)]
-    assert "not of the data set's range (black 0, white 2295): read as black 0, white 65535" in told[0]
+    assert "do not match the data set's range (black 0, white 2295): read as black 0, white 65535" in told[0]
 
 
 def test_a_turned_frame_comes_out_upright_with_a_remark(project: Run, tmp_path: Path) -> None:

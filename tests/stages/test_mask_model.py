@@ -62,5 +62,5 @@ def test_the_preview_draws_from_the_model_and_tells_a_damaged_one(
     assert sheet.any()
     assert {kind for of in counts.values() for kind in of} == {"diffusion"}
     (project.folder / "mask_model" / MODEL_FILE).write_bytes(b"no weights")
-    with pytest.raises(WeightsError, match="run stage learn-masks again"):
+    with pytest.raises(WeightsError, match="run the stage `learn-masks` again"):
         preview_masks(project, per_class=2, seed=0)

@@ -232,7 +232,7 @@ def test_the_old_outcome_stays_when_the_new_one_cannot_be_finished(
     monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(
         OutputError,
-        match=r"the disk has 0 MB free, about [0-9]+ MB are needed beside the old outcome; free space; nothing was "
+        match=r"the disk has 0 MB free, but about [0-9]+ MB are needed beside the old outcome; free space; nothing was "
         r"changed",
     ):
         list(run_all(project, only=["split"]))
@@ -345,7 +345,7 @@ with run_lock(Path({str(project.folder)!r})):
     )
     assert other.stdout is not None
     other.stdout.readline()
-    with pytest.raises(StageError, match=rf"another process is writing into this run \(process {other.pid} on "):
+    with pytest.raises(StageError, match=rf"another process is writing to this run \(process {other.pid} on "):
         list(run_all(project))
     other.communicate("\n")
     assert not made(list(run_all(project)))

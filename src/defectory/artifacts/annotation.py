@@ -1,4 +1,4 @@
-"""Instances: a class and a mask, the truth being run-length encoding."""
+"""Defect classes and defect instances; an instance's mask is stored as run-length encoding."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from defectory.rle import Rle, decode
 
 
 class Category(Value):
-    """A defect class; `id` starts at 1 and is dense in the order of the list."""
+    """A defect class; ids start at 1 and follow the order of the list without gaps."""
 
     id: int
     name: str
 
 
 class Instance(Value):
-    """One defect instance in the pixel frame of its image or tile."""
+    """One defect instance, in the pixel coordinates of its image or tile."""
 
     category_id: int
     rle: Rle

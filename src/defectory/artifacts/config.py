@@ -1,4 +1,4 @@
-"""The base of every configuration section."""
+"""The base class of every configuration section."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Section(BaseModel):
-    """A frozen configuration section; unknown keys are refused, and numbers that are not finite."""
+    """A frozen configuration section that rejects unknown keys and numbers that are not finite."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""The data set folder as a value: images untouched, instances as run-length encoding."""
+"""The data set folder as a value: unchanged image files and instances as run-length encoding."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MANIFEST = "dataset.json"
 
 
 class ImageRecord(Value):
-    """One image of a data set; `file_name` is relative to the data set folder's `images/`."""
+    """One image of a data set; `file_name` is relative to the `images/` subfolder."""
 
     id: int
     file_name: str
@@ -24,7 +24,7 @@ class ImageRecord(Value):
     group: str
     instances: tuple[Instance, ...] = ()
     part: Literal["train", "val", "test"] | None = None
-    """In the source's own split, where it has one."""
+    """The image's part in the source's own split, if the source has one."""
 
     @field_validator("file_name")
     @classmethod
@@ -36,27 +36,27 @@ class ImageRecord(Value):
 
     @property
     def is_defect_free(self) -> bool:
-        """Tell whether the image carries no instance."""
+        """Return whether the image has no instances."""
         return not self.instances
 
 
 class Dataset(Value):
-    """A data set: classes and images; the folder itself is passed beside it, never part of it."""
+    """A data set: classes and images. The folder is passed separately and is not part of the value."""
 
     categories: tuple[Category, ...]
     images: tuple[ImageRecord, ...]
     value_range: ValueRange | None = None
-    """None where every image has 8 bit per channel."""
+    """Black and white of the data set; None if every image has 8 bits per channel."""
     layout: str = ""
-    """What the source was recognised as, for people."""
+    """Readable name of the layout recognised in the source."""
     remarks: tuple[str, ...] = ()
-    """What the import noticed, one line each."""
+    """Remarks from the import, one line each."""
     _index: dict[int, ImageRecord] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:
         if [category.id for category in self.categories] != list(range(1, len(self.categories) + 1)):
-            raise ValueError("category ids are not 1, 2, ... in order")
+            raise ValueError("category ids must be 1, 2, ... in this order")
         if len({record.id for record in self.images}) < len(self.images):
             raise ValueError("two images have one id")
         known = len(self.categories)
@@ -66,7 +66,7 @@ class Dataset(Value):
         return self
 
     def image(self, image_id: int) -> ImageRecord:
-        """Give the record with this id."""
+        """Return the record with this id."""
         return self._by_id()[image_id]
 
     def _by_id(self) -> dict[int, ImageRecord]:
@@ -75,10 +75,10 @@ class Dataset(Value):
         return self._index
 
     def category_name(self, category_id: int) -> str:
-        """Give the class name of a category id."""
+        """Return the class name of a category id."""
         return self.categories[category_id - 1].name
 
 
 def image_path(folder: Path, record: ImageRecord) -> Path:
-    """Give the path of a record's image file in a data set folder."""
+    """Return the path of a record's image file in a data set folder."""
     return folder / "images" / record.file_name

@@ -1,4 +1,4 @@
-"""The plan (jobs), the drafts it yields and the decisions on them."""
+"""The plan (jobs), the drafts it produces and the decisions on them."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ MaskSourceKind = Literal["bank", "expert", "statistical", "diffusion"]
 
 
 class MaskSource(Value):
-    """Where a job's mask came from: an entry of the mask bank or an expert's mask, and the seed of its perturbation."""
+    """The source of a job's mask (a mask bank entry or an expert's mask) and the seed of its perturbation."""
 
     kind: MaskSourceKind = "bank"
     bank_id: str
-    """Entry or file; empty where a mask was generated, from the seed alone."""
+    """Bank entry or file name; empty if the mask was generated from the seed alone."""
     perturbation_seed: int
 
 
 class MaskBankEntry(Value):
-    """One training mask, cropped to its box."""
+    """One training mask, cropped to its bounding box."""
 
     id: str
     tile_id: str
     image_id: int
     number: int = 0
-    """Of the instance in its image's list."""
+    """Index of the instance in its image's list."""
     category_id: int
     mask: Instance
-    """The mask in its tile's frame; where placement is learned, without the gaps that holes of the part cut into it."""
+    """The mask in its tile's coordinates; with learned placement, cuts from holes of the part are filled."""
 
 
 class MaskBank(Value):
@@ -40,24 +40,24 @@ class MaskBank(Value):
 
 
 class Job(Value):
-    """One image to synthesize: everything that decides it, noise included."""
+    """One image to synthesize, with everything that determines it, including the noise seed."""
 
     id: str
     tile_id: str
-    """Pool tile."""
+    """Id of the pool tile."""
     augmentation_seed: int | None
-    """Seed of the pool tile's offline augmentation; None leaves the tile as it is."""
+    """Seed of the pool tile's offline augmentation; None leaves the tile unchanged."""
     instances: tuple[Instance, ...]
-    """Label, in the tile's frame after augmentation, largest painted first."""
+    """The label, in the tile's coordinates after augmentation; the largest instance is painted first."""
     mask_sources: tuple[MaskSource, ...]
     prompt: str
     prompt_without: str
-    """Prompt of the half without mask."""
+    """Prompt for the half without a mask."""
     seed: int
 
 
 class Plan(Value):
-    """All jobs of a synthesis, written before the first image is drawn."""
+    """All jobs of a synthesis; it is written before the first image is drawn."""
 
     concept_digest: str
     control_digest: str
@@ -75,49 +75,49 @@ class Fidelity(Value):
     outside_fraction: float
     """Share of the thresholded difference that lies outside the label."""
     stray_px: int = 0
-    """Pixels of the thresholded difference that lie clearly away from the label."""
+    """Number of pixels of the thresholded difference that lie clearly away from the label."""
     f1_2px: tuple[float | None, ...]
-    """Per instance: F1 at 2 px tolerance where the instance is under 6 px wide, else None."""
+    """F1 at 2 px tolerance for each instance narrower than 6 px, else None."""
 
 
 CheckName = Literal["exposure", "blur", "clipping", "anomaly", "realism", "novelty", "duplicate", "agreement"]
 
 
 class Check(Value):
-    """One figure of a draft beside the limit that real tiles set; it passes while it is not above the limit."""
+    """One measured value of a draft, and its limit from real tiles; the check passes up to the limit."""
 
     name: CheckName
     value: float
     limit: float
     nearest: str = ""
-    """What a draft is most alike to, where that is the question."""
+    """Name of the most similar image, for checks that compare images."""
 
     @property
     def passed(self) -> bool:
-        """Tell whether the figure is within its limit."""
+        """Return whether the value is within its limit."""
         return self.value <= self.limit
 
 
 Cause = Literal["blank", "not drawn", "drawn outside", "not chosen"] | CheckName
-"""Why a draft was rejected, in a word."""
+"""Short name of the reason a draft was rejected."""
 
 
 class Decision(Value):
-    """Accepted or rejected, with scores and a reason, for one draft."""
+    """The decision on one draft: accepted or rejected, with scores and a reason."""
 
     job_id: str
     status: Literal["accepted", "rejected"]
     reason: str
     cause: Cause | None = None
-    """None where it was accepted."""
+    """Cause of the rejection; None for an accepted draft."""
     fidelity: Fidelity
     checks: tuple[Check, ...] = ()
     tightened: tuple[Instance, ...] | None = None
-    """Labels as drawn, where labels are tightened; they replace the job's."""
+    """Labels tightened to what was drawn, if label tightening is on; they replace the job's labels."""
 
 
 class Decisions(Value):
-    """The outcome of curation, one decision per draft in plan order."""
+    """The result of curation: one decision per draft, in plan order."""
 
     plan_digest: str
     threshold: float

@@ -1,4 +1,4 @@
-"""The frozen split and its firewall."""
+"""The frozen split, and the firewall that keeps validation and test images out of training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from defectory.errors import FirewallError, InputError
 from defectory.files import write_json
 
 MAX_NAMED = 5
-"""Ids that a message names."""
+"""Maximum number of ids named in a message."""
 AGAIN = "do not edit it: run the stage `split` again"
 
 
 class Split(Value):
-    """Image ids of every part, no id in two of them; pool holds defect-free images of train groups or of groups of its
-    own.
+    """Image ids of every part; no id is in two parts, and the pool holds defect-free images of train or of own groups.
 
-    Where `pool_source` is `train_crops`, `pool` is empty and the pool is made of defect-free crops of train. The file
-    holds a digest of the content beside it, so that an edited one is refused.
+    If `pool_source` is `train_crops`, `pool` is empty and the pool consists of defect-free crops of train. The file
+    also stores a digest of its content, so that an edited file is rejected.
     """
 
     dataset_digest: str
@@ -37,17 +36,17 @@ class Split(Value):
     pool: tuple[int, ...]
     pool_source: Literal["images", "train_crops"]
     source: Literal["drawn", "data"] = "drawn"
-    """Drawn by group, or as the data set brings it."""
+    """`drawn` by group, or `data` if the data set supplies the split."""
     duplicate_threshold: float = 1.0
-    """Similarity from which on two images counted as copies of each other."""
+    """Minimum similarity at which two images count as copies of each other."""
     num_merges: int = 0
-    """Times that two groups became one because they share near-duplicates."""
+    """Number of times two groups were merged because they share near-duplicates."""
     moved_duplicates: tuple[str, ...] = ()
-    """The first of these, one line each."""
+    """The first of these merges, one line each."""
     left_out_of_pool: tuple[int, ...] = ()
-    """Defect-free images that are copies of images with defects."""
+    """Defect-free images left out because they are copies of images with defects."""
     remarks: tuple[str, ...] = ()
-    """What people should know of the split, one line each."""
+    """Remarks on the split for the user, one line each."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -80,15 +79,15 @@ class Split(Value):
         write_json(path, {**self.model_dump(mode="json"), "digest": self.digest()})
 
     def require_dataset(self, dataset: Dataset, *, where: Path) -> None:
-        """Refuse a data set that the split was not made from, and a split that does not keep its groups together.
+        """Check that the split was made from this data set and keeps its groups together.
 
         Args:
-            dataset: that the run holds now.
-            where: the split's file, for messages.
+            dataset: the run's current data set.
+            where: file of the split, for messages.
 
         Raises:
-            InputError: the split names images that the data set does not have, the data set is another one, or a group
-                straddles parts.
+            InputError: the split contains images that are not in the data set, the data set has changed, or a group is
+                in several parts.
         """
         group_of = {record.id: record.group for record in dataset.images}
         unknown = sorted({*self.train, *self.val, *self.test, *self.pool, *self.left_out_of_pool} - group_of.keys())
@@ -109,16 +108,16 @@ class Split(Value):
             raise InputError(where, "the data set was changed after the split was made", "run the stage `split` again")
 
     def require_training_ids(self, image_ids: Iterable[int], *, stage: str) -> None:
-        """Refuse ids that are not in train or pool.
+        """Check that all ids are in train or pool.
 
         Raises:
-            FirewallError: an image of validation or test, or an unknown one, was offered to a training stage.
+            FirewallError: a validation, test or unknown image was passed to a training stage.
         """
         allowed = set(self.train) | set(self.pool)
         forbidden = sorted(set(image_ids) - allowed)
         if forbidden:
             raise FirewallError(
-                f"{stage}: image ids {forbidden[:MAX_NAMED]} are not in train or pool; only those may reach this stage"
+                f"{stage}: image ids {forbidden[:MAX_NAMED]} are not in train or pool; use only images of these parts"
             )
 
 

@@ -1,4 +1,4 @@
-"""Tiles (native-detail squares at a scale) and frames (whole images, padded to a square)."""
+"""Tiles (native-resolution squares at a scale) and frames (whole images, padded to a square)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Part = Literal["train", "pool", "val", "test"]
 
 
 class Tiling(Value):
-    """How images become squares of `tile_px`: `scale` is tile pixels per image pixel."""
+    """How images become squares of `tile_px`; `scale` is in tile pixels per image pixel."""
 
     mode: Literal["tile", "frame"]
     tile_px: int
@@ -24,19 +24,19 @@ class Tiling(Value):
 
 
 class TileInstance(Instance):
-    """An instance, or the part of it that a tile's border leaves."""
+    """An instance, or the part of it that is visible in a tile."""
 
     number: int
-    """Its place in its image's list, from 0."""
+    """Index in its image's list, from 0."""
     visible_share: float = 1.0
-    """Share of its area that lies in the tile, above 0 and at most 1."""
+    """Share of the instance's area that lies in the tile, above 0 and at most 1."""
 
 
 class Tile(Value):
-    """One square PNG (`file_name`, relative to the tile set's folder) cut from an image.
+    """One square PNG cut from an image; `file_name` is relative to the tile set's folder.
 
-    Image pixel (x, y) lies at tile pixel ((x - offset_xy[0]) * scale, (y - offset_xy[1]) * scale).
-    `valid_hw` is the part of the tile, from its upper left corner, that shows image; the rest is padding.
+    Image pixel (x, y) lies at tile pixel ((x - offset_xy[0]) * scale, (y - offset_xy[1]) * scale). `valid_hw` is the
+    size of the image part in the upper left corner; the rest is padding.
     """
 
     id: str
@@ -50,12 +50,12 @@ class Tile(Value):
 
     @property
     def is_defect_free(self) -> bool:
-        """Tell whether the tile carries no instance."""
+        """Return whether the tile has no instances."""
         return not self.instances
 
 
 class TileSet(Value):
-    """All tiles of a run, with the tiling they were cut with; sources are train and pool for every training stage."""
+    """All tiles of a run and the tiling they were cut with; training stages use tiles of train and pool only."""
 
     tiling: Tiling
     categories: tuple[Category, ...]
@@ -63,7 +63,7 @@ class TileSet(Value):
     tiles: tuple[Tile, ...]
 
     def of(self, part: Part) -> tuple[Tile, ...]:
-        """Give the tiles of one part, in order."""
+        """Return the tiles of one part, in order."""
         return tuple(tile for tile in self.tiles if tile.part == part)
 
 

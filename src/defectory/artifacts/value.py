@@ -1,4 +1,4 @@
-"""The base of all frozen values that stages exchange through the run folder."""
+"""The base class of all frozen values that stages exchange through the run folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def digest(self) -> str:
-        """Give the SHA-256 hex digest of the value's content."""
+        """Return the SHA-256 hex digest of the value's content."""
         return digest_json(self.model_dump(mode="json"))
 
     def save(self, path: Path) -> None:
@@ -26,10 +26,10 @@ class Value(BaseModel):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read a value back from its JSON file.
+        """Load a value from its JSON file.
 
         Raises:
-            InputError: the file is missing or does not hold such a value.
+            InputError: the file is missing or does not contain such a value.
         """
         try:
             return cls.model_validate_json(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Weights on disk: a folder and its digest."""
+"""Model weights on disk: a folder and its digest."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from defectory.artifacts.value import Value
 
 
 class Concept(Value):
-    """The outcome of phase 1: a base folder in Stable Diffusion layout, adapted, with its token and prompt."""
+    """The outcome of phase 1: an adapted base in Stable Diffusion layout, with its token and prompt."""
 
     method: str
     token: str
     class_noun: str
     tone_words: bool
-    """Prompts hold words for the tones of a tile."""
+    """Whether prompts contain words for the tones of a tile."""
     base_digest: str
     weights_digest: str
     """Digest of the weights folder."""

@@ -1,1 +1,1 @@
-"""Curation: counterfactual fidelity and decisions. No torch."""
+"""Curation: score each draft by counterfactual fidelity and other checks, and accept or reject it. No torch."""

@@ -1,8 +1,8 @@
-"""Anomaly: does the half without a mask show a defect all the same? One drawn in both halves cancels in their
-difference.
+"""Anomaly score: detect defects in the half without a mask.
 
-A memory of patches of defect-free real tiles, as in PatchCore (Roth et al. 2022), with an image's own median taken off:
-a draft is a little unlike real tiles everywhere, a defect is unlike them in one place.
+A defect drawn in both halves cancels in their difference, so fidelity cannot see it. As in PatchCore (Roth et al.
+2022), a memory holds patches of defect-free real tiles; here each image's own median is subtracted. A draft differs a
+little from real tiles everywhere, while a defect differs from them in one place.
 """
 
 from __future__ import annotations
@@ -18,33 +18,36 @@ Patches = NDArray[np.float32]
 MAX_MEMORY = 4000
 MIN_TILES = 4
 BORDER = 1
-"""Patches at the border see padding."""
+"""Width of the border to ignore, in patches; patches there see padding."""
 CHUNK = 32
-"""Images whose distances are held at once."""
+"""Number of images whose distances are in memory at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchMemory:
-    """Patches of defect-free real tiles, float32 [M,C], scaled, and the score that other defect-free tiles reach."""
+    """A memory of patches of defect-free real tiles, and the score limit learned from other defect-free tiles.
+
+    Patches are float32 [M,C], scaled.
+    """
 
     patches: NDArray[np.float32]
     scale: NDArray[np.float32]
     limit: float
 
     def scores(self, patches: Patches) -> NDArray[np.float64]:
-        """Give the anomaly score, float64 [N], 0 or more, of images' patches as an encoder gives them."""
+        """Return the anomaly score of each image, float64 [N], 0 or more, from its encoder patches."""
         return np.array([_peak(one) for one in _maps(patches / self.scale, self.patches)])
 
 
 def learn_memory(patches: Patches, image_ids: NDArray[np.int64], *, seed: int) -> PatchMemory | None:
-    """Learn from defect-free real tiles; None from fewer than four images.
+    """Learn from defect-free real tiles; return None for fewer than four images.
 
-    Half of the images fill the memory, the other half set the limit, and the other way round.
+    Half of the images fill the memory and the other half set the limit, then the roles are swapped.
 
     Args:
         patches: float32 [N,h,w,C] of the tiles.
-        image_ids: int64 [N]; tiles of one image overlap.
-        seed: of what is kept.
+        image_ids: int64 [N], the image of each tile; tiles of one image overlap.
+        seed: seed for choosing the patches to keep.
     """
     images = np.unique(image_ids)
     if len(images) < MIN_TILES:
@@ -67,7 +70,7 @@ def _some(patches: Patches, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _maps(patches: Patches, memory: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give each patch's distance to the memory less its image's median, float32 [N,h,w]."""
+    """Return each patch's distance to the memory minus its image's median, float32 [N,h,w]."""
     return np.concatenate([_map_chunk(patches[i : i + CHUNK], memory) for i in range(0, len(patches), CHUNK)])
 
 
@@ -80,5 +83,5 @@ def _map_chunk(patches: Patches, memory: NDArray[np.float32]) -> NDArray[np.floa
 
 
 def _peak(distances: NDArray[np.float32]) -> float:
-    """Give the height of the highest place, lightly smoothed: one odd patch is none."""
+    """Return the maximum after light smoothing, so that a single odd patch does not count."""
     return max(0.0, float(cv2.GaussianBlur(distances, (0, 0), 0.7).max()))

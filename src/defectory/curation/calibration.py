@@ -1,4 +1,4 @@
-"""The difference threshold, calibrated once on rendered procedural pairs where the truth is known."""
+"""Calibration of the difference threshold, once, on rendered procedural pairs with known masks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Pair = tuple[NDArray[np.uint8], NDArray[np.uint8], list[NDArray[np.bool_]]]
 def degrade(
     image: NDArray[np.uint8], *, seed: int, blur_px: float, noise_sigma: float, drift: float
 ) -> NDArray[np.uint8]:
-    """Give an image uint8 [H,W,3] as a generator would: blurred, with noise of its own and a smooth drift of tone."""
+    """Degrade an image uint8 [H,W,3] as a generator would: add blur, noise and a smooth drift of tone."""
     rng = np.random.default_rng([61, seed])
     height, width = image.shape[:2]
     field = cv2.resize(rng.standard_normal((3, 3)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
@@ -31,13 +31,13 @@ def degrade(
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Fidelities, 0..1, of one choice of threshold and local share on pairs whose truth is known.
+    """The fidelities, 0..1, of one choice of threshold and local share on pairs with known masks.
 
     Attributes:
         true: mean with the true labels.
-        true_low: their 10% quantile.
-        thicker: mean with labels that are a pixel thicker all around.
-        above_thicker: share of pairs whose true label scores above the thicker one.
+        true_low: 10% quantile with the true labels.
+        thicker: mean with labels dilated by one pixel.
+        above_thicker: share of pairs whose true label scores higher than the dilated one.
         shuffled: mean with each pair's label replaced by the next pair's.
     """
 
@@ -49,12 +49,14 @@ class Calibrated:
 
 
 def calibrate(pairs: Sequence[Pair], threshold: float, *, local_share: float = LOCAL_SHARE) -> Calibrated:
-    """Measure one choice on rendered pairs: a good one scores true labels high, shuffled ones low, and true above
-    thicker ones.
+    """Measure one choice on rendered pairs.
+
+    A good choice gives true labels a high score, shuffled labels a low one, and true labels a higher one than dilated
+    ones.
 
     Args:
-        pairs: image with defects, without, and the exact masks, at least one each.
-        threshold: least difference in grey levels, as for `drawn_map`.
+        pairs: image with defects, image without, and the exact masks; at least one each.
+        threshold: minimum difference in grey levels, as for `drawn_map`.
         local_share: as for `drawn_map`.
     """
     labels = [np.any(masks, axis=0) for _, _, masks in pairs]

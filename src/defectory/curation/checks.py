@@ -1,4 +1,4 @@
-"""Every check of a draft besides fidelity, each held against what real tiles of train and pool show."""
+"""Every check of a draft besides fidelity, with limits learned from the real tiles of train and pool."""
 
 from __future__ import annotations
 
@@ -20,17 +20,18 @@ Mask = NDArray[np.bool_]
 EXPOSURE_LIMIT = 0.25
 BLUR_LIMIT = 1.5
 CLIPPED_LIMIT = 0.02
-"""Share of black and white pixels beyond the most that real tiles have."""
+"""How far the share of black and white pixels may exceed the maximum of the real tiles."""
 DUPLICATE_LIMIT = 0.9
-"""Likeness, unshifted, from which on two drafts are the same picture."""
+"""Minimum similarity, without shifting, at which two drafts count as the same picture."""
 MAX_TRAIN, MAX_POOL = 600, 200
-"""Real tiles to look at, spread over all."""
+"""Maximum number of real tiles to use, sampled evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """An image encoder as curation needs it: one vector per image, float64 [N,D], and features of patches, float32
-    [N,h,w,C].
+    """An image encoder for curation.
+
+    It computes one vector per image, float64 [N,D], and features of patches, float32 [N,h,w,C].
     """
 
     embed: Callable[[Sequence[Image]], Features]
@@ -39,7 +40,9 @@ class Encoder:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RealTile:
-    """A tile of train or pool: its name, RGB uint8 [H,W,3], image part, image and group (same part), and whether it
+    """A tile of train or pool.
+
+    It has a name, RGB uint8 [H,W,3] pixels, the size of its image part, its image, its group (same part) and whether it
     shows a defect.
     """
 
@@ -53,21 +56,21 @@ class RealTile:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Draft:
-    """A draft as it is checked: RGB uint8 [H,W,3], its half without mask, and the image part of both."""
+    """A draft to check: RGB uint8 [H,W,3], its half without a mask, and the size of the image part of both."""
 
     image: Image
     without: Image
     valid_hw: tuple[int, int]
     instances: tuple[tuple[int, Mask], ...] = ()
-    """Category id and mask bool [H,W] of its label."""
+    """Category id and mask bool [H,W] of each label instance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Segmenters that saw only train: what they call a defect beside what is labelled.
+    """The agreement of segmenters trained only on train with a label.
 
-    `overlap` gives the IoU of the two on an image, `expected` that of train tiles of given classes which they have not
-    seen, and `limit` is how much of it may be missing, as a share.
+    `overlap` returns the IoU of detections and label on an image, `expected` that of unseen train tiles with the given
+    classes, and `limit` is the largest allowed shortfall, as a share.
     """
 
     overlap: Callable[[Image, Sequence[tuple[int, Mask]]], float]
@@ -76,15 +79,15 @@ class Agreement:
 
 
 class Checker:
-    """Checks drafts in the order they are given in; near-duplicates are told from those before them.
+    """Checks drafts in the order they are passed; near-duplicates are searched among earlier drafts.
 
     Args:
         real: tiles of train and pool; no others.
-        prior: images the model drew itself for prior preservation, RGB uint8 [H,W,3].
-        encoder: of features.
-        config: which checks, and their slack.
-        seed: of what is sampled while limits are learned.
-        agreement: segmenters, for the check of that name.
+        prior: images the model generated for prior preservation, RGB uint8 [H,W,3].
+        encoder: computes features.
+        config: which checks to run, and their slack.
+        seed: seed for the sampling while limits are learned.
+        agreement: segmenters for the check `agreement`.
     """
 
     def __init__(
@@ -121,7 +124,7 @@ class Checker:
                 [*(t.image for t in defective), *prior],
                 [*(t.valid_hw for t in defective), *((image.shape[0], image.shape[1]) for image in prior)],
             )
-            # padding is no part that could be alike
+            # padding must not count as a similar region
             whole = [np.ascontiguousarray(t.image[: t.valid_hw[0], : t.valid_hw[1]]) for t in defective]
             self.copy_limit = learn_limit(whole, [t.group for t in defective], self.originals, seed=seed)
         self._seen: list[Thumbnail] = []
@@ -132,11 +135,11 @@ class Checker:
 
     @property
     def features(self) -> Features:
-        """Give the features of all drafts checked so far, float64 [N,D]."""
+        """Return the features of all drafts checked so far, float64 [N,D]."""
         return np.concatenate(self._features) if self._features else np.zeros((0, 1))
 
     def check(self, drafts: Sequence[Draft]) -> list[tuple[Check, ...]]:
-        """Check drafts; gives the checks of each, those that were asked for and could be learned."""
+        """Check drafts; return for each draft the checks that are enabled and could be learned."""
         slack = self._config.slack
         features = self._encoder.embed([draft.image for draft in drafts])
         self._features.append(features)
@@ -184,31 +187,31 @@ class Checker:
 
 
 REASONS: dict[CheckName, str] = {
-    "exposure": "brightness or contrast {value:.2f} of the real range outside it (limit {limit:.2f})",
+    "exposure": "brightness or contrast outside the range of real tiles by {value:.2f} of it (limit {limit:.2f})",
     "blur": "{value:.1f} times softer than the softest real tiles (limit {limit:.1f})",
     "clipping": "{value:.0%} of its pixels are black or white (limit {limit:.0%})",
     "anomaly": "the half without a mask shows a defect as well (anomaly {value:.2f}, limit {limit:.2f})",
     "realism": "unlike every real tile (distance {value:.2f}, limit {limit:.2f})",
-    "novelty": "a copy of {nearest} (likeness {value:.2f}, limit {limit:.2f})",
-    "agreement": "what segmenters call a defect is not what is labelled (overlap {value:.0%} under that of train "
+    "novelty": "a copy of {nearest} (similarity {value:.2f}, limit {limit:.2f})",
+    "agreement": "the segmenters disagree with the label (overlap {value:.0%} below that of train "
     "tiles, limit {limit:.0%})",
-    "duplicate": "the same picture as {nearest} (likeness {value:.2f}, limit {limit:.2f})",
+    "duplicate": "the same picture as {nearest} (similarity {value:.2f}, limit {limit:.2f})",
 }
 
 
 def reason_of(check: Check) -> str:
-    """Say why a draft that fails a check is rejected."""
+    """Return the reason for rejecting a draft that fails a check."""
     return REASONS[check.name].format(value=check.value, limit=check.limit, nearest=check.nearest)
 
 
 def choose(classes_of: Sequence[frozenset[int]], features: Features, count: int, shares: dict[int, float]) -> list[int]:
-    """Choose `count` of the drafts: classes in given shares, and within a class as different from each other as can be.
+    """Choose `count` drafts in the given class shares; within a class, choose drafts as different as possible.
 
     Args:
         classes_of: category ids of each draft.
-        features: of each, float64 [N,D]; without columns the order decides.
-        count: how many.
-        shares: of the classes, summing to 1.
+        features: float64 [N,D], one row per draft; without columns, the order decides.
+        count: number of drafts to choose.
+        shares: share of each class, summing to 1.
 
     Returns:
         Indices, in order.
@@ -222,7 +225,7 @@ def choose(classes_of: Sequence[frozenset[int]], features: Features, count: int,
     counts = dict.fromkeys(shares, 0)
     left = list(order)
     while left and len(chosen) < count:
-        # the class that lags furthest behind its share, of those that a draft is left of
+        # among classes with drafts left, take the one furthest below its share
         present = {c for i in left for c in classes_of[i]}
         lagging = min(sorted(present), key=lambda c: counts.get(c, 0) / max(shares.get(c, 0.0), 1e-9))
         index = next(i for i in left if lagging in classes_of[i])

@@ -11,38 +11,30 @@ ALL_CHECKS: tuple[CheckName, ...] = ("exposure", "blur", "clipping", "anomaly", 
 
 
 class CurationConfig(Section):
-    """Which drafts are kept."""
+    """Settings of curation: which drafts to keep."""
 
     difference_threshold: float = Field(default=24.0, gt=0)
-    """Difference of a counterfactual pair that counts as drawn, in grey levels on a surface of grey level 128 and in
-    proportion on others; fixed once on procedural data.
+    """Minimum difference in a counterfactual pair that counts as drawn, in grey levels on a surface of grey level 128;
+    it scales with the brightness of the surface. Fixed once on procedural data.
     """
     min_fidelity: float = Field(default=0.35, ge=0, le=1)
-    """Drafts with a lower counterfactual fidelity are rejected."""
+    """Reject drafts with a lower counterfactual fidelity."""
     max_stray_share: float = Field(default=0.25, ge=0)
-    """Drafts with more drawn away from the label than this share of the label's area are rejected: it may be a defect
-    without a label.
-    """
+    """Reject drafts with a larger stray area, as a share of the label's area: it may be an unlabelled defect."""
     checks: tuple[CheckName, ...] = ALL_CHECKS
-    """What drafts are held against besides fidelity; every limit is learned from the train tiles and the defect-free
-    pool. `agreement` asks segmenters that are trained in folds of train first, which takes a while.
+    """Checks to run besides fidelity. Every limit is learned from the train tiles and the defect-free pool. `agreement`
+    first trains segmenters on folds of train, which takes a while.
     """
     slack: float = Field(default=1.5, gt=0)
-    """Multiple of the limits of exposure, blur, clipping, anomaly and realism that drafts may reach; those of copies
-    are fixed.
-    """
+    """Factor on the limits of exposure, blur, clipping, anomaly and realism; the limits for copies are fixed."""
     tighten_labels: bool = False
-    """Replace labels by what was drawn at them, where the two agree well enough; the report shows what it would do."""
+    """Replace labels by what was drawn at them if the two agree well enough; the report shows the effect either way."""
     agreement_quantile: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the train tiles, each seen by a segmenter that has not learned from it, that `agreement` would reject;
-    more is stricter.
+    """Share of the train tiles, each judged by a segmenter not trained on it, that `agreement` would reject; a higher
+    value is stricter.
     """
     keep_share: float | None = Field(default=None, gt=0, le=1)
-    """Keep at most this share of each class's drafts: those whose labels are truest, by fidelity and, where that is
-    checked, agreement.
-    """
+    """Keep at most this share of each class's drafts: those with the best fidelity (and agreement, if checked)."""
     keep: int | None = Field(default=None, ge=1)
-    """Keep at most so many accepted drafts: classes in the shares of all drafts, and as different from each other as
-    can be.
-    """
+    """Keep at most this many accepted drafts, with the class shares of all drafts and as much variety as possible."""
     enabled: bool = True

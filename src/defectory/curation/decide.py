@@ -1,4 +1,4 @@
-"""Accept or reject each draft, with scores and a reason, and show both."""
+"""Accept or reject each draft, with scores and a reason, and write the decisions as a contact sheet."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from defectory.imageio import load_rgb, save_png
 from defectory.rle import area_px, decode, encode
 
 MIN_STD = 2.0
-"""A draft flatter than this (grey levels) is blank."""
+"""A draft with a lower standard deviation of grey levels is blank."""
 CHUNK = 32
-"""Drafts that are looked at together."""
+"""Number of drafts processed together."""
 LOW_ACCEPTANCE = 0.2
-"""Under this share of accepted drafts the likely cause is named."""
+"""Below this share of accepted drafts, the summary names the likely cause."""
 Image = NDArray[np.uint8]
 PairOf = Callable[[Job], tuple[Path, Path]]
 
@@ -37,53 +37,53 @@ CAUSES: dict[Cause, str] = {
     "not drawn": "control collapse or defects too weak: train phase 2 longer, or raise synthesis.mask_guidance",
     "drawn outside": "control collapse: drawn beside the masks; train phase 2 longer, or raise "
     "condition.defect_free_share",
-    "exposure": "synthetic quality too poor: tones unlike the real ones; train phase 1 longer",
-    "blur": "synthetic quality too poor: soft pictures; train both phases longer or raise synthesis.num_steps",
-    "clipping": "synthetic quality too poor: black or white patches; lower the guidances of synthesis",
+    "exposure": "synthetic quality too poor: tones differ from the real ones; train phase 1 longer",
+    "blur": "synthetic quality too poor: blurred images; train both phases longer or raise synthesis.num_steps",
+    "clipping": "synthetic quality too poor: black or white patches; lower the guidance scales of synthesis",
     "anomaly": "defects without a mask: raise condition.defect_free_share",
     "realism": "synthetic quality too poor: unlike every real tile; train both phases longer",
     "novelty": "memorisation: shorten phase 1, raise concept.prior_weight, or add training images",
-    "agreement": "control collapse or defects too weak: segmenters do not find them; train phase 2 longer",
+    "agreement": "control collapse or defects too weak: segmenters do not detect them; train phase 2 longer",
     "duplicate": "too few drivers: raise synthesis.augmentations_per_image, or add defect-free images",
 }
-"""What most rejections of one cause point to, with what to do."""
+"""What to do about the most frequent cause of rejection."""
 
 
 class FidelitySummary(Value):
-    """Fidelity over all drafts before curation, and what curation made of them."""
+    """Fidelity over all drafts before curation, and the results of curation."""
 
     mean: float
     per_class: dict[str, float]
-    """Mean per-instance IoU."""
+    """Mean IoU per instance."""
     shuffled: float
-    """Mean with labels shuffled among drafts: what chance gives."""
+    """Mean fidelity with labels shuffled among drafts: the level of chance."""
     thin_f1_2px: float | None
     num_thin: int
     num_drafts: int
     accepted_share: float
     accepted_share_per_class: dict[str, float]
     accepted_share_per_source: dict[str, float] = Field(default_factory=dict)
-    """By where masks come from."""
+    """Share of accepted drafts by mask source."""
     num_pool_tiles: int = 0
-    """Pool tiles drafts were drawn on."""
+    """Number of pool tiles that drafts were drawn on."""
     num_pool_tiles_without: int = 0
-    """Those of which no draft was accepted."""
+    """Number of pool tiles for which no draft was accepted."""
     rejected_by: dict[str, int] = Field(default_factory=dict)
-    """Drafts by the cause of their rejection."""
+    """Number of rejected drafts by cause."""
     failed_checks: dict[str, int] = Field(default_factory=dict)
-    """Drafts that fail a check, whatever else they fail."""
+    """Number of drafts that fail each check, whatever else they fail."""
     density: float | None = None
     coverage: float | None = None
-    """Of the accepted drafts beside real tiles (Naeem et al. 2020)."""
+    """Coverage of real tiles by the accepted drafts (Naeem et al. 2020)."""
     tightened_iou: float | None = None
-    """Mean IoU of labels with what tightening makes of them."""
+    """Mean IoU of labels with their tightened versions."""
     likely_cause: str | None = None
-    """Where few were accepted: what most rejections point to."""
+    """Likely cause of most rejections, if few drafts were accepted."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """One draft was scored: `done` of `total`."""
+    """Progress event: `done` of `total` drafts are scored."""
 
     done: int
     total: int
@@ -97,14 +97,14 @@ def decide(
     checker: Checker | None = None,
     valid_hw_of: Callable[[Job], tuple[int, int]] | None = None,
 ) -> Iterator[Scored | tuple[Decisions, FidelitySummary]]:
-    """Score every draft and decide; the last value yielded is the outcome and its summary.
+    """Score every draft and decide; the last value yielded is the decisions and their summary.
 
     Args:
         plan: jobs and their labels.
-        pair_of: files of a draft and of its half without mask.
+        pair_of: returns the files of a draft and of its half without a mask.
         config: thresholds.
-        checker: holds drafts against real tiles; None leaves fidelity alone to decide.
-        valid_hw_of: image part of a job's tile; None takes all of it.
+        checker: compares drafts with real tiles; None decides by fidelity alone.
+        valid_hw_of: returns the size of the image part of a job's tile; None uses the whole tile.
     """
     decisions: list[Decision] = []
     shuffled: list[float] = []
@@ -139,7 +139,7 @@ def decide(
                 )
                 decision = decision.model_copy(update={"tightened": found})
             decisions.append(decision)
-            stranger = _stranger(plan, number)
+            stranger = _job_with_other_label(plan, number)
             if stranger is not None:
                 other = np.any([decode(i.rle) for i in stranger.instances], axis=0)
                 shuffled.append(
@@ -147,16 +147,17 @@ def decide(
                 )
             yield Scored(done=number + 1, total=len(plan.jobs))
     if config.enabled and config.keep_share is not None:
-        decisions = _truest(plan, decisions, config.keep_share)
+        decisions = _with_best_labels(plan, decisions, config.keep_share)
     if config.enabled and config.keep is not None:
         decisions = _keep(plan, decisions, config.keep, checker)
     outcome = Decisions(plan_digest=plan.digest(), threshold=config.min_fidelity, decisions=tuple(decisions))
     yield outcome, _summary(plan, outcome, shuffled, agreements, checker)
 
 
-def _truest(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Decision]:
-    """Reject accepted drafts beyond a share of all drafts of their rarest class, so that those of the truest labels are
-    left.
+def _with_best_labels(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Decision]:
+    """Reject accepted drafts beyond a share of each class's drafts; keep those with the most accurate labels.
+
+    A draft with several classes counts for the rarest of them.
     """
     counts = Counter(i.category_id for job in plan.jobs for i in job.instances)
     by_class: dict[int, list[int]] = {}
@@ -165,26 +166,26 @@ def _truest(plan: Plan, decisions: Sequence[Decision], share: float) -> list[Dec
     result = list(decisions)
     for numbers in by_class.values():
         accepted = sorted(
-            (n for n in numbers if decisions[n].status == "accepted"), key=lambda n: -_trueness(decisions[n])
+            (n for n in numbers if decisions[n].status == "accepted"), key=lambda n: -_label_quality(decisions[n])
         )
         count = max(1, round(share * len(numbers)))
         spare = {
             "status": "rejected",
             "cause": "not chosen",
-            "reason": f"passes, but the labels of {count} others of its class are truer",
+            "reason": f"passes, but {count} others of its class have more accurate labels",
         }
         for number in accepted[count:]:
             result[number] = decisions[number].model_copy(update=spare)
     return result
 
 
-def _trueness(decision: Decision) -> float:
+def _label_quality(decision: Decision) -> float:
     agreement = next((1.0 - check.value for check in decision.checks if check.name == "agreement"), 1.0)
     return decision.fidelity.iou * agreement
 
 
 def _keep(plan: Plan, decisions: Sequence[Decision], count: int, checker: Checker | None) -> list[Decision]:
-    """Reject accepted drafts beyond `count`, so that classes keep their shares and what is left differs most."""
+    """Reject accepted drafts beyond `count` so that class shares are kept and the rest is as varied as possible."""
     accepted = [number for number, d in enumerate(decisions) if d.status == "accepted"]
     if len(accepted) <= count:
         return list(decisions)
@@ -196,13 +197,13 @@ def _keep(plan: Plan, decisions: Sequence[Decision], count: int, checker: Checke
     spare = {
         "status": "rejected",
         "cause": "not chosen",
-        "reason": f"passes, but {count} others keep classes and variety better",
+        "reason": f"passes, but the {count} drafts kept represent classes and variety better",
     }
     return [d.model_copy(update=spare) if n in accepted and n not in kept else d for n, d in enumerate(decisions)]
 
 
-def _stranger(plan: Plan, index: int) -> Job | None:
-    """Give a job far from the one at `index` whose label is another: drafts of one driver share theirs."""
+def _job_with_other_label(plan: Plan, index: int) -> Job | None:
+    """Return a job with a different label, far from the one at `index`; drafts of one driver share their label."""
     count = len(plan.jobs)
     for step in range(count):
         job = plan.jobs[(index + count // 2 + step) % count]
@@ -230,11 +231,11 @@ def _decision(
 def _judge(
     job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig
 ) -> tuple[Cause | None, str]:
-    """Give the first cause to reject a draft, None where there is none, and the reason."""
+    """Return the first cause to reject a draft, or None, and the reason."""
     if image.std() < MIN_STD:
         return "blank", f"blank image (standard deviation {image.std():.1f} grey levels)"
     if fidelity.iou < config.min_fidelity:
-        told = f"fidelity {fidelity.iou:.2f} under {config.min_fidelity:.2f}"
+        told = f"fidelity {fidelity.iou:.2f} is below {config.min_fidelity:.2f}"
         if fidelity.outside_fraction > 0.5:
             return "drawn outside", f"{told}: {fidelity.outside_fraction:.0%} of what was drawn lies outside the label"
         return "not drawn", f"{told}: the defect is not visible in all of its label"
@@ -242,7 +243,7 @@ def _judge(
     if fidelity.stray_px > config.max_stray_share * labelled:
         return (
             "drawn outside",
-            f"{fidelity.stray_px} px drawn away from the label of {labelled} px: a defect without a label",
+            f"{fidelity.stray_px} px drawn away from the label of {labelled} px: an unlabelled defect",
         )
     if min(fidelity.per_instance_iou) < config.min_fidelity / 3:
         return (
@@ -281,7 +282,7 @@ def _summary(
     if checker is not None and checker.realism is not None and chosen:
         of = checker.realism
         density, coverage = density_and_coverage((checker.features[chosen] - of.mean) / of.scale, of.features)
-    # what was left out by choice is no fault
+    # drafts left out by choice are not failures
     faults: Counter[Cause] = Counter({cause: count for cause, count in causes.items() if cause != "not chosen"})
     passed = len(outcome.decisions) - sum(faults.values())
     return FidelitySummary(
@@ -314,7 +315,7 @@ def _means(values: dict[str, list[float]] | dict[str, list[bool]]) -> dict[str, 
 def write_contact_sheet(
     plan: Plan, decisions: Decisions, *, pair_of: PairOf, out: Path, per_row: int = 10, rows: int = 2
 ) -> None:
-    """Write a PNG of accepted drafts above rejected ones, labels outlined (green accepted, red rejected)."""
+    """Write a PNG of accepted drafts above rejected ones, with labels outlined (green accepted, red rejected)."""
     cells: list[Image] = []
     labels: list[str] = []
     for status, colour in (("accepted", (40, 220, 60)), ("rejected", (255, 40, 40))):

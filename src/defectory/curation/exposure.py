@@ -1,4 +1,4 @@
-"""Brightness, sharpness and clipping of drafts beside what real tiles show."""
+"""Brightness, sharpness and clipping of drafts, compared with real tiles."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 Image = NDArray[np.uint8]
 LEVEL_STEP = 4.0
-"""Grey levels by which a range of means or contrasts counts as wider than it is; a single tone has no range."""
+"""Minimum width of a range of means or contrasts, in grey levels; a single tone has no range of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """Mean and standard deviation of grey levels, mean step between neighbours, and share of black and white pixels."""
+    """Mean and standard deviation of grey levels, mean step between neighbours, share of black and white pixels."""
 
     mean: float
     contrast: float
@@ -34,7 +34,7 @@ def figures_of(image: Image, valid_hw: tuple[int, int]) -> Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class RealFigures:
-    """Ranges of the figures of real tiles."""
+    """The ranges of these figures over the real tiles."""
 
     mean: tuple[float, float]
     contrast: tuple[float, float]
@@ -42,11 +42,11 @@ class RealFigures:
     most_clipped: float
 
     def exposure(self, figures: Figures) -> float:
-        """Give how far mean or contrast lies outside the range of real tiles, as a share of it; 0 inside."""
+        """Return how far mean or contrast lies outside the range of real tiles, as a share of it; 0 inside."""
         return max(_outside(figures.mean, self.mean), _outside(figures.contrast, self.contrast))
 
     def blur(self, figures: Figures) -> float:
-        """Give how many times softer a tile is than the softest real ones; under 1 where it is sharper."""
+        """Return how many times softer a tile is than the softest real ones; below 1 if it is sharper."""
         return self.least_step / max(figures.step, 1e-3)
 
 

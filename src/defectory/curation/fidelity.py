@@ -1,6 +1,6 @@
-"""Counterfactual fidelity: where the model really drew a defect, against the label.
+"""Counterfactual fidelity: where the model actually drew a defect, compared with the label.
 
-The same noise drawn with and without the mask; their difference shows what the mask made.
+The same noise is denoised with and without the mask; the difference of the two images shows the mask's effect.
 """
 
 from __future__ import annotations
@@ -20,69 +20,75 @@ Mask = NDArray[np.bool_]
 TOLERANCE_PX = 2
 NEAR_PX = 12
 STRAY_PX = 4
-"""What was drawn farther from the label is none of its border."""
+"""Changes farther from the label than this count as stray."""
 SMOOTH_SIGMA_PX = 0.8
 MIN_SPECK_PX = 4
 MID_GREY = 128.0
 MIN_THRESHOLD = 8.0
-"""Least difference in grey levels that counts as drawn, however dark the surface: less is noise."""
+"""Minimum difference in grey levels that counts as drawn on any surface; smaller differences are noise."""
 SURFACE_SIGMA_PX = 8.0
 LOCAL_SHARE = 0.6
-"""A pixel counts as drawn where its difference is at least this share of the mean of what was drawn around it: the foot
-of a blurred border is none of the defect (decision 027).
+"""Minimum difference of a drawn pixel, as a share of the mean of the drawn pixels around it.
+
+Without it, the faint edge of a blurred border would count as defect (decision 027).
 """
 FAINT_SHARE, FAINT_QUANTILE = 0.4, 0.75
-"""A label under which little differs is held against this share of what does (its strongest quarter): its defect is
-faint (decision 032).
+"""Rule for faint defects (decision 032).
+
+The threshold under a label is at most this share of the given quantile of the difference there.
 """
 QUIET_LEVEL, QUIET_QUANTILE = 0.3, 0.5
-"""Halves of which half of the pixels away from the label differ by less than this many grey levels show a faint second
-defect too.
+"""Rule for pairs with little noise.
+
+If the given quantile of the difference away from the label is below this many grey levels, the threshold for stray
+pixels is lowered, so that a faint second defect counts.
 """
 LEAST_FACTOR = 0.5
-"""Thresholds fall no lower than to this share."""
+"""Neither rule lowers a threshold below this factor."""
 LOCAL_SIGMA_PX = 5.0
 STRENGTH_SIGMA_PX = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Comparison:
-    """How the two halves of a counterfactual pair differ, arrays [H,W]."""
+    """The difference between the two halves of a counterfactual pair, arrays [H,W]."""
 
     brighter: NDArray[np.float32]
-    """How far the half with the mask is above the other, at least 0, in grey levels, drift removed; the lesser of the
-    difference itself and a smoothed one.
+    """How much brighter the half with the mask is, at least 0, in grey levels, drift removed.
+
+    It is the smaller of the difference itself and a smoothed version.
     """
     darker: NDArray[np.float32]
-    """How far it is below."""
+    """How much darker the half with the mask is, likewise."""
     strength: NDArray[np.float32]
-    """The difference itself, grey levels."""
+    """The unsmoothed difference, in grey levels."""
     surface: NDArray[np.float32]
-    """Brightness of the half without mask, over that of mid grey."""
+    """Brightness of the half without a mask, divided by mid grey."""
     label: Mask
     """Union of the masks."""
     outside: Mask
-    """What is clear of the label, where nothing but drift should differ."""
+    """Pixels clear of the label, where only drift should differ."""
     noise_level: float
-    """Half of those pixels differ by less than this, smoothed with their sign so that noise averages out; infinite
-    where there are none.
+    """Median smoothed difference of these pixels, infinite if there are none.
+
+    The difference is smoothed with its sign, so that noise averages out.
     """
 
     @property
     def difference(self) -> NDArray[np.float32]:
-        """How far the halves are apart either way, float32 [H,W], grey levels."""
+        """Return the absolute difference of the halves, float32 [H,W], in grey levels."""
         return np.maximum(self.brighter, self.darker)
 
     def drawn(self, difference_threshold: float, *, local_share: float = LOCAL_SHARE) -> Mask:
-        """Give where a defect was drawn, bool [H,W].
+        """Return where a defect was drawn, bool [H,W].
 
-        The threshold is in proportion to the surface's brightness, since half the light is half the contrast, to how
-        strongly the defect is drawn there, since a dark crack and a faint one, equally blurred, are equally wide, and
-        lower where all of the label is drawn faintly.
+        The threshold adapts in three ways. It is proportional to the brightness of the surface, because half the light
+        gives half the contrast. It is proportional to the local strength of the defect, because a dark crack and a
+        faint crack with equal blur have equal width. And it is lower if the whole label is drawn faintly.
 
         Args:
-            difference_threshold: least grey levels on a surface of grey level 128.
-            local_share: share of the mean difference of drawn pixels around; 0 leaves the threshold as it is.
+            difference_threshold: minimum grey levels on a surface of grey level 128.
+            local_share: minimum share of the mean difference of drawn pixels around; 0 turns this rule off.
         """
         under = np.quantile((self.difference / self.surface)[self.label], FAINT_QUANTILE)
         return self._over(
@@ -91,8 +97,9 @@ class Comparison:
         )
 
     def strays(self, difference_threshold: float) -> Mask:
-        """Give what was drawn clearly away from the label, bool [H,W]; the more equal the halves are there, the less it
-        takes.
+        """Return the stray pixels, drawn clearly away from the label, bool [H,W].
+
+        The more similar the halves are there, the lower the threshold.
         """
         factor = min(max(self.noise_level / QUIET_LEVEL, LEAST_FACTOR), 1.0)
         far = cv2.distanceTransform((~self.label).astype(np.uint8), cv2.DIST_L2, 5) > STRAY_PX
@@ -112,8 +119,9 @@ class Comparison:
         return np.isin(labels, keep)
 
     def _seams(self, drawn: Mask) -> Mask:
-        """Give pixels between a brighter and a darker part of what was drawn: the difference passes zero there, inside
-        the defect (decision 042).
+        """Return the pixels between a brighter and a darker part of a drawn defect (decision 042).
+
+        The difference passes through zero there, although the pixels are inside the defect.
         """
         above = self.brighter > self.darker
         beside_brighter, beside_darker = (
@@ -125,7 +133,7 @@ class Comparison:
 def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
     """Compare the two halves of a counterfactual pair.
 
-    The smooth low-frequency drift away from the label is estimated outside it and removed first.
+    The smooth low-frequency drift is first estimated outside the label and removed.
 
     Args:
         with_mask: RGB uint8 [H,W,3].
@@ -137,10 +145,10 @@ def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
     sigma = max(8.0, 0.12 * max(label.shape))
     weight = cv2.GaussianBlur(outside.astype(np.float32), (0, 0), sigma)
     drift = cv2.GaussianBlur(signed * outside[..., None], (0, 0), sigma) / np.maximum(weight, 1e-3)[..., None]
-    # where no outside pixel is near, there is nothing to estimate drift from
+    # drift cannot be estimated where no outside pixel is near
     signed = signed - drift * np.clip(weight / 0.05, 0, 1)[..., None]
     surface = cv2.GaussianBlur(without_mask.astype(np.float32).mean(axis=2), (0, 0), SURFACE_SIGMA_PX) / MID_GREY
-    # each way smoothed by itself: a bright rim beside a dark core would cancel
+    # smooth each sign separately: a bright rim beside a dark core would cancel
     brighter, darker = (_smoothed(np.maximum(way, 0.0)) for way in (signed, -signed))
     return Comparison(
         brighter=brighter,
@@ -154,9 +162,10 @@ def compare(with_mask: Image, without_mask: Image, label: Mask) -> Comparison:
 
 
 def _smoothed(difference: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Give how far a difference is from zero, the most of its channels, float32 [H,W,3] to [H,W].
+    """Return the largest absolute difference over the channels, float32 [H,W,3] to [H,W].
 
-    Smoothing removes pixel noise; the difference itself keeps a strong defect from growing over its border.
+    Smoothing removes pixel noise; taking the minimum with the unsmoothed difference keeps a strong defect from growing
+    over its border.
     """
     return np.minimum(
         np.abs(cv2.GaussianBlur(difference, (0, 0), SMOOTH_SIGMA_PX)).max(axis=2), np.abs(difference).max(axis=2)
@@ -166,7 +175,7 @@ def _smoothed(difference: NDArray[np.float32]) -> NDArray[np.float32]:
 def drawn_map(
     with_mask: Image, without_mask: Image, label: Mask, *, difference_threshold: float, local_share: float = LOCAL_SHARE
 ) -> Mask:
-    """Give where the two halves of a counterfactual pair differ, bool [H,W]; see `compare` and `Comparison.drawn`."""
+    """Return where the two halves of a counterfactual pair differ, bool [H,W]; see `Comparison.drawn`."""
     return compare(with_mask, without_mask, label).drawn(difference_threshold, local_share=local_share)
 
 
@@ -175,9 +184,9 @@ def score(with_mask: Image, without_mask: Image, masks: Sequence[Mask], *, diffe
 
     Args:
         with_mask: the draft, RGB uint8 [H,W,3].
-        without_mask: its half without mask.
+        without_mask: its half without a mask.
         masks: bool [H,W] per instance, at least one.
-        difference_threshold: grey levels that count as drawn on a surface of grey level 128.
+        difference_threshold: minimum difference that counts as drawn, in grey levels on a surface of grey level 128.
     """
     label = np.any(masks, axis=0)
     halves = compare(with_mask, without_mask, label)
@@ -185,9 +194,7 @@ def score(with_mask: Image, without_mask: Image, masks: Sequence[Mask], *, diffe
 
 
 def score_map(drawn: Mask, masks: Sequence[Mask], *, strays: Mask) -> Fidelity:
-    """Compare a map of what was drawn, bool [H,W], with the label's masks; `strays` is what was drawn away from
-    them.
-    """
+    """Compare a map of drawn pixels, bool [H,W], with the label's masks; `strays` are the pixels away from them."""
     label = np.any(masks, axis=0)
     total = int(drawn.sum())
     per_instance: list[float] = []
@@ -206,13 +213,13 @@ def score_map(drawn: Mask, masks: Sequence[Mask], *, strays: Mask) -> Fidelity:
 
 
 def iou(first: Mask, second: Mask) -> float:
-    """Give intersection over union; 0 where both are empty."""
+    """Return the intersection over union; 0 if both masks are empty."""
     union = int((first | second).sum())
     return float((first & second).sum() / union) if union else 0.0
 
 
 def f1_with_tolerance(drawn: Mask, mask: Mask, tolerance_px: int = TOLERANCE_PX) -> float:
-    """Give the F1 of drawn pixels against a mask where `tolerance_px` of displacement count as right."""
+    """Return the F1 of drawn pixels against a mask, with a displacement of up to `tolerance_px` allowed."""
     if not drawn.any() or not mask.any():
         return 0.0
     to_mask = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
@@ -223,7 +230,7 @@ def f1_with_tolerance(drawn: Mask, mask: Mask, tolerance_px: int = TOLERANCE_PX)
 
 
 def neighbourhood(mask: Mask, masks: Sequence[Mask]) -> Mask:
-    """Give the pixels within NEAR_PX of a mask and nearer to it than to any other, bool [H,W]."""
+    """Return the pixels within NEAR_PX of a mask that are nearer to it than to any other, bool [H,W]."""
     own = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     result = own <= NEAR_PX
     for other in masks:

@@ -1,9 +1,9 @@
 """Novelty: is a draft a copy of a training crop, of a prior image, or of another draft?
 
-Likeness is the peak of the normalised cross-correlation of band-passed, locally normalised thumbnails over all shifts
-and mirrorings, and quarter turns of square ones: it does not mind exposure, and an autoencoder's blur little. What
-counts as a copy is learned from
-train: half way from what tiles of different parts reach to what copies made of train tiles reach.
+Similarity is the maximum normalised cross-correlation of band-passed, locally normalised thumbnails over all shifts,
+mirrorings and, for square images, quarter turns. It ignores exposure and is robust to the slight blur of an
+autoencoder. The limit above which a draft counts as a copy is learned from train: it lies halfway between the
+similarity of tiles of different parts and that of copies made of train tiles.
 """
 
 from __future__ import annotations
@@ -17,34 +17,32 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import fft as transforms
 
-# scipy's functions dispatch on their arguments, which hides what they give
+# scipy's functions dispatch on their arguments, which hides their return types
 fft: Any = transforms
 Image = NDArray[np.uint8]
 Thumbnail = NDArray[np.float32]
 
 SIDE_PX = 64
 FINE_PX, COARSE_PX, LOCAL_PX = 0.8, 3.0, 6.0
-"""Blurs, in thumbnail pixels, between which the band lies, and over which its strength is evened out."""
+"""Standard deviations, in thumbnail pixels, of the band-pass (fine, coarse) and of the local normalisation."""
 NUM_CANDIDATES = 256
-"""Originals that are correlated: those whose spectra are most alike, however shifted or mirrored."""
+"""Number of originals to correlate: those with the most similar spectra, which shifts and mirrorings do not change."""
 DEFAULT_LIMIT = 0.55
-"""Where train has too few tiles or parts to learn from."""
+"""Limit to use if train has too few tiles or parts to learn one."""
 MIN_TILES, MAX_LEARNT = 6, 64
 BOUNDS = (0.35, 0.8)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Likeness:
-    """How alike an image is to the original it is most alike to, at most 1, and that one's name."""
+    """The similarity of an image to its most similar original, at most 1, and the name of that original."""
 
     value: float
     name: str
 
 
 def thumbnail(image: Image, valid_hw: tuple[int, int] | None = None) -> Thumbnail:
-    """Give what is compared of an image RGB uint8 [H,W,3], float32 [64,64] of mean 0 and norm 1; all 0 for a blank
-    one.
-    """
+    """Compute the thumbnail of an image RGB uint8 [H,W,3]: float32 [64,64] of mean 0 and norm 1, all 0 if blank."""
     height, width = valid_hw or image.shape[:2]
     grey = cv2.cvtColor(np.ascontiguousarray(image[:height, :width]), cv2.COLOR_RGB2GRAY).astype(np.float32)
     small = cv2.resize(grey, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
@@ -62,7 +60,7 @@ def _turned(thumb: Thumbnail) -> list[Thumbnail]:
 
 
 def _spectrum(thumb: Thumbnail) -> NDArray[np.float32]:
-    """Give a vector that no shift, mirroring or quarter turn changes: the power spectrum, averaged over them."""
+    """Return the symmetrised power spectrum, which no shift, mirroring or quarter turn changes."""
     power = np.log1p(np.abs(fft.fft2(thumb)) * SIDE_PX)
     even = np.mean(_turned(fft.fftshift(power)[1:, 1:]), axis=0)
     vector = cv2.resize(even.astype(np.float32), (16, 16), interpolation=cv2.INTER_AREA).ravel()
@@ -73,9 +71,9 @@ class Originals:
     """Images that drafts must not copy.
 
     Args:
-        names: of the images, shown where a draft is a copy of one.
+        names: name of each image, shown if a draft is a copy of it.
         images: RGB uint8 [H,W,3] each.
-        valid_hw: image part of each; None takes all of it.
+        valid_hw: size of the image part of each; None uses the whole image.
     """
 
     def __init__(
@@ -92,17 +90,17 @@ class Originals:
     def likeness(
         self, image: Image, valid_hw: tuple[int, int] | None = None, *, leave_out: NDArray[np.bool_] | None = None
     ) -> Likeness:
-        """Give how alike an image is to the original it is most alike to.
+        """Return the similarity of an image to its most similar original.
 
         Args:
             image: RGB uint8 [H,W,3].
-            valid_hw: image part of it; None takes all.
-            leave_out: originals that do not count, bool [N].
+            valid_hw: size of its image part; None uses the whole image.
+            leave_out: originals to ignore, bool [N].
         """
         return self.likeness_of(thumbnail(image, valid_hw), leave_out=leave_out)
 
     def likeness_of(self, thumb: Thumbnail, *, leave_out: NDArray[np.bool_] | None = None) -> Likeness:
-        """Give the same for a thumbnail."""
+        """Return the same as `likeness`, for a thumbnail."""
         near = self._spectra @ _spectrum(thumb)
         if leave_out is not None:
             near = np.where(leave_out, -np.inf, near)
@@ -117,9 +115,7 @@ class Originals:
 
 
 def copy_of(image: Image, rng: np.random.Generator) -> Image:
-    """Give a copy of an image RGB uint8 [H,W,3] as a network that memorised it would draw it: mirrored, shifted,
-    re-exposed and softened.
-    """
+    """Copy an image RGB uint8 [H,W,3] as a network that memorised it would: mirror, shift, re-expose and blur it."""
     turned = image[:, ::-1] if rng.random() < 0.5 else image
     turned = turned[::-1] if rng.random() < 0.5 else turned
     height, width = image.shape[:2]
@@ -135,13 +131,13 @@ def copy_of(image: Image, rng: np.random.Generator) -> Image:
 
 
 def learn_limit(images: Sequence[Image], groups: Sequence[str], originals: Originals, *, seed: int) -> float:
-    """Give the likeness from which on a draft counts as a copy.
+    """Learn the similarity from which a draft counts as a copy.
 
     Args:
         images: the train tiles among the originals, in their order, RGB uint8 [H,W,3].
-        groups: of each; tiles of one group show the same part.
-        originals: those tiles and perhaps more behind them.
-        seed: of the copies that are made.
+        groups: group of each tile; tiles of one group show the same part.
+        originals: these tiles first, then any other images.
+        seed: seed of the copies.
     """
     if len(images) < MIN_TILES or len(set(groups)) < 2:
         return DEFAULT_LIMIT
@@ -153,5 +149,6 @@ def learn_limit(images: Sequence[Image], groups: Sequence[str], originals: Origi
         rng = np.random.default_rng([62, seed, index])
         copies.append(originals.likeness(copy_of(image, rng)).value)
     high, low = float(np.quantile(strangers, 0.99)), float(np.quantile(copies, 0.05))
-    # where parts are alike the two overlap; a copy is then what is more alike than any two parts are
+    # if different parts look alike, the two ranges overlap; only a higher similarity than that of any two parts is a
+    # copy
     return float(np.clip(max((high + low) / 2, high + 0.02), *BOUNDS))

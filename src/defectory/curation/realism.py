@@ -1,6 +1,4 @@
-"""Realism: how far drafts lie from real tiles in an encoder's features, beside how far real tiles lie from each
-other.
-"""
+"""Realism: the distance of drafts from real tiles in feature space, relative to the distances among real tiles."""
 
 from __future__ import annotations
 
@@ -16,33 +14,31 @@ LIMIT_QUANTILE = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class RealTiles:
-    """Features of real tiles, float64 [N,D], each dimension of standard deviation 1, and the distances they keep from
-    each other.
-    """
+    """Features of real tiles, float64 [N,D], scaled to unit standard deviation, and the distances among them."""
 
     features: Features
     mean: Features
     scale: Features
     floor: NDArray[np.float64]
-    """Distance of each to its third neighbour of another image."""
+    """Distance of each tile to its third nearest neighbour from another image."""
 
     @property
     def limit(self) -> float:
-        """Give the distance that nearly all real tiles keep within."""
+        """Return the distance that nearly all real tiles stay within."""
         return float(np.quantile(self.floor, LIMIT_QUANTILE))
 
     def distances(self, features: Features) -> NDArray[np.float64]:
-        """Give the distance to the third nearest real tile, float64 [M], of features [M,D] as an encoder gives them."""
+        """Return the distance of encoder features [M,D] to the third nearest real tile, float64 [M]."""
         between = _distances((features - self.mean) / self.scale, self.features)
         return _nth(between, NEIGHBOURS)
 
 
 def learn_real_tiles(features: Features, image_ids: NDArray[np.int64]) -> RealTiles | None:
-    """Learn what real tiles are like; None from fewer than eight, or than five images.
+    """Learn the features of real tiles; return None for fewer than eight tiles or five images.
 
     Args:
-        features: float64 [N,D] of train tiles and pool.
-        image_ids: int64 [N]; tiles of one image overlap, and their distances say nothing.
+        features: float64 [N,D] of the tiles of train and pool.
+        image_ids: int64 [N], the image of each tile; distances within an image are ignored, because tiles overlap.
     """
     if len(features) < 8 or len(set(image_ids.tolist())) <= NEIGHBOURS + 1:
         return None
@@ -54,10 +50,10 @@ def learn_real_tiles(features: Features, image_ids: NDArray[np.int64]) -> RealTi
 
 
 def density_and_coverage(made: Features, real: Features, *, neighbours: int = 5) -> tuple[float, float]:
-    """Give density (may exceed 1) and coverage, 0..1, of a set beside real ones (Naeem et al. 2020), from features
-    [M,D] and [N,D].
+    """Compute density (may exceed 1) and coverage, 0..1, of features [M,D] against real ones [N,D] (Naeem et al. 2020).
 
-    Density counts real tiles' neighbourhoods a draft lies in; coverage the share of real tiles with a draft in theirs.
+    Density counts the real tiles' neighbourhoods that contain a draft; coverage is the share of real tiles whose
+    neighbourhood contains one.
     """
     neighbours = min(neighbours, len(real) - 1)
     own = _distances(real, real)
@@ -68,7 +64,7 @@ def density_and_coverage(made: Features, real: Features, *, neighbours: int = 5)
 
 
 def farthest_first(features: Features, count: int, *, start: int = 0) -> list[int]:
-    """Give `count` rows of features [N,D], each as far as can be from those before it (Gonzalez 1985)."""
+    """Return `count` rows of features [N,D], each as far as possible from the earlier ones (Gonzalez 1985)."""
     chosen = [start]
     nearest = np.linalg.norm(features - features[start], axis=1)
     while len(chosen) < min(count, len(features)):
@@ -80,12 +76,12 @@ def farthest_first(features: Features, count: int, *, start: int = 0) -> list[in
 
 
 def _distances(a: Features, b: Features) -> Features:
-    """Give root mean square distances per dimension, float64 [M,N]."""
+    """Return root mean square distances per dimension, float64 [M,N]."""
     square = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2 * a @ b.T
     return np.sqrt(np.maximum(square, 0.0) / a.shape[1])
 
 
 def _nth(distances: Features, n: int) -> NDArray[np.float64]:
-    """Give the n-th smallest of each row, float64 [M]."""
+    """Return the n-th smallest value of each row, float64 [M]."""
     n = min(n, distances.shape[1])
     return np.partition(distances, n - 1, axis=1)[:, n - 1]

@@ -1,1 +1,1 @@
-"""Data in: import, check, frozen split, tiles and frames. No torch."""
+"""Data sets: import, check, split, and cut into tiles and frames. No torch."""

@@ -1,4 +1,4 @@
-"""`check`: what a data set holds, what is wrong with it, and a contact sheet."""
+"""The command `check`: count what a data set contains, list its problems and draw a contact sheet."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from defectory.terminal import printable
 
 OUTLINE = (255, 40, 40)
 TOO_SMALL_PX = 9
-"""Instances of a smaller area are told: nothing can be learnt from them."""
+"""Instances with a smaller area are reported as problems, because nothing can be learned from them."""
 MAX_SHOWN = 5
-"""Problems of one kind that are told one by one; the rest are counted."""
+"""Maximum number of problems of one kind to list; the rest are counted."""
 MAX_ROWS = 40
-"""Rows of a contact sheet; of more classes, those with the most images are shown."""
+"""Maximum number of rows of a contact sheet; with more classes, those with the most images are shown."""
 CELL_PX = 160
 NUM_THREADS = 4
-"""That hash files: hashing lets go of the interpreter."""
+"""Number of threads that hash files; hashing releases the interpreter lock."""
 
 
 class CheckReport(Value):
@@ -43,30 +43,30 @@ class CheckReport(Value):
     instances_per_class: dict[str, int]
     images_per_class: dict[str, int]
     sizes_hw: dict[str, int]
-    """Images per `height x width`, the commonest first."""
+    """Number of images per `height x width`, the most frequent first."""
     area_quantiles_px: dict[str, float]
     remarks: tuple[str, ...] = ()
-    """What the import noticed."""
+    """Remarks from the import."""
     problems: tuple[str, ...]
-    """What is wrong now; of many problems of one kind the first few and the number of the others."""
+    """Problems found now; for many problems of one kind, the first few and the number of others."""
 
 
 class _Problems:
-    """Problems by kind, in order of their first occurrence."""
+    """Problems by kind, in order of first occurrence."""
 
     def __init__(self) -> None:
         self._lines: dict[str, list[str]] = {}
         self._counts: Counter[str] = Counter()
 
     def add(self, kind: str, line: str) -> None:
-        """Note a problem; `kind` says in the plural what further ones of its kind are."""
+        """Add a problem; `kind` is the plural phrase for further problems of this kind."""
         self._counts[kind] += 1
         lines = self._lines.setdefault(kind, [])
         if len(lines) < MAX_SHOWN:
             lines.append(printable(line))
 
     def lines(self) -> tuple[str, ...]:
-        """Return a line for each of the first problems of every kind, and one for the rest of it."""
+        """Return one line for each of the first problems of every kind, and one for the remaining ones."""
         told: list[str] = []
         for kind, lines in self._lines.items():
             more = self._counts[kind] - len(lines)
@@ -75,9 +75,9 @@ class _Problems:
 
 
 def check_dataset(folder: Path, dataset: Dataset) -> CheckReport:
-    """Compare every image with what was imported, and count what is there.
+    """Compare every image with its imported state, and count what the data set contains.
 
-    A file with the bytes that were imported was decoded then and is not decoded again; no mask is decoded.
+    A file whose bytes did not change since the import is not decoded again; masks are never decoded.
 
     Args:
         folder: data set folder.
@@ -137,7 +137,7 @@ def _digest(path: Path) -> str | ImageError:
     except OSError as error:
         return ImageError(path, f"cannot be read ({reason_of(error)})", "import the data again")
     except ValueError as error:  # a NUL byte in an edited name
-        return ImageError(path, f"is no file name ({error})", "import the data again")
+        return ImageError(path, f"is not a valid file name ({error})", "import the data again")
 
 
 def _check_changed(folder: Path, record: ImageRecord, value_range: ValueRange | None, problems: _Problems) -> None:
@@ -155,7 +155,7 @@ def _check_changed(folder: Path, record: ImageRecord, value_range: ValueRange | 
 
 
 def _checked_area(record: ImageRecord, instance: Instance, name: str, problems: _Problems) -> int | None:
-    """Return an instance's area in pixels, None where its mask is damaged."""
+    """Return an instance's area in pixels; None if its mask is damaged."""
     try:
         area = area_px(instance.rle)
     except ValueError as error:
@@ -174,15 +174,15 @@ def _checked_area(record: ImageRecord, instance: Instance, name: str, problems: 
 
 
 def write_contact_sheet(folder: Path, dataset: Dataset, out: Path, *, per_class: int = 8) -> None:
-    """Write a PNG with some images of every class, instances outlined, and some defect-free ones.
+    """Write a PNG with some images of every class, instances outlined, and some defect-free images.
 
-    Only the images that are shown are read, one at a time. An image that cannot be read is a grey cell.
+    Only the images shown are read, one at a time. An image that cannot be read is drawn as a grey cell.
 
     Args:
         folder: data set folder.
         dataset: its value.
         out: PNG file.
-        per_class: images per class, spread over the data set.
+        per_class: number of images per class, sampled evenly over the data set.
     """
     shown = [
         (title, record)
@@ -212,7 +212,7 @@ def _rows(dataset: Dataset) -> list[tuple[str, list[ImageRecord]]]:
 
 
 def _cell(folder: Path, record: ImageRecord, value_range: ValueRange | None) -> NDArray[np.uint8]:
-    """Return an image at the size of its cell, with outlines drawn at that size, where they are seen."""
+    """Return an image at the size of its cell; outlines are drawn at that size, so that they stay visible."""
     import cv2
 
     height, width = size_hw = fitted_size_hw(record.size_hw, CELL_PX)
@@ -233,7 +233,7 @@ def _small_mask(rle: Rle, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
     mask = np.zeros(size_hw, bool)
     try:
         crop, (x, y) = decode_crop(rle)
-    except ValueError:  # told by the check
+    except ValueError:  # reported by the check
         return mask
     crop, (y, x) = resize_crop(crop, (y, x), rle.size_hw, size_hw)
     mask[y : y + crop.shape[0], x : x + crop.shape[1]] = crop

@@ -1,4 +1,4 @@
-"""Configuration of data in: source, split, tiling."""
+"""Configuration of the data set: source, split, tiling."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ class DataConfig(Section):
 
     path: str
     """COCO JSON file, mask folder, YOLO data.yaml, any other layout that `defectory import --help` lists, or a data set
-    folder of ours.
+    folder made by Defectory.
     """
     format: str = "auto"
-    """auto recognises the layout and says which it is; else a name that `defectory import --help` lists."""
+    """`auto` detects the layout and reports it; otherwise a name that `defectory import --help` lists."""
     image_root: str | None = None
-    """Where image files lie when not beside the annotations."""
+    """Folder of the image files, if they are not beside the annotations."""
     defect_free: str | None = None
-    """Folder of further defect-free images."""
+    """Folder of additional defect-free images."""
     index: str | None = None
-    """Mask folders: CSV that names image, mask, class and group per row."""
+    """For mask folders: CSV file with image, mask, class and group in each row."""
     classes: tuple[str, ...] | None = None
-    """Keep only these classes; images whose defects are all of other classes are left out."""
+    """Keep only these classes; images whose defects all have other classes are left out."""
     min_area_px: int = Field(default=0, ge=0)
     """Drop instances smaller than this."""
     skip_bad: bool = False
-    """Continue past bad images and annotations and list them."""
+    """Skip images and annotations with errors and list them, instead of stopping."""
     unlabelled: Literal["skip", "refuse", "defect-free"] = "skip"
-    """An image for which no mask, label file or row is found is left out with a remark (skip), ends the import
-    (refuse), or is defect-free.
+    """What to do with an image without a mask, label file or row: leave it out with a remark (`skip`), stop the import
+    (`refuse`), or take it as `defect-free`.
     """
     follow_links: bool = False
-    """Follow links that lead out of the data set."""
+    """Follow links that lead outside the data set."""
     mask_threshold: int | None = Field(default=None, ge=1, le=255)
-    """Mask values from this one on are the defect; for masks of one class that went through JPEG or smoothing."""
+    """Lowest mask value that counts as defect; for masks of one class that were saved as JPEG or smoothed."""
     class_colours: str | None = None
-    """Table (CSV or JSON) of colours and class names for RGB masks."""
+    """Table (CSV or JSON) of colours and class names, for RGB masks."""
 
 
 class SplitConfig(Section):
-    """The frozen split."""
+    """Settings of the frozen split."""
 
     seed: int = 0
     from_data: bool = False
-    """Keep the split that the data set brings (train, val, test folders or files) in place of drawing one."""
+    """Keep the split that the data set supplies (train, val, test folders or files) instead of drawing one."""
     val_share: float = Field(default=0.2, gt=0, lt=1)
     test_share: float = Field(default=0.2, gt=0, lt=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the labelled train (and val within it) that may be used."""
+    """Share of the labelled training images to use; val is drawn within it."""
     folds: int | None = Field(default=None, ge=2)
-    """Group k-fold instead of a hold-out."""
+    """Number of folds for group k-fold instead of a hold-out."""
     fold: int = Field(default=0, ge=0)
     duplicate_similarity: float = Field(default=0.8, gt=0, le=1)
-    """Correlation of their detail, once laid on each other, from which on two images count as copies and stay in one
-    part; 1 keeps equal pixels alone.
+    """Two images whose details, after alignment, correlate at least this much count as copies and stay in one part; 1
+    treats only images with equal pixels as copies.
     """
     duplicate_distance: int | None = Field(default=None, ge=0)
-    """No longer used: `duplicate_similarity` took its place."""
+    """No longer used; replaced by `duplicate_similarity`."""
 
 
 class TilingConfig(Section):
-    """How images become squares."""
+    """Settings for cutting images into squares."""
 
     mode: Literal["auto", "tile", "frame"] = "auto"
     tile_px: int | None = Field(default=None, ge=32, le=8192)
-    """None: what the base was trained at."""
+    """Side of a tile in pixels. None: the resolution the base was trained at."""
     scale: float | None = Field(default=None, gt=0, le=16)
-    """Tile pixels per image pixel. None: chosen from image and defect sizes."""
+    """Tile pixels per image pixel. None: chosen from the sizes of images and defects."""
     max_pool_tiles: int = Field(default=2000, ge=1)
-    """The pool has at most this many tiles, spread evenly over its images."""
+    """Maximum number of pool tiles, sampled evenly over the pool's images."""
     tiles_per_instance: int = Field(default=1, ge=1, le=1000)
-    """Tiles around each instance, at different places."""
+    """Number of tiles around each instance, at different positions."""

@@ -1,6 +1,4 @@
-"""What an image is recognised by: a digest of its pixels, and local features of a small copy, both read once and
-kept.
-"""
+"""Image descriptors for duplicate search: a pixel digest and local features, computed in one pass and stored."""
 
 from __future__ import annotations
 
@@ -24,29 +22,29 @@ from defectory.files import write_bytes
 from defectory.imageio import load_rgb
 
 SIDE_PX = 256
-"""Geometric mean of the sides of the copy that features are found in: copies of other sizes come to one size."""
+"""Geometric mean of the sides of the resized copy that features are computed on, so that sizes are comparable."""
 SURFACE_SCALE = 0.5
-"""Size of the stored surface, of that copy."""
+"""Scale of the stored surface relative to that copy."""
 MIN_SIDE_PX = 16
 NUM_FEATURES = 160
 SMOOTH_PX, SURROUND_PX = 1.2, 12.0
-"""Standard deviations of the two Gaussians between which a surface's detail lies, in pixels of the copy."""
+"""Standard deviations of the two Gaussians that band-pass the surface detail, in pixels of the copy."""
 NOISE_LEVELS = 0.5
 """Detail fainter than this, in grey levels, is not amplified to full contrast."""
 INT8_PER_UNIT = 32.0
 NUM_WORKERS = 2
-"""Images that are decoded at once: memory holds no more of them."""
+"""Number of images to decode at once; this bounds the memory."""
 VERSION = "1"
 DESCRIPTORS = "descriptors.safetensors"
-"""Name of the file in the split's folder."""
+"""File name in the split's folder."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ImageDescriptor:
-    """What an image is recognised by.
+    """The descriptor of one image.
 
-    `pixel_digest` is the same for mirrored and quarter-turned images. `surface` int8 [h,w] is the image's detail, its
-    local contrast made even, at `SURFACE_SCALE` of the copy. `points_xy` float32 [K,2] (pixels of the surface) and
+    `pixel_digest` is the same for mirrored and quarter-turned images. `surface` int8 [h,w] is the image's detail with
+    local contrast normalised, at `SURFACE_SCALE` of the copy. `points_xy` float32 [K,2] (pixels of the surface) and
     `features` uint8 [K,128] are SIFT keypoints, the strongest first.
     """
 
@@ -62,7 +60,7 @@ def describe(image: NDArray[np.uint8]) -> ImageDescriptor:
     levels = np.clip(np.round(128 + 40 * detail), 0, 255).astype(np.uint8)
     sift: Any = cv2.SIFT_create(nfeatures=NUM_FEATURES, contrastThreshold=0.01, edgeThreshold=20)  # type: ignore[attr-defined]
     keypoints, features = sift.detectAndCompute(levels, None)
-    # equal responses come in an order of their own, so that a descriptor is a function of the pixels
+    # the order of equal responses is arbitrary; sort them so that a descriptor depends on the pixels only
     order = sorted(range(len(keypoints)), key=lambda i: (-keypoints[i].response, keypoints[i].pt, keypoints[i].angle))[
         :NUM_FEATURES
     ]
@@ -79,13 +77,11 @@ def describe(image: NDArray[np.uint8]) -> ImageDescriptor:
 
 
 def pixel_digest(image: NDArray[np.uint8]) -> str:
-    """Return a digest of pixels uint8 [H,W,3] that mirrored and quarter-turned copies share, whatever their
-    contrast.
-    """
+    """Return a digest of pixels uint8 [H,W,3] that is the same for mirrored and quarter-turned copies."""
     rows, columns = ((side + 1) // 2 for side in image.shape[:2])
     quarters = ((image[:rows, :columns], image[:rows, -columns:]), (image[-rows:, :columns], image[-rows:, -columns:]))
     sums = np.array([[quarter.sum(dtype=np.int64) for quarter in row] for row in quarters])
-    # the view whose quarters come last in order is digested; only symmetric and even images have several
+    # digest the view whose quarters come last in order; only symmetric and uniform images have several such views
     ranked = [
         ((view.shape[0], *of.ravel().tolist()), view)
         for view, of in zip(_eight_views(image), _eight_views(sums), strict=True)
@@ -115,7 +111,7 @@ def _small_grey(image: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def _detail(grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return what lies between two scales, its local contrast made even: exposure and shading drop out."""
+    """Return the band-passed detail with local contrast normalised; this removes exposure and shading."""
     smooth = cv2.GaussianBlur(grey, (0, 0), SMOOTH_PX)
     detail = smooth - cv2.GaussianBlur(smooth, (0, 0), SURROUND_PX)
     power = cv2.GaussianBlur(detail * detail, (0, 0), SURROUND_PX)
@@ -123,8 +119,9 @@ def _detail(grey: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def describe_images(folder: Path, dataset: Dataset) -> Iterator[tuple[int, ImageDescriptor]]:
-    """Compute the descriptors of a data set's images, as (image id, descriptor) in the set's order; a few images are in
-    memory at once.
+    """Compute the descriptors of a data set's images, as (image id, descriptor) in the set's order.
+
+    Only a few images are in memory at once.
 
     Args:
         folder: data set folder.
@@ -164,22 +161,23 @@ def save_descriptors(path: Path, descriptors: Mapping[int, ImageDescriptor], *, 
         "dataset_digest": dataset_digest,
         "pixel_digests": [value.pixel_digest for value in values],
     }
-    # one entry alone: safetensors writes several in an order of its own, and equal inputs would have other bytes
+    # one metadata entry only: safetensors writes several in arbitrary order, and equal inputs would give different
+    # bytes
     write_bytes(path, save(arrays, metadata={"about": json.dumps(about)}))
 
 
 def load_descriptors(
     path: Path, *, dataset_digest: str, only: frozenset[int] | None = None
 ) -> dict[int, ImageDescriptor]:
-    """Read descriptors back, by image id.
+    """Load descriptors by image id.
 
     Args:
         path: file that `save_descriptors` wrote.
-        dataset_digest: of the data set they must belong to.
+        dataset_digest: digest of the data set they must belong to.
         only: image ids to keep; None keeps all.
 
     Raises:
-        InputError: the file is missing, damaged, or of another data set.
+        InputError: the file is missing, damaged, or belongs to another data set.
     """
     todo = "run the stage `split` again"
     if not path.is_file():
@@ -187,7 +185,7 @@ def load_descriptors(
     try:
         with safe_open(path, framework="numpy") as stored:
             about: dict[str, Any] = json.loads((stored.metadata() or {})["about"])
-            arrays: dict[str, NDArray[Any]] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118  # no mapping
+            arrays: dict[str, NDArray[Any]] = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         digests: list[str] = about["pixel_digests"]
         found = _split_up(arrays, digests, only)
     except (SafetensorError, OSError, KeyError, ValueError, IndexError) as error:

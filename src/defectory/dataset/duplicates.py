@@ -1,6 +1,4 @@
-"""Near-duplicates among images: a search for candidates by local features, then a check that lays one image on the
-other.
-"""
+"""Near-duplicate search: find candidate pairs by local features, then align one image to the other and compare."""
 
 from __future__ import annotations
 
@@ -16,26 +14,24 @@ from numpy.typing import NDArray
 from defectory.dataset.descriptor import INT8_PER_UNIT, ImageDescriptor
 
 MIN_INLIERS = 8
-"""Keypoints that must agree on one turn, scale and shift: chance gives 6 at most."""
+"""Minimum number of keypoints that agree on one rotation, scale and shift; chance gives 6 at most."""
 MIN_OVERLAP = 0.5
-"""Share of the image laid upon that the other must cover."""
+"""Minimum share of the first image that the aligned second one must cover."""
 SCALES = (0.6, 1.7)
-"""Scales of one copy upon the other, both at one size: a crop of 10% per side is enlarged by 1.25."""
+"""Allowed scales between two copies of equal size: a crop of 10% per side is enlarged by 1.25."""
 NUM_CANDIDATES = 10
-"""Images that one image is laid upon at most."""
+"""Maximum number of images to align with one image."""
 VOTING_FEATURES = 80
-"""The strongest features of an image, which take part in the search."""
+"""Number of an image's features, the strongest ones, that take part in the search."""
 VOTES_PER_FEATURE = 3
 MIN_VOTES = 3
 CELL_FEATURES = 1024
-"""Features in a cell of the search, on average; a feature is sought in the `PROBES` cells nearest to it."""
+"""Mean number of features in a cell of the search; a feature is searched in the `PROBES` nearest cells."""
 PROBES = 3
 BLOCKS = 6
-"""The surfaces are compared in `BLOCKS` x `BLOCKS` blocks, so that a fixture shown by both counts as no more than its
-area.
-"""
+"""Surfaces are compared in `BLOCKS` x `BLOCKS` blocks, so that a fixture visible in both counts only for its area."""
 FLAT_UNITS = 0.25
-"""A block whose detail is weaker in both images tells nothing."""
+"""A block with weaker detail in both images is ignored."""
 RANDOM_PAIRS = 150
 ALIKE_QUANTILE = 0.9
 MIRRORED_FEATURE = np.array(
@@ -49,7 +45,7 @@ Surface = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicatePair:
-    """Two images, by id, and how alike they are: 1 for equal pixels, else the correlation of their detail."""
+    """Two image ids and their similarity: 1 for equal pixels, else the correlation of their detail."""
 
     first: int
     second: int
@@ -58,10 +54,10 @@ class DuplicatePair:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Alignment:
-    """How one image lies on another.
+    """The alignment of one image with another.
 
-    `similarity` is the median over blocks of the correlation of their detail, 0..1; `affine` float64 [2,3] takes pixels
-    of the second surface, first mirrored left to right where `mirrored` says so, to pixels of the first.
+    `similarity` is the median over blocks of the correlation of their detail, 0..1. `affine` float64 [2,3] maps pixels
+    of the second surface to pixels of the first; if `mirrored`, the second surface is first mirrored left to right.
     """
 
     similarity: float
@@ -71,25 +67,24 @@ class Alignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicates:
-    """Pairs of near-duplicates, and the similarity from which on a pair counted in this set."""
+    """Pairs of near-duplicates, and the similarity threshold used for this set."""
 
     pairs: tuple[DuplicatePair, ...]
     threshold: float
     typical_similarity: float
-    """Of images that are no copies of each other: the upper end of pairs drawn at random."""
+    """Similarity of images that are not copies: a high quantile over random pairs."""
 
 
 def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: float, seed: int = 0) -> Duplicates:
-    """Find the near-duplicates of a set of images.
+    """Find the near-duplicates in a set of images.
 
-    Where images of a set are alike anyway, as photographs of one printed board in one fixture are, a copy must be more
-    alike than
-    these: the threshold rises to a quarter of what parts typical pairs from equality.
+    If all images of a set are similar, such as photographs of one printed board in one fixture, a copy must be more
+    similar than that. The threshold then rises so that its distance from 1 is a quarter of that of typical pairs.
 
     Args:
-        descriptors: by image id.
-        threshold: similarity from which on two images count as copies, 0..1.
-        seed: of the pairs that tell how alike images of this set are.
+        descriptors: descriptor of each image id.
+        threshold: similarity from which two images count as copies, 0..1.
+        seed: seed for the random pairs that measure the typical similarity.
     """
     ids = sorted(descriptors)
     values = [descriptors[image_id] for image_id in ids]
@@ -97,7 +92,7 @@ def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: fl
     for place, value in enumerate(values):
         groups.setdefault(value.pixel_digest, []).append(place)
     found = {(places[0], other): 1.0 for places in groups.values() for other in places[1:]}
-    # of equal images one takes part in the search
+    # of several equal images, only one takes part in the search
     kept = sorted(places[0] for places in groups.values()) if threshold < 1 else []
     typical = _typical_similarity([values[place] for place in kept], seed)
     raised = max(threshold, 1 - (1 - typical) / 4) if typical > 0.5 else threshold
@@ -115,7 +110,7 @@ def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: fl
 def copies_of(
     image: ImageDescriptor, descriptors: Mapping[int, ImageDescriptor], *, threshold: float
 ) -> list[tuple[int, float]]:
-    """Return the images that an image is a near-duplicate of, as (id, similarity), the most alike first."""
+    """Return the near-duplicates of an image as (id, similarity), the most similar first."""
     equal = [
         (image_id, 1.0) for image_id, value in sorted(descriptors.items()) if value.pixel_digest == image.pixel_digest
     ]
@@ -126,11 +121,12 @@ def copies_of(
 
 
 def similarity(first: ImageDescriptor, second: ImageDescriptor) -> float:
-    """Return how alike two images are once one is mirrored, turned, scaled and shifted onto the other; 1.0 for equal
-    pixels.
+    """Return the similarity of two images after alignment; 1.0 for equal pixels.
+
+    Alignment allows mirroring, rotation, scale and shift.
 
     Returns:
-        as `Alignment.similarity`; 0.0 where no way of laying one onto the other is found.
+        As `Alignment.similarity`; 0.0 if no alignment is found.
     """
     if first.pixel_digest == second.pixel_digest:
         return 1.0
@@ -139,7 +135,7 @@ def similarity(first: ImageDescriptor, second: ImageDescriptor) -> float:
 
 
 def align(first: ImageDescriptor, second: ImageDescriptor) -> Alignment | None:
-    """Lay the second image on the first; None where too few keypoints agree on how."""
+    """Align the second image with the first; return None if too few keypoints agree."""
     best: tuple[int, Affine, bool] | None = None
     for mirrored in (False, True):
         laid = _lay(first, second, mirrored)
@@ -158,9 +154,7 @@ def align(first: ImageDescriptor, second: ImageDescriptor) -> Alignment | None:
 
 
 def _lay(first: ImageDescriptor, second: ImageDescriptor, mirrored: bool) -> tuple[int, Affine] | None:
-    """Return how many keypoints agree on how the second image lies on the first, and the affine map from second to
-    first.
-    """
+    """Return the number of agreeing keypoints and the affine map from the second image to the first."""
     points, features = second.points_xy, second.features
     if mirrored:
         points = np.stack([second.surface.shape[1] - 1 - points[:, 0], points[:, 1]], axis=1)
@@ -169,11 +163,11 @@ def _lay(first: ImageDescriptor, second: ImageDescriptor, mirrored: bool) -> tup
     if len(pairs) < MIN_INLIERS:
         return None
     target, source = first.points_xy[pairs[:, 0]], points[pairs[:, 1]]
-    # the estimator draws its samples from a generator of its own, with one seed for every call
+    # the estimator draws samples from its own generator, with the same seed in every call
     estimate: tuple[Any, Any] = cv2.estimateAffinePartial2D(
         source, target, method=cv2.RANSAC, ransacReprojThreshold=1.5, maxIters=500
     )
-    placed, inliers = estimate  # None, None where points coincide
+    placed, inliers = estimate  # None, None if points coincide
     if (
         placed is None
         or not np.isfinite(placed).all()
@@ -184,13 +178,13 @@ def _lay(first: ImageDescriptor, second: ImageDescriptor, mirrored: bool) -> tup
 
 
 def _rooted(features: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Return features of length 1 whose scalar product is the Hellinger kernel of the given ones."""
+    """Return features of length 1 whose scalar product is the Hellinger kernel of the inputs."""
     values = features.astype(np.float32)
     return np.sqrt(values / np.maximum(values.sum(axis=1, keepdims=True), 1e-6))
 
 
 def _matches(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return rows of features that are each other's nearest and clearly nearer than the next, int64 [M,2]."""
+    """Return row pairs of mutual nearest features, clearly nearer than the second nearest, int64 [M,2]."""
     if len(first) < 2 or len(second) < 2:
         return np.zeros((0, 2), np.int64)
     products = first @ second.T
@@ -211,14 +205,12 @@ def _refined(below: Surface, above: Surface, placed: Affine) -> Affine:
     try:
         _, found = cv2.findTransformECC(below, above, start, cv2.MOTION_AFFINE, criteria, mask, 3)
         return cv2.invertAffineTransform(found).astype(np.float64)
-    except cv2.error:  # the images are not alike, and the first estimate stays
+    except cv2.error:  # the images differ, and the first estimate stays
         return placed
 
 
 def _correlation(below: Surface, above: Surface, placed: Affine) -> float:
-    """Return the median over blocks of the correlation of a surface and another laid on it; 0.0 where they overlap too
-    little.
-    """
+    """Return the median blockwise correlation of two aligned surfaces; 0.0 if they overlap too little."""
     height, width = below.shape
     laid = cv2.warpAffine(above, placed, (width, height))
     shown = cv2.warpAffine(np.ones_like(above), placed, (width, height)) > 0.99
@@ -239,14 +231,14 @@ def _correlation(below: Surface, above: Surface, placed: Affine) -> float:
                 continue
             a, b = a - a.mean(), b - b.mean()
             found.append(float((a @ b) / np.sqrt((a @ a) * (b @ b) + 1e-9)))
-    # a handful of blocks with detail is no evidence of a whole image
+    # a handful of blocks with detail is not enough evidence for a whole image
     return max(0.0, float(np.median(found))) if len(found) >= BLOCKS else 0.0
 
 
 def _typical_similarity(values: Sequence[ImageDescriptor], seed: int) -> float:
-    """Return the upper end of the similarities of images drawn at random."""
+    """Return a high quantile of the similarities of randomly drawn pairs."""
     count = len(values)
-    if count < 8:  # too few for a quantile: any pair may be a copy
+    if count < 8:  # too few images for a quantile: any pair may be a copy
         return 0.0
     rng = np.random.default_rng([93, seed])
     if count * (count - 1) // 2 <= RANDOM_PAIRS:
@@ -257,16 +249,14 @@ def _typical_similarity(values: Sequence[ImageDescriptor], seed: int) -> float:
 
 
 def _candidates(values: Sequence[ImageDescriptor]) -> list[tuple[int, int]]:
-    """Return pairs of places worth laying onto each other: for each image those whose features its own are nearest
-    to.
-    """
+    """Return pairs of indices worth aligning: each image with those that own the nearest features."""
     count = len(values)
     if count * (count - 1) // 2 <= NUM_CANDIDATES * count:
         return list(combinations(range(count), 2))
     strongest = [value.features[:VOTING_FEATURES] for value in values]
     owners = np.repeat(np.arange(count), [len(features) for features in strongest])
     stored = np.concatenate(strongest)
-    if not len(stored):  # a set of flat images
+    if not len(stored):  # a set of uniform images
         return []
     asking = np.concatenate([owners, owners])
     nearest = np.concatenate([_nearest(stored, stored, owners), _nearest(stored[:, MIRRORED_FEATURE], stored, owners)])
@@ -285,11 +275,11 @@ def _candidates(values: Sequence[ImageDescriptor]) -> list[tuple[int, int]]:
 
 
 def _nearest(asked: NDArray[np.uint8], stored: NDArray[np.uint8], owners: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the rows of the nearest stored features of other images, int64 [A,VOTES_PER_FEATURE], -1 where there are
-    fewer.
+    """Return the rows of the nearest stored features of other images, int64 [A,VOTES_PER_FEATURE], padded with -1.
 
-    Stored features lie in cells around some of them; a feature is sought in the cells nearest to it, so that time grows
-    little faster than the number of images. `owners` holds the images of asked and stored features alike.
+    Stored features are grouped in cells around some of them, and a feature is searched in the cells nearest to it, so
+    that time grows little faster than the number of images. `owners` holds the image of each feature, for both `asked`
+    and `stored`.
     """
     num_cells, step = max(1, len(stored) // CELL_FEATURES), 16384
     centres = _rooted(stored[np.sort(np.random.default_rng(94).choice(len(stored), num_cells, replace=False))])
@@ -323,8 +313,9 @@ def _nearest(asked: NDArray[np.uint8], stored: NDArray[np.uint8], owners: NDArra
 
 
 def _top(values: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Return the columns of the `count` largest values of each row, int64 [N,count], the largest first; `values` is
-    used up.
+    """Return the columns of the `count` largest values of each row, int64 [N,count], in descending order.
+
+    `values` is overwritten.
     """
     rows = np.arange(len(values))
     columns = np.empty((len(values), min(count, values.shape[1])), np.int64)

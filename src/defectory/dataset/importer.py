@@ -1,4 +1,4 @@
-"""`import`: any supported format into one data set folder, images untouched."""
+"""The command `import`: convert any supported format to one data set folder, with unchanged image files."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ MAX_SHOWN_LETTERS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class ImportResult:
-    """The data set and what was left out."""
+    """The data set and the rejected entries."""
 
     dataset: Dataset
     rejected: tuple[Rejected, ...]
 
     @property
     def layout(self) -> str:
-        """Return what the source was recognised as, for people."""
+        """Return a readable name of the layout recognised in the source."""
         return self.dataset.layout
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Return what was noticed, one line each."""
+        """Return the remarks, one line each."""
         return self.dataset.remarks
 
 
 def import_dataset(config: DataConfig, out: Path, *, base_folder: Path = Path()) -> ImportResult:
-    """Read an annotated data set and write it as one data set folder; the source is read as a whole before anything is
-    written.
+    """Load an annotated data set and write it as one data set folder.
+
+    The whole source is read before anything is written.
 
     Args:
-        config: where and what; relative paths are taken from `base_folder`.
-        out: data set folder, replaced as a whole or left as it was.
+        config: source and options; relative paths are relative to `base_folder`.
+        out: data set folder; it is replaced as a whole or stays as it was.
         base_folder: folder of the project file.
 
     Raises:
-        InputError: anything bad in it, unless `skip_bad`; or `out` is, or holds, what is to be read.
+        InputError: the source has an error and `skip_bad` is off, or `out` is or contains a source.
         StageError: `out` cannot be written.
     """
     sources = _sources(config, base_folder)
@@ -93,7 +94,7 @@ def _sources(config: DataConfig, base_folder: Path) -> list[Path]:
 
 
 def _refuse_out(out: Path, sources: Iterable[Path]) -> None:
-    """Refuse an output folder that is, or holds, anything that is read; one inside the source is fine."""
+    """Check that the output folder neither is nor contains anything to be read; it may lie inside the source."""
     try:
         where = out.resolve()
         read = [(source, source.resolve(), source.is_dir()) for source in sources]
@@ -101,11 +102,11 @@ def _refuse_out(out: Path, sources: Iterable[Path]) -> None:
         raise OutputError(printable(out), f"cannot be looked up ({error})", "give another folder") from None
     for source, place, is_folder in read:
         if place.is_relative_to(where):
-            what = "is the folder that is to be read" if place == where else f"holds {source}, which is to be read"
+            what = "is the folder to import from" if place == where else f"contains {source}, which is to be imported"
             raise OutputError(out, what, "give a new folder for the data set")
         if not is_folder and place.parent == where:
             raise OutputError(
-                out, f"is the folder of {source}, which is to be read", "give a new folder for the data set"
+                out, f"is the folder of {source}, which is to be imported", "give a new folder for the data set"
             )
 
 
@@ -128,7 +129,7 @@ def _load(config: DataConfig, base_folder: Path) -> RawDataset:
 
 
 def _with_clean_names(raw: RawDataset) -> RawDataset:
-    """Return the data set with class names without spaces at their ends; names that become equal are one class."""
+    """Return the data set with class names stripped of outer spaces; names that become equal are one class."""
     sieve = Sieve(skip_bad=False)
     clean: dict[str, str] = {}
     for name in dict.fromkeys([*raw.class_names, *(i.class_name for image in raw.images for i in image.instances)]):
@@ -137,7 +138,7 @@ def _with_clean_names(raw: RawDataset) -> RawDataset:
             sieve.remark(f"class {_quoted(name)} is read as {_quoted(clean[name])}")
     for name, count in Counter(clean.values()).items():
         if count > 1:
-            sieve.remark(f"{count} classes are called {_quoted(name)} and become one")
+            sieve.remark(f"{count} classes are called {_quoted(name)} and are merged")
 
     def renamed(instance: RawInstance) -> RawInstance:
         return replace(instance, class_name=clean[instance.class_name])
@@ -151,7 +152,7 @@ def _with_clean_names(raw: RawDataset) -> RawDataset:
 
 
 def _keep_classes(raw: RawDataset, config: DataConfig) -> tuple[list[RawImage], tuple[str, ...]]:
-    """Keep wanted classes and sizes; an image whose defects are all left out is left out, it is not defect-free."""
+    """Keep the requested classes and sizes; an image that loses all its defects is left out, not defect-free."""
     wanted = (
         raw.class_names if config.classes is None else tuple(dict.fromkeys(name.strip() for name in config.classes))
     )
@@ -192,7 +193,7 @@ def _defect_free(config: DataConfig, base_folder: Path, taken: set[str], sieve: 
 
 
 def _remove(folder: Path, names: Iterable[str], digests: dict[str, str]) -> None:
-    """Remove images from the folder that is being made, and folders that are empty then."""
+    """Remove images from the unfinished folder, and folders that become empty."""
     for name in sorted(names):
         path = folder / "images" / name
         path.unlink()
@@ -219,12 +220,12 @@ def _records(kept: Sequence[Taken], id_of: Mapping[str, int]) -> Iterable[ImageR
 
 
 def _remarks_on(kept: Sequence[Taken], said: Sequence[str]) -> list[str]:
-    """Return remarks on the data set as a whole: its own split, file names that were changed, nothing but crowd."""
+    """Return remarks on the data set as a whole: its own split, changed file names, only crowd regions."""
     remarks: list[str] = []
     parts = Counter(entry.image.part for entry in kept if entry.image.part is not None)
     if parts and not any("own split" in remark for remark in said):
         counts = ", ".join(f"{part} {parts[part]}" for part in ("train", "val", "test") if parts[part])
-        remarks.append(f"the data brings its own split ({counts}); split.from_data = true keeps it")
+        remarks.append(f"the data set comes with its own split ({counts}); split.from_data = true keeps it")
     renamed = [entry for entry in kept if entry.file_name != entry.image.file_name]
     if renamed:
         some = "1 image gets a file name" if len(renamed) == 1 else f"{len(renamed)} images get file names"
@@ -252,7 +253,7 @@ def _write(folder: Path, dataset: Dataset) -> None:
 
 
 def _plain(text: str) -> str:
-    """Return a text without half characters (lone surrogates), which no file can hold."""
+    """Return a text without lone surrogates, which cannot be written to a file."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -1,6 +1,4 @@
-"""Images on their way into a data set folder: names that every system takes, copies with their digests, equal
-content.
-"""
+"""Copy images into a data set folder: portable file names, digests, and removal of equal content."""
 
 from __future__ import annotations
 
@@ -24,13 +22,13 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """An image that lies in the data set folder.
+    """An image in the data set folder.
 
     Attributes:
-        image: as it was read.
-        file_name: in the data set folder's `images/`.
-        sha256: of its bytes.
-        num_bytes: of the file.
+        image: the image as it was read from the source.
+        file_name: name relative to the data set folder's `images/`.
+        sha256: digest of its bytes.
+        num_bytes: size of the file.
     """
 
     image: RawImage
@@ -40,9 +38,7 @@ class Taken:
 
 
 def safe_names(names: Sequence[str]) -> list[str]:
-    """Return a relative path for each of several ones, in their order: safe on every system, and distinct where
-    capitals do not count.
-    """
+    """Return a relative path for each name, in order: valid on every system and distinct regardless of case."""
     files: set[str] = set()
     folders: set[str] = set()
     result: list[str] = []
@@ -51,7 +47,7 @@ def safe_names(names: Sequence[str]) -> list[str]:
         stem, suffix, number = path.stem, path.suffix, 1
         while path.as_posix().casefold() in files | folders or _prefixes(path) & files:
             number += 1
-            # where a file is called as the folder of another one, it is the folder that gets another name
+            # if a file has the same name as another file's folder, the folder is renamed
             blocked = bool(_prefixes(path) & files)
             parent = path.parent.with_name(f"{path.parent.name}-{number}") if blocked else path.parent
             path = parent / (path.name if blocked else f"{stem}-{number}{suffix}")
@@ -62,12 +58,12 @@ def safe_names(names: Sequence[str]) -> list[str]:
 
 
 def take(images: Sequence[RawImage], folder: Path, digests: dict[str, str]) -> list[Taken]:
-    """Copy images into `images/` of a folder, byte for byte.
+    """Copy images byte for byte into `images/` of a folder.
 
     Args:
         images: in the order of the data set.
         folder: the data set folder being made.
-        digests: gets the sha256 of each file by its name in the folder.
+        digests: receives the sha256 of each file by its name in the folder.
 
     Raises:
         ImageError: a file cannot be read.
@@ -81,13 +77,12 @@ def take(images: Sequence[RawImage], folder: Path, digests: dict[str, str]) -> l
 
 
 def without_copies(taken: Sequence[Taken], asked: Collection[Path], sieve: Sieve, where: object) -> list[Taken]:
-    """Return the images without defect-free ones of equal content: one of several is kept, and none that is a labelled
-    image.
+    """Remove defect-free images that duplicate a labelled image or another defect-free one.
 
     Args:
         taken: every image.
         asked: paths of the images that the import declares defect-free.
-        sieve: told of images that are left out.
+        sieve: receives the images that are left out.
         where: the folder of `asked`, named in errors.
 
     Raises:
@@ -118,7 +113,7 @@ def without_copies(taken: Sequence[Taken], asked: Collection[Path], sieve: Sieve
             )
             continue
         elif pool.setdefault(entry.sha256, entry) is not entry:
-            sieve.remark("a defect-free image of the same content as another one; one is kept", entry.file_name)
+            sieve.remark("a defect-free image has the same content as another one; one is kept", entry.file_name)
             continue
         kept.append(entry)
     return kept
@@ -137,13 +132,14 @@ def _refuse_labelled(
             f"{some} the content of labelled ones (first: {printable(one.image.path.name)} is "
             f"{printable(other.image.file_name)}, "
             "which has defects)",
-            "give a folder of images without defects alone",
+            "remove images with defects from this folder",
         )
 
 
 def _same_pixels(free: Sequence[Taken], labelled: Sequence[Taken]) -> list[tuple[Taken, Taken]]:
-    """Return pairs of equal pixels and other bytes, looked for where file and image are of equal size: a changed date,
-    for example.
+    """Return pairs of files with equal pixels and different bytes, for example with a changed date.
+
+    Only files of equal size with images of equal size are compared.
     """
     by_size: dict[tuple[int, tuple[int, int]], list[Taken]] = defaultdict(list)
     for entry in labelled:
@@ -165,11 +161,11 @@ def _same_pixels(free: Sequence[Taken], labelled: Sequence[Taken]) -> list[tuple
 
 
 def _copied(source: Path, target: Path) -> tuple[str, int]:
-    """Copy a file; return the sha256 and the number of its bytes."""
+    """Copy a file; return its sha256 and its size in bytes."""
     digest, num_bytes = hashlib.sha256(), 0
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        reader = open(source, "rb")  # noqa: SIM115  # closed below; a fault of reading is told apart from one of writing
+        reader = open(source, "rb")  # noqa: SIM115  # closed below; read and write errors differ
     except OSError as error:
         raise ImageError(
             source, f"cannot be read ({error.strerror or error})", "check the file and its permissions"
@@ -180,7 +176,7 @@ def _copied(source: Path, target: Path) -> tuple[str, int]:
                 block = reader.read(_CHUNK_BYTES)
             except OSError as error:
                 raise ImageError(
-                    source, f"cannot be read ({error.strerror or error})", "check the disk that it lies on"
+                    source, f"cannot be read ({error.strerror or error})", "check the disk it is on"
                 ) from None
             if not block:
                 return digest.hexdigest(), num_bytes

@@ -1,6 +1,4 @@
-"""The frozen split: by group, near-duplicates together, val and fractions inside what is labelled; or as the data set
-brings it.
-"""
+"""The frozen split: drawn by group with near-duplicates kept together, or taken from the data set."""
 
 from __future__ import annotations
 
@@ -19,17 +17,17 @@ from defectory.dataset.duplicates import DuplicatePair, Duplicates, find_duplica
 from defectory.errors import ConfigError
 
 MAX_TOLD = 20
-"""Pairs that a split lists; it gives the number of the rest."""
+"""Maximum number of pairs that a split lists; the rest are counted."""
 MAX_NAMED = 3
 LARGE_SHARE = 0.2
-"""A group that near-duplicates make larger than this share of the images is worth a remark."""
+"""If near-duplicates join a group larger than this share of the images, a remark says so."""
 
 Groups = dict[str, list[ImageRecord]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Merged:
-    """Groups after those that share near-duplicates became one: the root of each, and what was merged."""
+    """Groups after merging those that share near-duplicates: the root of each group, and the merges."""
 
     root_of: dict[str, str]
     num_merges: int
@@ -41,19 +39,19 @@ def make_split(
 ) -> Split:
     """Split a data set into train, val, test and pool.
 
-    Labelled groups are ordered once, classes interleaved; test takes its share from the end, so that it is the same
-    for every fraction; a fraction is a prefix of the rest, so that 1% lies within 5% within 10%, and val is drawn
-    inside the fraction. Defect-free images of groups outside val and test form the pool, but for copies of labelled
-    images.
+    Labelled groups are ordered once, with classes interleaved. Test takes its share from the end, so that it is the
+    same for every fraction. A fraction is a prefix of the rest, so that 1% is contained in 5% and 5% in 10%, and val is
+    drawn inside the fraction. Defect-free images of groups outside val and test form the pool, except copies of
+    labelled images.
 
     Args:
         folder: data set folder.
         dataset: its value.
-        config: shares, seed, folds, or the parts that the data set brings.
-        descriptors: of its images, by id; None computes them.
+        config: shares, seed and folds, or whether to use the data set's own parts.
+        descriptors: descriptor of each image id; None computes them.
 
     Raises:
-        ConfigError: too few groups for the parts asked for, or parts asked for that the data set does not bring.
+        ConfigError: there are too few groups for the requested parts, or the data set has no such parts.
         ImageError: an image cannot be read.
     """
     if config.from_data:
@@ -70,13 +68,13 @@ def _remarks(dataset: Dataset, config: SplitConfig, duplicates: Duplicates) -> l
     brought = Counter(record.part for record in dataset.images if record.part is not None)
     if brought and not config.from_data:
         told = ", ".join(f"{part} {brought[part]}" for part in ("train", "val", "test") if brought[part])
-        remarks.append(f"the data set brings a split of its own ({told} images); split.from_data = true keeps it")
+        remarks.append(f"the data set comes with its own split ({told} images); split.from_data = true keeps it")
     if config.duplicate_distance is not None:
-        remarks.append("split.duplicate_distance is no longer used: split.duplicate_similarity took its place")
+        remarks.append("split.duplicate_distance is no longer used; use split.duplicate_similarity")
     if duplicates.threshold > config.duplicate_similarity:
         remarks.append(
-            f"images of this set are alike anyway (similarity {duplicates.typical_similarity:.2f} at random), "
-            f"so that copies count from {duplicates.threshold:.3f} on"
+            f"all images of this set are similar (random pairs: {duplicates.typical_similarity:.2f}), "
+            f"so images count as copies from a similarity of {duplicates.threshold:.3f}"
         )
     return remarks
 
@@ -128,7 +126,7 @@ def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
 
 
 def _clean_groups(names: Sequence[str], config: SplitConfig) -> tuple[list[str], list[str]]:
-    """Return groups without a defect for test and for val."""
+    """Return the groups without defects for test and for val."""
     ordered = sorted(names)
     ordered = [ordered[i] for i in np.random.default_rng([2, config.seed]).permutation(len(ordered))]
     num_val = round(len(ordered) * config.val_share)
@@ -143,9 +141,7 @@ def _clean_groups(names: Sequence[str], config: SplitConfig) -> tuple[list[str],
 def _pool(
     dataset: Dataset, groups: Groups, held_out: set[str], pairs: Sequence[DuplicatePair], remarks: list[str]
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of defect-free images in the pool, and of those left out because they are copies of images with
-    defects.
-    """
+    """Return the ids of the defect-free images in the pool, and of those left out as copies of images with defects."""
     unsafe = _copies_of_labelled(dataset, pairs)
     pool: list[int] = []
     copies: list[int] = []
@@ -160,9 +156,7 @@ def _pool(
 
 
 def _copies_of_labelled(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> set[int]:
-    """Return ids of defect-free images that are copies of an image with defects: what the label says of one is wrong of
-    the other.
-    """
+    """Return ids of defect-free images that are copies of an image with defects; one of the two labels is wrong."""
     found: set[int] = set()
     for pair in pairs:
         first, second = dataset.image(pair.first), dataset.image(pair.second)
@@ -188,23 +182,25 @@ def _require_parts(dataset: Dataset, config: SplitConfig) -> None:
     brought = Counter(record.part for record in dataset.images if record.part is not None)
     missing = [part for part in ("train", "val", "test") if not brought[part]]
     if missing:
-        told = "brings no split" if not brought else f"brings no {' and no '.join(missing)} part"
+        told = "has no split of its own" if not brought else f"has no {' and no '.join(missing)} part"
         raise ConfigError(
-            "split.from_data", f"the data set {told}", "set split.from_data = false, so that a split is drawn by group"
+            "split.from_data", f"the data set {told}", "set split.from_data = false to draw a split by group"
         )
     if config.folds is not None:
         raise ConfigError("split.from_data", "is set together with split.folds", "leave one of them out")
 
 
 def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str]) -> Split:
-    """Keep the parts that the data set brings; train loses copies of val and test, val those of test, test none."""
+    """Keep the data set's own parts; remove from train the copies of val and test, and from val those of test."""
     ids: dict[str | None, list[int]] = {}
     for record in dataset.images:
-        # images from elsewhere, a folder of defect-free ones for example, can only serve training
+        # images without a part, such as a folder of defect-free images, can only serve training
         part = "train" if record.part is None and record.is_defect_free else record.part
         ids.setdefault(part, []).append(record.id)
     if None in ids:
-        remarks.append(f"{len(ids[None])} images with defects are in no part of the data set's split and are not used")
+        remarks.append(
+            f"{len(ids[None])} images with defects belong to no part of the data set's split and are not used"
+        )
     copies = _copies_between(ids, duplicates.pairs)
     for part, other in (("train", "val"), ("train", "test"), ("val", "test")):
         crossing = copies[part, other]
@@ -232,7 +228,7 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
         raise ConfigError(
             "split.from_data",
             f"no image with a defect is left in {part}",
-            "set split.from_data = false, so that a split is drawn by group",
+            "set split.from_data = false to draw a split by group",
         )
     chosen = _shortest(_interleave(labelled, config.seed), labelled, config.fraction)
     unsafe = _copies_of_labelled(dataset, duplicates.pairs)
@@ -259,8 +255,9 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
 def _copies_between(
     ids: Mapping[str | None, Sequence[int]], pairs: Sequence[DuplicatePair]
 ) -> dict[tuple[str, str], list[int]]:
-    """Return for train and val, train and test, val and test the ids of the former that are copies of images of the
-    latter.
+    """Return the ids of images that are copies of images of another part.
+
+    The pairs of parts are train and val, train and test, val and test; the ids are of the former part.
     """
     part_of = {image_id: part for part, members in ids.items() for image_id in members}
     found: dict[tuple[str, str], set[int]] = {("train", "val"): set(), ("train", "test"): set(), ("val", "test"): set()}
@@ -281,7 +278,7 @@ def _straddling(dataset: Dataset, parts: Mapping[str, Sequence[int]]) -> list[st
 
 
 def _interleave(labelled: Mapping[str, Sequence[ImageRecord]], seed: int) -> list[str]:
-    """Order groups so that every prefix holds all classes in the data's own shares as nearly as can be."""
+    """Order groups so that every prefix has the class shares of the whole data set as closely as possible."""
     rng = np.random.default_rng([1, seed])
     names = sorted(labelled)
     names = [names[i] for i in rng.permutation(len(names))]
@@ -295,7 +292,7 @@ def _interleave(labelled: Mapping[str, Sequence[ImageRecord]], seed: int) -> lis
         for queue in queues.values():
             while queue and queue[0] in used:
                 queue.popleft()
-        # the class furthest behind its share comes next, the rarest first
+        # the class furthest below its share comes next, the rarest first
         behind = min((c for c in total if queues[c]), key=lambda c: (have[c] / total[c], total[c]))
         best = queues[behind].popleft()
         used.add(best)
@@ -328,7 +325,7 @@ def _test_groups(
 
 
 def _spread(ordered: list[str], share: float) -> list[str]:
-    """Return groups from evenly spread places of an interleaved order first, so that a part holds every class."""
+    """Return groups from evenly spaced positions of an interleaved order first, so that a part contains every class."""
     step = max(2, round(1 / share))
     return [ordered[i] for offset in range(step) for i in range(step - 1 - offset, len(ordered), step)]
 
@@ -336,9 +333,7 @@ def _spread(ordered: list[str], share: float) -> list[str]:
 def _prefix(
     rest: list[str], labelled: Mapping[str, Sequence[ImageRecord]], fraction: float, val_share: float
 ) -> list[str]:
-    """Return the shortest prefix that holds the fraction of images and, once val is drawn from it, every class there is
-    in train.
-    """
+    """Return the shortest prefix that contains the fraction of images and, after val is drawn, every class in train."""
     total = sum(len(labelled[name]) for name in rest)
     available = _classes(rest, labelled)
     chosen: list[str] = []
@@ -354,7 +349,7 @@ def _prefix(
 
 
 def _shortest(ordered: list[str], labelled: Mapping[str, Sequence[ImageRecord]], fraction: float) -> list[str]:
-    """Return the shortest prefix that holds the fraction of images and every class there is."""
+    """Return the shortest prefix that contains the fraction of images and every class there is."""
     total, available = sum(len(labelled[name]) for name in ordered), _classes(ordered, labelled)
     chosen: list[str] = []
     count, seen = 0, set[int]()
@@ -374,7 +369,7 @@ def _classes(names: Sequence[str], labelled: Mapping[str, Sequence[ImageRecord]]
 def _val_groups(
     chosen: list[str], labelled: Mapping[str, Sequence[ImageRecord]], share: float
 ) -> tuple[list[str], list[str]]:
-    """Draw val inside the fraction, never the last training instance of a class; one nested rule for every fraction."""
+    """Draw val inside the fraction, never the last training instance of a class; the same rule for every fraction."""
     step = max(2, round(1 / share))
     val = [name for index, name in enumerate(chosen) if index % step == step - 1]
     train = [name for index, name in enumerate(chosen) if index % step != step - 1]
@@ -386,8 +381,8 @@ def _val_groups(
             train.append(name)
             have |= missing
     if not val:
-        # the last group doubles no other: a class may then be left to val alone only where there is a single group of
-        # it
+        # take a group whose classes the other groups have too; if there is none, take the last one, and a class with a
+        # single group may then be in val only
         spare = next(
             (
                 n

@@ -1,4 +1,4 @@
-"""Which squares of which images become tiles, decided from sizes and instances alone, before any image is read."""
+"""The choice of squares to cut from each image, made from sizes and instances before any image is read."""
 
 from __future__ import annotations
 
@@ -17,24 +17,20 @@ from defectory.rle import Rle, decode_crop
 
 Mask = NDArray[np.bool_]
 Corner = tuple[int, int]
-"""Upper left corner (y, x) of a tile, pixels of the scaled image."""
+"""Upper left corner (y, x) of a tile, in pixels of the scaled image."""
 _MARGIN_PX = 4
-"""Between a defect and the border of a tile around it."""
+"""Distance between a defect and the border of a tile around it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Patch:
-    """A mask cut to its box: `mask` is bool [h,w], its first pixel lies at `corner_yx`; nothing outside belongs to
-    it.
-    """
+    """A mask cropped to its bounding box: bool [h,w], with its first pixel at `corner_yx`."""
 
     mask: Mask
     corner_yx: Corner
 
     def within(self, corner: Corner, side: int) -> tuple[Mask, Corner] | None:
-        """Return what of the mask lies in a square, and where in the square its first pixel lies; None where the boxes
-        do not meet.
-        """
+        """Return the part of the mask inside a square and its position there; None if the boxes do not overlap."""
         (y, x), (height, width) = self.corner_yx, self.mask.shape
         top, left = max(corner[0], y), max(corner[1], x)
         bottom, right = min(corner[0] + side, y + height), min(corner[1] + side, x + width)
@@ -45,8 +41,9 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """The tiles to cut from one image for one part: `corners` by tile number, numbers as counted before any tile was
-    left out.
+    """The tiles to cut from one image for one part.
+
+    `corners` maps tile numbers to corners; tiles were numbered before any was left out.
     """
 
     part: Part
@@ -55,20 +52,20 @@ class Cut:
 
 
 def patches_of(record: ImageRecord, size_hw: tuple[int, int]) -> Iterator[Patch]:
-    """Yield the instances' masks, scaled to an image of `size_hw` and cut to their boxes, one in memory at a time."""
+    """Yield the instances' masks, scaled to an image of `size_hw` and cropped to their boxes, one at a time."""
     for instance in record.instances:
         yield patch_of(instance.rle, size_hw)
 
 
 def patch_of(rle: Rle, size_hw: tuple[int, int]) -> Patch:
-    """Decode one mask, scaled to an image of `size_hw` and cut to its box."""
+    """Decode one mask, scaled to an image of `size_hw` and cropped to its box."""
     crop, (x, y) = decode_crop(rle)
     mask, corner_yx = resize_crop(crop, (y, x), rle.size_hw, size_hw)
     return Patch(mask=mask, corner_yx=corner_yx)
 
 
 def scaled_size_hw(record: ImageRecord, tiling: Tiling) -> tuple[int, int]:
-    """Return height and width of an image at the scale of its tiles or of its frame, pixels."""
+    """Return height and width in pixels of an image at the scale of its tiles or of its frame."""
     height, width = record.size_hw
     scale = min(tiling.scale, tiling.tile_px / max(height, width)) if tiling.mode == "frame" else tiling.scale
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -77,16 +74,15 @@ def scaled_size_hw(record: ImageRecord, tiling: Tiling) -> tuple[int, int]:
 def plan_cuts(
     dataset: Dataset, split: Split, tiling: Tiling, *, parts: Sequence[Part], config: TilingConfig, seed: int
 ) -> list[Cut]:
-    """Return what to cut, in the order of the tile set; the pool has at most `config.max_pool_tiles`, spread evenly
-    over all its squares.
+    """Return the cuts in the order of the tile set; the pool has at most `config.max_pool_tiles`, sampled evenly.
 
     Args:
         dataset: images and instances.
-        split: which image is in which part.
+        split: part of each image.
         tiling: mode, tile side and scale.
-        parts: to cut.
+        parts: parts to cut.
         config: limits.
-        seed: of the tiles' places.
+        seed: seed of the tile positions.
     """
     ids = {"train": split.train, "pool": split.pool, "val": split.val, "test": split.test}
     cuts: list[Cut] = []
@@ -115,7 +111,7 @@ def _cut(record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, 
 
 
 def corner_around(patch: Patch, size_hw: tuple[int, int], side: int, rng: np.random.Generator) -> Corner:
-    """Return the corner of a tile that holds a defect at a random place, or a random part of a large one."""
+    """Return the corner of a tile that contains a defect at a random position, or a random part of a large defect."""
     ys, xs = np.nonzero(patch.mask)
     pick = int(rng.integers(len(ys)))
     corner: list[int] = []
@@ -133,11 +129,10 @@ def corner_around(patch: Patch, size_hw: tuple[int, int], side: int, rng: np.ran
 
 
 class _Grid:
-    """The fewest squares that cover an image, spread evenly and laid against its borders, and which of them a defect
-    touches.
+    """The smallest grid of squares that covers an image, and which of them a defect touches.
 
-    Tiles of its middle alone would have less of what lies at the borders, a dark vignette for one, than tiles around
-    defects have.
+    The squares are evenly spaced and include the image borders. Tiles from the middle alone would under-represent what
+    lies at the borders, such as a dark vignette, compared with tiles around defects.
     """
 
     def __init__(self, size_hw: tuple[int, int], side: int) -> None:
@@ -167,7 +162,7 @@ def _starts(length: int, side: int) -> list[int]:
 
 
 def _limited(cuts: list[Cut], limit: int) -> list[Cut]:
-    """Keep at most `limit` pool tiles, spread evenly over all of them."""
+    """Keep at most `limit` pool tiles, sampled evenly."""
     total = sum(len(cut.corners) for cut in cuts if cut.part == "pool")
     if total <= limit:
         return cuts

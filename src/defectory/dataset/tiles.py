@@ -1,4 +1,4 @@
-"""Tiles and frames: how images become squares, and the cutting of them."""
+"""Tiles and frames: choose how images become squares, and cut them."""
 
 from __future__ import annotations
 
@@ -23,39 +23,40 @@ from defectory.imageio import MAX_PIXELS, ValueRange, load_rgb, save_png
 from defectory.rle import Rle, box_of, decode_crop, encode_crop
 
 FRAME_MIN_SCALE = 0.6
-"""Whole images are used as frames where they fit a tile at this scale or above."""
+"""Whole images become frames if they fit a tile at this scale or above."""
 NATIVE_SCALE = 0.95
-"""From this scale on a frame costs thin defects nothing worth a cut through the image."""
+"""From this scale, a frame loses too little of thin defects to justify cutting the image."""
 THIN_SHARE = 0.2
-"""Where more than this share of the instances would be thin in a frame, images are cut at native detail."""
+"""If more than this share of the instances would be thin in a frame, images are cut at native resolution."""
 SLIVER_SHARE = 0.25
-"""A cut instance with less than this share of its area in the tile is no instance of it."""
+"""A cut instance with a smaller share of its area in the tile is not an instance of the tile."""
 _MIN_AREA_PX = 4
 _ALWAYS_KEPT_PX = 200
-"""A cut instance of this area is kept, however small a share of the whole it is."""
+"""A cut instance of at least this area is kept, however small its share of the whole."""
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CutProgress:
-    """`done` of `total` images are cut."""
+    """Progress event: `done` of `total` images are cut."""
 
     done: int
     total: int
 
 
 def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px: int) -> Tiling:
-    """Choose mode and scale from image and defect sizes of train.
+    """Choose mode and scale from the image and defect sizes of train.
 
-    Frames where whole images fit at `FRAME_MIN_SCALE` and few defects get thin by it, or where defects are larger than
-    a tile; else tiles at native detail (decision 020); always tiles where crops of train make up the pool.
+    Frames are used if whole images fit at `FRAME_MIN_SCALE` and few defects become thin, or if defects are larger than
+    a tile. Otherwise, and always if the pool consists of crops of train, tiles are cut at native resolution (decision
+    020).
 
     Args:
         dataset: images and instances.
-        split: only train is looked at.
+        split: only train is used.
         config: what the user fixed.
-        tile_px: side of a tile, pixels; the configured one wins.
+        tile_px: side of a tile, pixels; a configured value takes precedence.
 
     Raises:
         StageError: train is empty.
@@ -76,12 +77,12 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
     frame_scale = side / long_image
     fits = frame_scale >= FRAME_MIN_SCALE
     large = long_defect > 1.5 * side
-    # measured only where it decides: it takes a look at every mask
+    # measure only if it decides: this decodes every mask
     thin_share = _thin_share(records, frame_scale) if fits and frame_scale < NATIVE_SCALE else 0.0
     blurs = thin_share > THIN_SHARE
     cropped = split.pool_source == "train_crops"
     if mode == "auto":
-        # no whole image is defect-free then, and frames would leave the pool empty
+        # with crops of train as pool, no whole image is defect-free, and frames would leave the pool empty
         mode = "frame" if not cropped and (large or (fits and not blurs)) else "tile"
     if mode == "frame":
         scale = config.scale or side / max(max(record.size_hw) for record in dataset.images)
@@ -110,7 +111,7 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
 
 
 def _thin_share(records: Sequence[ImageRecord], scale: float) -> float:
-    """Return the share of the instances that are thin at a scale; one mask is in memory at a time."""
+    """Return the share of instances that are thin at a scale; one mask is in memory at a time."""
     rles = [instance.rle for record in records for instance in record.instances]
     return float(np.mean([is_thinner(decode_crop(rle)[0], THIN_PX / scale) for rle in rles])) if rles else 0.0
 
@@ -126,26 +127,26 @@ def cut_tiles(
     config: TilingConfig,
     seed: int,
 ) -> Generator[CutProgress, None, TileSet]:
-    """Cut the tiles of some parts of a split and write them with their tile set, which is the generator's value.
+    """Cut the tiles of some parts of a split and write them; the generator returns their tile set.
 
-    Which tiles there are is known before any image is read. Every image is read once, and one image and one of its
-    masks are in memory at a time.
+    The tiles are chosen before any image is read. Every image is read once, and only one image and one of its masks are
+    in memory at a time.
 
     Args:
         folder: data set folder.
         dataset: its value.
-        split: which image is in which part.
+        split: part of each image.
         tiling: mode, tile side and scale.
-        parts: train and pool for training stages; val or test for scoring alone.
+        parts: train and pool for training stages; val or test only for scoring.
         out: folder, replaced as a whole: `tileset.json` and `images/`.
         config: limits.
-        seed: of the tiles' places.
+        seed: seed of the tile positions.
 
     Yields:
         Progress after every image.
 
     Raises:
-        ImageError: an image cannot be read, or is of another size than at import.
+        ImageError: an image cannot be read, or its size differs from that at import.
         OutputError: `out` cannot be written.
     """
     cuts = plan_cuts(dataset, split, tiling, parts=parts, config=config, seed=seed)
@@ -177,7 +178,7 @@ def finished(cutting: Generator[CutProgress, None, TileSet]) -> TileSet:
 
 
 def frame_image(image: Image, tiling: Tiling) -> tuple[Image, tuple[int, int]]:
-    """Scale a whole image uint8 [H,W,3] and pad it to a square of `tile_px` with black; give it and its valid size."""
+    """Scale an image uint8 [H,W,3] and pad it with black to a square of `tile_px`; return it and its valid size."""
     side = tiling.tile_px
     ratio = min(tiling.scale, side / max(image.shape[:2]))
     height, width = max(1, round(image.shape[0] * ratio)), max(1, round(image.shape[1] * ratio))
@@ -187,7 +188,7 @@ def frame_image(image: Image, tiling: Tiling) -> tuple[Image, tuple[int, int]]:
 
 
 def resize_image(image: Image, size_hw: tuple[int, int]) -> Image:
-    """Resize an image, by area when shrinking."""
+    """Resize an image; use area interpolation when shrinking."""
     if image.shape[:2] == size_hw:
         return image
     shrink = size_hw[0] < image.shape[0]
@@ -197,8 +198,9 @@ def resize_image(image: Image, size_hw: tuple[int, int]) -> Image:
 
 
 def cut_window(image: Image, corner: tuple[int, int], side: int) -> tuple[Image, tuple[int, int]]:
-    """Give the square of `side` pixels at a corner (y, x) of an image uint8 [H,W,3], its border repeated as padding,
-    and its image part.
+    """Cut the square of `side` pixels at a corner (y, x) of an image uint8 [H,W,3]; return it and its valid size.
+
+    Outside the image, the border pixels are repeated.
     """
     window = image[corner[0] : corner[0] + side, corner[1] : corner[1] + side]
     valid_hw = (window.shape[0], window.shape[1])
@@ -214,7 +216,7 @@ def _scaled_image(folder: Path, record: ImageRecord, tiling: Tiling, value_range
         (height, width), (was_height, was_width) = image.shape[:2], record.size_hw
         raise ImageError(
             path,
-            f"is {height}x{width} pixels, and was {was_height}x{was_width} when it was imported",
+            f"is {height}x{width} pixels, but was {was_height}x{was_width} when it was imported",
             "import the data again",
         )
     return image if tiling.mode == "frame" else resize_image(image, scaled_size_hw(record, tiling))
@@ -249,7 +251,7 @@ def _cut_image(image: Image, cut: Cut, tiling: Tiling, target: Path) -> list[Til
 
 
 def _seen_in_tiles(cut: Cut, tiling: Tiling) -> dict[int, tuple[list[TileInstance], bool]]:
-    """Return for every tile, by number, its instances and whether any mask touches it."""
+    """Return for each tile number its instances and whether any mask touches the tile."""
     seen: dict[int, tuple[list[TileInstance], bool]] = {number: ([], False) for number in cut.corners}
     side, is_frame = tiling.tile_px, tiling.mode == "frame"
     numbers, corners = list(cut.corners), np.array([*cut.corners.values()], np.int64).reshape(-1, 2)
@@ -271,7 +273,7 @@ def _seen_in_tiles(cut: Cut, tiling: Tiling) -> dict[int, tuple[list[TileInstanc
 
 
 def _near(corners: NDArray[np.int64], patch: Patch, side: int) -> list[int]:
-    """Return the places of the corners (y, x) int64 [n,2] whose squares meet a mask's box."""
+    """Return the indices of the corners (y, x) int64 [n,2] whose squares overlap a mask's box."""
     low, high = np.array(patch.corner_yx), np.array(patch.corner_yx) + patch.mask.shape
     return np.flatnonzero(((corners < high) & (corners + side > low)).all(axis=1)).tolist()
 

@@ -1,4 +1,4 @@
-"""Drivers, steps 1 to 6 (paper, section 3.2); step 7, to 0..1, is where they meet the network."""
+"""Driver extraction, steps 1 to 6 (paper, section 3.2); step 7, scaling to 0..1, is done at the network's input."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from defectory.surface import solid_pixels
 
 Mask = NDArray[np.bool_]
 BLIND_MARGIN = 1 / 32
-"""How far around a defect it is filled, as a share of the longer side: its dark border would give it away (decision
-016).
+"""Margin around a defect that is filled too, as a share of the longer side.
+
+Without it, the defect's dark border would give the defect away (decision 016).
 """
 
 
@@ -28,17 +29,16 @@ def geometry_map(
     blind: Sequence[Mask] = (),
     valid_hw: tuple[int, int] | None = None,
 ) -> NDArray[np.uint8]:
-    """Give the dim coarse geometry of an image, steps 1 to 5.
+    """Compute the dim coarse geometry of an image, steps 1 to 5.
 
     Args:
         image: RGB uint8 [H,W,3].
         config: the constants of the steps.
-        blind: labelled defects bool [H,W] that are filled from their surroundings first, where the configuration says
-            so.
-        valid_hw: the part of the image, from its upper left corner, that is not padding.
+        blind: labelled defects bool [H,W]; they are filled from their surroundings first, if the configuration says so.
+        valid_hw: size of the image part in the upper left corner; the rest is padding.
 
     Returns:
-        uint8 [H,W,3] in 0..`background_level`; of kind `image` the image itself, defects filled.
+        uint8 [H,W,3] in 0..`background_level`; for kind `image`, the image itself with defects filled.
 
     Raises:
         ConfigError: there is no such kind, or a plug-in returns no geometry.
@@ -54,11 +54,11 @@ def geometry_map(
     grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
     low = np.asarray(cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA), np.uint8)  # 1. downscale
     if config.kind in KINDS:
-        low = grey_of(low)  # 2. grayscale; a plug-in sees colour
+        low = grey_of(low)  # 2. greyscale; a plug-in sees colour
     low = _blinded(low, window, blind, config)
     if low.ndim == 2:
         low = np.repeat(low[..., None], 3, axis=2)
-    geometry = kind_of(config.kind)(low, config)  # 3. adaptive threshold, or what stands in its place
+    geometry = kind_of(config.kind)(low, config)  # 3. adaptive threshold, or what replaces it
     graded = bool(((geometry > 0) & (geometry < 255)).any())
     full = cv2.resize(
         geometry, (width, height), interpolation=cv2.INTER_LINEAR if graded else cv2.INTER_NEAREST
@@ -82,10 +82,10 @@ def extract_driver(
     Args:
         image: RGB uint8 [H,W,3].
         instances: category id and mask bool [H,W] of each defect to paint; larger ones are painted first.
-        num_classes: classes of the data set, decides the colours.
+        num_classes: number of classes in the data set; decides the colours.
         config: the constants of the steps.
         blind: real defects in the image; None means the painted ones, which is right for annotated images.
-        valid_hw: the part of the image that is not padding.
+        valid_hw: size of the image part; the rest is padding.
 
     Returns:
         RGB uint8 [H,W,3] in 0..255.
@@ -101,7 +101,7 @@ def extract_driver(
 def _blinded(
     picture: NDArray[np.uint8], window: NDArray[np.uint8], blind: Sequence[Mask], config: DriverConfig
 ) -> NDArray[np.uint8]:
-    """Fill defects in a picture, which is the window or a smaller copy of it."""
+    """Fill defects in an image, which is the valid window or a smaller copy of it."""
     if not config.fills or len(blind) == 0:
         return picture
     defect = np.any([mask[: window.shape[0], : window.shape[1]] for mask in blind], axis=0)
@@ -109,12 +109,13 @@ def _blinded(
 
 
 def _holes_beside(window: NDArray[np.uint8], defect: Mask) -> Mask:
-    """Give the holes and surroundings of the part that reach beyond the margin around a defect: they are geometry, not
-    its dark border.
+    """Return the holes and surroundings of the part that reach beyond the margin around a defect.
+
+    They are geometry, not the defect's dark border.
     """
     margin = max(1, round(BLIND_MARGIN * max(window.shape[:2])))
     dark = ~solid_pixels(window, (window.shape[0], window.shape[1]), [defect])
-    # a dark border that is wider than the margin is still thin beyond it
+    # beyond the margin, the rest of a wide dark border is thin
     beyond = (
         cv2.morphologyEx(
             (dark & (distance_to(defect) > margin)).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)
@@ -125,10 +126,9 @@ def _holes_beside(window: NDArray[np.uint8], defect: Mask) -> Mask:
 
 
 def _fill(low: NDArray[np.uint8], defect: Mask, holes: Mask) -> NDArray[np.uint8]:
-    """Fill grid cells that hold any defect pixel, and those within the margin, from the surface around them: the
-    defect's own tone is gone.
+    """Fill the grid cells on and near a defect from the surface around them, so that the defect's tone disappears.
 
-    Holes stay, and lend none of their dark to what is filled.
+    Holes stay as they are, and their dark tone is not used for filling.
     """
     size_wh = low.shape[1], low.shape[0]
     cover = cv2.resize(defect.astype(np.float32), size_wh, interpolation=cv2.INTER_AREA) > 0

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 
 def palette(num_classes: int) -> NDArray[np.uint8]:
-    """Give one bright colour per class, uint8 [n,3], row `category_id - 1`.
+    """Return one bright colour per class, uint8 [n,3], in row `category_id - 1`.
 
-    Hues are spread evenly at full brightness; every second colour is paler from eight classes on.
+    Hues are evenly spaced at full brightness; from eight classes on, every second colour is paler.
     """
     rows: list[tuple[float, float, float]] = []
     for index in range(num_classes):
@@ -21,6 +21,6 @@ def palette(num_classes: int) -> NDArray[np.uint8]:
 
 
 def colour_of(category_id: int, num_classes: int) -> tuple[int, int, int]:
-    """Give the colour of one class as plain integers 0..255."""
+    """Return the colour of one class as plain integers 0..255."""
     red, green, blue = palette(num_classes)[category_id - 1]
     return int(red), int(green), int(blue)

@@ -1,5 +1,6 @@
-"""Choose a driver's constants from data: as much of a surface's structure as can be kept, without telling which images
-had a defect.
+"""Choose a driver's constants from data.
+
+The best constants keep as much surface structure as possible without revealing which images had a defect.
 """
 
 from __future__ import annotations
@@ -22,22 +23,22 @@ Mask = NDArray[np.bool_]
 Matrix = NDArray[np.float64]
 
 SIDE = 64
-"""Cells along the longer side at which grey levels are predicted."""
+"""Number of cells along the longer side at which grey levels are predicted."""
 REACH = 2
-"""Cells to every side that a prediction sees."""
+"""Number of cells on every side that a prediction uses."""
 CELLS_PER_TILE = 400
 RIDGE = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
-    """A tile and the masks that are painted on its driver: its own, or on a defect-free tile those of another.
+    """A tile and the masks to paint on its driver: its own, or for a defect-free tile those of another tile.
 
     Attributes:
         image: RGB uint8 [H,W,3].
         masks: bool [H,W] each, at least one.
-        valid_hw: the part of the tile that shows image.
-        drawing: RGB uint8 [H,W,3] from which geometry is taken; None takes it from the image.
+        valid_hw: size of the image part of the tile.
+        drawing: RGB uint8 [H,W,3] to take geometry from; None uses the image.
     """
 
     image: Image
@@ -46,15 +47,16 @@ class Sample:
     drawing: Image | None = None
 
     def geometry(self, config: DriverConfig) -> Image:
-        """Give the dim geometry under the masks, uint8 [H,W]."""
+        """Return the dim geometry under the masks, uint8 [H,W]."""
         source = self.image if self.drawing is None else self.drawing
         return geometry_map(source, config=config, blind=self.masks, valid_hw=self.valid_hw)[..., 0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One choice of constants: `reconstruction` is the share of grey-level variance that the geometry explains on other
-    tiles, at most 1.
+    """One choice of constants and its measurements.
+
+    `reconstruction` is the share of grey-level variance that the geometry explains on other tiles, at most 1.
     """
 
     config: DriverConfig
@@ -63,12 +65,12 @@ class Candidate:
 
     @property
     def leaks(self) -> bool:
-        """Tell whether the geometry gives defects away."""
+        """Return whether the geometry reveals defects."""
         return self.leakage is not None and self.leakage.auc > MAX_AUC
 
 
 def candidates_of(config: DriverConfig, *, tile_px: int) -> list[DriverConfig]:
-    """Give the choices that are tried, the present one first: all constants that the kind of driver uses."""
+    """Return the choices to try, the current one first; they cover all constants that this kind of driver uses."""
     grids = [grid for grid in (24, 32, 48, 64, 96, 128) if grid <= tile_px]
     choices: dict[str, Sequence[float]] = {"grid_px": grids}
     if config.kind == "topology":
@@ -93,13 +95,13 @@ def candidates_of(config: DriverConfig, *, tile_px: int) -> list[DriverConfig]:
 def tune(
     defective: Sequence[Sample], defect_free: Sequence[Sample], *, config: DriverConfig, seed: int
 ) -> Iterator[int | list[Candidate]]:
-    """Measure every choice of constants; yields how many are done, and last all of them, the best first.
+    """Measure every choice of constants; yield the number done, and at the end all choices, the best first.
 
     Args:
         defective: annotated train tiles with their own masks.
-        defect_free: tiles without a defect, each with the masks of a defective one laid on it.
-        config: the kind of driver, and everything that is not chosen.
-        seed: of folds, bootstrap and chosen cells.
+        defect_free: defect-free tiles, each with the masks of a defective tile placed on it.
+        config: the kind of driver, and all fixed settings.
+        seed: seed of folds, bootstrap and sampled cells.
     """
     tiles = [*defective, *defect_free]
     greys = [grey_cells(sample) for sample in tiles]
@@ -116,25 +118,23 @@ def tune(
 
 
 def merit(candidate: Candidate) -> tuple[bool, float]:
-    """Give what candidates are ordered by: what leaks comes after what does not, and the least leaking first among its
-    kind.
-    """
+    """Return the sort key of a candidate: without leakage first; among leaking ones, the least leakage first."""
     if candidate.leaks and candidate.leakage is not None:
         return False, -candidate.leakage.auc
     return True, candidate.reconstruction
 
 
 def reconstruction(maps: Sequence[Image], greys: Sequence[Matrix], tiles: Sequence[Sample], *, seed: int) -> float:
-    """Give the share of variance of grey levels, each tile's mean removed, that a ridge regression on the geometry
-    around a cell explains.
+    """Return the share of grey-level variance that a ridge regression on the geometry around a cell explains.
 
-    It is fitted on every second tile and judged on the others, away from the masks.
+    Each tile's mean is removed first. The regression is fitted on every second tile and evaluated on the others, away
+    from the masks.
 
     Args:
         maps: geometry uint8 [H,W] per tile.
         greys: grey levels float64 [h,w] per tile, at `SIDE` cells.
         tiles: the tiles.
-        seed: of the chosen cells.
+        seed: seed of the sampled cells.
     """
     rng = np.random.default_rng([82, seed])
     parts: list[tuple[Matrix, Matrix]] = []
@@ -157,7 +157,7 @@ def reconstruction(maps: Sequence[Image], greys: Sequence[Matrix], tiles: Sequen
         padded = np.pad(cells, REACH, mode="edge")
         windows = np.lib.stride_tricks.sliding_window_view(padded, (2 * REACH + 1, 2 * REACH + 1))
         rows = windows[ys[chosen], xs[chosen]].reshape(len(chosen), -1)
-        # the tile's tone is the prompt's to tell, not the driver's
+        # the tile's mean tone comes from the prompt, not from the driver
         parts.append((rows - cells.mean(), grey[ys[chosen], xs[chosen]] - grey.mean()))
     fit_x, fit_y = (np.concatenate([part[i] for part in parts[::2]]) for i in (0, 1))
     x, y = (np.concatenate([part[i] for part in parts[1::2] or parts]) for i in (0, 1))
@@ -168,7 +168,7 @@ def reconstruction(maps: Sequence[Image], greys: Sequence[Matrix], tiles: Sequen
 
 
 def grey_cells(sample: Sample) -> Matrix:
-    """Give the grey levels of a tile's image part, float64 [h,w], at most `SIDE` cells on the longer side."""
+    """Return the grey levels of a tile's image part, float64 [h,w], at most `SIDE` cells on the longer side."""
     height, width = sample.valid_hw
     ratio = min(1.0, SIDE / max(sample.image.shape[:2]))
     size_wh = (max(4, round(width * ratio)), max(4, round(height * ratio)))

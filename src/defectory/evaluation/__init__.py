@@ -1,1 +1,1 @@
-"""Evaluation: mask metrics of segmenters and image metrics of sets. No torch."""
+"""Evaluation: mask metrics of segmenters and image metrics of tile sets. No torch."""

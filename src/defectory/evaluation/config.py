@@ -8,7 +8,7 @@ from defectory.artifacts.config import Section
 
 
 class EvaluationConfig(Section):
-    """Scores of segmenters and of image sets."""
+    """Settings for scoring segmenters and image sets."""
 
     bootstrap_samples: int = Field(default=200, ge=10)
     max_kid_tiles: int = Field(default=500, ge=10)

@@ -1,4 +1,4 @@
-"""How strongly defects stand out from their surroundings (numpy, float64)."""
+"""Contrast of defects against their surroundings (numpy, float64)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 K = TypeVar("K")
 RING_PX = 5
-"""Width of the surroundings."""
+"""Width of the ring of surroundings."""
 GAP_PX = 1
-"""Pixels beside a mask that are neither: a border is never sharp."""
+"""Width of the gap between mask and ring; a border is never sharp."""
 MIN_PX = 8
 
 
 def defect_contrast(image: Image, mask: Mask, labelled: Mask) -> float | None:
-    """Give the RMS contrast of a defect: root mean square of its grey levels' distance to the mean of its surroundings,
-    over that mean.
+    """Return the RMS contrast of a defect.
+
+    It is the root mean square difference of its grey levels from the mean of its surroundings, divided by that mean.
 
     Args:
         image: RGB uint8 [H,W,3].
-        mask: of the defect, bool [H,W].
-        labelled: union of all masks of the image; other defects are no surroundings.
+        mask: mask of the defect, bool [H,W].
+        labelled: union of all masks of the image; other defects do not count as surroundings.
 
     Returns:
-        0 or more, or None where defect or surroundings have fewer than 8 pixels.
+        0 or more, or None if defect or surroundings have fewer than 8 pixels.
     """
     grey = image.astype(np.float64).mean(axis=2)
     ring = _grown(mask, RING_PX) & ~_grown(labelled, GAP_PX)
@@ -45,14 +46,14 @@ def score_contrast(
     synthetic: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]],
     real: Iterable[tuple[Image, Sequence[tuple[str, Mask]]]],
 ) -> dict[str, DefectContrast]:
-    """Compare the contrast of synthetic and real defects per class: medians over instances.
+    """Compare the contrast of synthetic and real defects per class, as medians over instances.
 
     Args:
         synthetic: images RGB uint8 [H,W,3] with class name and mask of each defect.
         real: likewise, train tiles.
 
     Returns:
-        By class name, sorted; classes that are missing on either side are left out.
+        Contrast by class name, sorted; classes missing on either side are left out.
     """
     made, true = contrasts_by_class(synthetic), contrasts_by_class(real)
     return {
@@ -67,7 +68,7 @@ def score_contrast(
 
 
 def contrasts_by_class(images: Iterable[tuple[Image, Sequence[tuple[K, Mask]]]]) -> dict[K, list[float]]:
-    """Give the contrasts of all defects that can be measured, by class.
+    """Return the contrasts of all measurable defects, by class.
 
     Args:
         images: RGB uint8 [H,W,3] with class and mask bool [H,W] of each defect.

@@ -1,4 +1,4 @@
-"""KID, FID and tones of image sets, on features of a named encoder (numpy, float64)."""
+"""KID, FID and tones of image sets, computed on features of a named encoder (numpy, float64)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ Image = NDArray[np.uint8]
 
 
 def kid(first: Features, second: Features) -> float:
-    """Give the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018) of features [N,D] and
-    [M,D].
+    """Return the unbiased squared MMD of features [N,D] and [M,D] (Binkowski et al. 2018).
+
+    The kernel is (x.y / D + 1)^3.
     """
     dimension = first.shape[1]
 
@@ -33,7 +34,7 @@ def kid(first: Features, second: Features) -> float:
 def kid_interval(
     first: Features, second: Features, *, num_samples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Give a percentile interval of KID over random halves of both sets."""
+    """Return a percentile interval of KID over random halves of both sets."""
     rng = np.random.default_rng([81, seed])
     n, m = max(2, len(first) // 2), max(2, len(second) // 2)
     values = [
@@ -45,19 +46,19 @@ def kid_interval(
 
 
 def fid(first: Features, second: Features) -> float:
-    """Give the Frechet distance of two Gaussians fitted to features [N,D] and [M,D] (Heusel et al. 2017)."""
+    """Return the Frechet distance of two Gaussians fitted to features [N,D] and [M,D] (Heusel et al. 2017)."""
     mean = first.mean(axis=0) - second.mean(axis=0)
     a, b = np.cov(first, rowvar=False), np.cov(second, rowvar=False)
-    # tr sqrt(ab) from the eigenvalues of a symmetric product: stable where the covariances are rank-deficient
+    # tr sqrt(ab) from the eigenvalues of a symmetric product is stable for rank-deficient covariances
     values, vectors = linalg.eigh(a)
     root = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
     cross = np.sqrt(np.clip(linalg.eigvalsh(root @ b @ root), 0, None)).sum()
-    # rounding may leave equal sets a hair under 0
+    # rounding may put equal sets slightly below 0
     return max(0.0, float(mean @ mean + np.trace(a) + np.trace(b) - 2 * cross))
 
 
 def tones(images: Sequence[Image]) -> tuple[Features, Features]:
-    """Give the mean and the standard deviation of each image's grey levels."""
+    """Return the mean and the standard deviation of each image's grey levels."""
     grey = [image.astype(np.float64).mean(axis=2) for image in images]
     return np.array([g.mean() for g in grey]), np.array([g.std() for g in grey])
 
@@ -72,16 +73,16 @@ def score_image_sets(
     config: EvaluationConfig,
     seed: int,
 ) -> ImageSetScores:
-    """Score synthetic tiles against real test tiles, with real train to real test as the floor.
+    """Score synthetic tiles against real test tiles; real train against real test tiles is the floor.
 
     Args:
         synthetic: RGB uint8 [H,W,3] each.
         real_train: likewise.
         real_test: likewise.
-        features: of the three sets, [N,D] each, standardised by the caller or not, but alike.
-        encoder_name: what the scores are named after.
-        config: bootstrap.
-        seed: of the bootstrap.
+        features: features of the three sets, [N,D] each; all three standardised in the same way, or none.
+        encoder_name: name of the encoder, stored with the scores.
+        config: settings of the bootstrap.
+        seed: seed of the bootstrap.
     """
     made, train, test = features
     mean_s, std_s = tones(synthetic)
@@ -92,7 +93,7 @@ def score_image_sets(
         kid=kid(made, test),
         kid_interval=kid_interval(made, test, num_samples=config.bootstrap_samples, seed=seed),
         kid_floor=kid(train, test),
-        # digits beyond depend on how many threads decompose the covariances
+        # further digits depend on the number of threads that decompose the covariances
         fid=round(fid(made, test), 4),
         fid_floor=round(fid(train, test), 4),
         mean_wasserstein=float(wasserstein_distance(mean_s, mean_t)),

@@ -18,7 +18,7 @@ from defectory.rle import box_xyxy, decode
 
 Mask = NDArray[np.bool_]
 MATCH_IOU = 0.1
-"""A prediction matches a true instance of its class from this IoU on."""
+"""Minimum IoU at which a prediction matches a true instance of its class."""
 
 
 def score_segmenter(
@@ -28,17 +28,16 @@ def score_segmenter(
     *,
     score_threshold: float,
 ) -> SegmenterScores:
-    """Score COCO results against whole images.
+    """Score COCO results on whole images.
 
     Args:
         images: true records.
         categories: classes.
-        results: COCO results with RLE, in the frame of the whole image.
-        score_threshold: weaker detections count neither for IoU nor for Hausdorff distance.
+        results: COCO results with RLE, in the coordinates of the whole image.
+        score_threshold: weaker detections are ignored for IoU and Hausdorff distance.
 
     Returns:
-        The scores. Where no image has a true instance, nothing can be found: all are 0, and the Hausdorff distance is
-        1.
+        The scores. If no image has a true instance, all are 0 and the Hausdorff distance is 1.
     """
     truth = coco_truth(images, categories)
     num_instances = sum(not i.is_crowd for record in images for i in record.instances)
@@ -62,15 +61,15 @@ def score_segmenter(
 def best_score_threshold(
     images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]], *, min_iou: float = 0.5
 ) -> float:
-    """Give the score from which on detections have the best F1 against whole images; 0.5 where none is right.
+    """Return the score threshold with the best F1 on whole images; 0.5 if no detection is correct.
 
-    Detections are matched strongest first, each with the unused true instance of its class that it overlaps most.
-    Between the last detection that is kept and the first that is not the threshold lies in the middle.
+    Detections are matched in descending order of score, each with the unused true instance of its class that it
+    overlaps most. The threshold lies halfway between the last detection kept and the first one dropped.
 
     Args:
-        images: true records, of validation.
+        images: true records of validation.
         results: COCO results with RLE.
-        min_iou: a detection is right from this IoU on.
+        min_iou: minimum IoU of a correct detection.
     """
     records = {record.id: record for record in images}
     left = {r.id: [(i.category_id, decode(i.rle)) for i in r.instances if not i.is_crowd] for r in images}
@@ -91,7 +90,7 @@ def best_score_threshold(
 
 
 def coco_truth(images: Sequence[ImageRecord], categories: Sequence[Category]) -> dict[str, Any]:
-    """Give true instances as a COCO data set value."""
+    """Return the true instances as a COCO data set."""
     annotations: list[dict[str, Any]] = []
     for record in images:
         for instance in record.instances:
@@ -124,7 +123,10 @@ def _average_precision(
     kind: Literal["segm", "bbox"],
     categories: Sequence[Category],
 ) -> tuple[tuple[float, float], dict[str, float]]:
-    """Give (mAP, AP50) and mAP per class; a class without true instances is left out, no result at all scores 0."""
+    """Return (mAP, AP50) and the mAP per class.
+
+    Classes without true instances are left out; an empty list of results scores 0.
+    """
     present = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
     if not results or not present:
         return (0.0, 0.0), {c.name: 0.0 for c in categories if c.id in present}
@@ -150,9 +152,7 @@ def _average_precision(
 
 
 def _matched(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """Match each true instance with the best unused prediction of its class; give IoU and Hausdorff distance per true
-    instance.
-    """
+    """Match each true instance with the best unused prediction of its class; return IoU and Hausdorff distances."""
     by_image: dict[int, list[Mapping[str, Any]]] = {}
     for result in results:
         by_image.setdefault(int(result["image_id"]), []).append(result)
@@ -196,8 +196,9 @@ def _iou(first: Mask, second: Mask) -> float:
 
 
 def hausdorff_px(first: Mask, second: Mask) -> float:
-    """Give the symmetric Hausdorff distance of two masks bool [H,W] in pixels; infinite where just one is empty, 0
-    where both are.
+    """Return the symmetric Hausdorff distance in pixels of two masks bool [H,W].
+
+    It is infinite if only one mask is empty, and 0 if both are.
     """
     if not first.any() and not second.any():
         return 0.0

@@ -1,1 +1,1 @@
-"""Data set formats: one file per format, load and save side by side. No torch."""
+"""Data set formats: one module per format, with load and save side by side. No torch."""

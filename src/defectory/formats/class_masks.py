@@ -1,6 +1,4 @@
-"""Mask images of any mode as maps of values: grey and 1-bit values, palette indices, 16-bit indices, colours by a
-table.
-"""
+"""Mask images of any mode as maps of values: grey and 1-bit values, palette indices, 16-bit indices, colours."""
 
 from __future__ import annotations
 
@@ -24,15 +22,15 @@ MAX_COLOURS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class MaskImage:
-    """A mask as it lies in its file.
+    """A mask image as stored in its file.
 
-    `values` is [H,W]: grey values or indices; for `colour` it is uint32 of red, green and blue, 0xRRGGBB.
+    `values` is [H,W]: grey values or indices; for kind `colour`, it is uint32 of red, green and blue, 0xRRGGBB.
     """
 
     kind: Kind
     values: NDArray[np.uint8] | NDArray[np.uint16] | NDArray[np.uint32]
     palette: tuple[Rgb, ...] = ()
-    """Of a `palette` image: the colour of each index."""
+    """The colour of each index, for kind `palette`."""
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -43,11 +41,11 @@ class MaskImage:
 def load_mask(path: Path) -> MaskImage:
     """Load a mask image of any mode.
 
-    Grey in three channels is grey; a palette whose used entries are greys gives these; transparent pixels are
-    background; EXIF orientation is applied, as it is to images.
+    Grey in three channels is read as grey, and so is a palette whose used entries are greys. Transparent pixels are
+    background. EXIF orientation is applied, as to images.
 
     Raises:
-        ImageError: unreadable, or of values that are no whole numbers from 0 to 65535.
+        ImageError: the file is unreadable, or its values are not whole numbers from 0 to 65535.
     """
     decoded = decode(path)
     if decoded.image is None:
@@ -81,7 +79,7 @@ def _whole_numbers(path: Path, values: NDArray[Any]) -> NDArray[np.uint8] | NDAr
     if not np.isfinite(numbers).all() or low < 0 or high > 65535 or (numbers != np.rint(numbers)).any():
         raise ImageError(
             path,
-            f"mask values from {low:g} to {high:g}, whole numbers from 0 to 65535 expected",
+            f"mask values from {low:g} to {high:g}, but whole numbers from 0 to 65535 are expected",
             "save masks as PNG: 0 background, value = class",
         )
     return numbers.astype(np.uint8) if high < 256 else numbers.astype(np.uint16)
@@ -94,7 +92,7 @@ def _of_palette(image: Image.Image) -> MaskImage:
     used = np.flatnonzero(np.bincount(indices.reshape(-1), minlength=256))
     colours = [palette[index] for index in used if index < len(palette)]
     if len(colours) == len(used) == len(set(colours)) and all(red == green == blue for red, green, blue in colours):
-        # an optimiser's palette of a grey image; its order says nothing
+        # the palette of an optimised grey image; the order of its entries has no meaning
         levels = np.zeros(256, np.uint8)
         levels[used] = [colour[0] for colour in colours]
         return MaskImage(kind="grey", values=levels[indices])
@@ -121,7 +119,7 @@ def _of_colours(image: Image.Image) -> MaskImage:
 
 
 def value_counts(mask: MaskImage) -> dict[int, int]:
-    """Return the pixels of every value other than 0; at most `MAX_COLOURS` colours of a colour mask, the commonest."""
+    """Return the number of pixels of every value except 0; for colour masks, of the `MAX_COLOURS` largest."""
     if mask.kind == "colour":
         values, counts = np.unique(mask.values[mask.values > 0], return_counts=True)
         order = np.argsort(-counts, kind="stable")[:MAX_COLOURS]
@@ -131,17 +129,17 @@ def value_counts(mask: MaskImage) -> dict[int, int]:
 
 
 def histogram(values: NDArray[Any]) -> NDArray[np.int64]:
-    """Return how many pixels of a uint8 or uint16 map have each value."""
+    """Return the number of pixels of each value of a uint8 or uint16 map."""
     import cv2
 
     bins = 256 if values.dtype == np.uint8 else 65536
-    # OpenCV counts several times as fast as numpy
+    # OpenCV counts several times faster than numpy
     counts = cv2.calcHist([np.ascontiguousarray(values)], [0], None, [bins], [0, bins])
     return counts.reshape(-1).astype(np.int64)
 
 
 def by_colour(mask: MaskImage, table: ColourTable, where: Path) -> tuple[ValueMap, NDArray[np.bool_]]:
-    """Return the place (from 1) in `table.class_names` of each pixel's colour, and where pixels are to be ignored.
+    """Return each pixel's index (from 1) in `table.class_names`, and the map of pixels to ignore.
 
     Raises:
         ImageError: a colour is not in the table.
@@ -160,7 +158,7 @@ def by_colour(mask: MaskImage, table: ColourTable, where: Path) -> tuple[ValueMa
     keys = np.array(sorted(known), np.uint32)
     meant = np.array([known[int(key)] for key in keys], np.int32)
     result = np.zeros(mask.size_hw, np.int32)
-    # most pixels are background, and are not looked up
+    # most pixels are background and need no lookup
     drawn = np.ones(mask.size_hw, bool) if known.get(0) != 0 else colours > 0
     found = colours[drawn]
     at = np.minimum(np.searchsorted(keys, found), len(keys) - 1)
@@ -183,7 +181,7 @@ def packed(colour: Rgb) -> int:
 
 
 def unpacked(value: int) -> Rgb:
-    """Return the colour of 0xRRGGBB."""
+    """Return the colour of the number 0xRRGGBB."""
     return value >> 16 & 255, value >> 8 & 255, value & 255
 
 

@@ -1,4 +1,4 @@
-"""COCO instances: one file, or one per part of a split, in the layouts of the tools that write them."""
+"""COCO instances: one file, or one file per part of a split, in the layouts of the tools that write them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ KNOWN_NAMES = (
 MANIFEST = "dataset.json"
 OWN_LAYOUT = "Defectory data set"
 MAX_FILES = 200
-"""A folder of more JSON files is of a tool that writes one per image."""
+"""A folder with more JSON files comes from a tool that writes one per image."""
 _KEYS = re.compile(r'"(images|annotations|categories|image_id)"\s*:')
 
 
@@ -60,18 +60,20 @@ class _Source:
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load a COCO instances file, or a folder that holds one, or one per part of a split.
+    """Load a COCO instances file, or a folder with one file or one file per part of a split.
 
     A listed image without annotations is defect-free; an image file that is not listed is left out with a remark.
 
     Raises:
-        AnnotationError: the file, or without `skip_bad` any entry, is bad.
-        ImageError: without `skip_bad`, an image is bad.
+        AnnotationError: the file is bad, or any entry is and `skip_bad` is off.
+        ImageError: an image is bad and `skip_bad` is off.
     """
     sieve = Sieve(options.skip_bad)
     sources = _sources(path)
     if not sources:
-        raise AnnotationError(path, "no COCO instances file in it", f"name the JSON file, or call it {KNOWN_NAMES[0]}")
+        raise AnnotationError(
+            path, "no COCO instances file in it", f"give the JSON file, or rename it to {KNOWN_NAMES[0]}"
+        )
     base = path if is_folder(path) else path.parent
     files = [read_coco(source.path, sieve) for source in sources]
     roots = [options.image_root or _root(source, file) for source, file in zip(sources, files, strict=True)]
@@ -98,12 +100,12 @@ def load_coco(path: Path, *, image_root: Path | None = None, skip_bad: bool = Fa
 
     Args:
         path: JSON file.
-        image_root: where files lie; else they are looked for in the usual places.
-        skip_bad: leave bad entries out and list them.
+        image_root: folder of the image files; None searches the usual places.
+        skip_bad: skip bad entries and list them.
 
     Raises:
-        AnnotationError: the file, or without `skip_bad` any entry, is bad.
-        ImageError: without `skip_bad`, an image is bad.
+        AnnotationError: the file is bad, or any entry is and `skip_bad` is off.
+        ImageError: an image is bad and `skip_bad` is off.
     """
     return load(path, LoadOptions(image_root=image_root, skip_bad=skip_bad))
 
@@ -120,12 +122,12 @@ def load_defectory(path: Path, options: LoadOptions) -> RawDataset:
 
 
 def recognise_defectory(path: Path) -> str | None:
-    """Tell a data set folder of ours by its manifest."""
+    """Recognise a data set folder of ours by its manifest."""
     return OWN_LAYOUT if is_file(path / MANIFEST) and is_file(path / "annotations.json") else None
 
 
 def recognise(path: Path) -> str | None:
-    """Tell a COCO instances file, or a folder that holds one or one per part."""
+    """Recognise a COCO instances file, or a folder with one file or one file per part."""
     sources = _sources(path)
     if sources and path == sources[0].path and not looks_like_coco(path):
         return None
@@ -133,7 +135,7 @@ def recognise(path: Path) -> str | None:
 
 
 def looks_like_coco(path: Path) -> bool:
-    """Tell a COCO file by its first and last kilobytes."""
+    """Return whether the first and last kilobytes of a file look like COCO."""
     text = sniff_text(path)
     keys = set(_KEYS.findall(text)) if text.lstrip().startswith("{") else set()
     return "images" in keys or ("annotations" in keys and len(keys) > 1)
@@ -154,7 +156,7 @@ def save_coco(
         categories: classes.
         images: id, file name, size_hw and extra keys of each image.
         instances: image id and instance.
-        polygons: write rings instead of RLE where they give the mask (`outlines` says when they do not).
+        polygons: write polygons instead of RLE if they reproduce the mask (see `outlines` for when they do not).
     """
     annotations: list[dict[str, object]] = []
     for number, (image_id, instance) in enumerate(instances, start=1):
@@ -185,9 +187,7 @@ def save_coco(
 
 
 def _sources(path: Path) -> list[_Source]:
-    """Return the COCO files of a path: itself, or those of a folder in the layouts that tools write; none where there
-    is none.
-    """
+    """Return the COCO files of a path: the file itself, or those of a folder in a known layout."""
     if not is_folder(path):
         return [_Source(path=path)] if path.suffix.lower() == ".json" else []
     places = [path, *(folder for name in ANNOTATION_FOLDERS if (folder := child_folder(path, [name])) is not None)]
@@ -195,7 +195,7 @@ def _sources(path: Path) -> list[_Source]:
         found = _chosen(_coco_files(place))
         if found:
             return found
-    # Roboflow: one file in the folder of each part, images beside it
+    # Roboflow: one file in the folder of each part, beside its images
     found = [
         _Source(path=file, part=part_of(folder.name))
         for folder in child_folders(path)
@@ -219,8 +219,9 @@ def _coco_files(folder: Path) -> list[Path]:
 
 
 def _chosen(files: Sequence[Path]) -> list[_Source]:
-    """Choose among the COCO files of one folder: instances before captions and keypoints, parts of a split together,
-    else a known name.
+    """Choose among the COCO files of one folder.
+
+    Instances come before captions and keypoints; parts of a split belong together; otherwise a known file name decides.
     """
     files = [file for file in files if file.name.lower().startswith("instances")] or list(files)
     parts = [_part_in(file.stem) for file in files]
@@ -339,11 +340,9 @@ def _unlisted(
     options: LoadOptions,
     sieve: Sieve,
 ) -> list[RawImage]:
-    """Settle image files that lie beside the listed ones and are not listed; return those that the import takes as
-    defect-free.
+    """Handle image files beside the listed ones that are not listed; return those to import as defect-free.
 
-    An image whose entry was left out is listed all the same; where such an entry has no usable name it may be any of
-    them.
+    An image whose entry was skipped still counts as listed; if a skipped entry has no usable name, it may be any file.
     """
     folders = {image.path.parent: PurePosixPath(image.file_name).parent for image in images}
     own_names = {PurePosixPath(name.replace("\\", "/")).name.casefold() for name in left_out if name is not None}

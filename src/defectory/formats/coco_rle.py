@@ -1,5 +1,6 @@
-"""Run-length encodings as tools write them into COCO files: text, lists, sizes left out or swapped; checked before
-anything decodes them.
+"""Run-length encodings as tools write them into COCO files: text or lists, with sizes missing or swapped.
+
+All of them are checked before anything decodes them.
 """
 
 from __future__ import annotations
@@ -29,12 +30,12 @@ def rle_of_entry(entry: Entry, size_hw: tuple[int, int], box_xywh: Box | None, w
     Args:
         entry: the object.
         size_hw: height and width of the image.
-        box_xywh: the annotation's box, which decides how a swapped size is meant.
+        box_xywh: the annotation's box, which shows what a swapped size means.
         where: named in errors.
-        notice: told of what is read all the same.
+        notice: receives remarks on tolerated deviations.
 
     Raises:
-        AnnotationError: a size of another image, counts that are no run lengths of it, or an empty mask.
+        AnnotationError: the size is another image's, `counts` are not run lengths of it, or the mask is empty.
     """
     stated = _stated_size(entry, size_hw, where, notice)
     is_swapped = stated != size_hw and stated == (size_hw[1], size_hw[0])
@@ -72,7 +73,7 @@ def _stated_size(entry: Entry, size_hw: tuple[int, int], where: object, notice: 
         return size_hw
     if not isinstance(size, list) or len(size) != 2:
         raise AnnotationError(
-            where, f"RLE size is {described(size)}, [height, width] was expected", "export the mask again"
+            where, f"RLE size is {described(size)}, but [height, width] is expected", "export the mask again"
         )
     sides = [number_of({"RLE size": side}, "RLE size", where) for side in size]
     height, width = sides
@@ -89,12 +90,12 @@ def _runs(counts: Any, num_px: int) -> NDArray[np.int64]:
         return runs_of_text(text, num_px, may_end_early=True)
     except ValueError as error:
         if _is_base64(text):
-            raise ValueError("counts look base64-encoded, COCO's compressed text was expected") from None
+            raise ValueError("counts look base64-encoded, but COCO's compressed text is expected") from None
         raise error from None
 
 
 def _unquoted(counts: str) -> str:
-    """Take off what Python's `str(bytes)` puts around a text."""
+    """Remove what Python's `str(bytes)` puts around a text."""
     if re.fullmatch(r"""b'.*'|b".*\"""", counts, re.DOTALL):
         try:
             value = ast.literal_eval(counts)
@@ -116,7 +117,7 @@ def _is_base64(text: str) -> bool:
 
 def _runs_of_list(counts: Any, num_px: int) -> NDArray[np.int64]:
     if not isinstance(counts, list):
-        raise ValueError(f"counts is {described(counts)}, text or a list was expected")
+        raise ValueError(f"counts is {described(counts)}, but text or a list is expected")
     if not counts:
         raise ValueError("counts is an empty list")
     if any(kind not in (int, float, str) for kind in set(map(type, counts))):
@@ -133,7 +134,7 @@ def _runs_of_list(counts: Any, num_px: int) -> NDArray[np.int64]:
 
 
 def _unswapped(rle: Rle, edges: NDArray[np.int64], box_xywh: Box | None, where: object, notice: Notice) -> Rle:
-    """Decide by the annotation's box whether only the size is swapped, or the whole mask is turned over."""
+    """Decide by the annotation's box whether only the size is swapped or the whole mask is transposed."""
     if box_xywh is not None:
         height, width = rle.size_hw
         turned = encode(decode(rle_of_edges(edges, (width, height))).T)
@@ -151,7 +152,7 @@ def _unswapped(rle: Rle, edges: NDArray[np.int64], box_xywh: Box | None, where: 
     height, width = rle.size_hw
     raise AnnotationError(
         where,
-        f"RLE size {width}x{height}, image is {height}x{width} (height x width), and no box tells how it is meant",
+        f"RLE size {width}x{height}, image is {height}x{width} (height x width), and no box shows which is meant",
         "write the size as [height, width]",
     )
 

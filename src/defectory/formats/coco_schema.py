@@ -1,6 +1,4 @@
-"""What a COCO instances file holds, as typed values: every field is checked here, and nothing behind this door looks at
-JSON.
-"""
+"""The content of a COCO instances file as typed values; every field is checked here, and no other module sees JSON."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ from defectory.rle import Rle
 from defectory.textfile import read_json_file
 
 Segmentation = list[Any] | Mapping[str, Any]
-"""Rings, or an RLE object; what is in it is checked against the image."""
+"""Polygons, or an RLE object; their content is checked against the image later."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class CocoImage:
 
 @dataclass(frozen=True, kw_only=True)
 class CocoAnnotation:
-    """One entry of `annotations`; `name` is what messages call it."""
+    """One entry of `annotations`; `name` identifies it in messages."""
 
     name: str
     image_id: str
@@ -62,17 +60,17 @@ class CocoFile:
     images: tuple[CocoImage, ...]
     annotations: Mapping[str, Sequence[CocoAnnotation]]
     damaged: frozenset[str]
-    """Ids of images that have an annotation that was left out."""
+    """Ids of images with a skipped annotation."""
     left_out_names: frozenset[str | None]
-    """File names of images that were left out; None for one without a usable name."""
+    """File names of skipped images; None for one without a usable name."""
     class_names: Mapping[str, str]
 
 
 def read_coco(path: Path, sieve: Sieve) -> CocoFile:
-    """Read and check a COCO instances file.
+    """Load and check a COCO instances file.
 
     Raises:
-        AnnotationError: it is none, or without `skip_bad` an entry is bad.
+        AnnotationError: it is not a COCO file, or an entry is bad and `skip_bad` is off.
     """
     content = entry_of(read_json_file(path), path, "the file")
     lists: dict[str, list[Any]] = {}
@@ -81,7 +79,7 @@ def read_coco(path: Path, sieve: Sieve) -> CocoFile:
             found = (
                 f"no list '{key}'"
                 if content.get(key) is None
-                else f"'{key}' is {described(content[key])}, a list was expected"
+                else f"'{key}' is {described(content[key])}, but a list is expected"
             )
             raise AnnotationError(
                 path, f"{found}, so this is not a COCO instances file", "export the annotations as COCO instances"
@@ -107,11 +105,11 @@ def segmentation_rle(annotation: CocoAnnotation, size_hw: tuple[int, int], where
     """Return the mask of an annotation in an image of `size_hw`.
 
     Raises:
-        AnnotationError: it has none, or a bad one.
+        AnnotationError: it has no mask, or a bad one.
     """
     if not annotation.segmentation:
         found = "an empty segmentation" if annotation.segmentation is not None else "no segmentation"
-        box = ", a box alone is no mask" if annotation.box_xywh is not None else ""
+        box = ", a box alone is not a mask" if annotation.box_xywh is not None else ""
         raise AnnotationError(where, f"{found}{box}", "export instance masks (polygons or RLE)")
     if isinstance(annotation.segmentation, Mapping):
         return rle_of_entry(annotation.segmentation, size_hw, annotation.box_xywh, where, notice)
@@ -121,7 +119,7 @@ def segmentation_rle(annotation: CocoAnnotation, size_hw: tuple[int, int], where
 def _images(
     entries: Sequence[Any], path: Path, sieve: Sieve
 ) -> tuple[tuple[CocoImage, ...], set[tuple[str | None, str | None]]]:
-    """Return the images, and ids and file names of those that were left out, as far as they have any."""
+    """Return the images, and the known ids and file names of those that were skipped."""
     images: dict[str, CocoImage] = {}
     left_out: set[tuple[str | None, str | None]] = set()
     same = 0
@@ -135,7 +133,7 @@ def _images(
         if image.id in images and images[image.id] != image:
             raise AnnotationError(
                 path,
-                f"id {shortened(image.id)} in 'images' is of {shortened(images[image.id].file_name)} and of "
+                f"id {shortened(image.id)} in 'images' belongs to {shortened(images[image.id].file_name)} and to "
                 f"{shortened(image.file_name)}",
                 "give every image its own id",
             )
@@ -208,8 +206,9 @@ def _categories(entries: Sequence[Any], path: Path) -> dict[str, _Category]:
 
 
 def _class_names(categories: Mapping[str, _Category], used: set[str], path: Path, sieve: Sieve) -> dict[str, str]:
-    """Return the class names by id, without unused roots of the list: one of a class's own name, or the parent of other
-    categories.
+    """Return the class names by id, without unused roots of the list.
+
+    A root is a category with the name of another class, or the parent of other categories.
     """
     parents = {
         category.parent
@@ -250,8 +249,9 @@ def _annotations(
     path: Path,
     sieve: Sieve,
 ) -> tuple[dict[str, list[CocoAnnotation]], frozenset[str]]:
-    """Return the annotations of each image, and the ids of images that lost one; those of images that were left out go
-    with them.
+    """Return the annotations of each image, and the ids of images that lost one.
+
+    Annotations of skipped images are skipped with them.
     """
     by_image: dict[str, list[CocoAnnotation]] = {}
     damaged: set[str] = set()
@@ -274,7 +274,7 @@ def _annotations(
             damaged |= set() if image_id is None else {image_id}
     if repeated:
         some = "1 annotation repeats" if repeated == 1 else f"{repeated} annotations repeat"
-        sieve.remark(f"{some} the id of another one; each is read", path.name)
+        sieve.remark(f"{some} the id of another one; all are read", path.name)
     if parsed and all(not annotation.segmentation for annotation in parsed):
         kind = (
             "boxes" if any(annotation.box_xywh is not None for annotation in parsed) else "keypoints or nothing at all"
@@ -288,7 +288,7 @@ def _annotations(
 
 
 def _id_in(value: Any, field: str) -> str | None:
-    """Return the id in a field of an entry that may be anything; None where there is no usable one."""
+    """Return the id in a field of an entry of any type; None if there is no usable one."""
     try:
         return identity_of(entry_of(value, ""), field, "") or None
     except AnnotationError:
@@ -315,7 +315,7 @@ def _annotation(
     segmentation = entry.get("segmentation")
     if segmentation is not None and not isinstance(segmentation, list | dict):
         raise AnnotationError(
-            where, f"segmentation is {described(segmentation)}, polygons or RLE were expected", "export it again"
+            where, f"segmentation is {described(segmentation)}, but polygons or RLE are expected", "export it again"
         )
     return CocoAnnotation(
         name=name,
@@ -328,7 +328,7 @@ def _annotation(
 
 
 def _box(value: Any) -> Box | None:
-    """Return a box, or None where it is none: nothing but the meaning of doubtful RLE depends on it."""
+    """Return a box, or None if the value is not one; only the meaning of ambiguous RLE depends on it."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     try:

@@ -1,6 +1,4 @@
-"""Tables of colours and class names for masks: CVAT's labelmap.txt, class_dict.csv, JSON; and lists of class names
-beside masks.
-"""
+"""Tables of colours and class names for masks (CVAT's labelmap.txt, class_dict.csv, JSON), and lists of class names."""
 
 from __future__ import annotations
 
@@ -41,7 +39,7 @@ _COLOUR_COLUMNS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ColourTable:
-    """What the colours of masks mean, in the order of the table."""
+    """The meaning of each mask colour, in the order of the table."""
 
     path: Path
     names: Mapping[Rgb, str]
@@ -50,7 +48,7 @@ class ColourTable:
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The classes, background aside."""
+        """Return the class names without the background."""
         return tuple(dict.fromkeys(self.names.values()))
 
 
@@ -58,11 +56,10 @@ def load_colour_table(path: Path) -> ColourTable:
     """Load a table of colours.
 
     JSON: `{"scratch": "#dc143c"}` or `{"scratch": [220, 20, 60]}`, or a list of objects with `name` and `color`. CSV:
-        columns name and
-    r, g, b, or name and colour. Text: lines `name:220,20,60::` as CVAT writes them.
+    columns name and r, g, b, or name and colour. Text: lines `name:220,20,60::` as CVAT writes them.
 
     Raises:
-        AnnotationError: the file is none of them, a colour is no colour, or one stands for two classes.
+        AnnotationError: the file is none of these, a colour is invalid, or one colour stands for two classes.
     """
     suffix = path.suffix.lower()
     pairs = _of_json(path) if suffix == ".json" else _of_csv(path) if suffix in (".csv", ".tsv") else _of_labelmap(path)
@@ -91,10 +88,10 @@ def load_colour_table(path: Path) -> ColourTable:
 
 
 def find_colour_table(folders: Iterable[Path]) -> ColourTable | None:
-    """Return the table that lies in one of the folders under a usual name, or None.
+    """Return the colour table with a usual name in one of the folders, or None.
 
     Raises:
-        AnnotationError: there is one, and it is bad.
+        AnnotationError: there is one, but it is bad.
     """
     for folder in folders:
         for name in TABLE_NAMES:
@@ -104,13 +101,13 @@ def find_colour_table(folders: Iterable[Path]) -> ColourTable | None:
 
 
 def find_value_names(folders: Iterable[Path]) -> dict[int, str] | None:
-    """Return what mask values are called by a list of classes in one of the folders, or None.
+    """Return the names of mask values from a class list in one of the folders, or None.
 
-    A list that begins with a background counts from it, any other from 1; lines `3: dent` and Roboflow's `_classes.csv`
-    state the value.
+    Values count from 0 if the list begins with a background, otherwise from 1; lines `3: dent` and Roboflow's
+    `_classes.csv` state the value.
 
     Raises:
-        AnnotationError: there is a list, and it is bad.
+        AnnotationError: there is a list, but it is bad.
     """
     for folder in folders:
         for name in LIST_NAMES:
@@ -127,10 +124,10 @@ def find_value_names(folders: Iterable[Path]) -> dict[int, str] | None:
 
 
 def value_names_of(lines: Sequence[str], where: object) -> dict[int, str]:
-    """Return value to name for the lines of a class list; background and what is ignored left out.
+    """Return the name of each value from the lines of a class list, without background and ignored values.
 
     Raises:
-        AnnotationError: a name is there twice, or the list is too long.
+        AnnotationError: a name occurs twice, or the list is too long.
     """
     listed = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if len(listed) > MAX_CLASSES:
@@ -139,7 +136,7 @@ def value_names_of(lines: Sequence[str], where: object) -> dict[int, str]:
     if listed and all(stated):
         names = {int(found[1]): found[2].strip() for found in stated if found is not None}
     else:
-        # labelme's list begins with what is ignored, at -1, and goes on with the background, at 0
+        # labelme's list begins with the ignored value at -1, followed by the background at 0
         first = next((place for place, name in enumerate(listed) if name.lower() in BACKGROUND_NAMES), -1)
         names = (
             {place - first: name for place, name in enumerate(listed)}
@@ -157,7 +154,7 @@ def parse_colour(value: Any, where: object) -> Rgb:
     """Return a colour from `#rrggbb`, `r,g,b` or three numbers.
 
     Raises:
-        AnnotationError: it is none of them.
+        AnnotationError: the value is none of these.
     """
     if isinstance(value, str):
         text = value.strip().strip("()[]")
@@ -171,7 +168,7 @@ def parse_colour(value: Any, where: object) -> Rgb:
             red, green, blue = (number for number in numbers if number is not None)
             return red, green, blue
     raise AnnotationError(
-        where, f"{str(value)[:40]!r} is no colour", "write colours as '#dc143c' or as three numbers from 0 to 255"
+        where, f"{str(value)[:40]!r} is not a colour", "write colours as '#dc143c' or as three numbers from 0 to 255"
     )
 
 
@@ -192,7 +189,7 @@ def _of_labelmap(path: Path) -> list[tuple[str, str, Rgb]]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         where = f"{path}:{number}"
-        # a class name may hold a colon
+        # a class name may contain a colon
         found = re.fullmatch(r"\s*(.+?)\s*:\s*(\d{1,3}\s*,\s*\d{1,3}\s*,\s*\d{1,3}|#[0-9a-fA-F]{6})\s*(?::.*)?", line)
         if found is None:
             raise AnnotationError(where, f"{line.strip()[:40]!r} is not 'name:r,g,b::'", "export the label map again")
@@ -227,12 +224,12 @@ def _of_json(path: Path) -> list[tuple[str, str, Rgb]]:
         ]
     else:
         raise AnnotationError(
-            path, "is no table of colours", 'give {"scratch": "#dc143c"} or a list of objects with name and color'
+            path, "is not a colour table", 'give {"scratch": "#dc143c"} or a list of objects with name and color'
         )
     pairs: list[tuple[str, str, Rgb]] = []
     for name, colour in listed:
         if not isinstance(name, str) or not name.strip():
-            raise AnnotationError(path, f"{str(name)[:40]!r} is no class name", "give each class a name")
+            raise AnnotationError(path, f"{str(name)[:40]!r} is not a class name", "give each class a name")
         if isinstance(colour, dict):
             colour = colour.get("color", colour.get("colour"))
         where = f"{path}: {name.strip()[:40]}"

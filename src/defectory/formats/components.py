@@ -1,6 +1,4 @@
-"""Connected parts of masks as RLE, made within their bounding boxes: time and memory follow the parts, not the
-image.
-"""
+"""Connected components of masks as RLE, computed inside their boxes so that time and memory grow with the parts."""
 
 from __future__ import annotations
 
@@ -11,15 +9,14 @@ from defectory.errors import ImageError
 from defectory.rle import Rle, box_xyxy, encode_crop, rle_of_edges
 
 MAX_PARTS = 20_000
-"""A mask of more separate parts is noise, not annotation."""
+"""A mask with more separate parts is noise, not an annotation."""
 
 
 def component_rles(mask: NDArray[np.bool_], *, min_area_px: int, where: object) -> list[Rle]:
-    """Return the 8-connected components of a bool [H,W] mask with at least `min_area_px` pixels, each as RLE of the
-    whole image.
+    """Return the 8-connected components of a bool [H,W] mask with at least `min_area_px` pixels, as RLE of the image.
 
     Raises:
-        ImageError: the mask falls into more than `MAX_PARTS` parts.
+        ImageError: the mask has more than `MAX_PARTS` parts.
     """
     import cv2
 
@@ -40,10 +37,10 @@ def component_rles(mask: NDArray[np.bool_], *, min_area_px: int, where: object) 
 
 
 def rles_by_value(values: NDArray[np.unsignedinteger], *, where: object) -> dict[int, Rle]:
-    """Return the RLE of the pixels of each value above 0 of a map [H,W], however many values there are, in one pass.
+    """Return the RLE of the pixels of each value above 0 of a map [H,W], in one pass for any number of values.
 
     Raises:
-        ImageError: the map holds more than `MAX_PARTS` values.
+        ImageError: the map contains more than `MAX_PARTS` values.
     """
     flat = np.ascontiguousarray(values.T).reshape(-1)
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])

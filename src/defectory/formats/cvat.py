@@ -36,7 +36,7 @@ MAX_FILES = 200
 
 @dataclass(frozen=True, kw_only=True)
 class CvatImage:
-    """One `image` element; `shapes` are the elements in it that are drawn."""
+    """One `image` element; `shapes` are the drawn elements in it."""
 
     name: str
     stated_hw: tuple[int, int] | None
@@ -47,18 +47,19 @@ class CvatImage:
 
 
 def recognise(path: Path) -> str | None:
-    """Tell a CVAT XML file, or a folder that holds one."""
+    """Recognise a CVAT XML file, or a folder with one."""
     return "CVAT for images (XML)" if _files(path) else None
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load CVAT's XML; an image in it without shapes is defect-free.
+    """Load CVAT's XML; an image without shapes is defect-free.
 
-    Shapes of one label and one `group_id` other than 0 are one instance: CVAT numbers groups from 1, and 0 means none.
+    Shapes with the same label and the same `group_id` other than 0 are one instance: CVAT numbers groups from 1, and 0
+    means no group.
 
     Raises:
-        AnnotationError: without `skip_bad`, a bad file or shape.
-        ImageError: without `skip_bad`, a bad image.
+        AnnotationError: a file or shape is bad and `skip_bad` is off.
+        ImageError: an image is bad and `skip_bad` is off.
     """
     sieve = Sieve(options.skip_bad)
     files = _files(path)
@@ -112,7 +113,9 @@ def _is_cvat(path: Path) -> bool:
 def _entries(path: Path, root: Element, sieve: Sieve) -> list[CvatImage]:
     if root.tag != "annotations":
         raise AnnotationError(
-            path, f"begins with <{shortened(root.tag)}>, <annotations> was expected", "export as 'CVAT for images 1.1'"
+            path,
+            f"begins with <{shortened(root.tag)}>, but <annotations> is expected",
+            "export as 'CVAT for images 1.1'",
         )
     elements = root.findall("image")
     if not elements:
@@ -136,7 +139,7 @@ def _entry(path: Path, element: Element, number: int, sieve: Sieve) -> CvatImage
     for child in element:
         if child.tag not in SHAPES:
             sieve.remark(
-                f"<{shortened(child.tag)}> is no shape and is passed over", f"{path.name}: image {shortened(name)}"
+                f"<{shortened(child.tag)}> is not a shape and is skipped", f"{path.name}: image {shortened(name)}"
             )
     return CvatImage(
         name=name,
@@ -194,11 +197,11 @@ def _shape(entry: CvatImage, shape: Element, number: int, size_hw: tuple[int, in
 
 
 def _points(text: str, where: str) -> list[str]:
-    """Split `x,y;x,y`; what the numbers are is checked with the outline."""
+    """Split `x,y;x,y`; the numbers are checked with the outline."""
     pairs = [pair.split(",") for pair in text.strip().strip(";").split(";")]
     if any(len(pair) != 2 for pair in pairs):
         raise AnnotationError(
-            where, f"points are '{shortened(text)}', x,y;x,y;... was expected", "export the annotations again"
+            where, f"points are '{shortened(text)}', but x,y;x,y;... is expected", "export the annotations again"
         )
     return [number.strip() for pair in pairs for number in pair]
 
@@ -235,7 +238,7 @@ def _runs(text: str, where: str) -> np.ndarray:
     numbers: Sequence[str] = text.split(",")
     if not all(re.fullmatch(r"\s*\d{1,9}\s*", number) for number in numbers):
         raise AnnotationError(
-            where, f"rle is '{shortened(text)}', numbers and commas were expected", "export the annotations again"
+            where, f"rle is '{shortened(text)}', but numbers and commas are expected", "export the annotations again"
         )
     return np.array([int(number) for number in numbers], np.int64)
 

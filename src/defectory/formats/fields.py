@@ -1,5 +1,6 @@
-"""Fields of other tools' files, each read as one type: lenient where a value can mean one thing alone, one line where
-it cannot.
+"""Fields of other tools' files, each converted to one type.
+
+A value with only one possible meaning is accepted; any other value raises a one-line error.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from defectory.terminal import printable
 
 Entry = Mapping[str, Any]
 MAX_NUMBER = 1e9
-"""No coordinate, size or count of a usable file is larger."""
+"""No coordinate, size or count in a usable file is larger."""
 _TRUE, _FALSE = frozenset({"1", "true"}), frozenset({"0", "false", ""})
 
 
 def described(value: object) -> str:
-    """Return what a value is, for messages: `a list`, `null`, `the text 'abc'`."""
+    """Return a description of a value for messages: `a list`, `null`, `the text 'abc'`."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -31,7 +32,7 @@ def described(value: object) -> str:
         return f"the text '{shortened(value)}'"
     try:
         return f"the number {shortened(str(value))}"
-    except ValueError:  # a whole number of more digits than Python writes out
+    except ValueError:  # a whole number with more digits than Python writes out
         return "a number of thousands of digits"
 
 
@@ -45,17 +46,17 @@ def entry_of(value: object, where: object, what: str = "entry") -> Entry:
     """Return an object of a JSON file.
 
     Raises:
-        AnnotationError: it is something else.
+        AnnotationError: the value is something else.
     """
     if not isinstance(value, dict):
         raise AnnotationError(
-            where, f"{what} is {described(value)}, an object was expected", "export the annotations again"
+            where, f"{what} is {described(value)}, but an object is expected", "export the annotations again"
         )
     return cast("Entry", value)
 
 
 def list_of(entry: Entry, name: str, where: object) -> list[Any]:
-    """Return a field that is a list; an empty one where it is missing or null.
+    """Return a field that is a list; an empty list if it is missing or null.
 
     Raises:
         AnnotationError: it is something else.
@@ -65,13 +66,13 @@ def list_of(entry: Entry, name: str, where: object) -> list[Any]:
         return []
     if not isinstance(value, list):
         raise AnnotationError(
-            where, f"{name} is {described(value)}, a list was expected", "export the annotations again"
+            where, f"{name} is {described(value)}, but a list is expected", "export the annotations again"
         )
     return cast("list[Any]", value)
 
 
 def identity_of(entry: Entry, name: str, where: object) -> str | None:
-    """Return an id as text, so that 7, 7.0 and "7" are one id; None where it is missing or null.
+    """Return an id as text, so that 7, 7.0 and "7" are one id; None if it is missing or null.
 
     Raises:
         AnnotationError: it is neither text nor a whole number.
@@ -86,12 +87,12 @@ def identity_of(entry: Entry, name: str, where: object) -> str | None:
     if isinstance(value, float) and value.is_integer() and abs(value) < MAX_NUMBER:
         return str(int(value))
     raise AnnotationError(
-        where, f"{name} is {described(value)}, a number or text was expected", "export the annotations again"
+        where, f"{name} is {described(value)}, but a number or text is expected", "export the annotations again"
     )
 
 
 def text_of(entry: Entry, name: str, where: object) -> str | None:
-    """Return a text; a number is taken as its text; None where it is missing or null.
+    """Return a text field; a number becomes text; None if it is missing or null.
 
     Raises:
         AnnotationError: it is something else.
@@ -101,7 +102,7 @@ def text_of(entry: Entry, name: str, where: object) -> str | None:
 
 
 def group_of(entry: Entry, name: str, where: object) -> str | None:
-    """Return the group that an entry states as text: 0 and false are groups; None where it is missing, null or empty.
+    """Return an entry's group as text: 0 and false are groups; None if it is missing, null or empty.
 
     Raises:
         AnnotationError: it is neither text, number nor truth value.
@@ -115,7 +116,7 @@ def group_of(entry: Entry, name: str, where: object) -> str | None:
 
 
 def flag_of(entry: Entry, name: str, where: object) -> bool:
-    """Return a truth value: true, false, 0, 1 or these as text; False where it is missing, null or empty.
+    """Return a truth value: true, false, 0, 1 or these as text; False if it is missing, null or empty.
 
     Raises:
         AnnotationError: it is something else.
@@ -127,11 +128,11 @@ def flag_of(entry: Entry, name: str, where: object) -> bool:
         return value.strip().lower() in _TRUE
     if isinstance(value, int | float) and value in (0, 1):
         return value == 1
-    raise AnnotationError(where, f"{name} is {described(value)}, 0 or 1 was expected", f"correct {name}")
+    raise AnnotationError(where, f"{name} is {described(value)}, but 0 or 1 is expected", f"correct {name}")
 
 
 def number_of(entry: Entry, name: str, where: object) -> float | None:
-    """Return a finite number, or one that stands there as text; None where it is missing, null or empty.
+    """Return a finite number, given as number or text; None if it is missing, null or empty.
 
     Raises:
         AnnotationError: it is something else, or too large.
@@ -144,28 +145,28 @@ def number_of(entry: Entry, name: str, where: object) -> float | None:
     except (ValueError, OverflowError):
         number = math.nan
     if not abs(number) <= MAX_NUMBER:
-        raise AnnotationError(where, f"{name} is {described(value)}, a number was expected", f"correct {name}")
+        raise AnnotationError(where, f"{name} is {described(value)}, but a number is expected", f"correct {name}")
     return number
 
 
 def length_px_of(entry: Entry, name: str, where: object) -> int | None:
-    """Return a width or height in whole pixels; None where it is missing, null or empty.
+    """Return a width or height in whole pixels; None if it is missing, null or empty.
 
     Raises:
-        AnnotationError: it is no whole number, or 0 or less.
+        AnnotationError: it is not a whole number above 0.
     """
     number = number_of(entry, name, where)
     if number is not None and (number < 1 or not number.is_integer()):
         raise AnnotationError(
             where,
-            f"{name} is {described(entry.get(name))}, a whole number of pixels above 0 was expected",
+            f"{name} is {described(entry.get(name))}, but a whole number of pixels above 0 is expected",
             f"correct {name}, or leave it out",
         )
     return None if number is None else int(number)
 
 
 def size_hw_of(entry: Entry, where: object, *, height: str = "height", width: str = "width") -> tuple[int, int] | None:
-    """Return the stated height and width; None where either is missing, so that the image is measured.
+    """Return the stated height and width; None if either is missing, so that the image is measured.
 
     Raises:
         AnnotationError: as for `length_px_of`.

@@ -1,5 +1,6 @@
-"""Where the image of a `file_name` lies: as written, or by what is left of it on this machine; never outside the image
-root.
+"""Find the image of a `file_name`: as written, or by the parts of its path that exist here.
+
+The result is never outside the image root.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")
 MAX_SAMPLED_NAMES = 200
 MAX_FOLDERS = 30
 _UPLOAD = re.compile(r"[0-9a-f]{8}-(.+)")
-"""Label Studio's prefix of uploaded files."""
+"""The prefix of Label Studio's uploaded files."""
 OTHER_PLACE = "its path does not exist here; the image was found by its file name"
-OTHER_CAPITALS = "the file's name has other capitals than the annotations say"
+OTHER_CAPITALS = "the file's name differs from the annotations in upper and lower case"
 
 
 @dataclass
 class ImageFinder:
-    """Finds image files under one root; the folder is listed only when a name is not there as written."""
+    """Finds image files under one root; it lists the folder only when a name does not exist as written."""
 
     root: Path
     sieve: Sieve
     follow_links: bool = False
     found: set[Path] = field(default_factory=set[Path])
-    """What was found so far, whether or not it could be used then."""
+    """Images found so far, whether or not they could be used then."""
     _by_path: dict[str, list[PurePosixPath]] | None = None
     _by_name: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))
     _by_stem: dict[str, list[PurePosixPath]] = field(default_factory=lambda: defaultdict(list))
@@ -44,17 +45,17 @@ class ImageFinder:
     def find(self, file_name: str, where: object, place: str) -> Path:
         """Return the path of an image.
 
-        Tried in this order: the name as written (backslashes are separators); with composed letters; with other
-        capitals; and, where its first folder does not exist here, the only file under the root that shares its own name
-        and most of its folders.
+        Tried in this order: the name as written (backslashes are separators); with composed letters; with different
+        case; and, if its first folder does not exist here, the only file under the root with the same name and most of
+        the same folders.
 
         Args:
-            file_name: as the annotations have it.
+            file_name: the name in the annotations.
             where: named in errors.
             place: named in remarks, relative to the source.
 
         Raises:
-            AnnotationError: there is none, there are several, or a link leads out of the root.
+            AnnotationError: there is no such file, there are several, or a link leads out of the root.
         """
         path = self._find(file_name, where, place)
         self.found.add(path)
@@ -65,7 +66,9 @@ class ImageFinder:
         parts = [part for part in plain.split("/") if part not in ("", ".")]
         if not parts or "\0" in plain:
             raise AnnotationError(
-                where, f"file_name '{shortened(file_name)}' names no file", "name files relative to the image root"
+                where,
+                f"file_name '{shortened(file_name)}' does not name a file",
+                "name files relative to the image root",
             )
         is_relative = _is_relative(plain)
         if is_relative and is_file(self.root.joinpath(*parts)):
@@ -92,7 +95,7 @@ class ImageFinder:
         raise AnnotationError(
             where,
             f"{what}: no such file under {self.root}",
-            "check file_name, or say where the images lie (--image-root)",
+            "check file_name, or give the folder of the images (--image-root)",
         )
 
     def _listed(self, name: str) -> list[PurePosixPath]:
@@ -122,7 +125,7 @@ class ImageFinder:
         return [path for path in found if shared(path) == most]
 
     def _has_images_of_its_own(self) -> bool:
-        """Tell whether images lie in the root itself, so that a bare name means one of them."""
+        """Return whether images lie directly in the root, so that a bare name means one of them."""
         return any(len(path.parts) == 1 for paths in self._listing().values() for path in paths)
 
     def _listing(self) -> dict[str, list[PurePosixPath]]:
@@ -140,15 +143,14 @@ class ImageFinder:
 def choose_root(annotation_folder: Path, names: Sequence[str], *, hints: Sequence[str] = ()) -> Path:
     """Return the folder that names of images are relative to.
 
-    That is the usual one under which most of them exist as written, else the only other folder beside the annotations
-    under which all do.
-    Where there is none, it is the folder of the data set, in which images are then found by their names: a guess
-    between several folders could put labels on the images of another one.
+    It is the usual one under which most of them exist as written, else the only other folder beside the annotations
+    under which all do. If there is none, it is the folder of the data set, in which images are then found by name:
+    guessing between several folders could put labels on the wrong images.
 
     Args:
-        annotation_folder: of the annotation file; the data set is one folder up where it is called `annotations` or the
-            like.
-        names: of images, as written.
+        annotation_folder: folder of the annotation file; the data set is its parent if it is called `annotations` or
+            similar.
+        names: names of images, as written.
         hints: names that the images' folder may have, for example the part of a split.
     """
     plain = [name.replace("\\", "/") for name in names if "\0" not in name]
@@ -160,7 +162,7 @@ def choose_root(annotation_folder: Path, names: Sequence[str], *, hints: Sequenc
     usual = [*_usual_roots(base, hints), *([annotation_folder] if is_own_folder else [])]
     for count in (_num_there, _num_alike):
         counts = {place: count(place, sample) for place in usual}
-        best = max(usual, key=lambda place: counts[place])  # the first of equal ones
+        best = max(usual, key=lambda place: counts[place])  # the first one of a tie
         if counts[best] > 0:
             return best
     others = [place for place in child_folders(base)[:MAX_FOLDERS] if all(is_file(place / name) for name in sample)]
@@ -177,7 +179,7 @@ def _usual_roots(base: Path, hints: Sequence[str]) -> list[Path]:
 
 
 def remark_unlisted(finder: ImageFinder) -> None:
-    """Say how many images lie beside the listed ones and are not listed."""
+    """Add a remark with the number of images beside the listed ones that are not listed."""
     left = unlisted_images(finder.found)
     if left:
         first = shortened(left[0].relative_to(finder.root).as_posix())
@@ -190,7 +192,7 @@ def _num_there(place: Path, names: Sequence[str]) -> int:
 
 
 def _num_alike(place: Path, names: Sequence[str]) -> int:
-    """Count names that are there when neither capitals nor the way letters are composed count."""
+    """Count the names that exist if case and composition of letters are ignored."""
     try:
         there = {_key(entry.name) for entry in os.scandir(place)}
     except OSError:
@@ -203,7 +205,7 @@ def _is_relative(name: str) -> bool:
 
 
 def unlisted_images(found: Collection[Path]) -> list[Path]:
-    """Return the image files that lie in the folders of the found ones and are none of them; litter passed over."""
+    """Return the image files in the folders of the found images that are not found themselves, without litter."""
     known = {os.path.normpath(path) for path in found}
     result: list[Path] = []
     for folder in sorted({path.parent for path in found}):
@@ -217,7 +219,7 @@ def unlisted_images(found: Collection[Path]) -> list[Path]:
                 path.suffix.lower() in IMAGE_SUFFIXES
                 and not is_litter(entry.name)
                 and os.path.normpath(path) not in known
-                and path.is_file()  # an entry's own is_file raises at a loop of links
+                and path.is_file()  # an entry's own is_file raises for a loop of links
             ):
                 result.append(path)
     return result

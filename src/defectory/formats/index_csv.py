@@ -1,6 +1,4 @@
-"""Index CSV: a table that names image, mask and optionally class, group and part per row, as people and tools write
-it.
-"""
+"""Index CSV: a table with image, mask and optionally class, group and part in each row."""
 
 from __future__ import annotations
 
@@ -66,32 +64,33 @@ ROLES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One row, understood."""
+    """One row, parsed."""
 
     row: Row
     image: str
     mask: str
     classes: tuple[str, ...]
     says_good: bool
-    """The row says that the image is free of defects."""
+    """Whether the row says that the image is free of defects."""
     group: str
     part: Part | None
 
 
 @dataclass
 class _Files:
-    """The files of the rows of one image."""
+    """The files in the rows of one image."""
 
     path: Path
     entries: list[Entry] = field(default_factory=list)
     masks: dict[Path, tuple[str, ...]] = field(default_factory=dict)
-    """With the classes that their rows list."""
+    """Masks, each with the classes that its rows list."""
     fault: AnnotationError | None = None
 
 
 def find_index(path: Path) -> Path | None:
-    """Return the index CSV that a path names or, for a folder, that lies in it: `index.csv`, or the only CSV that names
-    images and masks.
+    """Return the index CSV that a path names, or that lies in a folder.
+
+    In a folder, it is `index.csv`, or else the only CSV that lists images and masks.
     """
     if path.suffix.lower() in TABLE_SUFFIXES and not is_folder(path):
         return path
@@ -109,9 +108,9 @@ def find_index(path: Path) -> Path | None:
 
 
 def recognise_index(path: Path) -> str | None:
-    """Return the layout in words where a path is, or a folder holds, a table of images and masks, else None."""
+    """Return the layout in words if a path is, or a folder contains, a table of images and masks, else None."""
     index = find_index(path)
-    if index is None or {"object", "label", "image", "mask"} <= set(read_header(index)):  # VisA's
+    if index is None or {"object", "label", "image", "mask"} <= set(read_header(index)):  # VisA's table
         return None
     if not (_names_masks(index) or index.name == "index.csv"):
         return None
@@ -119,32 +118,32 @@ def recognise_index(path: Path) -> str | None:
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load the data set of an index CSV, named or in a folder.
+    """Load the data set of an index CSV, given as a file or in a folder.
 
     Raises:
         AnnotationError, ImageError: as for `load_index`.
     """
     index = options.index or find_index(path)
     if index is None:
-        raise AnnotationError(path, "no index CSV in it", "name the file, with the columns image and mask")
+        raise AnnotationError(path, "no index CSV in it", "give the CSV file, with the columns image and mask")
     return load_index(path if is_folder(path) else path.parent, index, options)
 
 
 def load_index(root: Path, index: Path, options: LoadOptions) -> RawDataset:
-    """Load images and masks that a table names.
+    """Load the images and masks that a table lists.
 
-    A row's class holds for whatever its mask draws, where masks hold one value; else rows of one class teach what a
-    value is called. An empty mask cell means defect-free only where the row says so: a class of `good` or `normal`, or
-    an empty class cell.
+    If masks have one value, a row's class applies to everything its mask shows; otherwise, rows with one class teach
+    the meaning of a value. An empty mask cell means defect-free only if the row says so: with a class of `good` or
+    `normal`, or an empty class cell.
 
     Args:
-        root: where names are relative to; its parents and the table's folder are tried where images are not found
+        root: folder that names are relative to; its parents and the table's folder are tried if images are not found
             there.
         index: the table.
         options: `image_root` replaces `root` for images.
 
     Raises:
-        AnnotationError: the table or one of its rows is bad, or the values of masks are not those of classes.
+        AnnotationError: the table or one of its rows is bad, or mask values do not match classes.
         ImageError: an image or mask is unreadable, or their sizes differ.
     """
     table = read_table(index, _roles(index), required=("image", "mask"), keep_faulty=options.skip_bad)
@@ -163,16 +162,16 @@ def load_rows(
     by_row: bool = False,
     remarks: Sequence[str] = (),
 ) -> RawDataset:
-    """Load images and masks of the understood rows of a table.
+    """Load the images and masks of the parsed rows of a table.
 
     Args:
         root: as for `load_index`.
-        table: the rows come from it.
+        table: the table that the rows come from.
         entries: the rows.
         options: as for `load_index`.
-        layout: for people.
-        by_row: a row's class holds for whatever its mask draws, whatever the values.
-        remarks: noticed so far.
+        layout: name of the layout, for the user.
+        by_row: a row's class applies to everything its mask shows, whatever the values.
+        remarks: remarks so far.
 
     Raises:
         AnnotationError, ImageError: as for `load_index`.
@@ -211,7 +210,7 @@ def _names_masks(path: Path) -> bool:
 
 
 def _roles(index: Path) -> dict[str, Sequence[str]]:
-    """Return the roles of columns; `label` is the mask where no other column is."""
+    """Return the roles of columns; `label` is the mask if no other column is."""
     header = [name.replace(" ", "_") for name in read_header(index)]
     if any(name in header for name in ROLES["mask"]) or "label" not in header:
         return dict(ROLES)
@@ -237,8 +236,9 @@ def _entry(row: Row, table: Table) -> Entry:
 
 
 def _base(root: Path, index: Path, entries: Sequence[Entry]) -> Path:
-    """Return the folder that names are relative to: the first of root, the table's folder and two parents that holds
-    some of the images.
+    """Return the folder that names are relative to.
+
+    It is the first of root, the table's folder and two parents that contains some of the images.
     """
     names = [PurePosixPath(entry.image.replace("\\", "/")) for entry in entries[:50] if entry.image]
     for base in dict.fromkeys([root, index.parent, root.parent, root.parent.parent]):
@@ -250,7 +250,7 @@ def _base(root: Path, index: Path, entries: Sequence[Entry]) -> Path:
 def _files(
     images_base: Path, base: Path, entries: Sequence[Entry], options: LoadOptions, sieve: Sieve
 ) -> dict[str, _Files]:
-    """Return the rows by image, with their files; what is wrong with a row is kept for its image's turn."""
+    """Return the rows by image, with their files; a row's error is kept until its image is processed."""
     files: dict[str, _Files] = {}
     images = _Finder(images_base, IMAGE_FOLDERS, options, sieve, "image")
     masks = _Finder(base, MASK_FOLDERS, options, sieve, "mask")
@@ -280,8 +280,9 @@ def _files(
 
 
 class _Finder:
-    """Finds the files that a column names: as written, in a folder of a usual name, without suffix, or by the last
-    folders of another machine.
+    """Finds the files that a column names.
+
+    A name is tried as written, in a folder of a usual name, without suffix, and by the last folders of a foreign path.
     """
 
     def __init__(self, base: Path, folders: Sequence[str], options: LoadOptions, sieve: Sieve, what: str) -> None:
@@ -290,7 +291,7 @@ class _Finder:
         self._what = what
 
     def find(self, text: str, where: str, *, not_among: AbstractSet[Path]) -> Path:
-        """Return the file; never one of `not_among`, which plays another role.
+        """Return the file; never one of `not_among`, which has another role.
 
         Raises:
             AnnotationError: there is none, or a link leads out of the set.
@@ -315,21 +316,21 @@ class _Finder:
 
 
 def _plain(text: str) -> str:
-    """Return a name with `/` and without `./` in front."""
+    """Return a name with `/` as separator and without a leading `./`."""
     return PurePosixPath(text.replace("\\", "/")).as_posix() if text else ""
 
 
 def _check_rows(files: dict[str, _Files]) -> None:
-    """Keep as a fault where rows of one image contradict each other."""
+    """Record a fault for images whose rows contradict each other."""
     for name, found in files.items():
         where = found.entries[-1].row.where
         if len({entry.group for entry in found.entries if entry.group}) > 1:
             found.fault = found.fault or AnnotationError(
-                where, f"{name[:200]} is in another group in a row before", "correct the rows"
+                where, f"{name[:200]} is in another group in an earlier row", "correct the rows"
             )
         elif len({entry.part for entry in found.entries}) > 1:
             found.fault = found.fault or AnnotationError(
-                where, f"{name[:200]} is in another part of the split in a row before", "correct the rows"
+                where, f"{name[:200]} is in another part of the split in an earlier row", "correct the rows"
             )
         elif len({entry.says_good for entry in found.entries}) > 1:
             found.fault = found.fault or AnnotationError(
@@ -346,7 +347,7 @@ def _meanings(
     sieve: Sieve,
     by_row: bool,
 ) -> tuple[dict[Path, str], Reading]:
-    """Decide what masks mean: the class of each mask that its row settles, and the reading of values for the others."""
+    """Return the class of each mask that its row determines, and how to read the values of the others."""
     listed = {mask: classes for found in files.values() for mask, classes in found.masks.items() if classes}
     where = table.path.name
     names = find_value_names([table.path.parent]) if not listed else None
@@ -356,7 +357,7 @@ def _meanings(
         if several is not None:
             raise AnnotationError(
                 f"{table.path}: {several.name}",
-                f"the row lists {len(listed[several])} classes, but its mask holds one value",
+                f"the row lists {len(listed[several])} classes, but its mask has one value",
                 "give one mask per class, each in a row of its own, or one value per class",
             )
         distinct = {classes[0] for classes in listed.values()}
@@ -381,7 +382,7 @@ def _meanings(
 
 
 def _learned(table: Table, listed: dict[Path, tuple[str, ...]], survey: Survey) -> dict[int, str]:
-    """Learn which mask value is which class from rows of one class whose masks hold one value."""
+    """Learn the class of each mask value from rows with one class whose masks have one value."""
     learned: dict[int, str] = {}
     for mask, classes in listed.items():
         found = survey.files.get(mask)
@@ -400,20 +401,21 @@ def _learned(table: Table, listed: dict[Path, tuple[str, ...]], survey: Survey) 
 
 
 def _refuse_shared(files: dict[str, _Files], survey: Survey) -> None:
-    """Keep as a fault where a mask that shows something is named for two images."""
+    """Record a fault if a mask that shows something is listed for two images."""
     owners: dict[Path, str] = {}
     for name, found in files.items():
         for mask in found.masks:
             first = owners.setdefault(mask, name)
             if first != name and mask in survey.files and survey.files[mask].pixels:
                 found.fault = found.fault or AnnotationError(
-                    found.entries[0].row.where, f"names the mask of {first[:200]}", "name each image's own mask"
+                    found.entries[0].row.where, f"lists the mask of {first[:200]}", "list each image's own mask"
                 )
 
 
 def _image(name: str, found: _Files, class_of: dict[Path, str], empty_may_be_good: bool) -> MaskedImage:
-    """Return an image of the table; a class that every row states is the table's, and makes no empty mask
-    suspicious.
+    """Return an image of the table.
+
+    A class in every row comes from the table, so it does not make an empty mask suspicious.
     """
     entry = found.entries[0]
     error = found.fault
@@ -435,4 +437,4 @@ def _image(name: str, found: _Files, class_of: dict[Path, str], empty_may_be_goo
     )
 
 
-INDEX_CSV = Format(name="index-csv", title="a CSV that names images and masks", recognise=recognise_index, load=load)
+INDEX_CSV = Format(name="index-csv", title="a CSV that lists images and masks", recognise=recognise_index, load=load)

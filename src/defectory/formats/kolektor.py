@@ -1,5 +1,7 @@
-"""Masks beside their images in one folder: KolektorSDD (`Part0.jpg`, `Part0_label.bmp`), KolektorSDD2 (`10000.png`,
-`10000_GT.png`), Roboflow's `_mask`.
+"""Masks beside their images in one folder.
+
+Examples are KolektorSDD (`Part0.jpg`, `Part0_label.bmp`), KolektorSDD2 (`10000.png`, `10000_GT.png`) and Roboflow
+(`_mask`).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ LOOKED_FOR = "its name with _mask, -mask, _label, _GT or _seg, beside it"
 
 
 def recognise_kolektor(path: Path) -> str | None:
-    """Return the layout in words where a folder holds images with their masks beside them, else None."""
+    """Return the layout in words if a folder contains images with their masks beside them, else None."""
     if not is_folder(path) or find_pairs(path, LoadOptions()):
         return None
     try:
@@ -45,27 +47,26 @@ def recognise_kolektor(path: Path) -> str | None:
         ]
     except AnnotationError:
         return None
-    _, masks = _told_apart(files)
+    _, masks = _images_and_masks(files)
     if not masks or 3 * sum(len(paths) for paths in masks.values()) < len(files):
         return None
     return _layout(masks)
 
 
 def load_kolektor(root: Path, options: LoadOptions) -> RawDataset:
-    """Load a folder, and folders in it, of images with their masks beside them.
+    """Load a folder and its subfolders of images with their masks beside them.
 
-    The images of one of KolektorSDD's folders show one part, so they are one group. Folders called train, val and test
-    are the data's own split.
+    Each of KolektorSDD's folders shows one part, so its images form one group. Folders called train, val and test are
+    the data set's own split.
 
     Raises:
-        AnnotationError: no image has a mask beside it, a mask is without an image, or the values of masks are not those
-            of classes.
+        AnnotationError: no image has a mask beside it, a mask has no image, or mask values do not match classes.
         ImageError: an image or mask is unreadable, or their sizes differ.
     """
     if not is_folder(root):
         raise AnnotationError(root, "no such folder", "check the path")
     sieve = Sieve(options.skip_bad)
-    images, masks = _told_apart(images_in(root, options, sieve))
+    images, masks = _images_and_masks(images_in(root, options, sieve))
     if not images:
         raise AnnotationError(root, "no image file in it", "check the path")
     paths = [path for found in masks.values() for path in found]
@@ -115,8 +116,11 @@ def _image(path: Path, root: Path, masks: Sequence[Path], by_part: bool) -> Mask
     )
 
 
-def _told_apart(files: Iterable[Path]) -> tuple[list[Path], dict[Path, list[Path]]]:
-    """Return the images, and the masks of each: files whose stem is an image's beside them with a usual suffix."""
+def _images_and_masks(files: Iterable[Path]) -> tuple[list[Path], dict[Path, list[Path]]]:
+    """Separate images from masks; return the images and the masks of each.
+
+    A mask is a file whose stem is that of an image beside it plus a usual suffix.
+    """
     by_stem: dict[tuple[Path, str], list[Path]] = {}
     files = list(files)
     for path in files:

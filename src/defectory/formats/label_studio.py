@@ -1,5 +1,6 @@
-"""Label Studio's own JSON, whole or minimal: polygons and ellipses in percent of the image, brush strokes in its own
-run lengths.
+"""Label Studio's own JSON, complete or minimal.
+
+Polygons and ellipses are in percent of the image, brush strokes in Label Studio's own run lengths.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KINDS = {
     "rectangle": "a box",
     "keypoint": "a point",
 }
-"""Result types begin so; `polygonlabels` has its label with it, `polygon` gets it from a result of the same id."""
+"""Prefixes of result types; `polygonlabels` includes its label, `polygon` takes it from a result with the same id."""
 USABLE = frozenset({"polygon", "ellipse", "brush"})
 _TASK_KEYS = ("annotations", "completions", "predictions")
 
@@ -54,7 +55,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One task: an image, and its regions; None where nobody has submitted an annotation."""
+    """One task: an image and its regions; None if nobody has submitted an annotation."""
 
     image: str
     results: tuple[Result, ...] | None
@@ -63,17 +64,19 @@ class Task:
 
 
 def recognise(path: Path) -> str | None:
-    """Tell Label Studio's JSON, or a folder that holds it."""
+    """Recognise Label Studio's JSON, or a folder with it."""
     return "Label Studio JSON" if _files(path) else None
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load Label Studio's JSON; a submitted annotation without regions says that the image is defect-free, a task
-    without one says nothing.
+    """Load Label Studio's JSON.
+
+    A submitted annotation without regions means that the image is defect-free; a task without an annotation is
+    unlabelled.
 
     Raises:
-        AnnotationError: without `skip_bad`, a bad file, task or region.
-        ImageError: without `skip_bad`, a bad image.
+        AnnotationError: a file, task or region is bad and `skip_bad` is off.
+        ImageError: an image is bad and `skip_bad` is off.
     """
     sieve = Sieve(options.skip_bad)
     tasks: list[Task] = []
@@ -90,7 +93,7 @@ def load(path: Path, options: LoadOptions) -> RawDataset:
     for task in tasks:
         made = None
         if task.results is None and options.unlabelled != "defect-free":
-            # it is listed all the same
+            # it counts as listed anyway
             with contextlib.suppress(AnnotationError):
                 finder.find(task.image, task.where, task.place)
         else:
@@ -162,7 +165,7 @@ def _task(value: object, path: Path, number: int, sieve: Sieve) -> Task:
 
 
 def _image_of(data: Entry, where: str) -> str:
-    """Return the path of a task's image: of what data holds, the text that ends like an image, `image` first."""
+    """Return the image path of a task: the text in its data that ends like an image, `image` first."""
     named: dict[str, str] = {}
     for key, value in data.items():
         if isinstance(value, str):
@@ -177,12 +180,12 @@ def _image_of(data: Entry, where: str) -> str:
             else f"{len(named)} images in its data ({', '.join(map(shortened, named))})"
         )
         raise AnnotationError(where, found, "give each task one image")
-    # a web address or storage path: what follows the host or bucket
+    # a web address or storage path: keep what follows the host or bucket
     return re.sub(r"^[A-Za-z][\w+.-]*://[^/]*", "", chosen)
 
 
 def _submitted(entry: Entry, where: str, place: str, sieve: Sieve) -> list[Any] | None:
-    """Return the results of the last annotation that was submitted and not cancelled; None where there is none."""
+    """Return the results of the last annotation that was submitted and not cancelled; None if there is none."""
     listed = list_of(entry, "annotations" if "annotations" in entry else "completions", where)
     kept = [entry_of(value, where, "an annotation") for value in listed]
     kept = [annotation for annotation in kept if annotation.get("was_cancelled") not in (True, 1)]
@@ -192,9 +195,7 @@ def _submitted(entry: Entry, where: str, place: str, sieve: Sieve) -> list[Any] 
 
 
 def _minimal(entry: Entry) -> list[Any] | None:
-    """Return the results of a task of the minimal export: lists of regions under the names of the labelling's
-    controls.
-    """
+    """Return the results of a task in the minimal export: lists of regions by the names of the labelling controls."""
     lists = [value for value in entry.values() if isinstance(value, list)]
     regions = [region for value in lists for region in value if isinstance(region, dict) and "original_width" in region]
     if not regions:
@@ -225,14 +226,14 @@ def _results(values: Sequence[Any], where: str, place: str) -> tuple[Result, ...
         kind_text = (text_of(entry, "type", spot) or "").lower()
         kind = next((name for name in KINDS if kind_text.startswith(name)), None)
         if kind is None:
-            continue  # choices, ratings, texts and relations are about the image, not drawn on it
+            continue  # choices, ratings, texts and relations describe the image and are not drawn on it
         value = entry_of(entry.get("value"), spot, "value")
         label = _label(value, kind_text, spot)
         if label is None:
             label = shared.get(str(entry.get("id")))
         if number_of(entry, "image_rotation", spot) not in (None, 0):
             raise AnnotationError(
-                spot, "the image was turned while it was annotated", "turn the file, and annotate without rotation"
+                spot, "the image was rotated while it was annotated", "rotate the file, and annotate without rotation"
             )
         stated_hw = size_hw_of(entry, spot, height="original_height", width="original_width")
         results.append(
@@ -249,7 +250,9 @@ def _label(value: Entry, key: str, where: str) -> str | None:
         return None
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise AnnotationError(
-            where, f"{shortened(key)} is {described(labels)}, a list of names was expected", "export the project again"
+            where,
+            f"{shortened(key)} is {described(labels)}, but a list of names is expected",
+            "export the project again",
         )
     if len(labels) > 1:
         raise AnnotationError(
@@ -283,7 +286,7 @@ def _instance(result: Result, size_hw: tuple[int, int], sieve: Sieve) -> RawInst
     if result.kind not in USABLE:
         raise AnnotationError(
             result.where,
-            f"'{result.kind}' is {KINDS[result.kind]}, no mask",
+            f"'{result.kind}' is {KINDS[result.kind]}, not a mask",
             "draw a polygon, an ellipse or with the brush",
         )
     if result.label is None:
@@ -307,7 +310,7 @@ def _instance(result: Result, size_hw: tuple[int, int], sieve: Sieve) -> RawInst
         for point in list_of(result.value, "points", result.where):
             if not isinstance(point, list) or len(point) != 2:
                 raise AnnotationError(
-                    result.where, f"a point is {described(point)}, x and y were expected", "export the project again"
+                    result.where, f"a point is {described(point)}, but x and y are expected", "export the project again"
                 )
             pair = {"x": point[0], "y": point[1]}
             ring += [_percent(pair, "x", result.where) * width / 100, _percent(pair, "y", result.where) * height / 100]
@@ -323,11 +326,11 @@ def _percent(value: Mapping[str, Any], name: str, where: str) -> float:
 
 
 def _brush(value: Entry, size_hw: tuple[int, int], where: str) -> Rle:
-    """Decode brush strokes: RGBA in rle-pack (thi.ng/umbrella), alpha being the mask."""
+    """Decode brush strokes: RGBA in rle-pack (thi.ng/umbrella), with alpha as the mask."""
     codes = value.get("rle")
     if not isinstance(codes, list) or not all(type(code) is int and 0 <= code < 256 for code in codes):
         raise AnnotationError(
-            where, f"rle is {described(codes)}, a list of bytes was expected", "export the project again"
+            where, f"rle is {described(codes)}, but a list of bytes is expected", "export the project again"
         )
     try:
         pixels = _unpacked(np.array(codes, np.uint8), size_hw[0] * size_hw[1] * 4)
@@ -340,8 +343,10 @@ def _brush(value: Entry, size_hw: tuple[int, int], where: str) -> Rle:
 
 
 def _unpacked(codes: np.ndarray, num_values: int) -> np.ndarray:
-    """Decode rle-pack: number of values, bits of a value, four sizes of run lengths; then runs of one value, and
-    stretches of several.
+    """Decode rle-pack.
+
+    The header has the number of values, the bits per value and four sizes of run lengths. Runs of one value and
+    stretches of several follow.
     """
     bits = np.unpackbits(codes)
     text = bits.tobytes().translate(bytes([48, 49]) + bytes(254)).decode("ascii")
@@ -356,10 +361,10 @@ def _unpacked(codes: np.ndarray, num_values: int) -> np.ndarray:
 
     stated = read(32)
     if stated != num_values:
-        raise ValueError(f"{stated} values, {num_values} expected for an image of this size")
+        raise ValueError(f"{stated} values, but an image of this size has {num_values}")
     word_bits = read(5) + 1
     if word_bits != 8:
-        raise ValueError(f"values of {word_bits} bits, 8 expected")
+        raise ValueError(f"values of {word_bits} bits, but 8 are expected")
     sizes = [read(4) + 1 for _ in range(4)]
     result = np.zeros(num_values, np.uint8)
     done = 0

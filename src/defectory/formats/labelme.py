@@ -61,7 +61,7 @@ USABLE = frozenset({"polygon", "circle", "mask", "oriented_rectangle"})
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One shape of a file; those of one label and group are one instance."""
+    """One shape of a file; shapes with the same label and group are one instance."""
 
     label: str
     kind: str
@@ -83,7 +83,7 @@ class LabelmeFile:
 
 
 def recognise(path: Path) -> str | None:
-    """Tell a labelme file, or a folder that holds some."""
+    """Recognise a labelme file, or a folder with some."""
     if not is_folder(path):
         return "labelme JSON" if path.suffix.lower() == ".json" and _is_labelme(path) else None
     try:
@@ -98,14 +98,13 @@ def recognise(path: Path) -> str | None:
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load labelme files; one without shapes says that its image is defect-free, an image without a file is not
-    labelled.
+    """Load labelme files; a file without shapes means a defect-free image, an image without a file is unlabelled.
 
-    Polygons, circles and masks of one label and one `group_id` are one instance.
+    Polygons, circles and masks with the same label and the same `group_id` are one instance.
 
     Raises:
-        AnnotationError: without `skip_bad`, a bad file.
-        ImageError: without `skip_bad`, a bad image.
+        AnnotationError: a file is bad and `skip_bad` is off.
+        ImageError: an image is bad and `skip_bad` is off.
     """
     sieve = Sieve(options.skip_bad)
     base = path if is_folder(path) else path.parent
@@ -165,7 +164,7 @@ def _json_files(path: Path, options: LoadOptions, sieve: Sieve) -> list[Path]:
     if len(kept) < len(files):
         other = next(file for file in files if file not in set(kept))
         sieve.remark(
-            f"{len(files) - len(kept)} JSON files are not labelme's and are passed over (first: {shown(other, path)})"
+            f"{len(files) - len(kept)} JSON files are not from labelme and are skipped (first: {shown(other, path)})"
         )
     return kept
 
@@ -194,7 +193,7 @@ def _shape(value: object, where: str, place: str) -> Shape:
         raise AnnotationError(where, "has no label", "name its class")
     mask = entry.get("mask")
     if mask is not None and not isinstance(mask, str):
-        raise AnnotationError(where, f"mask is {described(mask)}, text was expected", "save it with labelme again")
+        raise AnnotationError(where, f"mask is {described(mask)}, but text is expected", "save it with labelme again")
     return Shape(
         label=label,
         kind=text_of(entry, "shape_type", where) or "polygon",
@@ -209,7 +208,7 @@ def _shape(value: object, where: str, place: str) -> Shape:
 def _point(value: Any, where: str) -> tuple[float, float]:
     if not isinstance(value, list) or len(value) != 2:
         raise AnnotationError(
-            where, f"a point is {described(value)}, x and y were expected", "save it with labelme again"
+            where, f"a point is {described(value)}, but x and y are expected", "save it with labelme again"
         )
     pair: Entry = {"x": value[0], "y": value[1]}
     x, y = number_of(pair, "x", where), number_of(pair, "y", where)
@@ -219,8 +218,9 @@ def _point(value: Any, where: str) -> tuple[float, float]:
 
 
 def _find(file: LabelmeFile, base: Path, root: Path, finder: ImageFinder, options: LoadOptions) -> Path:
-    """Return the image of a file: where `imagePath` leads from the file, the one of the file's own name beside it, or
-    one found by name.
+    """Return the image of a file.
+
+    It is the one that `imagePath` leads to, the one with the file's own name beside it, or one found by name.
     """
     plain = file.image_path.replace("\\", "/")
     if plain and "\0" not in plain and not plain.startswith("/"):
@@ -247,7 +247,7 @@ def _image(file: LabelmeFile, path: Path, root: Path, sieve: Sieve) -> RawImage:
     for number, shape in enumerate(file.shapes):
         made = sieve.attempt(shape.place, lambda shape=shape: _rle(shape, size_hw, sieve))
         if made is not None:
-            # 0 is a group as any other; a shape without one is an instance of its own
+            # 0 is a group like any other; a shape without a group is an instance of its own
             parts.setdefault(
                 (shape.label, f"shape {number}" if shape.group is None else f"group {shape.group}"), []
             ).append(made)
@@ -282,7 +282,9 @@ def _rle(shape: Shape, size_hw: tuple[int, int], sieve: Sieve) -> Rle:
 
 def _two_points(shape: Shape) -> Sequence[tuple[float, float]]:
     if len(shape.points) != 2:
-        raise AnnotationError(shape.where, f"{shape.kind} of {len(shape.points)} points, 2 expected", "draw it again")
+        raise AnnotationError(
+            shape.where, f"{shape.kind} with {len(shape.points)} points, but 2 are expected", "draw it again"
+        )
     return shape.points
 
 
@@ -300,7 +302,7 @@ def _patch(shape: Shape, size_hw: tuple[int, int]) -> np.ndarray:
             return np.asarray(image.convert("L")) > 0
     except (binascii.Error, OSError, ValueError, SyntaxError) as error:
         raise AnnotationError(
-            shape.where, f"its mask is no PNG in base64 ({shortened(str(error))})", "save it with labelme again"
+            shape.where, f"its mask is not a PNG in base64 ({shortened(str(error))})", "save it with labelme again"
         ) from None
 
 

@@ -1,5 +1,6 @@
-"""How folder formats find what belongs to an image: usual folder names, masks by stem, parts of a split, and images for
-which nothing is found.
+"""Rules that folder formats share for finding what belongs to an image.
+
+They cover usual folder names, masks by stem, parts of a split, and images for which nothing is found.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ PARTS: Mapping[str, Part] = {
 
 
 def is_good(text: str) -> bool:
-    """Tell whether a folder name or a cell says that an image is free of defects."""
+    """Return whether a folder name or a cell means that an image is free of defects."""
     return text.strip().lower() in GOOD_NAMES
 
 
@@ -125,18 +126,18 @@ def group_of(relative: PurePosixPath) -> str:
 
 
 def stem_key(text: str) -> str:
-    """Return a stem for comparing: composed letters, no capitals."""
+    """Return a stem in a form for comparison: composed letters, lower case."""
     return unicodedata.normalize("NFC", text).casefold()
 
 
 def child_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """Return the folder in `root` with the first of these names, capitals aside, or None."""
+    """Return the folder in `root` with the first of these names, in any case, or None."""
     found = {folder.name.lower(): folder for folder in reversed(child_folders(root))}
     return next((found[name] for name in names if name in found), None)
 
 
 def child_folders(root: Path) -> list[Path]:
-    """Return the folders in a folder, litter passed over; none where it cannot be read."""
+    """Return the folders in a folder, without litter; empty if it cannot be read."""
     try:
         return sorted(path for path in root.iterdir() if not is_litter(path.name) and is_folder(path))
     except OSError:
@@ -144,21 +145,22 @@ def child_folders(root: Path) -> list[Path]:
 
 
 def is_folder(path: Path) -> bool:
-    """Tell whether a path is a folder; False where it cannot be looked up, for example because a name is too long."""
+    """Return whether a path is a folder; False if the lookup fails, for example because a name is too long."""
     return os.path.isdir(path)  # noqa: PTH112  # Path.is_dir raises for names that are too long
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a path is a regular file; False where it cannot be looked up."""
+    """Return whether a path is a regular file; False if the lookup fails."""
     return os.path.isfile(path)  # noqa: PTH113  # Path.is_file raises for names that are too long
 
 
 def files_with(folder: Path, suffixes: Iterable[str], options: LoadOptions, sieve: Sieve) -> list[Path]:
-    """Return the files under a folder with one of these suffixes in any case; says which links are passed over, and
-    leaves unusable names out.
+    """Return the files under a folder with one of these suffixes in any case.
+
+    Skipped links get a remark; unusable names are rejected.
 
     Raises:
-        AnnotationError: a folder cannot be read, or without `skip_bad` a name cannot be used.
+        AnnotationError: a folder cannot be read, or a name is unusable and `skip_bad` is off.
     """
     wanted = frozenset(suffixes)
     found: list[Path] = []
@@ -168,7 +170,7 @@ def files_with(folder: Path, suffixes: Iterable[str], options: LoadOptions, siev
             found += [] if named is None else [named]
     if not options.follow_links:
         for link in _links(folder, wanted):
-            sieve.remark("a link, passed over; --follow-links reads it", shown(link, folder))
+            sieve.remark("a link, skipped; --follow-links reads it", shown(link, folder))
     return found
 
 
@@ -208,8 +210,9 @@ def _links(folder: Path, suffixes: frozenset[str]) -> Iterable[Path]:
 
 @dataclass
 class MaskIndex:
-    """The mask files under a folder, to be found by the relative stem of an image: equal stems first, then usual
-    suffixes and prefixes.
+    """The mask files under a folder, found by the relative stem of an image: equal stems first, then with affixes.
+
+    Affixes are the usual suffixes and prefixes.
     """
 
     root: Path
@@ -234,13 +237,13 @@ class MaskIndex:
                 self._numbered[f"{folder}/{bare}"].append(path)
 
     def claim(self, relatives: Iterable[PurePosixPath], *, numbered: bool = False) -> dict[PurePosixPath, list[Path]]:
-        """Return the mask files of each image, by its relative path; every mask file goes to one image.
+        """Return the mask files of each image by its relative path; every mask file is assigned to one image.
 
-        Equal stems are dealt out first, so that `a_mask.png` is the mask of an image `a_mask` before it is one of `a`.
+        Equal stems are assigned first, so that `a_mask.png` is the mask of an image `a_mask` rather than of `a`.
 
         Args:
             relatives: paths of the images relative to their own folder.
-            numbered: also take `<stem>_0.png`, `<stem>_1.png` and so on, several for an image.
+            numbered: also accept several masks `<stem>_0.png`, `<stem>_1.png` and so on for an image.
         """
         relatives = list(relatives)
         found: dict[PurePosixPath, list[Path]] = {}
@@ -259,7 +262,7 @@ class MaskIndex:
             taken = frozenset(owners)
             for relative in relatives:
                 masks = [path for path in way(relative) if path not in taken]
-                # a mask with a suffix beside one of the same stem is a second candidate, told by `only`
+                # a mask with a suffix beside one with the same stem is a second candidate, reported by `one_of`
                 if masks and (number < 4 or relative not in found):
                     if number == 4:
                         self._with_numbers.add(relative)
@@ -271,11 +274,11 @@ class MaskIndex:
         return found
 
     def is_numbered(self, relative: PurePosixPath) -> bool:
-        """Tell whether an image has claimed masks by their numbers."""
+        """Return whether an image has claimed masks by their numbers."""
         return relative in self._with_numbers
 
     def refuse_shared(self, masks: Sequence[Path], image: str) -> None:
-        """Refuse masks that two images of the same stem claim.
+        """Check that no mask is claimed by two images of the same stem.
 
         Raises:
             AnnotationError: one of the masks is shared.
@@ -299,7 +302,7 @@ class MaskIndex:
 
 
 def bare_stems(stem: str) -> list[str]:
-    """Return what may be an image's stem in a mask's stem, with usual suffixes and prefixes taken off."""
+    """Return the possible image stems of a mask's stem: it without the usual suffixes and prefixes."""
     bare = [stem[: -len(suffix)] for suffix in MASK_SUFFIXES if stem.endswith(suffix) and len(stem) > len(suffix)]
     return bare + [
         stem[len(prefix) :] for prefix in MASK_PREFIXES if stem.startswith(prefix) and len(stem) > len(prefix)
@@ -319,10 +322,10 @@ def one_of(masks: Sequence[Path], image: str, root: Path) -> Path:
 
 
 def refuse_orphans(masks: Sequence[Path], root: Path, sieve: Sieve, *, what: str = "mask", hint: str = "") -> None:
-    """Tell masks, or label files, that belong to no image: one line, or rejections where bad entries are skipped.
+    """Report masks or label files without an image: as one error, or as rejections if `skip_bad` is on.
 
     Raises:
-        AnnotationError: there are some, and bad entries are not skipped.
+        AnnotationError: there are some, and `skip_bad` is off.
     """
     if not masks:
         return
@@ -347,20 +350,20 @@ def settle_unlabelled(
     what: str,
     looked_for: str,
 ) -> None:
-    """Decide what becomes of images for which nothing was found: left out or defect-free, with a remark, or refused.
+    """Handle images for which nothing was found: leave them out or take them as defect-free, with a remark, or stop.
 
     Args:
-        names: of these images, relative to the source.
-        num_labelled: images of the set that have what these lack.
-        options: `unlabelled`.
-        sieve: gets the remark.
+        names: names of these images, relative to the source.
+        num_labelled: number of images in the set that are labelled.
+        options: `unlabelled` decides.
+        sieve: receives the remark.
         where: named in errors.
-        what: what they lack, for example `mask`.
-        looked_for: names that were tried, for people.
+        what: what the images lack, for example `mask`.
+        looked_for: names that were tried, for the user.
 
     Raises:
-        AnnotationError: they are to be refused, or no image has a label at all and the import does not ask for
-            defect-free ones.
+        AnnotationError: the images are to be refused, or no image has a label and the import does not ask for
+            defect-free images.
     """
     if not names:
         return
@@ -368,7 +371,7 @@ def settle_unlabelled(
     if options.unlabelled == "defect-free":
         sieve.remark(
             f"{many} no {what} (first: {first}) and {'is' if len(names) == 1 else 'are'} taken as defect-free, as "
-            "the import asks"
+            "requested"
         )
     elif num_labelled == 0:
         raise AnnotationError(
@@ -391,8 +394,9 @@ def settle_unlabelled(
 
 
 def find_images_by_name(root: Path, options: LoadOptions, sieve: Sieve) -> dict[str, Path]:
-    """Return the images under a folder by what a table may call them: relative path, file name, and each without
-    suffix; ambiguous names are left out.
+    """Return the images under a folder by relative path and by file name, both with and without suffix.
+
+    Ambiguous names are left out.
 
     Raises:
         AnnotationError: as for `files_with`.

@@ -67,14 +67,14 @@ class Pair:
     images: Path
     masks: Path
     prefix: str = ""
-    """Before the names of its images, where the source has several pairs."""
+    """Prefix of the image names, if the source has several pairs."""
     part: Part | None = None
     only_top: bool = False
-    """Images lie in the folder itself alone, beside the folder of masks."""
+    """Only images directly in the folder count; the folder of masks lies beside them."""
 
 
 def recognise_mask_folder(path: Path) -> str | None:
-    """Return the layout in words where a folder holds images and masks in folders side by side, else None."""
+    """Return the layout in words if a folder contains images and masks in sibling folders, else None."""
     pairs = find_pairs(path, LoadOptions()) if is_folder(path) and find_index(path) is None else []
     if not pairs:
         return None
@@ -83,10 +83,10 @@ def recognise_mask_folder(path: Path) -> str | None:
 
 
 def load_mask_folder(root: Path, options: LoadOptions) -> RawDataset:
-    """Load a folder of images and masks; an index CSV that is named, or lies in it as `index.csv`, is read instead.
+    """Load a folder of images and masks; an index CSV, given or found as `index.csv`, is read instead.
 
     Raises:
-        AnnotationError: a mask is missing or without an image, or the values of masks are not those of classes.
+        AnnotationError: a mask is missing or has no image, or mask values do not match classes.
         ImageError: an image or mask is unreadable, or their sizes differ.
     """
     index = options.index or find_index(root)
@@ -96,7 +96,7 @@ def load_mask_folder(root: Path, options: LoadOptions) -> RawDataset:
         raise AnnotationError(root, "no such folder", "check the path")
     pairs = find_pairs(root, options)
     if not pairs:
-        raise AnnotationError(root, "no images/ and masks/ in it", "lay files out so, or name an index CSV")
+        raise AnnotationError(root, "no images/ and masks/ in it", "create these folders, or give an index CSV")
     sieve = Sieve(options.skip_bad)
     images: list[MaskedImage] = []
     kinds: set[str] = set()
@@ -122,8 +122,9 @@ def load_mask_folder(root: Path, options: LoadOptions) -> RawDataset:
 
 
 def find_pairs(root: Path, options: LoadOptions) -> list[Pair]:
-    """Return the folders of images and masks under a root: in it, in its folders (train, val, test or one per image),
-    or images in the root itself.
+    """Return the folders of images and masks under a root.
+
+    They lie in the root, in its subfolders (train, val, test, or one per image), or the images lie in the root itself.
     """
     masks = _mask_folder(root)
     images = options.image_root or child_folder(root, IMAGE_FOLDERS)
@@ -144,7 +145,7 @@ def find_pairs(root: Path, options: LoadOptions) -> list[Pair]:
 
 
 def _by_part(images: Path, masks: Path) -> list[Pair]:
-    """Return a pair for each of `images/train`, `images/val` and so on, where masks are laid out in the same way."""
+    """Return a pair for each of `images/train`, `images/val` and so on, if masks are laid out in the same way."""
     folders = child_folders(images)
     if (
         not folders
@@ -169,9 +170,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _mask_folder(root: Path) -> Path | None:
-    """Return the first folder of a usual name that holds an image file: `labels/` may be YOLO's, `annotations/`
-    COCO's.
-    """
+    """Return the first folder of a usual name with an image file; `labels/` may be YOLO's, `annotations/` COCO's."""
     for name in MASK_FOLDERS:
         folder = child_folder(root, (name,))
         if folder is not None and _holds_images(folder):
@@ -196,7 +195,7 @@ def _top_files(folder: Path) -> list[Path]:
 def _of_pair(
     root: Path, pair: Pair, several: bool, options: LoadOptions, sieve: Sieve
 ) -> tuple[list[MaskedImage], str]:
-    """Return the images of a pair with their masks, and the layout of its masks in words."""
+    """Return the images of a pair with their masks, and the layout of the masks in words."""
     paths = images_in(pair.images, options, sieve)
     if pair.only_top:
         paths = [path for path in paths if path.parent == pair.images]
@@ -252,7 +251,7 @@ def _raiser(error: AnnotationError) -> Callable[[], None]:
 def _per_image(
     root: Path, relatives: dict[PurePosixPath, Path], files: Sequence[Path], folder: Path, sieve: Sieve
 ) -> tuple[Masks, Faults, str]:
-    """Find one mask per image, or several numbered ones that are an instance each."""
+    """Find one mask per image, or several numbered ones, one per instance."""
     index = MaskIndex(folder, files)
     claimed = index.claim(relatives, numbered=True)
     stems = {stem_key(relative.stem) for relative in relatives}
@@ -283,8 +282,9 @@ def _begins_with_stem(stem: str, stems: AbstractSet[str]) -> bool:
 def _per_instance_folder(
     root: Path, relatives: dict[PurePosixPath, Path], files: Sequence[Path], folder: Path, sieve: Sieve
 ) -> tuple[Masks, Faults]:
-    """Take each file of `masks/<image stem>/` for an instance; names such as `scratch_0.png` give the class, and
-    `scratch.png` all of a class.
+    """Take each file of `masks/<image stem>/` as an instance.
+
+    Names such as `scratch_0.png` give the class, and `scratch.png` contains all instances of a class.
     """
     by_stem: dict[str, list[Path]] = {}
     for path in files:
@@ -310,16 +310,15 @@ def _per_instance_folder(
 
 
 def _word_of(path: Path) -> str:
-    """Return what is left of a mask file's name in a folder of its image: without that image's name, and a number
-    behind it.
-    """
+    """Return the rest of a mask file's name, without the image's name and a trailing number."""
     stem = path.stem.removeprefix(path.parent.name).strip("_- ")
     return re.sub(r"[_\- ]*\d+$", "", stem)
 
 
 def _are_classes(words: Mapping[Path, str], by_stem: Mapping[str, Sequence[Path]]) -> bool:
-    """Tell whether mask files are named after classes: few words that several images share, none of them a plain word
-    for masks.
+    """Return whether mask files are named after classes.
+
+    That means few words, shared by several images, and none of them a plain word for masks.
     """
     distinct = set(words.values())
     if not distinct or len(distinct) > MAX_NAMED_CLASSES or 2 * len(distinct) > len(words) or len(by_stem) < 2:
@@ -364,7 +363,7 @@ def _per_class(
 def _readings(
     root: Path, pairs: Sequence[Pair], images: Sequence[MaskedImage], options: LoadOptions, sieve: Sieve
 ) -> dict[str, tuple[Reading, Survey]]:
-    """Decide what values mean, for the masks of each class folder apart, and for all others together."""
+    """Return how to read values: for the masks of each class folder separately, and for all others together."""
     files: dict[str, list[Path]] = {}
     for image in images:
         for file in image.masks:
@@ -399,7 +398,7 @@ def _readings(
 
 
 def _common(root: Path, paths: Sequence[Path]) -> tuple[str, ...]:
-    """Return the parts of the deepest folder that holds all these files."""
+    """Return the components of the deepest folder that contains all these files."""
     parts = paths[0].parent.parts
     for path in paths[1:]:
         other = path.parent.parts

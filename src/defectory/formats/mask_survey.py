@@ -1,4 +1,4 @@
-"""The values of all masks of a set, noted in one pass, and how the pixels of each value lie in a sample of them."""
+"""Survey of a set's masks: the values of all masks in one pass, and the layout of each value's pixels in a sample."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from defectory.formats.class_masks import Kind, MaskImage, load_mask, value_coun
 from defectory.formats.colours import Rgb
 
 SAMPLE_FILES, SAMPLE_LARGE_FILES = 16, 3
-"""Masks of several values that are looked at closely, and how many of them may have more values than `SAMPLE_VALUES`.
-"""
+"""Number of multi-value masks to examine, and how many of them may have more than `SAMPLE_VALUES` values."""
 SAMPLE_VALUES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileValues:
-    """The values of one mask other than 0."""
+    """The values of one mask, except 0."""
 
     kind: Kind
     pixels: Mapping[int, int]
@@ -30,33 +29,32 @@ class FileValues:
 
 @dataclass(frozen=True, kw_only=True)
 class ValueShape:
-    """How the pixels of one value lie in one mask."""
+    """The layout of the pixels of one value in one mask."""
 
     value: int
     area_px: int
     num_parts: int
     between_px: int
-    """Pixels with both a higher and a lower value next to them, as smoothing leaves along edges."""
+    """Number of pixels with both a higher and a lower value next to them, as smoothing leaves along edges."""
 
 
 @dataclass
 class Survey:
-    """The values of all masks of a set, and of a sample how their pixels lie."""
+    """The values of all masks of a set, and the layout of their pixels in a sample."""
 
     files: dict[Path, FileValues] = field(default_factory=dict)
     shapes: dict[Path, list[ValueShape]] = field(default_factory=dict)
 
     def values(self, *, without: frozenset[Path] = frozenset()) -> list[int]:
-        """Return the values of the set other than 0, ascending."""
+        """Return the values of the set except 0, ascending."""
         return sorted({value for path, found in self.files.items() if path not in without for value in found.pixels})
 
 
 def survey_masks(paths: Iterable[Path], *, skip_bad: bool) -> Survey:
-    """Read every mask once and note its values; unreadable ones are left to the reading of their image where bad
-    entries are skipped.
+    """Read every mask once and record its values; with `skip_bad`, unreadable masks are reported with their image.
 
     Raises:
-        ImageError: a mask is unreadable, and bad entries are not skipped.
+        ImageError: a mask is unreadable, and `skip_bad` is off.
     """
     survey = Survey()
     num_large = 0
@@ -83,7 +81,7 @@ def survey_masks(paths: Iterable[Path], *, skip_bad: bool) -> Survey:
 
 
 def _shapes(mask: MaskImage, values: list[int]) -> list[ValueShape]:
-    """Return how the pixels of some values lie: the highest, and others evenly chosen."""
+    """Return the pixel layout of some values: the highest, and others evenly chosen."""
     import cv2
 
     labels = mask.values.astype(np.uint16)

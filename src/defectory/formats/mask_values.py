@@ -1,5 +1,6 @@
-"""What the values of a set's masks mean: classes, one class, what is ignored; and what is no class mask at all: noise,
-numbered instances.
+"""The meaning of a set's mask values: several classes, one class, or ignored pixels.
+
+Masks with noise or numbered instances are detected; they are not class masks.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from defectory.formats.mask_survey import FileValues, Survey
 from defectory.formats.raw import LoadOptions, Sieve
 
 MAX_VALUES = 24
-"""Masks of more values than these, that no list names, are no class masks."""
+"""Without a list of names, masks with more values are not class masks."""
 DEFAULT_CLASS = "defect"
 IGNORE_VALUES = (255, 65535)
 MIN_PART_PX = 4
-"""Values whose connected parts are smaller on average are scattered, as compression noise is."""
+"""Values with a smaller mean component size are scattered, as compression noise is."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How the masks of a set are read."""
+    """How to read the masks of a set."""
 
     names: Mapping[int, str]
-    """Value to class; values that are neither here nor ignored are refused. Unused with a threshold or colours."""
+    """Class of each value; values neither here nor ignored are refused. Unused with a threshold or colours."""
     ignored: frozenset[int] = frozenset()
     threshold: int | None = None
     default: str = DEFAULT_CLASS
     apart: bool = False
-    """Each value is an instance of its own."""
+    """Whether each value is a separate instance."""
     divisor: int = 1
-    """1000 where values are class * 1000 + instance."""
+    """1000 if values are class * 1000 + instance."""
     colours: ColourTable | None = None
     noisy: frozenset[Path] = frozenset()
-    """Masks that do not fit the others; refused one by one."""
+    """Masks that do not fit the others; they are refused one by one."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -63,16 +64,16 @@ def decide(
     """Decide what the values of a set mean.
 
     Args:
-        survey: of all masks that follow one convention.
-        names: value to class, where a list or a table says so.
-        default: the class of every value, where the folder or the table says so; None where values are classes.
+        survey: survey of all masks that follow one convention.
+        names: class of each value, if a list or a table states it.
+        default: class of every value, if the folder or the table states it; None if values are classes.
         colours: table for masks in colour.
         options: `mask_threshold`.
-        sieve: gets remarks.
+        sieve: receives remarks.
         where: the folder or table, for messages.
 
     Raises:
-        AnnotationError: the values are those of noise, smoothing or numbered instances, or colours without a table.
+        AnnotationError: values come from noise, smoothing or numbered instances, or masks have colours without a table.
     """
     one_class = default or DEFAULT_CLASS
     if options.mask_threshold is not None:
@@ -94,7 +95,7 @@ def decide(
         noisy = frozenset()
     values = survey.values(without=noisy)
     if names is not None and len(names) == len(values) == 1:
-        names = {values[0]: next(iter(names.values()))}  # one class, drawn as 255 or whatever
+        names = {values[0]: next(iter(names.values()))}  # one class, drawn as 255 or any other value
     ignored = frozenset(values) & set(IGNORE_VALUES) - set(names or ())
     if names is not None and set(values) <= {*names, *ignored} and (len(values) > 1 or not ignored):
         _remark_ignored(ignored, sieve, where)
@@ -118,7 +119,7 @@ def decide(
 
 
 def _refuse_high_threshold(survey: Survey, threshold: int, where: str) -> None:
-    """Refuse a threshold that no mask reaches: every image would pass for defect-free."""
+    """Check that some mask reaches the threshold; otherwise, every image would be taken as defect-free."""
     highest = max((_brightness(found, value) for found in survey.files.values() for value in found.pixels), default=0)
     if 0 < highest < threshold:
         raise AnnotationError(
@@ -129,7 +130,7 @@ def _refuse_high_threshold(survey: Survey, threshold: int, where: str) -> None:
 
 
 def _of_values(survey: Survey, values: list[int], noisy: frozenset[Path], sieve: Sieve, where: str) -> Reading:
-    """Decide where several values may be classes."""
+    """Decide what several values mean that may be classes."""
     if _has_thousands(values):
         sieve.remark("16-bit masks are read as class * 1000 + instance", where)
         kinds = sorted({value // 1000 if value >= 1000 else value for value in values})
@@ -166,7 +167,7 @@ def _of_values(survey: Survey, values: list[int], noisy: frozenset[Path], sieve:
 def _of_one_class(
     survey: Survey, values: list[int], default: str, noisy: frozenset[Path], sieve: Sieve, where: str
 ) -> Reading:
-    """Decide where a folder or a table says the class of whatever is drawn."""
+    """Decide for a folder or table that states the class of everything drawn."""
     apart = _numbers_instances(survey, values)
     ignored = frozenset[int]() if apart else _ignored(survey, values)
     kept = [value for value in values if value not in ignored]
@@ -181,7 +182,7 @@ def _of_one_class(
 
 
 def _one_colour(survey: Survey, one_class: str, sieve: Sieve, where: str) -> Reading:
-    """Read masks that are drawn in one colour on black as one class; refuse several colours."""
+    """Read masks drawn in one colour on black as one class; refuse several colours."""
     drawn: Counter[Rgb] = Counter()
     for found in survey.files.values():
         for value, count in found.pixels.items():
@@ -193,7 +194,7 @@ def _one_colour(survey: Survey, one_class: str, sieve: Sieve, where: str) -> Rea
     shown = ", ".join(hex_of(colour) for colour, _ in drawn.most_common(4))
     raise AnnotationError(
         where,
-        f"masks hold {len(drawn)} colours ({shown}{', ...' if len(drawn) > 4 else ''}) and nothing says what they mean",
+        f"masks hold {len(drawn)} colours ({shown}{', ...' if len(drawn) > 4 else ''}) but no table explains them",
         "give a table of colours and classes with --class-colours (data.class_colours), or put labelmap.txt beside "
         "the masks",
     )
@@ -223,7 +224,7 @@ def _refuse_noise(survey: Survey, values: list[int], kept: list[int], where: str
 
 
 def _is_noise(survey: Survey, kept: list[int], values: list[int]) -> bool:
-    """Tell whether values besides the highest lie scattered, or between others along their edges."""
+    """Return whether values other than the highest are scattered, or lie between others along edges."""
     if kept == values and values[-1] <= min(MAX_VALUES, 2 * len(values) + 8):
         return False  # plain indices
     top = values[-1]
@@ -240,7 +241,7 @@ def _is_noise(survey: Survey, kept: list[int], values: list[int]) -> bool:
 
 
 def _ignored(survey: Survey, values: list[int]) -> frozenset[int]:
-    """Return 255 (65535) where it stands beside a few small indices, as VOC's borders do."""
+    """Return 255 (65535) if it occurs beside a few small indices, as VOC's borders do."""
     top = values[-1]
     others = values[:-1]
     if top not in IGNORE_VALUES or not others or others[-1] > 200 or (len(others) > 1 and min(np.diff(others)) > 20):
@@ -252,8 +253,10 @@ def _ignored(survey: Survey, values: list[int]) -> frozenset[int]:
 
 
 def _numbers_instances(survey: Survey, values: Sequence[int]) -> bool:
-    """Tell whether values number the objects of each image: 1 to n with n of its own, or each value in one image alone,
-    each one object.
+    """Return whether values number the objects of each image.
+
+    Either each image has values 1 to n with its own n, or each value occurs in one image only; each value is one
+    object.
     """
     sets = _value_sets(survey, values)
     if len(values) < 4 or (len(sets) < 2 and len(values) < 8) or not _are_whole(survey, values):
@@ -271,7 +274,7 @@ def _are_prefixes(survey: Survey, values: Sequence[int]) -> bool:
 
 
 def _are_whole(survey: Survey, values: Sequence[int]) -> bool:
-    """Tell whether nearly every value is one connected object in every sampled mask of several values."""
+    """Return whether nearly every value is one connected object in every sampled mask with several values."""
     wanted = set(values)
     parts = [shape.num_parts for shapes in survey.shapes.values() for shape in shapes if shape.value in wanted]
     return len(parts) > 1 and sum(number == 1 for number in parts) >= 0.9 * len(parts)
@@ -297,9 +300,7 @@ def _has_thousands(values: list[int]) -> bool:
 
 
 def _fits(survey: Survey, table: ColourTable) -> bool:
-    """Tell whether masks are to be read through the colour table: always where they are in colour; grey ones where the
-    greys are in it.
-    """
+    """Return whether to read masks through the colour table: if they are in colour, or if all their greys are in it."""
     known = set(table.names) | table.background | table.ignored
     kinds = {found.kind for found in survey.files.values()}
     if "colour" in kinds:
@@ -308,7 +309,7 @@ def _fits(survey: Survey, table: ColourTable) -> bool:
 
 
 def _palettes_differ(survey: Survey) -> bool:
-    """Tell whether one palette index has two colours in the set, so that indices say nothing."""
+    """Return whether a palette index has two colours in the set, so that indices have no meaning."""
     seen: dict[int, Rgb] = {}
     return any(
         seen.setdefault(index, colour) != colour
@@ -340,7 +341,7 @@ def _span(values: Sequence[int]) -> str:
 
 
 def refuse_noisy(path: Path, reading: Reading, survey: Survey) -> None:
-    """Refuse a mask that does not fit the others of its set.
+    """Check that a mask fits the others of its set.
 
     Raises:
         ImageError: it is one of `reading.noisy`.
@@ -348,6 +349,6 @@ def refuse_noisy(path: Path, reading: Reading, survey: Survey) -> None:
     if path in reading.noisy:
         raise ImageError(
             path,
-            f"{len(survey.files[path].pixels)} values, other masks hold a few",
+            f"{len(survey.files[path].pixels)} values, but other masks have only a few",
             "save the mask as PNG without smoothing",
         )

@@ -1,4 +1,4 @@
-"""Images with masks, as every folder format and table finds them, read into a raw data set one image at a time."""
+"""Load images with masks, as found by the folder and table formats, into a raw data set, one image at a time."""
 
 from __future__ import annotations
 
@@ -28,50 +28,50 @@ class MaskFile:
 
     path: Path
     class_name: str = ""
-    """Of whatever is drawn; empty where values are classes."""
+    """Class of everything drawn; empty if values are classes."""
     is_instance: bool = False
-    """The file is one instance, however many parts it has; else each connected part is one."""
+    """Whether the file is one instance, however many parts it has; otherwise each connected part is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedImage:
-    """An image and its mask files; without any and not `says_good`, it is unlabelled."""
+    """An image and its mask files; without masks it is unlabelled, unless `says_good` is set."""
 
     path: Path
     name: str
-    """What it is called in the data set: relative to the source's image root."""
+    """Its name in the data set, relative to the source's image root."""
     group: str
     masks: tuple[MaskFile, ...] = ()
     part: Part | None = None
     says_good: bool = False
-    """The data says that the image is free of defects; masks that show one contradict it."""
+    """Whether the data states that the image has no defects; a mask that shows one contradicts it."""
     says_defect: bool = False
-    """The data says that the image shows a defect; masks that show none contradict it."""
+    """Whether the data states that the image has a defect; masks that show none contradict it."""
     where: str = ""
-    """Named in errors: the row of a table, else the image."""
+    """Named in errors: the row of a table, or the image."""
     fault: Callable[[], None] | None = None
-    """Raises what is wrong with the image's entry, when its turn comes."""
+    """Raises the error of the image's entry when the image is processed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSet:
-    """What a loader has found, to be read."""
+    """What a loader has found and what is to be read."""
 
     root: Path
     images: Sequence[MaskedImage]
     class_names: tuple[str, ...]
     readings: Mapping[str, tuple[Reading, Survey]]
-    """By the class that a mask file states; `EVERY` for all others."""
+    """How to read masks, by the class that a mask file states; `EVERY` for all others."""
     looked_for: str
     layout: str
     what: str = "mask"
 
 
 def read_masked(found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawDataset:
-    """Read images and masks, one image at a time; what is bad goes through the sieve.
+    """Read images and masks, one image at a time; errors go through the sieve.
 
     Raises:
-        AnnotationError, ImageError: anything bad, unless bad entries are skipped.
+        AnnotationError, ImageError: there is an error, and bad entries are not skipped.
     """
     unlabelled = {
         image.name for image in found.images if not image.masks and not image.says_good and image.fault is None
@@ -106,18 +106,18 @@ def read_masked(found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawData
 
 
 def without_useless_parts(images: list[RawImage], sieve: Sieve) -> list[RawImage]:
-    """Drop the source's own split where it trains on defect-free images alone, as sets for anomaly detection do, and
-    say what split there is.
-    """
+    """Drop the source's own split if its train part has no defects, as in anomaly detection sets; add a remark."""
     parts = {image.part for image in images}
     if len(parts - {None}) < 2:
         return [image if image.part is None else replaced_part(image, None) for image in images]
     counts = {part: sum(image.part == part for image in images) for part in ("train", "val", "test")}
     if not any(image.part == "train" and image.instances for image in images):
-        sieve.remark("the data's own split has no defect in train, as sets for anomaly detection do; it is not offered")
+        sieve.remark(
+            "the data set's own split has no defects in train, as is usual for anomaly detection; it is not offered"
+        )
         return [replaced_part(image, None) for image in images]
     told = ", ".join(f"{count} {part}" for part, count in counts.items() if count)
-    sieve.remark(f"the data brings its own split ({told}); split.from_data = true keeps it")
+    sieve.remark(f"the data set comes with its own split ({told}); split.from_data = true keeps it")
     return images
 
 
@@ -151,7 +151,7 @@ def _read(image: MaskedImage, found: MaskedSet, options: LoadOptions, sieve: Sie
             image.where or image.path, "is called good, but its mask shows a defect", "correct one of them"
         )
     if not drawn and hidden:
-        sieve.remark("nothing but ignored pixels in the mask: left out, for they may hide a defect", image.name)
+        sieve.remark("only ignored pixels in the mask: left out, because they may hide a defect", image.name)
     if not drawn and image.says_defect and image.masks:
         sieve.remark("said to show a defect, but the mask is empty: left out", image.name)
     return RawImage(
@@ -160,7 +160,7 @@ def _read(image: MaskedImage, found: MaskedSet, options: LoadOptions, sieve: Sie
         size_hw=size_hw,
         group=image.group,
         instances=tuple(instances),
-        # an image without masks comes here only where the data or the import says that it is free of defects
+        # an image without masks gets here only if the data or the import says that it has no defects
         is_defect_free=not drawn and not hidden and not (image.masks and image.says_defect),
         part=image.part,
     )
@@ -168,12 +168,12 @@ def _read(image: MaskedImage, found: MaskedSet, options: LoadOptions, sieve: Sie
 
 @dataclass
 class _Drawing:
-    """What one mask file shows."""
+    """The content of one mask file."""
 
     shows_defect: bool = False
-    """Also where every part is too small to be an instance."""
+    """True also if every part is too small to be an instance."""
     may_hide: bool = False
-    """Nothing is drawn, and ignored pixels lie inside the image."""
+    """Whether nothing is drawn, but ignored pixels lie inside the image."""
     instances: list[RawInstance] = field(default_factory=list)
 
     def add(self, class_name: str, rles: Iterable[Rle]) -> None:
@@ -220,16 +220,14 @@ def _add_values(
     min_area_px: int,
     instances_of: Callable[[NDArray[np.bool_]], list[Rle]],
 ) -> None:
-    """Add what a mask shows whose values are classes, or number instances, of one class or of thousands."""
+    """Add the content of a mask whose values are classes, or number the instances of one or several classes."""
     present = [value for value in _present(values) if value not in reading.ignored]
     numbered = {v for v in present if reading.apart or (reading.divisor > 1 and v >= reading.divisor)}
     of_class: dict[str, list[int]] = {}
     for value in present:
         kind = value // reading.divisor if value in numbered else value
         if reading.threshold is None and kind not in reading.names:
-            raise ImageError(
-                mask_file.path, f"value {value} is in no other mask and names no class", "correct the mask"
-            )
+            raise ImageError(mask_file.path, f"value {value} is in no other mask and has no class", "correct the mask")
         of_class.setdefault(mask_file.class_name or reading.names.get(kind, reading.default), []).append(value)
     rles = rles_by_value(values, where=mask_file.path) if numbered else {}
     for name, drawn in of_class.items():
@@ -242,7 +240,7 @@ def _add_values(
 
 
 def brightest(mask: MaskImage) -> NDArray[Any]:
-    """Return the values of a mask; of a colour mask the highest of the three channels."""
+    """Return the values of a mask; for a colour mask, the maximum of the three channels."""
     if mask.kind != "colour":
         return mask.values
     packed = mask.values
@@ -256,7 +254,7 @@ def _present(values: NDArray[Any]) -> list[int]:
 
 
 def _hides(ignored: NDArray[np.bool_]) -> bool:
-    """Tell whether some ignored part lies inside the image: parts that touch its border are margins."""
+    """Return whether an ignored part lies inside the image: parts that touch its border are margins."""
     import cv2
 
     if not ignored.any():
@@ -267,5 +265,5 @@ def _hides(ignored: NDArray[np.bool_]) -> bool:
 
 
 def relative_name(path: Path, root: Path) -> PurePosixPath:
-    """Return a path relative to the source, with `/`."""
+    """Return a path relative to the source, with `/` as separator."""
     return PurePosixPath(path.relative_to(root).as_posix())

@@ -1,4 +1,4 @@
-"""MVTec AD's tree, and others of its kind: `train/good`, `test/<defect>`, `ground_truth/<defect>`."""
+"""The folder tree of MVTec AD and similar sets: `train/good`, `test/<defect>`, `ground_truth/<defect>`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ REMARK = "train/ and test/ of the source are not kept as a split: all of its def
 
 
 def recognise_mvtec(path: Path) -> str | None:
-    """Return the layout in words where a folder is one object of MVTec AD's tree, or holds several, else None."""
+    """Return the layout in words if a folder is one object of MVTec AD's tree, or contains several, else None."""
     if not is_folder(path) or find_index(path) is not None:
         return None
     if _is_object(path):
@@ -42,14 +42,13 @@ def recognise_mvtec(path: Path) -> str | None:
 
 
 def load_mvtec(root: Path, options: LoadOptions) -> RawDataset:
-    """Load one object of MVTec AD's tree: folders of `test/` are the classes, images in good folders are defect-free
-    because the data says so.
+    """Load one object of MVTec AD's tree.
 
-    Masks may be one file per image with or without `_mask`, or a folder of one file per instance, as MVTec LOCO has
-    them.
+    Folders of `test/` are the classes; images in good folders are defect-free. Masks may be one file per image, with or
+    without `_mask`, or a folder with one file per instance, as in MVTec LOCO.
 
     Raises:
-        AnnotationError: it is not such a tree, holds several objects, or a mask is without an image.
+        AnnotationError: it is not such a tree, contains several objects, or a mask has no image.
         ImageError: an image or mask is unreadable, or their sizes differ.
     """
     if not is_folder(root):
@@ -168,8 +167,9 @@ def _readings(images: list[MaskedImage], options: LoadOptions, sieve: Sieve) -> 
 
 
 def _is_object(folder: Path) -> bool:
-    """Tell whether a folder is one object: train/ or test/ hold a folder of good images, and there are masks or a
-    folder of defects.
+    """Return whether a folder is one object.
+
+    In an object, train/ or test/ contains a folder of good images, and there are masks or a folder of defects.
     """
     parts = [child for child in child_folders(folder) if child.name.lower() in PART_FOLDERS]
     kinds = [kind.name for part in parts for kind in child_folders(part)]

@@ -1,6 +1,4 @@
-"""What every loader gives: images with instances, what was rejected and what is worth a remark, before anything is
-copied.
-"""
+"""The result of every loader, before anything is copied: images with instances, rejected entries and remarks."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ LITTER_NAMES = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Rejected:
-    """One image or annotation that was left out, and why (one line)."""
+    """One image or annotation that was left out, and the reason (one line)."""
 
     id: str
     reason: str
@@ -36,7 +34,7 @@ class Rejected:
 
 @dataclass(frozen=True, kw_only=True)
 class RawInstance:
-    """A class name and a mask in the frame of its image."""
+    """A class name and a mask in the coordinates of its image."""
 
     class_name: str
     rle: Rle
@@ -45,70 +43,69 @@ class RawInstance:
 
 @dataclass(frozen=True, kw_only=True)
 class RawImage:
-    """An image file with its instances; `file_name` is what it will be called in the data set folder."""
+    """An image file with its instances; `file_name` is its name in the data set folder."""
 
     path: Path
     file_name: str
-    """Relative to the source's image root, with `/`, so that equal names in two folders stay two images."""
+    """Path relative to the source's image root, with `/`, so that equal names in two folders stay two images."""
     size_hw: tuple[int, int]
     group: str
     instances: tuple[RawInstance, ...]
     is_defect_free: bool
-    """True only because the data says so or the import asks; False for an image whose defects were all left out: it is
-    neither.
+    """True only if the data states it or the import requests it.
+
+    False for an image whose defects were all left out: it is neither defective nor defect-free.
     """
     part: Part | None = None
-    """In the source's own split, where it has one."""
+    """The image's part in the source's own split, if the source has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RawDataset:
-    """Classes in order, images, what was rejected and what was noticed."""
+    """Classes in order, images, rejected entries and remarks."""
 
     class_names: tuple[str, ...]
     images: tuple[RawImage, ...]
     rejected: tuple[Rejected, ...]
     remarks: tuple[str, ...] = ()
-    """One line each; they name files relative to the source, never an absolute path."""
+    """One line each; they name files relative to the source, never by an absolute path."""
     layout: str = ""
-    """What was recognised, for people, for example `COCO instances (Label Studio export)`."""
+    """The recognised layout, for the user, for example `COCO instances (Label Studio export)`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
-    """What an import may ask of a loader."""
+    """Options that an import passes to a loader."""
 
     image_root: Path | None = None
     index: Path | None = None
-    """Mask folders: CSV file."""
+    """CSV file, for mask folders."""
     min_area_px: int = 0
     skip_bad: bool = False
     follow_links: bool = False
-    """Follow links that lead out of the data set."""
+    """Follow links that lead outside the data set."""
     unlabelled: Unlabelled = "skip"
-    """What an image is for which no mask, label file or row is found: left out with a remark, refused, or defect-free
-    because the import asks.
+    """How to treat an image without a mask, label file or row.
 
-    Where none is found for any image the set is refused in any case but `defect-free`.
+    It is left out with a remark, refused, or taken as defect-free because the import requests it. If no image has one,
+    the set is refused, except with `defect-free`.
     """
     mask_threshold: int | None = None
-    """Mask values from this one on are the defect; for masks of one class that went through JPEG or smoothing."""
+    """Lowest mask value that counts as defect; for masks of one class that were saved as JPEG or smoothed."""
     class_colours: Path | None = None
-    """Table of colours and class names for RGB masks."""
+    """Table of colours and class names, for RGB masks."""
 
 
 @dataclass
 class Sieve:
-    """Collects rejections where bad entries are to be skipped, raises at once where they are not; gathers remarks by
-    kind.
-    """
+    """Collects rejections if bad entries are skipped, raises at once otherwise, and groups remarks by kind."""
 
     skip_bad: bool
     rejected: list[Rejected] = field(default_factory=list)
     _noticed: dict[str, tuple[int, str]] = field(default_factory=dict)
 
     def attempt(self, entry_id: str, make: Callable[[], T]) -> T | None:
-        """Give what `make` gives, or None where it raised an input error that is to be skipped."""
+        """Return the result of `make`, or None if it raised an input error that is to be skipped."""
         try:
             return make()
         except InputError as error:
@@ -122,13 +119,13 @@ class Sieve:
             return None
 
     def remark(self, what: str, where: object = "") -> None:
-        """Notice something that is read all the same; equal ones are counted and the first place is kept."""
+        """Add a remark on something that is read anyway; equal remarks are counted, and the first place is kept."""
         count, first = self._noticed.get(what, (0, str(where)))
         self._noticed[what] = (count + 1, first)
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """Give one line per kind of remark."""
+        """Return one line per kind of remark."""
 
         def line(what: str, count: int, first: str) -> str:
             if not first:
@@ -139,16 +136,18 @@ class Sieve:
 
 
 def is_litter(name: str) -> bool:
-    """Tell whether a file or folder name is left by a system or an editor: hidden, `._x`, `Thumbs.db`, `@eaDir`,
-    `.ipynb_checkpoints`.
+    """Return whether a file or folder name is left by a system or an editor.
+
+    Examples are hidden files, `._x`, `Thumbs.db`, `@eaDir` and `.ipynb_checkpoints`.
     """
     return name.startswith(".") or name.endswith("~") or name.lower() in LITTER_NAMES
 
 
 def walk_files(folder: Path, *, follow_links: bool = False) -> Iterator[Path]:
-    """Yield the regular files under a folder in the order of their relative names; links only where asked, loops never.
+    """Yield the regular files under a folder in the order of their relative names.
 
-    Litter is passed over, and so are folders in it that Defectory made: a run beside the images is no part of the data.
+    Links are followed only on request, and loops never. Litter and folders that Defectory made are skipped: a run
+    beside the images is not part of the data.
 
     Raises:
         AnnotationError: a folder cannot be read.
@@ -183,12 +182,14 @@ def walk_files(folder: Path, *, follow_links: bool = False) -> Iterator[Path]:
 
 
 def image_files(folder: Path, *, follow_links: bool = False) -> list[Path]:
-    """Give the image files under a folder, by suffix in any case, litter passed over."""
+    """Return the image files under a folder, with image suffixes in any case, without litter."""
     return [path for path in walk_files(folder, follow_links=follow_links) if path.suffix.lower() in IMAGE_SUFFIXES]
 
 
 def safe_image_path(root: Path, file_name: str, where: object, *, follow_links: bool = False) -> Path:
-    """Give the path of a file named by annotations, refusing what leaves the image root; backslashes are separators.
+    """Return the path of a file named by annotations; refuse paths that leave the image root.
+
+    Backslashes are separators.
 
     Raises:
         AnnotationError: an absolute path, `..`, a zero byte, or a link that leads outside and is not to be followed.
@@ -224,21 +225,17 @@ def safe_image_path(root: Path, file_name: str, where: object, *, follow_links: 
 
 
 def checked_size_hw(path: Path, stated_hw: tuple[int, int] | None, where: object) -> tuple[int, int]:
-    """Give the true size of an image file and refuse annotations made for another size."""
+    """Return the true size of an image file; refuse annotations made for another size."""
     size = image_size_hw(path)
     if stated_hw is not None and stated_hw != size:
-        turned = (
-            " after the quarter turn that its EXIF data asks for"
-            if stated_hw == size[::-1] and _has_quarter_turn(path)
-            else ""
-        )
+        turned = " after the rotation in its EXIF data" if stated_hw == size[::-1] and _has_quarter_turn(path) else ""
         raise AnnotationError(
             where,
             f"annotated as {stated_hw[0]}x{stated_hw[1]}, but the image is {size[0]}x{size[1]} (height x "
             f"width){turned}",
             "re-export annotations at image size"
             if not turned
-            else "remove the EXIF orientation, or annotate the turned image",
+            else "remove the EXIF orientation, or annotate the rotated image",
         )
     return size
 

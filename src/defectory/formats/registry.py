@@ -1,4 +1,4 @@
-"""Every data set format that is read: a name, how its layout is recognised, and its loader."""
+"""The registry of data set formats: a name, how its layout is recognised, and its loader."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FORMATS = (
     "defectory.formats.mask_folders:MASK_FOLDER",
     "defectory.formats.voc:VOC_XML",
 )
-"""Where each format's `Format` value is found, in the order in which layouts are tried."""
+"""Where each format's `Format` value is defined, in the order in which layouts are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,11 +37,11 @@ class Format:
     """One format.
 
     Attributes:
-        name: for `--format`, lower case with hyphens.
-        title: for people.
-        recognise: gives the layout in words where a file or folder is in this format, else None; looks at names and a
-            few kilobytes alone, and raises nothing for what is not this format.
-        load: reads it; raises AnnotationError or ImageError, nothing else.
+        name: name for `--format`, lower case with hyphens.
+        title: readable name.
+        recognise: returns the layout in words if a file or folder has this format, else None; it reads only names and a
+            few kilobytes, and raises nothing for other formats.
+        load: loads it; raises only AnnotationError or ImageError.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Format:
 
 @dataclass(frozen=True, kw_only=True)
 class Recognised:
-    """What a file or folder was recognised as.
+    """The recognised format of a file or folder.
 
     Attributes:
-        format: whose loader reads it.
-        layout: in words.
-        others: layouts of further formats that it might be, too.
+        format: the format whose loader reads it.
+        layout: the layout in words.
+        others: layouts of other formats that it could also be.
     """
 
     format: Format
@@ -76,10 +76,10 @@ def formats() -> tuple[Format, ...]:
 
 
 def format_named(name: str) -> Format:
-    """Return the format of a name.
+    """Return the format with a name.
 
     Raises:
-        ConfigError: there is none; the line lists those that there are.
+        ConfigError: there is none; the message lists the existing ones.
     """
     for known in formats():
         if known.name == name:
@@ -89,18 +89,18 @@ def format_named(name: str) -> Format:
 
 
 def recognise(path: Path) -> Recognised:
-    """Recognise the format and layout of a file or folder; the first format in the order of the registry wins.
+    """Recognise the format and layout of a file or folder; the first matching format in the registry wins.
 
     Raises:
-        ConfigError: there is no such path, it cannot be opened, or it is in no known layout; the line lists what was
-            looked for.
-        AnnotationError: a JSON file that is none.
+        ConfigError: the path does not exist, cannot be opened, or has no known layout; the message lists what was
+            tried.
+        AnnotationError: a JSON file is not valid JSON.
     """
     _require_readable(path)
     found = [(known, layout) for known in formats() if (layout := known.recognise(path)) is not None]
     if not found:
         if path.suffix.lower() == ".json":
-            read_json_file(path)  # says where it is no JSON
+            read_json_file(path)  # reports where it is not JSON
         titles = "; ".join(known.title for known in formats())
         raise ConfigError(
             path, f"no known data set layout (looked for: {titles})", "check the path, or name the format (--format)"
@@ -111,12 +111,12 @@ def recognise(path: Path) -> Recognised:
 
 
 def load(path: Path, options: LoadOptions, *, name: str = "auto") -> RawDataset:
-    """Load a data set: in the format of this name, or in the one that is recognised, which the result's `layout` says.
+    """Load a data set in the named format, or in the recognised one, which the result's `layout` reports.
 
     Raises:
         ConfigError: as for `recognise` and `format_named`.
-        AnnotationError: the file, or without `skip_bad` any entry, is bad.
-        ImageError: without `skip_bad`, an image is bad.
+        AnnotationError: the file is bad, or any entry is and `skip_bad` is off.
+        ImageError: an image is bad and `skip_bad` is off.
     """
     if name == "auto":
         told = recognise(path)
@@ -126,7 +126,7 @@ def load(path: Path, options: LoadOptions, *, name: str = "auto") -> RawDataset:
         told = Recognised(format=forced, layout=forced.recognise(path) or forced.title)
     raw = told.format.load(path, options)
     also = (
-        (f"read as {raw.layout or told.layout}; it might also be {' or '.join(told.others)} (--format)",)
+        (f"read as {raw.layout or told.layout}; it could also be {' or '.join(told.others)} (--format)",)
         if told.others
         else ()
     )

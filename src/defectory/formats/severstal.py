@@ -1,6 +1,4 @@
-"""Severstal and others of its kind: run lengths in a CSV, column by column and counted from 1, beside a folder of
-images.
-"""
+"""Severstal and similar sets: column-wise run lengths, counted from 1, in a CSV beside a folder of images."""
 
 from __future__ import annotations
 
@@ -39,27 +37,27 @@ class _Runs:
 
 
 def recognise_severstal(path: Path) -> str | None:
-    """Return the layout in words where a path is, or a folder holds, a CSV of run lengths, else None."""
+    """Return the layout in words if a path is, or a folder contains, a CSV of run lengths, else None."""
     table = _table_of(path)
     return None if table is None else f"run lengths in a CSV ({table.name}), as Severstal's"
 
 
 def load_severstal(path: Path, options: LoadOptions) -> RawDataset:
-    """Load masks from `ImageId,ClassId,EncodedPixels` or `ImageId_ClassId,EncodedPixels`; a row without run lengths
-    says that there is no defect.
+    """Load masks from `ImageId,ClassId,EncodedPixels` or `ImageId_ClassId,EncodedPixels`.
 
-    Where an image has one row per class, its connected parts are the instances; where it has several, each row is one.
+    A row without run lengths means no defect. If an image has one row per class, its connected parts are the instances;
+    if it has several, each row is one.
 
     Raises:
-        AnnotationError: a bad row, or an image of a row is missing.
+        AnnotationError: a row is bad, or its image is missing.
         ImageError: an image is unreadable.
     """
     index = options.index or _table_of(path)
     if index is None:
-        raise AnnotationError(path, "no CSV with the columns ImageId and EncodedPixels", "name the file")
+        raise AnnotationError(path, "no CSV with the columns ImageId and EncodedPixels", "give the CSV file")
     table = read_table(index, _roles(index), required=("runs",), keep_faulty=options.skip_bad)
     if not table.has("image") and not table.has("both"):
-        raise AnnotationError(index, "has no column ImageId and none ImageId_ClassId", "name the columns so")
+        raise AnnotationError(index, "has neither a column ImageId nor a column ImageId_ClassId", "rename the columns")
     if not table.rows:
         raise AnnotationError(index, "the CSV file has no rows below the header", "export the table again")
     sieve = Sieve(options.skip_bad)
@@ -109,21 +107,21 @@ def load_severstal(path: Path, options: LoadOptions) -> RawDataset:
 
 
 def rle_of_row(text: str, size_hw: tuple[int, int], where: object) -> Rle:
-    """Return the RLE of run lengths as text: pairs of first pixel and number of pixels, column by column, counted from
-    1.
+    """Return the RLE of run lengths as text: pairs of first pixel and pixel count, column-wise, counted from 1.
 
     Raises:
-        AnnotationError: something other than whole numbers, an odd count, or runs that overlap or leave the image.
+        AnnotationError: there is something other than whole numbers, an odd count, or runs that overlap or leave the
+            image.
     """
     fix = "export the run lengths again"
     words = text.split()
     if len(words) % 2:
         raise AnnotationError(
-            where, f"run lengths of {len(words)} numbers, pairs of first pixel and count expected", fix
+            where, f"run lengths of {len(words)} numbers, but pairs of first pixel and count are expected", fix
         )
     if any(len(word) > 12 or not word.isascii() or not word.isdigit() for word in words):
         wrong = next(word for word in words if len(word) > 12 or not word.isascii() or not word.isdigit())
-        raise AnnotationError(where, f"{wrong[:20]!r} among run lengths, whole numbers expected", fix)
+        raise AnnotationError(where, f"{wrong[:20]!r} among run lengths, but whole numbers are expected", fix)
     pairs: NDArray[np.int64] = np.array(words, np.int64).reshape(-1, 2)
     starts, ends = pairs[:, 0] - 1, pairs[:, 0] - 1 + pairs[:, 1]
     if not len(pairs) or starts.min() < 0 or pairs[:, 1].min() < 1:
@@ -155,7 +153,7 @@ def _image(
         if not entry.text:
             continue
         if not entry.class_name:
-            raise AnnotationError(entry.row.where, "has run lengths and no class", "complete the row")
+            raise AnnotationError(entry.row.where, "has run lengths but no class", "complete the row")
         rle = rle_of_row(entry.text, size_hw, entry.row.where)
         parts = (
             [rle] if each_row else component_rles(decode(rle), min_area_px=options.min_area_px, where=entry.row.where)

@@ -1,4 +1,4 @@
-"""Shapes that annotation tools draw beside polygons, as outlines; and what every reader of shapes does with images."""
+"""Outlines of shapes that annotation tools draw beside polygons, and image handling shared by shape formats."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ NO_MASKS = {
     "cuboid": "a cuboid",
     "skeleton": "a skeleton",
 }
-"""What tools call shapes that enclose no region that could be a mask."""
+"""Descriptions of shapes that enclose no region and so cannot be masks."""
 
 
 def ellipse_ring(
     centre_xy: tuple[float, float], radii_xy: tuple[float, float], *, turn_degrees: float = 0.0
 ) -> list[float]:
-    """Return an ellipse as a flat ring, a corner about every pixel, at least 16."""
+    """Return an ellipse as a flat ring with about one corner per pixel, at least 16."""
     count = int(np.clip(2 * math.pi * max(radii_xy), 16, 4096))
     angles = np.linspace(0, 2 * math.pi, count, endpoint=False)
     x, y = radii_xy[0] * np.cos(angles), radii_xy[1] * np.sin(angles)
@@ -48,27 +48,27 @@ def ellipse_ring(
 
 
 def refuse_shape(kind: str, where: object) -> None:
-    """Refuse a shape that is no region.
+    """Raise the error for a shape that is not a region.
 
     Raises:
         AnnotationError: always.
     """
     what = NO_MASKS.get(kind)
-    found = f"'{shortened(kind)}' is {what}, no mask" if what else f"shape '{shortened(kind)}' is not known"
+    found = f"'{shortened(kind)}' is {what}, not a mask" if what else f"shape '{shortened(kind)}' is not known"
     raise AnnotationError(where, found, "draw a polygon, a mask or an ellipse instead")
 
 
 def patch_rle(patch: np.ndarray, corner_xy: tuple[int, int], size_hw: tuple[int, int], where: object) -> Rle:
-    """Return the RLE of a bool [h,w] patch that lies at a corner of an image.
+    """Return the RLE of a bool [h,w] patch at a corner position of an image.
 
     Raises:
-        AnnotationError: the patch reaches out of the image, or is empty.
+        AnnotationError: the patch extends beyond the image, or is empty.
     """
     x, y = corner_xy
     if x < 0 or y < 0 or x + patch.shape[1] > size_hw[1] or y + patch.shape[0] > size_hw[0]:
         raise AnnotationError(
             where,
-            f"mask of {patch.shape[0]}x{patch.shape[1]} at row {y}, column {x} reaches out of the image of "
+            f"mask of {patch.shape[0]}x{patch.shape[1]} at row {y}, column {x} extends beyond the image of "
             f"{size_hw[0]}x{size_hw[1]} (height x width)",
             "export the mask again",
         )
@@ -78,7 +78,7 @@ def patch_rle(patch: np.ndarray, corner_xy: tuple[int, int], size_hw: tuple[int,
 
 
 def notice_at(sieve: Sieve, place: str) -> Notice:
-    """Return what tells a sieve of remarks on one shape."""
+    """Return a function that passes remarks on one shape to a sieve."""
 
     def tell(what: str, detail: str) -> None:
         sieve.remark(what, f"{place} ({detail})" if detail else place)
@@ -87,7 +87,7 @@ def notice_at(sieve: Sieve, place: str) -> Notice:
 
 
 def refuse_twice(images: Sequence[RawImage], where: object) -> None:
-    """Refuse two entries of one image file.
+    """Check that no image file has two entries.
 
     Raises:
         AnnotationError: there are two.
@@ -112,20 +112,21 @@ def with_unlabelled(
     what: str,
     looked_for: str,
 ) -> list[RawImage]:
-    """Return the images, and of the files that are none of them those that the import takes as defect-free.
+    """Return the images, plus the remaining files that the import takes as defect-free.
 
     Args:
-        images: that are annotated.
+        images: annotated images.
         files: every image file of the data set.
-        root: what names are relative to.
-        options: of the import.
-        sieve: told of what is left out.
+        root: folder that names are relative to.
+        options: options of the import.
+        sieve: receives what is left out.
         where: named in errors.
-        what: the files lack.
-        looked_for: for people.
+        what: what the files lack.
+        looked_for: names that were tried, for the user.
 
     Raises:
-        AnnotationError: as for `settle_unlabelled`; ImageError of a damaged file.
+        AnnotationError: as for `settle_unlabelled`.
+        ImageError: a file is damaged.
     """
     known = {image.path for image in images}
     left = [path for path in files if path not in known]
@@ -153,7 +154,7 @@ def with_unlabelled(
 
 
 def only_unusable(kinds: Sequence[str], usable: Callable[[str], bool], where: object, what: str) -> None:
-    """Refuse a set whose shapes are all of kinds that are no masks, before the first of them is told alone.
+    """Refuse a set in which no shape is a mask, before its first shape is reported alone.
 
     Raises:
         AnnotationError: there are shapes, and none is usable.

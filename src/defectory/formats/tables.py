@@ -1,5 +1,6 @@
-"""CSV tables as people save them: any usual delimiter and encoding, columns by meaning, damaged rows told by their
-number. Knows no format.
+"""CSV tables with any usual delimiter and encoding, columns found by name, and damaged rows reported by number.
+
+Does not depend on any format.
 """
 
 from __future__ import annotations
@@ -15,46 +16,49 @@ from defectory.textfile import read_text_file
 
 DELIMITERS = (",", ";", "\t", "|")
 MAX_CELL_CHARACTERS = 50_000_000
-"""Run lengths of a large mask fill one cell; the module's own limit is 131,072."""
+"""Run lengths of a large mask fill one cell; the module's default limit is 131,072."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One row: where it stands, for messages, and its cells by role."""
+    """One row: its place, for messages, and its cells by role."""
 
     where: str
     cells: Mapping[str, str]
     fault: AnnotationError | None = None
-    """What is wrong with the row, where it is kept all the same."""
+    """The error of the row, if it is kept anyway."""
 
     def get(self, role: str) -> str:
-        """Return the cell of a role, without outer blanks; empty where the table has no such column."""
+        """Return the cell of a role, without outer blanks; empty if the table has no such column."""
         return self.cells.get(role, "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A CSV file's rows, and which column of the file plays which role."""
+    """The rows of a CSV file, and the role of each column."""
 
     path: Path
     columns: Mapping[str, str]
-    """Role to the column's own name."""
+    """Name of the column of each role."""
     rows: tuple[Row, ...]
 
     def has(self, role: str) -> bool:
-        """Tell whether a column plays a role."""
+        """Return whether a column has a role."""
         return role in self.columns
 
 
 def read_header(path: Path) -> tuple[str, ...]:
-    """Return the column names of a CSV file, lower case; empty where it is no readable table. Reads a few kilobytes."""
+    """Return the column names of a CSV file in lower case; empty if it is not a readable table.
+
+    Reads only a few kilobytes.
+    """
     try:
         if not path.is_file():
             return ()
         with open(path, "rb") as stream:
             head = stream.read(8192)
         if b"\0" in head and head[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-            head = head.replace(b"\0", b"")  # UTF-16 without a mark
+            head = head.replace(b"\0", b"")  # UTF-16 without a byte-order mark
         for encoding in ("utf-16" if head[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig", "cp1252"):
             try:
                 text = head.decode(encoding, "ignore" if encoding != "cp1252" else "replace")
@@ -70,20 +74,18 @@ def read_header(path: Path) -> tuple[str, ...]:
 def read_table(
     path: Path, roles: Mapping[str, Sequence[str]], *, required: Sequence[str], keep_faulty: bool = False
 ) -> Table:
-    """Read a CSV file; columns are matched to roles by name, capitals and blanks aside, the first name of a role's list
-    first.
+    """Load a CSV file; columns are matched to roles by name, ignoring case and blanks, the first name of a role first.
 
-    Every row needs a cell for each column that plays a role; blank rows are passed over, and so are empty cells beyond
-    the header.
+    Every row needs a cell for each column with a role; blank rows and empty cells beyond the header are skipped.
 
     Args:
         path: the file: comma, semicolon, tab or bar; UTF-8, UTF-16 or Windows-1252.
-        roles: role to the column names that people give it, lower case.
-        required: roles without which the table says nothing.
-        keep_faulty: short and long rows are kept with their fault, to be rejected one by one.
+        roles: for each role, the column names that people use for it, lower case.
+        required: roles without which the table cannot be used.
+        keep_faulty: keep short and long rows with their error, to be rejected one by one.
 
     Raises:
-        AnnotationError: not a table, a column is missing or there twice, or a row is short or long.
+        AnnotationError: the file is not a table, a column is missing or occurs twice, or a row is short or long.
     """
     text, stated = _without_separator_line(read_text_file(path).text)
     if not text.strip():
@@ -98,7 +100,7 @@ def read_table(
         raise AnnotationError(
             path,
             f"has the columns {_listed(header)}; {_listed(missing)} expected",
-            f"name the columns so in row {number_of_header}",
+            f"rename the columns in row {number_of_header}",
         )
     places = {role: header.index(name) for role, name in columns.items()}
     rows: list[Row] = []
@@ -136,7 +138,7 @@ def _fault_of(
 
 
 def _parsed(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Return the rows that hold something, with the number of the line on which each ends; the first is the header."""
+    """Return the rows that are not blank, with the number of the line each one ends on; the first is the header."""
     limit = csv.field_size_limit(MAX_CELL_CHARACTERS)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, strict=True)
     try:
@@ -173,7 +175,7 @@ def _columns(path: Path, header: Sequence[str], roles: Mapping[str, Sequence[str
 
 
 def _without_separator_line(text: str) -> tuple[str, str | None]:
-    """Cut Excel's first line `sep=;` off, and say what it states."""
+    """Remove Excel's first line `sep=;`, and return the rest and the delimiter."""
     head, _, rest = text.partition("\n")
     if head.lower().startswith("sep=") and len(head) == 5:
         # the line stays as a blank one, so that rows keep their numbers

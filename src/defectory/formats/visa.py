@@ -1,5 +1,7 @@
-"""VisA: `image_anno.csv`, `split_csv/1cls.csv`, or the folders `Data/Images/Normal`, `Data/Images/Anomaly` and
-`Data/Masks/Anomaly` of one object.
+"""VisA: a table or the folders of one object.
+
+The table is `image_anno.csv` or `split_csv/1cls.csv`; the folders are `Data/Images/Normal`, `Data/Images/Anomaly` and
+`Data/Masks/Anomaly`.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ TABLES = ("image_anno.csv", "split_csv/1cls.csv", "1cls.csv")
 
 
 def recognise_visa(path: Path) -> str | None:
-    """Return the layout in words where a path is, or a folder holds, VisA's table or its folders, else None."""
+    """Return the layout in words if a path is, or a folder contains, VisA's table or its folders, else None."""
     table = _table_of(path)
     if table is not None:
         return f"VisA CSV ({table.name})"
@@ -46,18 +48,21 @@ def recognise_visa(path: Path) -> str | None:
 
 
 def load_visa(path: Path, options: LoadOptions) -> RawDataset:
-    """Load one object of VisA: rows labelled `normal` are defect-free and need no mask, all others have one; a label is
-    the class.
+    """Load one object of VisA; a row's label is the class.
+
+    Rows labelled `normal` are defect-free and need no mask; all others have one.
 
     Raises:
-        AnnotationError: several objects, a bad row, or a mask is missing or without an image.
+        AnnotationError: there are several objects, a bad row, or a mask is missing or has no image.
         ImageError: an image or mask is unreadable, or their sizes differ.
     """
     table = options.index or _table_of(path)
     if table is not None:
         return _of_table(path if is_folder(path) else path.parent, table, options)
     if not is_folder(path):
-        raise AnnotationError(path, "no VisA table and no folder", "give image_anno.csv or the folder of one object")
+        raise AnnotationError(
+            path, "no VisA table and no VisA folders", "give image_anno.csv or the folder of one object"
+        )
     if _data_folders(path) is None:
         objects = _objects(path)
         if len(objects) != 1:
@@ -78,7 +83,7 @@ def _of_table(root: Path, path: Path, options: LoadOptions) -> RawDataset:
         raise AnnotationError(
             path,
             f"lists {len(objects)} objects ({_listed(objects)})",
-            "give the folder of one, or a CSV of its rows alone",
+            "give the folder of one object, or a CSV with only its rows",
         )
     kinds = {
         row.where: tuple(name.strip() for name in row.get("label").split(",") if name.strip()) for row in table.rows

@@ -1,4 +1,4 @@
-"""Pascal VOC: class and object masks beside XML, or XML with polygons; XML with boxes alone is told as that."""
+"""Pascal VOC: class and object masks beside XML, or XML with polygons; XML with boxes only is refused as such."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ from defectory.textfile import read_text_file, read_xml_file, sniff_text
 CLASS_FOLDERS = ("segmentationclass", "segmentationclasspng")
 OBJECT_FOLDERS = ("segmentationobject", "segmentationobjectpng")
 IGNORED_VALUE = 255
-"""VOC's border around objects, neither object nor background."""
+"""VOC's border around objects, which is neither object nor background."""
 LOOKED_AT_FILES = 2000
 MIN_VOTES_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class VocObject:
-    """One `object` of an XML file; `rings` is empty where it has a box alone."""
+    """One `object` of an XML file; `rings` is empty if it has only a box."""
 
     name: str
     rings: tuple[tuple[float, ...], ...]
@@ -76,15 +76,13 @@ class VocFile:
 
 @dataclass(kw_only=True)
 class _Masks:
-    """What the masks of a data set are called: a table of colours, or values whose names are learnt from lists and
-    XML.
-    """
+    """The class names of the masks: a table of colours, or values whose names are learned from lists and XML."""
 
     table: ColourTable | None
     listed: Mapping[int, str] | None
     votes: dict[int, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     has_other_values: bool = False
-    """A value besides 0 and 255 was seen, so 255 is the border."""
+    """Whether a value other than 0 and 255 was seen, so that 255 is the border."""
 
     def name_of(self, value: int) -> str:
         """Return the class of a mask value."""
@@ -101,7 +99,7 @@ class _Masks:
 
 
 def recognise(path: Path) -> str | None:
-    """Tell a folder with VOC's mask folders."""
+    """Recognise a folder with VOC's mask folders."""
     base = _base(path)
     if base is None:
         return None
@@ -110,7 +108,7 @@ def recognise(path: Path) -> str | None:
 
 
 def recognise_xml(path: Path) -> str | None:
-    """Tell a folder with VOC's XML files; tried last, since sets with masks often have XML with boxes, too."""
+    """Recognise a folder with VOC's XML files; tried last, because sets with masks often have XML with boxes, too."""
     if not is_folder(path):
         return None
     try:
@@ -121,16 +119,18 @@ def recognise_xml(path: Path) -> str | None:
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load a Pascal VOC data set: masks where there are any, else the polygons of its XML files.
+    """Load a Pascal VOC data set: its masks if there are any, else the polygons of its XML files.
 
     Raises:
-        AnnotationError: without `skip_bad`, a bad mask or XML file; XML files with boxes alone.
-        ImageError: without `skip_bad`, a bad image.
+        AnnotationError: a mask or XML file is bad and `skip_bad` is off, or the XML files have only boxes.
+        ImageError: an image is bad and `skip_bad` is off.
     """
     sieve = Sieve(options.skip_bad)
     base = _base(path)
     if base is None and not is_folder(path):
-        raise AnnotationError(path, "is no folder", "give the folder that holds SegmentationClass/, or the XML files")
+        raise AnnotationError(
+            path, "is not a folder", "give the folder that holds SegmentationClass/, or the XML files"
+        )
     images, names = _of_masks(base, options, sieve) if base is not None else _of_xml(path, options, sieve)
     return RawDataset(class_names=names, images=tuple(images), rejected=tuple(sieve.rejected), remarks=sieve.remarks)
 
@@ -155,7 +155,7 @@ def _of_masks(base: Path, options: LoadOptions, sieve: Sieve) -> tuple[list[RawI
     )
     root = options.image_root or child_folder(base, IMAGE_FOLDERS)
     if root is None:
-        raise AnnotationError(base, "no JPEGImages/ in it", "add the images, or say where they lie (--image-root)")
+        raise AnnotationError(base, "no JPEGImages/ in it", "add the images, or give their folder (--image-root)")
     table = load_colour_table(options.class_colours) if options.class_colours is not None else find_colour_table([base])
     meaning = _Masks(table=table, listed=None if table is not None else find_value_names([base]))
     parts = _parts(base)
@@ -217,7 +217,7 @@ def _raise_orphans(mask: Path, count: int) -> None:
 
 
 def _parts(base: Path) -> dict[str, Part]:
-    """Return the part of each image by ImageSets/Segmentation/train.txt and so on."""
+    """Return the part of each image from ImageSets/Segmentation/train.txt and so on."""
     folder = child_folder(base, ["imagesets"])
     lists = None if folder is None else child_folder(folder, ["segmentation"]) or child_folder(folder, ["main"])
     parts: dict[str, Part] = {}
@@ -233,7 +233,7 @@ def _parts(base: Path) -> dict[str, Part]:
 
 
 def _values(path: Path, meaning: _Masks) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return the class value of each pixel, and which are to be ignored."""
+    """Return the class value of each pixel, and which pixels to ignore."""
     mask = load_mask(path)
     if meaning.table is not None:
         values, ignored = by_colour(mask, meaning.table, path)
@@ -244,15 +244,16 @@ def _values(path: Path, meaning: _Masks) -> tuple[NDArray[np.int64], NDArray[np.
 def _plain_values(path: Path, mask: MaskImage) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     if mask.kind == "colour":
         raise AnnotationError(
-            path, "is a mask of colours, and no table says what they mean", "add labelmap.txt, or give --class-colours"
+            path, "is a mask in colour, but no table explains its colours", "add labelmap.txt, or give --class-colours"
         )
     values = mask.values.astype(np.int64)
     return values, values == IGNORED_VALUE
 
 
 def _survey(mask: Path, objects: Path | None, xml: Path | None, meaning: _Masks) -> None:
-    """Learn which class value has which name, from objects that stand in the same order in mask and XML, and from
-    images of one class.
+    """Learn the names of class values.
+
+    They come from objects in the same order in mask and XML, and from images with one class.
     """
     values, ignored = _values(mask, meaning)
     inside = np.unique(values[~ignored & (values > 0)])
@@ -306,11 +307,11 @@ def _masked_image(
 
 
 def _class_of_objects(objects: NDArray[np.uint16], values: NDArray[np.int64]) -> dict[int, int]:
-    """Return the commonest class value of the pixels of each object."""
+    """Return the most frequent class value of the pixels of each object."""
     inside = objects > 0
     step = int(values.max(initial=0)) + 1
     pairs, counts = np.unique(objects[inside].astype(np.int64) * step + values[inside], return_counts=True)
-    # the largest count of an object comes last, and stays
+    # the largest count of an object comes last, and overwrites the others
     return {int(pairs[at]) // step: int(pairs[at]) % step for at in np.argsort(counts, kind="stable")}
 
 
@@ -338,7 +339,7 @@ def _of_xml(path: Path, options: LoadOptions, sieve: Sieve) -> tuple[list[RawIma
         raise AnnotationError(
             path,
             f"XML files with {len(objects)} boxes and no masks (no SegmentationClass/, no polygons)",
-            "export instance masks, boxes alone do not do",
+            "export instance masks, because boxes alone are not enough",
         )
     if not files and not sieve.rejected:
         raise AnnotationError(
@@ -365,7 +366,7 @@ def _read_xml(path: Path, place: str) -> VocFile:
     root = read_xml_file(path)
     if root.tag != "annotation":
         raise AnnotationError(
-            path, f"begins with <{shortened(root.tag)}>, <annotation> was expected", "export the annotations again"
+            path, f"begins with <{shortened(root.tag)}>, but <annotation> is expected", "export the annotations again"
         )
     objects: list[VocObject] = []
     for number, element in enumerate(root.findall("object"), start=1):
@@ -377,7 +378,7 @@ def _read_xml(path: Path, place: str) -> VocFile:
         objects.append(VocObject(name=name, rings=rings, where=where, place=f"{place}: object {number}"))
     size = root.find("size")
     texts = {} if size is None else {name: size.findtext(name) for name in ("height", "width")}
-    # labelImg writes 0 where it could not open the image
+    # labelImg writes 0 if it could not open the image
     stated = (
         None if texts.get("height") in ("0", "0.0") or texts.get("width") in ("0", "0.0") else size_hw_of(texts, path)
     )
@@ -387,7 +388,7 @@ def _read_xml(path: Path, place: str) -> VocFile:
 
 
 def _ring(polygon: Element, where: str) -> tuple[float, ...]:
-    """Return a polygon's corners: `<x1>..<y1>..<x2>..` as Roboflow writes them, or `<pt><x>..<y>..</pt>`."""
+    """Return a polygon's corners, from `<x1>..<y1>..<x2>..` as Roboflow writes them, or from `<pt><x>..<y>..</pt>`."""
     points = [element for element in polygon if element.tag in ("pt", "point")]
     pairs: list[Mapping[str, str | None]] = [{"x": point.findtext("x"), "y": point.findtext("y")} for point in points]
     if not pairs:
@@ -429,7 +430,9 @@ def _xml_image(file: VocFile, base: Path, finder: ImageFinder, sieve: Sieve) -> 
 
 def _xml_instance(entry: VocObject, size_hw: tuple[int, int], sieve: Sieve) -> RawInstance:
     if not entry.rings:
-        raise AnnotationError(entry.where, "has a box and no polygon", "export instance masks, a box alone is no mask")
+        raise AnnotationError(
+            entry.where, "has a box but no polygon", "export instance masks, a box alone is not a mask"
+        )
     rings: Sequence[Sequence[float]] = [list(ring) for ring in entry.rings]
     return RawInstance(
         class_name=entry.name, rle=polygons_to_rle(rings, size_hw, entry.where, notice=notice_at(sieve, entry.place))

@@ -1,4 +1,4 @@
-"""YOLO segmentation: `data.yaml` or `classes.txt`, images, and label files of normalised polygons."""
+"""YOLO segmentation: `data.yaml` or `classes.txt`, images, and label files with normalised polygons."""
 
 from __future__ import annotations
 
@@ -46,8 +46,9 @@ LOOKED_AT_FILES = 5_000
 
 
 def recognise_yolo(path: Path) -> str | None:
-    """Return the layout in words where a path is a YOLO `data.yaml`, or a folder with one or with `classes.txt` and
-    label files, else None.
+    """Return the layout in words if a path is in YOLO format, else None.
+
+    It is if it is a `data.yaml`, or a folder with one or with `classes.txt` and label files.
     """
     if not is_folder(path):
         return (
@@ -69,11 +70,12 @@ def recognise_yolo(path: Path) -> str | None:
 def load_yolo(path: Path, options: LoadOptions) -> RawDataset:
     """Load a YOLO segmentation data set.
 
-    `train`, `val` and `test` of `data.yaml` are folders, lists of folders or lists of images; labels lie where the last
-    `images` of a path is `labels`, or beside the images. An empty label file says that an image is free of defects.
+    `train`, `val` and `test` of `data.yaml` are folders, lists of folders or lists of images. Labels lie in the path
+    with its last `images` replaced by `labels`, or beside the images. An empty label file means that an image is free
+    of defects.
 
     Raises:
-        AnnotationError: the file, or without `skip_bad` any entry, is bad.
+        AnnotationError: the file is bad, or any entry is and `skip_bad` is off.
         ImageError: an image is unreadable.
     """
     source = path if not is_folder(path) else _yaml_in(path)
@@ -81,7 +83,9 @@ def load_yolo(path: Path, options: LoadOptions) -> RawDataset:
     if source is not None:
         data = load_data_yaml(source)
         if data.stated_count is not None and data.stated_count != len(data.names):
-            sieve.remark(f"nc is {data.stated_count}, names lists {len(data.names)} classes; names counts", source.name)
+            sieve.remark(
+                f"nc is {data.stated_count}, names lists {len(data.names)} classes; names is used", source.name
+            )
     else:
         listed = _class_list_in(path)
         if listed is None:
@@ -96,7 +100,7 @@ def load_yolo(path: Path, options: LoadOptions) -> RawDataset:
     found = find_images(data, root, options, sieve)
     if not found.parts:
         raise AnnotationError(
-            path, "no image file in the folders that it names", "check path, train and val, or give --image-root"
+            path, "no image file in the folders that it lists", "check path, train and val, or give --image-root"
         )
     names = found.names(options.image_root or root)
     labels = {image: find_labels(image, root, options) for image in names}
@@ -135,7 +139,9 @@ def _read(
     )
     several = any(len(parts) > 1 for parts in found.parts.values())
     if several:
-        sieve.remark("train, val and test name the same images, so the data brings no split of its own", data.path.name)
+        sieve.remark(
+            "train, val and test list the same images, so the data set has no split of its own", data.path.name
+        )
     images: list[RawImage] = []
     for path, name in names.items():
         if not labels[path] and options.unlabelled != "defect-free":
@@ -188,12 +194,12 @@ def _instances(label: Path, data: DataYaml, size_hw: tuple[int, int], name: str,
         if len(values) in (4, 5):
             raise AnnotationError(
                 where,
-                "a box (class, x, y, width, height), no outline: these are labels for detection",
+                "a box (class, x, y, width, height), not an outline: these are labels for detection",
                 "export labels for segmentation",
             )
         if len(values) >= 6 and len(values) % 2 == 0 and max(map(abs, values)) > 2 and max(values) > 2:
             raise AnnotationError(
-                where, f"coordinates up to {max(values):g}, 0 to 1 expected", "export normalised coordinates"
+                where, f"coordinates up to {max(values):g}, but 0 to 1 is expected", "export normalised coordinates"
             )
         ring = [value * (width if position % 2 == 0 else height) for position, value in enumerate(values)]
         rle = polygons_to_rle([ring], size_hw, where, notice=partial(_notice, sieve, where))
@@ -201,14 +207,14 @@ def _instances(label: Path, data: DataYaml, size_hw: tuple[int, int], name: str,
     return instances
 
 
-def _notice(sieve: Sieve, where: str, what: str, detail: str) -> None:  # noqa: ARG001  # the detail is this place's alone
+def _notice(sieve: Sieve, where: str, what: str, detail: str) -> None:  # noqa: ARG001  # unused in YOLO
     sieve.remark(what, where)
 
 
 def _refuse_orphan_labels(
     root: Path, labels: Mapping[Path, Sequence[Path]], options: LoadOptions, sieve: Sieve
 ) -> None:
-    """Tell label files that belong to no image of the set, in the folders that the set's labels lie in."""
+    """Report label files that belong to no image of the set, in the folders with the set's labels."""
     used = {label for found in labels.values() for label in found}
     folders = {label.parent for label in used}
     left: list[Path] = []
@@ -218,13 +224,13 @@ def _refuse_orphan_labels(
             for path in files_with(folder, [".txt"], options, sieve)
             if path not in used and path.name.lower() not in NO_LABELS
         ]
-    # a set may list a part of its images alone: labels of images that are there are none without an image
+    # a set may list only part of its images; a label whose image file exists is not without an image
     orphans = [path for path in dict.fromkeys(left) if image_of_label(path, root) is None and _looks_like_labels(path)]
     refuse_orphans(orphans, root, sieve, what="label file")
 
 
 def _looks_like_labels(path: Path) -> bool:
-    """Tell whether a text file begins with a class number and coordinates, or is empty."""
+    """Return whether a text file is empty or begins with a class number and coordinates."""
     try:
         with open(path, "rb") as stream:
             words = stream.read(4096).decode("utf-8-sig", "replace").split("\n")[0].split()
@@ -263,7 +269,7 @@ def _yaml_in(folder: Path) -> Path | None:
 
 
 def _lists_names(path: Path) -> bool:
-    """Tell whether a YAML file has a key `names` at its first level, without parsing it; in UTF-16, too."""
+    """Return whether a YAML file has a top-level key `names`, without parsing it; also in UTF-16."""
     try:
         with open(path, "rb") as stream:
             head = stream.read(1_000_000).replace(b"\0", b"")

@@ -1,5 +1,6 @@
-"""Where the images and label files of a YOLO data set lie: as `data.yaml` says, as tools lay them out, and on another
-machine than it was made on.
+"""The places of a YOLO data set's images and label files.
+
+They are as `data.yaml` says, as tools lay them out, or moved from another machine.
 """
 
 from __future__ import annotations
@@ -30,19 +31,17 @@ from defectory.textfile import read_text_file
 
 @dataclass
 class FoundImages:
-    """The images of a data set and the parts that name each."""
+    """The images of a data set, and the parts that list each one."""
 
     parts: dict[Path, set[Part]] = field(default_factory=dict)
 
     def add(self, paths: Iterable[Path], part: Part | None) -> None:
-        """Add images of a part, or of none."""
+        """Add images of a part, or without a part."""
         for path in paths:
             self.parts.setdefault(path, set()).update(() if part is None else (part,))
 
     def names(self, root: Path) -> Mapping[Path, str]:
-        """Return what each image is called: relative to the root, without `images/` where all lie in it; distinct for
-        distinct files.
-        """
+        """Return a distinct name for each image, relative to the root, without `images/` if all images lie in it."""
         paths = list(self.parts)
         if not all(path.is_relative_to(root) for path in paths):
             root = Path(os.path.commonpath([path.parent for path in paths]))
@@ -56,7 +55,7 @@ class FoundImages:
 
 
 def find_root(data: DataYaml, folder: Path, sieve: Sieve) -> Path:
-    """Return the folder that entries are relative to: `path`, or where that is not there the folder of the file."""
+    """Return the folder that entries are relative to: `path`, or the folder of the file if `path` does not exist."""
     stated = data.root.strip().replace("\\", "/")
     folder = _plain(folder)
     if not stated or "\0" in stated:
@@ -66,16 +65,17 @@ def find_root(data: DataYaml, folder: Path, sieve: Sieve) -> Path:
             return _plain(place)
     if PurePosixPath(stated).name != folder.name:
         sieve.remark(
-            f"path {data.root[:80]!r} is not there; folders are taken from where {data.path.name} lies", data.path.name
+            f"path {data.root[:80]!r} does not exist; folders are relative to {data.path.name}", data.path.name
         )
     return folder
 
 
 def find_images(data: DataYaml, root: Path, options: LoadOptions, sieve: Sieve) -> FoundImages:
-    """Return the images that `train`, `val` and `test` name; without these entries what lies in usual folders.
+    """Return the images that `train`, `val` and `test` list; without these entries, those in the usual folders.
 
     Raises:
-        AnnotationError: `train`, or the only entry, is not there, or a list names what is no image of the set.
+        AnnotationError: `train`, or the only entry, does not exist, or a list contains something that is not an image
+            of the set.
     """
     found = FoundImages()
     if options.image_root is not None:
@@ -91,15 +91,16 @@ def find_images(data: DataYaml, root: Path, options: LoadOptions, sieve: Sieve) 
                 paths = images_in(place, options, sieve) if is_folder(place) else _listed(place, root, options, sieve)
                 found.add(paths, part_of(key))
             elif key == "train" or len(data.parts) == 1:
-                raise AnnotationError(data.path, f"{key}: {entry[:120]!r} is not there", "correct the entry, or path")
+                raise AnnotationError(data.path, f"{key}: {entry[:120]!r} does not exist", "correct the entry, or path")
             else:
-                sieve.remark(f"{key}: {entry[:80]!r} is not there and passed over", data.path.name)
+                sieve.remark(f"{key}: {entry[:80]!r} does not exist and is skipped", data.path.name)
     return found
 
 
 def find_labels(image: Path, root: Path, options: LoadOptions) -> Sequence[Path]:
-    """Return the label files of an image: mirrored into `labels/`, or beside it; a further one only where it differs
-    from the first.
+    """Return the label files of an image: in the mirrored path under `labels/`, or beside it.
+
+    A further file counts only if it differs from the first.
     """
     places: list[Path] = []
     parts = image.parts
@@ -136,7 +137,7 @@ def image_of_label(label: Path, root: Path) -> Path | None:
 
 
 def _labels_in(folder: Path) -> Path:
-    """Return the folder of labels in a folder, whatever its capitals."""
+    """Return the folder of labels in a folder, in any case."""
     plain = folder / "labels"
     return plain if is_folder(plain) else child_folder(folder, ("labels", "label")) or plain
 
@@ -149,7 +150,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _spelled(places: Iterable[Path], suffixes: Iterable[str]) -> Iterator[Path]:
-    """Yield each path with each suffix, its name as it is and with composed and decomposed letters."""
+    """Yield each path with each suffix, with its name as it is and with composed and decomposed letters."""
     for place in places:
         for suffix in suffixes:
             name = f"{place.stem}{suffix}"
@@ -168,8 +169,9 @@ def _add_usual(found: FoundImages, root: Path, options: LoadOptions, sieve: Siev
 
 
 def _find(root: Path, beside: Path, entry: str) -> Path | None:
-    """Return the folder or list of an entry: relative to the root, as Roboflow writes it (`../train/images`), or by its
-    last folders.
+    """Return the folder or list of an entry: relative to the root, as Roboflow writes it (`../train/images`), or moved.
+
+    A moved path is found by its last folders.
     """
     text = entry.strip().replace("\\", "/")
     if not text or "\0" in text:
@@ -186,12 +188,12 @@ def _find(root: Path, beside: Path, entry: str) -> Path | None:
 
 
 def _by_last_folders(root: Path, name: PurePosixPath) -> list[Path]:
-    """Return where the last folders of a path of another machine may be here."""
+    """Return where the last folders of a path from another machine may be here."""
     return [root.joinpath(*name.parts[at:]) for at in range(1, len(name.parts)) if ".." not in name.parts[at:]]
 
 
 def _listed(path: Path, root: Path, options: LoadOptions, sieve: Sieve) -> list[Path]:
-    """Return the images that a list file names, each inside the data set."""
+    """Return the images that a list file names, all of them inside the data set."""
     found: list[Path | None] = []
     for number, line in enumerate(read_text_file(path).text.split("\n"), start=1):
         where = f"{path.name}:{number}"
@@ -213,5 +215,5 @@ def _listed_image(line: str, path: Path, root: Path, where: str, options: LoadOp
 
 
 def _plain(path: Path) -> Path:
-    """Return a path without `..` in it."""
+    """Return a path with `..` resolved."""
     return Path(os.path.normpath(path)) if ".." in path.parts else path

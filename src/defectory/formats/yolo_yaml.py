@@ -1,4 +1,4 @@
-"""YOLO's `data.yaml`, read as text without expanding anything: class names by number, where the parts lie."""
+"""YOLO's `data.yaml`: class names by number and the folders of the parts, read as text without expanding anything."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Node = str | list[Any] | dict[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class DataYaml:
-    """What a `data.yaml` says."""
+    """The content of a `data.yaml`."""
 
     path: Path
     names: Mapping[int, str]
@@ -38,23 +38,27 @@ def load_data_yaml(path: Path) -> DataYaml:
     """Load a `data.yaml`.
 
     Raises:
-        AnnotationError: it is no YAML mapping, is too large, nested or full of aliases, or its `names` are not class
+        AnnotationError: it is not a YAML mapping, is too large, nested or full of aliases, or its `names` are not class
             names by number.
     """
     content = load_yaml_text(path)
     if not isinstance(content, dict):
         raise AnnotationError(
-            path, f"holds {_kind(content)}, a mapping with 'names' expected", "give the data.yaml of a YOLO data set"
+            path,
+            f"contains {_kind(content)}, but a mapping with 'names' is expected",
+            "give the data.yaml of a YOLO data set",
         )
     if "names" not in content:
         raise AnnotationError(path, "no class list 'names'", "give the data.yaml of a YOLO segmentation data set")
     names = names_of(content["names"], path)
     count = content.get("nc")
     if count is not None and not (isinstance(count, str) and count.isascii() and count.isdigit() and len(count) < 8):
-        raise AnnotationError(path, f"nc is {str(count)[:40]!r}, a whole number expected", "correct nc or leave it out")
+        raise AnnotationError(
+            path, f"nc is {str(count)[:40]!r}, but a whole number is expected", "correct nc or leave it out"
+        )
     root = content.get("path", "")
     if not isinstance(root, str):
-        raise AnnotationError(path, f"path is {_kind(root)}, a folder expected", "correct path or leave it out")
+        raise AnnotationError(path, f"path is {_kind(root)}, but a folder is expected", "correct path or leave it out")
     parts: dict[str, tuple[str, ...]] = {}
     for key, part in (("train", "train"), ("val", "val"), ("valid", "val"), ("validation", "val"), ("test", "test")):
         value = content.get(key)
@@ -63,7 +67,9 @@ def load_data_yaml(path: Path) -> DataYaml:
         entries = [value] if isinstance(value, str) else value
         if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
             raise AnnotationError(
-                path, f"{key} is {_kind(value)}, a folder, a list of folders or a list file expected", f"correct {key}"
+                path,
+                f"{key} is {_kind(value)}, but a folder, a list of folders or a list file is expected",
+                f"correct {key}",
             )
         parts[part] = (*parts.get(part, ()), *entries)
     return DataYaml(
@@ -79,7 +85,7 @@ def names_of(value: Node, where: object) -> dict[int, str]:
     """Return class names by number from a list, a mapping of numbers to names, or the name of the only class.
 
     Raises:
-        AnnotationError: something else, or a name that is empty or there twice.
+        AnnotationError: it is something else, or a name is empty or occurs twice.
     """
     if isinstance(value, str):
         pairs: list[tuple[str, Any]] = [("0", value)]
@@ -99,7 +105,9 @@ def names_of(value: Node, where: object) -> dict[int, str]:
             )
         if not isinstance(name, str) or not name.strip() or name in ("null", "~"):
             found = f"{name!r:.40}" if isinstance(name, str) else _kind(name)
-            raise AnnotationError(where, f"names: class {key} is {found}, a name expected", "give each class a name")
+            raise AnnotationError(
+                where, f"names: class {key} is {found}, but a name is expected", "give each class a name"
+            )
         if int(key) in names:
             raise AnnotationError(where, f"names has the class {int(key)} twice", "give each class once")
         names[int(key)] = name.strip()
@@ -113,7 +121,7 @@ def load_yaml_text(path: Path) -> Node:
     """Load a YAML file with every scalar as text; nothing is constructed, and aliases are few and not copied.
 
     Raises:
-        AnnotationError: too large, too deep, too many aliases, a key twice, or no YAML.
+        AnnotationError: it is too large, too deep, has too many aliases or a key twice, or is not YAML.
     """
     text = read_text_file(path).text
     if len(text) > MAX_CHARACTERS:
@@ -132,7 +140,7 @@ def load_yaml_text(path: Path) -> Node:
 
 
 def _refuse_odd_structure(path: Path, events: Iterator[Any]) -> None:
-    """Look at the structure alone, before anything is built."""
+    """Check the structure only, before anything is built."""
     aliases = depth = 0
     for event in events:
         if isinstance(event, yaml.AliasEvent):
@@ -150,14 +158,14 @@ def _refuse_odd_structure(path: Path, events: Iterator[Any]) -> None:
 
 
 def _built(path: Path, events: Iterator[Any]) -> Node:
-    """Build lists, mappings and texts from events; the structure has been looked at."""
+    """Build lists, mappings and texts from events; the structure has been checked."""
     anchors: dict[str, Node] = {}
 
     def node(event: Any) -> Node:
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in anchors:
                 raise AnnotationError(
-                    path, f"the alias *{event.anchor[:40]} stands for nothing before it", "write the value out"
+                    path, f"the alias *{event.anchor[:40]} refers to nothing before it", "write the value out"
                 )
             return anchors[event.anchor]
         value: Node

@@ -1,1 +1,1 @@
-"""The mask bank: which masks may be used at synthesis, how they are perturbed and placed. No torch."""
+"""Masks for synthesis: the mask bank, other mask sources, perturbation and placement."""

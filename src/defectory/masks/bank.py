@@ -1,4 +1,4 @@
-"""The mask bank, from train alone."""
+"""The mask bank, built from train only."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskB
     """Collect the masks of all train instances, each from the tile that shows most of it.
 
     Args:
-        tileset: tiles of the run; only part `train` is read.
-        split: its firewall is asked about every image.
-        min_area_px: smaller masks stay out.
+        tileset: tiles of the run; only part `train` is used.
+        split: its firewall checks every image.
+        min_area_px: minimum area of a mask in the bank.
 
     Raises:
         FirewallError: a train tile comes from an image that is not in train.
     """
     tiles = [tile for tile in tileset.of("train") if tile.instances]
     split.require_training_ids((tile.image_id for tile in tiles), stage="mask bank")
-    # a crack cut by a tile's border is no crack of its own
+    # a crack cut by a tile's border is not a separate crack
     best: dict[tuple[int, int], tuple[float, MaskBankEntry]] = {}
     for tile in tiles:
         for instance in tile.instances:

@@ -1,4 +1,4 @@
-"""Configuration of the mask bank and its perturbation."""
+"""Configuration of mask sources, perturbation and placement."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SeverityBy = Literal["area", "width", "length"]
 
 
 class MaskDiffusionConfig(Section):
-    """Training of the diffusion model of masks."""
+    """Settings for training the diffusion model of masks."""
 
     num_steps: int = Field(default=1500, ge=1)
     batch_size: int = Field(default=16, ge=1)
@@ -20,19 +20,19 @@ class MaskDiffusionConfig(Section):
 
 
 class MaskShares(Section):
-    """How much of the masks each source gives, in proportion."""
+    """Relative share of the masks that each source supplies."""
 
     bank: float = Field(default=1.0, ge=0)
     """Training masks, perturbed."""
     expert: float = Field(default=0.0, ge=0)
-    """Masks of `masks.expert`, perturbed."""
+    """Masks from `masks.expert`, perturbed."""
     statistical: float = Field(default=0.0, ge=0)
-    """Drawn anew from the figures of the training masks: length, width, wander and branches of cracks, size and
+    """New masks from shape statistics of the training masks: length, width, wander and branches of cracks, size and
     roughness of blobs.
     """
 
     diffusion: float = Field(default=0.0, ge=0)
-    """Drawn anew by a small diffusion model that learns the training masks first; minutes."""
+    """New masks from a small diffusion model that is first trained on the training masks; takes minutes."""
 
     @model_validator(mode="after")
     def _some_source(self) -> MaskShares:
@@ -42,28 +42,27 @@ class MaskShares(Section):
 
 
 class MaskConfig(Section):
-    """Where masks come from, and how they are perturbed before they are placed."""
+    """Settings for where masks come from and how they are perturbed and placed."""
 
     sources: MaskShares = MaskShares()
     expert: str | None = None
-    """Masks of an expert: a folder with one folder of PNG masks per class, or a COCO file. PNG files named as bank
-    entries correct them, whatever the shares; `defectory masks review` writes such a folder.
+    """Masks of an expert: a folder with one folder of PNG masks per class, or a COCO file. PNG files named like bank
+    entries replace these entries, whatever the shares; `defectory masks review` writes such a folder.
     """
     diffusion: MaskDiffusionConfig = MaskDiffusionConfig()
     num_branches: int | None = Field(default=None, ge=0)
-    """Branches of the lines that the statistical and the diffusion source draw, counted off the longest path; as in
-    train, if not set.
-    """
+    """Number of branches of lines from the statistical and the diffusion source; None: as in train."""
     severity: tuple[float, float] = (0.0, 1.0)
-    """Quantiles of the sizes of each class's training masks between which sizes lie: (0.5, 1) draws the larger half."""
+    """Quantiles of the sizes of each class's training masks that new masks lie between: (0.5, 1) draws the larger half.
+    """
     severity_by: SeverityBy = "area"
-    """What `severity` orders masks by: area, mean width, or the longer side of the box. Depth of tone is
+    """How `severity` orders masks: by area, mean width, or longer side of the box. The depth of tone is set by
     synthesis.tone_quantile.
     """
     class_balance: Literal["train", "even"] = "train"
-    """`train`: classes come as often as in train; `even`: rare ones as often as common ones."""
+    """`train`: classes are as frequent as in train; `even`: all classes are equally frequent."""
     max_uses: int | None = Field(default=None, ge=1)
-    """Most drivers that one mask of the bank or the expert serves."""
+    """Maximum number of drivers that one mask of the bank or the expert is used for."""
     rotate_degrees: float = Field(default=180.0, ge=0)
     scale_range: tuple[float, float] = (0.8, 1.25)
     shear: float = Field(default=0.1, ge=0)
@@ -71,28 +70,26 @@ class MaskConfig(Section):
     elastic_px: float = Field(default=2.0, ge=0)
     """RMS displacement of the elastic perturbation, tile pixels."""
     thickness_share: float = Field(default=0.12, ge=0, lt=1)
-    """Largest growth or shrinkage of a defect's width, as a share of it; scaling stretches long defects and leaves
-    their width.
-    """
+    """Largest change of a defect's width, as a share of it; scaling does not change the width of long defects."""
     placement: Literal["learned", "anywhere"] = "learned"
-    """`learned`: at holes and edges of the part as often, by class, as in train."""
+    """`learned`: at holes and edges of the part as often as in train, per class."""
     regions: str | None = None
-    """Folder of drawn regions: PNG files named as pool images and of their size, white where defects may lie. Images
-    without one allow all of the part.
+    """Folder of drawn regions: PNG files with the names and sizes of the pool images, white where defects may lie.
+    Images without a file allow the whole part.
     """
     keep_place: bool = False
-    """Leave a mask where it was on its source tile instead of placing it anew."""
+    """Keep a mask at its position on its source tile instead of placing it."""
     min_area_px: int = Field(default=9, ge=1)
 
     @field_validator("severity")
     @classmethod
     def _quantiles(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 <= value[0] <= value[1] <= 1:
-            raise ValueError(f"{list(value)} are not two quantiles from 0 to 1 in order")
+            raise ValueError(f"{list(value)} are not two quantiles from 0 to 1 in ascending order")
         return value
 
     @model_validator(mode="after")
     def _expert_is_named(self) -> MaskConfig:
         if self.sources.expert > 0 and self.expert is None:
-            raise ValueError("masks.sources has a share of `expert`, and masks.expert names no folder or file")
+            raise ValueError("masks.sources has a share of `expert`, but masks.expert names no folder or file")
         return self

@@ -1,8 +1,9 @@
-"""New masks from a small diffusion model of the training masks, told class, size, fullness and number of branches.
+"""New masks from a small diffusion model of the training masks.
 
-It learns signed distances on a small canvas (`canvas`) from training masks perturbed as the bank's are, with
-v-prediction at zero terminal SNR (Salimans & Ho 2022; Lin et al. 2024). Of several drawn masks it gives the one nearest
-to what was asked for, and none that is a training mask over again.
+The model is conditioned on class, size, fullness and number of branches. It learns signed distances on a small canvas
+(`canvas`) from perturbed training masks, with v-prediction at zero terminal SNR (Salimans & Ho 2022; Lin et al. 2024).
+Several masks are drawn at once; copies of training masks are avoided, and the mask nearest to the requested figures is
+returned.
 """
 
 # diffusers wraps its methods in decorators that lose the signatures
@@ -40,27 +41,29 @@ from defectory.masks.shapes import LineShape, measure
 Mask = NDArray[np.bool_]
 MODEL_FILE = "model.safetensors"
 FOLD = 2
-"""The network sees squares of so many canvas pixels as channels: four times faster than single pixels."""
+"""Each block of FOLD x FOLD canvas pixels becomes channels of one network pixel: four times faster than single pixels.
+"""
 WIDTHS = (48, 96)
 VARIANTS = 16
-"""Perturbed copies of each training mask that it learns from."""
+"""Number of perturbed copies of each training mask to train on."""
 SAMPLE_STEPS = 12
 CANDIDATES = 4
-"""Masks drawn at once, of which the one nearest to the wish is taken."""
+"""Number of masks drawn at once; the one nearest to the request is taken."""
 MAX_TRIES = 3
 MAX_COPY_IOU = 0.85
-"""Masks nearer to a training mask, mirrored or turned by quarters, are copies."""
+"""A mask with a higher IoU to a training mask, mirrored or rotated by quarter turns, is a copy."""
 SIZE_JITTER, FULLNESS_JITTER = 0.12, 0.15
 REFERENCE_PX = 32.0
 MANY_BRANCHES = 3.0
 BRANCH_PENALTY = 0.3
-"""A branch too many or too few counts as much as so much of a doubling of the area."""
+"""Penalty for each missing or extra branch, in doublings of the area."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What a mask is drawn for: class, longest side in pixels, area as a share of the square on that side, and branches
-    (0 for a blob).
+    """The figures requested of a mask.
+
+    Class, longest side in pixels, area as a share of the square on that side, and number of branches (0 for a blob).
     """
 
     category_id: int
@@ -74,8 +77,8 @@ class MaskDiffusion:
 
     Args:
         masks: category id and mask bool [H,W] of the training masks, at least one, none empty.
-        config: perturbation of the masks it learns from, steps of its training, number of branches wanted.
-        seed: of weights, noise and perturbation.
+        config: perturbation of the training masks, number of training steps, number of branches.
+        seed: seed of weights, noise and perturbation.
     """
 
     def __init__(self, masks: Sequence[tuple[int, Mask]], *, config: MaskConfig, seed: int) -> None:
@@ -115,10 +118,12 @@ class MaskDiffusion:
         self._own = np.stack([mask.ravel() for mask in turned])
 
     def learn(self, out: Path) -> Iterator[TrainingEvent]:
-        """Train, and write `model.safetensors` and `log.jsonl` under `out`; a checkpoint found there is gone on from.
+        """Train the model and write `model.safetensors` and `log.jsonl` to `out`.
+
+        Training resumes from a checkpoint found there.
 
         Yields:
-            Started, Step, Checkpointed, and Finished last.
+            Started, Step, Checkpointed, and finally Finished.
 
         Raises:
             StageError: the loss is not finite, or `out` cannot be written.
@@ -139,7 +144,7 @@ class MaskDiffusion:
         ] or [(mask, wish.category_id, wish.branches) for mask, wish in self._masks]
         targets = torch.from_numpy(np.stack([on_canvas(mask) for mask, _, _ in variants]))
         wishes = torch.stack(
-            [self._told(wish_of(category_id, mask, branches)) for mask, category_id, branches in variants]
+            [self._network_input(wish_of(category_id, mask, branches)) for mask, category_id, branches in variants]
         )
         schedule = NoiseSchedule(self._scheduler, "cpu")
 
@@ -175,23 +180,23 @@ class MaskDiffusion:
         yield Finished(digest=digest_file(out / MODEL_FILE))
 
     def load(self, path: Path) -> None:
-        """Take weights that were trained on the same masks.
+        """Load weights that were trained on the same masks.
 
         Raises:
-            WeightsError: they cannot be read, or are of another model.
+            WeightsError: they cannot be read, or belong to another model.
         """
         try:
             self._network.load_state_dict(load_file(path))
         except (SafetensorError, OSError, RuntimeError):
-            raise WeightsError(path, "is no model of these masks", "run stage learn-masks again") from None
+            raise WeightsError(path, "was not trained on these masks", "run the stage `learn-masks` again") from None
 
     def draw(self, category_id: int, *, seed: int, severity: tuple[float, float] = (0.0, 1.0)) -> Mask:
         """Draw a new mask of a class; a pure function of its arguments and the weights.
 
         Args:
             category_id: a class with at least one training mask.
-            seed: of everything drawn.
-            severity: quantiles of the training masks' sizes between which its size lies.
+            seed: seed of everything drawn.
+            severity: quantiles of the training masks' sizes that the size lies between.
 
         Returns:
             bool [h,w], cropped to its box, one piece, not empty.
@@ -209,7 +214,7 @@ class MaskDiffusion:
             ]
             if any(not is_copy for is_copy, _, _ in drawn):
                 break
-        # a model that draws nothing at all still owes a mask
+        # if the model draws nothing usable, a perturbed training mask is returned
         return min(drawn, key=lambda item: item[:2])[2] if drawn else perturb(mask, seed=seed, config=self._config)
 
     def _wish_like(self, like: Wish, rng: np.random.Generator) -> Wish:
@@ -225,7 +230,7 @@ class MaskDiffusion:
         scheduler.set_timesteps(SAMPLE_STEPS)
         shape = (FOLD**2, SIDE_PX // FOLD, SIDE_PX // FOLD)
         x = torch.stack([torch.randn(shape, generator=generator_of(self._seed, "mask", seed)) for seed in seeds])
-        told = self._told(wish)[None].expand(len(seeds), -1)
+        told = self._network_input(wish)[None].expand(len(seeds), -1)
         for timestep in scheduler.timesteps:
             x = scheduler.step(self._predict(x, timestep, told), timestep, x).prev_sample
         return list(pixel_shuffle(x, FOLD)[:, 0].numpy())
@@ -233,33 +238,33 @@ class MaskDiffusion:
     def _predict(self, noisy: Tensor, timesteps: Tensor, told: Tensor) -> Tensor:
         return self._network["unet"](noisy, timesteps, class_labels=self._network["wish"](told)).sample
 
-    def _told(self, wish: Wish) -> Tensor:
-        """Give a wish as the network is told it, float32 [K+3]."""
+    def _network_input(self, wish: Wish) -> Tensor:
+        """Return a request as the network's input, float32 [K+3]."""
         one_hot = [1.0 if category_id == wish.category_id else 0.0 for category_id in self._classes]
         size, fullness = np.log2(wish.length_px / REFERENCE_PX), np.log2(wish.fullness) / 2 + 1
         return torch.tensor([*one_hot, float(size), float(fullness), wish.branches / MANY_BRANCHES])
 
     def _likeness(self, canvas: Mask) -> float:
-        """Give the highest IoU with a training mask on the canvas, however mirrored or turned by quarters."""
+        """Return the highest IoU with any training mask on the canvas, over mirrorings and quarter turns."""
         flat = canvas.ravel()
         shared = (self._own & flat).sum(axis=1)
         return float((shared / np.maximum((self._own | flat).sum(axis=1), 1)).max())
 
 
 def branches_of(mask: Mask) -> float:
-    """Give the number of branches of a mask's skeleton, 0 for a blob."""
+    """Return the number of branches of a mask's skeleton, 0 for a blob."""
     shape = measure(mask)
     return float(len(shape.branches)) if isinstance(shape, LineShape) else 0.0
 
 
 def wish_of(category_id: int, mask: Mask, branches: float) -> Wish:
-    """Give the wish that a mask bool [h,w], cropped to its box, fulfils."""
+    """Return the request that a mask bool [h,w], cropped to its box, matches exactly."""
     length = float(max(mask.shape))
     return Wish(category_id=category_id, length_px=length, fullness=float(mask.sum()) / length**2, branches=branches)
 
 
 def miss(mask: Mask, wish: Wish) -> float:
-    """Give how far a mask is from a wish: doublings of area, and `BRANCH_PENALTY` for every branch."""
+    """Return the distance of a mask from a request: doublings of area, plus `BRANCH_PENALTY` for each branch."""
     found = wish_of(wish.category_id, mask, branches_of(mask))
     area = abs(np.log2(found.fullness * found.length_px**2) - np.log2(wish.fullness * wish.length_px**2))
     return float(area) + BRANCH_PENALTY * abs(found.branches - wish.branches)

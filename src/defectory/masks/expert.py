@@ -1,4 +1,4 @@
-"""Masks that an expert supplies or corrects, as PNG files or COCO annotations."""
+"""Masks that an expert adds or corrects, as PNG files or COCO annotations."""
 
 from __future__ import annotations
 
@@ -28,23 +28,22 @@ SHEET = "sheet.png"
 def read_folder(
     folder: Path, *, bank: MaskBank, categories: Sequence[Category], scale: float, tile_px: int
 ) -> tuple[tuple[ExpertMask, ...], MaskBank]:
-    """Read `<class>/<name>.png`, any value above 0 being the defect: new masks, and the bank with corrected ones in
-    place of its own.
+    """Load an expert's masks from `<class>/<name>.png`; any value above 0 is the defect.
 
-    A folder is named as `write_review` names it or as its class is; hidden files and what systems leave behind are
-    passed over. A file with the name of a bank entry corrects it and has its tile's size; any other is a new mask at
-    the scale of the images.
+    The result is the new masks, and the bank with corrected masks in place of its own. Class folders are named as by
+    `write_review` or like the class itself; hidden files and system files are skipped. A file with the name of a bank
+    entry corrects it and has its tile's size; any other file is a new mask at the scale of the images.
 
     Args:
-        folder: of the expert.
-        bank: of the training masks.
-        categories: of the data set.
+        folder: the expert's folder.
+        bank: mask bank of the training masks.
+        categories: classes of the data set.
         scale: tile pixels per image pixel.
         tile_px: side of a tile.
 
     Raises:
-        AnnotationError: a class that train does not have, a mask that is empty, covers everything, or is larger than a
-            tile, a correction of another size than its tile.
+        AnnotationError: train has no such class; a mask is empty, covers everything or is larger than a tile; or a
+            correction does not have its tile's size.
     """
     if not folder.is_dir():
         raise AnnotationError(
@@ -59,9 +58,9 @@ def read_folder(
         for path in mask_files(class_folder):
             mask = load_class_mask(path) > 0
             if not mask.any():
-                raise AnnotationError(path, "is empty", "draw the defect in any value above 0, or delete the file")
+                raise AnnotationError(path, "is empty", "draw the defect with any value above 0, or delete the file")
             if mask.all():
-                raise AnnotationError(path, "covers everything", "leave background at 0")
+                raise AnnotationError(path, "covers everything", "set the background to 0")
             entry = entries.get(path.stem)
             if entry is None:
                 found.append(_supplied(path.stem, category_id, mask, path, scale, tile_px))
@@ -70,7 +69,7 @@ def read_folder(
             if mask.shape != size_hw:
                 raise AnnotationError(
                     path,
-                    f"is {mask.shape[0]}x{mask.shape[1]}, its tile {size_hw[0]}x{size_hw[1]} (height x width)",
+                    f"is {mask.shape[0]}x{mask.shape[1]}, its tile is {size_hw[0]}x{size_hw[1]} (height x width)",
                     "correct it at its own size, or give it a new name",
                 )
             entries[entry.id] = entry.model_copy(
@@ -88,7 +87,7 @@ def from_instances(
     scale: float,
     tile_px: int,
 ) -> tuple[ExpertMask, ...]:
-    """Give new masks from annotations: id, class name and mask bool [H,W] of each.
+    """Return new masks from annotations, given as id, class name and mask bool [H,W].
 
     Raises:
         AnnotationError: as for `read_folder`.
@@ -98,28 +97,28 @@ def from_instances(
     for name, class_name, mask in named:
         category_id = _id_of(class_name, ids, where)
         if mask.all():
-            raise AnnotationError(where, f"mask {name} covers its whole image", "leave background out of it")
+            raise AnnotationError(where, f"mask {name} covers its whole image", "do not label the background")
         found.append(_supplied(name, category_id, mask, where, scale, tile_px))
     return tuple(found)
 
 
 def write_review(bank: MaskBank, categories: Sequence[Category], sheet: NDArray[np.uint8], out: Path) -> int:
-    """Write every mask of the bank as `<class>/<id>.png`, 0 and 255 at its tile's size, and a sheet; corrected, the
-    folder can be read back.
+    """Write every mask of the bank as `<class>/<id>.png`, and a contact sheet; corrected masks can be loaded back.
 
-    Folders are named by `file_names_of` of all classes, so that a name of any kind stays inside `out`.
+    Masks have values 0 and 255 and their tile's size. Folders are named by `file_names_of`, so that no class name can
+    leave `out`.
 
     Args:
-        bank: of the training masks.
-        categories: of the data set.
-        sheet: RGB uint8 [H,W,3] to look at.
-        out: folder, replaced as a whole where an earlier review made it.
+        bank: mask bank of the training masks.
+        categories: classes of the data set.
+        sheet: contact sheet, RGB uint8 [H,W,3].
+        out: folder; an earlier review in it is replaced as a whole.
 
     Returns:
-        How many masks were written.
+        Number of masks written.
 
     Raises:
-        OutputError: `out` holds something that no review made, or cannot be written.
+        OutputError: `out` contains something other than a review, or cannot be written.
     """
     folder_of = file_names_of(category.name for category in categories)
     names = {category.id: folder_of[category.name] for category in categories}
@@ -136,8 +135,8 @@ def class_names_of_folders(folder: Path, names: Sequence[str]) -> dict[Path, str
     """Return the class of each folder in an expert's folder, in order of their names.
 
     Args:
-        folder: of the expert.
-        names: of the data set's classes; a folder that stands for none of them keeps its own name.
+        folder: the expert's folder.
+        names: class names of the data set; a folder that matches none of them keeps its own name.
     """
     written = {name: text for text, name in file_names_of(names).items()}
     folded = {name.casefold(): text for name, text in written.items()}
@@ -155,7 +154,7 @@ def class_names_of_folders(folder: Path, names: Sequence[str]) -> dict[Path, str
 
     found: dict[Path, str] = {}
     for path in sorted(folder.iterdir()):
-        # some systems write letters and their accents apart
+        # some systems store letters and their accents separately
         name = unicodedata.normalize("NFC", path.name)
         known = class_of(name)
         if path.is_dir() and (known is not None or not is_litter(name)):
@@ -164,7 +163,7 @@ def class_names_of_folders(folder: Path, names: Sequence[str]) -> dict[Path, str
 
 
 def mask_files(folder: Path) -> list[Path]:
-    """Return the PNG files of a class's folder, in capitals or not, in order of their names."""
+    """Return the PNG files of a class's folder, with the suffix in any case, in order of their names."""
     return sorted(
         path
         for path in folder.iterdir()
@@ -173,20 +172,20 @@ def mask_files(folder: Path) -> list[Path]:
 
 
 def _trained(bank: MaskBank, categories: Sequence[Category]) -> dict[str, int | None]:
-    """Category ids by name; None for classes without a training mask, which phase 2 has never seen."""
+    """Return category ids by name; None for classes without a training mask, which phase 2 has never seen."""
     seen = {entry.category_id for entry in bank.entries}
     return {category.name: category.id if category.id in seen else None for category in categories}
 
 
 def _id_of(name: str, ids: Mapping[str, int | None], where: Path) -> int:
     if name not in ids:
-        raise AnnotationError(where, f"class {name!r} is none of the data set's", f"name it one of {', '.join(ids)}")
+        raise AnnotationError(where, f"class {name!r} is not in the data set", f"use one of {', '.join(ids)}")
     category_id = ids[name]
     if category_id is None:
         raise AnnotationError(
             where,
             f"class {name!r} has no training example",
-            "annotate some images of it: the control network has never seen one",
+            "annotate some images of it; the control network has not been trained on this class",
         )
     return category_id
 
@@ -197,7 +196,7 @@ def _supplied(name: str, category_id: int, mask: Mask, where: Path, scale: float
     if max(crop.shape) > tile_px:
         raise AnnotationError(
             where,
-            f"mask {name} is {crop.shape[0]}x{crop.shape[1]} tile pixels (height x width), a tile {tile_px}",
-            "cut it, or leave it out: it would reach outside the frame",
+            f"mask {name} is {crop.shape[0]}x{crop.shape[1]} tile pixels (height x width), a tile has {tile_px}",
+            "crop it, or leave it out",
         )
     return ExpertMask(id=name, category_id=category_id, mask=crop)

@@ -1,5 +1,6 @@
-"""New masks from a statistical model of the training masks: their figures are jittered and drawn anew, so that no shape
-is a copy.
+"""New masks from a statistical model of the training masks.
+
+The model varies the shape figures of a training mask and draws a new mask from them, so that no shape is a copy.
 """
 
 from __future__ import annotations
@@ -17,35 +18,35 @@ from defectory.masks.shapes import NUM_HARMONICS, BlobShape, LineShape, Shape, m
 
 Mask = NDArray[np.bool_]
 JITTER = 0.12
-"""Standard deviation of the logarithm of every figure around a training mask's."""
+"""Standard deviation of the logarithm of each figure around that of a training mask."""
 ANGLE_JITTER = 0.2
-"""Radians around a training mask's direction."""
+"""Standard deviation of the direction around that of a training mask, radians."""
 BRANCH_ANGLES = (0.4, 1.2)
-"""A branch leaves its path at such an angle, radians."""
+"""Range of angles between a branch and its path, radians."""
 BRANCH_SHARES = (0.3, 0.4, 0.5)
-"""Length of a branch, as a share of its path's, on a line that has none in train."""
+"""Lengths of branches, as shares of the path's, on a line that has none in train."""
 TAPER = 0.15
-"""Share of a line, at either end, over which it narrows to a point."""
+"""Share of a line at either end over which it narrows to a point."""
 MAX_TRIES = 8
 AREA_BOUNDS = (0.5, 2.0)
-"""Area of a drawn mask over that of the training mask its figures came from."""
+"""Allowed ratio of a drawn mask's area to that of the training mask its figures came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeModel:
-    """Figures of the training masks of each class, smallest first."""
+    """Shape figures of the training masks of each class, smallest first."""
 
     shapes: Mapping[int, tuple[Shape, ...]]
     num_branches: int | None = None
-    """Of every line drawn; None gives lines as many as a training mask has."""
+    """Number of branches of every line drawn; None uses the number of a training mask."""
 
     def draw(self, category_id: int, *, seed: int, severity: tuple[float, float] = (0.0, 1.0)) -> Mask:
         """Draw a new mask of a class; a pure function of its arguments.
 
         Args:
             category_id: a class with at least one training mask.
-            seed: of everything drawn.
-            severity: quantiles of the training masks' sizes between which its size lies.
+            seed: seed of everything drawn.
+            severity: quantiles of the training masks' sizes that the size lies between.
 
         Returns:
             bool [h,w], cropped to its box, one piece, not empty.
@@ -66,10 +67,10 @@ class ShapeModel:
 
 
 def fit(masks: Sequence[tuple[int, Mask]], *, num_branches: int | None = None, by: SeverityBy = "area") -> ShapeModel:
-    """Fit the model to training masks, pairs of category id and mask bool [H,W]; lines it draws have `num_branches`, if
-    given.
+    """Fit the model to training masks, given as pairs of category id and mask bool [H,W].
 
-    Shapes are ordered by area, width or length, which the severity of `draw` picks from.
+    If `num_branches` is set, every line drawn has that number of branches. Shapes are ordered by area, width or length
+    for the severity of `draw`.
     """
     by_class: dict[int, list[Shape]] = {}
     for category_id, mask in sorted(masks, key=lambda item: size_of(item[1], by)):
@@ -78,13 +79,14 @@ def fit(masks: Sequence[tuple[int, Mask]], *, num_branches: int | None = None, b
 
 
 def at_quantile(count: int, severity: tuple[float, float], rng: np.random.Generator) -> int:
-    """Draw the place, in an order by size, of one of `count` things between two quantiles."""
+    """Draw the index of one of `count` items, ordered by size, between two quantiles."""
     return min(count - 1, int(rng.uniform(*severity) * count))
 
 
 def branched(shape: Shape, count: int | None, rng: np.random.Generator) -> Shape:
-    """Give a line with so many branches, lengths as its own where it has some; anything else, and any shape for None,
-    as it is.
+    """Return a line with the given number of branches; other shapes, and any shape for None, are unchanged.
+
+    Branch lengths come from the line itself if it has branches.
     """
     if count is None or not isinstance(shape, LineShape):
         return shape
@@ -92,7 +94,7 @@ def branched(shape: Shape, count: int | None, rng: np.random.Generator) -> Shape
 
 
 def jittered(shape: Shape, rng: np.random.Generator) -> Shape:
-    """Give a shape like another: every figure a little larger or smaller."""
+    """Return a similar shape: every figure is a little larger or smaller."""
 
     def about(value: float) -> float:
         return float(value * np.exp(JITTER * rng.standard_normal()))
@@ -119,7 +121,7 @@ def jittered(shape: Shape, rng: np.random.Generator) -> Shape:
 
 
 def draw_shape(shape: Shape, rng: np.random.Generator) -> Mask:
-    """Draw a mask of these figures, bool [h,w], cropped to its box."""
+    """Draw a mask with these figures, bool [h,w], cropped to its box."""
     return _draw_line(shape, rng) if isinstance(shape, LineShape) else _draw_blob(shape, rng)
 
 
@@ -153,7 +155,7 @@ def _draw_line(shape: LineShape, rng: np.random.Generator) -> Mask:
 def _walk(
     shape: LineShape, length: float, angle: float, start: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.float64]:
-    """Walk in steps of a pixel; the direction is pulled back to the angle (an Ornstein-Uhlenbeck process)."""
+    """Walk in steps of one pixel; the direction is pulled back to the angle (an Ornstein-Uhlenbeck process)."""
     count = max(2, round(length))
     keep = np.exp(-1 / max(1.0, shape.persistence_px))
     noise = rng.standard_normal(count)
@@ -166,7 +168,7 @@ def _walk(
 
 
 def _profile(count: int, shape: LineShape, rng: np.random.Generator, *, branch: bool) -> NDArray[np.float64]:
-    """Give the width at each point of a path, pixels."""
+    """Return the width at each point of a path, pixels."""
     coarse = rng.standard_normal(max(2, count // 6 + 2))
     wave = np.interp(np.linspace(0, len(coarse) - 1, count), np.arange(len(coarse)), coarse)
     at = np.linspace(0, 1, count)
@@ -181,7 +183,7 @@ def _draw_blob(shape: BlobShape, rng: np.random.Generator) -> Mask:
     for wave, amplitude in enumerate(shape.harmonics[:NUM_HARMONICS], start=2):
         radius += amplitude * np.cos(wave * theta + rng.uniform(0, 2 * np.pi))
     radius = np.maximum(radius, 0.15) * shape.diameter_px / 2
-    # waves add area: the outline is scaled back to the circle's
+    # waves add area; scale the outline back to the circle's area
     radius *= shape.diameter_px / 2 / np.sqrt((radius**2).mean())
     stretch = np.sqrt(max(1.0, shape.elongation))
     x, y = radius * np.cos(theta) * stretch, radius * np.sin(theta) / stretch

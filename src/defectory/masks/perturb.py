@@ -1,7 +1,7 @@
 """Small random shape changes of a mask: affine, elastic, width.
 
-The width of a crack is what tells one class from another more often than its length, and masks are scored by it: it is
-kept within a small share of the training mask's, whatever the affine map does (decision 017).
+Width distinguishes one kind of crack from another more often than length, and it affects mask scores. Therefore the
+width stays within a small share of the training mask's, whatever the affine map does (decision 017).
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from defectory.rle import box_xyxy
 
 Mask = NDArray[np.bool_]
 AREA_BOUNDS = (0.4, 2.5)
-"""A perturbation that changes the area beyond these ratios is drawn again, and after some tries left out."""
+"""Allowed area ratios; a perturbation beyond them is drawn again, and after some tries the mask is left unchanged."""
 MAX_TRIES = 6
 SUPERSAMPLE = 4
-"""Shapes change on a grid so many times finer: a thin crack has no half pixel to give."""
+"""Supersampling factor of shape changes: on the pixel grid, a thin crack could not change by half a pixel."""
 ELONGATED = 3.0
-"""A mask whose area is at least so many squares of its width is long: scaling does not change its width."""
+"""A mask with at least this area in units of its squared width is long: scaling does not change its width."""
 
 
 def perturb(mask: Mask, *, seed: int, config: MaskConfig) -> Mask:
@@ -28,11 +28,11 @@ def perturb(mask: Mask, *, seed: int, config: MaskConfig) -> Mask:
 
     Args:
         mask: bool [H,W], not empty.
-        seed: of everything drawn.
+        seed: seed of everything drawn.
         config: bounds of the changes.
 
     Returns:
-        bool [h,w], cropped to its box, never empty, in as many pieces as before at most.
+        bool [h,w], cropped to its box, never empty, with at most as many pieces as before.
     """
     x0, y0, x1, y1 = box_xyxy(mask)
     crop = mask[y0:y1, x0:x1]
@@ -91,15 +91,16 @@ def _elastic(mask: Mask, rng: np.random.Generator, config: MaskConfig) -> Mask:
 
 
 def size_of(mask: Mask, by: SeverityBy) -> float:
-    """Give what masks are ordered by: area, mean width or the longer side of the box, pixels."""
+    """Return the size that masks are ordered by: area, mean width or longer side of the box, pixels."""
     if by == "width":
         return mean_width_px(finer(mask)) / SUPERSAMPLE
     return float(mask.sum()) if by == "area" else float(max(cropped(mask).shape))
 
 
 def mean_width_px(mask: Mask) -> float:
-    """Give the mean width of a mask in pixels: four times the mean distance to its outline, which for a strip is its
-    width.
+    """Return the mean width of a mask in pixels: four times the mean distance to its outline.
+
+    For a strip, this equals its width.
     """
     if not mask.any():
         return 0.0
@@ -108,15 +109,16 @@ def mean_width_px(mask: Mask) -> float:
 
 
 def _to_outline(mask: Mask) -> NDArray[np.float32]:
-    """Distance of a mask's pixel centres to its outline, half a pixel from the nearest outside it; the array's border
-    is no outline.
+    """Return the distance of a mask's pixel centres to its outline; the array's border is not an outline.
+
+    The outline lies half a pixel from the nearest pixel outside the mask.
     """
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.maximum(distance.astype(np.float32) - 0.5, 0)
 
 
 def of_width(mask: Mask, wanted: float) -> Mask:
-    """Move a mask's outline until its mean width in pixels is as wanted; a defect is never eaten through."""
+    """Move a mask's outline until its mean width in pixels is as wanted; shrinking never splits a defect."""
     shift = (wanted - mean_width_px(mask)) / 2
     if abs(shift) < 0.05:
         return mask
@@ -127,21 +129,21 @@ def of_width(mask: Mask, wanted: float) -> Mask:
 
 
 def finer(mask: Mask) -> Mask:
-    """Give a mask on the finer grid, its stairs smoothed."""
+    """Upsample a mask to the finer grid and smooth its stair steps."""
     padded = np.pad(mask, 2).astype(np.float32)
     size = (padded.shape[1] * SUPERSAMPLE, padded.shape[0] * SUPERSAMPLE)
     return cv2.resize(padded, size, interpolation=cv2.INTER_CUBIC) >= 0.5
 
 
 def coarser(mask: Mask) -> Mask:
-    """Give a mask on the grid of pixels: those covered by half."""
+    """Downsample a mask to the pixel grid; pixels that are at least half covered count."""
     height, width = (-(-side // SUPERSAMPLE) * SUPERSAMPLE for side in mask.shape)
     padded = np.pad(mask, ((0, height - mask.shape[0]), (0, width - mask.shape[1]))).astype(np.float32)
     return cv2.resize(padded, (width // SUPERSAMPLE, height // SUPERSAMPLE), interpolation=cv2.INTER_AREA) >= 0.5
 
 
 def largest_pieces(mask: Mask, pieces: int) -> Mask:
-    """Give a mask without all but its so many largest connected pieces, of which there is at least one."""
+    """Return a mask with only its `pieces` largest connected pieces; it has at least one."""
     count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     if count - 1 <= max(1, pieces):
         return mask
@@ -150,6 +152,6 @@ def largest_pieces(mask: Mask, pieces: int) -> Mask:
 
 
 def cropped(mask: Mask) -> Mask:
-    """Give a mask cropped to its box."""
+    """Return a mask cropped to its bounding box."""
     x0, y0, x1, y1 = box_xyxy(mask)
     return mask[y0:y1, x0:x1].copy()

@@ -1,8 +1,8 @@
-"""Where on a tile a mask goes.
+"""Placement: where on a tile a mask goes.
 
-`learned` placement: how each class lies to the part's holes and edges is counted in train, and masks are placed so that
-they lie to those of the pool tile in the same shares. A crack that starts at a hole in train is no crack in the open in
-a draft.
+With `learned` placement, the relations of each class's masks to the part's holes and edges are counted in train. Masks
+are then placed on pool tiles so that the relations have the same shares. For example, a crack that starts at a hole in
+train does not become a crack in the open.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
 MAX_TRIES = 24
 NUM_CANDIDATES, NUM_RELATIONS_TRIED = 48, 3
-"""Learned placement tries so many places for a relation, and so many relations, before any place will do."""
+"""Numbers of positions to try for one relation and of relations to try, before any position is accepted."""
 MARGIN_PX = 2
-"""Pixels of the tile's border that stay free."""
+"""Width of the tile's border that stays free."""
 GAP_PX = 2
-"""Pixels that stay free between two defects, so that they do not grow into one."""
+"""Minimum gap between two defects, so that they do not merge."""
 TOUCH_PX, CONTACT_PX, NEAR_PX = 2.5, 3.5, 10.0
 CONTACT_SHARES = (0.25, 0.5)
 MAX_SLANT = np.pi / 4
-"""An end at a border points at it within so many radians."""
+"""Maximum angle, radians, between an end at a border and the direction of that border."""
 MAX_GAP_SHARE = 0.6
-"""What a hole cut from a mask is at most so much of it: what lies between the ends of a thin crack around a large hole
-is no defect.
+"""Maximum share of a mask's area that filling may add.
+
+Without the limit, a thin crack around a large hole would fill the space between its ends.
 """
 RELATIONS = (
     "end at a hole",
@@ -44,8 +45,10 @@ RELATIONS = (
     "near either",
     "in the open",
 )
-"""How a mask lies to the part's borders: it touches a hole (dark, enclosed) or what is outside the part (dark, cut by
-the tile's border) with little, more or most of itself, is near one, or neither.
+"""Relations of a mask to the part's borders.
+
+A mask touches a hole (dark, enclosed) or the outside of the part (dark, cut by the tile's border) with a little, more
+or most of itself, or is near one, or neither.
 """
 NEAR_EITHER, IN_THE_OPEN = len(RELATIONS) - 2, len(RELATIONS) - 1
 NUM_CONTACTS = len(CONTACT_SHARES) + 1
@@ -59,9 +62,7 @@ class Borders:
     to_outside: Field
 
     def pixels(self, relation: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Rows and columns of surface pixels at the border that a relation (index into RELATIONS) is to, or at its
-        distance.
-        """
+        """Return rows and columns of surface pixels at the border or distance of a relation (index in RELATIONS)."""
         nearest = np.minimum(self.to_hole, self.to_outside)
         if relation == IN_THE_OPEN:
             ys, xs = np.nonzero(nearest > NEAR_PX)
@@ -73,8 +74,9 @@ class Borders:
         return ys, xs
 
     def towards(self, relation: int, y: int, x: int) -> float:
-        """Give the direction, radians from the x axis to the y axis, from a surface pixel to the border that a touching
-        relation is to.
+        """Return the direction from a surface pixel to the border that a touching relation refers to.
+
+        The direction is in radians, from the x axis to the y axis.
         """
         distance = self.to_hole if relation < NUM_CONTACTS else self.to_outside
         rows, columns = (
@@ -86,7 +88,7 @@ class Borders:
 
 
 def borders_of(solid: Mask) -> Borders:
-    """Tell holes from the outside: a hole is enclosed, the outside is cut by the tile's border."""
+    """Separate holes from the outside: a hole is enclosed, the outside is cut by the tile's border."""
     _, labels = cv2.connectedComponents((~solid).astype(np.uint8), connectivity=4)
     rim = np.unique(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]))
     outside = np.isin(labels, rim[rim > 0])
@@ -102,7 +104,7 @@ class Site:
 
 
 def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
-    """Give a tile RGB uint8 [H,W,3] as a place for defects: on the surface and off the tile's border."""
+    """Build a site from a tile RGB uint8 [H,W,3]: defects may lie on the surface, off the tile's border."""
     solid = solid_pixels(image, valid_hw)
     allowed = np.zeros_like(solid)
     inner = slice(MARGIN_PX, valid_hw[0] - MARGIN_PX), slice(MARGIN_PX, valid_hw[1] - MARGIN_PX)
@@ -111,15 +113,15 @@ def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
 
 
 def filled_where_cut(mask: Mask, borders: Borders) -> Mask:
-    """Give a mask without what holes and the outside of its own part cut from it: elsewhere on a part nothing is there
-    to cut it so.
+    """Fill the parts of a mask that holes and the outside of its own part cut away.
 
-    Where a crack ends at a hole its end is hollow, where it crosses one it is in two pieces, and a stain around one is
-    a ring. Filled is what lies between a mask's pixels at the hole.
+    Elsewhere on a part, nothing would cut the mask in this way. A crack that ends at a hole has a hollow end, one that
+    crosses a hole is in two pieces, and a stain around a hole is a ring. The area between a mask's pixels at the hole
+    is filled.
 
     Args:
         mask: bool [H,W].
-        borders: of its tile.
+        borders: borders of its tile.
     """
     result = mask.copy()
     for cut in (borders.to_hole == 0, borders.to_outside == 0):
@@ -133,7 +135,7 @@ def filled_where_cut(mask: Mask, borders: Borders) -> Mask:
 
 
 def _hull(mask: Mask) -> Mask:
-    """Give the convex hull of a mask's pixels."""
+    """Return the convex hull of a mask's pixels."""
     result = np.zeros(mask.shape, np.uint8)
     points = np.argwhere(mask)[:, ::-1]
     if len(points):
@@ -142,7 +144,7 @@ def _hull(mask: Mask) -> Mask:
 
 
 def relation_of(mask: Mask, borders: Borders) -> int:
-    """Give the index into RELATIONS of a mask bool [H,W], not empty."""
+    """Return the index into RELATIONS for a mask bool [H,W], not empty."""
     to_hole, to_outside = borders.to_hole[mask], borders.to_outside[mask]
     nearest = min(float(to_hole.min()), float(to_outside.min()))
     if nearest > NEAR_PX:
@@ -155,8 +157,9 @@ def relation_of(mask: Mask, borders: Borders) -> int:
 
 
 def relation_shares(observed: Iterable[tuple[int, int, float]]) -> dict[int, NDArray[np.float64]]:
-    """Give per class the share of each relation, float64 [8], from class, relation and weight of masks; each class
-    leans on all by one mask.
+    """Return the share of each relation by class, float64 [8], from the class, relation and weight of each mask.
+
+    The distribution over all classes counts as one additional mask in each class.
     """
     counts: dict[int, NDArray[np.float64]] = {}
     for category_id, relation, weight in observed:
@@ -171,14 +174,13 @@ def relation_shares(observed: Iterable[tuple[int, int, float]]) -> dict[int, NDA
 def place_like(
     mask: Mask, shares: NDArray[np.float64], *, site: Site, taken: Mask, rng: np.random.Generator
 ) -> Mask | None:
-    """Place a cropped mask where it lies to the part's borders as `shares` of RELATIONS say; where no such place is
-    found, as `place`.
+    """Place a cropped mask at the part's borders with the given `shares` of RELATIONS; fall back to `place`.
 
     Args:
         mask: bool [h,w], cropped to its box.
         shares: float64 [8].
         site: the tile.
-        taken: bool [H,W], where a defect lies already.
+        taken: bool [H,W], where a defect already lies.
         rng: source of randomness.
     """
     allowed, size_hw = site.allowed, (site.allowed.shape[0], site.allowed.shape[1])
@@ -192,14 +194,14 @@ def place_like(
         for candidate in range(NUM_CANDIDATES if len(ys) else 0):
             at = int(rng.integers(len(ys)))
             if touches and wanted % NUM_CONTACTS == 0:
-                # an end of the mask is laid there, its outermost pixel towards the border, so that it ends at a hole
+                # put an end of the mask here, with its outermost pixel towards the border, so that it ends at a hole
                 # and does not cross it
                 angle = site.borders.towards(wanted, int(ys[at]), int(xs[at])) + rng.uniform(-MAX_SLANT, MAX_SLANT)
                 y, x = own[int((own @ np.array([np.sin(angle), np.cos(angle)])).argmax())]
             else:
                 y, x = own[int(rng.integers(len(own)))]
             result = _pasted(mask, int(ys[at] - y), int(xs[at] - x), size_hw) & allowed
-            # later candidates settle for more that holes cut off
+            # later candidates allow holes to cut off more of the mask
             loose = touches and candidate >= NUM_CANDIDATES // 2
             if (
                 result.sum() >= (0.75 if loose else 0.9) * len(own)
@@ -211,17 +213,17 @@ def place_like(
 
 
 def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, rng: np.random.Generator) -> Mask | None:
-    """Place a cropped mask somewhere on a tile, wholly on allowed pixels and clear of other defects.
+    """Place a cropped mask on allowed pixels of a tile, clear of other defects.
 
     Args:
         mask: bool [h,w], cropped to its box.
-        size_hw: of the tile, pixels.
+        size_hw: size of the tile, pixels.
         allowed: bool [H,W], where a defect may lie.
-        taken: bool [H,W], where one lies already.
+        taken: bool [H,W], where one already lies.
         rng: source of randomness.
 
     Returns:
-        bool [H,W], or None where no place was found. A mask larger than the allowed window is cut at its border.
+        bool [H,W], or None if no position was found. A mask larger than the allowed window is cut at its border.
     """
     height, width = mask.shape
     ys, xs = np.nonzero(allowed)
@@ -229,7 +231,7 @@ def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, r
         return None
     low_y, high_y, low_x, high_x = int(ys.min()), int(ys.max()) + 1, int(xs.min()), int(xs.max()) + 1
     for attempt in range(MAX_TRIES):
-        # later tries settle for a mask that is cut by the border
+        # later tries accept a mask that is cut by the border
         loose = attempt >= MAX_TRIES // 2 or height > high_y - low_y or width > high_x - low_x
         y = int(
             rng.integers(
@@ -252,7 +254,7 @@ def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, r
 
 
 def _crowds(mask: Mask, taken: Mask) -> bool:
-    """Tell whether a mask comes nearer to others than the gap."""
+    """Return whether a mask is closer to other masks than the gap."""
     if not taken.any():
         return False
     grown = cv2.dilate(mask.astype(np.uint8), np.ones((2 * GAP_PX + 1, 2 * GAP_PX + 1), np.uint8)) > 0

@@ -1,4 +1,4 @@
-"""What a mask looks like in a few figures: a long defect by its skeleton, a compact one by its outline."""
+"""Shape figures of a mask: a long defect is described by its skeleton, a compact one by its outline."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from defectory.rle import box_xyxy
 Mask = NDArray[np.bool_]
 Path = NDArray[np.float64]
 LONG = 4.0
-"""A mask whose skeleton is so many times as long as it is wide is a line, any other a blob."""
+"""A mask whose skeleton is at least this many times as long as the mask is wide is a line, any other a blob."""
 NUM_HARMONICS = 12
-"""Waves around a blob's outline that its roughness is described by, from the second on."""
+"""Number of harmonics, from the second on, that describe the roughness of a blob's outline."""
 NUM_ANGLES = 96
 MIN_BRANCH_PX = 4.0
 MIN_WAVE_PX = 5.0
-"""Shortest wave of an outline that a grid of pixels can hold."""
+"""Shortest wavelength of an outline that the pixel grid can represent."""
 SMOOTH_PX = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class LineShape:
-    """A crack or scratch, all lengths in pixels.
+    """A crack or scratch; all lengths are in pixels.
 
     Attributes:
-        length_px: along the skeleton's longest path.
-        width_px: mean.
+        length_px: length of the skeleton's longest path.
+        width_px: mean width.
         width_variation: standard deviation of the width along the path, as a share of its mean.
         wander: standard deviation of the direction along the path, radians.
-        persistence_px: length over which the direction forgets itself.
+        persistence_px: correlation length of the direction.
         branches: length of each branch as a share of the path's.
-        angle: of the path's chord to the x axis, radians in 0..pi.
-        area_px: of the mask.
+        angle: angle between the path's chord and the x axis, radians in 0..pi.
+        area_px: area of the mask.
     """
 
     length_px: float
@@ -56,11 +56,11 @@ class BlobShape:
     """A compact defect.
 
     Attributes:
-        diameter_px: of a circle of its area.
-        elongation: longer by shorter axis of the ellipse of its second moments, at least 1.
-        harmonics: amplitude of the waves around its outline, as shares of the radius, from the second wave on.
-        angle: of the longer axis to the x axis, radians in 0..pi.
-        area_px: of the mask.
+        diameter_px: diameter of a circle with the same area.
+        elongation: ratio of the axes of the ellipse of second moments, at least 1.
+        harmonics: amplitudes of the outline's waves, as shares of the radius, from the second harmonic on.
+        angle: angle between the longer axis and the x axis, radians in 0..pi.
+        area_px: area of the mask.
     """
 
     diameter_px: float
@@ -71,7 +71,7 @@ class BlobShape:
 
     @property
     def roughness(self) -> float:
-        """Give the root mean square of the outline's waves, as a share of the radius."""
+        """Return the root mean square of the outline's waves, as a share of the radius."""
         return float(np.sqrt(np.sum(np.square(self.harmonics)) / 2))
 
 
@@ -79,7 +79,7 @@ Shape = LineShape | BlobShape
 
 
 def measure(mask: Mask) -> Shape:
-    """Measure a mask bool [H,W], not empty."""
+    """Measure the shape figures of a mask bool [H,W], not empty."""
     x0, y0, x1, y1 = box_xyxy(mask)
     crop = np.pad(mask[y0:y1, x0:x1], 2)
     width = max(1.0, mean_width_px(finer(crop)) / SUPERSAMPLE)
@@ -112,7 +112,7 @@ def _line(mask: Mask, path: Path, length: float, width: float, branches: list[fl
 
 
 def _persistence(about: NDArray[np.float64]) -> float:
-    """Give the lag at which the autocorrelation of a direction falls under 1/e, in steps of a pixel."""
+    """Return the lag at which the autocorrelation of a direction falls below 1/e, in steps of one pixel."""
     total = float((about**2).mean())
     if total < 1e-9:
         return float(len(about))
@@ -125,13 +125,13 @@ def _persistence(about: NDArray[np.float64]) -> float:
 def _blob(mask: Mask) -> BlobShape:
     ys, xs = np.nonzero(mask)
     centre = np.array([ys.mean(), xs.mean()])
-    # a pixel is a square: its own second moment is 1/12
+    # a pixel is a square with a second moment of 1/12
     moments = np.cov(np.stack([xs, ys]), bias=True) + np.eye(2) / 12
     values, vectors = np.linalg.eigh(moments)
     elongation = float(np.sqrt(values[1] / values[0]))
     angle = float(np.arctan2(vectors[1, 1], vectors[0, 1]) % np.pi)
     radius = np.sqrt(len(ys) / np.pi)
-    # the outline of the shape with its ellipse taken out
+    # the outline of the shape with its ellipse removed
     turned = np.stack([xs - centre[1], ys - centre[0]]).T @ vectors / np.sqrt(values * 4) * radius
     bins = (np.arctan2(turned[:, 0], turned[:, 1]) / (2 * np.pi) * NUM_ANGLES).astype(int) % NUM_ANGLES
     reach = np.full(NUM_ANGLES, np.nan)
@@ -139,7 +139,7 @@ def _blob(mask: Mask) -> BlobShape:
     known = ~np.isnan(reach)
     reach = np.interp(np.arange(NUM_ANGLES), np.flatnonzero(known), reach[known], period=NUM_ANGLES)
     spectrum = np.abs(np.fft.rfft(reach)) * 2 / NUM_ANGLES / max(reach.mean(), 1e-6)
-    # shorter waves are the stairs of the grid
+    # shorter waves are stair steps of the grid
     spectrum[int(2 * np.pi * radius / MIN_WAVE_PX) + 1 :] = 0
     return BlobShape(
         diameter_px=float(2 * radius),
@@ -151,9 +151,7 @@ def _blob(mask: Mask) -> BlobShape:
 
 
 def skeleton_path(mask: Mask) -> tuple[Path, list[float]]:
-    """Give the longest path of a mask's skeleton, float64 [N,2] of (y, x), and the lengths in pixels of what branches
-    off it.
-    """
+    """Return the longest path of a mask's skeleton, float64 [N,2] of (y, x), and the branch lengths in pixels."""
     from skimage.morphology import skeletonize
 
     skeleton = np.asarray(skeletonize(mask), bool)
@@ -161,7 +159,7 @@ def skeleton_path(mask: Mask) -> tuple[Path, list[float]]:
     if len(points) < 2:
         return points.astype(np.float64), []
     graph = _neighbours(points)
-    # the farthest point from any is an end of the longest path, in a tree
+    # in a tree, the farthest point from any point is an end of the longest path
     first = _farthest(graph, 0)[0]
     last, before = _farthest(graph, first)
     path = [last]
@@ -198,13 +196,13 @@ def _farthest(graph: coo_array, start: int) -> tuple[int, NDArray[np.int32]]:
 
 
 def smoothed(path: Path) -> Path:
-    """Give a path of pixels at steps of one pixel's length, the stairs of the grid smoothed away."""
+    """Resample a path of pixels at steps of one pixel's length and smooth away the stair steps of the grid."""
     lengths = np.concatenate([[0.0], np.hypot(*np.diff(path, axis=0).T).cumsum()])
     at = np.linspace(0, lengths[-1], max(3, round(lengths[-1]) + 1))
     even = np.stack([np.interp(at, lengths, path[:, axis]) for axis in (0, 1)], axis=1)
     reach = min(len(even) // 2, int(3 * SMOOTH_PX))
     kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / SMOOTH_PX) ** 2)
-    # prolonged straight on, so that the ends stay where they are
+    # extended in a straight line, so that the ends stay in place
     head = even[0] + (even[0] - even[min(len(even) - 1, 4)]) / min(len(even) - 1, 4) * np.arange(reach, 0, -1)[:, None]
     tail = (
         even[-1]

@@ -1,1 +1,1 @@
-"""The procedural world: images of industrial surfaces with exact defect masks and captions. No torch."""
+"""The procedural world: rendered images of industrial surfaces with exact defect masks and captions. No torch."""

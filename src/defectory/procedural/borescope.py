@@ -1,6 +1,6 @@
 """The demo's data set: endoscope photos of a combustor wall, a family that base pretraining never sees.
 
-Dark round vignette, warm metal, rows of cooling holes, five crack classes; exact masks.
+The images show a dark round vignette, warm metal, rows of cooling holes and five crack classes, with exact masks.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class BorescopeSample:
-    """A shot: RGB uint8 [H,W,3], class name and bool [H,W] mask per defect, and the scene it belongs to."""
+    """A shot: RGB uint8 [H,W,3], class name and bool [H,W] mask of each defect, and the scene it belongs to."""
 
     image: NDArray[np.uint8]
     instances: tuple[tuple[str, Mask], ...]
@@ -44,7 +44,7 @@ class _Wall:
 
 
 def _wall(scene_seed: int, rng: np.random.Generator, size_hw: tuple[int, int]) -> _Wall:
-    """Draw the wall of a scene as one shot sees it: the scene decides the layout, the shot the camera."""
+    """Draw the wall of a scene as one shot sees it: the scene determines the layout, the shot the camera."""
     scene = np.random.default_rng([31, scene_seed])
     height, width = size_hw
     unit = height / 132
@@ -161,7 +161,7 @@ def _coverage(word: str, rng: np.random.Generator, wall: _Wall, size_hw: tuple[i
 
 
 def _paint(word: str, rng: np.random.Generator, wall: _Wall, surface: Field, cover: Field) -> Field:
-    """Blend one defect into the surface float32 [H,W,3], before the light falls on it."""
+    """Blend one defect into the surface float32 [H,W,3], before lighting."""
     size_hw = cover.shape[:2]
     level = float(np.median(wall.surface[wall.lit & ~wall.hole_mask]))
     if word == "burn":
@@ -218,8 +218,8 @@ def render(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW, de
     """Render one shot, a pure function of its arguments.
 
     Args:
-        seed: camera, exposure and defects of the shot.
-        scene_seed: part, tint and hole layout; shots of one scene form a group.
+        seed: seed of camera, exposure and defects of the shot.
+        scene_seed: seed of part, tint and hole layout; shots of one scene form a group.
         size_hw: height and width, pixels.
         defects: whether the shot shows one to three defects.
     """
@@ -229,14 +229,12 @@ def render(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW, de
 def render_pair(
     seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW
 ) -> tuple[BorescopeSample, BorescopeSample]:
-    """Render one shot with its defects and again without, same camera and noise."""
+    """Render one shot with its defects and again without them, with the same camera and noise."""
     return _draw(seed, scene_seed, size_hw, True, True), _draw(seed, scene_seed, size_hw, True, False)
 
 
 def render_drawing(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZE_HW) -> NDArray[np.uint8]:
-    """Render the part of a shot as a drawing would show it, uint8 [H,W]: holes, seams and steps, no texture, light or
-    defect.
-    """
+    """Render the part of a shot as a drawing, uint8 [H,W]: holes, seams and steps, no texture, light or defect."""
     wall = _wall(scene_seed, np.random.default_rng([33, scene_seed, seed]), size_hw)
     return np.clip(np.round(wall.drawing * 255), 0, 255).astype(np.uint8)
 
@@ -244,14 +242,15 @@ def render_drawing(seed: int, *, scene_seed: int, size_hw: tuple[int, int] = SIZ
 def write_dataset(
     out: Path, *, seed: int, num_labelled: int = 200, num_defect_free: int = 240, size_hw: tuple[int, int] = SIZE_HW
 ) -> Path:
-    """Write the data set as PNG images, one COCO file with uncompressed RLE and a drawing of every image; the same seed
-    gives the same bytes.
+    """Write the data set: PNG images, one COCO file with uncompressed RLE, and a drawing of every image.
+
+    The same seed gives the same bytes.
 
     Args:
         out: folder, replaced as a whole.
-        seed: of all scenes.
-        num_labelled: images with defects.
-        num_defect_free: images without.
+        seed: seed of all scenes.
+        num_labelled: number of images with defects.
+        num_defect_free: number of images without defects.
         size_hw: height and width, pixels.
 
     Returns:

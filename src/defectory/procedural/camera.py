@@ -13,13 +13,13 @@ from defectory.procedural.noise import Field, coordinates
 
 Size = tuple[int, int]
 LUMINANCE = (0.299, 0.587, 0.114)
-"""What red, green and blue add to grey, as JPEG has it."""
+"""Weights of red, green and blue in grey, as in JPEG."""
 LIGHTS = ("flat light", "point light", "line light", "ring light", "side light", "specular light", "dim corners")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Light:
-    """Light of a scene: its word, `falloff` float32 [H,W] (1 = full) and direction of the relief shading."""
+    """The light of a scene: its word, `falloff` float32 [H,W] (1 = full) and the direction of relief shading."""
 
     word: str
     falloff: Field
@@ -29,8 +29,10 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:
-    """Camera of a shot; `noise` float32 [H,W,3], of a grey one [H,W,1], in grey levels is drawn with the shot, so that
-    a twin can share it.
+    """The camera of a shot.
+
+    `noise` float32 [H,W,3], or [H,W,1] for a grey camera, is in grey levels; it is drawn with the shot, so that a twin
+    can share it.
     """
 
     blur_px: float
@@ -77,11 +79,12 @@ def draw_light(rng: np.random.Generator, size: Size) -> Light:
 
 
 def shade_relief(height: Field, light: Light, *, part: tuple[slice, slice] | None = None) -> Field:
-    """Give the relative brightness change of a height map under a light, float32 [H,W] or of a part's rows and columns
-    alone.
+    """Return the relative brightness change of a height map under a light, float32 [H,W].
+
+    If `part` is given, only its rows and columns are computed.
     """
     if part is not None:
-        # slopes need a pixel more on each side
+        # slopes need one more pixel on each side
         rows, columns = (slice(max(0, side.start - 1), side.stop + 1) for side in part)
         inside = tuple(
             slice(side.start - wide.start, side.stop - wide.start)
@@ -94,7 +97,7 @@ def shade_relief(height: Field, light: Light, *, part: tuple[slice, slice] | Non
 
 
 def draw_camera(rng: np.random.Generator, size: Size) -> Camera:
-    """Draw a camera: a third of all images grey, mild blur and noise, rarely JPEG."""
+    """Draw a camera: a third of all images are grey, blur and noise are mild, JPEG is rare."""
     sigma = float(rng.choice([0.5, rng.uniform(0.5, 3), rng.uniform(2, 6)], p=[0.4, 0.4, 0.2]))
     noise = rng.standard_normal((*size, 3), dtype=np.float32)
     grey = bool(rng.random() < 0.35)
@@ -110,7 +113,7 @@ def draw_camera(rng: np.random.Generator, size: Size) -> Camera:
 
 
 def expose(scene: NDArray[np.floating[Any]], camera: Camera) -> NDArray[np.uint8]:
-    """Turn scene brightness float32 [H,W,3] in [0,1] into an image uint8 [H,W,3]."""
+    """Convert scene brightness float32 [H,W,3] in [0,1] to an image uint8 [H,W,3]."""
     if camera.blur_px > 0:
         scene = np.asarray(cv2.GaussianBlur(scene, (0, 0), camera.blur_px), np.float32)
     to_image = np.array([LUMINANCE])

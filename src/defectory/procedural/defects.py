@@ -1,4 +1,4 @@
-"""Defects: a shape with soft coverage, and how it changes the surface it sits in."""
+"""Defects: a shape with soft coverage, and its effect on the surface."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ SUPERSAMPLE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Defect:
-    """One defect: `coverage` float32 [H,W] in [0,1], `target` the brightness it pulls to, relative to the surface
-    (0 black, 1 unchanged, above 1 brighter), `height` (pixels) for edge lighting, and a colour cast.
+    """One defect of the procedural world.
+
+    `coverage` is float32 [H,W] in [0,1]. `target` is the brightness it pulls to, relative to the surface (0 black, 1
+    unchanged, above 1 brighter). `height` (pixels) is for edge lighting; there is also a colour cast.
     """
 
     word: str
@@ -31,12 +33,12 @@ class Defect:
 
     @property
     def mask(self) -> NDArray[np.bool_]:
-        """Pixels the defect changes visibly, bool [H,W]."""
+        """Return the pixels that the defect changes visibly, bool [H,W]."""
         return self.coverage > 0.4
 
     @cached_property
     def glows(self) -> bool:
-        """Whether most of it pulls to a brightness above the surface's."""
+        """Return whether most of the defect pulls to a brightness above the surface's."""
         return 2 * int(np.count_nonzero(self.target > 1)) > self.target.size
 
 
@@ -235,13 +237,13 @@ def _fray(rng: np.random.Generator, size: Size) -> Defect:
 
 
 def draw_chip(rng: np.random.Generator, size: Size, solid: NDArray[np.bool_], void_level: float) -> Defect:
-    """Draw a chip: material broken out of a part's edge where `solid` bool [H,W] has one, else a flake off its surface.
+    """Draw a chip: material broken out of an edge of the part, or a flake off its surface if there is no edge.
 
     Args:
-        rng: of the shape.
+        rng: source of randomness for the shape.
         size: height and width, pixels.
-        solid: the part.
-        void_level: brightness behind the part, what a notch right through shows.
+        solid: the part, bool [H,W].
+        void_level: brightness behind the part, visible through a notch.
     """
     border = solid & (cv2.erode(solid.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) == 0)
     ys, xs = np.nonzero(border)

@@ -1,4 +1,4 @@
-"""Sheets of the procedural world: every material, part, light and defect, a few times each."""
+"""Contact sheets of the procedural world: every material, part, light and defect, a few times each."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ SHEETS: dict[str, tuple[tuple[str, ...], Callable[[Sample, str], bool], bool]] =
     "lights": (LIGHTS, lambda sample, word: _shows_light(sample, word) and sample.part == "plain surface", False),
     "defects": (DEFECT_WORDS, lambda sample, word: set(sample.defect_words) == {word}, True),
 }
-"""Name of a sheet to its words, which samples show a word, and whether masks are outlined."""
+"""For each sheet: its words, a test whether a sample shows a word, and whether masks are outlined."""
 
 
 def world_sheet(name: str, *, per_word: int = 6, cell_px: int = 112) -> Image:
-    """Draw one of SHEETS, one row per word, RGB uint8 [H,W,3]; a pure function of its arguments.
+    """Draw one of SHEETS with one row per word, RGB uint8 [H,W,3]; a pure function of its arguments.
 
     Args:
         name: key of SHEETS.
@@ -62,9 +62,7 @@ def world_sheet(name: str, *, per_word: int = 6, cell_px: int = 112) -> Image:
 
 
 def borescope_sheet(*, columns: int = 6, rows: int = 3, cell_px: int = 160) -> Image:
-    """Draw scenes of the borescope demo, the family that no pretraining sees, each without and with its masks
-    outlined.
-    """
+    """Draw scenes of the borescope demo, which is in no pretraining, each without and with its masks outlined."""
     cells: list[Image] = []
     for scene in range(columns * rows // 2):
         sample = render_borescope(scene, scene_seed=scene, defects=True)

@@ -1,4 +1,4 @@
-"""Materials: a brightness texture and a height map each, by the word captions use."""
+"""Materials: a brightness texture and a height map for each material word of the captions."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Texture:
-    """A material's look: `shade` (relative brightness, zero mean, float32 [H,W]), `height` (pixels, float32 [H,W]),
-    colour tint.
+    """The look of a material: `shade` and `height` (pixels), float32 [H,W], and a colour tint.
+
+    `shade` is relative brightness with zero mean.
     """
 
     shade: Field

@@ -1,4 +1,4 @@
-"""Band-limited noise fields, drawn from a generator that is passed in."""
+"""Band-limited noise fields, drawn from a generator passed in by the caller."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def value_noise(
     octaves: int = 1,
     anisotropy_xy: tuple[float, float] = (1.0, 1.0),
 ) -> Field:
-    """Give smooth noise float32 [H,W] in [0,1].
+    """Draw smooth noise float32 [H,W] in [0,1].
 
     Args:
         rng: source of randomness.
         size_hw: height and width, pixels.
         cell_px: feature size of the coarsest octave, pixels.
-        octaves: each further octave halves feature size and amplitude.
+        octaves: number of octaves; each one halves feature size and amplitude.
         anisotropy_xy: stretch of the features along x and y.
     """
     height, width = size_hw
@@ -42,7 +42,7 @@ def value_noise(
 
 
 def grain(rng: np.random.Generator, size_hw: tuple[int, int], sigma_px: float) -> Field:
-    """Give blurred white noise float32 [H,W] of zero mean and unit standard deviation.
+    """Draw blurred white noise float32 [H,W] of zero mean and unit standard deviation.
 
     Args:
         rng: source of randomness.
@@ -56,15 +56,16 @@ def grain(rng: np.random.Generator, size_hw: tuple[int, int], sigma_px: float) -
 
 
 def _standardised(field: Field) -> Field:
-    """Give a field of zero mean and unit standard deviation; the one passed in is overwritten."""
+    """Return a field with zero mean and unit standard deviation; the input is overwritten."""
     field -= field.mean()
     field *= np.float32(1 / max(float(np.sqrt(np.vdot(field, field) / field.size)), 1e-6))
     return field
 
 
 def _blurred_along(field: Field, sigma_px: float) -> Field:
-    """Blur float32 [H,W] along x, mirrored at its ends: each cosine shrinks by its frequency, where a kernel as wide as
-    streaks are long is slow.
+    """Blur float32 [H,W] along x, mirrored at its ends, by scaling each cosine by its frequency.
+
+    A kernel as wide as long streaks would be slow.
     """
     frequencies = np.arange(field.shape[1], dtype=np.float32) * np.float32(np.pi / (field.shape[1] - 1))
     shrinking = np.exp(-0.5 * np.square(np.float32(sigma_px) * frequencies))
@@ -78,7 +79,7 @@ def streaks(
     angle_degrees: float,
     thickness_px: float = 0.7,
 ) -> Field:
-    """Give streaky noise float32 [H,W], zero mean and unit standard deviation.
+    """Draw streaky noise float32 [H,W] of zero mean and unit standard deviation.
 
     Args:
         rng: source of randomness.
@@ -102,7 +103,7 @@ def streaks(
 
 @lru_cache(maxsize=8)
 def coordinates(size_hw: tuple[int, int]) -> tuple[Field, Field]:
-    """Give pixel coordinates (x, y), each float32 [H,W] and read-only."""
+    """Return pixel coordinates (x, y), each float32 [H,W] and read-only."""
     both = np.mgrid[0 : size_hw[0], 0 : size_hw[1]].astype(np.float32)
     both.flags.writeable = False
     ys, xs = both

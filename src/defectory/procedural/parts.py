@@ -1,4 +1,4 @@
-"""Part geometry on top of a material: holes, slots, grooves, seams, welds, edges, ribs, grids, threads, blades."""
+"""Part geometry on a material: holes, slots, grooves, seams, welds, edges, ribs, grids, threads, blades."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """Part geometry: `height` (pixels) and `shade` (relative brightness) float32 [H,W], `solid` bool [H,W] (False =
-    hole or background), `void_level` the brightness of what is not solid.
+    """Part geometry, as arrays [H,W].
+
+    `height` (pixels) and `shade` (relative brightness) are float32. `solid` is bool and False at holes and background;
+    `void_level` is the brightness there.
     """
 
     height: Field

@@ -16,15 +16,16 @@ from defectory.procedural.parts import PART_SHARES, PARTS, Part
 from defectory.tones import tone_words
 
 MIN_CONTRAST = 22.0
-"""Grey levels by which a defect differs from the surface under it, in the median over its mask."""
+"""Minimum contrast of a defect with the surface under it: median over its mask, in grey levels."""
 SURFACE_SUPPORT = 0.7
-"""Share of a defect's mask that must lie on solid surface."""
+"""Minimum share of a defect's mask that lies on solid surface."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """An image uint8 [H,W,3], its `class_map` uint8 [H,W] (0 none, else index into DEFECT_WORDS + 1), instances,
-    caption and the tone words in it.
+    """A rendered image uint8 [H,W,3], its class map, instances, caption and the tone words in the caption.
+
+    `class_map` is uint8 [H,W]: 0 for no defect, else index into DEFECT_WORDS + 1.
     """
 
     image: NDArray[np.uint8]
@@ -79,7 +80,7 @@ def _draw_scene(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Scene:
 
 
 def _surface(scene: _Scene) -> NDArray[np.float32]:
-    """Give brightness float32 [H,W,3] of the scene without defects."""
+    """Return the brightness float32 [H,W,3] of the scene without defects."""
     height = scene.texture.height + scene.part.height
     lit = 1 + scene.texture.shade + scene.part.shade + shade_relief(height, scene.light)
     surface = scene.level * scene.light.falloff * np.clip(lit, 0.05, 3)
@@ -93,7 +94,7 @@ def _surface(scene: _Scene) -> NDArray[np.float32]:
 
 
 def _part_of(coverage: NDArray[np.floating[Any]]) -> tuple[slice, slice]:
-    """Give rows and columns a defect covers anything of: most are small, and the rest of the image stays as it is."""
+    """Return the rows and columns that a defect covers; most defects are small, and the rest is unchanged."""
     left, top, width, height = cv2.boundingRect((coverage > 0).astype(np.uint8))
     return slice(top, top + height), slice(left, left + width)
 
@@ -101,8 +102,9 @@ def _part_of(coverage: NDArray[np.floating[Any]]) -> tuple[slice, slice]:
 def _with_defect(
     image: NDArray[np.float32], defect: Defect, light: Light, part: tuple[slice, slice]
 ) -> NDArray[np.float32]:
-    """Give brightness float32 [h,w,3] of a part of an image with a defect in it, which changes the surface before light
-    falls on it.
+    """Return the brightness float32 [h,w,3] of part of an image with a defect in it.
+
+    The defect changes the surface before lighting.
     """
     coverage, shown = defect.coverage[part], image[part]
     relief = shade_relief(defect.height, light, part=part) * np.sign(coverage)
@@ -114,7 +116,7 @@ def _with_defect(
 
 
 def _radiance(scene: _Scene, surface: NDArray[np.float32], defects: list[Defect]) -> NDArray[np.float32]:
-    """Give scene brightness float32 [H,W,3] with its defects."""
+    """Return the scene brightness float32 [H,W,3] with its defects."""
     image = surface.copy()
     for defect in defects:
         part = _part_of(defect.coverage)
@@ -193,10 +195,10 @@ def render(
     """Render one image of the world; a pure function of its arguments.
 
     Args:
-        seed: of everything in the image.
+        seed: seed of everything in the image.
         size_hw: height and width, pixels.
         with_defect: None draws defects with probability 0.65.
-        only: a word of DEFECT_WORDS that every defect is of; None is the world as it is.
+        only: word of DEFECT_WORDS to use for every defect; None uses all words.
     """
     rng = np.random.default_rng([20261124, seed])
     scene = _draw_scene(rng, size_hw)
@@ -208,7 +210,7 @@ def render(
 
 
 def render_pair(seed: int, size_hw: tuple[int, int] = (128, 128)) -> tuple[Sample, Sample]:
-    """Render one scene twice, with and without its defects: same light, camera and noise.
+    """Render one scene with and without its defects, with the same light, camera and noise.
 
     Args:
         seed: as for `render`.
