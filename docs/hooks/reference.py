@@ -30,7 +30,9 @@ def on_files(files: Files, config: Any) -> Files:
         reference.append({name: uri})
     decisions = next(entry["Decisions"] for entry in config.nav if "Decisions" in entry)
     del decisions[1:]
-    names = sorted(f.src_uri for f in files if f.src_uri.startswith("decisions/") and not f.src_uri.endswith("index.md"))
+    names = sorted(
+        f.src_uri for f in files if f.src_uri.startswith("decisions/") and not f.src_uri.endswith("index.md")
+    )
     decisions.extend(names)
     return files
 
