@@ -444,8 +444,8 @@ def main() -> int:
     torch.set_num_threads(1)
     import defectory.concept.dreambooth
     import defectory.condition.control
-    import defectory.stages.all
     import defectory.segmentation.training
+    import defectory.stages.all
     import defectory.synthesis.full  # noqa: F401
 
     campaigns: dict[str, Any] = {"kills": kills, "disks": disks, "power": power, "pairs": pairs, "outs": outs}
