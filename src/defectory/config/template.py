@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
+
+import tomlkit
+from tomlkit.items import Table
 
 from defectory.config.resolve import defaults, flatten
 
@@ -17,32 +19,34 @@ HEADER = """\
 def project_template(values: dict[str, Any], *, preset: str | None = None) -> str:
     """Return the text of a project file: `values` (nested) set, everything else commented with its default."""
     given = flatten(values)
-    sections: dict[str, list[str]] = {}
-    for key, (default, meaning) in defaults().items():
-        section, _, name = key.rpartition(".")
-        lines = sections.setdefault(section, [])
-        lines.extend(f"# {line}" for line in meaning.split("\n") if line)
-        if key in given:
-            lines.append(f"{name} = {_toml(given[key])}")
-        elif default is None:
-            lines.append(f"# {name} =")
-        else:
-            lines.append(f"# {name} = {_toml(default)}")
-    parts = [HEADER]
+    document = tomlkit.parse(HEADER)
+    document.add(tomlkit.nl())
     if preset is not None:
-        parts.append(
-            f'# Settings measured for a machine or purpose; what stands in this file wins.\npreset = "{preset}"'
-        )
-    for section, lines in sections.items():
-        parts.append("\n".join([f"\n[{section}]", *lines] if section else lines))
-    return "\n".join(parts) + "\n"
+        document.add(tomlkit.comment("Settings measured for a machine or purpose; what stands in this file wins."))
+        document.add("preset", tomlkit.item(preset))
+    sections: dict[str, tomlkit.TOMLDocument | Table] = {"": document}
+    # a table's own settings come before the tables within it
+    for key, (default, meaning) in sorted(defaults().items(), key=lambda setting: setting[0].count(".")):
+        name, section = key.rpartition(".")[2], _section(sections, key.rpartition(".")[0])
+        for line in filter(None, meaning.split("\n")):
+            section.add(tomlkit.comment(line))
+        if key in given:
+            section.add(name, tomlkit.item(given[key]))
+        else:
+            section.add(tomlkit.comment(f"{name} = {'' if default is None else _text(default)}".rstrip()))
+    return tomlkit.dumps(document)
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(v) for v in value)}]"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)
+def _section(sections: dict[str, tomlkit.TOMLDocument | Table], name: str) -> tomlkit.TOMLDocument | Table:
+    """Return the table of a dotted name; add it, and those around it, where it is not there yet."""
+    if name not in sections:
+        around, _, last = name.rpartition(".")
+        parent = _section(sections, around)
+        parent.add(tomlkit.nl())
+        sections[name] = tomlkit.table()
+        parent.add(last, sections[name])
+    return sections[name]
+
+
+def _text(value: Any) -> str:
+    return tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string()

@@ -228,7 +228,7 @@ def _crosses_itself(ring: Ring) -> bool:
     if shapely.is_valid(shapely.polygons(np.concatenate([ring, ring[:1]]))):
         return False
     ring = ring[np.any(ring != np.roll(ring, 1, axis=0), axis=1)]
-    sides = shapely.linestrings(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
+    sides: Any = shapely.linestrings(np.stack([ring, np.roll(ring, -1, axis=0)], axis=1))
     tree = shapely.STRtree(sides)
     chunks = (sides[first : first + _CHUNK_SIDES] for first in range(0, len(sides), _CHUNK_SIDES))
     return any(tree.query(chunk, predicate="crosses").size for chunk in chunks)
