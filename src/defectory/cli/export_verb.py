@@ -71,19 +71,16 @@ def export(
 ) -> None:
     """Write the accepted drafts with their labels: in the run, or as a folder in a format that other tools open."""
     from defectory.cli.project_verbs import run_stages
-    from defectory.errors import ConfigError
 
     _require_together(kind=kind, out=out, with_real=with_real, real=real)
     if kind is None or out is None:
         run_stages(config, ["export"], override, preset, seed, device, dry_run, as_json, with_needs=True)
         return
-    if kind not in FORMATS_OUT:
-        todo = f"give one of {', '.join(FORMATS_OUT)}"
-        raise ConfigError("option --format", f"no format out is called {kind!r}", todo)
     from defectory.cli.show import show_events
     from defectory.formats.writers.registry import writer_named
     from defectory.pipeline.export_sets import default_form, export_project, require_export_folder
 
+    writer = writer_named(kind)
     project = open_project(config, overrides=override, preset=preset, seed=seed, device=device, save=False)
     # what is wrong is told before hours of training
     require_export_folder(project, out)
@@ -93,7 +90,7 @@ def export(
     form = None
     if with_real:
         form = "images" if real == "images" else "tiles" if real == "tiles" else default_form(project)
-    show_events(export_project(project, writer_named(kind), out, real=form), as_json=as_json)
+    show_events(export_project(project, writer, out, real=form), as_json=as_json)
 
 
 def _require_together(*, kind: str | None, out: Path | None, with_real: bool, real: str | None) -> None:

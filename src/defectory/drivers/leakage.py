@@ -64,7 +64,7 @@ def leakage(
     y = np.array([1] * len(defective) + [0] * len(defect_free))
     classifier = make_pipeline(StandardScaler(), LogisticRegression())
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    scores = cross_val_predict(classifier, x, y, cv=folds, method="decision_function")
+    scores = np.asarray(cross_val_predict(classifier, x, y, cv=folds, method="decision_function"), np.float64)
     low, high = np.quantile(bootstrap_aucs(scores, y, seed=seed, count=num_bootstrap), [0.025, 0.975])
     return Leakage(
         auc=float(roc_auc_score(y, scores)),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.tiles import Tile
 from defectory.drawing import contact_sheet
 from defectory.drivers.extract import extract_driver
-from defectory.drivers.kinds import KINDS
+from defectory.drivers.kinds import GEOMETRIES
 from defectory.drivers.leakage import FOLDS, Leakage, leakage
 from defectory.drivers.tune import Candidate, Sample, candidates_of, tune
 from defectory.errors import InputError
@@ -60,7 +60,7 @@ def compare_drivers(project: Project, *, num_tiles: int) -> NDArray[np.uint8]:
     brightness.
     """
     tileset, config, drawings = tileset_of(project), project.config.drivers, drawings_of(project)
-    kinds = [*KINDS] if config.kind in KINDS else [config.kind, *KINDS]
+    kinds = [*GEOMETRIES] if config.kind in GEOMETRIES else [config.kind, *GEOMETRIES]
     cells: list[NDArray[np.uint8]] = []
     labels: list[str] = []
     for tile in spread([tile for tile in tileset.of("train") if tile.instances], num_tiles):
