@@ -7,13 +7,12 @@ from typing import Literal
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
 
-MaskSourceKind = Literal["bank", "expert", "statistical", "diffusion"]
 
-
-class MaskSource(Value):
+class MaskOrigin(Value):
     """Where a job's mask came from: an entry of the mask bank or an expert's mask, and the seed of its perturbation."""
 
-    kind: MaskSourceKind = "bank"
+    kind: str = "bank"
+    """Name of the source."""
     bank_id: str
     """Entry or file; empty where a mask was generated, from the seed alone."""
     perturbation_seed: int
@@ -49,7 +48,7 @@ class Job(Value):
     """Seed of the pool tile's offline augmentation; None leaves the tile as it is."""
     instances: tuple[Instance, ...]
     """Label, in the tile's frame after augmentation, largest painted first."""
-    mask_sources: tuple[MaskSource, ...]
+    mask_sources: tuple[MaskOrigin, ...]
     prompt: str
     prompt_without: str
     """Prompt of the half without mask."""
