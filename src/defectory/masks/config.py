@@ -58,9 +58,8 @@ class MaskShares(Section):
 
     def shares(self) -> dict[str, float]:
         """Return the share of every source that is set, ours first, the others in alphabetical order."""
-        return {name: getattr(self, name) for name in type(self).model_fields} | dict(
-            sorted(self.__pydantic_extra__.items())
-        )
+        ours = {name: getattr(self, name) for name in type(self).model_fields}
+        return ours | dict(sorted(self.__pydantic_extra__.items()))
 
     @model_validator(mode="after")
     def _some_source(self) -> MaskShares:
