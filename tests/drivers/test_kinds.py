@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver, geometry_map
-from defectory.drivers.kinds import KINDS, kind_of
+from defectory.drivers.kinds import GEOMETRIES, KINDS
 from defectory.errors import ConfigError
 
 SIZE_HW = (48, 64)
@@ -31,7 +31,7 @@ def part_before_dark() -> Image:
     return image
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", GEOMETRIES)
 @pytest.mark.parametrize("size_hw", [(48, 64), (64, 37)])
 def test_every_kind_is_dim_and_masks_are_painted_on_it_at_full_brightness(kind: str, size_hw: tuple[int, int]) -> None:
     image = np.random.default_rng(3).integers(0, 255, (*size_hw, 3), dtype=np.uint8)
@@ -43,7 +43,7 @@ def test_every_kind_is_dim_and_masks_are_painted_on_it_at_full_brightness(kind: 
     assert driver[mask].max() == 255
 
 
-@pytest.mark.parametrize("kind", sorted(KINDS))
+@pytest.mark.parametrize("kind", GEOMETRIES)
 def test_no_kind_tells_whether_its_source_had_the_defect(kind: str) -> None:
     clean = part_before_dark()
     crack = np.zeros(SIZE_HW, np.uint8)
@@ -100,7 +100,7 @@ def test_the_silhouette_is_the_part_and_a_surface_is_all_part() -> None:
 def plug_in(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     module = types.ModuleType("plant_drivers")
     monkeypatch.setitem(sys.modules, "plant_drivers", module)
-    kind_of.cache_clear()
+    monkeypatch.setattr(KINDS, "_loaded", {})
     return module
 
 
@@ -146,6 +146,17 @@ def test_an_unknown_kind_is_one_line(name: str) -> None:
         geometry_map(part_before_dark(), config=config_of(name))
     assert name in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_kind_from_outside_is_used_by_its_name() -> None:
+    def redness(image: Image, config: DriverConfig) -> Image:
+        return image[..., 0].copy()
+
+    image = np.full((*SIZE_HW, 3), (200, 40, 40), np.uint8)
+    with KINDS.registered("redness", redness):
+        assert (geometry_map(image, config=config_of("redness")) == round(200 * 50 / 255)).all()
+    with pytest.raises(ConfigError, match=r"drivers.kind 'redness': is not known; choose among topology, edges"):
+        geometry_map(image, config=config_of("redness"))
 
 
 def test_the_image_itself_is_a_driver_with_defects_filled_and_masks_pasted_on() -> None:

@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
 
-from defectory.drivers.leakage import auc, features, fit_logistic, leakage, predict
+from defectory.drivers.leakage import bootstrap_aucs, features, leakage
 
 SIZE_HW = (40, 56)
 
@@ -45,21 +46,13 @@ def test_it_is_seeded_and_needs_ten_tiles_of_either_kind() -> None:
     assert leakage(defective[:9], free, seed=3) is None
 
 
-def test_auc_counts_ordered_pairs_and_ties_half() -> None:
+def test_resamples_have_the_area_that_scikit_learn_computes_ties_included() -> None:
     rng = np.random.default_rng(0)
     scores, labels = rng.integers(0, 6, 40).astype(float), rng.integers(0, 2, 40)
-    pairs = [(a > b) + 0.5 * (a == b) for a in scores[labels == 1] for b in scores[labels == 0]]
-    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
-
-
-def test_logistic_regression_finds_the_weights_that_made_the_labels() -> None:
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((4000, 2))
-    log_odds = 0.5 + 2.0 * x[:, 0] - 1.0 * x[:, 1]
-    labels = (rng.random(4000) < 1 / (1 + np.exp(-log_odds))).astype(int)
-    weights = fit_logistic(x, labels)
-    assert weights == pytest.approx([0.5, 2.0, -1.0], abs=0.2)
-    assert np.corrcoef(predict(weights, x), log_odds)[0, 1] > 0.99
+    draws = np.random.default_rng([81, 3])
+    chosen = [draws.integers(40, size=40) for _ in range(5)]
+    expected = [roc_auc_score(labels[places], scores[places]) for places in chosen]
+    assert bootstrap_aucs(scores, labels, seed=3, count=5) == pytest.approx(expected)
 
 
 def test_features_see_rings_and_not_what_is_under_the_mask() -> None:

@@ -48,7 +48,7 @@ coordinates = st.one_of(
 @given(st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=12), st.integers(1, 41), st.integers(1, 43))
 def test_a_ring_is_filled_as_pycocotools_fills_it(points: list[tuple[float, float]], height: int, width: int) -> None:
     ring = np.array(points)
-    edges, _ = polygons._filled(*polygons._crossings(ring, (height, width)))
+    edges = polygons._filled(polygons._crossings(ring, (height, width)))
     mine = decode(polygons.rle_of_edges(edges, (height, width)))
     assert np.array_equal(mine, filled(ring.reshape(-1).tolist(), (height, width)))
 
@@ -123,6 +123,15 @@ def test_an_outline_that_crosses_itself_is_filled_with_a_remark(ring: list[float
     assert "crosses itself" in said[0][0]
 
 
+def test_an_outline_that_touches_or_retraces_itself_has_no_remark() -> None:
+    spike = [10.0, 5.0, 40.0, 5.0, 50.0, 2.0, 40.0, 5.0, 40.0, 30.0, 10.0, 30.0]
+    touching = [10.0, 5.0, 40.0, 5.0, 40.0, 30.0, 25.0, 5.0, 10.0, 30.0]
+    for ring in (spike, touching):
+        mask, said = fill([ring])
+        assert np.array_equal(mask, filled(ring))
+        assert said == []
+
+
 def test_outlines_around_a_centre_do_not_cross_themselves() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -176,11 +185,16 @@ def test_what_is_no_outline_is_told_as_what_it_is(rings: Any, words: str) -> Non
 
 def test_a_dense_outline_takes_time_in_proportion() -> None:
     angles = np.linspace(0, 2 * np.pi, 100_000, endpoint=False)
-    ring = np.stack([1200 + 1100 * np.cos(angles), 900 + 800 * np.sin(angles)], axis=1).reshape(-1).tolist()
-    began = time.process_time()
-    rle = polygons_to_rle([ring], (1800, 2400), "here")
-    assert time.process_time() - began < 2
-    assert area_px(rle) == pycoco.area(pycoco.frPyObjects([ring], 1800, 2400))[0]
+    points = np.stack([1200 + 1100 * np.cos(angles), 900 + 800 * np.sin(angles)], axis=1)
+    looped = points.copy()
+    looped[[60_000, 60_900]] = looped[[60_900, 60_000]]
+    for ring, num_remarks in ((points, 0), (looped, 1)):
+        flat, said = ring.reshape(-1).tolist(), list[str]()
+        began = time.process_time()
+        rle = polygons_to_rle([flat], (1800, 2400), "here", notice=lambda what, _, said=said: said.append(what))
+        assert time.process_time() - began < 2
+        assert area_px(rle) == pycoco.area(pycoco.frPyObjects([flat], 1800, 2400))[0]
+        assert len(said) == num_remarks
 
 
 def test_an_outline_that_runs_over_the_whole_image_time_and_again_is_refused() -> None:

@@ -192,7 +192,7 @@ def values(root: Path) -> Path:
         Job,
         MaskBank,
         MaskBankEntry,
-        MaskSource,
+        MaskOrigin,
         Plan,
     )
     from defectory.artifacts.split import Split
@@ -232,7 +232,7 @@ def values(root: Path) -> Path:
         tile_id=tile.id,
         augmentation_seed=None,
         instances=(one,),
-        mask_sources=(MaskSource(bank_id="m0", perturbation_seed=1),),
+        mask_sources=(MaskOrigin(bank_id="m0", perturbation_seed=1),),
         prompt="a",
         prompt_without="b",
         seed=3,

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import MaskBank, MaskBankEntry
+from defectory.config.resolve import resolve
 from defectory.errors import AnnotationError, ConfigError
 from defectory.imageio import save_png
-from defectory.masks.config import MaskConfig
+from defectory.masks.config import MASK_SOURCES, MaskConfig
 from defectory.masks.expert import from_instances, read_folder, write_review
-from defectory.masks.sources import ExpertMask, MaskSources
+from defectory.masks.sources import DrawnMask, ExpertMask, MaskMaterial, MaskSource, MaskSources
 from defectory.rle import decode, encode
 
 SIZE_HW = (40, 56)
@@ -116,6 +117,62 @@ def test_a_share_of_the_expert_wants_its_masks() -> None:
         MaskConfig.model_validate({"sources": {"bank": 0}})
     with pytest.raises(ValueError, match="not two quantiles"):
         MaskConfig.model_validate({"severity": (0.8, 0.2)})
+
+
+def draw_slits(of: MaskMaterial) -> MaskSource:
+    """A source as another package has it: upright slits, for classes of the bank."""
+
+    class Slits:
+        def has(self, category_id: int) -> bool:
+            return any(entry.category_id == category_id for entry in of.bank.entries)
+
+        def draw(self, category_id: int, rng: np.random.Generator) -> DrawnMask:
+            seed = int(rng.integers(2**31))
+            return DrawnMask(mask=np.ones((np.random.default_rng(seed).integers(8, 30), 2), bool), seed=seed)
+
+    return Slits()
+
+
+def test_a_source_from_outside_has_its_share_by_name() -> None:
+    with MASK_SOURCES.registered("slits", draw_slits):
+        project = {"data": {"path": "a"}, "masks": {"sources": {"bank": 1, "slits": 3}}}
+        config = resolve(project=project, overrides=["masks.sources.statistical=0.0"]).config.masks
+        assert config.sources.shares() == {"bank": 1, "expert": 0, "statistical": 0, "diffusion": 0, "slits": 3}
+        assert resolve(project={"data": {"path": "a"}}).config.masks == MaskConfig()
+        found = drawn(MaskSources(BANK, (), config=config, names=NAMES), 400)
+        kinds = Counter(origin.kind for _, origin in found)
+        assert kinds["slits"] / 400 == pytest.approx(0.75, abs=0.07)
+        assert {mask.shape[1] for mask, origin in found if origin.kind == "slits"} == {2}
+        again = drawn(MaskSources(BANK, (), config=config, names=NAMES), 400)
+        assert [origin for _, origin in found] == [origin for _, origin in again]
+
+
+@pytest.mark.parametrize(
+    ("share", "said"),
+    [(-1, "greater than or equal to 0"), ("much", "must be a valid number"), (True, "must be a valid")],
+)
+def test_a_share_from_outside_is_checked_as_ours_are(share: object, said: str) -> None:
+    project = {"data": {"path": "a"}, "masks": {"sources": {"slits": share}}}
+    with pytest.raises(ConfigError, match=r"masks\.sources\.slits: no such setting"):
+        resolve(project=project)
+    with MASK_SOURCES.registered("slits", draw_slits), pytest.raises(ConfigError, match=f"slits: .*{said}"):
+        resolve(project=project)
+    with pytest.raises(ValueError, match="'slits' is no source of masks: choose among bank, expert"):
+        MaskConfig.model_validate({"sources": {"slits": 1}})
+
+
+def test_a_source_from_outside_that_returns_no_mask_is_named() -> None:
+    class Bad:
+        def has(self, category_id: int) -> bool:
+            return True
+
+        def draw(self, category_id: int, rng: np.random.Generator) -> DrawnMask:
+            return DrawnMask(mask=np.ones((3, 4)), seed=0)  # type: ignore[arg-type]
+
+    with MASK_SOURCES.registered("bad", lambda of: Bad()):
+        of = sources(sources={"bank": 0, "bad": 1})
+        with pytest.raises(ConfigError, match=r"mask source bad: returned float64 of shape \(3, 4\)"):
+            of.draw(1, np.random.default_rng(0))
 
 
 def read(folder: Path, scale: float = 1.0) -> tuple[tuple[ExpertMask, ...], MaskBank]:

@@ -1,13 +1,18 @@
 from __future__ import annotations
 
+import html
 import math
+import os
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from defectory.report.charts import line_chart, smooth, thin, ticks
+from defectory.report.charts import line_chart, smooth, thin
 from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Signature, Table
 from defectory.report.page import render_report
 
@@ -114,11 +119,47 @@ def test_charts_of_no_one_bad_or_equal_points_hold_only_finite_numbers(points: l
 
 def test_a_line_runs_from_left_to_right_and_higher_values_are_higher() -> None:
     svg = line_chart(Chart(title="t", x_label="x", y_label="y", curves=[Curve(name="c", points=[(0, 0), (10, 5)])]))
-    path = re.search(r'd="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)" fill="none"', svg)
+    path = re.search(r'd="M ([\d.]+) ([\d.]+) L ([\d.]+) ([\d.]+)" style="fill: none; stroke: #0072b2', svg)
     assert path is not None
     x0, y0, x1, y1 = (float(v) for v in path.groups())
     assert x0 < x1
     assert y0 > y1
+
+
+def test_a_chart_is_the_same_at_every_run_and_names_nothing_outside_itself() -> None:
+    curves = [Curve(name=f"curve {n}", points=[(float(x), x * n * 0.5) for x in range(9)]) for n in range(8)]
+    chart = Chart(title="t", x_label="x", y_label="y", curves=curves)
+    svg = line_chart(chart)
+    assert svg == line_chart(chart)
+    for word in ("http", "url(", " id=", "<style", "<!", "#010203", "#040506", "#000000", "#ffffff"):
+        assert word not in svg
+    assert "currentColor" in svg
+    assert "var(--line)" in svg
+
+
+def test_texts_of_a_chart_stay_as_they_are() -> None:
+    name = f'_a $x^2$ id="1" \x1b[2J {HOSTILE}'
+    svg = line_chart(Chart(title=name, x_label="x", y_label="y", curves=[Curve(name=name, points=[(0, 0), (1, 1)])]))
+    shown = [html.unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+    assert shown.count(name.replace("\x1b", "\\x1b")) == 2
+
+
+def test_importing_the_report_imports_no_matplotlib_and_drawing_leaves_nothing_at_home(tmp_path: Path) -> None:
+    code = """
+import sys
+from defectory.report.content import Chart, Curve
+from defectory.report.charts import line_chart
+assert "matplotlib" not in sys.modules
+for _ in range(2):
+    line_chart(Chart(title="t", x_label="x", y_label="y", curves=[Curve(name="c", points=[(0, 0), (1, 1)])]))
+import os
+assert "MPLCONFIGDIR" not in os.environ
+"""
+    hidden = ("MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME")
+    environment = {key: value for key, value in os.environ.items() if key not in hidden}
+    home = {"HOME": str(tmp_path), "USERPROFILE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], env=environment | home, check=True)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_smoothing_is_a_running_mean_and_thinning_keeps_the_ends() -> None:
@@ -127,11 +168,3 @@ def test_smoothing_is_a_running_mean_and_thinning_keeps_the_ends() -> None:
     kept = thin(line, 100)
     assert (kept[0], kept[-1]) == (line[0], line[-1])
     assert len(kept) < 110
-
-
-def test_ticks_are_round_and_inside() -> None:
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    for low, high in ((0.013, 0.027), (-5, 1234), (3, 3.1)):
-        found = ticks(low, high)
-        assert 3 <= len(found) <= 8
-        assert low <= found[0] <= found[-1] <= high

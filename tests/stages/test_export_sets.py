@@ -77,7 +77,7 @@ def test_alone_it_holds_the_accepted_drafts_as_the_stage_wrote_them(project: Run
         assert ours.imgs[other]["fidelity"] is not None
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", WRITERS.names())
 def test_every_format_holds_drafts_and_real_tiles(name: str, project: Run, tmp_path: Path) -> None:
     exported(project, tmp_path / "out", name, "tiles")
     tileset = project.store().tiles.tileset
@@ -287,7 +287,7 @@ def test_a_dry_run_writes_nothing(project_file: Path, tmp_path: Path) -> None:
             ["--format", "coco", "--out", "out", "--with-real", "--real", "both"],
             "option --real: is 'both'; give tiles or images",
         ),
-        (["--format", "coca", "--out", "out"], "option --format: no format out is called 'coca'; give one of coco,"),
+        (["--format", "coca", "--out", "out"], "option --format 'coca': is not known; choose among coco,"),
     ],
 )
 def test_options_that_say_nothing_alone_are_one_line(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defectory.artifacts.dataset import image_path
-from defectory.artifacts.plan import MaskSource
+from defectory.artifacts.plan import MaskOrigin
 from defectory.artifacts.tiles import TileSet
 from defectory.errors import FirewallError, ImageError, InputError, StageError
 from defectory.imageio import load_rgb, save_png
@@ -171,7 +171,7 @@ def test_a_draft_of_what_is_not_in_train_is_refused(
         {"tile_id": val_tile}
         if what == "tile"
         else {
-            "mask_sources": (MaskSource(bank_id=f"{val_tile}-m00", perturbation_seed=1), *plan.jobs[0].mask_sources[1:])
+            "mask_sources": (MaskOrigin(bank_id=f"{val_tile}-m00", perturbation_seed=1), *plan.jobs[0].mask_sources[1:])
         }
     )
     jobs = (plan.jobs[0].model_copy(update=update), *plan.jobs[1:])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from defectory.artifacts.annotation import Category, Instance
-from defectory.artifacts.plan import Decision, Decisions, Fidelity, Job, MaskSource, Plan
+from defectory.artifacts.plan import Decision, Decisions, Fidelity, Job, MaskOrigin, Plan
 from defectory.files import digest_file
 from defectory.imageio import load_rgb, save_png
 from defectory.rle import encode
@@ -42,7 +42,7 @@ def exported(tmp_path: Path) -> tuple[Path, Plan]:
             prompt_without="",
             seed=40 + n,
             instances=tuple(Instance(category_id=c, rle=encode(m)) for c, m in label),
-            mask_sources=tuple(MaskSource(bank_id=f"b{n}", perturbation_seed=k) for k in range(len(label))),
+            mask_sources=tuple(MaskOrigin(bank_id=f"b{n}", perturbation_seed=k) for k in range(len(label))),
         )
         for n, label in enumerate(labels)
     )

@@ -7,13 +7,12 @@ from typing import Literal
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
 
-MaskSourceKind = Literal["bank", "expert", "statistical", "diffusion"]
 
-
-class MaskSource(Value):
+class MaskOrigin(Value):
     """The source of a job's mask (a mask bank entry or an expert's mask) and the seed of its perturbation."""
 
-    kind: MaskSourceKind = "bank"
+    kind: str = "bank"
+    """Name of the source."""
     bank_id: str
     """Bank entry or file name; empty if the mask was generated from the seed alone."""
     perturbation_seed: int
@@ -49,7 +48,7 @@ class Job(Value):
     """Seed of the pool tile's offline augmentation; None leaves the tile unchanged."""
     instances: tuple[Instance, ...]
     """The label, in the tile's coordinates after augmentation; the largest instance is painted first."""
-    mask_sources: tuple[MaskSource, ...]
+    mask_sources: tuple[MaskOrigin, ...]
     prompt: str
     prompt_without: str
     """Prompt for the half without a mask."""

@@ -139,11 +139,10 @@ def _data_config(values: dict[str, Any]) -> DataConfig:
 
     from defectory.dataset.config import DataConfig
     from defectory.errors import ConfigError
+    from defectory.formats.registry import format_named
 
-    if values["format"] not in ("auto", *FORMAT_NAMES):
-        raise ConfigError(
-            "option --format", f"no format is called {values['format']!r}", f"give auto, {', '.join(FORMAT_NAMES)}"
-        )
+    if values["format"] != "auto":
+        format_named(values["format"])
     for key in ("image_root", "defect_free", "index", "class_colours"):
         # a format that has no use for one would not look
         if values[key] is not None and not os.path.lexists(values[key]):

@@ -74,20 +74,17 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the accepted drafts with their labels: in the run, or as a folder in a format that other tools open."""
-    from defectory.errors import ConfigError
 
     _require_together(kind=kind, out=out, with_real=with_real, real=real)
     opened = open_project(project, overrides=override, preset=preset, seed=seed, device=device)
     if kind is None or out is None:
         run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
         return
-    if kind not in FORMATS_OUT:
-        todo = f"give one of {', '.join(FORMATS_OUT)}"
-        raise ConfigError("option --format", f"no format out is called {kind!r}", todo)
     from defectory.cli.show import show_events
     from defectory.formats.writers.registry import writer_named
     from defectory.tools.export import default_form, export_project, require_export_folder
 
+    writer = writer_named(kind)
     # what is wrong is told before hours of training
     require_export_folder(opened.run_values, out)
     run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
@@ -96,7 +93,7 @@ def export(
     form = None
     if with_real:
         form = "images" if real == "images" else "tiles" if real == "tiles" else default_form(opened.config)
-    show_events(export_project(opened.run_values, writer_named(kind), out, real=form), as_json=as_json)
+    show_events(export_project(opened.run_values, writer, out, real=form), as_json=as_json)
 
 
 def _require_together(*, kind: str | None, out: Path | None, with_real: bool, real: str | None) -> None:

@@ -189,8 +189,7 @@ def doctor() -> None:
 
     rows: list[tuple[str, str]] = [("defectory", __version__), ("python", platform.python_version())]
     rows += [
-        (name, version_of(name))
-        for name in ("torch", "torchvision", "diffusers", "transformers", "accelerate", "faster-coco-eval")
+        (name, version_of(name)) for name in ("torch", "torchvision", "diffusers", "transformers", "faster-coco-eval")
     ]
     rows.append(("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"))
     if torch.cuda.is_available():

@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from defectory.artifacts.config import Section
 from defectory.config.presets import PRESETS
 from defectory.config.project import ProjectConfig
 from defectory.config.settings import Setting, problem_of, takes_of
@@ -183,7 +184,7 @@ def _is_section(kind: object) -> bool:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
-def _settings(model: type[BaseModel], prefix: str, values: BaseModel | None = None) -> Iterator[Setting]:
+def _settings(model: type[Section], prefix: str, values: BaseModel | None = None) -> Iterator[Setting]:
     for name, field in model.model_fields.items():
         default = (
             getattr(values, name)
@@ -191,10 +192,12 @@ def _settings(model: type[BaseModel], prefix: str, values: BaseModel | None = No
             else (None if field.is_required() else field.get_default(call_default_factory=True))
         )
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(kind, type) and issubclass(kind, Section):
             yield from _settings(kind, f"{prefix}{name}.", default if isinstance(default, BaseModel) else None)
         else:
             yield Setting(key=f"{prefix}{name}", default=default, meaning=field.description or "", takes=takes_of(kind))
+    for name in model.added_names():
+        yield Setting(key=f"{prefix}{name}", default=None, meaning="", takes=frozenset({"number"}))
 
 
 def _environment(environment: Mapping[str, str], settings: Mapping[str, Setting]) -> Iterator[tuple[str, Any]]:

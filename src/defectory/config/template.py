@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
+
+import tomlkit
+from tomlkit.items import Table
 
 from defectory.config.presets import PRESETS
 from defectory.config.resolve import defaults, flatten, read_project_file, resolve
@@ -49,38 +51,40 @@ def project_template(values: dict[str, Any], *, preset: str | None = None, every
         every_setting: write all settings as comments, not only those of `MATTER`.
     """
     given, of_preset = flatten(values), flatten(PRESETS[preset]) if preset is not None else {}
-    sections: dict[str, list[str]] = {}
-    for key, (usual, meaning) in defaults().items():
-        default = of_preset.get(key, usual)
+    document = tomlkit.parse(HEADER)
+    document.add(tomlkit.nl())
+    if preset is not None:
+        document.add(tomlkit.comment("Settings measured for a machine or purpose; what stands in this file wins."))
+        document.add("preset", tomlkit.item(preset))
+    sections: dict[str, tomlkit.TOMLDocument | Table] = {"": document}
+    # a table's own settings come before the tables within it
+    for key, (usual, meaning) in sorted(defaults().items(), key=lambda setting: setting[0].count(".")):
         if not (every_setting or key in MATTER or key in given):
             continue
-        section, _, name = key.rpartition(".")
-        lines = sections.setdefault(section, [])
-        lines.extend(f"# {line}" for line in meaning.split("\n") if line)
+        default = of_preset.get(key, usual)
+        name, section = key.rpartition(".")[2], _section(sections, key.rpartition(".")[0])
+        for line in filter(None, meaning.split("\n")):
+            section.add(tomlkit.comment(line))
         if key in given:
-            lines.append(f"{name} = {_toml(given[key])}")
-        elif default is None:
-            lines.append(f"# {name} =")
+            section.add(name, tomlkit.item(given[key]))
         else:
-            lines.append(f"# {name} = {_toml(default)}")
-    parts = [HEADER]
-    if preset is not None:
-        parts.append(
-            f'# Settings measured for a machine or purpose; what stands in this file wins.\npreset = "{preset}"'
-        )
-    for section, lines in sections.items():
-        parts.append("\n".join([f"\n[{section}]", *lines] if section else lines))
-    return "\n".join(parts) + "\n"
+            section.add(tomlkit.comment(f"{name} = {'' if default is None else _text(default)}".rstrip()))
+    return tomlkit.dumps(document)
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(v) for v in value)}]"
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False)
+def _section(sections: dict[str, tomlkit.TOMLDocument | Table], name: str) -> tomlkit.TOMLDocument | Table:
+    """Return the table of a dotted name; add it, and those around it, where it is not there yet."""
+    if name not in sections:
+        around, _, last = name.rpartition(".")
+        parent = _section(sections, around)
+        parent.add(tomlkit.nl())
+        sections[name] = tomlkit.table()
+        parent.add(last, sections[name])
+    return sections[name]
+
+
+def _text(value: Any) -> str:
+    return tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string()
 
 
 def write_project_file(

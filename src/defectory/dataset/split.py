@@ -397,6 +397,7 @@ def _val_groups(
 
 def _merge(dataset: Dataset, pairs: Sequence[DuplicatePair]) -> _Merged:
     """Merge groups that share near-duplicates."""
+    # not scipy's DisjointSet: a merged group keeps the first group's name, by which groups are ordered and drawn
     parent = {record.group: record.group for record in dataset.images}
 
     def root(name: str) -> str:

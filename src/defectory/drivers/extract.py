@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.drivers.config import DriverConfig
-from defectory.drivers.kinds import IMAGE_KIND, KINDS, grey_of, kind_of
+from defectory.drivers.kinds import GEOMETRIES, IMAGE_KIND, grey_of, kind_of
 from defectory.drivers.palette import palette
 from defectory.geometry import distance_to
 from defectory.surface import solid_pixels
@@ -53,7 +53,7 @@ def geometry_map(
     ratio = config.grid_px / max(image.shape[:2])
     grid_wh = (max(2, round(width * ratio)), max(2, round(height * ratio)))
     low = np.asarray(cv2.resize(window, grid_wh, interpolation=cv2.INTER_AREA), np.uint8)  # 1. downscale
-    if config.kind in KINDS:
+    if config.kind in GEOMETRIES:
         low = grey_of(low)  # 2. greyscale; a plug-in sees colour
     low = _blinded(low, window, blind, config)
     if low.ndim == 2:

@@ -5,9 +5,6 @@ own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
-from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 import cv2
@@ -16,13 +13,12 @@ from numpy.typing import NDArray
 
 from defectory.drivers.config import DriverConfig
 from defectory.errors import ConfigError
+from defectory.registry import Registry
 
 Image = NDArray[np.uint8]
 Geometry = NDArray[np.uint8]
 IMAGE_KIND = "image"
 """Not a kind of geometry: the image itself, for inpainting (the paper's comparator)."""
-ENTRY_POINTS = "defectory.drivers"
-"""Group in which an installed package registers a kind of its own."""
 FOREGROUND_SHARE = 0.6
 """Share of a tile's variance that its split into two tones must explain: under it the tile is all part."""
 BACKGROUND_SHARE = 0.5
@@ -33,7 +29,7 @@ Kind = Callable[[Image, DriverConfig], Geometry]
 
 
 def topology(image: Image, config: DriverConfig) -> Geometry:
-    """Give what is not darker than its surroundings, 0 or 255 (paper, section 3.2, step 3)."""
+    """Return what is not darker than its surroundings, 0 or 255 (paper, section 3.2, step 3)."""
     grey = grey_of(image)
     block = min(config.threshold_block_px | 1, (min(grey.shape) - 1) | 1)
     return np.asarray(
@@ -45,13 +41,13 @@ def topology(image: Image, config: DriverConfig) -> Geometry:
 
 
 def edges(image: Image, config: DriverConfig) -> Geometry:
-    """Give edges, 255 on 0 (Canny 1986)."""
+    """Return edges, 255 on 0 (Canny 1986)."""
     low, high = sorted((config.edge_low, config.edge_high))
     return np.asarray(cv2.Canny(grey_of(image), low, high, L2gradient=True), np.uint8)
 
 
 def soft_edges(image: Image, config: DriverConfig) -> Geometry:
-    """Give how steep the grey levels are, 255 at `edge_high` grey levels per cell."""
+    """Return how steep the grey levels are, 255 at `edge_high` grey levels per cell."""
     grey = cv2.GaussianBlur(grey_of(image).astype(np.float32), (0, 0), config.soft_sigma_px)
     # Scharr's kernels sum to 16 on either side
     across, down = (cv2.Scharr(grey, cv2.CV_32F, dx, dy) / 16 for dx, dy in ((1, 0), (0, 1)))
@@ -65,7 +61,7 @@ SOFT_EDGE_GAIN = 4.0
 
 
 def superpixels(image: Image, config: DriverConfig) -> Geometry:
-    """Give each superpixel's mean grey level (Achanta et al. 2012, SLIC), stretched over the tile to 0..255."""
+    """Return each superpixel's mean grey level (Achanta et al. 2012, SLIC), stretched over the tile to 0..255."""
     from skimage.segmentation import slic
 
     grey = grey_of(image)
@@ -78,7 +74,7 @@ def superpixels(image: Image, config: DriverConfig) -> Geometry:
 
 
 def silhouette(image: Image, _config: DriverConfig) -> Geometry:
-    """Give the part, 255, before dark surroundings or with dark holes, 0; a tile of one tone is all part (Otsu
+    """Return the part, 255, before dark surroundings or with dark holes, 0; a tile of one tone is all part (Otsu
     1979).
     """
     grey = cv2.GaussianBlur(grey_of(image), (0, 0), 1.0)
@@ -96,56 +92,39 @@ def silhouette(image: Image, _config: DriverConfig) -> Geometry:
 
 
 def grey_levels(image: Image, _config: DriverConfig) -> Geometry:
-    """Give the grey levels as they are, which suits a drawing: of a photo, they keep all that the grid shows."""
+    """Return the grey levels as they are, which suits a drawing: of a photo, they keep all that the grid shows."""
     return grey_of(image)
 
 
-KINDS: dict[str, Kind] = {
-    "topology": topology,
-    "edges": edges,
-    "soft-edges": soft_edges,
-    "superpixels": superpixels,
-    "silhouette": silhouette,
-    "grey": grey_levels,
-}
+GEOMETRIES = ("topology", "edges", "soft-edges", "superpixels", "silhouette", "grey")
+"""Ours, which see the small image in grey; a kind from outside sees it in colour."""
+KINDS: Registry[Kind] = Registry(
+    "driver_kinds",
+    setting="drivers.kind",
+    builtin={
+        "topology": f"{__name__}:topology",
+        "edges": f"{__name__}:edges",
+        "soft-edges": f"{__name__}:soft_edges",
+        "superpixels": f"{__name__}:superpixels",
+        "silhouette": f"{__name__}:silhouette",
+        "grey": f"{__name__}:grey_levels",
+        IMAGE_KIND: f"{__name__}:grey_levels",
+    },
+)
 
 
 def grey_of(image: Image) -> Geometry:
-    """Give an RGB image uint8 [h,w,3] in grey, uint8 [h,w]."""
+    """Return an RGB image uint8 [h,w,3] in grey, uint8 [h,w]."""
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.uint8)
 
 
-@lru_cache
 def kind_of(name: str) -> Kind:
-    """Give a kind of geometry by name: one of ours, one that an installed package registers, or
-    `package.module:function`.
+    """Return a kind of geometry by name: ours, one that a package registers, or `package.module:function`.
 
     Raises:
-        ConfigError: there is none of this name, or it cannot be loaded.
+        ConfigError: there is none of this name, or it cannot be loaded; when it is called, it returns no geometry.
     """
-    if name in KINDS:
-        return KINDS[name]
-    if name == IMAGE_KIND:
-        return lambda image, _config: grey_of(image)
-    registered = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    try:
-        if name in registered:
-            found: Any = registered[name].load()
-        elif ":" in name:
-            module, _, attribute = name.partition(":")
-            found = getattr(import_module(module), attribute)
-        else:
-            known = ", ".join([*KINDS, IMAGE_KIND, *sorted(registered)])
-            raise ConfigError(
-                f"drivers.kind {name!r}",
-                "no such kind of driver",
-                f"choose among {known}, or give `package.module:function`",
-            )
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(
-            f"drivers.kind {name!r}", f"cannot be loaded ({error})", "install the package, or correct the name"
-        ) from None
-    return _checked(name, found)
+    return _checked(name, KINDS.get(name))
 
 
 def _checked(name: str, plug_in: Kind) -> Kind:

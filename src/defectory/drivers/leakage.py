@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 Geometry = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -42,7 +41,7 @@ def leakage(
     seed: int,
     num_bootstrap: int = 200,
 ) -> Leakage | None:
-    """Measure leakage by a cross-validated logistic regression.
+    """Measure leakage by a cross-validated logistic regression (scikit-learn's, with its default ridge).
 
     Args:
         defective: dim geometry uint8 [H,W] (mask not painted) and label mask bool [H,W] of annotated tiles.
@@ -53,33 +52,48 @@ def leakage(
     Returns:
         None where there are fewer than ten tiles of either kind.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if min(len(defective), len(defect_free)) < 2 * FOLDS:
         return None
-    rng = np.random.default_rng([81, seed])
-    rows = [features(geometry, mask) for geometry, mask in [*defective, *defect_free]]
-    x, y = np.array(rows), np.array([1] * len(defective) + [0] * len(defect_free))
-    x = (x - x.mean(axis=0)) / (x.std(axis=0) + 1e-9)
-    scores = np.zeros(len(y))
-    fold = rng.permutation(np.arange(len(y)) % FOLDS)
-    for index in range(FOLDS):
-        train = fold != index
-        scores[~train] = predict(fit_logistic(x[train], y[train]), x[~train])
-    samples: list[float] = []
-    for _ in range(num_bootstrap):
-        chosen = rng.integers(len(y), size=len(y))
-        if 0 < y[chosen].sum() < len(y):
-            samples.append(auc(scores[chosen], y[chosen]))
-    low, high = np.quantile(samples, [0.025, 0.975])
+    x = np.array([features(geometry, mask) for geometry, mask in [*defective, *defect_free]])
+    y = np.array([1] * len(defective) + [0] * len(defect_free))
+    classifier = make_pipeline(StandardScaler(), LogisticRegression())
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    scores = np.asarray(cross_val_predict(classifier, x, y, cv=folds, method="decision_function"), np.float64)
+    low, high = np.quantile(bootstrap_aucs(scores, y, seed=seed, count=num_bootstrap), [0.025, 0.975])
     return Leakage(
-        auc=auc(scores, y),
+        auc=float(roc_auc_score(y, scores)),
         interval=(float(low), float(high)),
         num_defective=len(defective),
         num_defect_free=len(defect_free),
     )
 
 
+def bootstrap_aucs(scores: Matrix, labels: NDArray[np.int64], *, seed: int, count: int) -> list[float]:
+    """Compute the area under the ROC curve of resamples of the tiles; those of one kind alone are left out.
+
+    All share one table of which defective tile outscores which defect-free one: 200 calls of `roc_auc_score` take
+    0.3 s, this takes 5 ms, and `drivers tune` measures some 50 candidates.
+    """
+    rng = np.random.default_rng([81, seed])
+    defective, free = scores[labels == 1][:, None], scores[labels == 0][None]
+    wins = (defective > free) + 0.5 * (defective == free)
+    found: list[float] = []
+    for _ in range(count):
+        times = np.bincount(rng.integers(len(labels), size=len(labels)), minlength=len(labels))
+        of_defective, of_free = times[labels == 1], times[labels == 0]
+        if of_defective.any() and of_free.any():
+            found.append(float(of_defective @ wins @ of_free / (of_defective.sum() * of_free.sum())))
+    return found
+
+
 def features(geometry: Geometry, mask: Mask) -> list[float]:
-    """Give the share of dark geometry in rings around a mask, each relative to the whole tile's outside the mask."""
+    """Return the share of dark geometry in rings around a mask, each relative to the whole tile's outside the mask."""
     dark = geometry < max(1, int(geometry.max())) / 2
     distance = cv2.distanceTransform((~mask).astype(np.uint8), cv2.DIST_L2, 5)
     overall = float(dark[~mask].mean()) if not mask.all() else 0.0
@@ -88,33 +102,3 @@ def features(geometry: Geometry, mask: Mask) -> list[float]:
         ring = (distance > inner) & (distance <= outer)
         values.append(float(dark[ring].mean()) - overall if ring.any() else 0.0)
     return values
-
-
-def fit_logistic(x: Matrix, y: NDArray[np.int64], *, ridge: float = 1.0, num_steps: int = 30) -> Matrix:
-    """Fit a logistic regression with an intercept by Newton's method; float64 weights [1+D]."""
-    x = np.column_stack([np.ones(len(x)), x])
-    weights = np.zeros(x.shape[1])
-    penalty = ridge * np.eye(x.shape[1])
-    penalty[0, 0] = 1e-6
-    for _ in range(num_steps):
-        p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
-        gradient = x.T @ (p - y) + penalty @ weights
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + penalty
-        step = np.linalg.solve(hessian, gradient)
-        weights = weights - step
-        if np.abs(step).max() < 1e-8:
-            break
-    return weights
-
-
-def predict(weights: Matrix, x: Matrix) -> Matrix:
-    """Give log-odds, float64 [N]."""
-    return x @ weights[1:] + weights[0]
-
-
-def auc(scores: Matrix, labels: NDArray[np.int64]) -> float:
-    """Give the area under the ROC curve by ranks; ties count half."""
-    positive = labels == 1
-    count = int(positive.sum())
-    ranks = rankdata(scores)
-    return float((ranks[positive].sum() - count * (count + 1) / 2) / (count * (len(labels) - count)))

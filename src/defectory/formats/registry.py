@@ -5,31 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import import_module
 from pathlib import Path
 
 from defectory.errors import ConfigError
 from defectory.formats.raw import LoadOptions, RawDataset
+from defectory.registry import Registry
 from defectory.textfile import read_json_file
-
-FORMATS = (
-    "defectory.formats.coco:DEFECTORY",
-    "defectory.formats.cvat:CVAT",
-    "defectory.formats.label_studio:LABEL_STUDIO",
-    "defectory.formats.coco:COCO",
-    "defectory.formats.voc:VOC",
-    "defectory.formats.labelme:LABELME",
-    "defectory.formats.mvtec:MVTEC",
-    "defectory.formats.visa:VISA",
-    "defectory.formats.severstal:SEVERSTAL",
-    "defectory.formats.kolektor:KOLEKTOR",
-    "defectory.formats.yolo:YOLO",
-    "defectory.formats.index_csv:INDEX_CSV",
-    "defectory.formats.mask_folders:MASK_FOLDER",
-    "defectory.formats.voc:VOC_XML",
-)
-"""Where each format's `Format` value is defined, in the order in which layouts are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,14 +46,36 @@ class Recognised:
     others: tuple[str, ...] = ()
 
 
-@cache
+FORMATS: Registry[Format] = Registry(
+    "formats",
+    setting="data.format",
+    builtin={
+        "defectory": "defectory.formats.coco:DEFECTORY",
+        "cvat": "defectory.formats.cvat:CVAT",
+        "label-studio": "defectory.formats.label_studio:LABEL_STUDIO",
+        "coco": "defectory.formats.coco:COCO",
+        "voc": "defectory.formats.voc:VOC",
+        "labelme": "defectory.formats.labelme:LABELME",
+        "mvtec": "defectory.formats.mvtec:MVTEC",
+        "visa": "defectory.formats.visa:VISA",
+        "severstal": "defectory.formats.severstal:SEVERSTAL",
+        "kolektor": "defectory.formats.kolektor:KOLEKTOR",
+        "yolo": "defectory.formats.yolo:YOLO",
+        "index-csv": "defectory.formats.index_csv:INDEX_CSV",
+        "masks": "defectory.formats.mask_folders:MASK_FOLDER",
+        "voc-xml": "defectory.formats.voc:VOC_XML",
+    },
+)
+"""Every format, in the order in which layouts are tried; those of other packages come after ours."""
+
+
 def formats() -> tuple[Format, ...]:
-    """Return every format in the order in which layouts are tried."""
-    found: list[Format] = []
-    for place in FORMATS:
-        module, _, name = place.partition(":")
-        found.append(getattr(import_module(module), name))
-    return tuple(found)
+    """Return every format in the order in which layouts are tried.
+
+    Raises:
+        ConfigError: that of an installed package cannot be imported.
+    """
+    return tuple(FORMATS.get(name) for name in FORMATS.names())
 
 
 def format_named(name: str) -> Format:
@@ -81,11 +84,7 @@ def format_named(name: str) -> Format:
     Raises:
         ConfigError: there is none; the message lists the existing ones.
     """
-    for known in formats():
-        if known.name == name:
-            return known
-    names = ", ".join(["auto", *(known.name for known in formats())])
-    raise ConfigError("data.format", f"no format is called {name!r}", f"give one of {names}")
+    return FORMATS.get(name)
 
 
 def recognise(path: Path) -> Recognised:

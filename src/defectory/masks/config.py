@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
+from defectory.registry import Registry
+
+if TYPE_CHECKING:
+    from defectory.masks.sources import MakeMaskSource
 
 SeverityBy = Literal["area", "width", "length"]
+Share = Annotated[float, Field(ge=0)]
+MASK_SOURCES: Registry[MakeMaskSource] = Registry(
+    "mask_sources",
+    setting="masks.sources",
+    builtin={
+        "bank": "defectory.masks.sources:bank_source",
+        "expert": "defectory.masks.sources:expert_source",
+        "statistical": "defectory.masks.sources:statistical_source",
+        "diffusion": "defectory.masks.sources:diffusion_source",
+    },
+)
 
 
 class MaskDiffusionConfig(Section):
@@ -22,21 +37,36 @@ class MaskDiffusionConfig(Section):
 class MaskShares(Section):
     """Relative share of the masks that each source supplies."""
 
-    bank: float = Field(default=1.0, ge=0)
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Share] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
+    bank: Share = 1.0
     """Training masks, perturbed."""
-    expert: float = Field(default=0.0, ge=0)
+    expert: Share = 0.0
     """Masks from `masks.expert`, perturbed."""
-    statistical: float = Field(default=0.0, ge=0)
+    statistical: Share = 0.0
     """New masks from shape statistics of the training masks: length, width, wander and branches of cracks, size and
     roughness of blobs.
     """
 
-    diffusion: float = Field(default=0.0, ge=0)
+    diffusion: Share = 0.0
     """New masks from a small diffusion model that is first trained on the training masks; takes minutes."""
+
+    @classmethod
+    def added_names(cls) -> tuple[str, ...]:
+        """Return the names of sources that packages add."""
+        return tuple(name for name in MASK_SOURCES.names() if name not in cls.model_fields)
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of every source that is set, ours first, the others in alphabetical order."""
+        ours = {name: getattr(self, name) for name in type(self).model_fields}
+        return ours | dict(sorted(self.__pydantic_extra__.items()))
 
     @model_validator(mode="after")
     def _some_source(self) -> MaskShares:
-        if self.bank + self.expert + self.statistical + self.diffusion <= 0:
+        for name in self.__pydantic_extra__:
+            if name not in MASK_SOURCES.names():
+                raise ValueError(f"{name!r} is no source of masks: choose among {', '.join(MASK_SOURCES.names())}")
+        if sum(self.shares().values()) <= 0:
             raise ValueError("no source has a share above 0")
         return self
 

@@ -1,18 +1,20 @@
-"""Where the masks of a plan come from: the training bank, an expert, or a model of the training masks, by share."""
+"""Where the masks of a plan come from: the training bank, an expert, a model of the training masks, or a source that
+another package adds, by share.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.artifacts.plan import MaskBank, MaskBankEntry, MaskSource, MaskSourceKind
+from defectory.artifacts.plan import MaskBank, MaskOrigin
 from defectory.errors import ConfigError
-from defectory.masks.config import MaskConfig
+from defectory.masks.config import MASK_SOURCES, MaskConfig
 from defectory.masks.generate import at_quantile, fit
 from defectory.masks.perturb import perturb, size_of
 from defectory.rle import decode
@@ -40,8 +42,55 @@ class MaskModel(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DrawnMask:
+    """A mask bool [h,w], the seed that made it, and the entry or file that it is a variant of, if there is one."""
+
+    mask: Mask
+    seed: int
+    entry: str = ""
+
+
+class MaskSource(Protocol):
+    """Draws masks of a class. It is made once for a plan, by the function that its name is registered with."""
+
+    def has(self, category_id: int) -> bool:
+        """Tell whether there are masks of a class."""
+        ...
+
+    def draw(self, category_id: int, rng: np.random.Generator) -> DrawnMask:
+        """Draw a mask of a class, cropped to its box; all chance in it comes from the generator."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MaskMaterial:
+    """What a source may draw from.
+
+    Attributes:
+        bank: the training masks; expert corrections have replaced their entries.
+        expert: masks that an expert supplied.
+        config: perturbation, severity, limits.
+        names: class name by category id, for messages.
+        diffusion: the trained model, where `diffusion` has a share.
+        weights: how often entries of the bank are taken, by id, where sizes are not set by severity; 1 where nothing is
+            said.
+    """
+
+    bank: MaskBank
+    expert: Sequence[ExpertMask]
+    config: MaskConfig
+    names: Mapping[int, str]
+    diffusion: MaskModel | None
+    weights: Mapping[str, float]
+
+
+MakeMaskSource = Callable[[MaskMaterial], MaskSource]
+"""What a name of the entry-point group `defectory.mask_sources` stands for."""
+
+
 class MaskSources:
-    """Draws masks of a class from the configured sources.
+    """Draws masks of a class from the configured sources, by their shares.
 
     Args:
         bank: of the training masks; expert corrections have replaced their entries.
@@ -49,8 +98,10 @@ class MaskSources:
         config: shares of the sources, perturbation, severity, limits.
         names: class name by category id, for messages.
         diffusion: the trained model, where it has a share.
-        weights: how often entries of the bank are taken, by id, where sizes are not set by severity; 1 where nothing is
-            said.
+        weights: as in `MaskMaterial`.
+
+    Raises:
+        ConfigError: a source is not known, or its package cannot be imported.
     """
 
     def __init__(
@@ -63,74 +114,106 @@ class MaskSources:
         diffusion: MaskModel | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        self._config, self._names, self._weights = config, names, dict(weights or {})
-        shares: dict[MaskSourceKind, float] = {
-            "bank": config.sources.bank,
-            "expert": config.sources.expert,
-            "statistical": config.sources.statistical,
-            "diffusion": config.sources.diffusion,
-        }
-        self._shares: dict[MaskSourceKind, float] = {kind: share for kind, share in shares.items() if share > 0}
-        self._bank: dict[int, list[MaskBankEntry]] = {}
-        for entry in bank.entries:
-            self._bank.setdefault(entry.category_id, []).append(entry)
-        self._expert: dict[int, list[ExpertMask]] = {}
-        for mask in expert:
-            self._expert.setdefault(mask.category_id, []).append(mask)
-        if config.severity != ALL_SIZES:
-            for entries in self._bank.values():
-                entries.sort(key=lambda entry: size_of(decode(entry.mask.rle), config.severity_by))
-            for masks in self._expert.values():
-                masks.sort(key=lambda mask: size_of(mask.mask, config.severity_by))
-        self._models: dict[MaskSourceKind, MaskModel] = {}
-        if "statistical" in self._shares:
-            masks = [(entry.category_id, decode(entry.mask.rle)) for entry in bank.entries]
-            self._models["statistical"] = fit(masks, num_branches=config.num_branches, by=config.severity_by)
-        if "diffusion" in self._shares:
-            assert diffusion is not None, "a share of diffusion needs the trained model"
-            self._models["diffusion"] = diffusion
-        self._uses: Counter[str] = Counter()
+        material = MaskMaterial(
+            bank=bank, expert=expert, config=config, names=names, diffusion=diffusion, weights=dict(weights or {})
+        )
+        self._shares = {name: share for name, share in config.sources.shares().items() if share > 0}
+        self._sources = {name: MASK_SOURCES.get(name)(material) for name in self._shares}
 
-    def draw(self, category_id: int, rng: np.random.Generator) -> tuple[Mask, MaskSource] | None:
-        """Give a new mask of a class and where it comes from; None where no source has one.
+    def draw(self, category_id: int, rng: np.random.Generator) -> tuple[Mask, MaskOrigin] | None:
+        """Draw a new mask of a class and say where it comes from; None where no source has one.
 
         Where masks keep their place it is bool [H,W] in its tile's frame, else bool [h,w], cropped to its box.
 
         Raises:
-            ConfigError: every mask of the class has been used as often as `max_uses` allows.
+            ConfigError: every mask of the class has been used as often as `max_uses` allows, or a source of another
+                package returns no mask.
         """
-        kinds: list[MaskSourceKind] = [kind for kind in self._shares if self._has(kind, category_id)]
-        if not kinds:
+        names = [name for name, source in self._sources.items() if source.has(category_id)]
+        if not names:
             return None
-        kind = kinds[0]
-        if len(kinds) > 1:
-            shares = np.array([self._shares[k] for k in kinds])
-            kind = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
-        if kind in self._models:
-            seed = int(rng.integers(2**31))
-            source = MaskSource(kind=kind, bank_id="", perturbation_seed=seed)
-            return self._models[kind].draw(category_id, seed=seed, severity=self._config.severity), source
-        if kind == "expert":
-            masks = self._expert[category_id]
-            mask = masks[self._pick([m.id for m in masks], category_id, rng)]
-            seed = int(rng.integers(2**31))
-            return self._changed(mask.mask, seed), MaskSource(kind=kind, bank_id=mask.id, perturbation_seed=seed)
-        entries = self._bank[category_id]
-        entry = entries[self._pick([e.id for e in entries], category_id, rng)]
+        name = names[0]
+        if len(names) > 1:
+            shares = np.array([self._shares[one] for one in names])
+            name = names[int(rng.choice(len(names), p=shares / shares.sum()))]
+        drawn = self._sources[name].draw(category_id, rng)
+        _require_mask(name, drawn.mask)
+        return drawn.mask, MaskOrigin(kind=name, bank_id=drawn.entry, perturbation_seed=drawn.seed)
+
+
+def bank_source(of: MaskMaterial) -> MaskSource:
+    """Draw training masks, perturbed, or as they are where they keep their place."""
+    masks = [_StockMask(entry.id, entry.category_id, entry.mask.rle) for entry in of.bank.entries]
+    return _Stock(masks, of, keeps_place=of.config.keep_place)
+
+
+def expert_source(of: MaskMaterial) -> MaskSource:
+    """Draw masks of an expert, perturbed."""
+    return _Stock([_StockMask(mask.id, mask.category_id, mask.mask) for mask in of.expert], of, keeps_place=False)
+
+
+def statistical_source(of: MaskMaterial) -> MaskSource:
+    """Draw new masks from the figures of the training masks."""
+    masks = [(entry.category_id, decode(entry.mask.rle)) for entry in of.bank.entries]
+    return _Modelled(fit(masks, num_branches=of.config.num_branches, by=of.config.severity_by), of)
+
+
+def diffusion_source(of: MaskMaterial) -> MaskSource:
+    """Draw new masks by the diffusion model of the training masks."""
+    assert of.diffusion is not None, "a share of diffusion needs the trained model"
+    return _Modelled(of.diffusion, of)
+
+
+class _Modelled:
+    """Masks that a model of the training masks draws."""
+
+    def __init__(self, model: MaskModel, of: MaskMaterial) -> None:
+        self._model, self._severity = model, of.config.severity
+        self._known = {entry.category_id for entry in of.bank.entries}
+
+    def has(self, category_id: int) -> bool:
+        return category_id in self._known
+
+    def draw(self, category_id: int, rng: np.random.Generator) -> DrawnMask:
         seed = int(rng.integers(2**31))
-        whole = decode(entry.mask.rle)
-        return (
-            whole if self._config.keep_place else self._changed(whole, seed),
-            MaskSource(kind=kind, bank_id=entry.id, perturbation_seed=seed),
-        )
+        return DrawnMask(mask=self._model.draw(category_id, seed=seed, severity=self._severity), seed=seed)
 
-    def _changed(self, mask: Mask, seed: int) -> Mask:
-        return perturb(mask, seed=seed, config=self._config)
 
-    def _has(self, kind: MaskSourceKind, category_id: int) -> bool:
-        if kind == "expert":
-            return category_id in self._expert
-        return category_id in self._bank
+@dataclass(frozen=True, eq=False)
+class _StockMask:
+    """A mask, or its run lengths."""
+
+    id: str
+    category_id: int
+    kept: Any
+
+    @property
+    def mask(self) -> Mask:
+        return self.kept if isinstance(self.kept, np.ndarray) else decode(self.kept)
+
+
+class _Stock:
+    """Masks that are there, each taken at most `max_uses` times."""
+
+    def __init__(self, masks: Iterable[_StockMask], of: MaskMaterial, *, keeps_place: bool) -> None:
+        self._config, self._names, self._weights, self._keeps_place = of.config, of.names, of.weights, keeps_place
+        self._masks: dict[int, list[_StockMask]] = {}
+        for mask in masks:
+            self._masks.setdefault(mask.category_id, []).append(mask)
+        if of.config.severity != ALL_SIZES:
+            for kept in self._masks.values():
+                kept.sort(key=lambda mask: size_of(mask.mask, of.config.severity_by))
+        self._uses: Counter[str] = Counter()
+
+    def has(self, category_id: int) -> bool:
+        return category_id in self._masks
+
+    def draw(self, category_id: int, rng: np.random.Generator) -> DrawnMask:
+        masks = self._masks[category_id]
+        one = masks[self._pick([mask.id for mask in masks], category_id, rng)]
+        seed = int(rng.integers(2**31))
+        mask = one.mask if self._keeps_place else perturb(one.mask, seed=seed, config=self._config)
+        return DrawnMask(mask=mask, seed=seed, entry=one.id)
 
     def _pick(self, ids: Sequence[str], category_id: int, rng: np.random.Generator) -> int:
         limit = self._config.max_uses
@@ -151,3 +234,12 @@ class MaskSources:
             place = places[at_quantile(len(places), self._config.severity, rng)]
         self._uses[ids[place]] += 1
         return place
+
+
+def _require_mask(name: str, mask: Any) -> None:
+    """Require a mask that is one, whatever another package's source returned."""
+    if not (isinstance(mask, np.ndarray) and mask.dtype == np.bool_ and mask.ndim == 2 and mask.any()):
+        found = f"{mask.dtype} of shape {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise ConfigError(
+            f"mask source {name}", f"returned {found}", "return a bool array of height x width that is not empty"
+        )

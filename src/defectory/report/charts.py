@@ -1,72 +1,123 @@
-"""Line charts as inline SVG."""
+"""Line charts as inline SVG, drawn by matplotlib, in colours that the page's light and dark style sets."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+import os
+import re
+import sys
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from defectory.report.content import Chart, escape
+from defectory.terminal import printable
 
-WIDTH, HEIGHT = 460, 268
-LEFT, RIGHT, TOP, BOTTOM = 58, 12, 26, 66
+SIZE_PX = (460, 268)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 """Okabe and Ito's colours, told apart by most people with a colour-vision deficiency."""
-DASHES = ("", "6 3", "2 2", "8 3 2 3", "1 3", "10 2")
+DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)), (0, (1, 3)), (0, (7, 1.5)))
+INK, LINE = "#010203", "#040506"
+"""Stand for the page's colours of text and lines, which matplotlib cannot name."""
+STYLE = {
+    "axes.edgecolor": LINE,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": INK,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 13,
+    "axes.titleweight": "bold",
+    "figure.facecolor": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 11,
+    "grid.color": LINE,
+    "legend.fontsize": 11,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "defectory",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "xtick.labelsize": 11,
+    "xtick.major.size": 0,
+    "ytick.color": INK,
+    "ytick.labelsize": 11,
+    "ytick.major.size": 0,
+}
 
 
 def line_chart(chart: Chart) -> str:
-    """Return a chart as an SVG element; points that are not finite are left out."""
+    """Draw a chart as an SVG element, a function of the chart alone; points that are not finite are left out."""
     curves = [(c.name, [(x, y) for x, y in c.points if math.isfinite(x) and math.isfinite(y)]) for c in chart.curves]
-    points = [point for _, line in curves for point in line]
-    parts = [
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title, quote=True)}">',
-        f'<text x="{LEFT}" y="16" class="chart-title">{escape(chart.title)}</text>',
-    ]
-    if not points:
-        parts.append(f'<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no data</text></svg>')
-        return "".join(parts)
-    x_low, x_high = _range([x for x, _ in points])
-    y_low, y_high = _range([y for _, y in points])
+    stream = io.StringIO()
+    with _matplotlib():
+        from matplotlib import style
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT)
-        return across, HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM)
+        with style.context(["default", STYLE]):
+            # of SVG, matplotlib makes 72 units an inch
+            figure = Figure(figsize=(SIZE_PX[0] / 72, SIZE_PX[1] / 72), layout="constrained")
+            title, across, up = (printable(text) for text in (chart.title, chart.x_label, chart.y_label))
+            axes = figure.add_subplot(title=title, xlabel=across, ylabel=up)
+            handles: list[Any] = []
+            for (_, points), colour, dashes in zip(curves, cycle(COLOURS), cycle(DASHES), strict=False):
+                line: dict[str, Any] = (
+                    {"solid_capstyle": "round", "linewidth": 6} if len(points) == 1 else {"linestyle": dashes}
+                )
+                drawn = [*points, *points] if len(points) == 1 else thin(points)
+                axes.plot([x for x, _ in drawn], [y for _, y in drawn], color=colour, **line)
+                handles.append(Line2D([], [], color=colour, linestyle=dashes))
+            if any(points for _, points in curves):
+                names = [printable(name) for name, _ in curves]
+                figure.legend(handles, names, loc="outside lower left", ncols=3, frameon=False, handlelength=2.4)
+            else:
+                axes.set(xticks=[], yticks=[])
+                axes.text(0.5, 0.5, "no data", ha="center", transform=axes.transAxes)
+            FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None})
+    return _for_page(stream.getvalue(), chart.title)
 
-    for value in ticks(y_low, y_high):
-        _, y = place(x_low, value)
-        parts.append(
-            f'<path d="M{LEFT} {y:.1f}H{WIDTH - RIGHT}" class="grid-line"/><text x="{LEFT - 6}" y="{y + 4:.1f}" '
-            f'text-anchor="end">{_number(value)}</text>'
-        )
-    for value in ticks(x_low, x_high):
-        x, _ = place(value, y_low)
-        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{_number(value)}</text>')
-    parts.append(
-        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - BOTTOM + 32}" '
-        f'text-anchor="middle">{escape(chart.x_label)}</text>'
-    )
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(
-        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(chart.y_label)}</text>'
-    )
-    for index, (name, line) in enumerate(curves):
-        colour, dash = COLOURS[index % len(COLOURS)], DASHES[index % len(DASHES)]
-        placed = [place(x, y) for x, y in thin(line)]
-        if len(placed) == 1:
-            parts.append(f'<circle cx="{placed[0][0]:.1f}" cy="{placed[0][1]:.1f}" r="3" fill="{colour}"/>')
-        elif placed:
-            path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in placed)
-            parts.append(
-                f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.6" stroke-dasharray="{dash}"/>'
-            )
-        x = LEFT + (index % 3) * 132
-        y = HEIGHT - 16 + (index // 3) * 13
-        parts.append(
-            f'<path d="M{x} {y - 4}h20" stroke="{colour}" stroke-width="2" stroke-dasharray="{dash}"/><text '
-            f'x="{x + 25}" y="{y}">{escape(name)}</text>'
-        )
-    parts.append("</svg>")
-    return "".join(parts)
+
+def _for_page(svg: str, title: str) -> str:
+    """Cut a file down to an SVG element of a page, in the page's colours and letters.
+
+    What is left names nothing, so that charts of one page cannot get in each other's way: no line leaves its axes, and
+    the style sheet would be the whole page's.
+    """
+    svg = re.sub(r"<(metadata|defs)>.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r"<[^<>]*>", lambda tag: _tag_for_page(tag[0]), svg)
+    opening = f'<svg class="chart" viewBox="0 0 {SIZE_PX[0]} {SIZE_PX[1]}" role="img" aria-label="{escape(title)}">'
+    return opening + re.sub(r">\s+<", "><", svg[svg.index(">") + 1 :]).strip()
+
+
+def _tag_for_page(tag: str) -> str:
+    tag = re.sub(r' (id|clip-path)="[^"]*"', "", tag)
+    tag = re.sub(r'(?<= d=")[^"]*', lambda path: re.sub(r"(\.\d)\d+", r"\1", " ".join(path[0].split())), tag)
+    return tag.replace("'DejaVu Sans'", "system-ui").replace(INK, "currentColor").replace(LINE, "var(--line)")
+
+
+@contextmanager
+def _matplotlib() -> Generator[None]:
+    """Import matplotlib within; who has no folder of it gets none: its list of fonts goes into a temporary one."""
+    own = (Path.home() / folder / "matplotlib" for folder in (".config", ".cache", ".matplotlib"))
+    if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ or any(folder.is_dir() for folder in own):
+        yield
+        return
+    with TemporaryDirectory() as folder:
+        os.environ["MPLCONFIGDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["MPLCONFIGDIR"]
 
 
 def smooth(values: Sequence[float], window: int) -> list[tuple[float, float]]:
@@ -84,27 +135,3 @@ def thin(line: Sequence[tuple[float, float]], most: int = 240) -> list[tuple[flo
     step = max(1, len(line) // most)
     kept = list(line[::step])
     return kept if not line or kept[-1] == line[-1] else [*kept, line[-1]]
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Return round values within a range, three to seven of them."""
-    step = 10.0 ** math.floor(math.log10((high - low) / 3))
-    for factor in (1, 2, 5, 10):
-        if (high - low) / (step * factor) <= 6:
-            step *= factor
-            break
-    first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
-
-
-def _range(values: Sequence[float]) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if high - low < 1e-12:
-        margin = abs(low) * 0.1 or 1.0
-        return low - margin, high + margin
-    margin = (high - low) * 0.04
-    return (0.0 if 0 <= low < margin * 8 else low - margin), high + margin
-
-
-def _number(value: float) -> str:
-    return f"{value:g}"

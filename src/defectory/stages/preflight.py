@@ -191,7 +191,9 @@ def _require_masks(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None:
 def _require_enough_masks(config: ProjectConfig, cut: _Cut, in_bank: int, of_expert: int) -> None:
     """Require that masks which may serve a limited number of times suffice for the drivers there must be."""
     masks, synthesis = config.masks, config.synthesis
-    if masks.max_uses is None or masks.sources.statistical > 0 or masks.sources.diffusion > 0:
+    if masks.max_uses is None or any(
+        share > 0 for name, share in masks.sources.shares().items() if name not in ("bank", "expert")
+    ):
         return
     usable = (in_bank if masks.sources.bank > 0 else 0) + (of_expert if masks.sources.expert > 0 else 0)
     versions = max(1, synthesis.versions_per_tile)

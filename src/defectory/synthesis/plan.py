@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
-from defectory.artifacts.plan import Job, MaskSource, Plan
+from defectory.artifacts.plan import Job, MaskOrigin, Plan
 from defectory.artifacts.tiles import Tile, TileSet
 from defectory.errors import ConfigError
 from defectory.rle import encode
 from defectory.synthesis.config import SynthesisConfig
 
 Mask = NDArray[np.bool_]
-DrawMask = Callable[[int, np.random.Generator], tuple[Mask, MaskSource] | None]
+DrawMask = Callable[[int, np.random.Generator], tuple[Mask, MaskOrigin] | None]
 """Class and generator to a mask, cropped unless masks keep their place, and its source; None where there is none of the
 class.
 """
@@ -194,12 +194,12 @@ def _label(
     place: Place,
     site_of: Callable[[Tile, int | None], Site],
     keep_place: bool,
-) -> tuple[tuple[Instance, ...], tuple[MaskSource, ...]]:
+) -> tuple[tuple[Instance, ...], tuple[MaskOrigin, ...]]:
     """Give the labels of one driver and where their masks come from; none where no mask finds a place."""
     site = site_of(tile, augmentation_seed)
     taken = np.zeros_like(site.allowed)
     instances: list[Instance] = []
-    sources: list[MaskSource] = []
+    sources: list[MaskOrigin] = []
     for category_id in mix.category_ids:
         drawn = draw_mask(category_id, rng)
         if drawn is None:

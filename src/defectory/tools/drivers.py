@@ -14,7 +14,7 @@ from defectory.artifacts.tiles import spread
 from defectory.drawing import contact_sheet
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import driver_maker, extract_driver
-from defectory.drivers.kinds import KINDS
+from defectory.drivers.kinds import GEOMETRIES
 from defectory.drivers.leakage import FOLDS
 from defectory.drivers.tune import Candidate, candidates_of, tune
 from defectory.engine.backbones.prompts import condition_prompt
@@ -39,7 +39,7 @@ def compare_drivers(run: Run, *, num_tiles: int) -> NDArray[np.uint8]:
     """
     inputs, config = run.store(), run.config.drivers
     tiles, tileset, drawings = inputs.tiles, inputs.tiles.tileset, drawings_of(inputs, config)
-    kinds = [*KINDS] if config.kind in KINDS else [config.kind, *KINDS]
+    kinds = [*GEOMETRIES] if config.kind in GEOMETRIES else [config.kind, *GEOMETRIES]
     cells: list[NDArray[np.uint8]] = []
     labels: list[str] = []
     for tile in spread([tile for tile in tileset.of("train") if tile.instances], num_tiles):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance, masks_of
-from defectory.artifacts.plan import Job, MaskSource, Plan
+from defectory.artifacts.plan import Job, MaskOrigin, Plan
 from defectory.artifacts.tiles import Tiling
 from defectory.drawing import contact_sheet, draw_outlines
 from defectory.drivers.extract import extract_driver
@@ -307,7 +307,7 @@ def _plan(
     return plan, windows
 
 
-Placed = tuple["_Window", tuple[tuple[int, Mask], ...], tuple[MaskSource, ...]]
+Placed = tuple["_Window", tuple[tuple[int, Mask], ...], tuple[MaskOrigin, ...]]
 
 
 class _Placer:
@@ -378,7 +378,7 @@ class _Placer:
                 tile_px=self._tiling.tile_px,
             )
             instances.append((category_id, shown))
-        sources = tuple(MaskSource(kind="expert", bank_id="", perturbation_seed=0) for _ in instances)
+        sources = tuple(MaskOrigin(kind="expert", bank_id="", perturbation_seed=0) for _ in instances)
         return window, tuple(instances), sources
 
     def _class_of(self, value: int, *, single: bool) -> int:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from defectory.errors import ConfigError
 from defectory.files import write_text
 from defectory.formats.writers.base import ExportSet, Writer, Written, synthetic_table, with_plain_names
-from defectory.formats.writers.coco import COCO, COCO_POLYGONS
-from defectory.formats.writers.cvat import CVAT
-from defectory.formats.writers.fiftyone import FIFTYONE
-from defectory.formats.writers.imagefolder import IMAGEFOLDER
-from defectory.formats.writers.label_studio import LABEL_STUDIO
-from defectory.formats.writers.labelme import LABELME
-from defectory.formats.writers.masks import MASKS
-from defectory.formats.writers.mvtec import MVTEC
-from defectory.formats.writers.voc import VOC
-from defectory.formats.writers.yolo import YOLO
+from defectory.registry import Registry
 
-WRITERS = {
-    writer.name: writer
-    for writer in (COCO, COCO_POLYGONS, YOLO, VOC, MASKS, MVTEC, LABELME, CVAT, LABEL_STUDIO, FIFTYONE, IMAGEFOLDER)
-}
+WRITERS: Registry[Writer] = Registry(
+    "export_formats",
+    setting="option --format",
+    builtin={
+        "coco": "defectory.formats.writers.coco:COCO",
+        "coco-polygons": "defectory.formats.writers.coco:COCO_POLYGONS",
+        "yolo": "defectory.formats.writers.yolo:YOLO",
+        "voc": "defectory.formats.writers.voc:VOC",
+        "masks": "defectory.formats.writers.masks:MASKS",
+        "mvtec": "defectory.formats.writers.mvtec:MVTEC",
+        "labelme": "defectory.formats.writers.labelme:LABELME",
+        "cvat": "defectory.formats.writers.cvat:CVAT",
+        "label-studio": "defectory.formats.writers.label_studio:LABEL_STUDIO",
+        "fiftyone": "defectory.formats.writers.fiftyone:FIFTYONE",
+        "imagefolder": "defectory.formats.writers.imagefolder:IMAGEFOLDER",
+    },
+)
 TABLE_NAME, README_NAME = "synthetic.csv", "README.txt"
 
 
@@ -31,9 +34,7 @@ def writer_named(name: str) -> Writer:
     Raises:
         ConfigError: there is none.
     """
-    if name not in WRITERS:
-        raise ConfigError("option --format", f"no format out is called {name!r}", f"give one of {', '.join(WRITERS)}")
-    return WRITERS[name]
+    return WRITERS.get(name)
 
 
 def write_export(writer: Writer, export: ExportSet, folder: Path) -> Written:
