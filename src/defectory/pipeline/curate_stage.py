@@ -16,7 +16,7 @@ from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, E
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
 from defectory.imageio import load_frame, load_rgb
 from defectory.pipeline.folds_stage import FoldSegmenters, difficulty_of
-from defectory.pipeline.generate_stages import plan_of
+from defectory.pipeline.generate_stages import backbone_of, plan_of
 from defectory.pipeline.pool import PoolTiles
 from defectory.pipeline.stage import Progress, Project
 from defectory.pipeline.values import dataset_of, split_of, spread, tileset_of
@@ -127,18 +127,16 @@ def prior_images(project: Project) -> list[Any]:
     from safetensors.torch import load_file
 
     from defectory.concept.prior import CLASS_IMAGES
-    from defectory.engine.backbones.load import load_base
     from defectory.engine.tensors import tensor_to_images
 
     file = checked(project, "concept", CLASS_IMAGES)
     if not file.is_file():
         return []
     # phase 1 leaves the base's autoencoder as it was
-    models = load_base(project.path("concept", "base"))
-    vae: Any = models.vae
+    backbone = backbone_of(project, project.path("concept"))
     latents = load_file(file)["latents"][:MAX_PRIOR_IMAGES].float()
     with torch.no_grad():
-        parts = [tensor_to_images(vae.decode(rows / models.scaling_factor).sample) for rows in latents.split(8)]
+        parts = [tensor_to_images(backbone.decode_latents(rows)) for rows in latents.split(8)]
     return [image for part in parts for image in part]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +37,7 @@ from defectory.pipeline.mask_model import mask_diffusion_of
 from defectory.pipeline.pool import PoolTiles
 from defectory.pipeline.regions import tile_regions
 from defectory.pipeline.stage import Notice, Progress, Project
-from defectory.pipeline.training import device_of, training_progress
+from defectory.pipeline.training import device_of, phase_progress, staged
 from defectory.pipeline.values import Mask, dataset_of, driver_maker, masks_of, split_of, spread, tileset_of
 from defectory.pipeline.verify import checked
 from defectory.rle import decode, encode
@@ -81,11 +83,11 @@ def phase_tiles(project: Project) -> tuple[list[Any], list[Any]]:
 
 def run_concept(project: Project) -> Iterator[Progress | Notice | str]:
     """Phase 1."""
-    from defectory.concept.dreambooth import learn_concept
+    from defectory.concept.learn import learn_concept
     from defectory.engine.backbones.known import resolve_base
 
     tiles, held_out = phase_tiles(project)
-    yield from training_progress(
+    yield from phase_progress(
         "learn-concept",
         learn_concept(
             tiles,
@@ -103,11 +105,11 @@ def run_concept(project: Project) -> Iterator[Progress | Notice | str]:
 
 def run_condition(project: Project) -> Iterator[Progress | Notice | str]:
     """Phase 2."""
-    from defectory.condition.control import learn_condition
+    from defectory.condition.learn import learn_condition
 
     tiles, held_out = phase_tiles(project)
     num_classes = len(tileset_of(project).categories)
-    yield from training_progress(
+    yield from phase_progress(
         "learn-condition",
         learn_condition(
             tiles,
@@ -120,6 +122,7 @@ def run_condition(project: Project) -> Iterator[Progress | Notice | str]:
             driver_digest=driver_digest(project),
             held_out=held_out,
             cache=project.path("cache"),
+            load_backbone=partial(backbone_of, project),
         ),
     )
 
@@ -273,7 +276,7 @@ def run_plan(project: Project) -> Iterator[Progress | str]:
     )
 
 
-def run_calibration(project: Project) -> Iterator[Progress | str]:
+def run_calibration(project: Project) -> Iterator[Progress | Notice | str]:
     """Choose mask guidance per class."""
     tileset, config = tileset_of(project), project.config.synthesis
     concept, control = (
@@ -290,7 +293,7 @@ def run_calibration(project: Project) -> Iterator[Progress | str]:
         Calibration(classes=tuple(fixed), **digests).save(path)
         yield f"mask guidance {config.mask_guidance:g} for every class, as set"
         return
-    from defectory.synthesis.calibrate import LEVELS, CalibrationDraft, calibrate, choose_drafts
+    from defectory.synthesis.calibrate import CalibrationDraft, calibrate, choose_drafts
 
     defective = [tile for tile in tileset.of("train") if tile.instances]
     split_of(project).require_training_ids((tile.image_id for tile in defective), stage="calibrate")
@@ -315,32 +318,37 @@ def run_calibration(project: Project) -> Iterator[Progress | str]:
                 seed=job.seed,
             )
         )
-    for event in calibrate(
-        drafts,
-        real=real,
-        models=sampling_models(project),
-        class_noun=concept.class_noun,
-        categories=tileset.categories,
-        config=config,
-        contrast_of=defect_contrast,
-    ):
-        if isinstance(event, int):
-            yield Progress(stage="calibrate", done=event, total=len(drafts) * len(LEVELS))
-            continue
-        Calibration(classes=event, **digests).save(path)
-        yield "mask guidance " + ", ".join(f"{c.name} {c.mask_guidance:.2f}" for c in event)
+    classes, _ = yield from staged(
+        "calibrate",
+        calibrate(
+            drafts,
+            real=real,
+            models=sampling_models(project),
+            class_noun=concept.class_noun,
+            categories=tileset.categories,
+            config=config,
+            contrast_of=defect_contrast,
+        ),
+    )
+    Calibration(classes=classes, **digests).save(path)
+    yield "mask guidance " + ", ".join(f"{c.name} {c.mask_guidance:.2f}" for c in classes)
 
 
 def sampling_models(project: Project) -> Any:
     """Load adapted base and control network as they are drawn with."""
-    from dataclasses import replace
+    from defectory.condition.load import load_network
+    from defectory.engine.sampling.models import for_sampling
 
-    from defectory.engine.backbones.load import load_base, load_controlnet
-    from defectory.engine.sampling.denoise import for_sampling
+    backbone = backbone_of(project, project.path("concept"), device_of(project))
+    return for_sampling(backbone, load_network(project.path("control"), backbone))
 
-    device = device_of(project)
-    control = load_controlnet(project.path("control", "controlnet"), device)
-    return for_sampling(replace(load_base(project.path("concept", "base"), device), controlnet=control))
+
+def backbone_of(project: Project, concept: Path, device: Any = "cpu") -> Any:
+    """Load the backbone that knows the concept of a folder."""
+    from defectory.concept.load import load_concept
+    from defectory.engine.backbones.known import resolve_base
+
+    return load_concept(concept, device, find_base=lambda: resolve_base(project.config.base))
 
 
 def prompt_of(project: Project, concept: Concept, names: Sequence[str], tone: str) -> str:
@@ -399,7 +407,8 @@ def run_synthesis(project: Project) -> Iterator[Progress | str]:
 
 def run_finalize(project: Project) -> Iterator[Progress | str]:
     """Write the finished pipeline for plain diffusers."""
-    from defectory.condition.control import finalize_pipeline
+    from defectory.condition.finalize import finalize_pipeline
 
-    digest = finalize_pipeline(project.path("concept"), project.path("control"), project.path("pipeline"))
+    backbone = backbone_of(project, project.path("concept"))
+    digest = finalize_pipeline(backbone, project.path("control"), project.path("pipeline"))
     yield f"loads with StableDiffusionControlNetPipeline.from_pretrained, digest {digest[:12]}"

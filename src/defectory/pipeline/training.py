@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from typing import Any, TypeVar
 
+from defectory import events
 from defectory.errors import ConfigError
 from defectory.pipeline.stage import Notice, Progress, Project
 
@@ -39,6 +41,31 @@ def device_of(project: Project) -> str:
     if project.config.device != "auto":
         return usable_device(project.config.device)
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+T = TypeVar("T")
+
+
+def staged(stage: str, work: events.Work[T]) -> Generator[Progress | Notice, None, tuple[T, str]]:
+    """Report long work as a stage's, and return its value and the last note."""
+    note = ""
+    with closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value, note
+            if isinstance(event, events.Progress):
+                note = event.note
+                yield Progress(stage=stage, done=event.done, total=event.total, note=note)
+            else:
+                yield Notice(stage=stage, text=event.text)
+
+
+def phase_progress(stage: str, work: events.Work[Any]) -> Iterator[Progress | Notice | str]:
+    """Report a training phase as a stage's progress, and its digest and last losses at the end."""
+    outcome, note = yield from staged(stage, work)
+    yield f"digest {outcome.weights_digest[:12]}, {note}"
 
 
 def training_progress(stage: str, events: Iterator[Any]) -> Iterator[Progress | Notice | str]:

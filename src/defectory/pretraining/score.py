@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defectory.artifacts.scores import BaseScores
-from defectory.engine.backbones.load import LoadedModels
 from defectory.engine.features.encoder import ConvEncoder
 from defectory.engine.features.heads import EncoderHeads
-from defectory.engine.sampling.denoise import denoise, encode_prompts
+from defectory.engine.sampling.guidance import Guidance
+from defectory.engine.sampling.models import SamplingModels
+from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.engine.tensors import images_to_tensor
 from defectory.pretraining.config import ScoreConfig
 from defectory.pretraining.corpus import Corpus
@@ -139,25 +140,14 @@ def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> t
     return float(right[0] / len(images)), float(right[1] / len(images))
 
 
-def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: ScoreConfig) -> Iterator[list[Image]]:
+def draw_captions(models: SamplingModels, captions: Sequence[str], *, config: ScoreConfig) -> Iterator[list[Image]]:
     """Draw one sample per caption, by the base alone; yields batches."""
-    empty = encode_prompts(models, [""])[0]
+    sampler = Sampler(scheduler="dpm-solver", num_steps=config.num_steps, precision="bf16")
+    guidance = Guidance(text=config.guidance_scale, text_rescale=config.guidance_rescale)
     for start in range(0, len(captions), BATCH):
         batch = list(captions[start : start + BATCH])
-        yield list(
-            denoise(
-                models,
-                prompt_embeddings=encode_prompts(models, batch),
-                empty_embedding=empty,
-                drivers=None,
-                seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))],
-                scheduler_name="dpm-solver",
-                num_steps=config.num_steps,
-                guidance_scale=config.guidance_scale,
-                guidance_rescale=config.guidance_rescale,
-                precision="bf16",
-            )
-        )
+        seeds = [config.seed * 1_000_003 + start + i for i in range(len(batch))]
+        yield list(sample_images(models, Conditions(prompts=batch), seeds=seeds, sampler=sampler, guidance=guidance))
 
 
 def summarise(
