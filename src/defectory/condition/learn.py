@@ -122,10 +122,14 @@ def learn_condition(
         "seed": seed,
     }
     yield from run_phase(phase, out=out, recipe=digest_json(content))
+    return _save(network, config.network, learned, driver_digest=driver_digest, out=out)
+
+
+def _save(network: ConditionNetwork, name: str, learned: Concept, *, driver_digest: str, out: Path) -> Control:
     with atomic_folder(out / network.folder, kind="base") as folder:
         network.save(folder)
     control = Control(
-        network=config.network,
+        network=name,
         concept_digest=learned.weights_digest,
         driver_config_digest=driver_digest,
         weights_digest=digest_folder(out / network.folder),
