@@ -438,8 +438,8 @@ def main() -> int:
     import torchvision  # noqa: F401  # loaded once, before the forks
 
     torch.set_num_threads(1)
-    import defectory.concept.dreambooth
-    import defectory.condition.control
+    import defectory.concept.learn
+    import defectory.condition.learn
     import defectory.pipeline.run
     import defectory.segmentation.training
     import defectory.synthesis.full  # noqa: F401

@@ -21,7 +21,8 @@ from defectory.pipeline import judge_stages
 from defectory.pipeline.run import run_project, stages_of
 from defectory.pipeline.stage import Project
 from defectory.config.resolve import resolve
-import defectory.concept.dreambooth, defectory.condition.control
+import defectory.concept.learn, defectory.condition.learn, defectory.concept.methods.dreambooth
+import defectory.condition.networks.controlnet
 import defectory.synthesis.full, defectory.segmentation.training
 
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
