@@ -442,8 +442,8 @@ def main() -> int:
     import torchvision  # noqa: F401  # loaded once, before the forks
 
     torch.set_num_threads(1)
-    import defectory.concept.dreambooth
-    import defectory.condition.control
+    import defectory.concept.learn
+    import defectory.condition.learn
     import defectory.segmentation.training
     import defectory.stages.all
     import defectory.synthesis.full  # noqa: F401

@@ -41,16 +41,19 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPTextModel
 
-from defectory.concept.dreambooth import learn_concept
+from defectory.concept.learn import learn_concept
+from defectory.concept.load import load_concept
 from defectory.config.project import ProjectConfig
 from defectory.config.resolve import resolve
 from defectory.engine.backbones.known import resolve_base
-from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.prompts import class_prompt, condition_prompt
 from defectory.engine.backbones.save import save_base_like
+from defectory.engine.backbones.sd1.model import load_stable_diffusion
 from defectory.engine.devices import device_of
 from defectory.engine.features.encoder import embed_images, load_encoder
-from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
+from defectory.engine.sampling.guidance import Guidance
+from defectory.engine.sampling.models import for_sampling
+from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.data import TrainingTile
 from defectory.evaluation.image_metrics import kid
@@ -74,7 +77,7 @@ NUM_WHITENED = 16
 def random_base(base: Path, out: Path, seed: int) -> Path:
     """Write a base of the same shape whose UNet and text encoder know nothing; the autoencoder is kept."""
     if not out.is_dir():
-        models = load_base(base)
+        models = load_stable_diffusion(base)
         torch.manual_seed(seed)
         unet = UNet2DConditionModel.from_config(models.unet.config)
         save_base_like(base, out, replaced={"unet": unet, "text_encoder": CLIPTextModel(models.text_encoder.config)})
@@ -94,21 +97,17 @@ def samples_of(project: Run, concept: Path, prompts: list[str], out: Path, *, gu
     """
     synthesis = project.config.synthesis
     if not (out / f"{len(prompts) - 1:04d}.png").is_file():
-        models = for_sampling(load_base(concept / "base", device_of(project)))
-        empty, of_class = encode_prompts(models, ["", class_prompt(project.config.concept.class_noun)])
+        models = for_sampling(load_concept(concept, device_of(project)))
+        sampler = Sampler(scheduler=synthesis.scheduler, num_steps=synthesis.num_steps, precision=synthesis.precision)
+        away_from = class_prompt(project.config.concept.class_noun)
         for start in range(0, len(prompts), synthesis.batch_size):
             some = prompts[start : start + synthesis.batch_size]
-            images = denoise(
+            images = sample_images(
                 models,
-                prompt_embeddings=encode_prompts(models, some),
-                empty_embedding=empty,
-                drivers=None,
+                Conditions(prompts=some),
                 seeds=range(start, start + len(some)),
-                scheduler_name=synthesis.scheduler,
-                num_steps=synthesis.num_steps,
-                driver_guidance=guidance,
-                class_embedding=of_class,
-                precision=synthesis.precision,
+                sampler=sampler,
+                guidance=Guidance(driver=guidance, class_prompt=away_from),
             )
             for number, image in enumerate(images, start=start):
                 save_png(out / f"{number:04d}.png", image)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -51,8 +50,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     project = open_project(args.project, save=False)
-    checker, models = checker_of(project), load_base(resolve_base(project.config.base))
-    vae: Any = models.vae
+    checker, backbone = checker_of(project), load_base(resolve_base(project.config.base))
     tiles = [tile for tile in project.store().tiles.tileset.of("train") if tile.instances]
     rng = np.random.default_rng(5)
     made = [
@@ -64,7 +62,7 @@ def main() -> None:
     with torch.no_grad():
         for start in range(0, len(made), BATCH_SIZE):
             pictures = images_to_tensor([image for _, image in made[start : start + BATCH_SIZE]])
-            passed.extend(tensor_to_images(vae.decode(vae.encode(pictures).latent_dist.mode()).sample))
+            passed.extend(tensor_to_images(backbone.decode_latents(backbone.encode_images(pictures))))
     found = [checker.originals.likeness(image, tile.valid_hw) for (tile, _), image in zip(made, passed, strict=True)]
     named = [like.value > checker.copy_limit for like in found]
     # other photographs of the same part show the same picture

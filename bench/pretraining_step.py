@@ -23,7 +23,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
-from defectory.engine.backbones.load import embedded_folder, load_base
+from defectory.engine.backbones.known import embedded_folder
+from defectory.engine.backbones.sd1.model import load_stable_diffusion
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.optimizer import NamedOptimizer
@@ -112,7 +113,7 @@ def main() -> int:
     parser.add_argument("--base", type=Path, default=embedded_folder(), help="Base folder whose networks are timed.")
     arguments = parser.parse_args()
     device, recipe = arguments.device, pretrain_config([], device=arguments.device, seed=0)
-    models = load_base(arguments.base, device)
+    models = load_stable_diffusion(arguments.base, device)
     side_px = models.tile_px
     render(0, (side_px, side_px))
     began = time.perf_counter()

@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 
 from defectory.engine.backbones.known import resolve_base
-from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.sd1.model import load_stable_diffusion
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.evaluation.contrast import defect_contrast
 from defectory.imageio import load_rgb
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--num-crops", type=int, default=100)
     parser.add_argument("--num-cracks", type=int, default=100)
     arguments = parser.parse_args()
-    vae = load_base(resolve_base(arguments.base)).vae
+    vae = load_stable_diffusion(resolve_base(arguments.base)).vae
     result: dict[str, object] = {"base": arguments.base}
     for folder in arguments.folders:
         values = reconstruction_psnr_db(vae, list(images_to_tensor(crops_of(folder, arguments.num_crops))))

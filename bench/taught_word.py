@@ -21,9 +21,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from defectory.drawing import contact_sheet
+from defectory.engine.backbones.backbone import Backbone
+from defectory.engine.backbones.embeddings import encode_prompts
 from defectory.engine.backbones.known import resolve_base
-from defectory.engine.backbones.load import LoadedModels, load_base
-from defectory.engine.sampling.denoise import encode_prompts, for_sampling, sample_noise
+from defectory.engine.backbones.load import load_base
+from defectory.engine.sampling.models import SamplingModels, for_sampling
+from defectory.engine.sampling.sample import sample_noise
 from defectory.engine.tensors import images_to_tensor
 from defectory.imageio import save_png
 from defectory.pretraining.config import ScoreConfig
@@ -57,26 +60,25 @@ def named(judge: Judge, images: Sequence[Image]) -> Counter[str]:
     return Counter(("none", *DEFECT_WORDS)[i] for i in logits.argmax(dim=1).tolist())
 
 
-def drawn(models: LoadedModels, captions: Sequence[str], config: ScoreConfig) -> list[Image]:
+def drawn(models: SamplingModels, captions: Sequence[str], config: ScoreConfig) -> list[Image]:
     """Draw a sample per caption."""
     return [image for batch in draw_captions(models, captions, config=config) for image in batch]
 
 
 @torch.no_grad()
-def moved(before: LoadedModels, after: LoadedModels, samples: Sequence[Sample]) -> list[float]:
+def moved(before: Backbone, after: Backbone, samples: Sequence[Sample]) -> list[float]:
     """Give the relative difference of both bases' predictions for noisy latents of images and their captions, one per
     timestep.
     """
     noising = Noising(build_scheduler(), torch.device("cpu"))
-    clean = before.vae.encode(images_to_tensor([s.image for s in samples])).latent_dist.mode() * before.scaling_factor
+    clean = before.encode_images(images_to_tensor([s.image for s in samples]))
     noise = sample_noise(range(len(samples)), (clean.shape[1], clean.shape[2], clean.shape[3]))
     result: list[float] = []
     for timestep in TIMESTEPS:
         timesteps = torch.full((len(samples),), timestep)
         noisy, _ = noising.add(clean, noise, timesteps)
         old, new = (
-            m.unet(noisy, timesteps, encoder_hidden_states=encode_prompts(m, [s.caption for s in samples])).sample
-            for m in (before, after)
+            m.predict(noisy, timesteps, encode_prompts(m, [s.caption for s in samples])) for m in (before, after)
         )
         result.append(float((new - old).norm() / old.norm()))
     return result
@@ -117,7 +119,7 @@ def main() -> int:
                 contact_sheet(pictures[:32], columns=8, cell_px=128),
             )
     result["other texts: relative change of predictions at timesteps"] = dict(
-        zip(TIMESTEPS, (round(x, 4) for x in moved(before, after, others)), strict=True)
+        zip(TIMESTEPS, (round(x, 4) for x in moved(before.backbone, after.backbone, others)), strict=True)
     )
     pairs = zip(sets["before, other texts"], sets["after, other texts"], strict=True)
     result["other texts: mean difference of samples, grey levels"] = round(

@@ -17,15 +17,17 @@ from torch import Tensor
 
 from defectory.artifacts.weights import Concept
 from defectory.condition.config import ConditionConfig
-from defectory.condition.control import learn_condition, start_control
+from defectory.condition.learn import learn_condition
+from defectory.condition.networks.controlnet import start_control
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver
-from defectory.engine.backbones.load import embedded_folder, load_base
+from defectory.engine.backbones.known import embedded_folder
 from defectory.engine.backbones.save import save_base_like
+from defectory.engine.backbones.sd1.model import load_stable_diffusion
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import TrainingTile
-from defectory.engine.training.events import Step
+from defectory.events import Progress
 from defectory.files import digest_folder
 from defectory.procedural.world import render
 from timing import seconds_of, step_options
@@ -70,12 +72,12 @@ def our_steps(
         out=out,
         device=device,
     ):
-        if isinstance(event, Step):
+        if isinstance(event, Progress) and event.note.startswith("loss"):
             yield
 
 
 def bare_step(batch_size: int, base: Path, device: str) -> Callable[[], None]:
-    models = load_base(base, device)
+    models = load_stable_diffusion(base, device)
     control = start_control(models, init="auto", seed=0).requires_grad_(True)
     side = models.tile_px // models.latent_factor
     x = torch.randn(batch_size, models.latent_channels, side, side, device=device)
@@ -122,7 +124,7 @@ def main() -> int:
             base_digest=digest,
             weights_digest=digest,
         ).save(folder / "concept.json")
-        side_px = load_base(base).tile_px
+        side_px = load_stable_diffusion(base).tile_px
         training = TrainingConfig(
             num_steps=arguments.steps + 4, batch_size=arguments.batch_size, defect_weight=5.0, checkpoint_every=10_000
         )

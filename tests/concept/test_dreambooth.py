@@ -10,12 +10,12 @@ import torch
 
 from defectory.artifacts.weights import Concept
 from defectory.concept.config import ConceptConfig
-from defectory.concept.dreambooth import learn_concept
+from defectory.concept.learn import learn_concept
 from defectory.concept.prior import class_latents
 from defectory.engine.backbones.load import load_base
 from defectory.engine.training.config import TrainingConfig
-from defectory.engine.training.events import Finished, Preparing, Started, Step, Validated
 from defectory.errors import InputError
+from defectory.events import Progress, finish
 from defectory.files import digest_file, digest_folder
 
 Tiles = Callable[..., list[Any]]
@@ -43,17 +43,27 @@ def learn(tiles: list[Any], base: Path, out: Path, config: ConceptConfig = CONFI
     return list(learn_concept(tiles, base=base, config=config, seed=3, out=out, **options))
 
 
+def steps(events: list[Any]) -> list[int]:
+    return list(dict.fromkeys(event.done for event in events if event.note.startswith("loss")))
+
+
+def losses(out: Path, key: str = "loss") -> list[float]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
 def test_concept_is_a_base_whose_unet_and_text_encoder_moved(
     tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path
 ) -> None:
     before = digest_folder(tiny_base_folder)
     events = learn(training_tiles(), tiny_base_folder, tmp_path, held_out=training_tiles(3, seed=8))
     assert digest_folder(tiny_base_folder) == before
-    assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
-    assert [event.step for event in events if isinstance(event, Validated)] == [3, 6]
-    assert {event.what for event in events if isinstance(event, Preparing)} == {"class images", "latents"}
+    assert steps(events) == [1, 2, 3, 4, 5, 6]
+    assert [event.done for event in events if event.note.startswith("preparing class images")] == [5]
+    assert [event.done for event in events if event.note == "preparing latents"] == list(range(1, 10))
+    assert events[-1].note.startswith(f"loss {losses(tmp_path)[-1]:.4f}, held-out loss ")
+    assert len(losses(tmp_path, "held_out_loss")) == 2
     concept = Concept.load(tmp_path / "concept.json")
-    assert events[-1] == Finished(digest=concept.weights_digest)
     assert (concept.weights_digest, concept.base_digest) == (digest_folder(tmp_path / "base"), before)
     assert not (tmp_path / "checkpoint").exists()
     old, new = load_base(tiny_base_folder), load_base(tmp_path / "base")
@@ -69,7 +79,7 @@ def test_concept_is_a_base_whose_unet_and_text_encoder_moved(
 def test_text_encoder_and_prior_can_be_left_out(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"train_text_encoder": False, "prior_weight": 0.0})
     events = learn(training_tiles(), tiny_base_folder, tmp_path, config)
-    assert all(event.what == "latents" for event in events if isinstance(event, Preparing))
+    assert not any("class images" in event.note for event in events)
     for part in ("text_encoder", "vae", "tokenizer"):
         assert digest_folder(tmp_path / "base" / part) == digest_folder(tiny_base_folder / part)
 
@@ -77,9 +87,17 @@ def test_text_encoder_and_prior_can_be_left_out(tiny_base_folder: Path, training
 def test_prompts_name_the_defects_of_a_tile(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     def weights(out: str, tiles: list[Any], *, defect_words: bool, defect_noun: str = "") -> str:
         config = CONFIG.model_copy(update={"defect_words": defect_words, "tone_words": False})
-        return learn(
-            tiles, tiny_base_folder, tmp_path / out, config, defect_noun=defect_noun, cache=tmp_path / "cache"
-        )[-1].digest
+        cache = tmp_path / "cache"
+        work = learn_concept(
+            tiles,
+            base=tiny_base_folder,
+            config=config,
+            seed=3,
+            out=tmp_path / out,
+            defect_noun=defect_noun,
+            cache=cache,
+        )
+        return finish(work).weights_digest
 
     tiles = training_tiles()
     defective, free = [tile for tile in tiles if tile.instances], [tile for tile in tiles if not tile.instances]
@@ -96,8 +114,8 @@ def test_loss_is_instance_term_plus_lambda_times_prior_term(
 
     def first_loss(weight: float) -> float:
         config = CONFIG.model_copy(update={"training": training, "prior_weight": weight})
-        events = learn(training_tiles(), tiny_base_folder, tmp_path / str(weight), config, cache=tmp_path / "cache")
-        return next(event.loss for event in events if isinstance(event, Step))
+        learn(training_tiles(), tiny_base_folder, tmp_path / str(weight), config, cache=tmp_path / "cache")
+        return losses(tmp_path / str(weight))[0]
 
     small, middle, large = first_loss(0.5), first_loss(1.0), first_loss(2.0)
     assert middle - small > 0
@@ -124,7 +142,7 @@ def test_class_images_do_not_depend_on_how_many_are_drawn(tiny_base_folder: Path
     models = load_base(tiny_base_folder)
 
     def draw(count: int) -> torch.Tensor:
-        events = class_latents(
+        work = class_latents(
             models,
             class_noun="surface",
             size_hw=(32, 48),
@@ -135,11 +153,7 @@ def test_class_images_do_not_depend_on_how_many_are_drawn(tiny_base_folder: Path
             precision="fp32",
             cache=tmp_path,
         )
-        while True:
-            try:
-                next(events)
-            except StopIteration as stop:
-                return stop.value
+        return finish(work)
 
     few, many = draw(2), draw(5)
     assert many.shape == (5, 4, 8, 12)
@@ -156,11 +170,11 @@ def test_run_left_at_any_step_ends_with_the_same_files(
         training_tiles(), base=tiny_base_folder, config=CONFIG, seed=3, out=tmp_path / "left", cache=tmp_path / "cache"
     )
     for event in events:
-        if isinstance(event, Step) and event.step == left_after_step:
+        if isinstance(event, Progress) and event.note.startswith("loss") and event.done == left_after_step:
             break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     resumed = learn(training_tiles(), tiny_base_folder, tmp_path / "left", cache=tmp_path / "cache")
-    assert next(event.resumed_at for event in resumed if isinstance(event, Started)) == left_after_step
+    assert [event.done for event in resumed if event.note == "resumed from a checkpoint"] == [left_after_step]
     assert outcome(tmp_path / "left") == outcome(tmp_path / "whole")
 
 

@@ -24,7 +24,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
         f"""
         import numpy as np
         from defectory.concept.config import ConceptConfig
-        from defectory.concept.dreambooth import learn_concept
+        from defectory.concept.learn import learn_concept
         from defectory.engine.training.config import TrainingConfig
         from defectory.engine.training.data import TrainingTile
         def stage(out):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ import torch
 
 from defectory.artifacts.weights import Concept, Control
 from defectory.condition.config import ConditionConfig
-from defectory.condition.control import learn_condition, start_control
-from defectory.engine.backbones.load import load_base, load_controlnet
+from defectory.condition.learn import learn_condition
+from defectory.condition.networks.controlnet import ControlNet, start_control
+from defectory.engine.backbones.embeddings import encode_prompts
+from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.save import save_base_like
+from defectory.engine.backbones.sd1.model import load_controlnet
 from defectory.engine.training.config import TrainingConfig
-from defectory.engine.training.events import Finished, Started, Step, Validated
 from defectory.errors import InputError, WeightsError
+from defectory.events import Progress
 from defectory.files import digest_file, digest_folder
 
 Tiles = Callable[..., list[Any]]
@@ -73,6 +77,15 @@ def learn(tiles: list[Any], concept: Path, out: Path, config: ConditionConfig = 
     )
 
 
+def steps(events: list[Any]) -> list[int]:
+    return list(dict.fromkeys(event.done for event in events if event.note.startswith("loss")))
+
+
+def losses(out: Path, key: str = "loss") -> list[float]:
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
 def outcome(out: Path) -> dict[str, str]:
     return {
         path.relative_to(out).as_posix(): digest_file(path)
@@ -87,10 +100,9 @@ def test_control_network_is_trained_and_the_concept_is_untouched(
     before = digest_folder(concept)
     events = learn(training_tiles(), concept, tmp_path, held_out=training_tiles(3, seed=8))
     assert digest_folder(concept) == before
-    assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
-    assert [event.step for event in events if isinstance(event, Validated)] == [3, 6]
+    assert steps(events) == [1, 2, 3, 4, 5, 6]
+    assert len(losses(tmp_path, "held_out_loss")) == 2
     control = Control.load(tmp_path / "control.json")
-    assert events[-1] == Finished(digest=control.weights_digest)
     assert control.weights_digest == digest_folder(tmp_path / "controlnet")
     assert control.concept_digest == Concept.load(concept / "concept.json").weights_digest
     start, end = load_controlnet(concept / "base" / "controlnet"), load_controlnet(tmp_path / "controlnet")
@@ -113,44 +125,41 @@ def test_same_seed_gives_the_same_files_and_another_cache_does_not_matter(
 def test_copy_starts_as_the_base_and_changes_nothing_at_first(concept: Path) -> None:
     models = load_base(concept / "base")
     control = start_control(models, init="copy", seed=1)
-    assert torch.equal(control.conv_in.weight, models.unet.conv_in.weight)
+    assert torch.equal(control.conv_in.weight, models.denoiser.conv_in.weight)  # type: ignore[union-attr]
     assert torch.equal(
         start_control(models, init="copy", seed=1).controlnet_cond_embedding.conv_in.weight,
         control.controlnet_cond_embedding.conv_in.weight,
     )
-    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 64)
+    x, timesteps = torch.randn(2, 4, 8, 12), torch.tensor([5, 900])
+    context = encode_prompts(models, ["a crack", "a blowhole"])
     with torch.no_grad():
-        down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
-        plain = models.unet(x, timesteps, context).sample
-        steered = models.unet(
-            x, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle
-        ).sample
+        plain = models.predict(x, timesteps, context)
+        steered = ControlNet(control).predict(models, x, timesteps, context, torch.rand(2, 3, 32, 48))
     assert torch.equal(plain, steered)
 
 
 def test_gradient_reaches_every_control_weight_and_no_base_weight(concept: Path) -> None:
     models = load_base(concept / "base")
     control = start_control(models, init="embedded", seed=1).requires_grad_(True)
-    x, timesteps, context = torch.randn(2, 4, 8, 12), torch.tensor([5, 900]), torch.randn(2, 16, 64)
-    down, middle = control(x, timesteps, context, torch.rand(2, 3, 32, 48), return_dict=False)
+    x, timesteps = torch.randn(2, 4, 8, 12), torch.tensor([5, 900])
+    context = encode_prompts(models, ["a crack", "a blowhole"])
     seen: list[bool] = []
-    handle = models.unet.down_blocks[-1].register_forward_hook(
-        lambda _m, _i, result: seen.append(result[0].requires_grad)
-    )
-    models.unet(
-        x, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=middle
-    ).sample.square().mean().backward()
+    denoiser: Any = models.denoiser
+    handle = denoiser.down_blocks[-1].register_forward_hook(lambda _m, _i, result: seen.append(result[0].requires_grad))
+    predicted = ControlNet(control).predict(models, x, timesteps, context, torch.rand(2, 3, 32, 48))
+    predicted.square().mean().backward()
     handle.remove()
     assert seen == [False], "the frozen encoder keeps no graph"
     assert all(parameter.grad is not None for parameter in control.parameters())
-    assert all(parameter.grad is None for parameter in models.unet.parameters())
+    assert all(parameter.grad is None for parameter in denoiser.parameters())
 
 
 def test_start_is_chosen_by_what_lies_beside_the_base(concept: Path, tiny_stable_diffusion_folder: Path) -> None:
     models = load_base(concept / "base")
     assert start_control(models, init="auto", seed=0) is models.controlnet
     plain = load_base(tiny_stable_diffusion_folder)
-    assert torch.equal(start_control(plain, init="auto", seed=0).conv_in.weight, plain.unet.conv_in.weight)
+    started: Any = start_control(plain, init="auto", seed=0)
+    assert torch.equal(started.conv_in.weight, plain.denoiser.conv_in.weight)  # type: ignore[union-attr]
     with pytest.raises(WeightsError, match="no control network lies beside"):
         start_control(plain, init="embedded", seed=0)
 
@@ -168,14 +177,14 @@ def test_stable_diffusion_layout_is_learned_from_too(
 def test_defect_weight_counts_defect_pixels_more(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     def first_loss(weight: float) -> float:
         training = TRAINING.model_copy(update={"num_steps": 1, "precision": "fp32", "defect_weight": weight})
-        events = learn(
+        learn(
             training_tiles(),
             concept,
             tmp_path / str(weight),
             CONFIG.model_copy(update={"training": training}),
             cache=tmp_path / "cache",
         )
-        return next(event.loss for event in events if isinstance(event, Step))
+        return losses(tmp_path / str(weight))[0]
 
     plain, double, triple = first_loss(1), first_loss(2), first_loss(3)
     assert double > plain
@@ -197,11 +206,11 @@ def test_run_left_at_any_step_ends_with_the_same_files(
         out=tmp_path / "left",
     )
     for event in events:
-        if isinstance(event, Step) and event.step == left_after_step:
+        if isinstance(event, Progress) and event.note.startswith("loss") and event.done == left_after_step:
             break
-    events.close()  # type: ignore[attr-defined]
+    events.close()
     resumed = learn(training_tiles(), concept, tmp_path / "left")
-    assert next(event.resumed_at for event in resumed if isinstance(event, Started)) == left_after_step
+    assert [event.done for event in resumed if event.note == "resumed from a checkpoint"] == [left_after_step]
     assert outcome(tmp_path / "left") == outcome(tmp_path / "whole")
 
 

@@ -33,7 +33,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
         f"""
         import numpy as np
         from defectory.condition.config import ConditionConfig
-        from defectory.condition.control import learn_condition
+        from defectory.condition.learn import learn_condition
         from defectory.engine.training.config import TrainingConfig
         from defectory.engine.training.data import TrainingTile
         def stage(out):

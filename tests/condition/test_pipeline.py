@@ -8,15 +8,16 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from defectory.condition.control import finalize_pipeline
-from defectory.engine.backbones.save import save_base_like
+from defectory.artifacts.weights import Control
+from defectory.condition.finalize import finalize_pipeline
+from defectory.engine.backbones.load import load_base
 from defectory.files import digest_folder
 
 
 def test_finished_pipeline_draws_in_plain_diffusers(tiny_base_folder: Path, tmp_path: Path) -> None:
-    save_base_like(tiny_base_folder, tmp_path / "concept" / "base", replaced={})
     shutil.copytree(tiny_base_folder / "controlnet", tmp_path / "control" / "controlnet")
-    digest = finalize_pipeline(tmp_path / "concept", tmp_path / "control", tmp_path / "pipeline")
+    Control(concept_digest="c", driver_config_digest="d", weights_digest="w").save(tmp_path / "control/control.json")
+    digest = finalize_pipeline(load_base(tiny_base_folder), tmp_path / "control", tmp_path / "pipeline")
     assert digest == digest_folder(tmp_path / "pipeline")
     for path in (tmp_path / "pipeline").rglob("*.safetensors"):
         assert {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()} == {torch.float32}

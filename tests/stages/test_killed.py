@@ -22,7 +22,8 @@ from defectory.stages.all import run_all, stages_of
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.config.resolve import resolve
-import defectory.concept.dreambooth, defectory.condition.control
+import defectory.concept.learn, defectory.condition.learn, defectory.concept.methods.dreambooth
+import defectory.condition.networks.controlnet
 import defectory.synthesis.full, defectory.segmentation.training
 
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])

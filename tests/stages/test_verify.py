@@ -291,9 +291,9 @@ def test_cached_latents_and_class_images_are_checked_when_they_are_read(project:
 
 def test_curation_reads_the_class_images_of_the_concept_and_no_others(project: Run) -> None:
     latents = load_file(project.folder / "concept" / "class_images.safetensors")["latents"]
-    images = prior_images(project.store().concept)
+    images = prior_images(project.store().concept, base=project.config.base)
     shutil.rmtree(project.folder / "cache")
-    again = prior_images(project.store().concept)
+    again = prior_images(project.store().concept, base=project.config.base)
     assert len(images) == len(again) == len(latents) == 2
     assert all((one == other).all() for one, other in zip(images, again, strict=True))
     assert "learn-concept" in stage_named(project, "curate").inputs(project.config)

@@ -7,7 +7,10 @@ import pytest
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.calibration import ClassCalibration
-from defectory.engine.backbones.load import LoadedModels, load_base
+from defectory.condition.networks.controlnet import ControlNet
+from defectory.engine.backbones.load import load_base
+from defectory.engine.sampling.models import SamplingModels
+from defectory.events import Progress
 from defectory.synthesis.calibrate import (
     BOUNDS,
     LEVELS,
@@ -108,7 +111,8 @@ def test_a_small_mask_on_a_large_one_keeps_its_class() -> None:
 
 
 def test_each_draft_is_drawn_at_every_level_and_measured_where_its_masks_lie(tiny_base_folder: Path) -> None:
-    models: LoadedModels = load_base(tiny_base_folder)
+    backbone = load_base(tiny_base_folder)
+    models = SamplingModels(backbone=backbone, network=ControlNet(backbone.controlnet))
     mask = np.zeros(SIZE_HW, bool)
     mask[8:18, 10:26] = True
     empty = np.zeros((*SIZE_HW, 3), np.uint8)
@@ -135,7 +139,7 @@ def test_each_draft_is_drawn_at_every_level_and_measured_where_its_masks_lie(tin
         return 0.25 * LEVELS[(len(seen) - 1) % 3]
 
     config = SynthesisConfig(num_steps=2, batch_size=3, precision="fp32")
-    *progress, last = calibrate(
+    work = calibrate(
         drafts,
         real={2: [0.5] * 4},
         models=models,
@@ -144,9 +148,18 @@ def test_each_draft_is_drawn_at_every_level_and_measured_where_its_masks_lie(tin
         config=config,
         contrast_of=contrast_of,
     )
+    progress: list[int] = []
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as end:
+            classes = end.value
+            break
+        assert isinstance(event, Progress)
+        assert event.total == 15
+        progress.append(event.done)
     assert progress == [3, 6, 9, 11, 13, 15]
-    assert isinstance(last, tuple)
-    burn = last[1]
+    burn = classes[1]
     assert isinstance(burn, ClassCalibration)
     assert (burn.name, burn.num_instances) == ("burn", 5)
     assert burn.mask_guidance == pytest.approx(2.0)

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Job, Plan
-from defectory.engine.backbones.load import LoadedModels, load_base
+from defectory.condition.networks.controlnet import ControlNet
+from defectory.engine.backbones.load import load_base
+from defectory.engine.sampling.models import SamplingModels
 from defectory.files import digest_folder
 from defectory.imageio import load_rgb
 from defectory.rle import decode, encode
@@ -24,8 +26,9 @@ CONFIG = SynthesisConfig(num_steps=3, batch_size=4)
 
 
 @pytest.fixture(scope="module")
-def models(tiny_base_folder: Path) -> LoadedModels:
-    return load_base(tiny_base_folder)
+def models(tiny_base_folder: Path) -> SamplingModels:
+    backbone = load_base(tiny_base_folder)
+    return SamplingModels(backbone=backbone, network=ControlNet(backbone.controlnet))
 
 
 def make_plan(count: int = 7) -> Plan:
@@ -68,7 +71,7 @@ def input_of(job: Job) -> DraftInput:
     )
 
 
-def draw(models: LoadedModels, out: Path, *, plan: Plan | None = None, **changes: Any) -> list[Any]:
+def draw(models: SamplingModels, out: Path, *, plan: Plan | None = None, **changes: Any) -> list[Any]:
     config = CONFIG.model_copy(update=changes)
     return list(
         synthesize(plan or make_plan(), models=models, class_noun="surface", input_of=input_of, config=config, out=out)
@@ -79,7 +82,7 @@ def pictures(out: Path, which: int) -> NDArray[np.int64]:
     return np.stack([load_rgb(draft_paths(out, job.id)[which]).astype(np.int64) for job in make_plan().jobs])
 
 
-def test_every_job_gets_its_image_its_half_without_mask_and_its_driver(models: LoadedModels, tmp_path: Path) -> None:
+def test_every_job_gets_its_image_its_half_without_mask_and_its_driver(models: SamplingModels, tmp_path: Path) -> None:
     events = draw(models, tmp_path)
     assert [(e.done, e.total, e.resumed_at) for e in events] == [(4, 7, 0), (7, 7, 0)]
     for job in make_plan().jobs:
@@ -90,7 +93,7 @@ def test_every_job_gets_its_image_its_half_without_mask_and_its_driver(models: L
         assert np.ptp(image[:, : VALID_HW[1]]) > 0
 
 
-def test_padding_stays_the_tiles(models: LoadedModels, tmp_path: Path) -> None:
+def test_padding_stays_the_tiles(models: SamplingModels, tmp_path: Path) -> None:
     draw(models, tmp_path)
     for which in (0, 1):
         drawn = pictures(tmp_path, which)
@@ -99,7 +102,7 @@ def test_padding_stays_the_tiles(models: LoadedModels, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["base", "ddpm"])
-def test_another_batch_size_gives_the_same_pictures(models: LoadedModels, tmp_path: Path, scheduler: str) -> None:
+def test_another_batch_size_gives_the_same_pictures(models: SamplingModels, tmp_path: Path, scheduler: str) -> None:
     for size in (1, 3, 7):
         draw(models, tmp_path / str(size), batch_size=size, scheduler=scheduler)
     for which in (0, 1):
@@ -110,7 +113,7 @@ def test_another_batch_size_gives_the_same_pictures(models: LoadedModels, tmp_pa
             assert (difference <= 1).mean() >= 0.999
 
 
-def test_drafts_of_grey_tiles_are_grey_and_of_coloured_ones_coloured(models: LoadedModels, tmp_path: Path) -> None:
+def test_drafts_of_grey_tiles_are_grey_and_of_coloured_ones_coloured(models: SamplingModels, tmp_path: Path) -> None:
     def coloured(job: Job) -> DraftInput:
         return replace(input_of(job), tile=np.full((*SIZE_HW, 3), (77, 80, 90), np.uint8))
 
@@ -132,7 +135,7 @@ def test_drafts_of_grey_tiles_are_grey_and_of_coloured_ones_coloured(models: Loa
     assert np.abs(grey[:, :, : VALID_HW[1], 0] - drawn.mean(axis=-1)).max() <= 0.5 + 1e-6
 
 
-def test_mask_guidance_changes_the_half_with_mask_alone(models: LoadedModels, tmp_path: Path) -> None:
+def test_mask_guidance_changes_the_half_with_mask_alone(models: SamplingModels, tmp_path: Path) -> None:
     def strongly(job: Job) -> DraftInput:
         return replace(input_of(job), mask_guidance=np.full(SIZE_HW, 8, np.float32))
 
@@ -146,7 +149,7 @@ def test_mask_guidance_changes_the_half_with_mask_alone(models: LoadedModels, tm
     assert (pictures(tmp_path / "as_set", 1) == pictures(tmp_path / "strong", 1)).all()
 
 
-def test_both_halves_start_from_the_same_noise(models: LoadedModels, tmp_path: Path) -> None:
+def test_both_halves_start_from_the_same_noise(models: SamplingModels, tmp_path: Path) -> None:
     """With equal drivers and prompts the two halves are one picture."""
 
     def same(job: Job) -> DraftInput:
@@ -161,7 +164,7 @@ def test_both_halves_start_from_the_same_noise(models: LoadedModels, tmp_path: P
     assert (np.abs(pictures(tmp_path, 0) - pictures(tmp_path, 1)) <= 1).mean() >= 0.999
 
 
-def test_only_batches_that_lack_a_file_are_drawn_again(models: LoadedModels, tmp_path: Path) -> None:
+def test_only_batches_that_lack_a_file_are_drawn_again(models: SamplingModels, tmp_path: Path) -> None:
     draw(models, tmp_path)
     whole = digest_folder(tmp_path)
     untouched, lost = draft_paths(tmp_path, "000001")[0], draft_paths(tmp_path, "000005")
@@ -190,7 +193,9 @@ def test_killed_three_times_it_ends_with_the_same_files(
         f"""
         import numpy as np
         from defectory.artifacts.plan import Plan
+        from defectory.condition.networks.controlnet import ControlNet
         from defectory.engine.backbones.load import load_base
+        from defectory.engine.sampling.models import SamplingModels
         from defectory.rle import decode
         from defectory.synthesis.config import SynthesisConfig
         from defectory.synthesis.full import DraftInput, synthesize
@@ -205,7 +210,8 @@ def test_killed_three_times_it_ends_with_the_same_files(
             (out / "images").mkdir(parents=True, exist_ok=True)
             (out / "images" / ".defectory-12-0123abcd.tmp.png").write_bytes(b"left by a killed write")
             config = SynthesisConfig(num_steps=4, batch_size=2)
-            models = load_base(Path({str(tiny_base_folder)!r}))
+            backbone = load_base(Path({str(tiny_base_folder)!r}))
+            models = SamplingModels(backbone=backbone, network=ControlNet(backbone.controlnet))
             for _ in synthesize(plan, models=models, class_noun="surface", input_of=input_of, config=config, out=out):
                 pass
         """

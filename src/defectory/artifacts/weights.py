@@ -6,9 +6,10 @@ from defectory.artifacts.value import Value
 
 
 class Concept(Value):
-    """The outcome of phase 1: an adapted base in Stable Diffusion layout, with its token and prompt."""
+    """The outcome of phase 1: an adapted base, or what makes one of a base, with its token and prompt."""
 
     method: str
+    """As in `concept.method`."""
     token: str
     class_noun: str
     tone_words: bool
@@ -19,8 +20,10 @@ class Concept(Value):
 
 
 class Control(Value):
-    """The outcome of phase 2: a `ControlNetModel` folder."""
+    """The outcome of phase 2: the folder of a condition network."""
 
+    network: str = "controlnet"
+    """Kind of network, as in `condition.network`."""
     concept_digest: str
     driver_config_digest: str
     weights_digest: str

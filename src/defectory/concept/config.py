@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pydantic import Field, field_validator
 
-from pydantic import Field
-
-from defectory.artifacts.config import Section
+from defectory.artifacts.config import Section, registered_name
+from defectory.concept.methods import CONCEPT_METHODS
 from defectory.engine.training.config import TrainingConfig
 
 
 class ConceptConfig(Section):
-    """Learn the concept: DreamBooth with prior preservation (paper, section 3.1)."""
+    """Learn the concept (paper, section 3.1)."""
 
-    method: Literal["dreambooth"] = "dreambooth"
+    method: str = "dreambooth"
+    """`dreambooth`, a method of an installed package, or `package.module:attribute`."""
     token: str = "sks"
     """The rare token [V]."""
     class_noun: str = "industrial surface"
@@ -34,3 +34,8 @@ class ConceptConfig(Section):
     """Steps of the ancestral sampler that draws the class images."""
     train_text_encoder: bool = True
     training: TrainingConfig = TrainingConfig(num_steps=400, learning_rate=2e-4)
+
+    @field_validator("method")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        return registered_name(value, CONCEPT_METHODS)

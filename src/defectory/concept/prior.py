@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from defectory.engine.backbones.load import LoadedModels
+from defectory.engine.backbones.backbone import Backbone
+from defectory.engine.backbones.embeddings import encode_prompts
 from defectory.engine.backbones.prompts import class_prompt
 from defectory.engine.training.cache import read_cached, write_cached
-from defectory.engine.training.embeddings import PromptEmbeddings
-from defectory.engine.training.events import Preparing
 from defectory.engine.training.noise import NoiseSchedule, generator_of
+from defectory.events import Progress, Work
 from defectory.files import digest_json
 
 PIXELS_PER_BATCH = 16 * 128 * 128
@@ -24,7 +23,7 @@ CLASS_IMAGES = "class_images.safetensors"
 
 
 def class_latents(
-    models: LoadedModels,
+    backbone: Backbone,
     *,
     class_noun: str,
     size_hw: tuple[int, int],
@@ -34,14 +33,14 @@ def class_latents(
     base_digest: str,
     precision: str,
     cache: Path,
-) -> Generator[Preparing, None, Tensor]:
-    """Draw the class images as latents; returns all of them, scaled, float16 [N,C,h,w].
+) -> Work[Tensor]:
+    """Draw the class images as latents and return all of them, scaled, float16 [N,C,h,w].
 
     The samples stay latents: decoding and encoding them again would only blur what the model is to remember.
     Image i has noise of its own, a function of (seed, i).
 
     Args:
-        models: the frozen base.
+        backbone: frozen.
         class_noun: of the prompt `a [class noun]`.
         size_hw: of the tiles, pixels.
         num_images: how many.
@@ -51,31 +50,28 @@ def class_latents(
         precision: `bf16` or `fp32`.
         cache: folder; finished batches are kept in it by content, and drawn again where they are damaged.
     """
-    height, width = (side // models.latent_factor for side in size_hw)
+    height, width = (side // backbone.latent_factor for side in size_hw)
     batch_size = max(1, PIXELS_PER_BATCH // (size_hw[0] * size_hw[1]))
     parts: list[Tensor] = []
     for start in range(0, num_images, batch_size):
         indices = range(start, min(start + batch_size, num_images))
         content = [base_digest, class_noun, height, width, num_steps, seed, precision, indices.start, indices.stop]
         key = digest_json(content)
-        path, shape = cache / "class_images" / f"{key}.safetensors", (models.latent_channels, height, width)
+        path, shape = cache / "class_images" / f"{key}.safetensors", (backbone.latent_channels, height, width)
         stored = read_cached(path, key)
         if stored is None or tuple(stored["latents"].shape) != (len(indices), *shape):
             generators = [generator_of(seed, "class image", index) for index in indices]
-            stored = {
-                "latents": _ancestral(models, class_prompt(class_noun), shape, generators, num_steps, precision)
-                .half()
-                .cpu()
-            }
+            drawn = _ancestral(backbone, class_prompt(class_noun), shape, generators, num_steps, precision)
+            stored = {"latents": drawn.half().cpu()}
             write_cached(path, key, stored)
         parts.append(stored["latents"])
-        yield Preparing(what="class images", done=indices.stop, total=num_images)
+        yield Progress(done=indices.stop, total=num_images, note="preparing class images")
     return torch.cat(parts)
 
 
 @torch.no_grad()
 def _ancestral(
-    models: LoadedModels,
+    backbone: Backbone,
     prompt: str,
     shape: tuple[int, int, int],
     generators: list[torch.Generator],
@@ -83,22 +79,21 @@ def _ancestral(
     precision: str,
 ) -> Tensor:
     """Sample ancestrally: Ho et al. 2020, algorithm 2 with eq. 6 and 7, over a stride of the schedule."""
-    device = models.unet.device
-    unet: Any = models.unet
-    schedule = NoiseSchedule(models.scheduler, device)
-    stride: Any = DDIMScheduler.from_config(models.scheduler.config)
+    device = backbone.device
+    schedule = NoiseSchedule(backbone.scheduler, device)
+    stride: Any = DDIMScheduler.from_config(backbone.scheduler.config)
     stride.set_timesteps(num_steps, device=device)
     timesteps = [int(timestep) for timestep in stride.timesteps]
 
     def draw() -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
 
-    context = PromptEmbeddings(models.tokenizer, models.text_encoder, device)([prompt] * len(generators))
+    context = encode_prompts(backbone, [prompt] * len(generators))
     x = draw()
     for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         times = torch.full((len(generators),), timestep, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            predicted = unet(x, times, encoder_hidden_states=context).sample
+            predicted = backbone.predict(x, times, context)
         clean = schedule.clean(x, predicted.float(), times)
         if following is None:
             return clean

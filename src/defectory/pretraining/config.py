@@ -63,7 +63,7 @@ class ScoreConfig(Section):
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=5.0, ge=1)
     guidance_rescale: float = Field(default=0.7, ge=0, le=1)
-    """As for `denoise`: guided pictures glare."""
+    """As for `Guidance.text_rescale`: guided pictures glare."""
     judge: StageConfig = StageConfig(
         num_steps=2000, batch_size=32, learning_rate=6e-3, optimizer="muon", decay_share=0.5, ema_decay=0.99
     )

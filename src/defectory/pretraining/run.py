@@ -14,8 +14,10 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 
 from defectory.drawing import contact_sheet
-from defectory.engine.backbones.load import LoadedModels, load_base, load_controlnet, quiet
+from defectory.engine.backbones.parts import quiet
 from defectory.engine.backbones.save import write_digests
+from defectory.engine.backbones.sd1.model import StableDiffusion, load_controlnet, load_stable_diffusion
+from defectory.engine.sampling.models import SamplingModels
 from defectory.files import write_json
 from defectory.folders import atomic_folder, folder_is_whole
 from defectory.imageio import save_png
@@ -64,7 +66,7 @@ def pretrain(
         seed=config.seed,
         num_workers=config.num_workers,
     )
-    start = None if config.start is None else load_base(Path(config.start))
+    start = None if config.start is None else load_stable_diffusion(Path(config.start))
     vae = build_vae(config).to(config.device)
     if start is not None:
         _copy_vae(start.vae, vae)
@@ -96,15 +98,11 @@ def pretrain(
         return event
 
     def draw(model: PriorModel, step: int) -> None:
-        models = LoadedModels(
-            unet=model.unet,
-            vae=vae,
-            text_encoder=model.text_encoder,
-            tokenizer=tokenizer,
-            scheduler=build_scheduler(),
-            controlnet=None,
+        models = StableDiffusion(
+            unet=model.unet, vae=vae, text_encoder=model.text_encoder, tokenizer=tokenizer, scheduler=build_scheduler()
         )
-        images = [image for batch in draw_captions(models, GRID_CAPTIONS, config=ScoreConfig()) for image in batch]
+        drawn = draw_captions(SamplingModels(backbone=models), GRID_CAPTIONS, config=ScoreConfig())
+        images = [image for batch in drawn for image in batch]
         parts = [caption.removeprefix("a ").split(" surface") for caption in GRID_CAPTIONS]
         labels = [" ".join(head.split()[NUM_TONE_WORDS:]) + tail.replace(" with a ", " ") for head, tail in parts]
         save_png(

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from defectory.artifacts.scores import BaseScores
-from defectory.engine.backbones.load import LoadedModels
 from defectory.engine.features.encoder import ConvEncoder
 from defectory.engine.features.heads import EncoderHeads
-from defectory.engine.sampling.denoise import denoise, encode_prompts
+from defectory.engine.sampling.guidance import Guidance
+from defectory.engine.sampling.models import SamplingModels
+from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.engine.tensors import images_to_tensor
 from defectory.pretraining.config import ScoreConfig
 from defectory.pretraining.corpus import Corpus
@@ -60,8 +61,8 @@ class Judge(nn.Module):
         self.defect = nn.Linear(2 * num_defects, num_defects)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give material logits [B,M], defect logits of the image [B,D] and of its pixels [B,D,h,w] for images [B,3,H,W]
-        in [-1,1].
+        """Compute material logits [B,M], defect logits [B,D], and defect logits per pixel [B,D,h,w] of images
+        [B,3,H,W] in [-1,1].
         """
         material, pixelwise = self.heads(self.encoder(pixels))
         pooled = torch.cat(
@@ -79,7 +80,7 @@ class Named:
 
 
 def name_images(corpus: Corpus, materials: Sequence[str], words: Sequence[str]) -> list[Named | None]:
-    """Give what each image shows; None where it shows more than one kind of defect."""
+    """Name what each image shows; None where it shows more than one kind of defect."""
     named: list[Named | None] = []
     for material, shown in zip(corpus.materials, corpus.defect_words, strict=True):
         kinds = set(shown)
@@ -127,7 +128,7 @@ def train_judge(
 
 @torch.no_grad()
 def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> tuple[float, float]:
-    """Give the shares of images whose material and whose defect the classifier names as their captions do."""
+    """Compute the shares of images whose material and whose defect the classifier names as their captions do."""
     right = np.zeros(2)
     for start in range(0, len(images), BATCH):
         material, defect, _ = judge(images_to_tensor(list(images[start : start + BATCH])))
@@ -139,25 +140,14 @@ def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> t
     return float(right[0] / len(images)), float(right[1] / len(images))
 
 
-def draw_captions(models: LoadedModels, captions: Sequence[str], *, config: ScoreConfig) -> Iterator[list[Image]]:
+def draw_captions(models: SamplingModels, captions: Sequence[str], *, config: ScoreConfig) -> Iterator[list[Image]]:
     """Draw one sample per caption, by the base alone; yields batches."""
-    empty = encode_prompts(models, [""])[0]
+    sampler = Sampler(scheduler="dpm-solver", num_steps=config.num_steps, precision="bf16")
+    guidance = Guidance(text=config.guidance_scale, text_rescale=config.guidance_rescale)
     for start in range(0, len(captions), BATCH):
         batch = list(captions[start : start + BATCH])
-        yield list(
-            denoise(
-                models,
-                prompt_embeddings=encode_prompts(models, batch),
-                empty_embedding=empty,
-                drivers=None,
-                seeds=[config.seed * 1_000_003 + start + i for i in range(len(batch))],
-                scheduler_name="dpm-solver",
-                num_steps=config.num_steps,
-                guidance_scale=config.guidance_scale,
-                guidance_rescale=config.guidance_rescale,
-                precision="bf16",
-            )
-        )
+        seeds = [config.seed * 1_000_003 + start + i for i in range(len(batch))]
+        yield list(sample_images(models, Conditions(prompts=batch), seeds=seeds, sampler=sampler, guidance=guidance))
 
 
 def summarise(

@@ -21,8 +21,10 @@ from torch.func import functional_call
 from transformers import CLIPTextModel
 
 from defectory.drawing import contact_sheet
-from defectory.engine.backbones.load import LoadedModels, load_base, quiet
+from defectory.engine.backbones.parts import quiet
 from defectory.engine.backbones.save import save_model, write_digests
+from defectory.engine.backbones.sd1.model import StableDiffusion, load_stable_diffusion
+from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError, OutputError
 from defectory.files import MARKER_NAME, digest_folder, write_json
@@ -145,7 +147,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     if out.exists():
         raise OutputError(out, "is there already", "give another folder")
     require_replaceable(out, kind="base")
-    models = load_base(base, config.device)
+    models = load_stable_diffusion(base, config.device)
     token_id = _token_of(models, config)
     claim(work, {"base": digest_folder(base), **config.model_dump(mode="json")})
     # LatentCorpus reads a recipe of pretraining
@@ -242,7 +244,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
     taught.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
 
 
-def _token_of(models: LoadedModels, config: WordConfig) -> int:
+def _token_of(models: StableDiffusion, config: WordConfig) -> int:
     """Give the word's token id, where the base can be taught it."""
     ours, found = build_scheduler().config, models.scheduler.config
     if any(found.get(key) != ours[key] for key in ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")):
@@ -277,14 +279,15 @@ def texts_without(others: Corpus, word: str) -> list[str]:
     return [*(others.captions[i] for i in kept), *short, *prompts, ""]
 
 
-def _draw(models: LoadedModels, captions: Sequence[str], path: Path) -> None:
-    images = [image for batch in draw_captions(models, captions, config=ScoreConfig()) for image in batch]
+def _draw(models: StableDiffusion, captions: Sequence[str], path: Path) -> None:
+    drawn = draw_captions(SamplingModels(backbone=models), captions, config=ScoreConfig())
+    images = [image for batch in drawn for image in batch]
     if images:
         save_png(path, contact_sheet(images, columns=min(8, len(images)), cell_px=models.tile_px))
 
 
 @torch.no_grad()
-def _contexts(models: LoadedModels, data: LatentCorpus, texts: Sequence[str]) -> Tensor:
+def _contexts(models: StableDiffusion, data: LatentCorpus, texts: Sequence[str]) -> Tensor:
     """Give what the UNet reads of texts, float32 [N,D], one row per token."""
     pieces = [data.tokenize(list(texts[start : start + 64])) for start in range(0, len(texts), 64)]
     return torch.cat([models.text_encoder(input_ids=ids).last_hidden_state.flatten(0, 1) for ids in pieces]).float()

@@ -9,9 +9,8 @@ from defectory.artifacts.annotation import masks_of
 from defectory.artifacts.calibration import Calibration as CalibrationValue
 from defectory.artifacts.calibration import ClassCalibration
 from defectory.config.project import ProjectConfig
-from defectory.errors import StageError
 from defectory.evaluation.contrast import contrasts_by_class, defect_contrast
-from defectory.events import Progress, Work
+from defectory.events import Work
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
@@ -62,7 +61,7 @@ class Calibrate(Stage):
 
     def _measured(self, inputs: RunStore, config: ProjectConfig) -> Work[tuple[ClassCalibration, ...]]:
         from defectory.engine.devices import device_of
-        from defectory.synthesis.calibrate import LEVELS, CalibrationDraft, calibrate, choose_drafts
+        from defectory.synthesis.calibrate import CalibrationDraft, calibrate, choose_drafts
 
         tiles, synthesis = inputs.tiles, config.synthesis
         defective = [tile for tile in tiles.tileset.of("train") if tile.instances]
@@ -87,16 +86,14 @@ class Calibrate(Stage):
                 )
             )
         device = device_of(config.device, threads=config.threads)
-        for event in calibrate(
-            drafts,
-            real=real,
-            models=sampling_models(inputs.concept, inputs.control, device),
-            class_noun=inputs.concept.concept.class_noun,
-            categories=tiles.tileset.categories,
-            config=synthesis,
-            contrast_of=defect_contrast,
-        ):
-            if not isinstance(event, int):
-                return event
-            yield Progress(done=event, total=len(drafts) * len(LEVELS))
-        raise StageError("calibrate: ended without an outcome")
+        return (
+            yield from calibrate(
+                drafts,
+                real=real,
+                models=sampling_models(inputs.concept, inputs.control, device, base=config.base),
+                class_noun=inputs.concept.concept.class_noun,
+                categories=tiles.tileset.categories,
+                config=synthesis,
+                contrast_of=defect_contrast,
+            )
+        )

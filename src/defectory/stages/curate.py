@@ -19,6 +19,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import ConceptFolder, RunStore
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters
+from defectory.stages.sampling import load_backbone
 
 MAX_PRIOR_IMAGES = 64
 REPORT_EVERY = 20
@@ -104,7 +105,7 @@ def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
             expected=difficulty.expected_overlap,
             limit=1.0 - difficulty.overlap_limit(curation.agreement_quantile),
         )
-    prior = prior_images(inputs.concept)
+    prior = prior_images(inputs.concept, base=config.base)
     return Checker(real, prior, encoder=curation_encoder(), config=curation, seed=config.seed, agreement=agreement)
 
 
@@ -134,22 +135,20 @@ def curation_encoder() -> Encoder:
     return Encoder(embed=lambda images: embed_images(encoder, images), patches=patches)
 
 
-def prior_images(concept: ConceptFolder) -> list[Any]:
+def prior_images(concept: ConceptFolder, *, base: str) -> list[Any]:
     """Return the images that phase 1 drew for prior preservation, RGB uint8; none where it drew none."""
     import torch
     from safetensors.torch import load_file
 
     from defectory.concept.prior import CLASS_IMAGES
-    from defectory.engine.backbones.load import load_base
     from defectory.engine.tensors import tensor_to_images
 
     file = concept.folder / CLASS_IMAGES
     if not file.is_file():
         return []
     # phase 1 leaves the base's autoencoder as it was
-    models = load_base(concept.base)
-    vae: Any = models.vae
+    backbone = load_backbone(concept.folder, base=base)
     latents = load_file(file)["latents"][:MAX_PRIOR_IMAGES].float()
     with torch.no_grad():
-        parts = [tensor_to_images(vae.decode(rows / models.scaling_factor).sample) for rows in latents.split(8)]
+        parts = [tensor_to_images(backbone.decode_latents(rows)) for rows in latents.split(8)]
     return [image for part in parts for image in part]

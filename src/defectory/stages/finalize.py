@@ -11,6 +11,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.sampling import load_backbone
 
 
 class Finalize(Stage):
@@ -29,8 +30,9 @@ class Finalize(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Write the pipeline."""
-        from defectory.condition.control import finalize_pipeline
+        from defectory.condition.finalize import finalize_pipeline
 
         yield from ()
-        digest = finalize_pipeline(inputs.concept.folder, inputs.control.folder, out)
+        backbone = load_backbone(inputs.concept.folder, base=config.base)
+        digest = finalize_pipeline(backbone, inputs.control.folder, out)
         return f"loads with StableDiffusionControlNetPipeline.from_pretrained, digest {digest[:12]}"

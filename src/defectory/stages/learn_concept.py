@@ -13,7 +13,7 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.base_digest import base_digest
 from defectory.stages.phase_tiles import phase_tiles
-from defectory.stages.progress import with_summary
+from defectory.stages.progress import with_note
 
 VARIANTS_VERSION = 3
 """Raised when the same settings give other augmented training tiles."""
@@ -41,23 +41,22 @@ class LearnConcept(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Train, and write the adapted base."""
-        from defectory.concept.dreambooth import learn_concept
+        from defectory.concept.learn import learn_concept
         from defectory.engine.backbones.known import resolve_base
         from defectory.engine.devices import device_of
 
         tiles, held_out = phase_tiles(inputs, None)
-        return (
-            yield from with_summary(
-                learn_concept(
-                    tiles,
-                    base=resolve_base(config.base),
-                    config=config.concept,
-                    seed=config.seed,
-                    out=out,
-                    defect_noun=config.condition.defect_noun,
-                    device=device_of(config.device, threads=config.threads),
-                    held_out=held_out,
-                    cache=inputs.cache,
-                )
+        concept, note = yield from with_note(
+            learn_concept(
+                tiles,
+                base=resolve_base(config.base),
+                config=config.concept,
+                seed=config.seed,
+                out=out,
+                defect_noun=config.condition.defect_noun,
+                device=device_of(config.device, threads=config.threads),
+                held_out=held_out,
+                cache=inputs.cache,
             )
         )
+        return f"digest {concept.weights_digest[:12]}, {note}"

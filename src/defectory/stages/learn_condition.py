@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from defectory.config.project import ProjectConfig
@@ -16,7 +17,8 @@ from defectory.runs.store import RunStore
 from defectory.stages.drawings import drawings_of
 from defectory.stages.learn_concept import VARIANTS_VERSION
 from defectory.stages.phase_tiles import phase_tiles
-from defectory.stages.progress import with_summary
+from defectory.stages.progress import with_note
+from defectory.stages.sampling import load_backbone
 
 DRIVERS_VERSION = 3
 """Raised when the same settings give other drivers."""
@@ -50,24 +52,24 @@ class LearnCondition(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Train, and write the control network."""
-        from defectory.condition.control import learn_condition
+        from defectory.condition.learn import learn_condition
         from defectory.engine.devices import device_of
 
         tiles, held_out = phase_tiles(inputs, drawings_of(inputs, config.drivers))
         num_classes = len(inputs.tiles.tileset.categories)
-        return (
-            yield from with_summary(
-                learn_condition(
-                    tiles,
-                    concept=inputs.concept.folder,
-                    config=config.condition,
-                    make_driver=driver_maker(num_classes, config.drivers),
-                    seed=config.seed,
-                    out=out,
-                    device=device_of(config.device, threads=config.threads),
-                    driver_digest=driver_digest(config, num_classes),
-                    held_out=held_out,
-                    cache=inputs.cache,
-                )
+        control, note = yield from with_note(
+            learn_condition(
+                tiles,
+                concept=inputs.concept.folder,
+                config=config.condition,
+                make_driver=driver_maker(num_classes, config.drivers),
+                seed=config.seed,
+                out=out,
+                device=device_of(config.device, threads=config.threads),
+                driver_digest=driver_digest(config, num_classes),
+                held_out=held_out,
+                cache=inputs.cache,
+                load_backbone=partial(load_backbone, base=config.base),
             )
         )
+        return f"digest {control.weights_digest[:12]}, {note}"

@@ -1,27 +1,22 @@
-"""Events of training as those of a stage, and its outcome in a line."""
+"""Long work with its last note, for a stage's summary."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from typing import Any
+from typing import TypeVar
 
-from defectory.events import Notice, Progress, Work
+from defectory.events import Progress, Work
+
+T = TypeVar("T")
 
 
-def with_summary(events: Iterator[Any] | Generator[Any, None, Any]) -> Work[str]:
-    """Pass a training's events on, and return its digest and last held-out loss as one line."""
-    from defectory.engine.training.events import Finished, Preparing, Started, Step, Validated
-
-    held_out, summary = "", ""
-    for event in events:
-        if isinstance(event, Preparing):
-            yield Progress(done=event.done, total=event.total, note=f"preparing {event.what}")
-        elif isinstance(event, Started) and event.remark:
-            yield Notice(text=event.remark)
-        elif isinstance(event, Validated):
-            held_out = f", held-out loss {event.held_out_loss:.4f}"
-        elif isinstance(event, Step):
-            yield Progress(done=event.step, total=event.num_steps, note=f"loss {event.loss:.4f}{held_out}")
-        elif isinstance(event, Finished):
-            summary = f"digest {event.digest[:12]}{held_out}"
-    return summary
+def with_note(work: Work[T]) -> Work[tuple[T, str]]:
+    """Pass the events of long work on; return its value and the last note."""
+    note = ""
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as end:
+            return end.value, note
+        if isinstance(event, Progress) and event.note:
+            note = event.note
+        yield event

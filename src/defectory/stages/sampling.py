@@ -2,16 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from defectory.runs.store import ConceptFolder, ControlFolder
 
+if TYPE_CHECKING:
+    import torch
 
-def sampling_models(concept: ConceptFolder, control: ControlFolder, device: str) -> Any:
-    """Load the adapted base and the control network for sampling."""
-    from defectory.engine.backbones.load import load_base, load_controlnet
-    from defectory.engine.sampling.denoise import for_sampling
+    from defectory.engine.backbones.backbone import Backbone
+    from defectory.engine.sampling.models import SamplingModels
 
-    network = load_controlnet(control.network, device)
-    return for_sampling(replace(load_base(concept.base, device), controlnet=network))
+
+def load_backbone(concept: Path, device: torch.device | str = "cpu", *, base: str) -> Backbone:
+    """Load the backbone that knows a concept.
+
+    Args:
+        concept: folder of phase 1's outcome.
+        device: to load it to.
+        base: that the concept was learned on; read where the concept is an adapter.
+    """
+    from defectory.concept.load import load_concept
+    from defectory.engine.backbones.known import resolve_base
+
+    return load_concept(concept, device, find_base=lambda: resolve_base(base))
+
+
+def sampling_models(concept: ConceptFolder, control: ControlFolder, device: str, *, base: str) -> SamplingModels:
+    """Load the adapted base and the condition network for sampling."""
+    from defectory.condition.load import load_network
+    from defectory.engine.sampling.models import for_sampling
+
+    backbone = load_backbone(concept.folder, device, base=base)
+    return for_sampling(backbone, load_network(control.folder, backbone))

@@ -59,7 +59,7 @@ class Synthesize(Stage):
         device = device_of(config.device, threads=config.threads)
         for event in synthesize(
             plan,
-            models=sampling_models(inputs.concept, inputs.control, device),
+            models=sampling_models(inputs.concept, inputs.control, device, base=config.base),
             class_noun=inputs.concept.concept.class_noun,
             input_of=input_of,
             config=config.synthesis,

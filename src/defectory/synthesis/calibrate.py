@@ -7,7 +7,7 @@ needed differs from class to class. Some of the planned drafts are drawn at a fe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.calibration import ClassCalibration
-from defectory.engine.backbones.load import LoadedModels
-from defectory.engine.backbones.prompts import class_prompt
-from defectory.engine.sampling.denoise import Without, denoise, encode_prompts
+from defectory.engine.sampling.models import SamplingModels
+from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
+from defectory.events import Progress, Work
 from defectory.synthesis.config import SynthesisConfig
+from defectory.synthesis.full import guidance_of
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -47,7 +48,7 @@ class CalibrationDraft:
 
 
 def choose_drafts(classes_of: Sequence[Sequence[int]], count: int, *, seed: int) -> list[int]:
-    """Give the numbers of at most `count` drafts, in which every class comes as often as can be.
+    """Choose at most `count` drafts in which every class comes as often as can be, and return their numbers.
 
     Args:
         classes_of: category ids on each draft.
@@ -77,61 +78,49 @@ def calibrate(
     drafts: Sequence[CalibrationDraft],
     *,
     real: Mapping[int, Sequence[float]],
-    models: LoadedModels,
+    models: SamplingModels,
     class_noun: str,
     categories: Sequence[Category],
     config: SynthesisConfig,
     contrast_of: ContrastOf,
-) -> Iterator[int | tuple[ClassCalibration, ...]]:
-    """Draw planned drafts at a few mask guidances and choose one per class; yields pictures drawn so far, and last the
-    outcome.
+) -> Work[tuple[ClassCalibration, ...]]:
+    """Draw planned drafts at a few mask guidances, and return the guidance chosen for each class.
 
     Args:
         drafts: what to draw.
         real: contrasts of the train tiles' own defects, by category id.
-        models: adapted base and control network, in float32.
+        models: adapted backbone and its condition network, in float32.
         class_noun: as for `synthesize`.
         categories: of the data set.
         config: sampler, steps, batch size.
         contrast_of: measures a defect.
     """
-    empty, of_class = encode_prompts(models, ["", class_prompt(class_noun)])
-    device = next(models.unet.parameters()).device
+    sampler = Sampler(scheduler=config.scheduler, num_steps=config.num_steps, precision=config.precision)
     # category id, then its contrast at each level
     rows: list[tuple[int, tuple[float, ...]]] = []
     done = 0
     for start in range(0, len(drafts), config.batch_size):
         batch = drafts[start : start + config.batch_size]
-        embeddings = encode_prompts(models, [d.prompt for d in batch] + [d.prompt_without for d in batch]).to(device)
         pictures: list[Sequence[Image]] = []
         for level in LEVELS:
-            drawn = denoise(
+            drawn = sample_images(
                 models,
-                prompt_embeddings=embeddings[: len(batch)],
-                empty_embedding=empty,
-                drivers=[d.driver for d in batch],
+                Conditions(prompts=[d.prompt for d in batch], drivers=[d.driver for d in batch]),
                 seeds=[d.seed for d in batch],
-                scheduler_name=config.scheduler,
-                num_steps=config.num_steps,
-                guidance_scale=config.guidance_scale,
-                control_scale=config.control_scale,
-                without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[d.empty_driver for d in batch]),
-                driver_guidance=config.driver_guidance,
-                class_embedding=of_class,
-                mask_guidance=level,
-                mask_spill=config.mask_spill,
-                precision=config.precision,
+                sampler=sampler,
+                guidance=guidance_of(config, class_noun=class_noun, mask=level),
+                without=Conditions(prompts=[d.prompt_without for d in batch], drivers=[d.empty_driver for d in batch]),
             )
             pictures.append(list(drawn))
             done += len(batch)
-            yield done
+            yield Progress(done=done, total=len(drafts) * len(LEVELS))
         for index, draft in enumerate(batch):
             labelled = np.any([mask for _, mask in draft.instances], axis=0)
             for category_id, mask in draft.instances:
                 values = [contrast_of(images[index], mask, labelled) for images in pictures]
                 if all(value is not None for value in values):
                     rows.append((category_id, tuple(float(value or 0.0) for value in values)))
-    yield choose_guidance(rows, real, categories, quantile=config.tone_quantile)
+    return choose_guidance(rows, real, categories, quantile=config.tone_quantile)
 
 
 def choose_guidance(
@@ -141,8 +130,7 @@ def choose_guidance(
     *,
     quantile: float = 0.5,
 ) -> tuple[ClassCalibration, ...]:
-    """Give the guidance at which the median contrast of each class is the wanted quantile of its real defects', within
-    bounds.
+    """Choose the guidance at which each class's median contrast is the wanted quantile of its real defects', in bounds.
 
     Args:
         rows: category id of a drawn defect, and its contrast at each of `LEVELS`.
@@ -180,7 +168,7 @@ def choose_guidance(
 
 
 def _matching(real: float, drawn: Sequence[float]) -> float:
-    """Give the guidance at which drawn contrast, known at `LEVELS`, is the real one: between two levels, or on their
+    """Find the guidance at which drawn contrast, known at `LEVELS`, is the real one: between two levels, or on their
     last stretch prolonged.
     """
     if any(after - before < 1e-3 for before, after in pairwise(drawn)):
@@ -194,7 +182,7 @@ def _matching(real: float, drawn: Sequence[float]) -> float:
 def guidance_map(
     instances: Sequence[tuple[int, Mask]], guidance: Mapping[int, float], size_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Give the mask guidance of each pixel, float32 [H,W]: that of the class whose mask is painted there, 1
+    """Compute the mask guidance of each pixel, float32 [H,W]: that of the class whose mask is painted there, 1
     elsewhere.
     """
     result = np.ones(size_hw, np.float32)

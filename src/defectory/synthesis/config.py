@@ -63,7 +63,7 @@ class SynthesisConfig(Section):
 
     @property
     def versions_per_tile(self) -> int:
-        """Give how many augmented versions of a pool tile drafts are drawn on; 0 for the tile itself, which insertion
+        """Return how many augmented versions of a pool tile drafts are drawn on; 0 for the tile itself, which insertion
         keeps.
         """
         return 0 if self.mode == "insert" else self.augmentations_per_image

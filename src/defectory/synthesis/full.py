@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Job, Plan
-from defectory.engine.backbones.load import LoadedModels
 from defectory.engine.backbones.prompts import class_prompt
-from defectory.engine.sampling.denoise import Known, Without, denoise, encode_prompts
+from defectory.engine.sampling.guidance import Guidance
+from defectory.engine.sampling.known import Known
+from defectory.engine.sampling.models import SamplingModels
+from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.errors import OutputError
 from defectory.files import DRAWN_NAME, digest_file, reason_of
 from defectory.folders import remove_leftovers
@@ -53,28 +55,28 @@ class DraftInput:
 
     @property
     def label(self) -> NDArray[np.bool_]:
-        """Give where masks are painted, bool [H,W]."""
+        """Compute where masks are painted, bool [H,W]."""
         return (self.driver != self.empty_driver).any(axis=2)
 
     def label_margin(self, config: SynthesisConfig) -> NDArray[np.bool_]:
-        """Give where insertion may draw, bool [H,W]."""
+        """Compute where insertion may draw, bool [H,W]."""
         return distance_to(self.label) < config.insert_margin_px
 
 
 def batches_of(plan: Plan, batch_size: int) -> list[tuple[Job, ...]]:
-    """Give the batches a plan is drawn in; a resumed run forms the same ones."""
+    """Split a plan into the batches it is drawn in; a resumed run forms the same ones."""
     return [plan.jobs[start : start + batch_size] for start in range(0, len(plan.jobs), batch_size)]
 
 
 def draft_paths(out: Path, job_id: str) -> tuple[Path, Path, Path]:
-    """Give the files of a draft: image, its half without mask, driver."""
+    """Return the files of a draft: image, its half without mask, driver."""
     return out / "images" / f"{job_id}.png", out / "without" / f"{job_id}.png", out / "drivers" / f"{job_id}.png"
 
 
 def synthesize(
     plan: Plan,
     *,
-    models: LoadedModels,
+    models: SamplingModels,
     class_noun: str,
     input_of: Callable[[Job], DraftInput],
     config: SynthesisConfig,
@@ -87,16 +89,14 @@ def synthesize(
 
     Args:
         plan: jobs.
-        models: adapted base and control network, in float32.
+        models: adapted backbone and its condition network, in float32.
         class_noun: of the concept; guidance leads away from its prompt.
-        input_of: gives a job's drivers and pool tile.
+        input_of: returns a job's drivers and pool tile.
         config: sampler, steps, batch size.
         out: folder with `images/`, `without/` and `drivers/`.
     """
-    device = next(models.unet.parameters()).device
     remove_leftovers(out)
     listed = _listed_drafts(out)
-    empty, of_class = encode_prompts(models, ["", class_prompt(class_noun)])
     began, done, resumed = time.monotonic(), 0, 0
     for batch in batches_of(plan, config.batch_size):
         if all(_is_whole(path, out, listed) for job in batch for path in draft_paths(out, job.id)):
@@ -104,45 +104,57 @@ def synthesize(
             resumed = done
             continue
         inputs = [input_of(job) for job in batch]
-        embeddings = encode_prompts(models, [job.prompt for job in batch] + [job.prompt_without for job in batch]).to(
-            device
-        )
-        images = denoise(
-            models,
-            prompt_embeddings=embeddings,
-            empty_embedding=empty,
-            drivers=[item.driver for item in inputs] + [item.empty_driver for item in inputs],
-            seeds=[job.seed for job in batch] * 2,
-            scheduler_name=config.scheduler,
-            num_steps=config.num_steps,
-            guidance_scale=config.guidance_scale,
-            control_scale=config.control_scale,
-            without=Without(prompt_embeddings=embeddings[len(batch) :], drivers=[item.empty_driver for item in inputs]),
-            driver_guidance=config.driver_guidance,
-            class_embedding=of_class,
-            mask_guidance=np.stack([item.mask_guidance for item in inputs]),
-            mask_spill=config.mask_spill,
-            known=Known(
-                images=[item.tile for item in inputs] * 2, regions=[item.label_margin(config) for item in inputs] * 2
-            )
-            if config.mode == "insert"
-            else None,
-            precision=config.precision,
-        )
+        images = _draw_pairs(batch, inputs, models=models, class_noun=class_noun, config=config)
         for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
             image_file, without_file, driver_file = draft_paths(out, job.id)
             save_png(driver_file, item.driver)
-            image, without = (_finished(drawn, item) for drawn in (images[index], images[len(batch) + index]))
-            if config.match_grain or config.mode == "insert":
-                image, without = add_grain([image, without], tile=item.tile, valid_hw=item.valid_hw, seed=job.seed)
-            if config.mode == "insert":
-                share = feather(item.label, config.insert_margin_px)
-                image, without = (blend(item.tile, drawn, share) for drawn in (image, without))
+            image, without = _finished_pair(images[index], images[len(batch) + index], item, job, config)
             save_png(without_file, without)
             save_png(image_file, image)
         _list_drafts(out, [path for job in batch for path in draft_paths(out, job.id)])
         done += len(batch)
         yield DraftDone(done=done, total=len(plan.jobs), resumed_at=resumed, seconds=time.monotonic() - began)
+
+
+def _draw_pairs(
+    jobs: Sequence[Job],
+    inputs: Sequence[DraftInput],
+    *,
+    models: SamplingModels,
+    class_noun: str,
+    config: SynthesisConfig,
+) -> NDArray[np.uint8]:
+    """Draw all jobs with their masks, then all without, RGB uint8 [2B,H,W,3]."""
+    prompts, prompts_without = [job.prompt for job in jobs], [job.prompt_without for job in jobs]
+    drivers, drivers_without = [item.driver for item in inputs], [item.empty_driver for item in inputs]
+    regions = [item.label_margin(config) for item in inputs] * 2 if config.mode == "insert" else None
+    return sample_images(
+        models,
+        Conditions(prompts=prompts + prompts_without, drivers=drivers + drivers_without),
+        seeds=[job.seed for job in jobs] * 2,
+        sampler=Sampler(scheduler=config.scheduler, num_steps=config.num_steps, precision=config.precision),
+        guidance=guidance_of(config, class_noun=class_noun, mask=np.stack([item.mask_guidance for item in inputs])),
+        without=Conditions(prompts=prompts_without, drivers=drivers_without),
+        known=None if regions is None else Known(images=[item.tile for item in inputs] * 2, regions=regions),
+    )
+
+
+def guidance_of(config: SynthesisConfig, *, class_noun: str, mask: float | NDArray[np.float32]) -> Guidance:
+    """Return the guidance that drafts are drawn with.
+
+    Args:
+        config: of synthesis.
+        class_noun: of the concept.
+        mask: mask guidance of all samples, or float32 [N,H,W].
+    """
+    return Guidance(
+        text=config.guidance_scale,
+        control=config.control_scale,
+        driver=config.driver_guidance,
+        class_prompt=class_prompt(class_noun),
+        mask=mask,
+        mask_spill=config.mask_spill,
+    )
 
 
 def _listed_drafts(out: Path) -> dict[str, str]:
@@ -172,6 +184,19 @@ def _is_whole(path: Path, out: Path, listed: Mapping[str, str]) -> bool:
         return digest is not None and digest_file(path) == digest
     except OSError:
         return False
+
+
+def _finished_pair(
+    drawn: Image, drawn_without: Image, item: DraftInput, job: Job, config: SynthesisConfig
+) -> tuple[Image, Image]:
+    """Finish a draft and its half without mask: padding, grain, and what insertion leaves as it is."""
+    image, without = _finished(drawn, item), _finished(drawn_without, item)
+    if config.match_grain or config.mode == "insert":
+        image, without = add_grain([image, without], tile=item.tile, valid_hw=item.valid_hw, seed=job.seed)
+    if config.mode == "insert":
+        share = feather(item.label, config.insert_margin_px)
+        image, without = blend(item.tile, image, share), blend(item.tile, without, share)
+    return image, without
 
 
 def _finished(image: Image, item: DraftInput) -> Image:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -36,6 +36,8 @@ Place = Callable[[Mask, int, Any, Mask, np.random.Generator], Mask | None]
 """Cropped mask, its class, the site, pixels taken already and a generator, to the placed mask or None."""
 
 
+_Label = tuple[tuple[Instance, ...], tuple[MaskSource, ...]]
+"""Instances of a driver, and where their masks come from; empty where no mask found a place."""
 TRIES = 20
 """Mixes and pool tiles that are tried for one driver."""
 MIN_VISIBLE_SHARE = 0.5
@@ -47,6 +49,7 @@ REUSE_PER_STEP = 4
 class _Mix(NamedTuple):
     """What a train tile shows: the class of each defect, and its tone words."""
 
+    tile: Tile
     category_ids: tuple[int, ...]
     tone: str
 
@@ -77,10 +80,10 @@ def make_plan(
     Args:
         tileset: pool tiles, and train tiles for the mix of classes and counts.
         config: how many images, augmentations and seeds.
-        draw_mask: gives a mask of a class.
+        draw_mask: draws a mask of a class.
         place: puts it on a tile.
         site_of: tile and augmentation seed to where defects may lie on it.
-        prompt_of: class names and tone words to the prompt; no class name gives that of the half without mask.
+        prompt_of: class names and tone words to the prompt; no class name makes that of the half without mask.
         tone_of: tone words of a tile; a job takes those of the train tile whose mix of classes it has.
         tone_distance: how far apart two tones are, in words.
         concept_digest: of the concept.
@@ -94,88 +97,31 @@ def make_plan(
         ConfigError: no pool tile, or fewer than `max_images_per_tile` asks for; no mask.
     """
     pool = tileset.of("pool")
-    if not pool:
-        raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
-    most = config.max_images_per_tile
-    if most is not None and most * len(pool) < config.num_images:
-        raise ConfigError(
-            f"synthesis.num_images {config.num_images}",
-            f"{len(pool)} pool tiles give {most * len(pool)} images at {most} each",
-            "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
-        )
-    # where every defect is larger than a tile, parts of them count
-    kept: list[tuple[Tile, tuple[int, ...]]] = []
-    for least in (MIN_VISIBLE_SHARE, 0.0):
-        shown = [
-            (tile, tuple(i.category_id for i in tile.instances if i.visible_share >= least and not i.is_crowd))
-            for tile in tileset.of("train")
-        ]
-        kept = [(tile, category_ids) for tile, category_ids in shown if category_ids]
-        mixes = [_Mix(category_ids, tone_of(tile)) for tile, category_ids in kept]
-        if mixes:
-            break
-    if not mixes:
-        raise ConfigError("train tiles", "none shows a defect", "add annotated images")
-    weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
-    if weight_of is not None:
-        weights = np.array([weight_of(tile) for tile, _ in kept]) * (1.0 if weights is None else weights)
-        weights = weights / weights.sum()
-    versions = max(1, config.versions_per_tile)
-    # a limit per tile is kept by counting drivers, so each serves one image
-    num_drivers = (
-        config.num_images
-        if most is not None
-        else max(-(-config.num_images // config.max_seeds_per_driver), min(config.num_images, len(pool) * versions))
-    )
-    order = np.random.default_rng([41, config.seed]).permutation(len(pool))
-    tones = [tone_of(tile) for tile in pool]
-    distances: dict[str, NDArray[np.int64]] = {}
-    uses, images_on = np.zeros(len(pool), int), np.zeros(len(pool), int)
+    _check_pool(len(pool), config)
+    mixes = _mixes_of_train(tileset, tone_of)
+    weights = _weights(mixes, even_classes=even_classes, weight_of=weight_of)
+    chooser = _PoolChooser([tone_of(tile) for tile in pool], config, tone_distance)
+    num_drivers = _num_drivers(len(pool), config)
+
+    def label(number: int, augmentation_seed: int | None, mix: _Mix, rng: np.random.Generator) -> _Label:
+        return _label(pool[number], augmentation_seed, mix, rng, draw_mask, place, site_of, keep_place)
+
     jobs: list[Job] = []
-
-    def version_of(place_in_pool: int) -> int | None:
-        if config.versions_per_tile == 0:
-            return None
-        version_rng = np.random.default_rng([44, config.seed, place_in_pool, int(uses[place_in_pool]) % versions])
-        return int(version_rng.integers(2**31))
-
-    for driver_index in range(num_drivers):
-        rng = np.random.default_rng([42, config.seed, driver_index])
-        for _ in range(TRIES):
-            mix = mixes[int(rng.integers(len(mixes)) if weights is None else rng.choice(len(mixes), p=weights))]
-            if mix.tone not in distances:
-                distances[mix.tone] = np.array([tone_distance(mix.tone, tone) for tone in tones])
-            costs = uses + REUSE_PER_STEP * distances[mix.tone]
-            if most is not None:
-                costs = np.where(images_on >= most, np.iinfo(np.int64).max, costs)
-            place_in_pool = int(order[int(costs[order].argmin())])
-            tile, augmentation_seed = pool[place_in_pool], version_of(place_in_pool)
-            uses[place_in_pool] += 1
-            instances, sources = _label(tile, augmentation_seed, mix, rng, draw_mask, place, site_of, keep_place)
-            if instances:
-                images_on[place_in_pool] += 1
-                break
-        else:
-            raise ConfigError(
-                "pool", f"no mask finds a place on any of {TRIES} tiles", "use larger tiles or more masks"
-            )
+    for index in range(num_drivers):
+        rng = np.random.default_rng([42, config.seed, index])
+        mix, number, augmentation_seed, (instances, sources) = _first_that_fits(mixes, weights, chooser, label, rng)
         names = [tileset.categories[i.category_id - 1].name for i in instances]
-        prompt, prompt_without = (prompt_of(named, mix.tone) for named in (names, ()))
-        # jobs driver_index, driver_index + num_drivers, ... share a driver
-        for number in range(driver_index, config.num_images, num_drivers):
-            seed = int(np.random.default_rng([43, config.seed, number]).integers(2**31))
-            jobs.append(
-                Job(
-                    id=f"{number:06d}",
-                    tile_id=tile.id,
-                    augmentation_seed=augmentation_seed,
-                    instances=instances,
-                    mask_sources=sources,
-                    prompt=prompt,
-                    prompt_without=prompt_without,
-                    seed=seed,
-                )
-            )
+        shared = Job(
+            id="",
+            tile_id=pool[number].id,
+            augmentation_seed=augmentation_seed,
+            instances=instances,
+            mask_sources=sources,
+            prompt=prompt_of(names, mix.tone),
+            prompt_without=prompt_of((), mix.tone),
+            seed=0,
+        )
+        jobs += _jobs_of_driver(shared, range(index, config.num_images, num_drivers), config)
     return Plan(
         concept_digest=concept_digest,
         control_digest=control_digest,
@@ -183,6 +129,115 @@ def make_plan(
         categories=tileset.categories,
         jobs=tuple(sorted(jobs, key=lambda job: job.id)),
     )
+
+
+def _check_pool(num_tiles: int, config: SynthesisConfig) -> None:
+    if not num_tiles:
+        raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
+    most = config.max_images_per_tile
+    if most is not None and most * num_tiles < config.num_images:
+        raise ConfigError(
+            f"synthesis.num_images {config.num_images}",
+            f"{num_tiles} pool tiles give {most * num_tiles} images at {most} each",
+            "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
+        )
+
+
+def _mixes_of_train(tileset: TileSet, tone_of: Callable[[Tile], str]) -> list[_Mix]:
+    """Return what each train tile shows that shows a defect."""
+    # where every defect is larger than a tile, parts of them count
+    for least in (MIN_VISIBLE_SHARE, 0.0):
+        shown = [
+            (tile, tuple(i.category_id for i in tile.instances if i.visible_share >= least and not i.is_crowd))
+            for tile in tileset.of("train")
+        ]
+        mixes = [_Mix(tile, category_ids, tone_of(tile)) for tile, category_ids in shown if category_ids]
+        if mixes:
+            return mixes
+    raise ConfigError("train tiles", "none shows a defect", "add annotated images")
+
+
+def _weights(
+    mixes: Sequence[_Mix], *, even_classes: bool, weight_of: Callable[[Tile], float] | None
+) -> NDArray[np.float64] | None:
+    """Compute the probability of each mix; None where all are taken alike."""
+    weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
+    if weight_of is None:
+        return weights
+    weights = np.array([weight_of(mix.tile) for mix in mixes]) * (1.0 if weights is None else weights)
+    return weights / weights.sum()
+
+
+def _num_drivers(num_tiles: int, config: SynthesisConfig) -> int:
+    if config.max_images_per_tile is not None:
+        # a limit per tile is kept by counting drivers, so each serves one image
+        return config.num_images
+    versions = max(1, config.versions_per_tile)
+    fewest = -(-config.num_images // config.max_seeds_per_driver)
+    return max(fewest, min(config.num_images, num_tiles * versions))
+
+
+class _PoolChooser:
+    """Chooses pool tiles of tones like a mix's, each as often as the others.
+
+    Args:
+        tones: of the pool tiles.
+        config: of synthesis.
+        tone_distance: how far apart two tones are, in words.
+    """
+
+    def __init__(self, tones: Sequence[str], config: SynthesisConfig, tone_distance: Callable[[str, str], int]) -> None:
+        self._tones, self._config, self._tone_distance = tones, config, tone_distance
+        self._order = np.random.default_rng([41, config.seed]).permutation(len(tones))
+        self._distances: dict[str, NDArray[np.int64]] = {}
+        self._uses, self._drivers = np.zeros(len(tones), int), np.zeros(len(tones), int)
+
+    def take(self, tone: str) -> tuple[int, int | None]:
+        """Choose a pool tile, and return its number and the seed of its augmented version."""
+        if tone not in self._distances:
+            self._distances[tone] = np.array([self._tone_distance(tone, other) for other in self._tones])
+        costs = self._uses + REUSE_PER_STEP * self._distances[tone]
+        most = self._config.max_images_per_tile
+        if most is not None:
+            costs = np.where(self._drivers >= most, np.iinfo(np.int64).max, costs)
+        number = int(self._order[int(costs[self._order].argmin())])
+        version = self._version(number)
+        self._uses[number] += 1
+        return number, version
+
+    def count_driver(self, number: int) -> None:
+        """Note that a tile serves a driver."""
+        self._drivers[number] += 1
+
+    def _version(self, number: int) -> int | None:
+        if self._config.versions_per_tile == 0:
+            return None
+        version = int(self._uses[number]) % max(1, self._config.versions_per_tile)
+        return int(np.random.default_rng([44, self._config.seed, number, version]).integers(2**31))
+
+
+def _first_that_fits(
+    mixes: Sequence[_Mix],
+    weights: NDArray[np.float64] | None,
+    chooser: _PoolChooser,
+    label: Callable[[int, int | None, _Mix, np.random.Generator], _Label],
+    rng: np.random.Generator,
+) -> tuple[_Mix, int, int | None, _Label]:
+    """Draw a mix and a pool tile until one of the masks finds a place: mix, tile number, augmentation seed, label."""
+    for _ in range(TRIES):
+        mix = mixes[int(rng.integers(len(mixes)) if weights is None else rng.choice(len(mixes), p=weights))]
+        number, augmentation_seed = chooser.take(mix.tone)
+        found = label(number, augmentation_seed, mix, rng)
+        if found[0]:
+            chooser.count_driver(number)
+            return mix, number, augmentation_seed, found
+    raise ConfigError("pool", f"no mask finds a place on any of {TRIES} tiles", "use larger tiles or more masks")
+
+
+def _jobs_of_driver(shared: Job, numbers: Iterable[int], config: SynthesisConfig) -> list[Job]:
+    """Make the jobs that share a driver: each has its own number and noise."""
+    seeds = {number: int(np.random.default_rng([43, config.seed, number]).integers(2**31)) for number in numbers}
+    return [shared.model_copy(update={"id": f"{number:06d}", "seed": seed}) for number, seed in seeds.items()]
 
 
 def _label(
@@ -194,8 +249,8 @@ def _label(
     place: Place,
     site_of: Callable[[Tile, int | None], Site],
     keep_place: bool,
-) -> tuple[tuple[Instance, ...], tuple[MaskOrigin, ...]]:
-    """Give the labels of one driver and where their masks come from; none where no mask finds a place."""
+) -> _Label:
+    """Label one driver, and return where its masks come from; nothing where no mask finds a place."""
     site = site_of(tile, augmentation_seed)
     taken = np.zeros_like(site.allowed)
     instances: list[Instance] = []
@@ -215,7 +270,7 @@ def _label(
 
 
 def _even_weights(classes_of: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Give the probability of each mix at which all classes come about equally often: iterated proportional fitting
+    """Compute the probability of each mix at which all classes come equally often: iterated proportional fitting
     over the classes.
     """
     classes = sorted({c for of in classes_of for c in of})

@@ -219,7 +219,8 @@ def _draw(run: Run, inputs: RunStore, plan: Plan, windows: Mapping[str, _Window]
         )
 
     yield Progress(stage=STAGE, done=0, total=len(plan.jobs), note="loading networks")
-    models = sampling_models(inputs.concept, inputs.control, device_of(config.device, threads=config.threads))
+    device = device_of(config.device, threads=config.threads)
+    models = sampling_models(inputs.concept, inputs.control, device, base=config.base)
     for event in synthesize(
         plan,
         models=models,

@@ -80,7 +80,7 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     from defectory.drawing import contact_sheet
     from defectory.engine.backbones.load import load_base
     from defectory.engine.features.encoder import embed_images, load_encoder
-    from defectory.engine.sampling.denoise import for_sampling
+    from defectory.engine.sampling.models import for_sampling
     from defectory.evaluation.image_metrics import kid
     from defectory.imageio import save_png
     from defectory.pretraining.corpus import make_corpus

@@ -13,6 +13,7 @@ from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.cache import VariantRecipe, prepare_variants, tile_variants
 from defectory.engine.training.data import augment, augmentation_of
+from defectory.events import Progress
 
 Tiles = Callable[..., list[Any]]
 
@@ -26,9 +27,8 @@ def driver_of(image: Any, instances: Sequence[Any], _valid_hw: tuple[int, int]) 
 
 @pytest.fixture
 def recipe(tiny_base_folder: Path) -> VariantRecipe:
-    vae = load_base(tiny_base_folder).vae
     return VariantRecipe(
-        vae=vae,
+        backbone=load_base(tiny_base_folder),
         vae_digest="v",
         num_variants=3,
         seed=0,
@@ -46,7 +46,7 @@ def test_latents_drivers_and_masks_are_those_of_the_augmented_tile(
     variants = tile_variants(tile, recipe, cache=tmp_path)
     for index in range(3):
         moved = augment(tile, augmentation_of(tile, index, seed=0, flip=True))
-        mean = recipe.vae.encode(images_to_tensor([moved.image])).latent_dist.mean[0] * 0.5  # type: ignore[union-attr]
+        mean = recipe.backbone.vae.encode(images_to_tensor([moved.image])).latent_dist.mean[0] * 0.5  # type: ignore[attr-defined]
         assert torch.allclose(variants.latents[index].float(), mean, atol=2e-3)
         assert np.array_equal(variants.driver(index).numpy(), driver_of(moved.image, moved.instances, moved.valid_hw))
         coarse = moved.defect.reshape(8, 4, 12, 4).any(axis=(1, 3))
@@ -61,7 +61,9 @@ def test_second_run_reads_what_the_first_one_made(recipe: VariantRecipe, trainin
     def must_not_run(*_args: Any) -> Any:
         raise AssertionError("made again")
 
-    again = tile_variants(tile, replace(recipe, vae=must_not_run, make_driver=must_not_run), cache=tmp_path)
+    nothing: Any = None
+
+    again = tile_variants(tile, replace(recipe, backbone=nothing, make_driver=must_not_run), cache=tmp_path)
     assert torch.equal(first.latents, again.latents)
     assert first.drivers == again.drivers
 
@@ -90,6 +92,7 @@ def test_held_out_tiles_are_not_augmented(recipe: VariantRecipe, training_tiles:
     while True:
         try:
             event = next(events)
+            assert isinstance(event, Progress)
             told.append((event.done, event.total))
         except StopIteration as stop:
             variants, held_out = stop.value

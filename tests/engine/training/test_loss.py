@@ -6,9 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.embeddings import PromptEmbeddings
+from defectory.engine.backbones.sd1.model import load_stable_diffusion
 from defectory.engine.training.config import TrainingConfig
-from defectory.engine.training.embeddings import PromptEmbeddings
 from defectory.engine.training.loss import Batch, denoising_errors
 from defectory.engine.training.noise import NoiseSchedule
 
@@ -64,20 +64,20 @@ def test_perfect_prediction_has_no_error() -> None:
 
 
 def test_frozen_text_is_encoded_once_and_trained_text_every_time(tiny_base_folder: Any) -> None:
-    models = load_base(tiny_base_folder)
+    models = load_stable_diffusion(tiny_base_folder)
     calls: list[int] = []
     models.text_encoder.register_forward_hook(lambda _m, _a, result: calls.append(len(result.last_hidden_state)))
     prompts = ["a crack", "", "a crack"]
-    frozen = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
-    first, second = frozen(prompts), frozen(prompts)
+    frozen = PromptEmbeddings(models)
+    first, second = frozen(prompts).tokens, frozen(prompts).tokens
     assert first.shape == (3, 16, 64)
     assert torch.equal(first, second)
     assert torch.equal(first[0], first[2])
     assert not torch.allclose(first[0], first[1])
     assert calls == [1, 1]
     models.text_encoder.requires_grad_(True)
-    trained = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
-    again = trained(prompts)
+    trained = PromptEmbeddings(models)
+    again = trained(prompts).tokens
     trained(prompts)
     assert calls == [1, 1, 2, 2]
     assert again.requires_grad
@@ -85,9 +85,9 @@ def test_frozen_text_is_encoded_once_and_trained_text_every_time(tiny_base_folde
 
 
 def test_gradient_of_shared_prompts_is_the_same_every_time_on_several_threads(tiny_base_folder: Any) -> None:
-    models = load_base(tiny_base_folder)
+    models = load_stable_diffusion(tiny_base_folder)
     models.text_encoder.requires_grad_(True)
-    embed = PromptEmbeddings(models.tokenizer, models.text_encoder, torch.device("cpu"))
+    embed = PromptEmbeddings(models)
     prompts = ["a crack", "", "a hole"] * 200
     weight = torch.randn(len(prompts), 16, 64, generator=torch.Generator().manual_seed(0))
     threads = torch.get_num_threads()
@@ -96,7 +96,7 @@ def test_gradient_of_shared_prompts_is_the_same_every_time_on_several_threads(ti
         gradients: list[torch.Tensor] = []
         for _ in range(12):
             models.text_encoder.zero_grad()
-            (embed(prompts) * weight).sum().backward()
+            (embed(prompts).tokens * weight).sum().backward()
             gradients.append(models.text_encoder.get_input_embeddings().weight.grad.clone())
     finally:
         torch.set_num_threads(threads)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Any
+
+import diffusers
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
@@ -30,6 +33,27 @@ def test_noisy_latents_and_targets_equal_those_of_diffusers(prediction_type: str
     assert torch.allclose(noisy[rows], theirs.add_noise(clean, noise, timesteps)[rows], atol=1e-5)
     expected = noise if prediction_type == "epsilon" else theirs.get_velocity(clean, noise, timesteps)
     assert torch.allclose(target[rows], expected[rows], atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_noisy_latents_and_targets_equal_the_equation_bit_for_bit(prediction_type: str, zero_snr: bool) -> None:
+    ours, _ = schedule_of(prediction_type, zero_snr=zero_snr)
+    clean, noise, timesteps = torch.randn(1000, 4, 3, 5), torch.randn(1000, 4, 3, 5), torch.arange(1000)
+    a = ours.alpha_bar.sqrt().view(-1, 1, 1, 1)
+    s = (1 - ours.alpha_bar).sqrt().view(-1, 1, 1, 1)
+    noisy, target = ours.add(clean, noise, timesteps)
+    assert torch.equal(noisy, a * clean + s * noise)
+    assert torch.equal(target, noise if prediction_type == "epsilon" else a * noise - s * clean)
+
+
+@pytest.mark.parametrize("name", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "PNDMScheduler"])
+def test_noise_is_added_alike_whichever_scheduler_the_base_names(name: str) -> None:
+    settings: dict[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    schedules = [NoiseSchedule(getattr(diffusers, kind)(**settings), "cpu") for kind in ("DDIMScheduler", name)]
+    clean, noise = torch.randn(2, 4, 6, 8), torch.randn(2, 4, 6, 8)
+    first, second = (schedule.add(clean, noise, torch.tensor([3, 800]))[0] for schedule in schedules)
+    assert torch.equal(first, second)
 
 
 def test_terminal_step_of_a_zero_snr_schedule_is_pure_noise_and_asks_for_the_image() -> None:

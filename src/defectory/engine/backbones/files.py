@@ -9,10 +9,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from defectory.errors import WeightsError
+from defectory.files import digest_file
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".onnx")
 MAX_JSON_BYTES = 200_000_000
 COPY_AGAIN = "copy it again"
+DIGESTS_NAME = "digests.json"
 
 
 def require_file(path: Path) -> None:
@@ -112,6 +114,50 @@ def verify_weights(folder: Path) -> None:
                 "convert it to safetensors and give that folder",
             )
         raise WeightsError(folder, "no safetensors file here", "copy the model again")
+
+
+def verify_part(folder: Path) -> None:
+    """Check one model's folder: a readable config and whole safetensors files.
+
+    Raises:
+        WeightsError: something is missing, is a pickle or is damaged.
+    """
+    if not (folder / "config.json").exists():
+        raise WeightsError(folder, "no config.json here", "copy the model again")
+    read_json(folder / "config.json")
+    verify_weights(folder)
+
+
+def weights_variant(folder: Path) -> str | None:
+    """Return the name variant of a model folder's weights: `fp16` where only such files lie there, else None."""
+    names = [path.name for path in folder.glob("*.safetensors")]
+    return "fp16" if names and all(".fp16." in name or ".fp16-" in name for name in names) else None
+
+
+def verify_digests(folder: Path) -> None:
+    """Check the files of a base folder against its `digests.json`, where there is one.
+
+    Raises:
+        WeightsError: a file is missing, lies outside the folder, or is not what the record says.
+    """
+    record = folder / DIGESTS_NAME
+    if not record.exists():
+        return
+    for name, expected in read_json(record).items():
+        path = folder / name
+        try:
+            inside = path.resolve().is_relative_to(folder.resolve())
+        except (OSError, ValueError, RuntimeError):
+            inside = False
+        if not inside:
+            raise WeightsError(record, f"names {name[:80]}, which lies outside the folder", "copy the base again")
+        if not path.is_file():
+            raise WeightsError(path, "missing, though digests.json lists it", "copy the base again")
+        require_file(path)
+        if digest_file(path) != expected:
+            raise WeightsError(
+                path, "its digest differs from digests.json", "copy the base again, the file is damaged or was changed"
+            )
 
 
 def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -> None:

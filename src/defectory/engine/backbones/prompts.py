@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def concept_prompt(token: str, tone: str = "") -> str:
-    """Give the prompt of a defect-free tile, `an image of a [V]`; the paper's phase 1 has it for every tile.
+    """Make the prompt of a defect-free tile, `an image of a [V]`; the paper's phase 1 has it for every tile.
 
     Args:
         token: [V].
@@ -17,13 +17,12 @@ def concept_prompt(token: str, tone: str = "") -> str:
 
 
 def class_prompt(noun: str) -> str:
-    """Give the prompt of the class images, `a [class noun]`."""
+    """Make the prompt of the class images, `a [class noun]`."""
     return f"a {noun}"
 
 
 def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str = "", tone: str = "") -> str:
-    """Give the prompt of a tile, `an image of a [V] with a [class] crack`, several classes joined by `and`: phase 2's,
-    and ours in phase 1.
+    """Make the prompt of a tile, `an image of a [V] with a [class] crack`, several classes joined by `and`.
 
     Args:
         token: [V].

@@ -12,8 +12,8 @@ import diffusers
 import torch
 from safetensors import SafetensorError
 
-from defectory.engine.backbones.load import quiet
-from defectory.engine.backbones.verify import DIGESTS_NAME
+from defectory.engine.backbones.files import DIGESTS_NAME
+from defectory.engine.backbones.parts import quiet
 from defectory.files import BOOKKEEPING, digest_file, write_json
 from defectory.folders import atomic_folder
 
@@ -58,7 +58,7 @@ def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> N
     """Write a base folder that equals another but for some parts; a control network beside the base is kept.
 
     Args:
-        folder: base in Stable Diffusion layout.
+        folder: base in diffusers' layout.
         out: new folder, replaced as a whole.
         replaced: new models by part name (`unet`, `text_encoder`), written in their own precision.
 
@@ -66,15 +66,20 @@ def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> N
         StageError: `out` cannot be written.
     """
     with atomic_folder(out, kind="base") as temporary:
-        classes = _classes_of(folder)
-        for part in classes:
-            if part in replaced:
-                save_model(replaced[part], temporary / part)
-            else:
-                shutil.copytree(folder / part, temporary / part)
-        if (folder / "controlnet").is_dir():
-            shutil.copytree(folder / "controlnet", temporary / "controlnet", dirs_exist_ok=True)
-        _write_index(temporary, "StableDiffusionPipeline", classes)
+        fill_base_like(folder, temporary, replaced=replaced)
+
+
+def fill_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:
+    """Fill an empty folder as `save_base_like` does."""
+    classes = _classes_of(folder)
+    for part in classes:
+        if part in replaced:
+            save_model(replaced[part], out / part)
+        else:
+            shutil.copytree(folder / part, out / part)
+    if (folder / "controlnet").is_dir():
+        shutil.copytree(folder / "controlnet", out / "controlnet", dirs_exist_ok=True)
+    _write_index(out, "StableDiffusionPipeline", classes)
 
 
 def save_pipeline(models: Mapping[str, Any], out: Path, *, dtype: torch.dtype = torch.float32) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from defectory.engine.backbones.backbone import Backbone
 from defectory.engine.tensors import images_to_tensor, masks_to_tensor
 from defectory.engine.training.checkpoint import digest_tensors, write_tensors
+from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import TrainingTile, augment, augmentation_of
-from defectory.engine.training.events import Preparing
+from defectory.events import Progress, Work
 from defectory.files import digest_json
 from defectory.geometry import RESAMPLING
 
@@ -53,7 +53,7 @@ class TileVariants:
     size_hw: tuple[int, int]
 
     def driver(self, variant: int) -> Tensor:
-        """Give a variant's driver, uint8 [H,W,3]."""
+        """Return a variant's driver, uint8 [H,W,3]."""
         buffer = bytearray(zlib.decompress(self.drivers[variant]))
         return torch.frombuffer(buffer, dtype=torch.uint8).view(*self.size_hw, 3)
 
@@ -63,8 +63,8 @@ class VariantRecipe:
     """What the variants of a tile depend on, besides the tile.
 
     Attributes:
-        vae: the autoencoder.
-        vae_digest: of its weights and configuration.
+        backbone: its autoencoder makes the latents.
+        vae_digest: of the autoencoder's weights and configuration.
         num_variants: per tile; the first is the tile as it is.
         seed: of the augmentations.
         flip: allow mirroring.
@@ -73,7 +73,7 @@ class VariantRecipe:
         driver_digest: of the driver's configuration.
     """
 
-    vae: AutoencoderKL
+    backbone: Backbone
     vae_digest: str
     num_variants: int
     seed: int
@@ -82,10 +82,32 @@ class VariantRecipe:
     make_driver: MakeDriver | None = None
     driver_digest: str = ""
 
+    @classmethod
+    def of(
+        cls,
+        backbone: Backbone,
+        training: TrainingConfig,
+        *,
+        seed: int,
+        make_driver: MakeDriver | None = None,
+        driver_digest: str = "",
+    ) -> VariantRecipe:
+        """Make the recipe of a phase on a backbone that was loaded from disk."""
+        return cls(
+            backbone=backbone,
+            vae_digest=backbone.autoencoder_digest,
+            num_variants=training.variants_per_image,
+            seed=seed,
+            flip=training.flip,
+            precision=training.precision,
+            make_driver=make_driver,
+            driver_digest=driver_digest,
+        )
+
 
 def prepare_variants(
     tiles: Sequence[TrainingTile], held_out: Sequence[TrainingTile], recipe: VariantRecipe, *, cache: Path
-) -> Generator[Preparing, None, tuple[list[TileVariants], list[TileVariants]]]:
+) -> Work[tuple[list[TileVariants], list[TileVariants]]]:
     """Make or read the variants of every tile, and return those of the training and of the held-out tiles.
 
     Args:
@@ -98,7 +120,7 @@ def prepare_variants(
     plain = replace(recipe, num_variants=1)
     for done, tile in enumerate([*tiles, *held_out], start=1):
         result.append(tile_variants(tile, recipe if done <= len(tiles) else plain, cache=cache))
-        yield Preparing(what="latents", done=done, total=len(tiles) + len(held_out))
+        yield Progress(done=done, total=len(tiles) + len(held_out), note="preparing latents")
     return result[: len(tiles)], result[len(tiles) :]
 
 
@@ -122,7 +144,9 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
     latents = _cached(
         cache / "latents",
         digest_json({**content, "vae": recipe.vae_digest, "precision": recipe.precision}),
-        lambda: {"latents": encode(recipe.vae, [variant.image for variant in variants()], precision=recipe.precision)},
+        lambda: {
+            "latents": encode(recipe.backbone, [variant.image for variant in variants()], precision=recipe.precision)
+        },
     )["latents"]
     drivers: tuple[bytes, ...] = ()
     make_driver = recipe.make_driver
@@ -157,17 +181,15 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, images: Sequence[NDArray[np.uint8]], *, precision: str) -> Tensor:
-    """Give the scaled posterior means of images uint8 [H,W,3] of one size, float16 [N,C,h,w] on the CPU."""
+def encode(backbone: Backbone, images: Sequence[NDArray[np.uint8]], *, precision: str) -> Tensor:
+    """Encode images uint8 [H,W,3] of one size as scaled posterior means, float16 [N,C,h,w] on the CPU."""
     height, width = images[0].shape[:2]
     size = max(1, PIXELS_PER_ENCODING // (height * width))
     parts: list[Tensor] = []
-    posterior_of: Any = vae.encode
     for start in range(0, len(images), size):
-        pixels = images_to_tensor(images[start : start + size]).to(vae.device)
-        with torch.autocast(vae.device.type, torch.bfloat16, enabled=precision == "bf16"):
-            mean = posterior_of(pixels).latent_dist.mean
-        parts.append((mean.float() * float(vae.config["scaling_factor"])).half().cpu())
+        pixels = images_to_tensor(images[start : start + size]).to(backbone.device)
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            parts.append(backbone.encode_images(pixels).half().cpu())
     return torch.cat(parts)
 
 
@@ -177,7 +199,7 @@ def _deflated(drivers: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
 
 
 def _cached(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Give the tensors stored under a key, made and stored where they are not; a damaged file is made again."""
+    """Read the tensors stored under a key, or make and store them; a damaged file is made again."""
     path = folder / key[:2] / f"{key}.safetensors"
     tensors = read_cached(path, key)
     if tensors is None:

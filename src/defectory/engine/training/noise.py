@@ -6,13 +6,14 @@ import hashlib
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
 from torch import Tensor
 
 from defectory.errors import WeightsError
 
 
 def generator_of(*key: object) -> torch.Generator:
-    """Give a CPU generator seeded by a key: the same key draws the same numbers on every device and in every run."""
+    """Return a CPU generator seeded by a key: one key draws the same numbers on every device and in every run."""
     digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -25,7 +26,7 @@ def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.G
 
 
 class NoiseSchedule:
-    """alpha_bar of a base's scheduler and what its UNet predicts (`epsilon` or `v_prediction`).
+    """alpha_bar of a base's scheduler and what its denoiser predicts (`epsilon` or `v_prediction`).
 
     Raises:
         WeightsError: the scheduler names another prediction type.
@@ -38,30 +39,36 @@ class NoiseSchedule:
                 "scheduler", f"predicts {self.prediction_type}", "give a base that predicts epsilon or v"
             )
         self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
+        # the base's own scheduler may add noise in another convention (Euler), and DDPM's own zero-SNR schedule keeps a
+        # little signal: so DDPM's arithmetic with the base's schedule
+        self._process = DDPMScheduler(num_train_timesteps=len(self.alpha_bar))
+        self._process.alphas_cumprod = self.alpha_bar
 
     @property
     def num_timesteps(self) -> int:
-        """Give the number of training timesteps."""
+        """Return the number of training timesteps."""
         return len(self.alpha_bar)
 
     def add(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Give noisy latents and the UNet's target.
+        """Compute noisy latents and the denoiser's target, both float [B,C,h,w].
 
-        x_t = a x + s e with a^2 = alpha_bar, s^2 = 1 - alpha_bar; the target is e, or v = a e - s x
-        (Salimans & Ho 2022, appendix D).
+            x_t = a x + s e            a^2 = alpha_bar, s^2 = 1 - alpha_bar
+            target = e                 epsilon
+            target = v = a e - s x     v_prediction (Salimans & Ho 2022, appendix D)
 
         Args:
             clean: float [B,C,h,w], scaled latents x.
             noise: float [B,C,h,w], e.
             timesteps: int64 [B].
         """
-        alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
-        noisy = alpha * clean + sigma * noise
-        return noisy, noise if self.prediction_type == "epsilon" else alpha * noise - sigma * clean
+        noisy: Any = self._process.add_noise(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        if self.prediction_type == "epsilon":
+            return noisy, noise
+        velocity: Any = self._process.get_velocity(clean, noise, timesteps)  # pyright: ignore[reportArgumentType]
+        return noisy, velocity
 
     def clean(self, noisy: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
-        """Give the clean latents that a prediction stands for, float [B,C,h,w]: the inverse of `add`."""
+        """Compute the clean latents that a prediction stands for, float [B,C,h,w]: the inverse of `add`."""
         alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
         if self.prediction_type == "epsilon":
@@ -69,7 +76,7 @@ class NoiseSchedule:
         return alpha * noisy - sigma * predicted
 
     def weight(self, timesteps: Tensor, *, gamma: float | None, floor: float = 0.0) -> Tensor:
-        """Give the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).
+        """Compute the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).
 
         min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v; 1 everywhere where gamma is None.
 

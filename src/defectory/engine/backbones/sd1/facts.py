@@ -1,18 +1,18 @@
-"""Which family of diffusion models a base folder is of, told from its JSON files alone. Knows nothing of torch."""
+"""What a base in Stable Diffusion layout is, read from its JSON files alone. Knows nothing of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from defectory.engine.backbones.facts import BaseFacts
 from defectory.engine.backbones.files import read_json
+from defectory.engine.backbones.others import COPY_AGAIN, GIVE_ANOTHER, classes_of, index_of
 from defectory.errors import WeightsError
 
-GIVE_ANOTHER = "it is not supported yet; give a Stable Diffusion 1.x or 2.x base, or `embedded`"
-COPY_AGAIN = "copy the base again or give another one"
 PARTS: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -21,48 +21,6 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "scheduler": (),
 }
 """The parts of a base and the classes that may stand for them; a scheduler may be any that diffusers has."""
-_FAMILY_BY_PIPELINE: tuple[tuple[str, str], ...] = (
-    ("StableDiffusionXL", "Stable Diffusion XL"),
-    ("StableDiffusion3", "Stable Diffusion 3, a flow-matching transformer"),
-    ("StableVideoDiffusion", "Stable Video Diffusion, a video model"),
-    ("StableDiffusionInpaint", "Stable Diffusion for inpainting"),
-    ("StableDiffusionInstructPix2Pix", "InstructPix2Pix, an image editor"),
-    ("StableDiffusionDepth2Img", "Stable Diffusion with depth"),
-    ("StableDiffusionUpscale", "the Stable Diffusion upscaler"),
-    ("StableDiffusionLatentUpscale", "the Stable Diffusion latent upscaler"),
-    ("StableDiffusionGLIGEN", "GLIGEN"),
-    ("StableUnCLIP", "Stable unCLIP"),
-    ("StableCascade", "Stable Cascade"),
-    ("StableAudio", "Stable Audio, an audio model"),
-    ("Flux", "FLUX, a flow-matching transformer"),
-    ("ZImage", "Z-Image, a flow-matching transformer"),
-    ("QwenImage", "Qwen-Image, a flow-matching transformer"),
-    ("PixArt", "PixArt, a transformer"),
-    ("Sana", "Sana, a flow-matching transformer"),
-    ("Lumina", "Lumina, a flow-matching transformer"),
-    ("AuraFlow", "AuraFlow, a flow-matching transformer"),
-    ("Chroma", "Chroma, a flow-matching transformer"),
-    ("HiDream", "HiDream, a flow-matching transformer"),
-    ("CogView", "CogView, a transformer"),
-    ("Hunyuan", "Hunyuan, a transformer"),
-    ("LatentConsistency", "a latent consistency model, distilled for few steps"),
-    ("AltDiffusion", "AltDiffusion, whose text encoder is XLM-RoBERTa"),
-    ("Kandinsky", "Kandinsky"),
-    ("IF", "DeepFloyd IF, which draws pixels"),
-    ("Wuerstchen", "Wuerstchen"),
-    ("AnimateDiff", "AnimateDiff, a video model"),
-    ("TextToVideo", "a text-to-video model"),
-    ("Wan", "Wan, a video model"),
-    ("LTX", "LTX, a video model"),
-    ("CogVideo", "CogVideo, a video model"),
-    ("Mochi", "Mochi, a video model"),
-    ("Allegro", "Allegro, a video model"),
-    ("Cosmos", "Cosmos, a video model"),
-    ("AudioLDM", "AudioLDM, an audio model"),
-    ("MusicLDM", "MusicLDM, an audio model"),
-    ("LDMTextToImage", "the first latent diffusion model, whose autoencoder is a VQ model"),
-)
-"""Beginning of a pipeline's class name -> what it is; the longer names come before their own beginnings."""
 _FAMILY_BY_CHANNELS = {
     9: "Stable Diffusion for inpainting",
     8: "InstructPix2Pix, an image editor",
@@ -129,19 +87,6 @@ class SchedulerConfig(_Config):
     prediction_type: str = "epsilon"
 
 
-class BaseFacts(BaseModel):
-    """What a base is, for people: its family, the side of its native tiles in pixels, and what its UNet predicts."""
-
-    model_config = ConfigDict(frozen=True)
-
-    family: Literal["Stable Diffusion", "embedded"]
-    tile_px: int
-    latent_factor: int
-    """Image pixels per latent pixel and side."""
-    prediction_type: str
-    text_width: int
-
-
 def facts_of(folder: Path) -> BaseFacts:
     """Read a base folder's JSON files and say what it is.
 
@@ -152,11 +97,7 @@ def facts_of(folder: Path) -> BaseFacts:
         WeightsError: no base of this kind: of another family, which is named, or with a part missing or a configuration
             that cannot be.
     """
-    index_file = folder / "model_index.json"
-    if not index_file.is_file():
-        raise _not_a_layout(folder)
-    index = read_json(index_file)
-    _refuse_other_pipelines(folder, index)
+    _refuse_other_parts(folder)
     for part in PARTS:
         if not (folder / part).is_dir():
             raise WeightsError(folder, f"the part {part}/ is missing", COPY_AGAIN)
@@ -181,71 +122,19 @@ def facts_of(folder: Path) -> BaseFacts:
     )
 
 
-def _not_a_layout(folder: Path) -> WeightsError:
-    """Return what is said of a folder without `model_index.json`, by what lies there."""
-    if not folder.is_dir():
-        return WeightsError(folder, "no such folder", "check the path")
-    try:
-        names = sorted(path.name for path in folder.iterdir())
-    except OSError as error:
-        return WeightsError(
-            folder, f"cannot be read ({error.strerror or error})", "change its permissions or give another base"
-        )
-    single = next((name for name in names if name.endswith((".safetensors", ".ckpt", ".pt", ".bin", ".gguf"))), None)
-    if "adapter_config.json" in names or "pytorch_lora_weights.safetensors" in names:
-        return WeightsError(folder, "a LoRA adapter, not a base", "give the base it belongs to")
-    if "config.json" in names and single is not None:
-        return WeightsError(
-            folder, f"one model ({single}), not a base: no model_index.json here", "give the folder that holds this one"
-        )
-    if single is not None:
-        return WeightsError(
-            folder,
-            f"a single-file checkpoint ({single}), no model_index.json here",
-            "convert it with diffusers and give the folder",
-        )
-    return WeightsError(folder, "no model_index.json here", "give a folder in Stable Diffusion layout")
-
-
-def _refuse_other_pipelines(folder: Path, index: Mapping[str, Any]) -> None:
-    """Refuse what the index names: another pipeline, further parts, other classes."""
-    where = folder / "model_index.json"
-    pipeline = index.get("_class_name")
-    if not isinstance(pipeline, str):
-        raise WeightsError(where, "names no pipeline (_class_name)", COPY_AGAIN)
-    for beginning, family in _FAMILY_BY_PIPELINE:
-        if pipeline.startswith(beginning):
-            raise WeightsError(folder, f"is {family} ({pipeline})", GIVE_ANOTHER)
-    classes: dict[str, str] = {}
-    for part, named in index.items():
-        if part.startswith("_") or not isinstance(named, list) or len(named) != 2:
-            if part in PARTS:
-                raise WeightsError(where, f"does not name a library and a class for {part}", COPY_AGAIN)
-            continue
-        if isinstance(named[1], str):
-            classes[part] = named[1]
-    if "transformer" in classes or (folder / "transformer").is_dir():
-        raise WeightsError(
-            folder, f"is a transformer base ({pipeline}, {classes.get('transformer', 'transformer/')})", GIVE_ANOTHER
-        )
-    second = next(
-        (part for part in ("text_encoder_2", "text_encoder_3") if part in classes or (folder / part).is_dir()), None
-    )
-    if second is not None:
-        raise WeightsError(
-            folder, f"has a second text encoder ({second}), as Stable Diffusion XL ({pipeline})", GIVE_ANOTHER
-        )
+def _refuse_other_parts(folder: Path) -> None:
+    """Refuse an index that lacks a part of this family or names another class for it."""
+    where, index = folder / "model_index.json", index_of(folder)
+    pipeline, classes = index["_class_name"], classes_of(index)
     for part, allowed in PARTS.items():
+        if part in index and part not in classes:
+            raise WeightsError(where, f"does not name a library and a class for {part}", COPY_AGAIN)
         if part not in classes:
-            raise WeightsError(
-                where,
-                f"names no {part} ({pipeline})",
-                GIVE_ANOTHER if not pipeline.startswith("StableDiffusion") else COPY_AGAIN,
-            )
+            todo = COPY_AGAIN if pipeline.startswith("StableDiffusion") else GIVE_ANOTHER
+            raise WeightsError(where, f"names no {part} ({pipeline})", todo)
         if allowed and classes[part] not in allowed:
-            raise WeightsError(
-                folder, f"its {part} is a {classes[part]}, {allowed[0]} was expected ({pipeline})", GIVE_ANOTHER
-            )
+            found = f"its {part} is a {classes[part]}, {allowed[0]} was expected ({pipeline})"
+            raise WeightsError(folder, found, GIVE_ANOTHER)
 
 
 def _refuse_other_networks(folder: Path, unet: UNetConfig, vae: AutoencoderConfig, schedule: SchedulerConfig) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,17 @@ import pytest
 import torch
 from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
-from defectory.engine.backbones.load import LoadedModels, load_base
-from defectory.engine.sampling.denoise import (
-    Without,
-    denoise,
-    encode_prompts,
-    make_scheduler,
-    sample_noise,
-    set_timesteps,
-)
+from defectory.condition.networks.controlnet import ControlNet
+from defectory.engine.backbones.embeddings import encode_prompts
+from defectory.engine.backbones.sd1.model import StableDiffusion, load_stable_diffusion
+from defectory.engine.sampling import guidance as guidance_module
+from defectory.engine.sampling.chunks import in_chunks
+from defectory.engine.sampling.guidance import Guidance
+from defectory.engine.sampling.known import Known
+from defectory.engine.sampling.models import SamplingModels
+from defectory.engine.sampling.sample import Conditions, Sampler, sample_images, sample_noise
+from defectory.engine.sampling.schedulers import make_scheduler, set_timesteps
+from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.errors import ConfigError
 
 PROMPTS = ["an image of a sks with a crack", "an image of a sks", "an image of a sks with a blowhole"]
@@ -24,8 +27,8 @@ SEEDS = [11, 12, 13]
 
 
 @pytest.fixture(scope="module")
-def models(tiny_base_folder: Path) -> LoadedModels:
-    return load_base(tiny_base_folder)
+def models(tiny_base_folder: Path) -> StableDiffusion:
+    return load_stable_diffusion(tiny_base_folder)
 
 
 def drivers() -> list[np.ndarray]:
@@ -36,16 +39,28 @@ def drivers() -> list[np.ndarray]:
     return made
 
 
-def draw(models: LoadedModels, which: list[int], *, scheduler: str = "base", **changes: Any) -> np.ndarray:
-    settings: dict[str, Any] = {"num_steps": 3, "guidance_scale": 1.0, "control_scale": 1.0} | changes
-    return denoise(
-        models,
-        prompt_embeddings=encode_prompts(models, [PROMPTS[i] for i in which]),
-        empty_embedding=encode_prompts(models, [""])[0],
-        drivers=[drivers()[i] for i in which],
+def with_control(models: StableDiffusion) -> SamplingModels:
+    assert models.controlnet is not None
+    return SamplingModels(backbone=models, network=ControlNet(models.controlnet))
+
+
+def draw(
+    models: StableDiffusion,
+    which: list[int],
+    *,
+    scheduler: str = "base",
+    num_steps: int = 3,
+    precision: Any = "fp32",
+    known: Known | None = None,
+    **guidance: Any,
+) -> np.ndarray:
+    return sample_images(
+        with_control(models),
+        Conditions(prompts=[PROMPTS[i] for i in which], drivers=[drivers()[i] for i in which]),
         seeds=[SEEDS[i] for i in which],
-        scheduler_name=scheduler,
-        **settings,
+        sampler=Sampler(scheduler=scheduler, num_steps=num_steps, precision=precision),
+        guidance=Guidance(**guidance),
+        known=known,
     ).astype(np.int64)
 
 
@@ -58,29 +73,28 @@ def test_noise_is_each_samples_own() -> None:
     assert abs(float(sample_noise(list(range(50)), (4, 8, 12)).std()) - 1) < 0.02
 
 
-def test_an_embedding_does_not_depend_on_its_batch(models: LoadedModels) -> None:
-    together = encode_prompts(models, [*PROMPTS, PROMPTS[0]])
+def test_an_embedding_does_not_depend_on_its_batch(models: StableDiffusion) -> None:
+    together = encode_prompts(models, [*PROMPTS, PROMPTS[0]]).tokens
     assert together.shape[:2] == (4, 16)
     assert torch.equal(together[0], together[3])
     assert all(
-        torch.equal(encode_prompts(models, [prompt])[0], row) for prompt, row in zip(PROMPTS, together, strict=False)
+        torch.equal(encode_prompts(models, [prompt]).tokens[0], row)
+        for prompt, row in zip(PROMPTS, together, strict=False)
     )
 
 
 @pytest.mark.parametrize("scheduler", ["base", "ddim", "ddpm", "euler", "dpm-solver"])
 @pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_a_sample_does_not_depend_on_its_batch(models: LoadedModels, scheduler: str, guidance: float) -> None:
-    together = draw(models, [0, 1, 2], scheduler=scheduler, guidance_scale=guidance)
+def test_a_sample_does_not_depend_on_its_batch(models: StableDiffusion, scheduler: str, guidance: float) -> None:
+    together = draw(models, [0, 1, 2], scheduler=scheduler, text=guidance)
     assert together.shape == (3, 32, 48, 3)
-    alone = np.concatenate([draw(models, [i], scheduler=scheduler, guidance_scale=guidance) for i in (0, 1, 2)])
+    alone = np.concatenate([draw(models, [i], scheduler=scheduler, text=guidance) for i in (0, 1, 2)])
     assert (np.abs(together - alone) <= 1).mean() >= 0.999
     assert np.ptp(together) > 20
     assert all((np.abs(together[a] - together[b]) > 1).mean() > 0.2 for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_a_base_with_a_sampler_that_draws_noise_is_seeded_too(models: LoadedModels) -> None:
-    from dataclasses import replace
-
+def test_a_base_with_a_sampler_that_draws_noise_is_seeded_too(models: StableDiffusion) -> None:
     noisy = replace(models, scheduler=DDPMScheduler.from_config(dict(models.scheduler.config)))
     torch.manual_seed(0)
     first = draw(noisy, [0, 1])
@@ -92,7 +106,7 @@ def test_a_base_with_a_sampler_that_draws_noise_is_seeded_too(models: LoadedMode
 @pytest.mark.parametrize("scheduler", ["base", "dpm-solver"])
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_it_draws_what_diffusers_own_pipeline_draws(
-    models: LoadedModels, tiny_base_folder: Path, guidance: float, scheduler: str
+    models: StableDiffusion, tiny_base_folder: Path, guidance: float, scheduler: str
 ) -> None:
     control = ControlNetModel.from_pretrained(tiny_base_folder / "controlnet")
     pipeline = StableDiffusionControlNetPipeline.from_pretrained(
@@ -113,12 +127,14 @@ def test_it_draws_what_diffusers_own_pipeline_draws(
         output_type="np",
         **spaced,
     ).images[0]
-    drawn = draw(models, [0], scheduler=scheduler, num_steps=4, guidance_scale=guidance)[0]
+    drawn = draw(models, [0], scheduler=scheduler, num_steps=4, text=guidance)[0]
     assert np.abs(drawn - expected * 255).max() < 1.5
 
 
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
-def test_rescaled_guidance_is_that_of_diffusers(models: LoadedModels, tiny_base_folder: Path, rescale: float) -> None:
+def test_rescaled_guidance_is_that_of_diffusers(
+    models: StableDiffusion, tiny_base_folder: Path, rescale: float
+) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(
         tiny_base_folder, safety_checker=None, requires_safety_checker=False
     )
@@ -134,64 +150,54 @@ def test_rescaled_guidance_is_that_of_diffusers(models: LoadedModels, tiny_base_
         latents=sample_noise([SEEDS[0]], (4, 8, 8)),
         output_type="np",
     ).images[0]
-    drawn = denoise(
-        models,
-        prompt_embeddings=encode_prompts(models, PROMPTS[:1]),
-        empty_embedding=encode_prompts(models, [""])[0],
-        drivers=None,
+    drawn = sample_images(
+        SamplingModels(backbone=models),
+        Conditions(prompts=PROMPTS[:1]),
         seeds=SEEDS[:1],
-        scheduler_name="base",
-        num_steps=4,
-        guidance_scale=6.0,
-        guidance_rescale=rescale,
+        sampler=Sampler(scheduler="base", num_steps=4),
+        guidance=Guidance(text=6.0, text_rescale=rescale),
     )[0]
     assert np.abs(drawn - expected * 255).max() < 1.5
     assert np.ptp(expected) > 0.1
 
 
-def test_the_control_networks_strength_scales_its_effect(models: LoadedModels) -> None:
+def test_the_control_networks_strength_scales_its_effect(models: StableDiffusion) -> None:
     def effect(scale: float) -> float:
-        return float(np.abs(draw(models, [0], control_scale=scale) - draw(models, [0], control_scale=0.0)).mean())
+        return float(np.abs(draw(models, [0], control=scale) - draw(models, [0], control=0.0)).mean())
 
     assert effect(0.0) == 0
     assert 0 < effect(0.3) < effect(1.0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_sample_is_the_same_in_every_batch_at_both_precisions(models: LoadedModels, precision: str) -> None:
+def test_a_sample_is_the_same_in_every_batch_at_both_precisions(models: StableDiffusion, precision: str) -> None:
     together = draw(models, [0, 1, 2], precision=precision)
     for index in range(3):
         assert (np.abs(draw(models, [index], precision=precision)[0] - together[index]) <= 1).mean() >= 0.999
 
 
 def test_networks_see_chunks_of_one_size_and_every_row_once() -> None:
-    from defectory.engine.sampling.denoise import _in_chunks
-
     seen: list[list[int]] = []
 
     def part(rows: torch.Tensor) -> torch.Tensor:
         seen.append(rows.tolist())
         return rows.float() * 10
 
-    assert _in_chunks(part, 5, 3).tolist() == [0, 10, 20, 30, 40]
+    assert in_chunks(part, 5, 3).tolist() == [0, 10, 20, 30, 40]
     assert seen == [[0, 1, 2], [3, 4, 4]]
 
 
-def test_without_drivers_the_base_alone_draws_its_native_size(models: LoadedModels) -> None:
-    embeddings = encode_prompts(models, PROMPTS[:2])
-    drawn = denoise(
-        models,
-        prompt_embeddings=embeddings,
-        empty_embedding=embeddings[0],
-        drivers=None,
+def test_without_drivers_the_base_alone_draws_its_native_size(models: StableDiffusion) -> None:
+    drawn = sample_images(
+        SamplingModels(backbone=models),
+        Conditions(prompts=PROMPTS[:2]),
         seeds=[1, 2],
-        scheduler_name="base",
-        num_steps=2,
+        sampler=Sampler(scheduler="base", num_steps=2),
     )
     assert drawn.shape == (2, models.tile_px, models.tile_px, 3)
 
 
-def test_a_scheduler_keeps_the_bases_noise_schedule(models: LoadedModels) -> None:
+def test_a_scheduler_keeps_the_bases_noise_schedule(models: StableDiffusion) -> None:
     for name in ("base", "ddim", "ddpm", "euler", "dpm-solver"):
         scheduler = make_scheduler(models, name)
         assert scheduler is not models.scheduler
@@ -215,28 +221,23 @@ class Listening:
         return self.vae.decode(latents)
 
 
-def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(models: LoadedModels) -> None:
-    from dataclasses import replace
+def one_step(models: StableDiffusion, conditions: Conditions, **options: Any) -> torch.Tensor:
+    """Draw two samples of the same noise in one step, and return their latents."""
+    vae: Any = Listening(models.vae)
+    listening = with_control(replace(models, vae=vae))
+    sampler = Sampler(scheduler="ddim", num_steps=1)
+    sample_images(listening, conditions, seeds=[SEEDS[0]] * 2, sampler=sampler, **options)
+    return vae.latents[:2]  # the rest fills the chunk up
 
+
+def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(models: StableDiffusion) -> None:
     plain = np.zeros((32, 48, 3), np.uint8)
     plain[::5] = 50
-    without = Without(prompt_embeddings=encode_prompts(models, [PROMPTS[1]]), drivers=[plain])
+    without = Conditions(prompts=[PROMPTS[1]], drivers=[plain])
 
-    def latents(mask_guidance: float | np.ndarray, mask_spill: float = 1.0) -> torch.Tensor:
-        vae = Listening(models.vae)
-        denoise(
-            replace(models, vae=vae),
-            prompt_embeddings=encode_prompts(models, PROMPTS[:2]),
-            empty_embedding=encode_prompts(models, [""])[0],
-            drivers=[drivers()[0], plain],
-            seeds=[SEEDS[0]] * 2,
-            scheduler_name="ddim",
-            num_steps=1,
-            without=without,
-            mask_guidance=mask_guidance,
-            mask_spill=mask_spill,
-        )
-        return vae.latents[:2]  # the rest fills the chunk up
+    def latents(mask: float | np.ndarray, mask_spill: float = 1.0) -> torch.Tensor:
+        conditions = Conditions(prompts=PROMPTS[:2], drivers=[drivers()[0], plain])
+        return one_step(models, conditions, without=without, guidance=Guidance(mask=mask, mask_spill=mask_spill))
 
     with_mask, no_mask = latents(1.0)
     assert float((with_mask - no_mask).abs().max()) > 1e-3
@@ -262,51 +263,38 @@ def test_mask_guidance_of_one_step_is_linear_and_leaves_samples_without_a_mask(m
 
 
 def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(
-    models: LoadedModels, monkeypatch: pytest.MonkeyPatch
+    models: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dataclasses import replace
-
-    from defectory.engine.sampling import denoise as module
-
-    monkeypatch.setattr(module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 1.0))
+    monkeypatch.setattr(guidance_module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 1.0))
     plain = np.zeros((32, 48, 3), np.uint8)
     plain[::5] = 50
-    embeddings = encode_prompts(models, PROMPTS[:2])
-    without = Without(prompt_embeddings=embeddings[1:], drivers=[plain])
+    without = Conditions(prompts=PROMPTS[1:2], drivers=[plain])
 
-    def latents(context: torch.Tensor = embeddings, *, undriven: bool = False, **changes: Any) -> torch.Tensor:
-        vae = Listening(models.vae)
-        denoise(
-            replace(models, vae=vae),
-            prompt_embeddings=context,
-            empty_embedding=embeddings[0],
-            drivers=None if undriven else [drivers()[0], plain],
-            seeds=[SEEDS[0]] * 2,
-            scheduler_name="ddim",
-            num_steps=1,
-            **changes,
-        )
-        return vae.latents[:2]
+    def latents(
+        prompts: list[str] = PROMPTS[:2], *, undriven: bool = False, without: Conditions | None = None, **guidance: Any
+    ) -> torch.Tensor:
+        conditions = Conditions(prompts=prompts, drivers=None if undriven else [drivers()[0], plain])
+        return one_step(models, conditions, without=without, guidance=Guidance(**guidance))
 
     def without_mean(values: torch.Tensor) -> torch.Tensor:
         return values - values.mean(dim=(-2, -1), keepdim=True)
 
     with_mask, no_mask = latents()
     # one step of a v-prediction is linear in it, so that latents differ as predictions do
-    of_class = encode_prompts(models, ["a surface"])[0]
-    bare_with, bare_without = latents(context=of_class.expand(2, -1, -1), control_scale=0.0)
-    assert not torch.allclose(bare_without, latents(control_scale=0.0)[1], atol=1e-3)
-    guidance: dict[str, Any] = {"driver_guidance": 2.5, "class_embedding": of_class}
+    of_class = ["a surface"] * 2
+    bare_with, bare_without = latents(of_class, control=0.0)
+    assert not torch.allclose(bare_without, latents(control=0.0)[1], atol=1e-3)
+    guidance: dict[str, Any] = {"driver": 2.5, "class_prompt": "a surface"}
     guided = latents(without=without, **guidance)
     torch.testing.assert_close(guided[0], with_mask + 1.5 * without_mean(no_mask - bare_with), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(guided[1], no_mask + 1.5 * without_mean(no_mask - bare_without), atol=1e-4, rtol=1e-4)
     alone = latents(**guidance)
     torch.testing.assert_close(alone[0], with_mask + 1.5 * without_mean(with_mask - bare_with), atol=1e-4, rtol=1e-4)
-    own, class_alone = latents(undriven=True), latents(of_class.expand(2, -1, -1), undriven=True)
+    own, class_alone = latents(undriven=True), latents(of_class, undriven=True)
     concept = latents(undriven=True, **guidance)
     torch.testing.assert_close(concept, own + 1.5 * without_mean(own - class_alone), atol=1e-4, rtol=1e-4)
-    assert torch.equal(latents(driver_guidance=2.5), latents())
-    both = latents(without=without, mask_guidance=1.0, mask_spill=0.0, **guidance)
+    assert torch.equal(latents(driver=2.5), latents())
+    both = latents(without=without, mask=1.0, mask_spill=0.0, **guidance)
     painted = (torch.from_numpy(drivers()[0]) != torch.from_numpy(plain)).any(dim=-1).float()
     cover = (2 * torch.nn.functional.avg_pool2d(painted[None], models.latent_factor)).clamp(max=1)
     torch.testing.assert_close(
@@ -315,24 +303,19 @@ def test_driver_guidance_of_one_step_is_linear_and_knows_no_mask(
 
 
 def test_drivers_are_guided_between_two_noise_levels_alone(
-    models: LoadedModels, monkeypatch: pytest.MonkeyPatch
+    models: StableDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from defectory.engine.sampling import denoise as module
-
-    guidance: dict[str, Any] = {"driver_guidance": 3.0, "class_embedding": encode_prompts(models, ["a surface"])[0]}
+    guidance: dict[str, Any] = {"driver": 3.0, "class_prompt": "a surface"}
     plain = draw(models, [0], num_steps=4)
     assert (draw(models, [0], num_steps=4, **guidance) != plain).mean() > 0.05
-    monkeypatch.setattr(module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 0.0))
+    monkeypatch.setattr(guidance_module, "DRIVER_GUIDANCE_INTERVAL", (0.0, 0.0))
     assert np.array_equal(draw(models, [0], num_steps=4, **guidance), plain)
 
 
 @pytest.mark.parametrize("scheduler", ["base", "euler", "dpm-solver"])
 def test_known_pictures_stay_as_the_autoencoder_gives_them_outside_their_regions(
-    models: LoadedModels, scheduler: str
+    models: StableDiffusion, scheduler: str
 ) -> None:
-    from defectory.engine.sampling.denoise import Known
-    from defectory.engine.tensors import images_to_tensor, tensor_to_images
-
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (32, 48, 3)).astype(np.uint8) for _ in SEEDS]
     nowhere, right = np.zeros((32, 48), bool), np.zeros((32, 48), bool)
@@ -349,7 +332,7 @@ def test_known_pictures_stay_as_the_autoencoder_gives_them_outside_their_regions
     assert (drawn[1:, :, 30:] != kept[1:, :, 30:]).any()
 
 
-def drawn_spread(models: LoadedModels, num_steps: int, spread: float, *, spaced: bool) -> float:
+def drawn_spread(models: StableDiffusion, num_steps: int, spread: float, *, spaced: bool) -> float:
     """Give the spread of what dpm-solver draws, over the true one, when the network is perfect and the data are normal.
 
     Of x = a x0 + s e, with x0 and e normal of spread d and 1, the best guesses are x0 = a d^2 x / (a^2 d^2 + s^2) and
@@ -370,7 +353,7 @@ def drawn_spread(models: LoadedModels, num_steps: int, spread: float, *, spaced:
 
 
 @pytest.mark.parametrize("num_steps", [8, 20, 50, 400])
-def test_timesteps_of_dpm_solver_are_denser_towards_the_end(models: LoadedModels, num_steps: int) -> None:
+def test_timesteps_of_dpm_solver_are_denser_towards_the_end(models: StableDiffusion, num_steps: int) -> None:
     scheduler = make_scheduler(models, "dpm-solver")
     set_timesteps(scheduler, num_steps, "cpu")
     steps = scheduler.timesteps.tolist()
@@ -383,7 +366,9 @@ def test_timesteps_of_dpm_solver_are_denser_towards_the_end(models: LoadedModels
 
 
 @pytest.mark.parametrize(("num_steps", "kept", "kept_evenly"), [(8, 0.55, 0.3), (20, 0.85, 0.45)])
-def test_dpm_solver_keeps_faint_detail(models: LoadedModels, num_steps: int, kept: float, kept_evenly: float) -> None:
+def test_dpm_solver_keeps_faint_detail(
+    models: StableDiffusion, num_steps: int, kept: float, kept_evenly: float
+) -> None:
     """Detail of a tenth of the latents' spread is drawn at a quarter to under a half of its strength by as many even
     steps.
     """

@@ -1,0 +1,185 @@
+"""Phase 2: learn the condition (paper, section 3.2).
+
+    L = E |target - f(x_t, t, prompt, driver)|^2
+
+f is the frozen backbone, steered by a condition network; only that network trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from defectory.artifacts.weights import Concept, Control
+from defectory.condition.config import ConditionConfig
+from defectory.condition.networks import CONDITION_NETWORKS
+from defectory.condition.networks.network import ConditionNetwork
+from defectory.engine.backbones.backbone import Backbone
+from defectory.engine.backbones.embeddings import PromptEmbeddings
+from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.prompts import condition_prompt
+from defectory.engine.tensors import drivers_to_tensor
+from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRecipe, prepare_variants
+from defectory.engine.training.checkpoint import remove_checkpoint
+from defectory.engine.training.data import BatchPlan, TrainingTile
+from defectory.engine.training.held_out import held_out_batches
+from defectory.engine.training.loss import Batch
+from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
+from defectory.engine.training.phase import MemberSource, Phase, check_phase_tiles, make_ready, run_phase
+from defectory.errors import InputError
+from defectory.events import Work
+from defectory.files import digest_folder, digest_json
+from defectory.folders import atomic_folder, remove_leftovers
+
+LoadBackbone = Callable[[Path, torch.device], Backbone]
+"""Phase 1's stage folder and a device to the backbone that knows the concept."""
+
+
+def load_adapted_base(concept: Path, device: torch.device | str = "cpu") -> Backbone:
+    """Load the backbone of a concept that is a whole base."""
+    return load_base(concept / "base", device)
+
+
+def learn_condition(
+    tiles: Sequence[TrainingTile],
+    *,
+    concept: Path,
+    config: ConditionConfig,
+    make_driver: MakeDriver,
+    seed: int,
+    out: Path,
+    device: torch.device | str = "cpu",
+    driver_digest: str,
+    held_out: Sequence[TrainingTile] = (),
+    cache: Path | None = None,
+    load_backbone: LoadBackbone = load_adapted_base,
+) -> Work[Control]:
+    """Train a condition network on a backbone that knows the concept, and return it.
+
+    Writes the network's folder (`controlnet/` for a ControlNet), `control.json` and `log.jsonl` under `out`.
+
+    Args:
+        tiles: training tiles; those without defects get an empty mask. All of one size.
+        concept: phase 1's stage folder.
+        config: of the phase.
+        make_driver: image uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to a driver uint8
+            [H,W,3].
+        seed: of everything drawn.
+        out: stage folder; training resumes from a checkpoint found there.
+        device: where to train.
+        driver_digest: digest of the driver's configuration and of the classes that decide its colours.
+        held_out: tiles of val for a held-out loss; they are never trained on.
+        cache: folder for latents and drivers; None means `out/cache`.
+        load_backbone: for concepts that are no whole base.
+
+    Raises:
+        InputError: no tile has a defect, or tiles do not fit the base.
+        ConfigError: the network is not known.
+        WeightsError: the concept or its base cannot be used.
+        StageError: the loss is not finite, or `out` cannot be written.
+    """
+    cache, training = cache or out / "cache", config.training
+    remove_leftovers(out)
+    learned = Concept.load(concept / "concept.json")
+    kind: type[ConditionNetwork] = CONDITION_NETWORKS.get(config.network)
+    backbone = load_backbone(concept, torch.device(device))
+    held_out = check_phase_tiles(tiles, held_out, backbone)
+    plan = _plan(tiles, config, seed=seed)
+    variant_recipe = VariantRecipe.of(
+        backbone, training, seed=seed, make_driver=make_driver, driver_digest=driver_digest
+    )
+    variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
+    schedule = NoiseSchedule(backbone.scheduler, backbone.device)
+    network = kind.start(backbone, init=config.init, seed=seed)
+    network.module.requires_grad_(True)
+    make_ready(network.module, backbone.denoiser, training=training, latents=variants[0].latents)
+
+    def prompt_of(tile: TileVariants, variant: int) -> str:
+        tone = tile.tone if learned.tone_words else ""
+        return condition_prompt(learned.token, tile.class_names[variant], defect_noun=config.defect_noun, tone=tone)
+
+    source = MemberSource(plan=plan, variants=variants, prompt_of=prompt_of, prompt_dropout=training.prompt_dropout)
+    phase = Phase(
+        parameters=dict(network.module.named_parameters()),
+        batch_of=partial(_batch, source, schedule, seed),
+        predict=partial(_predict, backbone, network, PromptEmbeddings(backbone)),
+        total=torch.mean,
+        schedule=schedule,
+        held_out=held_out_batches(held_out_variants, schedule.num_timesteps, prompt_of, training.batch_size),
+        training=training,
+    )
+    content = {
+        "phase": "condition",
+        "tiles": [tile.digest() for tile in tiles],
+        "held_out": [tile.digest() for tile in held_out],
+        "concept": learned.weights_digest,
+        "drivers": driver_digest,
+        "config": config.model_dump(mode="json"),
+        "seed": seed,
+    }
+    yield from run_phase(phase, out=out, recipe=digest_json(content))
+    return _save(network, config.network, learned, driver_digest=driver_digest, out=out)
+
+
+def _save(network: ConditionNetwork, name: str, learned: Concept, *, driver_digest: str, out: Path) -> Control:
+    with atomic_folder(out / network.folder, kind="base") as folder:
+        network.save(folder)
+    control = Control(
+        network=name,
+        concept_digest=learned.weights_digest,
+        driver_config_digest=driver_digest,
+        weights_digest=digest_folder(out / network.folder),
+    )
+    control.save(out / "control.json")
+    remove_checkpoint(out / "checkpoint")
+    return control
+
+
+def _plan(tiles: Sequence[TrainingTile], config: ConditionConfig, *, seed: int) -> BatchPlan:
+    defective = [index for index, tile in enumerate(tiles) if tile.instances]
+    defect_free = [index for index, tile in enumerate(tiles) if not tile.instances]
+    if not defective:
+        raise InputError(
+            "training tiles", "none has a defect, so there is nothing to obey", "check the split and the tiling"
+        )
+    return BatchPlan(
+        defective,
+        defect_free,
+        batch_size=config.training.batch_size,
+        share=config.defect_free_share,
+        num_variants=config.training.variants_per_image,
+        seed=seed,
+    )
+
+
+def _batch(source: MemberSource, schedule: NoiseSchedule, seed: int, index: int) -> Batch:
+    """Make the batch of an index."""
+    generator = generator_of(seed, "condition", index)
+    members = source.members(index, generator)
+    noise = torch.randn(members.latents.shape, generator=generator)
+    return Batch(
+        clean=members.latents,
+        noise=noise,
+        timesteps=stratified_timesteps(len(noise), schedule.num_timesteps, generator),
+        prompts=members.prompts,
+        defect=members.defect,
+        drivers=members.drivers,
+    )
+
+
+def _predict(
+    backbone: Backbone,
+    network: ConditionNetwork,
+    embed: PromptEmbeddings,
+    batch: Batch,
+    noisy: Tensor,
+    timesteps: Tensor,
+) -> Tensor:
+    """Predict for a batch with its prompts and drivers."""
+    assert batch.drivers is not None
+    drivers = drivers_to_tensor(list(batch.drivers.numpy())).to(noisy.device)
+    return network.predict(backbone, noisy, timesteps, embed(batch.prompts), drivers)

@@ -1,0 +1,16 @@
+"""Networks that make a backbone obey drivers; each is one file. Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from defectory.registry import Registry
+
+CONDITION_NETWORKS: Registry[Any] = Registry(
+    "condition_networks",
+    setting="condition.network",
+    builtin={"controlnet": "defectory.condition.networks.controlnet:ControlNet"},
+)
+"""Of classes that follow `networks.network.ConditionNetwork`."""
+
+__all__ = ["CONDITION_NETWORKS"]

@@ -1,0 +1,94 @@
+"""A ControlNet: a trainable copy of the denoiser's encoder (paper, section 3.2; Zhang et al. 2023).
+
+f(x_t, t, c) + r,   r = control(x_t, t, c, driver)
+
+f    the frozen denoiser
+r    maps that are added to its skip connections and its innermost block; zero when training starts from a copy
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import ControlNetModel
+from torch import Tensor
+
+from defectory.engine.backbones.backbone import Backbone, Context, Residuals
+from defectory.engine.backbones.save import save_model
+from defectory.engine.backbones.sd1.model import load_controlnet
+from defectory.errors import WeightsError
+
+
+@dataclass(frozen=True)
+class ControlNet:
+    """diffusers' `ControlNetModel` on a backbone whose denoiser is a `UNet2DConditionModel`."""
+
+    module: ControlNetModel
+    folder: ClassVar[str] = "controlnet"
+
+    @classmethod
+    def start(cls, backbone: Backbone, *, init: str, seed: int) -> ControlNet:
+        """Start from the control network that lies beside the base, or from a copy of its encoder."""
+        return cls(start_control(backbone, init=init, seed=seed))
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Backbone) -> ControlNet:
+        """Load a `ControlNetModel` folder."""
+        return cls(load_controlnet(folder, backbone.device))
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `ControlNetModel.from_pretrained` opens."""
+        save_model(self.module, folder)
+
+    def predict(
+        self,
+        backbone: Backbone,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Context,
+        drivers: Tensor,
+        *,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Predict with residuals of the drivers."""
+        control: Any = self.module
+        skips, middle = control(
+            latents,
+            timesteps,
+            encoder_hidden_states=context.tokens,
+            controlnet_cond=drivers,
+            conditioning_scale=scale,
+            return_dict=False,
+        )
+        return backbone.predict(latents, timesteps, context, residuals=Residuals(skips=skips, middle=middle))
+
+
+def start_control(backbone: Backbone, *, init: str, seed: int) -> ControlNetModel:
+    """Make the control network that phase 2 starts from, in float32, on the backbone's device.
+
+    Args:
+        backbone: adapted.
+        init: `copy` of the base's encoder, `embedded` for the one that lies beside the base, or `auto`.
+        seed: of the layers that are new in a copy.
+
+    Raises:
+        WeightsError: `embedded` was asked for and no control network lies beside the base.
+    """
+    if init == "embedded" and backbone.controlnet is None:
+        raise WeightsError(
+            "condition.init", "embedded, but no control network lies beside this base", "set it to copy or auto"
+        )
+    if backbone.controlnet is not None and init != "copy":
+        return backbone.controlnet
+    widths = (16, 32, 96, 256)
+    # one halving per width after the first, so that the driver meets the latents at their size
+    halvings = backbone.latent_factor.bit_length() - 1
+    channels = (*widths[:halvings], 64) if halvings < 3 else (*widths, *(256,) * (halvings - 3))
+    denoiser: Any = backbone.denoiser
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        control: Any = ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=channels)
+    return control.to(backbone.device)

@@ -1,0 +1,42 @@
+"""The contract of a condition network: a ControlNet, an adapter, a network that predicts weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar, Protocol, Self
+
+from defectory.engine.backbones.backbone import Backbone, Steering
+
+
+class ConditionNetwork(Steering, Protocol):
+    """A network in memory that steers a frozen backbone by drivers; all parameters of its `module` train."""
+
+    folder: ClassVar[str]
+    """Name of its folder in the stage folder."""
+
+    @classmethod
+    def start(cls, backbone: Backbone, *, init: str, seed: int) -> Self:
+        """Make the network that training starts from, in float32, on the backbone's device.
+
+        Args:
+            backbone: adapted and frozen.
+            init: `copy` of the base, `embedded` for the network that lies beside it, or `auto`.
+            seed: of parameters that are new.
+
+        Raises:
+            WeightsError: it cannot start so from this base.
+        """
+        ...
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Backbone) -> Self:
+        """Load a network that `save` wrote, onto the backbone's device.
+
+        Raises:
+            WeightsError: the folder cannot be used.
+        """
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write the network into an empty folder."""
+        ...

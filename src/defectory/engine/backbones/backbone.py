@@ -1,0 +1,193 @@
+"""The contract of a backbone: a text-to-image diffusion model in memory, whatever its family.
+
+Phases and the sampler know a backbone by this protocol alone. What differs between families - which networks there are,
+what they are called with, what they read of a prompt - stays in the family's own folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """What a denoiser reads of B prompts.
+
+    Attributes:
+        tokens: float [B,L,D], one row per token.
+        pooled: float [B,P], one vector per prompt; None where the family has none.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def select(self, rows: Tensor) -> Context:
+        """Return the context of the prompts with these numbers, int64 [N], on the same device."""
+        # not `tokens[rows]`: on a CPU its gradient is added up by several threads in no fixed order
+        pooled = None if self.pooled is None else self.pooled.index_select(0, rows)
+        return Context(tokens=self.tokens.index_select(0, rows), pooled=pooled)
+
+
+def join_contexts(parts: Sequence[Context]) -> Context:
+    """Return one context of the prompts of all parts, in their order."""
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    return Context(tokens=torch.cat([part.tokens for part in parts]), pooled=torch.cat(pooled) if pooled else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Residuals:
+    """What a control network adds inside a denoiser.
+
+    Attributes:
+        skips: one map per skip connection, outermost first.
+        middle: the map of the innermost block.
+    """
+
+    skips: Sequence[Tensor]
+    middle: Tensor
+
+
+class Backbone(Protocol):
+    """A diffusion model in memory. As loaded, none of its parameters requires a gradient."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Networks that a concept method may train, by part name: the denoiser first, then the text encoders."""
+        ...
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The network that predicts."""
+        ...
+
+    @property
+    def controlnet(self) -> Any:
+        """The control network that lies beside the base; None where there is none."""
+        ...
+
+    @property
+    def scheduler(self) -> Any:
+        """The diffusers scheduler that the base names."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        ...
+
+    @property
+    def latent_channels(self) -> int:
+        """Number of latent channels."""
+        ...
+
+    @property
+    def latent_factor(self) -> int:
+        """Image pixels per latent pixel and side."""
+        ...
+
+    @property
+    def size_multiple_px(self) -> int:
+        """What tile sides must be divisible by, pixels."""
+        ...
+
+    @property
+    def tile_px(self) -> int:
+        """Side of the base's native tiles, pixels."""
+        ...
+
+    @property
+    def autoencoder_digest(self) -> str:
+        """Digest of the autoencoder's files: latents that were made by another one do not fit."""
+        ...
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Context:
+        """Encode prompts in one batch, with gradients where the text encoders require them."""
+        ...
+
+    def predict(
+        self,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Context,
+        *,
+        residuals: Residuals | None = None,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Predict noise or velocity, as the scheduler's `prediction_type` says.
+
+        Args:
+            latents: float [B,C,h,w], noisy.
+            timesteps: int64 [B], or one for all.
+            context: of B prompts.
+            residuals: of a control network.
+            weights: used in place of the denoiser's own parameters of these names, for this call alone.
+
+        Returns:
+            float [B,C,h,w].
+        """
+        ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Encode images float [B,3,H,W] in [-1,1] as scaled posterior means, float32 [B,C,h,w]."""
+        ...
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents [B,C,h,w] to images float [B,3,H,W], about [-1,1]."""
+        ...
+
+    def save(self, folder: Path, *, like: Path, parts: Collection[str]) -> None:
+        """Fill an empty folder with a base: these networks are ours, everything else is that of the folder `like`.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        ...
+
+    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> None:
+        """Write a finished pipeline that plain diffusers opens.
+
+        Raises:
+            WeightsError: diffusers has no pipeline for such a control network.
+            StageError: `out` cannot be written.
+        """
+        ...
+
+
+class Steering(Protocol):
+    """A network that steers a backbone by drivers. How is its own matter: residuals, other weights, further context."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The network's parameters."""
+        ...
+
+    def predict(
+        self,
+        backbone: Backbone,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Context,
+        drivers: Tensor,
+        *,
+        scale: float = 1.0,
+    ) -> Tensor:
+        """Predict as `Backbone.predict` does, steered.
+
+        Args:
+            backbone: frozen.
+            latents: float [B,C,h,w], noisy.
+            timesteps: int64 [B], or one for all.
+            context: of B prompts.
+            drivers: float [B,3,H,W] in [0,1].
+            scale: strength of the steering; 0 is none.
+        """
+        ...

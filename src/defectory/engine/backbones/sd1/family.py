@@ -1,0 +1,50 @@
+"""Recognises, checks and loads bases in Stable Diffusion layout. Knows nothing of torch until one is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from defectory.engine.backbones.facts import BaseFacts
+from defectory.engine.backbones.files import verify_digests, verify_part
+from defectory.engine.backbones.others import other_family
+from defectory.engine.backbones.sd1.facts import facts_of
+from defectory.engine.backbones.words import verify_tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+    from defectory.engine.backbones.sd1.model import StableDiffusion
+
+MODEL_PARTS = ("unet", "vae", "text_encoder")
+
+
+class StableDiffusionFamily:
+    """Bases of one UNet, one autoencoder and one CLIP text encoder; `controlnet/` and `digests.json` are optional."""
+
+    def recognises(self, folder: Path, index: Mapping[str, Any]) -> bool:
+        """Tell whether a base is of no other family that we know; what is wrong with it then, `verify` says."""
+        return other_family(folder, index) is None
+
+    def verify(self, folder: Path, *, weights: bool) -> BaseFacts:
+        """Check a base folder and return what it is."""
+        facts = facts_of(folder)
+        verify_tokenizer(folder / "tokenizer")
+        if weights:
+            for part in MODEL_PARTS:
+                verify_part(folder / part)
+            if (folder / "controlnet").is_dir():
+                verify_part(folder / "controlnet")
+            # last: that a file is cut short or is a pickle says more than that it is another one
+            verify_digests(folder)
+        return facts
+
+    def load(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> StableDiffusion:
+        """Check a base folder and load it."""
+        from defectory.engine.backbones.sd1.model import load_stable_diffusion
+
+        return load_stable_diffusion(folder, device, dtype)
+
+
+FAMILY = StableDiffusionFamily()

@@ -1,0 +1,67 @@
+"""What images are drawn with: a backbone, and the network that steers it by drivers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from defectory.engine.backbones.backbone import Backbone, Context, Steering
+from defectory.engine.sampling.chunks import chunk_size, in_chunks
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingModels:
+    """A backbone and its steering network; None where it draws from prompts alone."""
+
+    backbone: Backbone
+    network: Steering | None = None
+
+
+def for_sampling(backbone: Backbone, network: Steering | None = None) -> SamplingModels:
+    """Put networks into the memory format they draw fastest in, in place."""
+    modules: list[nn.Module] = [backbone.denoiser] if network is None else [backbone.denoiser, network.module]
+    for module in modules:
+        module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return SamplingModels(backbone=backbone, network=network)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a prediction is made for, B samples on the device: a context, and drivers float [B,3,H,W] or None."""
+
+    context: Context
+    drivers: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """Predictions without gradients, chunk by chunk.
+
+    Attributes:
+        models: backbone and network.
+        control_scale: strength of the network.
+        precision: `bf16` or `fp32`.
+    """
+
+    models: SamplingModels
+    control_scale: float
+    precision: str
+
+    def __call__(self, latents: Tensor, timestep: Tensor, given: Given) -> Tensor:
+        """Predict for latents [B,C,h,w] at one timestep, float32 [B,C,h,w]."""
+        network, drivers = self.models.network, given.drivers
+        assert drivers is None or network is not None, "drivers need a network that obeys them"
+
+        def part(rows: Tensor) -> Tensor:
+            x = latents[rows].contiguous(memory_format=torch.channels_last)
+            context = given.context.select(rows.to(latents.device))
+            with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                if network is None or drivers is None:
+                    return self.models.backbone.predict(x, timestep, context).float()
+                return network.predict(
+                    self.models.backbone, x, timestep, context, drivers[rows], scale=self.control_scale
+                ).float()
+
+        return in_chunks(part, len(latents), chunk_size(latents))

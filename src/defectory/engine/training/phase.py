@@ -1,0 +1,180 @@
+"""Runs a training phase: batches of tiles, the denoising loss, held-out batches, and what people are told meanwhile.
+
+A phase says which parameters train, what a batch holds, how the network predicts and how errors add up to a loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from defectory.engine.backbones.backbone import Backbone
+from defectory.engine.training.attention import save_memory, use_plain_attention
+from defectory.engine.training.cache import TileVariants
+from defectory.engine.training.config import TrainingConfig
+from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
+from defectory.engine.training.events import Started, Step, Validated
+from defectory.engine.training.held_out import held_out_indices
+from defectory.engine.training.loop import train
+from defectory.engine.training.loss import Batch, denoising_errors
+from defectory.engine.training.noise import NoiseSchedule
+from defectory.events import Notice, Progress, Work
+
+PromptOf = Callable[[TileVariants, int], str]
+"""Tile and variant to the prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """What distinguishes one phase from another.
+
+    Attributes:
+        parameters: what trains, by name.
+        batch_of: index to batch, a pure function.
+        predict: batch, noisy latents [B,C,h,w] and timesteps [B] to the prediction [B,C,h,w].
+        total: errors of a batch's members, float [B], to the loss.
+        schedule: of the base.
+        held_out: batches of the held-out loss; none where there are no held-out tiles.
+        training: steps, batch, optimiser, loss weights.
+    """
+
+    parameters: Mapping[str, nn.Parameter]
+    batch_of: Callable[[int], Batch]
+    predict: Callable[[Batch, Tensor, Tensor], Tensor]
+    total: Callable[[Tensor], Tensor]
+    schedule: NoiseSchedule
+    held_out: Sequence[Batch]
+    training: TrainingConfig
+
+
+def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
+    """Train a phase's parameters in place and leave their moving average in them; writes `log.jsonl`.
+
+    Leaving early writes a checkpoint first, from which the next call resumes.
+
+    Args:
+        phase: what to train.
+        out: stage folder; its `checkpoint` stays until the caller has saved the outcome.
+        recipe: digest of everything that the outcome depends on; a checkpoint of another recipe is not used.
+
+    Raises:
+        StageError: the loss is not finite, or `out` cannot be written.
+    """
+
+    def loss_of(batch: Batch) -> Tensor:
+        return phase.total(denoising_errors(batch, partial(phase.predict, batch), phase.schedule, phase.training))
+
+    @torch.no_grad()
+    def held_out_loss() -> float:
+        errors = [
+            denoising_errors(batch, partial(phase.predict, batch), phase.schedule, phase.training, weighted=False)
+            for batch in phase.held_out
+        ]
+        return float(torch.cat(errors).mean())
+
+    events: Any = train(
+        phase.parameters,
+        phase.batch_of,
+        loss_of,
+        config=phase.training,
+        checkpoint=out / "checkpoint",
+        recipe=recipe,
+        log=out / "log.jsonl",
+        held_out_loss=held_out_loss if phase.held_out else None,
+    )
+    with closing(events):
+        yield from _progress(events)
+
+
+def _progress(events: Any) -> Work[None]:
+    """Turn the loop's events into progress; the note holds the last loss and the last held-out loss."""
+    loss, held_out, done, total = "", "", 0, 0
+    for event in events:
+        if isinstance(event, Started):
+            if event.remark:
+                yield Notice(text=event.remark)
+            if event.resumed_at:
+                yield Progress(done=event.resumed_at, total=event.num_steps, note="resumed from a checkpoint")
+            continue
+        if isinstance(event, Step):
+            done, total, loss = event.step, event.num_steps, f"loss {event.loss:.4f}"
+        elif isinstance(event, Validated):
+            held_out = f", held-out loss {event.held_out_loss:.4f}"
+        else:
+            continue
+        yield Progress(done=done, total=total, note=loss + held_out)
+
+
+def check_phase_tiles(
+    tiles: Sequence[TrainingTile], held_out: Sequence[TrainingTile], backbone: Backbone
+) -> list[TrainingTile]:
+    """Check that one batch can hold the tiles and the backbone can take them; return the held-out tiles that are used.
+
+    Raises:
+        InputError: there is no tile, or tiles do not fit.
+    """
+    chosen = [held_out[index] for index in held_out_indices(len(held_out))]
+    check_tiles([*tiles, *chosen], multiple_px=backbone.size_multiple_px)
+    return chosen
+
+
+def make_ready(*networks: nn.Module, training: TrainingConfig, latents: Tensor) -> None:
+    """Make networks fit to train, in place: with less memory where that is set, else with attention that is fast.
+
+    Args:
+        networks: all that gradients pass through.
+        training: of the phase.
+        latents: float [...,h,w] of one tile.
+    """
+    if training.gradient_checkpointing:
+        save_memory(*networks)
+        return
+    device = next(networks[0].parameters()).device
+    use_plain_attention(*networks, num_tokens=latents.shape[-2] * latents.shape[-1], device=device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Members:
+    """Tiles of a batch: latents float32 [B,C,h,w], prompts, defects bool [B,1,h,w], drivers uint8 [B,H,W,3] if any."""
+
+    latents: Tensor
+    prompts: list[str]
+    defect: Tensor
+    drivers: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemberSource:
+    """Where the tiles of batches come from: a plan, the tiles' variants, their prompts, the share of empty prompts."""
+
+    plan: BatchPlan
+    variants: Sequence[TileVariants]
+    prompt_of: PromptOf
+    prompt_dropout: float
+
+    def members(self, index: int, generator: torch.Generator) -> Members:
+        """Collect the tiles of a batch and drop prompts at random.
+
+        Args:
+            index: of the batch.
+            generator: draws which prompts are dropped, before anything else of the batch is drawn.
+        """
+        members = [(self.variants[tile], variant) for tile, variant in self.plan.batch(index)]
+        dropped = torch.rand(len(members), generator=generator) < self.prompt_dropout
+        driven = bool(members[0][0].drivers)
+        return Members(
+            latents=torch.stack([tile.latents[variant] for tile, variant in members]).float(),
+            prompts=[
+                "" if drop else self.prompt_of(tile, variant)
+                for drop, (tile, variant) in zip(dropped.tolist(), members, strict=True)
+            ],
+            defect=torch.stack([tile.defect[variant] for tile, variant in members]),
+            drivers=torch.stack([tile.driver(variant) for tile, variant in members]) if driven else None,
+        )

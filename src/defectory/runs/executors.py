@@ -1,0 +1,217 @@
+"""How stages that need nothing of each other are run: one after the other, or side by side in local processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from defectory import errors
+from defectory.config.project import ProjectConfig
+from defectory.events import Event, Notice, Progress, StageEnded
+from defectory.memory import give_back_freed_memory, keep_freed_memory
+from defectory.registry import Registry
+from defectory.runs.outcome import make_work_root, run_stage
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run, Stage
+from defectory.runs.verify import Verified
+
+MAX_PROCESSES = 4
+"""Each takes a gigabyte or more. On two threads, too: three at once use them better than two and then one (decision
+043)."""
+EVENTS: dict[str, type[Progress | Notice | StageEnded]] = {
+    kind.__name__: kind for kind in (Progress, Notice, StageEnded)
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Stages of one group that are to be run.
+
+    Attributes:
+        stages: to run; none needs another.
+        all_stages: of the run, by name.
+        group_size: stages that the group has, whether or not they are to be run.
+        verified: what has been compared with its digests; covers all that the stages read.
+        serve: code that a child process runs to serve one stage; see `serve_stage`.
+    """
+
+    stages: Sequence[Stage]
+    all_stages: Mapping[str, Stage]
+    group_size: int
+    verified: Verified
+    serve: str
+
+
+class Executor(Protocol):
+    """Runs a batch of stages. A batch that fails or is stopped leaves partial work that the next one resumes."""
+
+    def __call__(self, run: Run, batch: Batch) -> Iterator[Event]:
+        """Run the stages; yield their events, each with its stage's name.
+
+        Raises:
+            DefectoryError: of the first stage that fails.
+        """
+        ...
+
+
+EXECUTORS: Registry[Executor] = Registry(
+    "executors",
+    setting="executor",
+    builtin={
+        "auto": "defectory.runs.executors:run_where_it_pays",
+        "in-process": "defectory.runs.executors:run_in_process",
+        "local-processes": "defectory.runs.executors:run_in_local_processes",
+    },
+)
+
+
+def run_in_process(run: Run, batch: Batch) -> Iterator[Event]:
+    """Run stages one after the other in this process."""
+    for stage in batch.stages:
+        yield from run_stage(run, stage, batch.all_stages, verified=batch.verified)
+
+
+def run_where_it_pays(run: Run, batch: Batch) -> Iterator[Event]:
+    """Run stages in local processes on a CPU with several threads, else one after the other: one training of a small
+    network leaves most of a CPU's threads idle.
+    """
+    from defectory.engine.devices import device_of
+
+    on_cpu = device_of(run.config.device, threads=run.config.threads) == "cpu"
+    num_processes, _ = _shares(run.config, batch)
+    yield from (run_in_local_processes if on_cpu and num_processes > 1 else run_in_process)(run, batch)
+
+
+def _shares(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
+    """Return processes at a time, and threads of each."""
+    import torch
+
+    num_threads = torch.get_num_threads()
+    # of all in the group: how many threads each gets decides its last bits, whichever of them are left to run
+    num_processes = min(
+        batch.group_size, config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1)
+    )
+    return num_processes, max(1, num_threads // num_processes)
+
+
+def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
+    """Run stages side by side, each in a process of its own with its share of the threads.
+
+    When this process ends, however it does, so do they. Events of different stages come in between each other.
+
+    Raises:
+        DefectoryError: of the first stage that fails; the others are stopped, and resume when they are run again.
+    """
+    num_processes, num_threads = _shares(run.config, batch)
+    make_work_root(run)
+    give_back_freed_memory()
+    config = run.config.model_copy(update={"threads": num_threads}).model_dump(mode="json")
+    waiting, running = list(batch.stages), dict[str, subprocess.Popen[bytes]]()
+    messages: _Messages = queue.Queue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                stage = waiting.pop(0)
+                job = {"config": config, "folder": str(run.folder), "sources": str(run.sources.folder)}
+                running[stage.name] = _start({**job, "stage": stage.name}, messages, batch.serve)
+            name, message = messages.get()
+            if message is None:
+                _require_success(name, _end(running.pop(name)))
+            elif message["kind"] in EVENTS:
+                yield EVENTS[message["kind"]](**message["content"])
+            else:
+                raise getattr(errors, message["kind"])(*message["content"])
+    finally:
+        for process in running.values():
+            process.kill()
+            _end(process)
+
+
+_Messages = queue.Queue[tuple[str, dict[str, Any] | None]]
+
+
+def _start(job: dict[str, Any], messages: _Messages, serve: str) -> subprocess.Popen[bytes]:
+    # -P: else python looks for modules in the current folder first, and would run a user's scipy.py
+    process = subprocess.Popen([sys.executable, "-P", "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    output = process.stdout
+    # stays open: its end tells the process that this one has ended
+    process.stdin.write(json.dumps(job).encode() + b"\n")
+    process.stdin.flush()
+
+    def listen() -> None:
+        try:
+            with output:
+                for line in output:
+                    messages.put((job["stage"], json.loads(line)))
+        finally:
+            messages.put((job["stage"], None))
+
+    threading.Thread(target=listen, daemon=True).start()
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> int:
+    code = process.wait()
+    assert process.stdin is not None
+    process.stdin.close()
+    return code
+
+
+def _require_success(name: str, code: int) -> None:
+    if code < 0:
+        raise errors.StageError(
+            f"{name}: its process was killed by signal {-code}, perhaps for lack of memory; run again to resume, with "
+            "segmentation.num_processes=1 to use less"
+        )
+    if code > 0:
+        raise errors.StageError(f"{name}: its process ended with exit code {code}, see above; run again to resume")
+
+
+def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
+    """Run the stage that a line on standard input asks for; write its events to standard output as JSON lines.
+
+    Args:
+        stages_of: returns the stages of a run by name.
+    """
+    # Ctrl-C reaches all processes of a terminal; the one that started this one decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    channel = os.fdopen(os.dup(1), "w")
+    # what a library prints is not an event
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(kind: str, content: object) -> None:
+        print(json.dumps({"kind": kind, "content": content}), file=channel, flush=True)
+
+    run = Run(
+        config=ProjectConfig.model_validate(job["config"]),
+        folder=Path(job["folder"]),
+        sources=Sources(folder=Path(job["sources"])),
+    )
+    stages = stages_of(run)
+    try:
+        for event in run_stage(run, stages[job["stage"]], stages, verified=Verified(trusted=True)):
+            tell(type(event).__name__, asdict(event))
+    except errors.InputError as error:
+        tell(type(error).__name__, [error.where, error.found, error.todo])
+    except errors.DefectoryError as error:
+        tell(type(error).__name__, [str(error)])
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)

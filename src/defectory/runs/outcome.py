@@ -1,0 +1,319 @@
+"""Makes the outcome of a stage beside the old one, and swaps it in when it is whole."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from defectory.errors import OutputError
+from defectory.events import Event, Notice, StageEnded, Work
+from defectory.files import (
+    BOOKKEEPING,
+    DRAWN_NAME,
+    MANIFEST_NAME,
+    MARKER_NAME,
+    canonical_json,
+    digest_file,
+    finish_stage,
+    in_progress,
+    read_manifest,
+    reason_of,
+    write_bytes,
+)
+from defectory.folders import (
+    WORK_NAME,
+    Marker,
+    files_of,
+    in_threads,
+    is_empty,
+    is_ours,
+    publish,
+    read_marker,
+    record_files,
+    recover,
+    remove_ours,
+    require_replaceable,
+    require_space,
+    require_unchanged,
+    retire,
+    write_marker,
+)
+from defectory.lock import process_identity
+from defectory.runs.sources import MissingSource
+from defectory.runs.stage import Inputs, Run, Stage, inputs_of, leaves_of, work_folder
+from defectory.runs.verify import Finding, Verified
+
+KIND = "stage"
+MAX_SETTING = 200
+"""Characters of a setting that a manifest keeps in words."""
+
+
+def run_stage(
+    run: Run, stage: Stage, stages: Mapping[str, Stage], *, verified: Verified | None = None
+) -> Iterator[Event]:
+    """Run one stage unless its outcome is up to date and whole; the old outcome stays until the new one is on disk.
+
+    Args:
+        run: resolved configuration and folders.
+        stage: to run.
+        stages: all of the run's, by name.
+        verified: what has been compared with its digests already.
+
+    Raises:
+        StageError: the outcome of a stage that it reads is damaged.
+        OutputError: the folder is not ours, or cannot be written or is full; an old outcome is kept.
+    """
+    began, verified = time.monotonic(), verified or Verified()
+    folder, work = run.folder / stage.folder, work_folder(run, stage)
+    recover(folder)
+    inputs = inputs_of(run, stage, stages)
+    _finish_swap(work, folder, inputs)
+    manifest = read_manifest(folder)
+    finding = _with_mended_marker(run, stage, inputs, verified)
+    if manifest is not None and finding.state == "whole" and inputs.describe(manifest):
+        for path in sorted(set(inputs.missing.values())):
+            yield Notice(stage=stage.name, text=f"{path} is not there; what was made from it is used as it is")
+        yield from _copy_up(run, stage)
+        yield StageEnded(stage=stage.name, seconds=0.0, skipped=True, summary=str(manifest["info"]["summary"]))
+        return
+    if finding.state == "damaged":
+        yield Notice(stage=stage.name, text=f"damaged ({finding.damage}); it is made anew")
+        _set_aside(folder)
+    read = [stages[name] for name in stage.inputs(run.config)]
+    verified.require(run, read)
+    require_replaceable(folder, kind=KIND, addressed=False)
+    _require_space(folder)
+    mended = finding if stage.is_mendable and finding.state == "damaged" and inputs.describe(manifest) else None
+    _prepare(run, stage, inputs, old=mended)
+    summary = ""
+    try:
+        with in_progress(work):
+            view = run.store().view([of.folder for of in read], reader=stage.name)
+            summary = yield from _named(stage.run(view, run.config, work), stage.name)
+            files = _digests(work)
+            settings = leaves_of(stage.cache_key(run.config, run.sources))
+            seconds = time.monotonic() - began
+            finish_stage(
+                work,
+                inputs_digest=inputs.digest,
+                inputs=inputs.parts,
+                settings={name: value for name, value in settings.items() if _is_short(value)},
+                files=files,
+                summary=summary,
+                seconds=seconds,
+            )
+        _swap_in(work, folder, files)
+    except BaseException:
+        if not stage.is_resumable:
+            remove_ours(work)
+        raise
+    verified.made(stage)
+    yield from _copy_up(run, stage)
+    yield StageEnded(stage=stage.name, seconds=seconds, skipped=False, summary=summary)
+
+
+def _named(work: Work[str], name: str) -> Work[str]:
+    """Pass the events of a stage on with its name."""
+    while True:
+        try:
+            event = next(work)
+        except StopIteration as end:
+            return end.value
+        yield event if event.stage else replace(event, stage=name)
+
+
+def _digests(work: Path) -> dict[str, str]:
+    names = [name for name in files_of(work) if Path(name).name not in BOOKKEEPING and name != MANIFEST_NAME]
+    return dict(zip(names, in_threads(lambda name: digest_file(work / name), names), strict=True))
+
+
+def _is_short(value: object) -> bool:
+    """Check whether a setting is worth keeping in words, to say later what changed."""
+    return not isinstance(value, MissingSource) and len(canonical_json(value)) <= MAX_SETTING
+
+
+def _with_mended_marker(run: Run, stage: Stage, inputs: Inputs, verified: Verified) -> Finding:
+    """Return what is found of a stage; a marker that alone is damaged is written anew."""
+    finding, folder = verified.of(run, stage), run.folder / stage.folder
+    if finding.state != "damaged" or {*finding.missing, *finding.changed} != {MARKER_NAME}:
+        return finding
+    if not inputs.describe(read_manifest(folder)):
+        return finding
+    _mend_marker(folder)
+    verified.made(stage)
+    return verified.of(run, stage)
+
+
+def _swap_in(work: Path, folder: Path, files: dict[str, str] | None) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        publish(work, folder, kind=KIND, digests=files, keep_changed=False)
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(folder, f"cannot be written ({reason_of(error)})", "free space and run again") from error
+
+
+def _prepare(run: Run, stage: Stage, inputs: Inputs, *, old: Finding | None) -> None:
+    """Make the work folder: partial work of the same inputs is kept, what is whole of a damaged outcome is taken
+    over.
+    """
+    work = work_folder(run, stage)
+    make_work_root(run)
+    try:
+        marker = read_marker(work)
+        if not (
+            stage.is_resumable
+            and marker is not None
+            and marker.maker is not None
+            and marker.maker.get("inputs") == inputs.digest
+        ):
+            remove_ours(work)
+            work.mkdir(parents=True)
+        write_marker(work, Marker(kind=KIND, maker={**process_identity(), "inputs": inputs.digest}))
+        (work / MANIFEST_NAME).unlink(missing_ok=True)
+        if old is not None and not (work / DRAWN_NAME).exists():
+            _take_over((run.folder / stage.folder), work, old)
+    except OSError as error:
+        raise OutputError(work, f"cannot be written ({reason_of(error)})", "free space and run again") from error
+
+
+def make_work_root(run: Run) -> None:
+    """Make the folder in which stages work; several processes may do so at once."""
+    root = run.folder / WORK_NAME
+    if is_ours(root, kind="work"):
+        return
+    try:
+        if root.exists() and not is_empty(root):
+            _set_aside(root)
+        # with its marker from the first moment on, or another process would take it for somebody else's
+        new = root.with_name(f"{WORK_NAME}.{os.getpid()}")
+        new.mkdir(exist_ok=True)
+        write_marker(new, Marker(kind="work"))
+        try:
+            new.rename(root)
+        except OSError:
+            remove_ours(new)
+            if not is_ours(root, kind="work"):
+                raise
+    except OSError as error:
+        raise OutputError(root, f"cannot be written ({reason_of(error)})", "free space and run again") from error
+
+
+def _take_over(folder: Path, work: Path, finding: Finding) -> None:
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    whole = {name: sha for name, sha in manifest["files"].items() if name not in {*finding.missing, *finding.changed}}
+    for name in whole:
+        target = work / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, target)
+        except OSError:
+            shutil.copy2(folder / name, target)
+    (work / DRAWN_NAME).write_text("".join(f"{sha} {name}\n" for name, sha in whole.items()))
+
+
+def _finish_swap(work: Path, folder: Path, inputs: Inputs) -> None:
+    """Complete a swap in whose midst a process was killed: a whole new outcome goes in, a whole old one is removed."""
+    marker = read_marker(work)
+    if marker is None or marker.maker is not None:
+        return
+    if inputs.describe(read_manifest(work)) and not inputs.describe(read_manifest(folder)):
+        _swap_in(work, folder, None)
+    elif is_ours(folder, kind=KIND):
+        retire(work, folder, keep_changed=False)
+    else:
+        remove_ours(work)
+
+
+def _mend_marker(folder: Path) -> None:
+    write_marker(folder, Marker(kind=KIND))
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    record_files(folder, [*manifest["files"], MANIFEST_NAME], digests=dict(manifest["files"]))
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename a folder of the run whose marker is damaged, so that nothing in it can be lost."""
+    if is_ours(folder):
+        return
+    number, target = 1, folder.with_name(f"{folder.name}.damaged")
+    while os.path.lexists(target):
+        number, target = number + 1, folder.with_name(f"{folder.name}.damaged-{number + 1}")
+    folder.rename(target)
+
+
+def _require_space(folder: Path) -> None:
+    """Refuse to begin where the disk cannot hold a second outcome of the old one's size.
+
+    Raises:
+        OutputError: it is too small.
+    """
+    marker = read_marker(folder)
+    if marker is None:
+        return
+    require_space(folder, sum(int(about["size"]) for about in marker.files.values()), beside="the old outcome")
+
+
+def _copy_up(run: Run, stage: Stage) -> Iterator[Notice]:
+    """Bring the run folder's copies of a stage's files up to date; one that a user edited is kept under another
+    name.
+    """
+    for made, name in stage.copies.items():
+        source, target = run.folder / stage.folder / made, run.folder / name
+        if not source.is_file():
+            continue
+        content = source.read_bytes()
+        with contextlib.suppress(OSError):
+            if target.is_file() and target.read_bytes() == content:
+                continue
+        try:
+            require_unchanged(run.folder, name)
+        except OutputError:
+            number, kept = 1, run.folder / f"kept-{name}"
+            while os.path.lexists(kept):
+                number, kept = number + 1, run.folder / f"kept-{number + 1}-{name}"
+            target.rename(kept)
+            yield Notice(stage=stage.name, text=f"{target} was changed by someone else; kept as {kept.name}")
+        write_bytes(target, content)
+        record_files(run.folder, [name])
+
+
+def tidy(run: Run) -> None:
+    """Remove the folder of partial work where nothing is in it."""
+    root = run.folder / WORK_NAME
+    if not is_ours(root, kind="work"):
+        return
+    for place, _, _ in os.walk(root, topdown=False):
+        with contextlib.suppress(OSError):
+            if Path(place) != root:
+                Path(place).rmdir()
+    if {entry.name for entry in os.scandir(root)} == {MARKER_NAME}:
+        (root / MARKER_NAME).unlink()
+        root.rmdir()
+
+
+def require_stage_folder(run: Run, stage: Stage) -> None:
+    """Require that a stage's folder may be written, before any work.
+
+    Raises:
+        OutputError: it holds something that is not ours.
+    """
+    folder = run.folder / stage.folder
+    recover(folder)
+    if not any((folder / name).exists() for name in (MANIFEST_NAME, MARKER_NAME)):
+        require_replaceable(folder, kind=KIND, addressed=False)
+
+
+def is_up_to_date(run: Run, stage: Stage, stages: Mapping[str, Stage], *, verified: Verified) -> bool:
+    """Tell whether a stage's outcome is whole and was made from what the stage depends on."""
+    folder = run.folder / stage.folder
+    if read_marker(folder) is None or verified.of(run, stage).state != "whole":
+        return False
+    return inputs_of(run, stage, stages).describe(read_manifest(folder))

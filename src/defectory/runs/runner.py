@@ -1,0 +1,141 @@
+"""Runs stages in order: claims the folder, takes its lock, skips what is up to date, checks before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from defectory.config.project import ProjectConfig
+from defectory.errors import ConfigError
+from defectory.events import Event, Notice
+from defectory.folders import claim_folder
+from defectory.lock import run_lock
+from defectory.runs.executors import EXECUTORS, Batch
+from defectory.runs.graph import UP_TO_DATE, State, by_name, select, states_of
+from defectory.runs.outcome import is_up_to_date, require_stage_folder, run_stage, tidy
+from defectory.runs.stage import Run, Stage
+from defectory.runs.store import RunStore
+from defectory.runs.verify import Verified
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checks:
+    """What is checked before work that takes long.
+
+    Attributes:
+        before_all: of the configuration alone, before anything is written; `reads_base` says whether the base will be
+            read. Raises ConfigError or WeightsError.
+        before_training: of what the stages of preparation made; returns remarks. Raises ConfigError or InputError.
+        serve: code that a child process runs to serve one stage.
+    """
+
+    before_all: Callable[[ProjectConfig, bool], None]
+    before_training: Callable[[RunStore, ProjectConfig], tuple[str, ...]]
+    serve: str
+
+
+def run_stages(
+    run: Run, stages: Sequence[Stage], *, checks: Checks, only: Sequence[str] | None = None
+) -> Iterator[Event]:
+    """Run all stages in order, or those named; stages that are up to date are not run again.
+
+    Args:
+        run: resolved configuration and folders.
+        stages: of the run, in order.
+        checks: what is checked before work that takes long.
+        only: names of stages or groups; what they read must have been made.
+
+    Raises:
+        ConfigError: an unknown stage, one whose inputs have not been made, or a setting that cannot work.
+        WeightsError: the base is not whole; nothing has been written.
+        OutputError: the run folder, or a stage's, holds something that is not ours.
+        StageError: another process writes into the run, or a stage that is read and not named is damaged.
+    """
+    selected = list(stages) if only is None else select(stages, only)
+    readers = [stage for stage in selected if stage.reads_base]
+    states = _states(run, stages)
+    checks.before_all(run.config, any(_is_stale(states, stage) for stage in readers))
+    claim_run(run.folder)
+    with run_lock(run.folder):
+        for stage in selected:
+            require_stage_folder(run, stage)
+        yield from _Runner(run=run, stages=stages, selected=selected, checks=checks).events()
+        tidy(run)
+
+
+def claim_run(folder: Path) -> None:
+    """Make a run folder ours, or find it to be so; the demo's project folder is its own run folder.
+
+    Raises:
+        OutputError: it holds something and is not ours.
+    """
+    claim_folder(folder, kind="run", also=("demo",), todo='set `out` to a new folder, for example out = "runs/first"')
+
+
+def _states(run: Run, stages: Sequence[Stage]) -> dict[str, State]:
+    try:
+        return states_of(run, stages)
+    except ConfigError:
+        return {}
+
+
+def _is_stale(states: dict[str, State], stage: Stage) -> bool:
+    return stage.name not in states or states[stage.name].state != UP_TO_DATE
+
+
+@dataclass(kw_only=True)
+class _Runner:
+    run: Run
+    stages: Sequence[Stage]
+    selected: Sequence[Stage]
+    checks: Checks
+    verified: Verified = field(default_factory=Verified)
+
+    def events(self) -> Iterator[Event]:
+        is_checked = False
+        named = by_name(self.stages)
+        for group, together in groupby(self.selected, key=lambda stage: stage.group):
+            for stage in [] if group else list(together):
+                if not is_checked and not stage.is_preparation:
+                    yield from self._check()
+                    is_checked = True
+                yield from run_stage(self.run, stage, named, verified=self.verified)
+            if group:
+                if not is_checked:
+                    yield from self._check()
+                    is_checked = True
+                yield from self._run_group(group, list(together))
+
+    def _check(self) -> Iterator[Event]:
+        """Report dead ends before the first stage that trains, unless all that is asked for is up to date."""
+        states = _states(self.run, self.stages)
+        if not any(_is_stale(states, stage) for stage in self.selected if not stage.is_preparation):
+            return
+        prepared = [stage for stage in self.stages if stage.is_preparation]
+        self.verified.require(self.run, prepared)
+        store = self.run.store().view([stage.folder for stage in prepared], reader="check")
+        for remark in self.checks.before_training(store, self.run.config):
+            yield Notice(stage="check", text=remark)
+
+    def _run_group(self, group: str, together: Sequence[Stage]) -> Iterator[Event]:
+        named, left = by_name(self.stages), list[Stage]()
+        for stage in together:
+            if is_up_to_date(self.run, stage, named, verified=self.verified):
+                yield from run_stage(self.run, stage, named, verified=self.verified)
+            else:
+                left.append(stage)
+        if not left:
+            return
+        # what they read is checked here, once for all of them
+        read = dict.fromkeys(name for stage in left for name in stage.inputs(self.run.config))
+        self.verified.require(self.run, [named[name] for name in read])
+        batch = Batch(
+            stages=left,
+            all_stages=named,
+            group_size=sum(stage.group == group for stage in self.stages),
+            verified=self.verified,
+            serve=self.checks.serve,
+        )
+        yield from EXECUTORS.get(self.run.config.executor)(self.run, batch)

@@ -1,0 +1,162 @@
+"""What a stage is: its name, what it reads, what its outcome depends on, and how it is made."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from defectory.config.project import ProjectConfig
+from defectory.errors import ConfigError
+from defectory.events import Work
+from defectory.files import digest_json, read_manifest
+from defectory.folders import WORK_NAME
+from defectory.runs.sources import MissingSource, Sources
+from defectory.runs.store import RunStore
+
+CODE_VERSION = 4
+"""Raised whenever the outcome of all stages changes for equal inputs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run: its resolved configuration, its folder, and the user's files.
+
+    Attributes:
+        config: resolved configuration.
+        folder: of the run.
+        sources: paths of the configuration, relative to the project file.
+    """
+
+    config: ProjectConfig
+    folder: Path
+    sources: Sources
+
+    def store(self) -> RunStore:
+        """Return what the stages of the run made, all of it readable."""
+        return RunStore(self.folder, sources=self.sources)
+
+
+class Stage(ABC):
+    """One step of a run. It reads what the stages named by `inputs` made, and writes into its own folder alone.
+
+    Its outcome is up to date while `VERSION`, `cache_key` and the digests of its inputs are what they were.
+    """
+
+    VERSION: ClassVar[int] = 1
+    """Raised when the same inputs and settings give another outcome."""
+    name: str
+    """For `--only` and messages, lower case with hyphens."""
+    folder: str
+    """Of its outcome, relative to the run."""
+    group: str = ""
+    """Stages of one group need nothing of each other and may run side by side; the group's name selects them all."""
+    is_resumable: bool = False
+    """Keeps partial work while its inputs stay the same."""
+    is_mendable: bool = False
+    """Makes only what is missing of a damaged outcome."""
+    is_preparation: bool = False
+    """Needs no check for dead ends before it: it trains nothing and draws nothing."""
+    reads_base: bool = False
+    """Reads the base's files."""
+    copies: Mapping[str, str] = MappingProxyType({})
+    """Files of the outcome that the run folder gets a copy of, and the names of the copies."""
+
+    @abstractmethod
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Return the names of the stages whose outcomes it reads."""
+
+    @abstractmethod
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Return the settings and the state of the user's files that the outcome depends on.
+
+        A value may be `MissingSource`: then it counts as unchanged.
+        """
+
+    @abstractmethod
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Make the outcome in `out`, and return a one-line summary.
+
+        Args:
+            inputs: what the stages named by `inputs` made; reading anything else is an error.
+            config: resolved configuration.
+            out: empty folder, or partial work of the same inputs where the stage is resumable.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a stage depends on: the digest of each thing by name, and those that cannot be read at present."""
+
+    parts: Mapping[str, str]
+    missing: Mapping[str, Path]
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of all of it."""
+        return digest_json(dict(self.parts))
+
+    def describe(self, manifest: Mapping[str, Any] | None) -> bool:
+        """Check whether a manifest's outcome was made from these inputs; what cannot be read counts as unchanged."""
+        if manifest is None:
+            return False
+        if manifest["inputs_digest"] == self.digest:
+            return True
+        known = {name: digest for name, digest in self.parts.items() if name not in self.missing}
+        recorded = {name: digest for name, digest in manifest["inputs"].items() if name not in self.missing}
+        return bool(self.missing) and known == recorded and set(self.missing) <= set(manifest["inputs"])
+
+    def changes_from(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of what differs from a manifest's inputs, sorted."""
+        recorded: Mapping[str, str] = manifest["inputs"]
+        names = {*self.parts, *recorded} - set(self.missing)
+        return tuple(sorted(name for name in names if self.parts.get(name) != recorded.get(name)))
+
+
+def output_digest(run: Run, stage: Stage) -> str:
+    """Return the digest of a finished stage's outcome.
+
+    Raises:
+        ConfigError: the stage has not been run, or its manifest is damaged.
+    """
+    folder = run.folder / stage.folder
+    manifest = read_manifest(folder)
+    if manifest is None:
+        found = "has a damaged manifest" if (folder / "stage.json").is_file() else "has not been run"
+        raise ConfigError(folder, f"stage {stage.name} {found}", "run it first, or `defectory run`")
+    return str(manifest["info"]["output_digest"])
+
+
+def inputs_of(run: Run, stage: Stage, stages: Mapping[str, Stage]) -> Inputs:
+    """Return everything a stage depends on.
+
+    Raises:
+        ConfigError: a stage that it reads has not been run.
+    """
+    values = leaves_of(stage.cache_key(run.config, run.sources))
+    missing = {f"settings.{name}": value.path for name, value in values.items() if isinstance(value, MissingSource)}
+    parts = {"code": digest_json([CODE_VERSION, stage.VERSION])}
+    for name, value in values.items():
+        known = {"missing": value.path.name} if isinstance(value, MissingSource) else value
+        parts[f"settings.{name}"] = digest_json(known)
+    parts |= {f"stage.{name}": output_digest(run, stages[name]) for name in stage.inputs(run.config)}
+    return Inputs(parts=parts, missing=missing)
+
+
+def leaves_of(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return the leaves of nested settings by dotted name, so that what changed can be named."""
+    found: dict[str, object] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= leaves_of(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def work_folder(run: Run, stage: Stage) -> Path:
+    """Return the folder in which a stage makes its outcome."""
+    return run.folder / WORK_NAME / stage.folder

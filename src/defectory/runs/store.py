@@ -1,0 +1,368 @@
+"""The run folder as a typed store: what stages made, by name, parsed once and checked against its digest.
+
+A stage gets a view of the store in which only its declared inputs can be read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.calibration import Calibration
+from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord, image_path
+from defectory.artifacts.difficulty import Difficulty
+from defectory.artifacts.plan import Decisions, Job, MaskBank, Plan
+from defectory.artifacts.split import Split
+from defectory.artifacts.tiles import Tile, TileSet
+from defectory.artifacts.weights import Concept, Control
+from defectory.curation.decide import FidelitySummary
+from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, load_descriptors
+from defectory.errors import StageError
+from defectory.files import MANIFEST_NAME, digest_file, read_manifest
+from defectory.imageio import load_rgb
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+
+Image = NDArray[np.uint8]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFolder:
+    """The imported data set: its value and its image files."""
+
+    dataset: Dataset
+    folder: Path
+
+    def path(self, record: ImageRecord) -> Path:
+        """Return the file of an image."""
+        return image_path(self.folder, record)
+
+    def image(self, record: ImageRecord) -> Image:
+        """Load an image in the data set's value range, RGB uint8 [H,W,3]."""
+        return load_rgb(self.path(record), self.dataset.value_range)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileFolder:
+    """A tile set: its value and its image files."""
+
+    tileset: TileSet
+    folder: Path
+
+    def path(self, tile: Tile) -> Path:
+        """Return the file of a tile."""
+        return self.folder / tile.file_name
+
+    def image(self, tile: Tile) -> Image:
+        """Load a tile, RGB uint8 [tile_px,tile_px,3]."""
+        return load_rgb(self.path(tile))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConceptFolder:
+    """The outcome of phase 1: its value, the adapted base, and the folder that holds both."""
+
+    concept: Concept
+    folder: Path
+
+    @property
+    def base(self) -> Path:
+        """Return the adapted base's folder."""
+        return self.folder / layout.CONCEPT_BASE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlFolder:
+    """The outcome of phase 2: its value, the control network, and the folder that holds both."""
+
+    control: Control
+    folder: Path
+
+    @property
+    def network(self) -> Path:
+        """Return the control network's folder."""
+        return self.folder / layout.CONTROL_NETWORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftFolder:
+    """Drafts by job id: each an image, the same without its mask, and the driver."""
+
+    folder: Path
+
+    def pair(self, job: Job) -> tuple[Path, Path]:
+        """Return the files of a draft with and without its mask."""
+        return self.folder / "images" / f"{job.id}.png", self.folder / "without" / f"{job.id}.png"
+
+    def image(self, job: Job) -> Image:
+        """Load a draft, RGB uint8 [tile_px,tile_px,3]."""
+        return load_rgb(self.pair(job)[0])
+
+    def without(self, job: Job) -> Image:
+        """Load the counterfactual half of a draft."""
+        return load_rgb(self.pair(job)[1])
+
+    def driver(self, job: Job) -> Image:
+        """Load the driver of a draft."""
+        return load_rgb(self.folder / "drivers" / f"{job.id}.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterFolder:
+    """A trained segmenter, or the reason why none was trained.
+
+    Attributes:
+        folder: weights and description.
+        log: losses, validation scores, and the ids of the images that it was trained on; empty where none was trained.
+        skipped: why none was trained; None where one was.
+    """
+
+    folder: Path
+    log: Mapping[str, Any]
+    skipped: str | None
+
+
+class RunStore:
+    """What the stages of a run made.
+
+    Args:
+        folder: of the run.
+        sources: the user's files.
+        readable: folders that may be read; None allows all.
+        reader: the stage that reads, for messages.
+    """
+
+    def __init__(
+        self, folder: Path, *, sources: Sources, readable: Collection[str] | None = None, reader: str = ""
+    ) -> None:
+        self.folder, self.sources = folder, sources
+        self._readable, self._reader = readable, reader
+        self._parsed: dict[str, tuple[object, object]] = {}
+
+    def view(self, readable: Collection[str], *, reader: str) -> RunStore:
+        """Return the same store with only some folders readable; what is parsed is shared."""
+        view = RunStore(self.folder, sources=self.sources, readable=frozenset(readable), reader=reader)
+        view._parsed = self._parsed
+        return view
+
+    def path(self, stage_folder: str, name: str = "") -> Path:
+        """Return the path of a file that a stage made, its digest unchecked.
+
+        Raises:
+            AssertionError: the reading stage has not declared it, which is our fault.
+        """
+        if self._readable is not None and stage_folder not in self._readable:
+            raise AssertionError(f"stage {self._reader} reads {stage_folder} without declaring it as an input")
+        return self.folder / stage_folder / name
+
+    def checked(self, stage_folder: str, name: str) -> Path:
+        """Return the path of a file that is about to be read, after a check against its digest.
+
+        Raises:
+            StageError: it was changed, or the stage did not write it.
+        """
+        path = self.path(stage_folder, name)
+        manifest = read_manifest(self.path(stage_folder))
+        if manifest is not None and path.exists() and _digest_or_none(path) != manifest["files"].get(name):
+            raise StageError(f"{path}: was changed or is damaged; `defectory run` makes it anew")
+        return path
+
+    def _once(self, stage_folder: str, name: str, load: Callable[[Path], T]) -> T:
+        """Return what `load` makes of a file; parsed again only after its stage has run again."""
+        path, key = self.path(stage_folder, name), f"{stage_folder}/{name}"
+        state = _state_of(self.folder / stage_folder / MANIFEST_NAME)
+        if state is not None and (known := self._parsed.get(key)) is not None and known[0] == state:
+            value: Any = known[1]
+            return value
+        found = load(self.checked(stage_folder, name) if state is not None else path)
+        self._parsed[key] = (state, found)
+        return found
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder of what can be made again at any time: latents, class images, drivers."""
+        return self.folder / layout.CACHE
+
+    @property
+    def data(self) -> DataFolder:
+        """Return the imported data set."""
+        return DataFolder(dataset=self._once(layout.DATA, MANIFEST, Dataset.load), folder=self.path(layout.DATA))
+
+    @property
+    def split(self) -> Split:
+        """Return the split, checked against the data set.
+
+        Raises:
+            InputError: there is none, it was edited, or it is of another data set.
+        """
+        split = self._once(layout.SPLIT, layout.SPLIT_FILE, Split.load)
+        split.require_dataset(self.data.dataset, where=self.path(layout.SPLIT, layout.SPLIT_FILE))
+        return split
+
+    @property
+    def descriptors(self) -> Mapping[int, ImageDescriptor]:
+        """Return the descriptor of each image by id."""
+        digest = self.data.dataset.digest()
+        return self._once(layout.SPLIT, DESCRIPTORS, lambda path: load_descriptors(path, dataset_digest=digest))
+
+    @property
+    def tiles(self) -> TileFolder:
+        """Return the tiles of train, pool and val."""
+        return self._tiles(layout.TILES)
+
+    @property
+    def test_tiles(self) -> TileFolder:
+        """Return the tiles of test, which `evaluate` and `report` alone may read."""
+        return self._tiles(layout.TEST_TILES)
+
+    def _tiles(self, folder: str) -> TileFolder:
+        return TileFolder(tileset=self._once(folder, layout.TILESET_FILE, TileSet.load), folder=self.path(folder))
+
+    @property
+    def concept(self) -> ConceptFolder:
+        """Return the outcome of phase 1."""
+        value = self._once(layout.CONCEPT, layout.CONCEPT_FILE, Concept.load)
+        return ConceptFolder(concept=value, folder=self.path(layout.CONCEPT))
+
+    @property
+    def control(self) -> ControlFolder:
+        """Return the outcome of phase 2."""
+        value = self._once(layout.CONTROL, layout.CONTROL_FILE, Control.load)
+        return ControlFolder(control=value, folder=self.path(layout.CONTROL))
+
+    @property
+    def difficulty(self) -> Difficulty:
+        """Return what the fold segmenters find hard."""
+        return self._once(layout.FOLDS, layout.DIFFICULTY_FILE, Difficulty.load)
+
+    def fold(self, number: int) -> Path:
+        """Return the folder of a fold's segmenter."""
+        return self.path(layout.FOLDS, layout.fold_folder(number))
+
+    @property
+    def mask_model(self) -> Path:
+        """Return the folder of the mask model."""
+        return self.path(layout.MASK_MODEL)
+
+    @property
+    def plan(self) -> Plan:
+        """Return the plan."""
+        return self._once(layout.PLAN, layout.PLAN_FILE, Plan.load)
+
+    @property
+    def bank(self) -> MaskBank:
+        """Return the mask bank that the plan was made from."""
+        return self._once(layout.PLAN, layout.BANK_FILE, MaskBank.load)
+
+    @property
+    def calibration(self) -> Calibration:
+        """Return mask guidance per class."""
+        return self._once(layout.CALIBRATION, layout.CALIBRATION_FILE, Calibration.load)
+
+    @property
+    def drafts(self) -> DraftFolder:
+        """Return the drafts."""
+        return DraftFolder(folder=self.path(layout.DRAFTS))
+
+    @property
+    def decisions(self) -> Decisions:
+        """Return the decision on each draft."""
+        return self._once(layout.CURATION, layout.DECISIONS_FILE, Decisions.load)
+
+    @property
+    def fidelity(self) -> FidelitySummary:
+        """Return the fidelity of all drafts."""
+        return self._once(layout.CURATION, layout.FIDELITY_FILE, FidelitySummary.load)
+
+    @property
+    def synthetic(self) -> Path:
+        """Return the folder of the synthetic set."""
+        return self.path(layout.SYNTHETIC)
+
+    @property
+    def pipeline(self) -> Path:
+        """Return the folder of the finished pipeline, which diffusers loads."""
+        return self.path(layout.PIPELINE)
+
+    def segmenter(self, arm: str, seed: int) -> SegmenterFolder:
+        """Return a trained segmenter."""
+        folder = layout.segmenter_folder(arm, seed)
+        skipped = self.path(folder, layout.SKIPPED_FILE)
+        if skipped.is_file():
+            reason = self._once(folder, layout.SKIPPED_FILE, _read_json)["reason"]
+            return SegmenterFolder(folder=self.path(folder), log={}, skipped=str(reason))
+        log = self._once(folder, layout.SEGMENTER_LOG, _read_json)
+        return SegmenterFolder(folder=self.path(folder), log=log, skipped=None)
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Return all scores of the evaluation."""
+        return self._once(layout.EVALUATION, layout.SCORES_FILE, _read_json)
+
+    @property
+    def report(self) -> Path:
+        """Return the report page."""
+        return self.path(layout.REPORT, layout.REPORT_FILE)
+
+    def losses(self, phase: str) -> list[dict[str, float]]:
+        """Return the losses of a training phase, one entry per step or validation.
+
+        Args:
+            phase: `concept` or `control`.
+        """
+        folder = {"concept": layout.CONCEPT, "control": layout.CONTROL}[phase]
+        return self._once(folder, layout.LOSSES, _read_lines)
+
+    def manifests(self) -> dict[str, Mapping[str, Any]]:
+        """Return the manifest of each finished stage by its folder, in the order in which they were finished."""
+        found = [path for depth in ("*", "*/*") for path in self.folder.glob(f"{depth}/{MANIFEST_NAME}")]
+        manifests: dict[str, Mapping[str, Any]] = {}
+        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):
+            name, manifest = path.parent.relative_to(self.folder).as_posix(), read_manifest(path.parent)
+            if manifest is not None and not name.startswith(".") and ".damaged" not in name:
+                manifests[name] = manifest
+        return manifests
+
+    def origins(self) -> dict[str, str]:
+        """Return where each setting came from, by dotted key; empty where that was not saved or is damaged."""
+        try:
+            content = json.loads((self.folder / layout.SETTINGS).read_bytes())
+            return {str(key): str(origin) for key, origin in content["origins"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+
+
+def _state_of(manifest: Path) -> tuple[int, int] | None:
+    try:
+        about = manifest.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_ino
+
+
+def _digest_or_none(path: Path) -> str | None:
+    try:
+        return digest_file(path)
+    except OSError:
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content: Any = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise StageError(f"{path}: cannot be read ({error}); `defectory run` makes it anew") from None
+    if not isinstance(content, dict):
+        raise StageError(f"{path}: is damaged; `defectory run` makes it anew")
+    return content
+
+
+def _read_lines(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
