@@ -85,7 +85,7 @@ def train_control(
         return batch.to(device).permute(0, 3, 1, 2).float() / 255
 
     def predict(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, condition: Tensor, num_free: int) -> Tensor:
-        """Give v [B,C,h,w], the first `num_free` members without driver."""
+        """Return v [B,C,h,w], the first `num_free` members without driver."""
         with torch.no_grad():
             context = prior.text_encoder(input_ids=token_ids).last_hidden_state
         steered = slice(num_free, None)

@@ -73,13 +73,13 @@ class Noising:
         self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
 
     def add(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the noisy latents and the v target: x_t = a x + s e, v = a e - s x (app. D)."""
+        """Return the noisy latents and the v target: x_t = a x + s e, v = a e - s x (app. D)."""
         alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
         return alpha * clean + sigma * noise, alpha * noise - sigma * clean
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float, floor: float) -> Tensor:
-        """Give the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are
+        """Return the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are
         learned.
         """
         alpha_bar = self.alpha_bar[timesteps]
@@ -167,11 +167,11 @@ class LatentCorpus:
         return Window(y=y, x=x, side=side, factor=self.factor)
 
     def clean(self, indices: Tensor, windows: Sequence[Window] | None = None) -> Tensor:
-        """Give scaled latents float32 [B,C,h,w], of one window each where there are any."""
+        """Return scaled latents float32 [B,C,h,w], of one window each where there are any."""
         return _windowed(self.latents, indices, windows).float()
 
     def token_ids(self, indices: Tensor, generator: torch.Generator, windows: Sequence[Window] | None = None) -> Tensor:
-        """Give token ids [B,L]; some captions shortened, some dropped; a window's caption names the defects in it."""
+        """Return token ids [B,L]; some captions shortened, some dropped; a window's caption names the defects in it."""
         draws = torch.rand(len(indices), generator=generator, device=generator.device)
         dropped = draws < self.config.caption_dropout
         shortened = draws < self.config.caption_dropout + self.config.short_caption_share
@@ -195,7 +195,7 @@ class LatentCorpus:
         )
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Give token ids [B,L] of captions."""
+        """Return token ids [B,L] of captions."""
         batch: Any = self.tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.config.text_length, return_tensors="pt"
         )
@@ -204,7 +204,7 @@ class LatentCorpus:
     def defect_weight(
         self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None, *, share: float = 0.0
     ) -> Tensor:
-        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1
+        """Return the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1
         elsewhere.
 
         Where these pixels would weigh less than `share` of their image, they weigh so much, at most `MAX_DEFECT_WEIGHT`
@@ -233,7 +233,7 @@ class PriorModel(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
-        """Give the predicted v, [B,C,h,w]."""
+        """Return the predicted v, [B,C,h,w]."""
         context = self.text_encoder(input_ids=token_ids).last_hidden_state
         return self.unet(noisy, timesteps, encoder_hidden_states=context).sample
 
@@ -255,7 +255,7 @@ HeldOutStep = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def held_out_loss(
     config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int, at_defects: bool = False
 ) -> float:
-    """Give the mean squared error of v over the images that no step sees, with their full captions, at noise that is
+    """Return the mean squared error of v over the images that no step sees, with their full captions, at noise that is
     always the same.
 
     Args:

@@ -29,7 +29,7 @@ class EncoderWithHeads(nn.Module):
         self.encoder, self.heads = encoder, heads
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Give material logits [B,M] and defect logits [B,D,h,w] for images [B,3,H,W] in [-1,1]."""
+        """Return material logits [B,M] and defect logits [B,D,h,w] for images [B,3,H,W] in [-1,1]."""
         return self.heads(self.encoder(pixels))
 
 

@@ -42,7 +42,7 @@ class PretrainEvent:
 
 
 def learning_rate_at(step: int, config: StageConfig) -> float:
-    """Give the learning rate of a step: linear warm-up, the peak, then in the last `decay_share` of the steps cosine to
+    """Return the learning rate of a step: linear warm-up, the peak, then in the last `decay_share` of the steps cosine to
     2% of it.
     """
     if step < config.warmup_steps:
@@ -53,7 +53,7 @@ def learning_rate_at(step: int, config: StageConfig) -> float:
 
 
 def step_rng_seed(seed: int, stage: str, step: int) -> int:
-    """Give the seed of one step's batch and noise."""
+    """Return the seed of one step's batch and noise."""
     return (seed * 1_000_003 + sum(stage.encode()) * 7_919 + step * 104_729) % (2**31)
 
 

@@ -30,7 +30,7 @@ SHARPNESS = 0.5
 
 
 def patch_code(images: NDArray[np.uint8], latent_channels: int) -> tuple[Tensor, Tensor]:
-    """Give the leading principal axes of 4x4 patches.
+    """Return the leading principal axes of 4x4 patches.
 
     An axis of standard deviation s is scaled to the square root of s: fine detail weighs more among the latents than
     among pixels.
@@ -173,7 +173,7 @@ def _spread(conv: nn.Conv2d, count: int, source: Any) -> None:
 
 
 def _signed_places(norm: nn.GroupNorm, count: int) -> list[int]:
-    """Give the channel of each value's positive copy, spread over the groups; its negative copy is the next."""
+    """Return the channel of each value's positive copy, spread over the groups; its negative copy is the next."""
     size = norm.num_channels // norm.num_groups
     return [(k % norm.num_groups) * size + 2 * (k // norm.num_groups) for k in range(count)]
 

@@ -60,7 +60,7 @@ class Judge(nn.Module):
         self.defect = nn.Linear(2 * num_defects, num_defects)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Give material logits [B,M], defect logits of the image [B,D] and of its pixels [B,D,h,w] for images [B,3,H,W]
+        """Return material logits [B,M], defect logits of the image [B,D] and of its pixels [B,D,h,w] for images [B,3,H,W]
         in [-1,1].
         """
         material, pixelwise = self.heads(self.encoder(pixels))
@@ -79,7 +79,7 @@ class Named:
 
 
 def name_images(corpus: Corpus, materials: Sequence[str], words: Sequence[str]) -> list[Named | None]:
-    """Give what each image shows; None where it shows more than one kind of defect."""
+    """Return what each image shows; None where it shows more than one kind of defect."""
     named: list[Named | None] = []
     for material, shown in zip(corpus.materials, corpus.defect_words, strict=True):
         kinds = set(shown)
@@ -127,7 +127,7 @@ def train_judge(
 
 @torch.no_grad()
 def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> tuple[float, float]:
-    """Give the shares of images whose material and whose defect the classifier names as their captions do."""
+    """Return the shares of images whose material and whose defect the classifier names as their captions do."""
     right = np.zeros(2)
     for start in range(0, len(images), BATCH):
         material, defect, _ = judge(images_to_tensor(list(images[start : start + BATCH])))

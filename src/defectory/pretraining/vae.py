@@ -48,7 +48,7 @@ def build_vae(config: PretrainConfig) -> AutoencoderKL:
 
 
 def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Give L1 plus squared error plus L1 of image gradients, each weighted by pixel, and of colour.
+    """Return L1 plus squared error plus L1 of image gradients, each weighted by pixel, and of colour.
 
     Gradients make thin edges weigh more than flat areas. Without the term of colour (each channel's difference from the
     mean of the channels) an autoencoder this small reconstructs grey.
@@ -66,7 +66,7 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Te
 
 
 def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
-    """Give the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them
+    """Return the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them
     `weight` times that elsewhere.
 
     Args:
@@ -163,7 +163,7 @@ def centre_latents(vae: AutoencoderKL, latents: Tensor) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainConfig) -> Tensor:
-    """Give the posterior means (not scaled) of corpus images, float32 [N,C,h,w]."""
+    """Return the posterior means (not scaled) of corpus images, float32 [N,C,h,w]."""
     device = torch.device(config.device)
     parts: list[Tensor] = []
     for start in range(0, len(indices), 64):
@@ -177,7 +177,7 @@ def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainC
 
 @torch.no_grad()
 def reconstruction_psnr_db(vae: AutoencoderKL, images: list[Tensor]) -> list[float]:
-    """Give the PSNR in dB of the autoencoder's round trip, per image.
+    """Return the PSNR in dB of the autoencoder's round trip, per image.
 
     Args:
         vae: the autoencoder.

@@ -48,7 +48,7 @@ READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
 def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Give the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy,
+    """Return the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy,
     [count], rising.
     """
     energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double() / len(contexts))
@@ -101,14 +101,14 @@ class TaughtWord(nn.Module):
         return {name: self.unet.get_parameter(name) + change @ self._directions.T for name, change in changes}
 
     def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
-        """Give the predicted v [B,C,h,w]."""
+        """Return the predicted v [B,C,h,w]."""
         context = functional_call(self.text_encoder, self._words(), kwargs={"input_ids": token_ids}).last_hidden_state
         return functional_call(
             self.unet, self._read(), args=(noisy, timesteps), kwargs={"encoder_hidden_states": context}
         ).sample
 
     def change_of_others(self) -> Tensor:
-        """Give the mean squared change of what is read of other texts, as a share of its mean square; mean of all
+        """Return the mean squared change of what is read of other texts, as a share of its mean square; mean of all
         readings.
         """
         changes = zip(self.readings, self._read_of_others, strict=True)
@@ -243,7 +243,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
 
 
 def _token_of(models: LoadedModels, config: WordConfig) -> int:
-    """Give the word's token id, where the base can be taught it."""
+    """Return the word's token id, where the base can be taught it."""
     ours, found = build_scheduler().config, models.scheduler.config
     if any(found.get(key) != ours[key] for key in ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")):
         raise ConfigError(
@@ -264,7 +264,7 @@ def _token_of(models: LoadedModels, config: WordConfig) -> int:
 
 
 def texts_without(others: Corpus, word: str) -> list[str]:
-    """Give captions of images in both forms, prompts with the words users' prompts hold, and the empty text; none names
+    """Return captions of images in both forms, prompts with the words users' prompts hold, and the empty text; none names
     the word.
     """
     kept = [i for i, words in enumerate(others.defect_words) if word not in words]
@@ -285,6 +285,6 @@ def _draw(models: LoadedModels, captions: Sequence[str], path: Path) -> None:
 
 @torch.no_grad()
 def _contexts(models: LoadedModels, data: LatentCorpus, texts: Sequence[str]) -> Tensor:
-    """Give what the UNet reads of texts, float32 [N,D], one row per token."""
+    """Return what the UNet reads of texts, float32 [N,D], one row per token."""
     pieces = [data.tokenize(list(texts[start : start + 64])) for start in range(0, len(texts), 64)]
     return torch.cat([models.text_encoder(input_ids=ids).last_hidden_state.flatten(0, 1) for ids in pieces]).float()

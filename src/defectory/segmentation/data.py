@@ -28,7 +28,7 @@ class SegmentationTile:
 
 
 def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """Give a flipped, mildly re-exposed copy of a tile as torchvision's detection sample.
+    """Return a flipped, mildly re-exposed copy of a tile as torchvision's detection sample.
 
     Returns:
         image float32 [3,H,W] in [0,1], and boxes float [N,4] xyxy, labels int64 [N], masks uint8 [N,H,W].
@@ -60,7 +60,7 @@ def draw_batch(
     seed: int,
     step: int,
 ) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Give one step's batch, a pure function of its arguments; epochs are shuffled without repeats."""
+    """Return one step's batch, a pure function of its arguments; epochs are shuffled without repeats."""
     rng = np.random.default_rng([71, seed, step])
     num_free = round(batch_size * defect_free_share) if defect_free else 0
     chosen: list[SegmentationTile] = [
@@ -71,7 +71,7 @@ def draw_batch(
 
 
 def epoch_indices(count: int, batch_size: int, *, seed: int, step: int) -> list[int]:
-    """Give the indices of one step: every tile once per epoch, in an order of the epoch's own."""
+    """Return the indices of one step: every tile once per epoch, in an order of the epoch's own."""
     result: list[int] = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, count)

@@ -35,7 +35,7 @@ class LightBackbone(nn.Module):
         self.out_channels = PYRAMID
 
     def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
-        """Give pyramid maps for images [B,3,H,W] in [-1,1]."""
+        """Return pyramid maps for images [B,3,H,W] in [-1,1]."""
         maps = self.encoder(pixels)[1:]
         return self.pyramid(OrderedDict(zip(LEVELS, maps, strict=True)))
 
@@ -95,7 +95,7 @@ class AsTheyAre(GeneralizedRCNNTransform):
     """Normalises images and never resizes them: torchvision's own `_skip_resize` holds while training alone."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Give image [3,H,W] and target back."""
+        """Return image [3,H,W] and target back."""
         return image, target
 
 

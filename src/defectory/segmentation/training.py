@@ -216,7 +216,7 @@ def record_score_threshold(folder: Path, threshold: float) -> None:
 
 
 def score_threshold_of(folder: Path) -> float:
-    """Give the score from which on a segmenter's detections count; 0.5 where none was stored."""
+    """Return the score from which on a segmenter's detections count; 0.5 where none was stored."""
     return float(json.loads((folder / "segmenter.json").read_text()).get("score_threshold", 0.5))
 
 
@@ -263,12 +263,12 @@ def _tiles_of(
 
 
 def first_real_step(config: SegmentationConfig) -> int:
-    """Give the step, counted from 0, from which `synthetic_then_real` sees real tiles."""
+    """Return the step, counted from 0, from which `synthetic_then_real` sees real tiles."""
     return round(config.num_steps * (1 - config.real_share_of_steps))
 
 
 def learning_rate_at(step: int, arm: Arm, config: SegmentationConfig) -> float:
-    """Give the learning rate of a step (from 0): linear warm-up, then cosine to 5% of the peak.
+    """Return the learning rate of a step (from 0): linear warm-up, then cosine to 5% of the peak.
 
     `synthetic_then_real` is two trainings one after the other: its real part has a schedule of its own.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from defectory.engine.tensors import images_to_tensor, masks_to_tensor
 from defectory.engine.training.checkpoint import digest_tensors, write_tensors
 from defectory.engine.training.data import TrainingTile, augment, augmentation_of
 from defectory.engine.training.events import Preparing
+from defectory.events import Work
 from defectory.files import digest_json
 from defectory.geometry import RESAMPLING
 
@@ -53,7 +54,7 @@ class TileVariants:
     size_hw: tuple[int, int]
 
     def driver(self, variant: int) -> Tensor:
-        """Give a variant's driver, uint8 [H,W,3]."""
+        """Return a variant's driver, uint8 [H,W,3]."""
         buffer = bytearray(zlib.decompress(self.drivers[variant]))
         return torch.frombuffer(buffer, dtype=torch.uint8).view(*self.size_hw, 3)
 
@@ -85,7 +86,7 @@ class VariantRecipe:
 
 def prepare_variants(
     tiles: Sequence[TrainingTile], held_out: Sequence[TrainingTile], recipe: VariantRecipe, *, cache: Path
-) -> Generator[Preparing, None, tuple[list[TileVariants], list[TileVariants]]]:
+) -> Work[tuple[list[TileVariants], list[TileVariants]]]:
     """Make or read the variants of every tile, and return those of the training and of the held-out tiles.
 
     Args:
@@ -158,7 +159,7 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, images: Sequence[NDArray[np.uint8]], *, precision: str) -> Tensor:
-    """Give the scaled posterior means of images uint8 [H,W,3] of one size, float16 [N,C,h,w] on the CPU."""
+    """Return the scaled posterior means of images uint8 [H,W,3] of one size, float16 [N,C,h,w] on the CPU."""
     height, width = images[0].shape[:2]
     size = max(1, PIXELS_PER_ENCODING // (height * width))
     parts: list[Tensor] = []
@@ -177,7 +178,7 @@ def _deflated(drivers: Sequence[NDArray[np.uint8]]) -> dict[str, Tensor]:
 
 
 def _cached(folder: Path, key: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Give the tensors stored under a key, made and stored where they are not; a damaged file is made again."""
+    """Return the tensors stored under a key, made and stored where they are not; a damaged file is made again."""
     path = folder / key[:2] / f"{key}.safetensors"
     tensors = read_cached(path, key)
     if tensors is None:

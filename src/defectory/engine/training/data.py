@@ -43,7 +43,7 @@ class TrainingTile:
 
     @property
     def defect(self) -> Mask:
-        """Give the union of all masks, bool [H,W]."""
+        """Return the union of all masks, bool [H,W]."""
         union = np.zeros(self.image.shape[:2], bool)
         for _, mask in self.instances:
             union |= mask
@@ -51,17 +51,17 @@ class TrainingTile:
 
     @property
     def geometry(self) -> Image:
-        """Give what drivers take their geometry from, RGB uint8 [H,W,3]."""
+        """Return what drivers take their geometry from, RGB uint8 [H,W,3]."""
         return self.image if self.drawing is None else self.drawing
 
     @property
     def tone(self) -> str:
-        """Give the words for the tones of the tile outside its defects."""
+        """Return the words for the tones of the tile outside its defects."""
         height, width = self.valid_hw
         return tone_words(self.image[:height, :width], without=self.defect[:height, :width])
 
     def digest(self) -> str:
-        """Give the SHA-256 hex digest of image, masks, classes and drawing; the id is not part of it."""
+        """Return the SHA-256 hex digest of image, masks, classes and drawing; the id is not part of it."""
         state = hashlib.sha256(repr((self.image.shape, self.valid_hw, self.class_names)).encode())
         state.update(np.ascontiguousarray(self.image).tobytes())
         for category_id, mask in self.instances:
@@ -102,7 +102,7 @@ def check_tiles(tiles: Sequence[TrainingTile], *, multiple_px: int) -> None:
 
 
 def augmentation_of(tile: TrainingTile, variant: int, *, seed: int, flip: bool) -> Augmentation:
-    """Give the augmentation of a tile's variant, a function of (seed, tile content, variant); variant 0 is the tile as
+    """Return the augmentation of a tile's variant, a function of (seed, tile content, variant); variant 0 is the tile as
     it is.
     """
     if variant == 0:
@@ -166,7 +166,7 @@ class BatchPlan:
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
 
     def batch(self, index: int) -> list[tuple[int, int]]:
-        """Give (tile index, variant) of each member of a batch."""
+        """Return (tile index, variant) of each member of a batch."""
         begin, end = self._num_second(index), self._num_second(index + 1)
         first = [
             self._pick(0, position)
@@ -178,7 +178,7 @@ class BatchPlan:
         return list(zip(first + second, (int(variant) for variant in variants), strict=True))
 
     def _num_second(self, index: int) -> int:
-        """Give how many members of `second` the batches before this one hold."""
+        """Return how many members of `second` the batches before this one hold."""
         return int(np.floor(index * self._batch_size * self._share + 1e-9))
 
     def _pick(self, part: int, position: int) -> int:

@@ -26,7 +26,7 @@ class PromptEmbeddings:
         self._embeddings: dict[str, Tensor] = {}
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """Give the context float [B,L,D] of prompts; equal prompts are encoded once."""
+        """Return the context float [B,L,D] of prompts; equal prompts are encoded once."""
         if self._frozen:
             for prompt in prompts:
                 if prompt not in self._embeddings:

@@ -14,7 +14,7 @@ MAX_TILES = 64
 
 
 def held_out_indices(num_tiles: int) -> list[int]:
-    """Give at most 64 tile indices, spread evenly."""
+    """Return at most 64 tile indices, spread evenly."""
     if num_tiles <= MAX_TILES:
         return list(range(num_tiles))
     return [index * num_tiles // MAX_TILES for index in range(MAX_TILES)]
@@ -23,7 +23,7 @@ def held_out_indices(num_tiles: int) -> list[int]:
 def held_out_batches(
     variants: Sequence[TileVariants], num_timesteps: int, prompt_of: Callable[[TileVariants, int], str], batch_size: int
 ) -> list[Batch]:
-    """Give the validation batches of unaugmented tiles, with timesteps spread evenly over the schedule.
+    """Return the validation batches of unaugmented tiles, with timesteps spread evenly over the schedule.
 
     Args:
         variants: one entry per held-out tile, of which the first variant is used.

@@ -41,7 +41,7 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 def denoising_errors(
     batch: Batch, predict: Predict, schedule: NoiseSchedule, config: TrainingConfig, *, weighted: bool = True
 ) -> Tensor:
-    """Give each member's mean squared error, float [B], weighted for training unless told otherwise.
+    """Return each member's mean squared error, float [B], weighted for training unless told otherwise.
 
     Args:
         batch: on any device.

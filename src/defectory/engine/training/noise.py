@@ -12,7 +12,7 @@ from defectory.errors import WeightsError
 
 
 def generator_of(*key: object) -> torch.Generator:
-    """Give a CPU generator seeded by a key: the same key draws the same numbers on every device and in every run."""
+    """Return a CPU generator seeded by a key: the same key draws the same numbers on every device and in every run."""
     digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -41,11 +41,11 @@ class NoiseSchedule:
 
     @property
     def num_timesteps(self) -> int:
-        """Give the number of training timesteps."""
+        """Return the number of training timesteps."""
         return len(self.alpha_bar)
 
     def add(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Give noisy latents and the UNet's target.
+        """Return noisy latents and the UNet's target.
 
         x_t = a x + s e with a^2 = alpha_bar, s^2 = 1 - alpha_bar; the target is e, or v = a e - s x
         (Salimans & Ho 2022, appendix D).
@@ -61,7 +61,7 @@ class NoiseSchedule:
         return noisy, noise if self.prediction_type == "epsilon" else alpha * noise - sigma * clean
 
     def clean(self, noisy: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
-        """Give the clean latents that a prediction stands for, float [B,C,h,w]: the inverse of `add`."""
+        """Return the clean latents that a prediction stands for, float [B,C,h,w]: the inverse of `add`."""
         alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
         if self.prediction_type == "epsilon":
@@ -69,7 +69,7 @@ class NoiseSchedule:
         return alpha * noisy - sigma * predicted
 
     def weight(self, timesteps: Tensor, *, gamma: float | None, floor: float = 0.0) -> Tensor:
-        """Give the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).
+        """Return the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).
 
         min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v; 1 everywhere where gamma is None.
 
