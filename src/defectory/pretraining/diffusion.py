@@ -7,8 +7,7 @@ weighting (Hang et al. 2023).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
+from defectory.events import Progress, Work
 from defectory.pretraining.config import MAX_DEFECT_WEIGHT, PretrainConfig
 from defectory.pretraining.corpus import Corpus
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 from defectory.pretraining.text import build_text_encoder, build_tokenizer, short_caption, with_defects
 from defectory.pretraining.vae import encode
 from defectory.procedural.defects import DEFECT_WORDS
@@ -112,20 +112,16 @@ class Window:
         return rows, columns
 
 
-def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Iterator[PretrainEvent]:
-    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]) where there is no whole one yet, one event per
-    piece.
-    """
+def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Work[None]:
+    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]), where there is no whole one yet."""
     if read_checked_tensors(cache) is not None:
         return
-    scale, began = float(vae.config["scaling_factor"]), time.monotonic()
+    scale = float(vae.config["scaling_factor"])
     parts: list[Tensor] = []
     for start in range(0, len(corpus), ENCODE_IMAGES):
         piece = range(start, min(start + ENCODE_IMAGES, len(corpus)))
         parts.append((encode(vae, corpus, piece, config) * scale).half())
-        yield PretrainEvent(
-            stage="latents", step=piece.stop, num_steps=len(corpus), loss=None, seconds=time.monotonic() - began
-        )
+        yield Progress(done=piece.stop, total=len(corpus), stage="latents")
     latents = {"latents": torch.cat(parts).contiguous()}
     write_tensors(cache, latents, {"sha256": digest_tensors(latents)})
 
@@ -291,8 +287,8 @@ def train_prior(
     checkpoint: Path,
     start: PriorModel | None = None,
     draw: Callable[[PriorModel, int], None] | None = None,
-) -> Iterator[PretrainEvent | PriorModel]:
-    """Train UNet and text encoder on the cached latents; the last value yielded is the model with EMA weights.
+) -> Work[PriorModel]:
+    """Train UNet and text encoder on the cached latents, and return them with EMA weights.
 
     Args:
         config: the recipe.
@@ -355,7 +351,7 @@ def train_prior(
     )
     # safetensors hold plain layouts alone
     model.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    yield model
+    return model
 
 
 def make_tokenizer(config: PretrainConfig, corpus: Corpus) -> CLIPTokenizer:

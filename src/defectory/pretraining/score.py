@@ -22,10 +22,11 @@ from defectory.engine.features.encoder import ConvEncoder
 from defectory.engine.features.heads import EncoderHeads
 from defectory.engine.sampling.denoise import denoise, encode_prompts
 from defectory.engine.tensors import images_to_tensor
+from defectory.events import Work
 from defectory.pretraining.config import ScoreConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.encoder import dominant_class
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 
 Image = NDArray[np.uint8]
 BATCH = 32
@@ -60,8 +61,10 @@ class Judge(nn.Module):
         self.defect = nn.Linear(2 * num_defects, num_defects)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return material logits [B,M], defect logits of the image [B,D] and of its pixels [B,D,h,w] for images [B,3,H,W]
-        in [-1,1].
+        """Return material logits [B,M], defect logits of images [B,D] and of their pixels [B,D,h,w].
+
+        Args:
+            pixels: float [B,3,H,W] in [-1,1].
         """
         material, pixelwise = self.heads(self.encoder(pixels))
         pooled = torch.cat(
@@ -96,10 +99,8 @@ def train_judge(
     num_defects: int,
     config: ScoreConfig,
     checkpoint: Path,
-) -> Iterator[PretrainEvent | Judge]:
-    """Train the classifier on the corpus but its last `num_held_out` images; the last value yielded is the
-    classifier.
-    """
+) -> Work[Judge]:
+    """Train the classifier on the corpus but its last `num_held_out` images, and return it."""
     torch.manual_seed(config.seed + 9)
     judge = Judge(num_materials=num_materials, num_defects=num_defects)
     usable = torch.tensor([i for i in range(len(corpus) - config.num_held_out) if named[i] is not None])
@@ -122,7 +123,7 @@ def train_judge(
         )
 
     yield from fit(judge, loss_of, config.judge, stage="judge", seed=config.seed, checkpoint=checkpoint)
-    yield judge.eval()
+    return judge.eval()
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectory.engine.tensors import images_to_tensor
+from defectory.events import Work
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.corpus import Corpus
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 from defectory.pretraining.patch_code import start_as_patch_code
 
 KL_WEIGHT = 2e-7
@@ -99,8 +99,8 @@ def draw_crops(corpus: Corpus, config: PretrainConfig, generator: torch.Generato
     return [(i, slice(y, y + crop), slice(x, x + crop)) for i, (y, x) in zip(indices, corners, strict=True)]
 
 
-def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Iterator[PretrainEvent | AutoencoderKL]:
-    """Train the autoencoder on random crops of the corpus; the last value yielded is the autoencoder itself.
+def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Work[AutoencoderKL]:
+    """Train the autoencoder on random crops of the corpus, and return it.
 
     Its latents have mean 0 per channel and standard deviation 1 over all channels of the corpus, `scaling_factor`
     included.
@@ -135,7 +135,7 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> It
             1.0 / float(encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config).std()), 4
         )
     )
-    yield vae
+    return vae
 
 
 @torch.no_grad()

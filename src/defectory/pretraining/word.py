@@ -10,7 +10,7 @@ texts without the word hardly use; the word's embedding is free to go there.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from defectory.engine.backbones.load import LoadedModels, load_base, quiet
 from defectory.engine.backbones.save import save_model, write_digests
 from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError, OutputError
+from defectory.events import Work
 from defectory.files import MARKER_NAME, digest_folder, write_json
 from defectory.folders import atomic_folder, remove_ours, require_replaceable
 from defectory.imageio import save_png
@@ -38,7 +39,7 @@ from defectory.pretraining.diffusion import (
     held_out_loss,
     stratified_timesteps,
 )
-from defectory.pretraining.loop import PretrainEvent, claim, fit
+from defectory.pretraining.loop import claim, fit
 from defectory.pretraining.score import draw_captions
 from defectory.pretraining.text import RESERVED_WORDS, short_caption
 
@@ -124,7 +125,7 @@ class TaughtWord(nn.Module):
             change.zero_()
 
 
-def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iterator[PretrainEvent]:
+def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Work[None]:
     """Write a base like another one that knows a word of the procedural world; a second call resumes from `work`.
 
     Args:
@@ -184,7 +185,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     taught = TaughtWord(
         models.unet, models.text_encoder, token_id=token_id, others=contexts, num_directions=config.num_directions
     )
-    yield from _fit(taught, config, data, checkpoint=work / "word.safetensors")
+    yield from _fit(taught, config, data, checkpoint=work / "checkpoint")
     write_json(work / "others.json", {"readings_changed": round(float(taught.change_of_others().detach()) ** 0.5, 5)})
     taught.fold()
     _draw(models, drawn, work / AFTER)
@@ -197,7 +198,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
         write_digests(folder)
 
 
-def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoint: Path) -> Iterator[PretrainEvent]:
+def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoint: Path) -> Work[None]:
     device, size = data.device, config.training.batch_size
     use_plain_attention(taught.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     taught.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -264,8 +265,9 @@ def _token_of(models: LoadedModels, config: WordConfig) -> int:
 
 
 def texts_without(others: Corpus, word: str) -> list[str]:
-    """Return captions of images in both forms, prompts with the words users' prompts hold, and the empty text; none names
-    the word.
+    """Return captions of images in both forms, prompts with the words that users' prompts hold, and the empty text.
+
+    None of them names the word.
     """
     kept = [i for i, words in enumerate(others.defect_words) if word not in words]
     short = [short_caption(others.tones[i], others.materials[i], others.defect_words[i]) for i in kept]

@@ -45,9 +45,7 @@ def fresh_deep_model() -> nn.Sequential:
         return nn.Sequential(nn.Linear(3, 16), nn.Linear(16, 18), nn.Linear(18, 1))
 
 
-def run(
-    model: nn.Module, folder: Path, config: TrainingConfig = CONFIG, *, recipe: str = "r"
-) -> Work[Trained]:
+def run(model: nn.Module, folder: Path, config: TrainingConfig = CONFIG, *, recipe: str = "r") -> Work[Trained]:
     def loss_of(batch: tuple[Tensor, Tensor]) -> Tensor:
         return (model(batch[0]) - batch[1]).square().mean()
 
@@ -281,11 +279,7 @@ def run_scored(
 @pytest.mark.parametrize("ema_decay", [None, 0.6])
 @pytest.mark.parametrize(
     ("scores", "best_after", "kept"),
-    [
-        ({3: 0.1, 6: 0.9, 9: 0.3}, 0, 6),
-        ({3: 0.9, 6: 0.2, 9: 0.2}, 0, 3),
-        ({3: 0.9, 6: 0.2, 9: 0.2}, 3, 9),
-    ],
+    [({3: 0.1, 6: 0.9, 9: 0.3}, 0, 6), ({3: 0.9, 6: 0.2, 9: 0.2}, 0, 3), ({3: 0.9, 6: 0.2, 9: 0.2}, 3, 9)],
 )
 def test_the_best_weights_are_kept_with_their_buffers(
     tmp_path: Path, scores: dict[int, float], best_after: int, kept: int, ema_decay: float | None

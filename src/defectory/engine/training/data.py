@@ -102,8 +102,9 @@ def check_tiles(tiles: Sequence[TrainingTile], *, multiple_px: int) -> None:
 
 
 def augmentation_of(tile: TrainingTile, variant: int, *, seed: int, flip: bool) -> Augmentation:
-    """Return the augmentation of a tile's variant, a function of (seed, tile content, variant); variant 0 is the tile as
-    it is.
+    """Return the augmentation of a tile's variant, a function of (seed, tile content, variant).
+
+    Variant 0 is the tile as it is.
     """
     if variant == 0:
         return Augmentation.identity(tile.valid_hw)

@@ -145,9 +145,7 @@ def train(
     _leave_kept_weights(state)
     if log is not None:
         write_text(log, _log_text(state))
-    return Trained(
-        losses=tuple(loss for loss, _ in state.log), validated=tuple(state.validated), best=state.best_value
-    )
+    return Trained(losses=tuple(loss for loss, _ in state.log), validated=tuple(state.validated), best=state.best_value)
 
 
 def _fresh_state(
