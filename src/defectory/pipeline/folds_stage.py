@@ -65,6 +65,7 @@ def training_tiles(project: Project, *, stage: str) -> tuple[list[Tile], list[Ti
 
 def run_folds(project: Project) -> Iterator[Progress | str]:
     """Train a segmenter per fold of train and judge every train instance by the one that has not seen it."""
+    from defectory.engine.training.events import Step
     from defectory.segmentation.training import is_whole_segmenter, train_segmenter
 
     tileset, split, config = tileset_of(project), split_of(project), project.config.segmentation
@@ -82,11 +83,8 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
         seen = segmentation_tiles(project, [t for t in defective if fold_of[t.image_id] != fold])
         for event in train_segmenter(
             arm="real",
-            real=seen,
-            synthetic=[],
-            defect_free=free,
+            tiles={"real": seen, "defect_free": free},
             validate=lambda _: 0.0,
-            kind=config.model,
             categories=tileset.categories,
             tiling=tileset.tiling,
             config=config,
@@ -95,12 +93,13 @@ def run_folds(project: Project) -> Iterator[Progress | str]:
             device=device,
             require=lambda ids, what: split.require_training_ids(ids, stage=f"folds, {what}"),
         ):
-            yield Progress(
-                stage="folds",
-                done=fold * num_steps + event.step,
-                total=NUM_FOLDS * num_steps,
-                note=f"loss {event.loss:.3f}",
-            )
+            if isinstance(event, Step):
+                yield Progress(
+                    stage="folds",
+                    done=fold * num_steps + event.step,
+                    total=NUM_FOLDS * num_steps,
+                    note=f"loss {event.loss:.3f}",
+                )
     found: dict[tuple[int, int], list[tuple[int, float]]] = {}
     segmenters = FoldSegmenters(project)
     tiles: list[TileOverlap] = []

@@ -28,7 +28,6 @@ from defectory.pipeline.training import device_of
 from defectory.pipeline.values import dataset_of, split_of, tileset_of
 from defectory.pipeline.verify import checked
 from defectory.rle import decode
-from defectory.segmentation.config import Arm
 
 if TYPE_CHECKING:
     from defectory.segmentation.data import SegmentationTile
@@ -37,20 +36,21 @@ RUN_SCORES = "run_scores.json"
 SCORE_KEYS = ("segm_map", "bbox_map", "ap50", "iou", "iou_matched", "hausdorff")
 
 
-def stage_name(arm: Arm, seed: int) -> str:
+def stage_name(arm: str, seed: int) -> str:
     """Give the name of the stage that trains one segmenter."""
     return f"segment-{arm}-seed{seed}"
 
 
-def arm_folder(arm: Arm, seed: int) -> str:
+def arm_folder(arm: str, seed: int) -> str:
     """Give the folder of one trained segmenter, relative to the run."""
     return f"segment/{arm}-seed{seed}"
 
 
-def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress | str]]:
+def segment_runner(arm: str, seed: int) -> Callable[[Project], Iterator[Progress | str]]:
     """Give the stage that trains one arm with one seed and predicts test once."""
 
     def run(project: Project) -> Iterator[Progress | str]:
+        from defectory.engine.training.events import Step
         from defectory.segmentation.predict import coco_results, predict_images
         from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
 
@@ -73,14 +73,14 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
             ).segm_map  # mAP knows no threshold
 
         out = project.path(arm_folder(arm, seed))
-        best = 0.0
         for event in train_segmenter(
             arm=arm,
-            real=segmentation_tiles(project, defective),
-            synthetic=synthetic,
-            defect_free=segmentation_tiles(project, pool),
+            tiles={
+                "real": segmentation_tiles(project, defective),
+                "synthetic": synthetic,
+                "defect_free": segmentation_tiles(project, pool),
+            },
             validate=validate,
-            kind=config.model,
             categories=dataset.categories,
             tiling=tileset.tiling,
             config=config,
@@ -90,13 +90,8 @@ def segment_runner(arm: Arm, seed: int) -> Callable[[Project], Iterator[Progress
             value_range=dataset.value_range,
             require=lambda ids, what: split.require_training_ids(ids, stage=f"{name}, {what}"),
         ):
-            best = max(best, event.val_map or 0.0)
-            yield Progress(
-                stage=name,
-                done=event.step,
-                total=event.num_steps,
-                note=f"loss {event.loss:.3f}, best val mAP {best:.3f}",
-            )
+            if isinstance(event, Step):
+                yield Progress(stage=name, done=event.done, total=event.total, note=event.note)
         model, _, _ = load_segmenter(out, device)
         threshold = config.score_threshold
         if threshold is None:
@@ -151,7 +146,7 @@ def _synthetic_tiles(project: Project) -> list[SegmentationTile]:
     ]
 
 
-def _require_unseen_test(project: Project, arm: Arm, seed: int) -> None:
+def _require_unseen_test(project: Project, arm: str, seed: int) -> None:
     """Refuse to judge a segmenter whose log does not say that it was trained on images of train and pool alone."""
     log = json.loads(checked(project, arm_folder(arm, seed), "log.json").read_text())
     ids = log.get("image_ids") if isinstance(log, dict) else None
@@ -246,7 +241,7 @@ def _contrast(project: Project) -> dict[str, DefectContrast]:
     )
 
 
-def _scores(project: Project, arm: Arm, seed: int) -> SegmenterScores | None:
+def _scores(project: Project, arm: str, seed: int) -> SegmenterScores | None:
     path = checked(project, arm_folder(arm, seed), "scores.json")
     return SegmenterScores.load(path) if path.is_file() else None
 

@@ -27,13 +27,12 @@ from defectory.pipeline.regions import regions_listing
 from defectory.pipeline.side_by_side import run_segmenters
 from defectory.pipeline.stage import Event, MissingSource, Notice, Project, Stage, states_of
 from defectory.pipeline.verify import Verified
-from defectory.segmentation.config import Arm
 
 
 def stages_of(project: Project) -> tuple[Stage, ...]:
     """Give a project's stages in the order in which they run."""
     seg = project.config.segmentation
-    arms: list[tuple[str, Arm, int]] = [
+    arms: list[tuple[str, str, int]] = [
         (judge.stage_name(arm, seed), arm, seed) for seed in seg.seeds for arm in seg.arms
     ]
     made = ("tiles", "split")

@@ -44,6 +44,7 @@ def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, ou
 
 
 def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: Path) -> Iterator[Progress]:
+    from defectory.engine.training.events import Step
     from defectory.pretraining.corpus import make_corpus
     from defectory.segmentation.predict import coco_results, predict_images
     from defectory.segmentation.start import CLASS_NAME, split_tiles, tiles_of_class_map
@@ -92,11 +93,8 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     )
     for event in train_segmenter(
         arm="real",
-        real=defective,
-        synthetic=[],
-        defect_free=free,
+        tiles={"real": defective, "defect_free": free},
         validate=validate,
-        kind="light",
         categories=categories,
         tiling=tiling,
         config=segmentation,
@@ -105,5 +103,5 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
         device=config.device,
         encoder=encoder,
     ):
-        note = "" if event.val_map is None else f", held-out mAP {event.val_map:.3f}"
-        yield Progress(stage=STAGE, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}{note}")
+        if isinstance(event, Step):
+            yield Progress(stage=STAGE, done=event.done, total=event.total, note=event.note)
