@@ -75,7 +75,5 @@ def test_a_batch_depends_on_seed_and_step_alone(make_tiles: MakeTiles) -> None:
 
 
 def test_a_source_without_a_member_in_the_batch_needs_no_tiles(make_tiles: MakeTiles) -> None:
-    batch = draw_batch(
-        {"real": make_tiles("d", 2), "defect_free": []}, {"real": 5, "defect_free": 0}, seed=0, step=0
-    )
+    batch = draw_batch({"real": make_tiles("d", 2), "defect_free": []}, {"real": 5, "defect_free": 0}, seed=0, step=0)
     assert [len(target["labels"]) for _, target in batch] == [1] * 5

@@ -102,12 +102,12 @@ class Window:
 
     @property
     def latents(self) -> tuple[slice, slice]:
-        """Rows and columns of the latents."""
+        """Return rows and columns of the latents."""
         return slice(self.y, self.y + self.side), slice(self.x, self.x + self.side)
 
     @property
     def pixels(self) -> tuple[slice, slice]:
-        """Rows and columns of the image."""
+        """Return rows and columns of the image."""
         rows, columns = (slice(at * self.factor, (at + self.side) * self.factor) for at in (self.y, self.x))
         return rows, columns
 

@@ -64,7 +64,7 @@ def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, o
 
 
 def dominant_class(class_maps: Tensor, size_hw: torch.Size) -> Tensor:
-    """Give, per output pixel, the highest class present under it, so that thin defects are not lost.
+    """Return, per output pixel, the highest class present under it, so that thin defects are not lost.
 
     Args:
         class_maps: uint8 [B,H,W].

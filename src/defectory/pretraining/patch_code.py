@@ -1,4 +1,4 @@
-"""Starts the autoencoder as a linear code of 4x4 patches, so that training only has to improve on it.
+"""Start the autoencoder as a linear code of 4x4 patches, so that training only has to improve on it.
 
 An AutoencoderKL computes a linear map exactly where its residual branches are zero, because silu(y) - silu(-y) = y:
 each value is carried once with each sign through the last normalisation, whose scale constant channels hold fixed.
@@ -149,7 +149,7 @@ def _gather(conv: nn.Conv2d, count: int) -> None:
 
 
 def _gathered_order() -> Tensor:
-    """Give, for each value after two gatherings, its place in the order of `pixel_unshuffle`."""
+    """Return, for each value after two gatherings, its place in the order of `pixel_unshuffle`."""
     index = torch.arange(PATCH_VALUES).view(3, PATCH_PX, PATCH_PX)
     # pixel row = 2 * (row of the second gathering) + (row of the first)
     split = index.view(3, 2, 2, 2, 2)  # colour, second row, first row, second column, first column

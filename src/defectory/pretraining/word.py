@@ -1,4 +1,4 @@
-"""Teaches a base one word of the world that it draws badly, and moves what it draws for other texts little.
+"""Teach a base one word of the world that it draws badly, and change little in what it draws for other texts.
 
 Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts
 (keys and values, as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that

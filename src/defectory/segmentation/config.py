@@ -18,8 +18,9 @@ class SegmentationConfig(Section):
     """The segmenter and the arms it is trained in; all arms take the same number of optimiser steps."""
 
     model: str = "light"
-    """A family of segmenters: `light`, `resnet50`, one of an installed package, or `package.module:attribute`. `light` starts
-    from shipped weights; `resnet50` starts from random ones and finds nothing after a few hundred steps (decision 036).
+    """A family of segmenters: `light`, `resnet50`, one of an installed package, or `package.module:attribute`. `light`
+    starts from shipped weights; `resnet50` starts from random ones and finds nothing after a few hundred steps
+    (decision 036).
     """
     arms: tuple[str, ...] = ("real", "synthetic", "synthetic_then_real")
     """Ways to train it: `real`, `synthetic`, `synthetic_then_real`, those of installed packages, or

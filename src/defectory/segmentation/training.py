@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def train_segmenter(
         {name: value for name, value in model.named_parameters() if value.requires_grad},
         batch_of,
         _loss_of(model, config, seed, device),
-        config=_loop_settings(begins, config),
+        config=loop_settings(begins, config),
         checkpoint=out / "checkpoint",
         recipe=_recipe(chosen, tiles, config, encoder, num_classes=len(categories), seed=seed),
         validation=Validation(
@@ -148,16 +149,13 @@ def _loss_of(
     return loss_of
 
 
-def _loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSettings:
+def loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSettings:
     """Return the loop's settings; each phase is a training of its own, with a schedule of its own."""
     schedules = tuple(
         Schedule(
-            num_steps=end - begin,
-            peak=config.learning_rate,
-            warmup_steps=WARMUP_STEPS,
-            final_share=FINAL_LR_SHARE,
+            num_steps=end - begin, peak=config.learning_rate, warmup_steps=WARMUP_STEPS, final_share=FINAL_LR_SHARE
         )
-        for begin, end in zip(begins, begins[1:], strict=False)
+        for begin, end in pairwise(begins)
     )
     return LoopSettings(
         schedules=schedules,

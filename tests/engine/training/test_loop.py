@@ -201,6 +201,29 @@ def test_prefetched_batches_are_the_same_batches(tmp_path: Path, monkeypatch: py
     assert state_of(plain, tmp_path / "a") == state_of(prefetched, tmp_path / "b")
 
 
+def test_losses_read_a_few_at_a_time_are_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from defectory.engine.training import loop
+
+    plain = fresh_model()
+    losses = [event.loss for event in run(plain, tmp_path / "a") if isinstance(event, Step)]
+    kind = loop._Stepper  # pyright: ignore[reportPrivateUsage]
+
+    def reads_every_fourth(*args: object) -> object:
+        stepper = kind(*args)  # type: ignore[arg-type]
+        stepper._read_every = 4  # pyright: ignore[reportPrivateUsage]
+        return stepper
+
+    monkeypatch.setattr(loop, "_Stepper", reads_every_fourth)
+    model = fresh_model()
+    shown = [event.loss for event in run(model, tmp_path / "b") if isinstance(event, Step)]
+    assert shown == [losses[at] for at in (0, 0, 0, 3, 3, 3, 3, 7, 8)]
+    assert state_of(plain, tmp_path / "a") == state_of(model, tmp_path / "b")
+    with torch.no_grad():
+        model.weight.fill_(float("nan"))
+    with pytest.raises(StageError, match="step 1: the loss is nan"):
+        list(run(model, tmp_path / "c"))
+
+
 def test_checkpoint_of_another_recipe_is_not_used(tmp_path: Path) -> None:
     events = run(fresh_model(), tmp_path)
     for event in events:

@@ -112,7 +112,7 @@ def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
 
 
 def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bool:
-    """Fill a state from a checkpoint, and return whether a whole one of this recipe was found; others are left alone."""
+    """Fill a state from a checkpoint, and return whether there was a whole one of this recipe; ignore any other."""
     path = folder / FILE_NAME
     found = read_checked_tensors(path)
     if found is None:

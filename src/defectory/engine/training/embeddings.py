@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class PromptEmbeddings:
-    """Turns prompts into the UNet's context.
+    """Turn prompts into the UNet's context.
 
     Args:
         tokenizer: CLIP tokenizer.

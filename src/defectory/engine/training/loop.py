@@ -178,7 +178,7 @@ def _log_text(state: TrainingState) -> str:
 
 
 class _Stepper(Generic[BatchT]):
-    """Takes optimiser steps; reads their losses at once on a CPU, and a few at a time from an accelerator."""
+    """Take optimiser steps; read their losses at once on a CPU, and a few at a time from an accelerator."""
 
     def __init__(
         self,
@@ -294,7 +294,7 @@ def averaged(weights: Sequence[Tensor], average: Sequence[Tensor]) -> Generator[
 
 
 class _Prefetch(Generic[BatchT]):
-    """Makes the next batch in a thread while an accelerator works on the present one."""
+    """Make the next batch in a thread while an accelerator works on the present one."""
 
     def __init__(self, batch_of: Callable[[int], BatchT], *, enabled: bool) -> None:
         self._batch_of = batch_of

@@ -59,7 +59,8 @@ class StackedMuon(torch.optim.Muon):
             buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
             torch._foreach_lerp_(buffers, slopes, 1 - group["momentum"])  # pyright: ignore[reportPrivateUsage]
             wanted = torch._foreach_lerp(slopes, buffers, group["momentum"])  # pyright: ignore[reportPrivateUsage]
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateUsage]
+            kept = 1 - group["lr"] * group["weight_decay"]
+            torch._foreach_mul_(matrices, kept)  # pyright: ignore[reportPrivateUsage]
             shapes: dict[torch.Size, list[int]] = {}
             for number, matrix in enumerate(matrices):
                 shapes.setdefault(matrix.shape, []).append(number)

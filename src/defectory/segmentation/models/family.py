@@ -24,7 +24,7 @@ from defectory.segmentation.models.registry import SEGMENTERS
 
 
 class SegmenterFamily(Protocol):
-    """Builds segmenters of one kind."""
+    """Build segmenters of one kind."""
 
     def build(self, num_classes: int, *, init: Init, encoder: Path | None) -> nn.Module:
         """Build an untrained segmenter; random weights come from torch's global generator, which is seeded.
