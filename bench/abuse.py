@@ -54,7 +54,7 @@ def make_project(folder: Path) -> None:
     from defectory.procedural.borescope import write_dataset
 
     tiny = module_of("tiny_base", TESTS / "conftest.py")
-    settings = module_of("tiny_project", TESTS / "pipeline" / "conftest.py")
+    settings = module_of("tiny_project", TESTS / "stages" / "conftest.py")
     folder.mkdir(parents=True, exist_ok=True)
     tiny.make_tiny_base(folder / "base")
     write_dataset(folder / "source", seed=0, num_labelled=28, num_defect_free=12, size_hw=(64, 88))
@@ -232,29 +232,33 @@ def mounted(*arguments: str, at: Path) -> Iterator[Path]:
 
 
 def disks(bench: Bench, times: int) -> int:
-    """A disk with next to nothing left, a little more every time."""
+    """A disk that is full in each stage in turn: the run is whole up to it, and next to nothing is free."""
+    reference = bench.work / "reference" / "run"
+    folders = sorted(
+        {path.parent for path in reference.rglob("stage.json")}, key=lambda p: (p / "stage.json").stat().st_mtime_ns
+    )
     done = rounds = 0
     while done < times:
+        first = rounds % len(folders)
         with mounted("-t", "tmpfs", "-o", "size=512m", "tmpfs", at=bench.work / "small") as disk:
             folder = disk / "project"
-            shutil.copytree(bench.work / "project", folder)
-            free_bytes = 60_000
-            while True:
-                (disk / "filler").unlink(missing_ok=True)
+            shutil.copytree(bench.work / "reference", folder)
+            for gone in folders[first:]:
+                shutil.rmtree(folder / "run" / gone.relative_to(reference))
+            for free_bytes in (bench.rng.randrange(4_000, 40_000), bench.rng.randrange(40_000, 400_000)):
                 space = shutil.disk_usage(disk).free
                 with open(disk / "filler", "wb") as filler:
                     os.posix_fallocate(filler.fileno(), 0, max(4096, space - free_bytes))
                 code, log = run_command(folder, "run", "project.toml", "--json", log=bench.work / "log.txt")
-                if not bench.failed(code, log, f"full disk {done}, {free_bytes} bytes free"):
-                    break
-                done += 1
-                bench.hits[stage_of(log)] += 1
-                if bench.losses:
-                    return bench.end("full disks", done)
-                free_bytes = bench.rng.randrange(20_000, 900_000)
-                if bench.rng.random() < 0.3:
-                    free_bytes += 1_500_000
-            (disk / "filler").unlink(missing_ok=True)
+                what = f"full disk {done}, {free_bytes} bytes free, from {folders[first].name}"
+                (disk / "filler").unlink(missing_ok=True)
+                if bench.failed(code, log, what):
+                    done += 1
+                    bench.hits[stage_of(log)] += 1
+            code, log = run_command(folder, "run", "project.toml", "--json", log=bench.work / "log.txt")
+            if bench.failed(code, log, f"after {done} full disks"):
+                bench.losses.append(f"after {done} full disks: {log[-300:]}")
+                return bench.end("full disks", done)
             rounds += 1
             bench.compare(folder, f"run {rounds}, {done} full disks so far")
     return bench.end("full disks", done)
@@ -440,7 +444,7 @@ def main() -> int:
     torch.set_num_threads(1)
     import defectory.concept.dreambooth
     import defectory.condition.control
-    import defectory.pipeline.run
+    import defectory.stages.all
     import defectory.segmentation.training
     import defectory.synthesis.full  # noqa: F401
 

@@ -34,6 +34,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
+from defectory.pipeline.generate_stages import phase_tiles
+from defectory.pipeline.values import spread
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
@@ -46,6 +48,7 @@ from defectory.engine.backbones.known import resolve_base
 from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.prompts import class_prompt, condition_prompt
 from defectory.engine.backbones.save import save_base_like
+from defectory.engine.devices import device_of
 from defectory.engine.features.encoder import embed_images, load_encoder
 from defectory.engine.sampling.denoise import denoise, encode_prompts, for_sampling
 from defectory.engine.tensors import images_to_tensor
@@ -53,11 +56,10 @@ from defectory.engine.training.data import TrainingTile
 from defectory.evaluation.image_metrics import kid
 from defectory.files import write_json
 from defectory.imageio import load_rgb, save_png
-from defectory.pipeline.generate_stages import phase_tiles
-from defectory.pipeline.run import SAMPLER_RULES, run_project
-from defectory.pipeline.stage import Project
-from defectory.pipeline.training import device_of
-from defectory.pipeline.values import dataset_of, spread, tileset_of
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run
+from defectory.stages.all import run_all
+from defectory.stages.calibrate import SAMPLER_VERSION
 from defectory.synthesis.grain import add_grain
 
 Features = NDArray[np.float64]
@@ -86,7 +88,7 @@ def prompt_of(config: ProjectConfig, tile: TrainingTile) -> str:
     return condition_prompt(config.concept.token, names, defect_noun=config.condition.defect_noun, tone=tone)
 
 
-def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
+def samples_of(project: Run, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
     """Draw one image per prompt from a concept, or read those drawn before; guidance leads away from the class
     prompt.
     """
@@ -248,17 +250,17 @@ def compare(
     """Train both starts on one project and compare what they draw."""
     resolved = resolve(project_file=project_file, overrides=overrides)
     config = resolved.config
-    project = Project(config=config, folder=work / config.name, source_folder=project_file.parent)
-    for _ in run_project(project, only=["import", "split", "tiles", "test-tiles"]):
+    project = Run(config=config, folder=work / config.name, sources=Sources(folder=project_file.parent))
+    for _ in run_all(project, only=["import", "split", "tiles", "test-tiles"]):
         pass
     device = device_of(project)
     tiles, held_out = phase_tiles(project)
-    test = tileset_of(project, "test_tiles")
+    test = project.store().test_tiles.tileset
     defective = spread([tile for tile in test.tiles if tile.instances], num_real)
     free = spread([tile for tile in test.tiles if not tile.instances], len(defective) // 2)
     # the names of defects are in the prompts, so that a third of all samples, too, are meant to have none
-    real = [load_rgb(project.path("test_tiles", tile.file_name)) for tile in [*defective, *free]]
-    group_of = {record.id: record.group for record in dataset_of(project).images}
+    real = [load_rgb(project.folder / "test_tiles" / tile.file_name) for tile in [*defective, *free]]
+    group_of = {record.id: record.group for record in project.store().data.dataset.images}
     groups = [group_of[tile.image_id] for tile in [*defective, *free]]
     base = resolve_base(config.base)
     guided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
@@ -267,9 +269,9 @@ def compare(
     drawn_for = [drawn_for[i % len(drawn_for)] for i in range(num_samples)]
     prompts = [prompt_of(config, tile) for tile in drawn_for]
     for seed in range(config.seed, config.seed + rounds):
-        starts = {"base": base, "random": random_base(base, project.path(f"random_base-seed{seed}"), seed)}
+        starts = {"base": base, "random": random_base(base, (project.folder / f"random_base-seed{seed}"), seed)}
         for name, start in starts.items():
-            out = project.path(f"concept-{name}-seed{seed}")
+            out = project.folder / f"concept-{name}-seed{seed}"
             if not (out / "concept.json").is_file():
                 for _ in learn_concept(
                     tiles,
@@ -280,12 +282,12 @@ def compare(
                     out=out,
                     device=device,
                     held_out=held_out,
-                    cache=project.path("cache"),
+                    cache=(project.folder / "cache"),
                 ):
                     pass
-            sampler = f"{config.synthesis.scheduler}{config.synthesis.num_steps}-rules{SAMPLER_RULES}"
+            sampler = f"{config.synthesis.scheduler}{config.synthesis.num_steps}-rules{SAMPLER_VERSION}"
             for drawn, guidance in ((guided, config.synthesis.driver_guidance), (unguided, 1.0)):
-                folder = project.path(f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}")
+                folder = project.folder / f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}"
                 drawn[name] += keep_grey(samples_of(project, out, prompts, folder, guidance=guidance), tiles)
     result: dict[str, object] = {
         "project": config.name,

@@ -16,6 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from defectory.pipeline.curate_stage import checker_of
 from numpy.typing import NDArray
 
 from defectory.cli.options import open_project
@@ -23,8 +24,6 @@ from defectory.engine.backbones.known import resolve_base
 from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.imageio import load_rgb
-from defectory.pipeline.curate_stage import checker_of
-from defectory.pipeline.values import dataset_of, tileset_of
 
 Image = NDArray[np.uint8]
 MAX_SHIFT_PX = 8
@@ -54,10 +53,10 @@ def main() -> None:
     project = open_project(args.project, save=False)
     checker, models = checker_of(project), load_base(resolve_base(project.config.base))
     vae: Any = models.vae
-    tiles = [tile for tile in tileset_of(project).of("train") if tile.instances]
+    tiles = [tile for tile in project.store().tiles.tileset.of("train") if tile.instances]
     rng = np.random.default_rng(5)
     made = [
-        (tile, changed(load_rgb(project.path("tiles", tile.file_name)), rng))
+        (tile, changed(load_rgb(project.folder / "tiles" / tile.file_name), rng))
         for tile in tiles
         for _ in range(args.each)
     ]
@@ -69,15 +68,16 @@ def main() -> None:
     found = [checker.originals.likeness(image, tile.valid_hw) for (tile, _), image in zip(made, passed, strict=True)]
     named = [like.value > checker.copy_limit for like in found]
     # other photographs of the same part show the same picture
-    dataset = dataset_of(project)
+    dataset = project.store().data.dataset
     group_of = {f"train tile {tile.id}": dataset.image(tile.image_id).group for tile in tiles}
     right = [
         group_of.get(like.name) == group_of[f"train tile {tile.id}"]
         for like, (tile, _) in zip(found, made, strict=True)
     ]
-    test = tileset_of(project, "test_tiles").tiles
+    test = project.store().test_tiles.tileset.tiles
     real = [
-        checker.originals.likeness(load_rgb(project.path("test_tiles", t.file_name)), t.valid_hw).value for t in test
+        checker.originals.likeness(load_rgb(project.folder / "test_tiles" / t.file_name), t.valid_hw).value
+        for t in test
     ]
     print(
         json.dumps(

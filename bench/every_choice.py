@@ -15,17 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from defectory.pipeline.mask_check import review_masks
 from numpy.typing import NDArray
 
 from defectory.config.resolve import resolve
 from defectory.drawing import contact_sheet, draw_outlines
+from defectory.events import StageEnded
 from defectory.files import write_json
 from defectory.formats.coco import load_coco
 from defectory.imageio import load_rgb, save_jpeg, save_png
-from defectory.pipeline.mask_check import review_masks
-from defectory.pipeline.run import run_project
-from defectory.pipeline.stage import Project, StageEnded
 from defectory.rle import decode
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run
+from defectory.stages.all import run_all
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "topology": ("drivers.kind=topology",),
@@ -61,18 +63,20 @@ def run_choice(
     for kept in KEPT:
         if (source / kept).is_dir() and not (folder / kept).exists():
             shutil.copytree(source / kept, folder / kept, copy_function=os.link)
-    project = Project(config=config, folder=folder, source_folder=source)
+    project = Run(config=config, folder=folder, sources=Sources(folder=source))
     learned = ("learn-masks",) if config.masks.sources.diffusion else ()
     seconds: dict[str, float] = {}
-    for event in run_project(project, only=[*STAGES, *learned]):
+    for event in run_all(project, only=[*STAGES, *learned]):
         if isinstance(event, StageEnded):
             seconds[event.stage] = round(event.seconds, 1)
             print(f"{name}: {event.stage} {event.seconds:.0f} s: {event.summary}", flush=True)
-    scores = json.loads(project.path("curation", "fidelity.json").read_text())
+    scores = json.loads((project.folder / "curation" / "fidelity.json").read_text())
     figures: dict[str, object] = {
         key: scores[key] for key in ("mean", "per_class", "shuffled", "accepted_share", "num_drafts")
     } | {"seconds": seconds}
-    raw = load_coco(project.path("synthetic", "annotations.json"), image_root=project.path("synthetic", "images"))
+    raw = load_coco(
+        (project.folder / "synthetic" / "annotations.json"), image_root=(project.folder / "synthetic" / "images")
+    )
     cells = [
         draw_outlines(load_rgb(image.path), [(LABEL_COLOUR, decode(i.rle)) for i in image.instances], zoom=2)
         for image in raw.images[:SHOWN]
@@ -85,7 +89,7 @@ def prepare(project_file: Path) -> None:
     project file.
     """
     folder = project_file.parent
-    project = Project(config=resolve(project_file=project_file).config, folder=folder, source_folder=folder)
+    project = Run(config=resolve(project_file=project_file).config, folder=folder, sources=Sources(folder=folder))
     if not (folder / "expert").is_dir():
         review_masks(project, folder / "expert")
         for number, path in enumerate(sorted((folder / "expert").glob("*/*.png"))):

@@ -21,19 +21,18 @@ from defectory.cli.options import open_project
 from defectory.formats.coco import load_coco
 from defectory.geometry import distance_to
 from defectory.imageio import load_native, load_rgb, save_png
-from defectory.pipeline.insert_into import insert_into
-from defectory.pipeline.stage import Project
-from defectory.pipeline.values import tileset_of
 from defectory.rle import decode
+from defectory.runs.stage import Run
+from defectory.tools.insert import insert_into
 
 KINDS = ("grey", "rgb", "rgba", "grey16")
 
 
 def random_frame(
-    project: Project, kind: str, size_hw: tuple[int, int], rng: np.random.Generator
+    project: Run, kind: str, size_hw: tuple[int, int], rng: np.random.Generator
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Give a pool tile in another size and depth, with noise in the levels that eight bits cannot hold."""
-    pool = tileset_of(project).of("pool")
+    pool = project.store().tiles.tileset.of("pool")
     tile = load_rgb(project.path("tiles", pool[int(rng.integers(len(pool)))].file_name))
     rgb = cv2.resize(tile, size_hw[::-1], interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     grey = rgb.mean(axis=2).round().astype(np.uint8)
@@ -44,13 +43,13 @@ def random_frame(
     return rgb if kind == "rgb" else np.dstack([rgb, rng.integers(0, 256, size_hw).astype(np.uint8)])
 
 
-def changed_beyond(project: Project, pixels: NDArray[np.generic], out: Path) -> tuple[int, int]:
+def changed_beyond(project: Run, pixels: NDArray[np.generic], out: Path) -> tuple[int, int]:
     """Give how many pixels changed beyond the margin, and how many within it."""
     (image,) = load_coco(out / "annotations.json", image_root=out / "images").images
     after = load_native(image.path)
     assert (after.shape, after.dtype) == (pixels.shape, pixels.dtype), "size or depth changed"
     changed = (after != pixels).reshape(*pixels.shape[:2], -1).any(axis=2)
-    tiling = tileset_of(project).tiling
+    tiling = project.store().tiles.tileset.tiling
     scale = min(tiling.scale, tiling.tile_px / max(pixels.shape[:2])) if tiling.mode == "frame" else tiling.scale
     # a label of half a pixel's uncertainty on either side, where tile and frame have not one scale
     beyond = distance_to(decode(image.instances[0].rle)) > project.config.synthesis.insert_margin_px / scale + (

@@ -12,10 +12,12 @@ import json
 from pathlib import Path
 
 from defectory.config.resolve import resolve
+from defectory.events import StageEnded
 from defectory.files import write_json
-from defectory.pipeline.driver_check import leakage_of
-from defectory.pipeline.run import run_project
-from defectory.pipeline.stage import Project, StageEnded
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run
+from defectory.stages.all import run_all
+from defectory.stages.leakage import leakage_of
 
 
 def main() -> None:
@@ -32,8 +34,8 @@ def main() -> None:
             for blind in (True, False):
                 own = [*args.override, f"drivers.kind={kind}", f"drivers.defect_blind={json.dumps(blind)}"]
                 config = resolve(project_file=file, overrides=own).config
-                project = Project(config=config, folder=args.work / config.name, source_folder=file.parent)
-                for event in run_project(project, only=["import", "split", "tiles"]):
+                project = Run(config=config, folder=args.work / config.name, sources=Sources(folder=file.parent))
+                for event in run_all(project, only=["import", "split", "tiles"]):
                     if isinstance(event, StageEnded) and not event.skipped:
                         print(f"{config.name}: {event.stage}: {event.summary}", flush=True)
                 found = leakage_of(project)

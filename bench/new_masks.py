@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from defectory.pipeline.mask_check import bank_from_train
+from defectory.pipeline.mask_model import mask_diffusion_of
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, spearmanr
 
@@ -29,11 +31,9 @@ from defectory.masks.diffusion import MAX_COPY_IOU, branches_of
 from defectory.masks.perturb import cropped
 from defectory.masks.shapes import LineShape, measure
 from defectory.masks.sources import MaskSources
-from defectory.pipeline.mask_check import bank_from_train
-from defectory.pipeline.mask_model import mask_diffusion_of
-from defectory.pipeline.stage import Project
-from defectory.pipeline.values import dataset_of, split_of, tileset_of
 from defectory.rle import decode
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run
 
 Mask = NDArray[np.bool_]
 SOURCES = ("bank", "statistical", "diffusion")
@@ -82,24 +82,24 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    def opened(source: str, **masks: object) -> Project:
+    def opened(source: str, **masks: object) -> Run:
         shares = [f"masks.sources.{name}={int(name == source)}" for name in SOURCES]
         own = [f"masks.{name}={json.dumps(value)}" for name, value in masks.items()]
         config = resolve(project_file=args.project, overrides=[*shares, *own]).config
-        return Project(config=config, folder=args.run, source_folder=args.project.parent)
+        return Run(config=config, folder=args.run, sources=Sources(folder=args.project.parent))
 
     project = opened("bank")
-    bank, tileset, split = bank_from_train(project), tileset_of(project), split_of(project)
+    bank, tileset, split = bank_from_train(project), project.store().tiles.tileset, project.store().split
     names = {category.id: category.name for category in tileset.categories}
     train = {k: [cropped(decode(e.mask.rle)) for e in bank.entries if e.category_id == k] for k in names}
     scale = tileset.tiling.scale
     unseen: dict[int, list[Mask]] = {k: [] for k in names}
     for image_id in (*split.val, *split.test):
-        for instance in dataset_of(project).image(image_id).instances:
+        for instance in project.store().data.dataset.image(image_id).instances:
             unseen[instance.category_id].append(_scaled(cropped(decode(instance.rle)), scale))
     classes = [k for k in names if train[k] and len(unseen[k]) >= MIN_HELD_OUT]
 
-    def drawn(of: Project, category_id: int, count: int) -> list[Mask]:
+    def drawn(of: Run, category_id: int, count: int) -> list[Mask]:
         sources = MaskSources(bank, (), config=of.config.masks, names=names, diffusion=mask_diffusion_of(of, bank))
         rng = np.random.default_rng([5, category_id])
         masks = [sources.draw(category_id, rng) for _ in range(count)]

@@ -41,16 +41,16 @@ FORMATS = (
 
 
 def write_all(config: Path, out: Path) -> None:
+
     from defectory.cli.options import open_project
     from defectory.formats.writers.registry import writer_named
-    from defectory.pipeline.export_sets import export_project
-    from defectory.pipeline.values import dataset_of, tileset_of
     from defectory.rle import decode
+    from defectory.tools.export import export_project
 
     project = open_project(config, save=False)
-    names = {category.id: category.name for category in dataset_of(project).categories}
+    names = {category.id: category.name for category in project.store().data.dataset.categories}
     truth: dict[str, Any] = {}
-    stage = json.loads(project.path("synthetic", "annotations.json").read_bytes())
+    stage = json.loads((project.folder / "synthetic" / "annotations.json").read_bytes())
     from defectory.rle import Rle
 
     def runs(mask: Mask) -> list[int]:
@@ -68,7 +68,7 @@ def write_all(config: Path, out: Path) -> None:
             "size_hw": [about["height"], about["width"]],
             "labels": [[names[a["category_id"]], runs(mask)] for a, mask in zip(labels, masks, strict=True)],
         }
-    for tile in tileset_of(project).tiles:
+    for tile in project.store().tiles.tileset.tiles:
         if tile.part == "pool" or (tile.part == "train" and tile.instances):
             height, width = tile.valid_hw
             truth[f"real-{tile.id}"] = {

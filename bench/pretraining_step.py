@@ -27,9 +27,9 @@ from defectory.engine.backbones.load import embedded_folder, load_base
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.optimizer import NamedOptimizer
-from defectory.pipeline.pretrain import pretrain_config
 from defectory.pretraining.diffusion import Noising, build_scheduler
 from defectory.procedural.world import render
+from defectory.tools.pretrain import pretrain_config
 from timing import seconds_of, step_options
 
 IMAGES_LIMIT = 0.10

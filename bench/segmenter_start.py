@@ -14,9 +14,11 @@ import statistics
 from pathlib import Path
 
 from defectory.config.resolve import resolve
+from defectory.events import StageEnded
 from defectory.files import write_json
-from defectory.pipeline.run import run_project
-from defectory.pipeline.stage import Project, StageEnded
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run
+from defectory.stages.all import run_all
 
 
 def scores_from(
@@ -26,13 +28,11 @@ def scores_from(
     arm = 'segmentation.arms=["real"]'
     own = [arm, f"segmentation.seeds={json.dumps(seeds)}", f"segmentation.init={init}"]
     config = resolve(project_file=project_file, overrides=[*overrides, *own]).config
-    project = Project(config=config, folder=work / config.name / init, source_folder=project_file.parent)
-    for event in run_project(
-        project, only=["import", "split", "tiles", *(f"segment-real-seed{seed}" for seed in seeds)]
-    ):
+    project = Run(config=config, folder=work / config.name / init, sources=Sources(folder=project_file.parent))
+    for event in run_all(project, only=["import", "split", "tiles", *(f"segment-real-seed{seed}" for seed in seeds)]):
         if isinstance(event, StageEnded):
             print(f"{init}: {event.stage}: {event.summary}", flush=True)
-    return [json.loads(project.path("segment", f"real-seed{seed}", "scores.json").read_text()) for seed in seeds]
+    return [json.loads((project.folder / "segment" / f"real-seed{seed}" / "scores.json").read_text()) for seed in seeds]
 
 
 def compare(

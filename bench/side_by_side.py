@@ -14,8 +14,9 @@ from pathlib import Path
 
 from defectory.config.resolve import resolve
 from defectory.memory import PeakMemory
-from defectory.pipeline.run import run_project
-from defectory.pipeline.stage import Project
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run
+from defectory.stages.all import run_all
 
 
 def train(project_file: Path, work: Path, num_processes: int, overrides: list[str]) -> dict[str, object]:
@@ -29,10 +30,10 @@ def train(project_file: Path, work: Path, num_processes: int, overrides: list[st
         work,
         ignore=shutil.ignore_patterns("segment", "cache", "pipeline", "borescope"),
     )
-    project = Project(config=config, folder=work, source_folder=project_file.parent)
+    project = Run(config=config, folder=work, sources=Sources(folder=project_file.parent))
     began = time.monotonic()
     with PeakMemory() as peak:
-        for _ in run_project(project, only=["segment"]):
+        for _ in run_all(project, only=["segment"]):
             pass
     scores = {
         path.parent.name: json.loads(path.read_text())["segm_map"]

@@ -37,11 +37,22 @@ class Notice:
     stage: str = ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageEnded:
+    """A stage is done, or was up to date; `summary` is one line for people."""
+
+    stage: str
+    seconds: float
+    skipped: bool
+    summary: str
+
+
+Event = Progress | Notice | StageEnded
 Work = Generator[Progress | Notice, None, T]
 """Long work: it yields Progress and Notice, and returns a T."""
 
 
-def finish(work: Work[T]) -> T:
+def finish(work: Generator[object, None, T]) -> T:
     """Do long work to its end, show nothing, and return its value."""
     while True:
         try:
@@ -50,4 +61,4 @@ def finish(work: Work[T]) -> T:
             return end.value
 
 
-__all__ = ["Notice", "Progress", "Work", "finish"]
+__all__ = ["Event", "Notice", "Progress", "StageEnded", "Work", "finish"]

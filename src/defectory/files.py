@@ -188,6 +188,7 @@ def finish_stage(
     *,
     inputs_digest: str,
     inputs: Mapping[str, str],
+    settings: Mapping[str, object],
     files: Mapping[str, str],
     summary: str,
     seconds: float,
@@ -198,6 +199,7 @@ def finish_stage(
         folder: of the stage.
         inputs_digest: of all that the stage depends on.
         inputs: digest of each of these things by name.
+        settings: values of short settings among them by name, so that a later run can say what changed.
         files: SHA-256 of each file of the outcome by relative name.
         summary: one line for people.
         seconds: that the stage took.
@@ -205,5 +207,11 @@ def finish_stage(
     info = {"summary": summary, "output_digest": digest_json(dict(files)), "seconds": round(seconds, 1)}
     write_json(
         folder / MANIFEST_NAME,
-        {"inputs_digest": inputs_digest, "inputs": dict(inputs), "files": dict(files), "info": info},
+        {
+            "inputs_digest": inputs_digest,
+            "inputs": dict(inputs),
+            "settings": dict(settings),
+            "files": dict(files),
+            "info": info,
+        },
     )

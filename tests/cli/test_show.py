@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from defectory.cli import show
-from defectory.pipeline.stage import Event, Progress, StageEnded
+from defectory.events import Event, Progress, StageEnded
 
 SIDE_BY_SIDE: list[Event] = [
     *(

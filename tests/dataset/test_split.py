@@ -53,7 +53,7 @@ def dataset_of(rows: Sequence[Row]) -> Dataset:
 
 
 def split_blindly(rows: Sequence[Row], **config: Any) -> tuple[Dataset, Split]:
-    dataset = dataset_of(rows)
+    dataset = rows.store().data.dataset
     return dataset, make_split(Path("nowhere"), dataset, SplitConfig(**config), descriptors={})
 
 

@@ -71,7 +71,7 @@ def native(tile_px: int) -> Tiling:
 
 def test_without_defect_free_images_the_pool_is_crops_of_train(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, free=0)
-    split = split_of(dataset)
+    split = dataset.store().split
     # a frame of 96 would hold these images whole, and leave the pool empty
     assert choose_tiling(dataset, split, TilingConfig(), 96).mode == "tile"
     assert "since no image is defect-free" in choose_tiling(dataset, split, TilingConfig(), 96).reason
@@ -87,7 +87,7 @@ def test_without_defect_free_images_the_pool_is_crops_of_train(tmp_path: Path) -
 
 def test_tiles_are_exact_cuts_of_image_and_mask(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
-    split = split_of(dataset)
+    split = dataset.store().split
     tiles = cut(tmp_path, dataset, split, native(32), ("train",))
     assert {t.image_id for t in tiles if t.instances} == set(split.train)
     for tile in tiles:
@@ -149,7 +149,7 @@ def test_a_tile_says_how_much_it_shows_of_which_instance_and_keeps_crowds(tmp_pa
 @pytest.mark.parametrize(("tile_px", "count"), [(32, 2 * 3), (48, 2 * 2), (80, 1 * 2), (96, 1)])
 def test_pool_tiles_cover_an_image_to_its_borders(tmp_path: Path, tile_px: int, count: int) -> None:
     dataset = make_dataset(tmp_path)
-    split = split_of(dataset)
+    split = dataset.store().split
     tiles = cut(tmp_path, dataset, split, native(tile_px), ("pool",))
     seen = {image_id: np.zeros(SIZE_HW, int) for image_id in split.pool}
     for tile in tiles:
@@ -165,7 +165,7 @@ def test_pool_tiles_over_the_limit_are_never_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
 ) -> None:
     dataset = make_dataset(tmp_path, free=free)
-    split = split_of(dataset)
+    split = dataset.store().split
     every = {t.id: t for t in cut(tmp_path, dataset, split, native(32), ("train", "pool"))}
     whole_pool = [t.id for t in every.values() if t.part == "pool"]
     written: list[str] = []
@@ -185,7 +185,7 @@ def test_pool_tiles_over_the_limit_are_never_written(
 
 def test_every_image_is_read_once_and_progress_counts_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = make_dataset(tmp_path, free=0)
-    split = split_of(dataset)
+    split = dataset.store().split
     read: list[str] = []
 
     def load(path: Path, value_range: ValueRange | None) -> np.ndarray:
@@ -215,7 +215,7 @@ def test_an_abandoned_cut_leaves_nothing(tmp_path: Path) -> None:
     cutting = cut_tiles(
         tmp_path,
         dataset,
-        split_of(dataset),
+        dataset.store().split,
         native(32),
         parts=("train",),
         out=tmp_path / "out" / "tiles",
@@ -264,7 +264,7 @@ def test_frames_are_for_images_that_fit_without_making_their_defects_thin(
     tmp_path: Path, thin: int, tile_px: int, mode: str
 ) -> None:
     dataset = make_dataset(tmp_path, thin=thin)
-    tiling = choose_tiling(dataset, split_of(dataset), TilingConfig(), tile_px)
+    tiling = choose_tiling(dataset, dataset.store().split, TilingConfig(), tile_px)
     assert tiling.mode == mode
     assert tiling.scale == 1.0 if mode == "tile" else tiling.scale == round(tile_px / 96, 4)
     # six pixels at native size are four in a frame of 64
@@ -273,7 +273,7 @@ def test_frames_are_for_images_that_fit_without_making_their_defects_thin(
 
 def test_frames_keep_the_aspect_and_pad(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
-    split = split_of(dataset)
+    split = dataset.store().split
     tiling = choose_tiling(dataset, split, TilingConfig(), 64)
     assert tiling.mode == "frame"
     for tile in cut(tmp_path, dataset, split, tiling, ("train", "pool")):
@@ -290,7 +290,7 @@ def test_deep_images_are_cut_with_the_range_of_the_set(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path).model_copy(update={"value_range": ValueRange(low=0, high=4095)})
     for record in dataset.images:
         save_png(tmp_path / "images" / record.file_name, np.full(SIZE_HW, 2048, np.uint16))
-    tiles = cut(tmp_path, dataset, split_of(dataset), native(32), ("pool",))
+    tiles = cut(tmp_path, dataset, dataset.store().split, native(32), ("pool",))
     assert {int(load_rgb(tmp_path / "tiles" / tile.file_name).max()) for tile in tiles} == {128}
 
 
@@ -298,13 +298,13 @@ def test_an_image_of_another_size_than_at_import_ends_the_cut(tmp_path: Path) ->
     dataset = make_dataset(tmp_path)
     save_png(tmp_path / "images" / dataset.images[-1].file_name, np.zeros((60, 90, 3), np.uint8))
     with pytest.raises(ImageError, match=r"is 60x90 pixels, and was 64x96 when it was imported; import the data again"):
-        cut(tmp_path, dataset, split_of(dataset), native(32), ("pool",))
+        cut(tmp_path, dataset, dataset.store().split, native(32), ("pool",))
     assert not (tmp_path / "tiles").exists()
 
 
 def test_held_out_images_are_never_cut_for_training(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
-    split = split_of(dataset)
+    split = dataset.store().split
     with pytest.raises(FirewallError, match="tiles"):
         cut(tmp_path, dataset, LyingSplit(**split.model_dump()), native(32), ("train",))
     assert not (tmp_path / "tiles").exists()
@@ -320,7 +320,7 @@ class LyingSplit(Split):
 def test_a_split_without_train_and_a_scale_past_all_memory_are_told(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     with pytest.raises(StageError, match="training part of the split holds no image"):
-        choose_tiling(dataset, split_of(dataset).model_copy(update={"train": ()}), TilingConfig(), 32)
+        choose_tiling(dataset, dataset.store().split.model_copy(update={"train": ()}), TilingConfig(), 32)
     large = dataset.model_copy(
         update={"images": tuple(r.model_copy(update={"size_hw": (1960, 2560)}) for r in dataset.images)}
     )
@@ -328,7 +328,7 @@ def test_a_split_without_train_and_a_scale_past_all_memory_are_told(tmp_path: Pa
         ConfigError,
         match=r"tiling.scale: is 8, which makes 000.png larger than 178 million pixels; give a smaller scale",
     ):
-        choose_tiling(large, split_of(dataset), TilingConfig(mode="tile", scale=8), 32)
+        choose_tiling(large, dataset.store().split, TilingConfig(mode="tile", scale=8), 32)
 
 
 @pytest.mark.parametrize("block_px", [16, 1024])

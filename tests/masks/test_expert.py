@@ -51,7 +51,7 @@ def bank_of(names: tuple[str, ...]) -> tuple[MaskBank, tuple[Category, ...]]:
 
 
 def test_class_names_of_any_kind_stay_inside_the_folder_and_come_back(tmp_path: Path) -> None:
-    bank, categories = bank_of(ODD_NAMES)
+    bank, categories = ODD_NAMES.store().bank
     out = tmp_path / "work" / "review"
     assert write_review(bank, categories, SHEET, out) == len(ODD_NAMES)
     assert [path.name for path in tmp_path.iterdir()] == ["work"]

@@ -9,14 +9,14 @@ import torch
 
 from defectory.artifacts.scores import BaseScores
 from defectory.errors import ConfigError, StageError
+from defectory.events import Progress
 from defectory.imageio import load_rgb
-from defectory.pipeline.pretrain import run_score, score_config
-from defectory.pipeline.stage import Progress
 from defectory.pretraining.config import ScoreConfig, StageConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.score import GRID_CAPTIONS, Named, accuracy, name_images
 from defectory.procedural.defects import DEFECT_WORDS
 from defectory.procedural.materials import MATERIALS
+from defectory.tools.pretrain import run_score, score_config
 
 
 class Reads(torch.nn.Module):

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 from defectory.artifacts.value import Value
-from defectory.rle import Rle
+from defectory.rle import Rle, decode
 
 
 class Category(Value):
@@ -19,3 +24,8 @@ class Instance(Value):
     category_id: int
     rle: Rle
     is_crowd: bool = False
+
+
+def masks_of(instances: Sequence[Instance]) -> tuple[tuple[int, NDArray[np.bool_]], ...]:
+    """Decode instances to pairs of category id and mask, bool [H,W]."""
+    return tuple((instance.category_id, decode(instance.rle)) for instance in instances)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+import numpy as np
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
 
+T = TypeVar("T")
 Part = Literal["train", "pool", "val", "test"]
 
 
@@ -61,3 +65,10 @@ class TileSet(Value):
     def of(self, part: Part) -> tuple[Tile, ...]:
         """Give the tiles of one part, in order."""
         return tuple(tile for tile in self.tiles if tile.part == part)
+
+
+def spread(items: Sequence[T], limit: int) -> list[T]:
+    """Return at most `limit` items, evenly over all of them; neighbours in a tile set come from one image."""
+    if len(items) <= limit:
+        return list(items)
+    return [items[int(i)] for i in np.linspace(0, len(items) - 1, limit).round()]

@@ -356,8 +356,8 @@ def predict(
     ] = False,
 ) -> None:
     """Find defects in images: COCO results and overlays."""
-    from defectory.cli.prediction import predict_files
     from defectory.cli.show import say
+    from defectory.tools.predict import predict_files
 
     done = predict_files(
         images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad

@@ -7,17 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectory.cli.options import ConfigOption, JsonOption, OverrideOption, open_project, path_from_project
+from defectory.cli.options import PROJECT_FILE, JsonOption, OverrideOption, ProjectArgument, open_project, run_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import numpy as np
-    from numpy.typing import NDArray
-
     from defectory.drivers.config import DriverConfig
     from defectory.drivers.tune import Candidate
-    from defectory.pipeline.stage import Event, Project
+    from defectory.events import Event
 
 DRIVER_CONSTANTS = (
     "grid_px",
@@ -28,6 +25,7 @@ DRIVER_CONSTANTS = (
     "superpixel_px",
 )
 NUM_CANDIDATES_SHOWN = 8
+MAX_PROMPTS = 20
 
 drivers_app = typer.Typer(
     no_args_is_help=True, help="Drivers: images that tell the control network where part and defect are."
@@ -52,118 +50,68 @@ def _drivers() -> None:
 
 
 def extract(
+    project: ProjectArgument = PROJECT_FILE,
     images: Annotated[
-        list[Path] | None, typer.Argument(help="Images; without any, the tiles of the project are used.")
+        list[Path] | None,
+        typer.Option("--image", "-i", help="Image, or a folder of them (repeatable); if none, tiles of the project."),
     ] = None,
-    mask: Annotated[Path | None, typer.Option("--mask", help="Class-index mask to paint on each image.")] = None,
-    config: ConfigOption = Path("project.toml"),
+    mask: Annotated[
+        Path | None, typer.Option("--mask", help="Mask to paint on each image: class numbers, or 0 and 255.")
+    ] = None,
     override: OverrideOption = None,
-    part: Annotated[str, typer.Option("--part", help="Tiles of the project: train or pool.")] = "train",
+    subset: Annotated[str, typer.Option("--subset", help="Tiles of the project: train or pool.")] = "train",
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most this many tiles.")] = 64,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="One driver of each whole image, not of its middle at the tile size.")
+    ] = False,
     out: Annotated[
         Path, typer.Option("--out", help="Folder for the drivers: new, empty, or an earlier extraction.")
     ] = Path("drivers"),
 ) -> None:
-    """Extract drivers from images, or from the tiles of a project, as PNG files."""
+    """Extract drivers from images, or from the tiles of a project, as PNG files, with the prompts that go with them."""
     from defectory.cli.show import say
     from defectory.errors import ConfigError
-    from defectory.folders import atomic_folder, require_replaceable
-    from defectory.imageio import save_png
+    from defectory.tools.drivers import extract_from_images, extract_from_tiles
 
-    if part not in ("train", "pool"):
-        raise ConfigError("option --part", f"is {part!r}", "choose train or pool")
-    sources = [*(images or []), *([] if mask is None else [mask]), config]
-    require_replaceable(out, kind="drivers", sources=sources)
-    drivers = _of_images(images, mask, config, override) if images else _of_tiles(config, override, part, limit)
-    count = 0
-    with atomic_folder(out, kind="drivers", sources=sources) as folder:
-        for count, (name, driver) in enumerate(drivers, start=1):  # noqa: B007  # the last one is the count
-            save_png(folder / name, driver)
-    say(f"{count} drivers in {out}")
-
-
-def _of_images(
-    images: list[Path], mask: Path | None, config: Path, override: list[str] | None
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield file name and driver of each image; images of one name in several folders are numbered."""
-    import numpy as np
-
-    from defectory.drivers.config import DriverConfig
-    from defectory.drivers.extract import extract_driver
-    from defectory.errors import ImageError
-    from defectory.filenames import file_name_of
-    from defectory.imageio import load_class_mask, load_rgb
-
-    drivers = (
-        open_project(config, overrides=override, save=False).config.drivers if config.is_file() else DriverConfig()
-    )
-    labels = None if mask is None else load_class_mask(mask)
-    taken: set[str] = set()
-    for number, path in enumerate(images, start=1):
-        image = load_rgb(path)
-        instances: list[tuple[int, NDArray[np.bool_]]] = []
-        if labels is not None:
-            if labels.shape != image.shape[:2]:
-                raise ImageError(
-                    mask,
-                    f"mask is {labels.shape[0]}x{labels.shape[1]}, {path} is {image.shape[0]}x{image.shape[1]} "
-                    "(height x width)",
-                    "give a mask of the image's size",
-                )
-            instances = [(int(value), labels == value) for value in np.unique(labels) if value]
-        name = file_name_of(path.stem)
-        name = f"{name}-{number}" if name.casefold() in taken else name
-        taken.add(name.casefold())
-        num_classes = max([1, *(category for category, _ in instances)])
-        yield f"{name}.png", extract_driver(image, instances, num_classes=num_classes, config=drivers)
+    if subset not in ("train", "pool"):
+        raise ConfigError("option --subset", f"is {subset!r}", "choose train or pool")
+    opened = open_project(project, overrides=override) if project.is_file() or not images else None
+    run = None if opened is None else opened.run_values
+    if images:
+        made = extract_from_images(images, mask=mask, run=run, whole=whole, out=out)
+    else:
+        assert run is not None
+        made = extract_from_tiles(run, subset=subset, limit=limit, out=out)
+    for name, prompt in made[:MAX_PROMPTS] if images else ():
+        say(f"{name}: {prompt}")
+    say(f"{len(made)} drivers in {out}")
 
 
-def _of_tiles(
-    config: Path, override: list[str] | None, part: str, limit: int
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Yield file name and driver of tiles of a project that has been run up to them."""
-    from defectory.imageio import load_rgb
-    from defectory.pipeline.drawings import drawings_of
-    from defectory.pipeline.values import driver_maker, masks_of, tileset_of
-
-    project = open_project(config, overrides=override, save=False)
-    tileset, drawings = tileset_of(project), drawings_of(project)
-    make = driver_maker(project, len(tileset.categories))
-    for tile in tileset.of("train" if part == "train" else "pool")[:limit]:
-        image = load_rgb(project.path("tiles", tile.file_name)) if drawings is None else drawings.of(tile)
-        yield f"{tile.id}.png", make(image, masks_of(tile.instances), tile.valid_hw)
-
-
-def tune(
-    config: ConfigOption = Path("project.toml"), override: OverrideOption = None, as_json: JsonOption = False
-) -> None:
+def tune(project: ProjectArgument = PROJECT_FILE, override: OverrideOption = None, as_json: JsonOption = False) -> None:
     """Choose driver constants: keep most of the surface's structure without telling which images had a defect."""
     from dataclasses import asdict
 
     from defectory.cli.show import say_json, show_events
     from defectory.files import write_json
-    from defectory.pipeline.driver_check import tune_drivers
+    from defectory.runs.layout import TUNED_DRIVERS
+    from defectory.tools.drivers import tune_drivers
 
-    project = open_project(config, overrides=override)
+    opened = open_project(project, overrides=override)
     found: list[Candidate] = []
 
     def events() -> Iterator[Event]:
-        for event in tune_drivers(project):
-            if isinstance(event, list):
-                found.extend(event)
-            else:
-                yield event
+        found.extend((yield from tune_drivers(opened.run_values)))
 
-    _run_needed(project, "tiles", as_json=as_json)
+    run_until(opened, "tiles", as_json=as_json)
     show_events(events(), as_json=as_json)
-    path = project.path("tune", "drivers.json")
+    path = opened.run_folder / TUNED_DRIVERS
     write_json(path, [{**asdict(c), "config": c.config.model_dump(mode="json")} for c in found])
     best = found[0].config.model_dump(mode="json")
-    changed = {key: value for key, value in best.items() if value != getattr(project.config.drivers, key)}
+    changed = {key: value for key, value in best.items() if value != getattr(opened.config.drivers, key)}
     if as_json:
         say_json({"event": "Tuned", "best": best, "changed": changed, "leaks": bool(found[0].leaks), "file": str(path)})
     else:
-        _show_candidates(found, project.config.drivers, changed, config=config, path=path)
+        _show_candidates(found, opened.config.drivers, changed, config=project, path=path)
 
 
 def _show_candidates(
@@ -203,7 +151,7 @@ def _show_candidates(
 
 
 def compare(
-    config: ConfigOption = Path("project.toml"),
+    project: ProjectArgument = PROJECT_FILE,
     override: OverrideOption = None,
     num_tiles: Annotated[int, typer.Option("--tiles", min=1, help="Train tiles to show.")] = 6,
     out: Annotated[Path, typer.Option("--out", help="Picture to write (PNG).")] = Path("drivers.png"),
@@ -212,12 +160,12 @@ def compare(
     from defectory.cli.show import say
     from defectory.folders import require_new_or_ours
     from defectory.imageio import save_png
-    from defectory.pipeline.driver_check import compare_drivers
+    from defectory.tools.drivers import compare_drivers
 
     require_new_or_ours(out)
-    project = open_project(config, overrides=override)
-    _run_needed(project, "tiles")
-    save_png(out, compare_drivers(project, num_tiles=num_tiles), software=True)
+    opened = open_project(project, overrides=override)
+    run_until(opened, "tiles")
+    save_png(out, compare_drivers(opened.run_values, num_tiles=num_tiles), software=True)
     say(out)
 
 
@@ -227,7 +175,7 @@ def _masks() -> None:
 
 
 def review_masks(
-    config: ConfigOption = Path("project.toml"),
+    project: ProjectArgument = PROJECT_FILE,
     override: OverrideOption = None,
     out: Annotated[Path, typer.Option("--out", help="Folder to write: new or empty.")] = Path("masks"),
 ) -> None:
@@ -235,24 +183,26 @@ def review_masks(
     reads them back.
     """
     from defectory.cli.show import say
+    from defectory.config.template import path_from
     from defectory.errors import OutputError
     from defectory.folders import is_empty, is_ours, require_replaceable
-    from defectory.pipeline.mask_check import review_masks as write
+    from defectory.tools.masks import review_masks as write
 
     if is_ours(out, kind="masks-review") and not is_empty(out):
         raise OutputError(out, "is there already and may hold corrections", "give another folder (--out)")
     require_replaceable(out, kind="masks-review")
-    project = open_project(config, overrides=override)
-    _run_needed(project, "tiles")
+    opened = open_project(project, overrides=override)
+    run_until(opened, "tiles")
+    count = write(opened.run_values, out)
     say(
-        f"{write(project, out)} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, "
-        "add new ones, and set"
+        f"{count} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, add new ones, "
+        "and set"
     )
-    say(f'masks.expert = "{path_from_project(out, config)}"')
+    say(f'masks.expert = "{path_from(project, out)}"')
 
 
 def preview_masks(
-    config: ConfigOption = Path("project.toml"),
+    project: ProjectArgument = PROJECT_FILE,
     override: OverrideOption = None,
     per_class: Annotated[int, typer.Option("--per-class", min=1, help="Masks of each class.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the masks.")] = 0,
@@ -262,20 +212,13 @@ def preview_masks(
     from defectory.cli.show import say, show_table
     from defectory.folders import require_new_or_ours
     from defectory.imageio import save_png
-    from defectory.pipeline.mask_preview import preview_masks as preview
-    from defectory.pipeline.mask_preview import summary_of
+    from defectory.tools.masks import preview_masks as preview
+    from defectory.tools.masks import summary_of
 
     require_new_or_ours(out)
-    project = open_project(config, overrides=override)
-    _run_needed(project, "learn-masks" if project.config.masks.sources.diffusion > 0 else "tiles")
-    sheet, counts = preview(project, per_class=per_class, seed=seed)
+    opened = open_project(project, overrides=override)
+    run_until(opened, "learn-masks" if opened.config.masks.sources.diffusion > 0 else "tiles")
+    sheet, counts = preview(opened.run_values, per_class=per_class, seed=seed)
     save_png(out, sheet, software=True)
     show_table("Masks", ("class", "drawn from"), summary_of(counts))
     say(out)
-
-
-def _run_needed(project: Project, stage: str, *, as_json: bool = False) -> None:
-    from defectory.cli.show import show_events
-    from defectory.pipeline.run import needed_for, run_project, stages_of
-
-    show_events(run_project(project, only=needed_for(stages_of(project), [stage])), as_json=as_json)

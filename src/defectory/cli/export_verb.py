@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from defectory.cli.options import (
-    ConfigOption,
+    PROJECT_FILE,
     DeviceOption,
     DryRunOption,
     JsonOption,
     OverrideOption,
     PresetOption,
+    ProjectArgument,
     SeedOption,
+    YesOption,
     open_project,
+    run_project,
 )
 
 FORMATS_OUT = (
@@ -40,7 +43,7 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    config: ConfigOption = Path("project.toml"),
+    project: ProjectArgument = PROJECT_FILE,
     kind: Annotated[
         str | None,
         typer.Option(
@@ -67,33 +70,33 @@ def export(
     seed: SeedOption = None,
     device: DeviceOption = None,
     dry_run: DryRunOption = False,
+    yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write the accepted drafts with their labels: in the run, or as a folder in a format that other tools open."""
-    from defectory.cli.project_verbs import run_stages
     from defectory.errors import ConfigError
 
     _require_together(kind=kind, out=out, with_real=with_real, real=real)
+    opened = open_project(project, overrides=override, preset=preset, seed=seed, device=device)
     if kind is None or out is None:
-        run_stages(config, ["export"], override, preset, seed, device, dry_run, as_json, with_needs=True)
+        run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
         return
     if kind not in FORMATS_OUT:
         todo = f"give one of {', '.join(FORMATS_OUT)}"
         raise ConfigError("option --format", f"no format out is called {kind!r}", todo)
     from defectory.cli.show import show_events
     from defectory.formats.writers.registry import writer_named
-    from defectory.pipeline.export_sets import default_form, export_project, require_export_folder
+    from defectory.tools.export import default_form, export_project, require_export_folder
 
-    project = open_project(config, overrides=override, preset=preset, seed=seed, device=device, save=False)
     # what is wrong is told before hours of training
-    require_export_folder(project, out)
-    run_stages(config, ["export"], override, preset, seed, device, dry_run, as_json, with_needs=True)
+    require_export_folder(opened.run_values, out)
+    run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
     if dry_run:
         return
     form = None
     if with_real:
-        form = "images" if real == "images" else "tiles" if real == "tiles" else default_form(project)
-    show_events(export_project(project, writer_named(kind), out, real=form), as_json=as_json)
+        form = "images" if real == "images" else "tiles" if real == "tiles" else default_form(opened.config)
+    show_events(export_project(opened.run_values, writer_named(kind), out, real=form), as_json=as_json)
 
 
 def _require_together(*, kind: str | None, out: Path | None, with_real: bool, real: str | None) -> None:

@@ -10,7 +10,7 @@ import traceback
 
 import typer
 
-from defectory.cli import data_verbs, driver_verbs, export_verb, project_verbs, run_verbs, tool_verbs
+from defectory.cli import data_verbs, driver_verbs, export_verb, insert_verb, project_verbs, run_verbs, tool_verbs
 from defectory.cli.failures import INTERRUPTED
 from defectory.memory import keep_freed_memory
 
@@ -56,6 +56,7 @@ def _root(
 
 
 project_verbs.register(app)
+insert_verb.register(app)
 export_verb.register(app)
 run_verbs.register(app)
 data_verbs.register(app)

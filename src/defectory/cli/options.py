@@ -1,102 +1,126 @@
-"""Options that verbs share, and how a project is opened from them."""
+"""Options that verbs share, and how a project is opened and run from them."""
 
 from __future__ import annotations
 
-import os
+import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
-    from defectory.pipeline.stage import Project
+    from defectory.api.project import Project
 
-ConfigOption = Annotated[Path, typer.Option("--config", "-c", help="Project file.")]
+PROJECT_FILE = Path("project.toml")
+ProjectArgument = Annotated[Path, typer.Argument(help="Project file.", metavar="[PROJECT]")]
 OverrideOption = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set any setting, for example synthesis.num_images=50."),
 ]
 PresetOption = Annotated[str | None, typer.Option("--preset", help="demo, demo-full, cpu or gpu-sd15.")]
-SeedOption = Annotated[int | None, typer.Option("--seed", help="Seed of the whole project.")]
+SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the whole project.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, do nothing.")]
+DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why, do nothing.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON lines instead of text.")]
-
-RESERVED = ("DEFECTORY_BASES", "DEFECTORY_DEBUG")
-"""Variables of our name that are no settings."""
-
-
-class Layers(TypedDict):
-    """Settings above a project file."""
-
-    environment: dict[str, str]
-    overrides: list[str]
-
-
-def layers_of(overrides: list[str] | None, *, seed: int | None, device: str | None) -> Layers:
-    """Return what environment and command line set, as `resolve` takes it."""
-    wanted = list(overrides or [])
-    wanted += [f"seed={seed}"] if seed is not None else []
-    wanted += [f'device="{device}"'] if device is not None else []
-    return Layers(
-        environment={name: value for name, value in os.environ.items() if name not in RESERVED}, overrides=wanted
-    )
+YesOption = Annotated[
+    bool, typer.Option("--yes", "-y", help="Replace finished training whose settings changed without asking.")
+]
+ASK_FROM_SECONDS = 60.0
+"""A stage that took this long is not replaced without a question."""
 
 
 def open_project(
     file: Path,
     *,
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] | None = None,
     preset: str | None = None,
     seed: int | None = None,
     device: str | None = None,
-    save: bool = True,
 ) -> Project:
-    """Resolve a project file with command line and environment, and save what came out with the run.
+    """Open a project file with the settings of command line and environment."""
+    from defectory.api.project import Project
+
+    return Project.open(file, overrides=overrides or (), preset=preset, seed=seed, device=device)
+
+
+def run_until(project: Project, *stages: str, as_json: bool = False) -> None:
+    """Run stages and all that they need, and show their events."""
+    from defectory.cli.show import show_events
+
+    show_events(project.events(until=list(stages)), as_json=as_json)
+
+
+def run_project(
+    project: Project,
+    *,
+    until: Sequence[str] | None = None,
+    only: Sequence[str] | None = None,
+    dry_run: bool = False,
+    yes: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Run stages of a project and show their events, or show what would be run."""
+    from defectory.cli.show import format_seconds, say, show_events
+    from defectory.memory import PeakMemory
+
+    began = time.monotonic()
+    names = project.stages(until=until, only=only)
+    if dry_run:
+        _show_states(project, names, as_json=as_json)
+        return
+    if not yes:
+        _ask_before_replacing(project, names)
+    with PeakMemory() as peak:
+        show_events(project.events(until=until, only=only), as_json=as_json)
+    if as_json:
+        return
+    say(f"done in {format_seconds(time.monotonic() - began)}, at most {peak.gb:.1f} GB of memory")
+    if "report" in names:
+        say(f"report: {project.report}")
+
+
+def _show_states(project: Project, names: Sequence[str], *, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from defectory.cli.show import say_json, show_table
+
+    states = project.states()
+    rows: list[tuple[Any, ...]] = []
+    for name in names:
+        state, folder = states[name], project.folder_of(name)
+        if as_json:
+            say_json({"event": "StageState", **asdict(state), "folder": str(folder)})
+        rows.append((name, state.state, state.why, folder.relative_to(project.run_folder)))
+    if not as_json:
+        # folders are shown as they lie in the run folder, which the title names: a long path would leave no room
+        title = f"{project.config.name}: what would be done in {project.run_folder}"
+        show_table(title, ("stage", "state", "why", "folder"), rows)
+
+
+def _ask_before_replacing(project: Project, names: Sequence[str]) -> None:
+    """Ask before finished stages that took long are made again.
 
     Raises:
-        ConfigError: an unknown or wrong setting.
-        OutputError: the run folder cannot be written.
+        ConfigError: there is nobody to ask.
+        InterruptedRun: the answer is no.
     """
-    from defectory import __version__
-    from defectory.config.resolve import resolve
-    from defectory.engine.backbones.known import is_known
-    from defectory.errors import ConfigError
-    from defectory.pipeline.stage import Project
+    from defectory.cli.show import format_seconds, say
+    from defectory.errors import ConfigError, InterruptedRun
 
-    resolved = resolve(project_file=file, preset=preset, **layers_of(overrides, seed=seed, device=device))
     try:
-        source = file.resolve().parent
-        base = resolved.config.base
-        if not is_known(base):
-            resolved = resolved.with_value("base", str(source / Path(base).expanduser()))
-        folder = source / resolved.config.out
-    except (OSError, RuntimeError, ValueError) as error:  # `~nobody`, a link to itself
-        raise ConfigError(file, f"names a path that cannot be looked up ({error})", "correct `base` or `out`") from None
-    if save:
-        from defectory.lock import run_lock
-        from defectory.pipeline.run import claim_run
-
-        if Path(resolved.config.base).is_dir():
-            from defectory.engine.backbones.verify import verify_layout
-
-            # of another family, or torn: told before anything is written; one that is not there at present may not be
-            # needed
-            verify_layout(Path(resolved.config.base))
-        claim_run(folder)
-        with run_lock(folder):
-            resolved.save(folder / "project.json", version=__version__)
-    return Project(config=resolved.config, folder=folder, source_folder=source)
-
-
-def path_from_project(path: Path, project_file: Path) -> str:
-    """Return a path that a user gave from the current folder as it is written into a project file: from that file's
-    folder on.
-
-    It is relative and has `/` on every system where both are on one drive, else absolute.
-    """
-    home = project_file.absolute().parent
-    try:
-        return Path(os.path.relpath(path.expanduser().absolute(), home)).as_posix()
-    except (ValueError, RuntimeError):  # another drive; a home folder that is not known
-        return path.absolute().as_posix()
+        states = project.states()
+    except ConfigError:
+        return
+    lost = [states[name] for name in names if states[name].why and states[name].seconds >= ASK_FROM_SECONDS]
+    if not lost:
+        return
+    told = "; ".join(f"{state.stage} ({format_seconds(state.seconds)}): {state.why}" for state in lost)
+    if not sys.stdin.isatty():
+        raise ConfigError(
+            project.run_folder, f"finished stages would be made again: {told}", "give --yes, or another `out`"
+        )
+    say(f"finished stages will be made again: {told}")
+    if not typer.confirm("Go on?"):
+        raise InterruptedRun("stopped; nothing was changed")

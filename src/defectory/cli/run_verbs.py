@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from defectory.cli.options import JsonOption, OverrideOption, open_project
+from defectory.cli.options import PROJECT_FILE, JsonOption, OverrideOption, ProjectArgument, open_project
 
 
 def register(app: typer.Typer) -> None:
@@ -17,23 +15,17 @@ def register(app: typer.Typer) -> None:
 
 
 def verify(
-    project: Annotated[Path, typer.Argument(help="Project file.")] = Path("project.toml"),
-    override: OverrideOption = None,
-    as_json: JsonOption = False,
+    project: ProjectArgument = PROJECT_FILE, override: OverrideOption = None, as_json: JsonOption = False
 ) -> None:
-    """Hold every file of a run against its digest; exit code 1 where a file is missing or was changed. Nothing is
-    written.
-    """
+    """Compare every file of a run with its digest; exit code 1 where one is missing or changed. Nothing is written."""
     from defectory.cli.show import say, say_json, show_table
-    from defectory.pipeline.run import stages_of
-    from defectory.pipeline.verify import verify_run
 
-    opened = open_project(project, overrides=override, save=False)
-    found = list(verify_run(opened, stages_of(opened)))
+    opened = open_project(project, overrides=override)
+    found = opened.verify()
     damaged = [finding for finding in found if finding.state == "damaged"]
     if as_json:
         for finding in found:
-            say_json({**asdict(finding), "folder": str(opened.folder)})
+            say_json({**asdict(finding), "folder": str(opened.run_folder)})
         raise typer.Exit(1 if damaged else 0)
 
     def told(count: int, what: str) -> str:
@@ -43,7 +35,7 @@ def verify(
         (finding.stage, finding.state, ", ".join(filter(None, [finding.damage, told(len(finding.extra), "of others")])))
         for finding in found
     ]
-    show_table(str(opened.folder), ("stage", "state", "files"), rows)
+    show_table(str(opened.run_folder), ("stage", "state", "files"), rows)
     if damaged:
         say(
             f"{len(damaged)} damaged; `defectory run {project}` makes them anew, and what follows from them where it "

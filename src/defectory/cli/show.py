@@ -26,7 +26,7 @@ from rich.text import Text
 from defectory.terminal import printable
 
 if TYPE_CHECKING:
-    from defectory.pipeline.stage import Event
+    from defectory.events import Event
 
 PLAIN_EVERY_S = 20.0
 MIN_COLUMN = 12
@@ -70,7 +70,7 @@ def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
 
 
 def _show_bars(events: Iterable[Event], console: Console) -> None:
-    from defectory.pipeline.stage import Notice, StageEnded
+    from defectory.events import Notice, StageEnded
 
     with Progress(*_bar_columns(console.width), console=console, transient=True) as progress:
         bars: dict[str, tuple[TaskID, int]] = {}
@@ -131,7 +131,7 @@ class _Told:
 
 
 def _show_lines(events: Iterable[Event]) -> None:
-    from defectory.pipeline.stage import Notice, StageEnded
+    from defectory.events import Notice, StageEnded
 
     told: dict[str, _Told] = {}
     for event in events:
@@ -153,7 +153,7 @@ def _show_lines(events: Iterable[Event]) -> None:
 
 
 def _line(event: Event) -> str:
-    from defectory.pipeline.stage import StageEnded
+    from defectory.events import StageEnded
 
     assert isinstance(event, StageEnded)
     took = "up to date" if event.skipped else format_seconds(event.seconds)

@@ -70,7 +70,7 @@ def score_base(
     from defectory.cli.show import say, show_events
     from defectory.engine.backbones.known import resolve_base
     from defectory.folders import require_claimable
-    from defectory.pipeline.pretrain import run_score, score_config
+    from defectory.tools.pretrain import run_score, score_config
 
     config, base = score_config(override or []), resolve_base(name_or_path)
     require_claimable(out, kind="base-score")
@@ -112,7 +112,7 @@ def pretrain_base(
     """
     from defectory.cli.show import say, show_events
     from defectory.folders import require_claimable
-    from defectory.pipeline.pretrain import pretrain_config, run_pretrain
+    from defectory.tools.pretrain import pretrain_config, run_pretrain
 
     config = pretrain_config(override or [], device=device, seed=seed)
     require_claimable(out, kind="pretrain")
@@ -143,7 +143,7 @@ def teach_base(
     from defectory.cli.show import say, show_events
     from defectory.engine.backbones.known import resolve_base
     from defectory.folders import require_claimable, require_replaceable
-    from defectory.pipeline.pretrain import run_teach, word_config
+    from defectory.tools.pretrain import run_teach, word_config
 
     config, start = word_config(word, override or [], device=device), resolve_base(base)
     require_replaceable(out, kind="base", sources=[start])

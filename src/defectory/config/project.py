@@ -41,6 +41,8 @@ class ProjectConfig(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     threads: int | None = Field(default=None, ge=1)
+    executor: str = "auto"
+    """How segmenters that need nothing of each other are trained: `auto`, `in-process` or `local-processes`."""
 
     @field_validator("device")
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -145,3 +145,25 @@ def _fill(low: NDArray[np.uint8], defect: Mask, holes: Mask) -> NDArray[np.uint8
 
 def _grown(mask: Mask, by: int) -> Mask:
     return cv2.dilate(mask.astype(np.uint8), np.ones((2 * by + 1, 2 * by + 1), np.uint8)) > 0
+
+
+def driver_maker(num_classes: int, config: DriverConfig) -> Callable[..., NDArray[np.uint8]]:
+    """Return a function that extracts drivers of annotated tiles.
+
+    Args:
+        num_classes: decides the colours.
+        config: of the drivers.
+
+    Returns:
+        A function of image, instances, valid size and, where defects are not the instances, `blind`.
+    """
+
+    def make(
+        image: NDArray[np.uint8],
+        instances: Sequence[tuple[int, Mask]],
+        valid_hw: tuple[int, int],
+        blind: Sequence[Mask] | None = None,
+    ) -> NDArray[np.uint8]:
+        return extract_driver(image, instances, num_classes=num_classes, config=config, blind=blind, valid_hw=valid_hw)
+
+    return make

@@ -54,6 +54,7 @@ def train_segmenter(
     encoder: Path | None = None,
     value_range: ValueRange | None = None,
     require: Callable[[Sequence[int], str], None] | None = None,
+    stage: str = "",
 ) -> Work[Trained]:
     """Train and keep the weights that score best on real val, in the last phase of the arm.
 
@@ -72,6 +73,7 @@ def train_segmenter(
             trained on.
         require: raises for image ids that may not be trained on, given a tile's ids and what to call it; the images
             trained on go into the log. None where tiles are of no data set.
+        stage: named in everything that is reported.
 
     Raises:
         ConfigError: the arm or the family is not known, or a source of the arm has no tiles.
@@ -97,6 +99,7 @@ def train_segmenter(
             measure=lambda _step: validate(model), name="val mAP", keeps_best=True, best_after=begins[-2]
         ),
         buffers=dict(model.named_buffers()),
+        stage=stage,
     )
     _save(out, model, config.model, categories, tiling, value_range)
     log = {

@@ -85,6 +85,7 @@ def export_synthetic(
     out: Path,
     base_digest: str,
     pool_image_of: Callable[[Job], dict[str, object]],
+    image_ids_of: Callable[[Job], tuple[int, ...]],
     valid_hw_of: Callable[[Job], tuple[int, int]],
     frame_of: Callable[[Job], Frame] | None = None,
 ) -> SyntheticSet:
@@ -97,6 +98,7 @@ def export_synthetic(
         out: folder, replaced as a whole.
         base_digest: of the base the concept came from.
         pool_image_of: gives a job's pool image record for the provenance.
+        image_ids_of: gives the ids of the images that a job's background and masks come from.
         valid_hw_of: image part of the tile; padding is cut off on export.
         frame_of: gives the frame a job's tile was cut from; the defect is carried into it, and labels with it. None
             exports tiles.
@@ -121,6 +123,7 @@ def export_synthetic(
                 (i.category_id, decode(i.rle)[:height, :width]) for i in accepted[job.id].tightened or job.instances
             ]
             picture: NDArray[Any] = shown
+            window: dict[str, object] | None = None
             if frame_of is None:
                 save_png(folder / "images" / name, picture)
             else:
@@ -128,6 +131,7 @@ def export_synthetic(
                 picture, name = frame.with_defect(shown), f"{job.id}{frame.suffix}"
                 labels = [(category_id, frame.placed(mask)) for category_id, mask in labels]
                 frame.save(folder / "images" / name, picture)
+                window = {"corner_yx": frame.corner_yx, "size_hw": frame.size_hw, "tile_hw": (height, width)}
             images.append((number, name, (picture.shape[0], picture.shape[1]), {}))
             for category_id, mask in labels:
                 if mask.any():
@@ -137,7 +141,9 @@ def export_synthetic(
                     {
                         "image": name,
                         "sha256": digest_file(folder / "images" / name),
+                        "image_ids": list(image_ids_of(job)),
                         "pool": pool_image_of(job),
+                        "window": window,
                         "tile": job.tile_id,
                         "augmentation_seed": job.augmentation_seed,
                         "masks": [source.model_dump() for source in job.mask_sources],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from defectory.engine.training.config import LoopSettings, TrainingConfig
-from defectory.engine.training.events import Checkpointed, Started, Step, Validated
+from defectory.engine.training.events import Checkpointed, Started, Step, Validated, plain
 from defectory.engine.training.loop import Trained, Validation, train
 from defectory.engine.training.noise import generator_of
 from defectory.engine.training.schedule import Schedule, learning_rate_at
@@ -261,6 +261,13 @@ def test_what_is_reported_are_progress_and_notices_and_the_losses_are_returned(t
     assert trained.losses == tuple(event.loss for event in steps)
     assert [step for step, _ in trained.validated] == [3, 6, 9]
     assert trained.best is None
+
+
+def test_a_plain_view_holds_steps_and_notices_alone_and_the_value(tmp_path: Path) -> None:
+    events = list(plain(run(fresh_model(), tmp_path / "a")))
+    assert {type(event) for event in events} == {Progress}
+    assert [event.done for event in events if isinstance(event, Progress)] == list(range(1, 10))
+    assert len(finish(plain(run(fresh_model(), tmp_path / "b"))).losses) == 9
 
 
 class Normed(nn.Module):

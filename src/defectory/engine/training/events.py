@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
-from defectory.events import Notice, Progress
+from defectory.events import Notice, Progress, Work
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,3 +96,17 @@ class Finished:
 
 
 TrainingEvent = Progress | Notice | Finished
+
+
+def plain(work: Work[T]) -> Work[T]:
+    """Do a training's work, and yield its steps, as Progress of no other kind, and its notices; return its value."""
+    with closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value
+            if isinstance(event, Notice):
+                yield event
+            elif not isinstance(event, Started | Validated | Checkpointed):
+                yield Progress(done=event.done, total=event.total, note=event.note, stage=event.stage)

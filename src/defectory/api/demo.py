@@ -1,0 +1,58 @@
+"""The demo: a procedural borescope data set and the project file that goes with it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from defectory.api.project import RESERVED, Project
+from defectory.config.resolve import read_project_file, resolve
+from defectory.config.template import project_template
+from defectory.files import write_text
+from defectory.folders import claim_folder, record_files, require_claimable, require_unchanged
+from defectory.procedural.borescope import write_dataset
+
+SOURCE = "borescope"
+PROJECT_FILE = "project.toml"
+Preset = Literal["demo", "demo-full"]
+
+
+def demo_project(preset: Preset, *, seed: int = 0) -> dict[str, Any]:
+    """Return what the demo's project file sets beside its preset."""
+    return {"name": preset, "out": ".", "seed": seed, "data": {"path": f"{SOURCE}/annotations.json"}}
+
+
+def write_demo(out: Path, preset: Preset, *, seed: int = 0) -> Path:
+    """Write the borescope data set and `project.toml` into `out`, once, and return the project file.
+
+    Raises:
+        OutputError: `out` holds something and is not a demo's folder, or its project file was edited and is of another
+            preset.
+    """
+    claim_folder(out, kind="demo")
+    if not (out / SOURCE / "annotations.json").is_file():
+        write_dataset(out / SOURCE, seed=seed)
+    file = out / PROJECT_FILE
+    if not file.is_file() or read_project_file(file).get("preset") != preset:
+        require_unchanged(out, PROJECT_FILE)
+        write_text(file, project_template(demo_project(preset, seed=seed), preset=preset))
+        record_files(out, [PROJECT_FILE])
+    return file
+
+
+def open_demo(
+    out: Path, preset: Preset, *, overrides: Sequence[str] = (), seed: int | None = None, device: str | None = None
+) -> Project:
+    """Write the demo's data set and project file where they are not there yet, and open it.
+
+    Raises:
+        ConfigError: a wrong setting; nothing is written.
+        OutputError: `out` holds something and is not a demo's folder.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in RESERVED}
+    settings = [*overrides, *([f"seed={seed}"] if seed is not None else [])]
+    resolve(project=demo_project(preset), preset=preset, environment=environment, overrides=settings)
+    require_claimable(out, kind="demo", also=("run",))
+    return Project.open(write_demo(out, preset), overrides=overrides, seed=seed, device=device)

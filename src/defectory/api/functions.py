@@ -1,0 +1,98 @@
+"""Single steps of the method, on arrays and files, without a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.dataset import MANIFEST, Dataset
+from defectory.artifacts.plan import Fidelity
+from defectory.curation.config import CurationConfig
+from defectory.curation.fidelity import score
+from defectory.dataset.config import DataConfig
+from defectory.drivers.config import DriverConfig
+from defectory.drivers.extract import extract_driver as extract
+from defectory.errors import ConfigError
+from defectory.runs.store import DataFolder
+
+if TYPE_CHECKING:
+    pass
+
+Image = NDArray[np.uint8]
+Mask = NDArray[np.bool_]
+
+
+def load_dataset(source: Path | str, *, out: Path | str | None = None, **options: Any) -> DataFolder:
+    """Load a data set, with its images at hand.
+
+    Args:
+        source: folder that `defectory import` made, or, with `out`, an annotation file or folder of any known layout.
+        out: folder to import into: new, empty, or an earlier import.
+        options: further settings of the `data` section, for example `defect_free="good/"`.
+
+    Returns:
+        The data set as `.dataset`, and `.image(record)` for pixels.
+
+    Raises:
+        ConfigError: `source` is of another layout and `out` is not given.
+        InputError: it cannot be read.
+    """
+    from defectory.dataset.importer import import_dataset
+
+    source = Path(source)
+    if out is None:
+        if not (source / MANIFEST).is_file():
+            raise ConfigError(source, "is no data set folder of Defectory", "give `out`, a folder to import it into")
+        return DataFolder(dataset=Dataset.load(source / MANIFEST), folder=source)
+    config = DataConfig(path=str(source.absolute()), **options)
+    dataset = import_dataset(config, Path(out), base_folder=Path.cwd()).dataset
+    return DataFolder(dataset=dataset, folder=Path(out))
+
+
+def extract_driver(
+    image: Image,
+    instances: Sequence[tuple[int, Mask]] = (),
+    *,
+    num_classes: int = 1,
+    kind: str = "topology",
+    **options: Any,
+) -> Image:
+    """Extract the driver of an image: dim coarse geometry with bright, class-coloured masks on it.
+
+    Args:
+        image: RGB uint8 [H,W,3].
+        instances: class number (from 1) and mask, bool [H,W], of each defect.
+        num_classes: decides the colours.
+        kind: of geometry, for example `topology`, `edges` or `grey`.
+        options: further settings of the `drivers` section, for example `grid_px=32`.
+
+    Returns:
+        RGB uint8 [H,W,3].
+
+    Raises:
+        ConfigError: no such kind.
+    """
+    config = DriverConfig.model_validate({"kind": kind, **options})
+    return extract(image, tuple(instances), num_classes=num_classes, config=config)
+
+
+def score_fidelity(
+    draft: Image, without: Image, masks: Sequence[Mask], *, difference_threshold: float | None = None
+) -> Fidelity:
+    """Score how well a draft's labels say where the model drew a defect.
+
+    Args:
+        draft: RGB uint8 [H,W,3].
+        without: the counterfactual half: the same noise without the masks.
+        masks: labels, bool [H,W].
+        difference_threshold: as `curation.difference_threshold`; None takes its default.
+
+    Returns:
+        IoU of what was drawn with the labels, and F1 at a tolerance of 2 px for thin ones.
+    """
+    threshold = CurationConfig().difference_threshold if difference_threshold is None else difference_threshold
+    return score(draft, without, list(masks), difference_threshold=threshold)

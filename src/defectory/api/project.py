@@ -1,0 +1,279 @@
+"""A project: a project file, and the run folder that it fills."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from defectory import __version__
+from defectory.artifacts.dataset import Dataset
+from defectory.artifacts.plan import Decisions, Plan
+from defectory.artifacts.split import Split
+from defectory.artifacts.tiles import TileSet
+from defectory.config.project import ProjectConfig
+from defectory.config.resolve import Resolved, resolve
+from defectory.config.template import write_project_file
+from defectory.errors import ConfigError
+from defectory.events import Event
+from defectory.lock import run_lock
+from defectory.runs import layout
+from defectory.runs.graph import State, needed_for, select, states_of
+from defectory.runs.runner import claim_run
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run, Stage
+from defectory.runs.store import DraftFolder, RunStore
+from defectory.runs.verify import Finding, verify_run
+
+RESERVED = ("DEFECTORY_BASES", "DEFECTORY_DEBUG")
+"""Variables of our name that are no settings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Project:
+    """A project file with its run: make one with `Project.open` or `Project.create`.
+
+    Attributes:
+        file: the project file.
+        resolved: every setting with its origin.
+        run_folder: what the stages fill.
+    """
+
+    file: Path
+    resolved: Resolved
+    run_folder: Path
+    _stages: tuple[Stage, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def open(
+        cls,
+        file: Path | str = "project.toml",
+        *,
+        overrides: Mapping[str, Any] | Sequence[str] = (),
+        preset: str | None = None,
+        seed: int | None = None,
+        device: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Project:
+        """Open a project file; nothing is written.
+
+        Args:
+            file: project file (TOML).
+            overrides: settings that win over the file, as a mapping of dotted keys or as `key=value` texts.
+            preset: in place of the file's.
+            seed: of the whole project.
+            device: `auto`, `cpu`, `cuda`, `cuda:1`, ...
+            environment: variables `DEFECTORY_SECTION__KEY` that win over the file; None takes those of the process.
+
+        Raises:
+            ConfigError: the file is missing, or a setting is unknown or wrong.
+        """
+        file = Path(file)
+        given = os.environ if environment is None else environment
+        resolved = resolve(
+            project_file=file,
+            preset=preset,
+            environment={name: value for name, value in given.items() if name not in RESERVED},
+            overrides=_texts(overrides, seed=seed, device=device),
+        )
+        resolved, folder = _with_paths(resolved, file)
+        from defectory.stages.all import stages_of
+
+        return cls(file=file, resolved=resolved, run_folder=folder, _stages=stages_of(resolved.config))
+
+    @classmethod
+    def create(
+        cls,
+        file: Path | str = "project.toml",
+        *,
+        data: Path | str,
+        defect_free: Path | str | None = None,
+        preset: str | None = "cpu",
+        every_setting: bool = False,
+        force: bool = False,
+    ) -> Project:
+        """Write a commented project file and open it.
+
+        Args:
+            file: to write.
+            data: annotation file or folder of a data set; it may not be there yet.
+            defect_free: folder of further images, all without defects.
+            preset: settings measured for a machine or purpose.
+            every_setting: write all settings, not only those that matter most.
+            force: replace a project file that is there.
+
+        Raises:
+            ConfigError: the file is there, or a name cannot stand in it.
+        """
+        write_project_file(
+            Path(file),
+            data=Path(data),
+            defect_free=None if defect_free is None else Path(defect_free),
+            preset=preset,
+            every_setting=every_setting,
+            force=force,
+        )
+        return cls.open(file, environment={})
+
+    @property
+    def config(self) -> ProjectConfig:
+        """Return the resolved configuration."""
+        return self.resolved.config
+
+    @property
+    def run_values(self) -> Run:
+        """Return what the run machinery takes."""
+        return Run(config=self.config, folder=self.run_folder, sources=Sources(folder=self.file.resolve().parent))
+
+    @property
+    def store(self) -> RunStore:
+        """Return everything that the stages made, by name."""
+        return self.run_values.store()
+
+    def stages(self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None) -> list[str]:
+        """Return names of stages in order: all, those up to some, or some alone.
+
+        Args:
+            until: these stages and all that they need; the name of a group (`segment`) stands for all of it.
+            only: these stages alone.
+
+        Raises:
+            ConfigError: a name that no stage has.
+        """
+        if until is not None:
+            return needed_for(self._stages, _names(until), self.config)
+        if only is not None:
+            return [stage.name for stage in select(self._stages, _names(only))]
+        return [stage.name for stage in self._stages]
+
+    def states(self) -> dict[str, State]:
+        """Return for each stage whether it has to run, and what changed where it has to run again."""
+        return states_of(self.run_values, self._stages)
+
+    def folder_of(self, stage: str) -> Path:
+        """Return the folder of a stage's outcome."""
+        return self.run_folder / next(of.folder for of in self._stages if of.name == stage)
+
+    def events(
+        self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None
+    ) -> Iterator[Event]:
+        """Run stages that are not up to date, and yield Progress, Notice and StageEnded.
+
+        Leaving the loop stops the run; the next one resumes it.
+
+        Args:
+            until: as for `stages`.
+            only: as for `stages`.
+
+        Raises:
+            ConfigError: a setting that cannot work, or a stage whose inputs have not been made.
+            WeightsError: the base cannot be used.
+            OutputError: the run folder holds something that is not ours, or cannot be written.
+            StageError: a stage failed, or another process writes into the run.
+        """
+        from defectory.stages.all import run_all
+
+        names = None if until is None and only is None else self.stages(until=until, only=only)
+        self.save_settings()
+        yield from run_all(self.run_values, only=names)
+
+    def run(self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None) -> Project:
+        """Run stages that are not up to date, show nothing, and return the project; errors as for `events`."""
+        for _ in self.events(until=until, only=only):
+            pass
+        return self
+
+    def save_settings(self) -> None:
+        """Write every setting with its origin into the run folder.
+
+        Raises:
+            WeightsError: the base is of a family that is not supported, or torn; nothing is written.
+            OutputError: the run folder holds something that is not ours, or cannot be written.
+        """
+        base = Path(self.config.base)
+        if base.is_dir():
+            from defectory.engine.backbones.verify import verify_layout
+
+            # one that is not there at present may not be needed
+            verify_layout(base)
+        claim_run(self.run_folder)
+        with run_lock(self.run_folder):
+            self.resolved.save(self.run_folder / layout.SETTINGS, version=__version__)
+
+    def verify(self) -> list[Finding]:
+        """Compare every file of the run with its digest; return what is found of each stage."""
+        return list(verify_run(self.run_values, self._stages))
+
+    @property
+    def dataset(self) -> Dataset:
+        """Return the imported data set."""
+        return self.store.data.dataset
+
+    @property
+    def split(self) -> Split:
+        """Return the split."""
+        return self.store.split
+
+    @property
+    def tiles(self) -> TileSet:
+        """Return the tiles of train, pool and val."""
+        return self.store.tiles.tileset
+
+    @property
+    def plan(self) -> Plan:
+        """Return the synthesis plan."""
+        return self.store.plan
+
+    @property
+    def drafts(self) -> DraftFolder:
+        """Return the drafts: images, counterfactual halves and drivers by job."""
+        return self.store.drafts
+
+    @property
+    def decisions(self) -> Decisions:
+        """Return the decision on each draft."""
+        return self.store.decisions
+
+    @property
+    def synthetic(self) -> Path:
+        """Return the folder of the synthetic set: images, COCO annotations and provenance."""
+        return self.store.synthetic
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """Return all scores of the evaluation."""
+        return self.store.scores
+
+    @property
+    def report(self) -> Path:
+        """Return the report page."""
+        return self.run_folder / layout.RUN_REPORT
+
+
+def _names(names: str | Sequence[str]) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
+
+
+def _texts(overrides: Mapping[str, Any] | Sequence[str], *, seed: int | None, device: str | None) -> list[str]:
+    import json
+
+    given = overrides.items() if isinstance(overrides, Mapping) else ()
+    texts = [f"{key}={json.dumps(value)}" for key, value in given] or list(overrides)
+    texts += [f"seed={seed}"] if seed is not None else []
+    return texts + ([f"device={json.dumps(device)}"] if device is not None else [])
+
+
+def _with_paths(resolved: Resolved, file: Path) -> tuple[Resolved, Path]:
+    """Return the same with the base's path from the root on, and the run folder."""
+    from defectory.engine.backbones.known import is_known
+
+    try:
+        source = file.resolve().parent
+        base = resolved.config.base
+        if not is_known(base):
+            resolved = resolved.with_value("base", str(source / Path(base).expanduser()))
+        return resolved, source / resolved.config.out
+    except (OSError, RuntimeError, ValueError) as error:  # `~nobody`, a link to itself
+        raise ConfigError(file, f"names a path that cannot be looked up ({error})", "correct `base` or `out`") from None

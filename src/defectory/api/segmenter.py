@@ -1,0 +1,90 @@
+"""A trained segmenter, to be used on images of one's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category
+from defectory.artifacts.tiles import Tiling
+from defectory.imageio import ValueRange, load_image
+from defectory.rle import box_xyxy, decode
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """A defect that was found.
+
+    Attributes:
+        class_name: of the defect.
+        score: from 0 to 1.
+        mask: bool [H,W] of the image.
+        box_xyxy: pixels, right and lower border excluded.
+    """
+
+    class_name: str
+    score: float
+    mask: NDArray[np.bool_]
+    box_xyxy: tuple[int, int, int, int]
+
+
+class Segmenter:
+    """A trained segmenter: make one with `Segmenter.load`."""
+
+    def __init__(
+        self,
+        model: Any,
+        categories: tuple[Category, ...],
+        tiling: Tiling,
+        *,
+        score_threshold: float,
+        value_range: ValueRange | None,
+    ) -> None:
+        self._model, self._tiling, self._value_range = model, tiling, value_range
+        self.categories, self.score_threshold = categories, score_threshold
+
+    @classmethod
+    def load(cls, folder: Path | str, *, device: str = "cpu") -> Segmenter:
+        """Load a segmenter that a run trained, for example from `runs/demo/segment/real-seed0`.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        from defectory.segmentation.training import load_segmenter, score_threshold_of, value_range_of
+
+        folder = Path(folder)
+        model, categories, tiling = load_segmenter(folder, device)
+        return cls(
+            model,
+            tuple(categories),
+            tiling,
+            score_threshold=score_threshold_of(folder),
+            value_range=value_range_of(folder),
+        )
+
+    def predict(self, image: NDArray[np.uint8] | Path | str, *, min_score: float | None = None) -> list[Detection]:
+        """Find defects in an image of any size.
+
+        Args:
+            image: RGB uint8 [H,W,3], or a file, which is read in the value range of the training data.
+            min_score: weaker detections are left out; None takes the threshold that was chosen on validation.
+
+        Raises:
+            ImageError: the file cannot be read.
+        """
+        from defectory.segmentation.predict import predict_images
+
+        pixels = image if isinstance(image, np.ndarray) else load_image(Path(image), self._value_range).rgb
+        least = self.score_threshold if min_score is None else min_score
+        found: list[Detection] = []
+        for predictions in predict_images(self._model, [(0, pixels)], self._tiling):
+            for p in predictions:
+                if p.score >= least:
+                    mask = decode(p.rle)
+                    name = self.categories[p.category_id - 1].name
+                    found.append(Detection(class_name=name, score=p.score, mask=mask, box_xyxy=box_xyxy(mask)))
+        return found

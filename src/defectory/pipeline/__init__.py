@@ -1,1 +1,0 @@
-"""The only code, with recipes, that knows the order of the rooms."""

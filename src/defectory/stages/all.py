@@ -1,0 +1,95 @@
+"""The stages of a run, in the order in which they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from defectory.config.project import ProjectConfig
+from defectory.drivers.kinds import kind_of
+from defectory.events import Event
+from defectory.registry import Registry
+from defectory.runs.executors import serve_stage
+from defectory.runs.graph import by_name, in_order
+from defectory.runs.runner import Checks, run_stages
+from defectory.runs.stage import Run, Stage
+from defectory.stages.calibrate import Calibrate
+from defectory.stages.curate import Curate
+from defectory.stages.evaluate import Evaluate
+from defectory.stages.export import Export
+from defectory.stages.finalize import Finalize
+from defectory.stages.folds import Folds
+from defectory.stages.import_data import Import
+from defectory.stages.learn_concept import LearnConcept
+from defectory.stages.learn_condition import LearnCondition
+from defectory.stages.learn_masks import LearnMasks
+from defectory.stages.plan import Plan
+from defectory.stages.preflight import check_before_training
+from defectory.stages.report import Report
+from defectory.stages.segment import Segment
+from defectory.stages.split import Split
+from defectory.stages.synthesize import Synthesize
+from defectory.stages.tiles import TestTiles, Tiles
+
+STAGES: Registry[type[Stage]] = Registry("stages", setting="stages", builtin={})
+"""Stages of installed packages; each takes part in every run, after the last stage that it reads."""
+
+
+def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
+    """Return the stages of a run, in order.
+
+    Raises:
+        ConfigError: an installed package's stage reads a stage that there is not.
+    """
+    needs_folds = config.synthesis.focus == "segmenter" or "agreement" in config.curation.checks
+    segmentation = config.segmentation
+    ours = (
+        Import(),
+        Split(),
+        Tiles(),
+        LearnConcept(),
+        LearnCondition(),
+        *((Folds(),) if needs_folds else ()),
+        *((LearnMasks(),) if config.masks.sources.diffusion > 0 else ()),
+        Plan(),
+        Calibrate(),
+        Synthesize(),
+        Curate(),
+        Export(),
+        Finalize(),
+        *(Segment(arm, seed) for seed in segmentation.seeds for arm in segmentation.arms),
+        TestTiles(),
+        Evaluate(),
+        Report(),
+    )
+    return in_order(ours, [STAGES.get(name)() for name in STAGES.names()], config)
+
+
+def run_all(run: Run, *, only: Sequence[str] | None = None) -> Iterator[Event]:
+    """Run all stages of a run in order, or those named; see `defectory.runs.runner.run_stages`."""
+    yield from run_stages(run, stages_of(run.config), checks=CHECKS, only=only)
+
+
+def serve() -> None:
+    """Run the stage that a line on standard input asks for, in a child process."""
+
+    def named(run: Run) -> Mapping[str, Stage]:
+        return by_name(stages_of(run.config))
+
+    serve_stage(named)
+
+
+def _check_before_all(config: ProjectConfig, reads_base: bool) -> None:
+    kind_of(config.drivers.kind)
+    if reads_base:
+        from defectory.engine.backbones.known import resolve_base
+        from defectory.engine.backbones.verify import verify
+
+        verify(resolve_base(config.base))
+
+
+CHECKS = Checks(
+    before_all=_check_before_all,
+    before_training=check_before_training,
+    serve="from defectory.stages.all import serve; serve()",
+)
+"""What is checked before work that takes long."""

@@ -1,0 +1,33 @@
+"""The digest of a base, for the stages that depend on it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+from defectory.errors import WeightsError
+from defectory.files import digest_folder
+from defectory.runs.sources import MissingSource
+
+
+def base_digest(base: str) -> str | MissingSource:
+    """Return the digest of a base's files; `MissingSource` where it is not there now, on a disk that is not mounted.
+
+    Args:
+        base: `embedded`, or the path of a folder.
+    """
+    from defectory.engine.backbones.known import resolve_base
+
+    try:
+        folder = resolve_base(base)
+    except WeightsError:
+        # whoever needs it says so
+        return MissingSource(path=Path(base))
+    files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
+    return _digest_of(folder, tuple((path, about.st_size, about.st_mtime_ns) for path, about in files))
+
+
+@lru_cache(maxsize=4)
+def _digest_of(folder: Path, _state: tuple[tuple[Path, int, int], ...]) -> str:
+    """Return the digest of a folder, read once while its files keep size and time: a run asks for it several times."""
+    return digest_folder(folder)

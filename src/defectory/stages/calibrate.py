@@ -1,0 +1,102 @@
+"""Stage calibrate: how strongly the masks of each class are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.calibration import Calibration as CalibrationValue
+from defectory.artifacts.calibration import ClassCalibration
+from defectory.config.project import ProjectConfig
+from defectory.errors import StageError
+from defectory.evaluation.contrast import contrasts_by_class, defect_contrast
+from defectory.events import Progress, Work
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+from defectory.stages.plan import PLAN_SETTINGS
+from defectory.stages.pool import pool_tiles
+from defectory.stages.sampling import sampling_models
+
+SAMPLER_VERSION = 4
+"""Raised when the same settings draw other images."""
+
+
+class Calibrate(Stage):
+    """Chooses mask guidance per class, so that defects stand out as much as in train tiles."""
+
+    VERSION = SAMPLER_VERSION
+    name, folder = "calibrate", layout.CALIBRATION
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read tiles, both phases and the plan."""
+        return ("import", "split", "tiles", "learn-concept", "learn-condition", "plan")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on how synthesis draws, and on drivers."""
+        return {
+            "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_SETTINGS)),
+            "drivers": config.drivers.model_dump(mode="json"),
+            "condition.training.flip": config.condition.training.flip,
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Draw a few drafts at several levels, and compare their contrast with that of train tiles."""
+        tileset, synthesis = inputs.tiles.tileset, config.synthesis
+        digests = {
+            "concept_digest": inputs.concept.concept.weights_digest,
+            "control_digest": inputs.control.control.weights_digest,
+        }
+        if synthesis.mask_guidance != "auto":
+            fixed = synthesis.mask_guidance
+            classes = tuple(
+                ClassCalibration(category_id=c.id, name=c.name, mask_guidance=fixed) for c in tileset.categories
+            )
+            CalibrationValue(classes=classes, **digests).save(out / layout.CALIBRATION_FILE)
+            return f"mask guidance {fixed:g} for every class, as set"
+        classes = yield from self._measured(inputs, config)
+        CalibrationValue(classes=classes, **digests).save(out / layout.CALIBRATION_FILE)
+        return "mask guidance " + ", ".join(f"{c.name} {c.mask_guidance:.2f}" for c in classes)
+
+    def _measured(self, inputs: RunStore, config: ProjectConfig) -> Work[tuple[ClassCalibration, ...]]:
+        from defectory.engine.devices import device_of
+        from defectory.synthesis.calibrate import LEVELS, CalibrationDraft, calibrate, choose_drafts
+
+        tiles, synthesis = inputs.tiles, config.synthesis
+        defective = [tile for tile in tiles.tileset.of("train") if tile.instances]
+        inputs.split.require_training_ids((tile.image_id for tile in defective), stage=self.name)
+        real = contrasts_by_class(
+            (tiles.image(tile), masks_of([i for i in tile.instances if not i.is_crowd])) for tile in defective
+        )
+        jobs, pool = inputs.plan.jobs, pool_tiles(inputs, config)
+        classes_of_jobs = [[i.category_id for i in job.instances] for job in jobs]
+        chosen = choose_drafts(classes_of_jobs, synthesis.calibration_drafts, seed=synthesis.seed)
+        drafts: list[CalibrationDraft] = []
+        for job in (jobs[number] for number in chosen):
+            driver, empty_driver, _ = pool.drivers(job)
+            drafts.append(
+                CalibrationDraft(
+                    instances=tuple(masks_of(job.instances)),
+                    driver=driver,
+                    empty_driver=empty_driver,
+                    prompt=job.prompt,
+                    prompt_without=job.prompt_without,
+                    seed=job.seed,
+                )
+            )
+        device = device_of(config.device, threads=config.threads)
+        for event in calibrate(
+            drafts,
+            real=real,
+            models=sampling_models(inputs.concept, inputs.control, device),
+            class_noun=inputs.concept.concept.class_noun,
+            categories=tiles.tileset.categories,
+            config=synthesis,
+            contrast_of=defect_contrast,
+        ):
+            if not isinstance(event, int):
+                return event
+            yield Progress(done=event, total=len(drafts) * len(LEVELS))
+        raise StageError("calibrate: ended without an outcome")

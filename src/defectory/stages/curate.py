@@ -1,0 +1,155 @@
+"""Stage curate: drafts are compared with their labels and with real tiles of train and pool."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defectory.artifacts.plan import Job
+from defectory.artifacts.tiles import spread
+from defectory.config.project import ProjectConfig
+from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, Encoder, RealTile
+from defectory.curation.decide import Scored, decide, write_contact_sheet
+from defectory.events import Progress, Work
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import ConceptFolder, RunStore
+from defectory.stages.folds import NUM_FOLDS, FoldSegmenters
+
+MAX_PRIOR_IMAGES = 64
+REPORT_EVERY = 20
+"""Drafts between two reports of progress."""
+
+
+class Curate(Stage):
+    """Accepts or rejects each draft, with a reason."""
+
+    VERSION = 6
+    name, folder = "curate", layout.CURATION
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read plan, drafts and real tiles; folds for the check `agreement`."""
+        agrees = "agreement" in config.curation.checks
+        return ("import", "split", "tiles", "learn-concept", "plan", "synthesize", *(("folds",) if agrees else ()))
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the curation section, the mode of synthesis and the seed."""
+        return {
+            "curation": config.curation.model_dump(mode="json"),
+            "synthesis.mode": config.synthesis.mode,
+            "seed": config.seed,
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Score, decide, and write a contact sheet."""
+        plan, drafts = inputs.plan, inputs.drafts
+        valid_hw = {tile.id: tile.valid_hw for tile in inputs.tiles.tileset.of("pool")}
+
+        def valid_hw_of(job: Job) -> tuple[int, int]:
+            return valid_hw[job.tile_id]
+
+        checker = checker_of(inputs, config) if config.curation.enabled and config.curation.checks else None
+        for event in decide(
+            plan, pair_of=drafts.pair, config=config.curation, checker=checker, valid_hw_of=valid_hw_of
+        ):
+            if isinstance(event, Scored):
+                if event.done % REPORT_EVERY == 0 or event.done == event.total:
+                    yield Progress(done=event.done, total=event.total)
+                continue
+            decisions, summary = event
+            decisions.save(out / layout.DECISIONS_FILE)
+            summary.save(out / layout.FIDELITY_FILE)
+            write_contact_sheet(plan, decisions, pair_of=drafts.pair, out=out / layout.CONTACT_SHEET)
+            told = f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f})"
+            cause = f"; likely cause: {summary.likely_cause}" if summary.likely_cause else ""
+            return f"{told}, {summary.accepted_share:.0%} accepted{cause}"
+        return "no draft"
+
+
+def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
+    """Learn what real tiles of train and pool are like.
+
+    Raises:
+        FirewallError: a tile comes from an image that is not in train or pool.
+    """
+    tiles, dataset = inputs.tiles, inputs.data.dataset
+    chosen = [*spread(tiles.tileset.of("train"), MAX_TRAIN), *spread(tiles.tileset.of("pool"), MAX_POOL)]
+    inputs.split.require_training_ids((tile.image_id for tile in chosen), stage="curate")
+    real = [
+        RealTile(
+            name=tile.id,
+            image=tiles.image(tile),
+            valid_hw=tile.valid_hw,
+            image_id=tile.image_id,
+            group=dataset.image(tile.image_id).group,
+            is_defective=bool(tile.instances),
+        )
+        for tile in chosen
+    ]
+    curation = config.curation
+    if config.synthesis.mode == "insert":
+        # what is kept of a tile makes drafts on it alike
+        curation = curation.model_copy(update={"checks": tuple(n for n in curation.checks if n != "duplicate")})
+    agreement = None
+    if "agreement" in curation.checks:
+        from defectory.engine.devices import device_of
+
+        difficulty, device = inputs.difficulty, device_of(config.device, threads=config.threads)
+        agreement = Agreement(
+            overlap=FoldSegmenters([inputs.fold(number) for number in range(NUM_FOLDS)], device).overlap,
+            expected=difficulty.expected_overlap,
+            limit=1.0 - difficulty.overlap_limit(curation.agreement_quantile),
+        )
+    prior = prior_images(inputs.concept)
+    return Checker(real, prior, encoder=curation_encoder(), config=curation, seed=config.seed, agreement=agreement)
+
+
+def curation_encoder() -> Encoder:
+    """Return the embedded encoder as curation needs it.
+
+    Stages of stride 4 and 8 make the patches, each the mean of three by three.
+    """
+    import torch
+    from torch.nn import functional
+
+    from defectory.engine.features.encoder import EMBED_IMAGES, embed_images, load_encoder
+    from defectory.engine.tensors import images_to_tensor
+
+    encoder, _ = load_encoder()
+
+    @torch.no_grad()
+    def patches(images: Sequence[Any]) -> Any:
+        parts: list[Any] = []
+        for start in range(0, len(images), EMBED_IMAGES):
+            _, fine, coarse, _ = encoder(images_to_tensor(list(images[start : start + EMBED_IMAGES])))
+            both = torch.cat([functional.avg_pool2d(fine, 2), coarse], dim=1)
+            pooled = functional.avg_pool2d(both, 3, 1, 1, count_include_pad=False)
+            parts.append(pooled.permute(0, 2, 3, 1).float().numpy())
+        return np.concatenate(parts)
+
+    return Encoder(embed=lambda images: embed_images(encoder, images), patches=patches)
+
+
+def prior_images(concept: ConceptFolder) -> list[Any]:
+    """Return the images that phase 1 drew for prior preservation, RGB uint8; none where it drew none."""
+    import torch
+    from safetensors.torch import load_file
+
+    from defectory.concept.prior import CLASS_IMAGES
+    from defectory.engine.backbones.load import load_base
+    from defectory.engine.tensors import tensor_to_images
+
+    file = concept.folder / CLASS_IMAGES
+    if not file.is_file():
+        return []
+    # phase 1 leaves the base's autoencoder as it was
+    models = load_base(concept.base)
+    vae: Any = models.vae
+    latents = load_file(file)["latents"][:MAX_PRIOR_IMAGES].float()
+    with torch.no_grad():
+        parts = [tensor_to_images(vae.decode(rows / models.scaling_factor).sample) for rows in latents.split(8)]
+    return [image for part in parts for image in part]

@@ -1,0 +1,152 @@
+"""Stage evaluate: the only one that opens images of test. A new metric needs no training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from defectory.artifacts.annotation import Instance
+from defectory.artifacts.scores import DefectContrast, SegmenterScores
+from defectory.config.project import ProjectConfig
+from defectory.errors import StageError
+from defectory.evaluation.contrast import score_contrast
+from defectory.evaluation.image_metrics import score_image_sets
+from defectory.evaluation.mask_metrics import score_segmenter
+from defectory.evaluation.verdict import SCORE_KEYS, verdict
+from defectory.events import Progress, Work
+from defectory.files import write_json
+from defectory.rle import decode
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore, SegmenterFolder
+from defectory.stages.export import accepted_jobs
+from defectory.stages.segment import predict, stage_name
+
+MIN_IMAGES = 4
+"""Fewer images than this on any side cannot be compared as sets."""
+
+
+class Evaluate(Stage):
+    """Predicts test with every segmenter, and gathers all scores."""
+
+    VERSION = 2
+    name, folder = "evaluate", layout.EVALUATION
+    copies = MappingProxyType({layout.GATHERED_SCORES: layout.RUN_SCORES})
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read images, tiles, drafts, decisions and every segmenter."""
+        segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
+        return ("import", "split", "tiles", "test-tiles", "plan", "synthesize", "curate", *segmenters)
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the evaluation section, and on which segmenters there are."""
+        return {
+            "evaluation": config.evaluation.model_dump(mode="json"),
+            "segmentation.arms": list(config.segmentation.arms),
+            "segmentation.seeds": list(config.segmentation.seeds),
+            "seed": config.seed,
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Predict, score, and judge whether synthetic data helps."""
+        arms = yield from self._score_arms(inputs, config, out)
+        judged = verdict(arms)
+        scores = {
+            "arms": arms,
+            "fidelity": inputs.fidelity.model_dump(mode="json"),
+            "image_sets": _image_sets(inputs, config),
+            "defect_contrast": {
+                name: value.model_dump(mode="json") for name, value in _contrast(inputs, config).items()
+            },
+            "verdict": judged,
+        }
+        write_json(out / layout.SCORES_FILE, scores)
+        # the run folder gets a copy of this one
+        others = {key: value for key, value in scores.items() if key != "arms"}
+        write_json(out / layout.GATHERED_SCORES, {**arms, **others})
+        return str(judged["sentence"])
+
+    def _score_arms(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[dict[str, Any]]:
+        from defectory.engine.devices import device_of
+        from defectory.segmentation.training import load_segmenter, score_threshold_of
+
+        data, device = inputs.data, device_of(config.device, threads=config.threads)
+        test = [data.dataset.image(i) for i in inputs.split.test]
+        pairs = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
+        per_arm: dict[str, list[SegmenterScores]] = {}
+        for done, (arm, seed) in enumerate(pairs):
+            segmenter = inputs.segmenter(arm, seed)
+            if segmenter.skipped is None:
+                yield Progress(done=done, total=len(pairs), note=f"test images, {arm}, seed {seed}")
+                _require_unseen_test(inputs, segmenter, stage_name(arm, seed))
+                model, _, tiling = load_segmenter(segmenter.folder, device)
+                results = predict(model, data, test, tiling)
+                write_json(out / layout.PREDICTIONS / f"{arm}-seed{seed}.json", results)
+                scores = score_segmenter(
+                    test, data.dataset.categories, results, score_threshold=score_threshold_of(segmenter.folder)
+                )
+                per_arm.setdefault(arm, []).append(scores)
+        yield Progress(done=len(pairs), total=len(pairs))
+        return {
+            arm: {
+                **{key: float(np.mean([getattr(s, key) for s in of])) for key in SCORE_KEYS},
+                "per_seed": [s.model_dump(mode="json") for s in of],
+            }
+            for arm, of in per_arm.items()
+        }
+
+
+def _require_unseen_test(inputs: RunStore, segmenter: SegmenterFolder, name: str) -> None:
+    """Require that a segmenter's log says that it was trained on images of train and pool alone.
+
+    Raises:
+        FirewallError: it was trained on another image.
+        StageError: its log does not say.
+    """
+    ids = segmenter.log.get("image_ids")
+    if not ids:
+        raise StageError(f"{name}: its log does not say which images it was trained on; run the stage `{name}` again")
+    inputs.split.require_training_ids(ids, stage=name)
+
+
+def _image_sets(inputs: RunStore, config: ProjectConfig) -> dict[str, Any] | None:
+    """Compare synthetic tiles with real ones as sets; None with too few of either."""
+    from defectory.engine.features.encoder import embed_images, load_encoder
+
+    limit, drafts, tiles, test_tiles = config.evaluation.max_kid_tiles, inputs.drafts, inputs.tiles, inputs.test_tiles
+    jobs = list(accepted_jobs(inputs.plan, inputs.decisions))[:limit] or inputs.plan.jobs[:limit]
+    synthetic = [drafts.image(job) for job in jobs]
+    train = [tiles.image(t) for t in tiles.tileset.of("train") if t.instances][:limit]
+    test = [test_tiles.image(t) for t in test_tiles.tileset.tiles if t.instances][:limit]
+    if min(len(synthetic), len(train), len(test)) < MIN_IMAGES:
+        return None
+    encoder, name = load_encoder()
+    scores = score_image_sets(
+        synthetic=synthetic,
+        real_train=train,
+        real_test=test,
+        features=(embed_images(encoder, synthetic), embed_images(encoder, train), embed_images(encoder, test)),
+        encoder_name=name,
+        config=config.evaluation,
+        seed=config.seed,
+    )
+    return scores.model_dump(mode="json")
+
+
+def _contrast(inputs: RunStore, config: ProjectConfig) -> dict[str, DefectContrast]:
+    """Compare the contrast of defects in all drafts, before curation, with that in train tiles."""
+    tiles, drafts, limit = inputs.tiles, inputs.drafts, config.evaluation.max_kid_tiles
+    names = {category.id: category.name for category in tiles.tileset.categories}
+
+    def masks(instances: Sequence[Instance]) -> list[tuple[str, Any]]:
+        return [(names[i.category_id], decode(i.rle)) for i in instances if not i.is_crowd]
+
+    return score_contrast(
+        ((drafts.image(job), masks(job.instances)) for job in inputs.plan.jobs[:limit]),
+        ((tiles.image(tile), masks(tile.instances)) for tile in tiles.tileset.of("train")[:limit]),
+    )

@@ -1,0 +1,206 @@
+"""Stage folds: segmenters that each leave a part of train out, and how well they find what they left out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import Category, masks_of
+from defectory.artifacts.dataset import Dataset
+from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
+from defectory.artifacts.tiles import Tile, Tiling
+from defectory.config.project import ProjectConfig
+from defectory.curation.fidelity import iou
+from defectory.events import Progress, Work
+from defectory.rle import decode
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+from defectory.stages.segment import segmentation_settings
+from defectory.stages.segmenter_tiles import segmentation_tiles, training_tiles
+
+NUM_FOLDS = 2
+MIN_SCORE = 0.3
+"""Weaker detections do not count; validation images, which could tell a better score, take no part."""
+Mask = NDArray[np.bool_]
+Defects = Sequence[tuple[int, Mask]]
+
+
+class Folds(Stage):
+    """Trains a segmenter per fold of train; only where focus or the check `agreement` needs them."""
+
+    VERSION = 2
+    name, folder = "folds", layout.FOLDS
+    is_resumable = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read images, split and tiles."""
+        return ("import", "split", "tiles")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on how segmenters are trained, and on the seed."""
+        return {
+            "segmentation": {**segmentation_settings(config), "fold_steps": config.segmentation.fold_steps},
+            "seed": config.seed,
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Train on all folds but one, and judge every train instance by the segmenter that has not seen it."""
+        from defectory.engine.devices import device_of
+
+        tileset = inputs.tiles.tileset
+        defective, pool = training_tiles(inputs, stage=self.name)
+        fold_of = folds_of(inputs.data.dataset, defective, seed=config.seed)
+        device = device_of(config.device, threads=config.threads)
+        yield from self._train(inputs, config, defective, pool, fold_of, out=out, device=device)
+        segmenters = FoldSegmenters([out / layout.fold_folder(fold) for fold in range(NUM_FOLDS)], device)
+        found: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        overlaps: list[TileOverlap] = []
+        for tile in defective:
+            image, labels = inputs.tiles.image(tile), masks_of(tile.instances)
+            seen = segmenters.defects(image, folds=[fold_of[tile.image_id]])
+            category_ids = tuple(i.category_id for i in tile.instances)
+            overlaps.append(TileOverlap(tile_id=tile.id, category_ids=category_ids, overlap=overlap(seen, labels)))
+            for instance, best in zip(tile.instances, best_ious(seen, labels), strict=True):
+                if not instance.is_crowd:
+                    found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, best))
+        difficulty = Difficulty(
+            split_digest=inputs.split.digest(),
+            num_folds=NUM_FOLDS,
+            instances=tuple(
+                InstanceDifficulty(
+                    image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([best for _, best in of]))
+                )
+                for (image_id, number), of in sorted(found.items())
+            ),
+            tiles=tuple(overlaps),
+        )
+        difficulty.save(out / layout.DIFFICULTY_FILE)
+        names = {c.id: c.name for c in tileset.categories}
+        shown = ", ".join(f"{names[c]} {best:.2f}" for c, best in difficulty.per_class().items())
+        return f"IoU of what each fold left out: {shown}"
+
+    def _train(
+        self,
+        inputs: RunStore,
+        config: ProjectConfig,
+        defective: Sequence[Tile],
+        pool: Sequence[Tile],
+        fold_of: Mapping[int, int],
+        *,
+        out: Path,
+        device: str,
+    ) -> Work[None]:
+        from defectory.engine.training.events import Step
+        from defectory.segmentation.training import is_whole_segmenter, train_segmenter
+
+        tiles, split, segmentation = inputs.tiles, inputs.split, config.segmentation
+        # nothing but train may choose a checkpoint: the last one is kept
+        num_steps = segmentation.fold_steps or segmentation.num_steps
+        segmentation = segmentation.model_copy(update={"num_steps": num_steps, "validate_every": num_steps})
+        free = segmentation_tiles(tiles, pool)
+        for fold in range(NUM_FOLDS):
+            folder = out / layout.fold_folder(fold)
+            if is_whole_segmenter(folder):
+                continue
+            seen = segmentation_tiles(tiles, [t for t in defective if fold_of[t.image_id] != fold])
+            for event in train_segmenter(
+                arm="real",
+                tiles={"real": seen, "defect_free": free},
+                validate=lambda _: 0.0,
+                categories=tiles.tileset.categories,
+                tiling=tiles.tileset.tiling,
+                config=segmentation,
+                seed=config.seed,
+                out=folder,
+                device=device,
+                require=lambda ids, what: split.require_training_ids(ids, stage=f"folds, {what}"),
+            ):
+                if isinstance(event, Step):
+                    yield Progress(
+                        done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}"
+                    )
+
+
+def folds_of(dataset: Dataset, tiles: Sequence[Tile], *, seed: int) -> dict[int, int]:
+    """Return the fold of each image; images of one group are in one fold, and folds have like numbers of each class."""
+    ids = sorted({tile.image_id for tile in tiles})
+    groups: dict[str, list[int]] = {}
+    for image_id in ids:
+        groups.setdefault(dataset.image(image_id).group, []).append(image_id)
+    names = sorted(groups)
+    order = [names[int(i)] for i in np.random.default_rng([91, seed]).permutation(len(names))]
+    # by their rarest class, one after the other to either fold
+    counts: dict[int, int] = {}
+    for image_id in ids:
+        for instance in dataset.image(image_id).instances:
+            counts[instance.category_id] = counts.get(instance.category_id, 0) + 1
+
+    def rarest(name: str) -> int:
+        classes = {i.category_id for image_id in groups[name] for i in dataset.image(image_id).instances}
+        return min(classes, key=lambda c: counts[c])
+
+    ordered = sorted(order, key=rarest)
+    return {image_id: place % NUM_FOLDS for place, name in enumerate(ordered) for image_id in groups[name]}
+
+
+class FoldSegmenters:
+    """The segmenters of all folds, which saw only train, as judges of how well a tile's labels are drawn.
+
+    Args:
+        folders: of the trained segmenters.
+        device: to predict on.
+    """
+
+    def __init__(self, folders: Sequence[Path], device: str) -> None:
+        from defectory.segmentation.training import load_segmenter
+
+        loaded: list[tuple[Any, tuple[Category, ...], Tiling]] = [load_segmenter(path, device) for path in folders]
+        self._models = [model for model, _, _ in loaded]
+        # tiles are at the segmenters' scale already
+        self._tiling = loaded[0][2].model_copy(update={"mode": "tile", "scale": 1.0})
+
+    def defects(self, image: NDArray[np.uint8], *, folds: Sequence[int] = range(NUM_FOLDS)) -> list[Defects]:
+        """Return what each segmenter calls defects, as category id and mask bool [H,W].
+
+        Args:
+            image: a tile, RGB uint8 [H,W,3].
+            folds: whose segmenters.
+        """
+        from defectory.segmentation.predict import predict_images
+
+        return [
+            [(p.category_id, decode(p.rle)) for p in predictions]
+            for fold in folds
+            for predictions in predict_images(self._models[fold], [(0, image)], self._tiling, min_score=MIN_SCORE)
+        ]
+
+    def overlap(self, image: NDArray[np.uint8], labels: Defects) -> float:
+        """Return the mean over all segmenters of `overlap` on a tile."""
+        return overlap(self.defects(image), labels)
+
+
+def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:
+    """Return per labelled instance the best IoU of a detection of its class."""
+    return [
+        max((iou(mask, found) for of in seen for c, found in of if c == category_id), default=0.0)
+        for category_id, mask in labels
+    ]
+
+
+def overlap(seen: Sequence[Defects], labels: Defects) -> float:
+    """Return the IoU of all detections with all labels, whatever class; the mean over segmenters."""
+    label = _union(labels, like=labels[0][1])
+    return float(np.mean([iou(_union(of, like=label), label) for of in seen]))
+
+
+def _union(defects: Defects, *, like: Mask) -> Mask:
+    result = np.zeros_like(like)
+    for _, mask in defects:
+        result |= mask
+    return result

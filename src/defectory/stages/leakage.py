@@ -1,0 +1,47 @@
+"""Whether a run's drivers tell defective from defect-free tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.tiles import Tile, spread
+from defectory.config.project import ProjectConfig
+from defectory.drivers.leakage import Leakage, leakage
+from defectory.drivers.tune import Sample
+from defectory.runs.store import RunStore
+from defectory.stages.drawings import drawings_of
+
+MAX_TILES = 150
+
+
+def driver_samples(inputs: RunStore, config: ProjectConfig) -> tuple[list[Sample], list[Sample]]:
+    """Return annotated train tiles with their masks, and pool tiles, each with the masks of a train tile laid on it.
+
+    Raises:
+        FirewallError: a tile comes from an image that is not in train or pool.
+    """
+    tiles, drawings = inputs.tiles, drawings_of(inputs, config.drivers)
+    defective = spread([tile for tile in tiles.tileset.of("train") if tile.instances], MAX_TILES)
+    free = spread(tiles.tileset.of("pool"), MAX_TILES)
+    inputs.split.require_training_ids((tile.image_id for tile in [*defective, *free]), stage="drivers")
+
+    def sample(tile: Tile, labels: Tile) -> Sample:
+        masks = tuple(mask for _, mask in masks_of(labels.instances))
+        drawing = None if drawings is None else drawings.of(tile)
+        return Sample(image=tiles.image(tile), masks=masks, valid_hw=tile.valid_hw, drawing=drawing)
+
+    return (
+        [sample(tile, tile) for tile in defective],
+        [sample(tile, defective[index % len(defective)]) for index, tile in enumerate(free) if defective],
+    )
+
+
+def leakage_of(inputs: RunStore, config: ProjectConfig) -> Leakage | None:
+    """Measure whether drivers tell defective from defect-free tiles; None where there are too few tiles."""
+
+    def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+        return sample.geometry(config.drivers), np.any(sample.masks, axis=0)
+
+    defective, free = driver_samples(inputs, config)
+    return leakage([pair(s) for s in defective], [pair(s) for s in free], seed=config.seed)

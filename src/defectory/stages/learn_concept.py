@@ -1,0 +1,63 @@
+"""Stage learn-concept: phase 1, the base learns what the user's parts look like."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from defectory.config.project import ProjectConfig
+from defectory.events import Work
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+from defectory.stages.base_digest import base_digest
+from defectory.stages.phase_tiles import phase_tiles
+from defectory.stages.progress import with_summary
+
+VARIANTS_VERSION = 3
+"""Raised when the same settings give other augmented training tiles."""
+
+
+class LearnConcept(Stage):
+    """Adapts the base to the user's parts."""
+
+    VERSION = VARIANTS_VERSION
+    name, folder = "learn-concept", layout.CONCEPT
+    is_resumable = reads_base = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read tiles and split."""
+        return ("import", "split", "tiles")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the concept section, the base and the seed."""
+        return {
+            "concept": config.concept.model_dump(mode="json"),
+            "condition.defect_noun": config.condition.defect_noun,
+            "base": base_digest(config.base),
+            "seed": config.seed,
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Train, and write the adapted base."""
+        from defectory.concept.dreambooth import learn_concept
+        from defectory.engine.backbones.known import resolve_base
+        from defectory.engine.devices import device_of
+
+        tiles, held_out = phase_tiles(inputs, None)
+        return (
+            yield from with_summary(
+                learn_concept(
+                    tiles,
+                    base=resolve_base(config.base),
+                    config=config.concept,
+                    seed=config.seed,
+                    out=out,
+                    defect_noun=config.condition.defect_noun,
+                    device=device_of(config.device, threads=config.threads),
+                    held_out=held_out,
+                    cache=inputs.cache,
+                )
+            )
+        )

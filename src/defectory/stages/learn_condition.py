@@ -1,0 +1,73 @@
+"""Stage learn-condition: phase 2, a control network learns to obey drivers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from defectory.config.project import ProjectConfig
+from defectory.drivers.extract import driver_maker
+from defectory.events import Work
+from defectory.files import digest_json
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+from defectory.stages.drawings import drawings_of
+from defectory.stages.learn_concept import VARIANTS_VERSION
+from defectory.stages.phase_tiles import phase_tiles
+from defectory.stages.progress import with_summary
+
+DRIVERS_VERSION = 3
+"""Raised when the same settings give other drivers."""
+
+
+def driver_digest(config: ProjectConfig, num_classes: int) -> str:
+    """Return the digest of the driver settings and of the number of classes, which decides colours."""
+    drivers = config.drivers.model_dump(mode="json")
+    return digest_json({"rules": DRIVERS_VERSION, "drivers": drivers, "classes": num_classes})
+
+
+class LearnCondition(Stage):
+    """Trains a control network on the frozen, adapted base."""
+
+    VERSION = 100 * DRIVERS_VERSION + VARIANTS_VERSION
+    name, folder = "learn-condition", layout.CONTROL
+    is_resumable = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read tiles, split and the concept."""
+        return ("import", "split", "tiles", "learn-concept")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the condition and drivers sections, drawings and the seed."""
+        return {
+            "condition": config.condition.model_dump(mode="json"),
+            "drivers": config.drivers.model_dump(mode="json"),
+            "files of drivers.drawings": sources.listing(config.drivers.drawings),
+            "seed": config.seed,
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Train, and write the control network."""
+        from defectory.condition.control import learn_condition
+        from defectory.engine.devices import device_of
+
+        tiles, held_out = phase_tiles(inputs, drawings_of(inputs, config.drivers))
+        num_classes = len(inputs.tiles.tileset.categories)
+        return (
+            yield from with_summary(
+                learn_condition(
+                    tiles,
+                    concept=inputs.concept.folder,
+                    config=config.condition,
+                    make_driver=driver_maker(num_classes, config.drivers),
+                    seed=config.seed,
+                    out=out,
+                    device=device_of(config.device, threads=config.threads),
+                    driver_digest=driver_digest(config, num_classes),
+                    held_out=held_out,
+                    cache=inputs.cache,
+                )
+            )
+        )

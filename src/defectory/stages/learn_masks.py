@@ -1,0 +1,59 @@
+"""Stage learn-masks: a small diffusion model of the training masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from defectory.config.project import ProjectConfig
+from defectory.events import Work
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+from defectory.stages.mask_supply import bank_from_train, expert_masks, mask_model_of
+from defectory.stages.progress import with_summary
+
+LEARNED_FROM = frozenset(
+    {
+        "diffusion",
+        "expert",
+        "min_area_px",
+        "rotate_degrees",
+        "scale_range",
+        "shear",
+        "flip",
+        "elastic_px",
+        "thickness_share",
+    }
+)
+"""Settings of masks that decide what the model learns."""
+
+
+class LearnMasks(Stage):
+    """Trains a model that draws new masks; only where it has a share of the masks."""
+
+    VERSION = 1
+    name, folder = "learn-masks", layout.MASK_MODEL
+    is_resumable = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read images, split and tiles."""
+        return ("import", "split", "tiles")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the settings of `LEARNED_FROM`, an expert's files and the seed."""
+        return {
+            "masks": config.masks.model_dump(mode="json", include=set(LEARNED_FROM)),
+            "files of masks.expert": sources.listing(config.masks.expert),
+            "seed": config.seed,
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Train on the bank, an expert's corrections included."""
+        from defectory.engine.devices import device_of
+
+        # for the number of threads alone: so small a model stays on the CPU
+        device_of(config.device, threads=config.threads)
+        _, bank = expert_masks(inputs, config, bank_from_train(inputs, config))
+        return (yield from with_summary(mask_model_of(bank, config).learn(out)))

@@ -1,0 +1,203 @@
+"""The masks that a run may use: the bank of train, an expert's, a model's, and where on a part they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.plan import MaskBank, MaskBankEntry
+from defectory.config.project import ProjectConfig
+from defectory.errors import AnnotationError, ConfigError
+from defectory.files import digest_file
+from defectory.formats.coco import load_coco
+from defectory.masks.bank import build_bank
+from defectory.masks.expert import class_names_of_folders, from_instances, mask_files, read_folder
+from defectory.masks.placement import (
+    Site,
+    borders_of,
+    filled_where_cut,
+    place,
+    place_like,
+    relation_of,
+    relation_shares,
+)
+from defectory.masks.sources import ExpertMask, MaskModel, MaskSources
+from defectory.rle import decode, encode
+from defectory.runs.store import RunStore
+from defectory.stages.held_out import held_out_images
+from defectory.surface import solid_pixels
+
+if TYPE_CHECKING:
+    from defectory.masks.diffusion import MaskDiffusion
+
+Mask = NDArray[np.bool_]
+NOT_TRAIN = "is an image of validation or test, or not used"
+MASKS_OF_TRAIN = "leave it out: masks come from train alone"
+FOCUS_FLOOR = 0.1
+"""Weight of an instance that a segmenter finds perfectly, beside 1 for one that it misses."""
+
+
+def bank_from_train(inputs: RunStore, config: ProjectConfig) -> MaskBank:
+    """Build the mask bank from train tiles.
+
+    Raises:
+        ConfigError: train has no mask.
+    """
+    bank = build_bank(inputs.tiles.tileset, inputs.split, min_area_px=config.masks.min_area_px)
+    if not bank.entries:
+        raise ConfigError("mask bank", "no mask in train", "add annotated images")
+    return bank
+
+
+def expert_masks(inputs: RunStore, config: ProjectConfig, bank: MaskBank) -> tuple[tuple[ExpertMask, ...], MaskBank]:
+    """Read the expert's masks: new ones, and the bank with its corrections.
+
+    Raises:
+        AnnotationError: a mask cannot be used, or is of an image that is not in train: a COCO file annotates that
+            image, a copy of it or an image of its name, or a PNG file is named as it is.
+    """
+    if config.masks.expert is None:
+        return (), bank
+    path = inputs.sources.path(config.masks.expert)
+    dataset, split, tiling = inputs.data.dataset, inputs.split, inputs.tiles.tileset.tiling
+    allowed = {*split.train, *split.pool}
+    # an image that is not used at all counts too, and so does each of several images with one name
+    barred = {Path(record.file_name).stem for record in dataset.images if record.id not in allowed}
+    if path.suffix.lower() == ".json":
+        root = config.data.image_root
+        raw = load_coco(path, image_root=None if root is None else inputs.sources.folder / root)
+        _require_train_images(inputs, [(image.path, image.file_name) for image in raw.images], path, barred)
+        named = [
+            (f"{Path(image.file_name).stem}-{number}", instance.class_name, decode(instance.rle))
+            for image in raw.images
+            for number, instance in enumerate(image.instances)
+            if not instance.is_crowd
+        ]
+        return from_instances(
+            named, where=path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px
+        ), bank
+    if path.is_dir():
+        for class_folder in class_names_of_folders(path, [category.name for category in dataset.categories]):
+            for file in mask_files(class_folder):
+                if file.stem in barred:
+                    raise AnnotationError(file, NOT_TRAIN, MASKS_OF_TRAIN)
+    return read_folder(path, bank=bank, categories=dataset.categories, scale=tiling.scale, tile_px=tiling.tile_px)
+
+
+def _require_train_images(inputs: RunStore, images: Sequence[tuple[Path, str]], where: Path, barred: set[str]) -> None:
+    """Require that images, given as file and name, are in train or new: not held out under any name."""
+    dataset, split = inputs.data.dataset, inputs.split
+    id_of = {record.sha256: record.id for record in dataset.images}
+    allowed = {*split.train, *split.pool}
+    held_out = held_out_images(inputs)
+    for file, name in images:
+        image_id = id_of.get(digest_file(file))
+        if image_id in allowed:
+            continue
+        if image_id is not None or Path(name).stem in barred:
+            raise AnnotationError(where, f"{name} {NOT_TRAIN}", MASKS_OF_TRAIN)
+        copy = held_out.copy_of(file)
+        if copy is not None:
+            raise AnnotationError(where, f"{name} {copy.told()}", MASKS_OF_TRAIN)
+
+
+def mask_model_of(bank: MaskBank, config: ProjectConfig) -> MaskDiffusion:
+    """Return the untrained model of a bank's masks."""
+    from defectory.masks.diffusion import MaskDiffusion
+
+    masks = [(entry.category_id, decode(entry.mask.rle)) for entry in bank.entries]
+    return MaskDiffusion(masks, config=config.masks, seed=config.seed)
+
+
+def trained_mask_model(inputs: RunStore, config: ProjectConfig, bank: MaskBank) -> MaskModel | None:
+    """Return the trained model of a bank's masks; None where it has no share.
+
+    Raises:
+        WeightsError: it has not been trained, or is damaged.
+    """
+    from defectory.masks.diffusion import MODEL_FILE
+
+    if config.masks.sources.diffusion == 0:
+        return None
+    model = mask_model_of(bank, config)
+    model.load(inputs.mask_model / MODEL_FILE)
+    return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSupply:
+    """What masks a run may use, and where on a part they lie."""
+
+    bank: MaskBank
+    sources: MaskSources
+    shares: dict[int, np.ndarray]
+
+    def place(self, mask: Mask, category_id: int, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
+        """Place a mask of a class on a tile, bool [H,W]; None where there is no place.
+
+        Where placement is learned, the mask lies as its class lies in train.
+        """
+        if category_id in self.shares:
+            return place_like(mask, self.shares[category_id], site=site, taken=taken, rng=rng)
+        return place(mask, size_hw=(taken.shape[0], taken.shape[1]), allowed=site.allowed, taken=taken, rng=rng)
+
+
+def mask_supply(inputs: RunStore, config: ProjectConfig) -> MaskSupply:
+    """Build bank, sources and learned placement from train.
+
+    Raises:
+        ConfigError: train has no mask, or an expert's cannot be used.
+    """
+    bank = bank_from_train(inputs, config)
+    supplied, bank = expert_masks(inputs, config, bank)
+    diffusion, focus = trained_mask_model(inputs, config, bank), focus_weights(inputs, config)
+    weights = (
+        {} if focus is None else {entry.id: focus.get((entry.image_id, entry.number), 1.0) for entry in bank.entries}
+    )
+    shares: dict[int, np.ndarray] = {}
+    if config.masks.placement == "learned":
+        shares, bank = _placement_in_train(inputs, bank, weights)
+    names = {category.id: category.name for category in inputs.tiles.tileset.categories}
+    sources = MaskSources(bank, supplied, config=config.masks, names=names, diffusion=diffusion, weights=weights)
+    return MaskSupply(bank=bank, sources=sources, shares=shares)
+
+
+def _placement_in_train(
+    inputs: RunStore, bank: MaskBank, weights: Mapping[str, float]
+) -> tuple[dict[int, np.ndarray], MaskBank]:
+    """Measure per class how its masks, weighed by entry, lie to holes and edges of their own tiles.
+
+    Returns:
+        The shares per class, and the bank without the gaps that those holes cut.
+    """
+    tiles = inputs.tiles
+    masks: dict[str, list[MaskBankEntry]] = {}
+    for entry in bank.entries:
+        masks.setdefault(entry.tile_id, []).append(entry)
+    observed: list[tuple[int, int, float]] = []
+    whole: dict[str, MaskBankEntry] = {}
+    for tile in tiles.tileset.of("train"):
+        if tile.id not in masks:
+            continue
+        defects = [mask for _, mask in masks_of(tile.instances)]
+        borders = borders_of(solid_pixels(tiles.image(tile), tile.valid_hw, defects))
+        for entry in masks[tile.id]:
+            mask = decode(entry.mask.rle)
+            observed.append((entry.category_id, relation_of(mask, borders), weights.get(entry.id, 1.0)))
+            filled = entry.mask.model_copy(update={"rle": encode(filled_where_cut(mask, borders))})
+            whole[entry.id] = entry.model_copy(update={"mask": filled})
+    entries = tuple(whole.get(entry.id, entry) for entry in bank.entries)
+    return relation_shares(observed), bank.model_copy(update={"entries": entries})
+
+
+def focus_weights(inputs: RunStore, config: ProjectConfig) -> dict[tuple[int, int], float] | None:
+    """Return how often each train instance should serve, by image id and number; None where all serve alike."""
+    if config.synthesis.focus == "uniform":
+        return None
+    return inputs.difficulty.weights(floor=FOCUS_FLOOR)

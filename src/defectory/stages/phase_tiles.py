@@ -1,0 +1,52 @@
+"""Tiles as both phases train on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.tiles import Tile, spread
+from defectory.runs.store import RunStore
+from defectory.stages.drawings import Drawings
+
+if TYPE_CHECKING:
+    from defectory.engine.training.data import TrainingTile
+
+MAX_HELD_OUT = 32
+"""Val tiles of the held-out loss."""
+
+
+def phase_tiles(inputs: RunStore, drawings: Drawings | None) -> tuple[list[TrainingTile], list[TrainingTile]]:
+    """Load the tiles that both phases train on, and those of their held-out loss.
+
+    Returns:
+        Defective train tiles and up to half as many defect-free ones; defective val tiles.
+
+    Raises:
+        FirewallError: a tile comes from an image that is not in train or pool.
+    """
+    tileset = inputs.tiles.tileset
+    defective = [tile for tile in tileset.of("train") if tile.instances]
+    free = [*tileset.of("pool"), *(tile for tile in tileset.of("train") if not tile.instances)]
+    inputs.split.require_training_ids((tile.image_id for tile in [*defective, *free]), stage="training")
+    free = spread(free, max(1, len(defective) // 2))
+    held_out = [tile for tile in tileset.of("val") if tile.instances][:MAX_HELD_OUT]
+    return _loaded(inputs, [*defective, *free], drawings), _loaded(inputs, held_out, drawings)
+
+
+def _loaded(inputs: RunStore, tiles: Iterable[Tile], drawings: Drawings | None) -> list[TrainingTile]:
+    from defectory.engine.training.data import TrainingTile
+
+    names = {c.id: c.name for c in inputs.tiles.tileset.categories}
+    return [
+        TrainingTile(
+            id=tile.id,
+            image=inputs.tiles.image(tile),
+            instances=masks_of(tile.instances),
+            class_names=tuple(names[i.category_id] for i in tile.instances),
+            valid_hw=tile.valid_hw,
+            drawing=None if drawings is None else drawings.of(tile),
+        )
+        for tile in tiles
+    ]

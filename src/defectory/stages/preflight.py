@@ -1,0 +1,295 @@
+"""Dead ends of a project that are known as soon as its tiles exist, told before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+import numpy as np
+
+from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.dataset import Dataset, ImageRecord
+from defectory.artifacts.plan import MaskBankEntry
+from defectory.artifacts.split import Split
+from defectory.artifacts.tiles import Tile, TileSet, spread
+from defectory.config.project import ProjectConfig
+from defectory.drivers.extract import driver_maker
+from defectory.drivers.kinds import kind_of
+from defectory.engine.backbones.known import resolve_base
+from defectory.engine.backbones.verify import read_json, verify_layout
+from defectory.engine.devices import usable_device
+from defectory.errors import ConfigError, ImageError, InputError, StageError, WeightsError
+from defectory.masks.bank import build_bank
+from defectory.masks.perturb import cropped
+from defectory.masks.placement import place, site_of
+from defectory.rle import area_px, decode
+from defectory.runs.store import RunStore
+from defectory.stages.drawings import drawings_of
+from defectory.stages.mask_supply import Mask, expert_masks
+from defectory.stages.regions import tile_regions
+
+MASKS_TRIED, TILES_TRIED = 6, 8
+"""Masks, small and large ones, and pool tiles on which a place is looked for."""
+FEW = 5
+"""Fewer instances of a class than this in val or test make its scores a matter of luck."""
+
+
+def check_before_training(inputs: RunStore, config: ProjectConfig) -> tuple[str, ...]:
+    """Return remarks on a project whose tiles have been cut, in seconds.
+
+    Raises:
+        ConfigError: a later stage would fail for certain; the line names what to change.
+        InputError: a mask of an expert, a region or a drawing that a later stage would refuse.
+    """
+    kind_of(config.drivers.kind)
+    if config.device != "auto":
+        usable_device(config.device)
+    _require_tile_size(config)
+    try:
+        cut = _Cut(dataset=inputs.data.dataset, split=inputs.split, tileset=inputs.tiles.tileset)
+    except (InputError, StageError):
+        # not made yet, or damaged: the stage that reads it says so, and mends it
+        return ()
+    _require_train(cut)
+    _require_classes_to_evaluate(cut)
+    _require_folds(config, cut)
+    _require_pool(config, cut)
+    _require_masks(inputs, config, cut)
+    _require_drivers(inputs, config, cut)
+    return tuple(_remarks(config, cut))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cut:
+    dataset: Dataset
+    split: Split
+    tileset: TileSet
+
+    @cached_property
+    def defective(self) -> list[Tile]:
+        """Train tiles with a defect that is no crowd."""
+        return [tile for tile in self.tileset.of("train") if any(not instance.is_crowd for instance in tile.instances)]
+
+    @cached_property
+    def pool(self) -> tuple[Tile, ...]:
+        return self.tileset.of("pool")
+
+    def records(self, ids: Iterable[int]) -> list[ImageRecord]:
+        return [self.dataset.image(image_id) for image_id in ids]
+
+    def instances_per_class(self, ids: Iterable[int]) -> dict[int, int]:
+        """Count instances that are no crowds, by class; every class has a count."""
+        counts = {category.id: 0 for category in self.dataset.categories}
+        for record in self.records(ids):
+            for instance in record.instances:
+                if not instance.is_crowd:
+                    counts[instance.category_id] += 1
+        return counts
+
+
+def _require_tile_size(config: ProjectConfig) -> None:
+    """Require tiles whose side the base's networks can halve as often as they do."""
+    tile_px = config.tiling.tile_px
+    if tile_px is None:
+        return
+    try:
+        folder = resolve_base(config.base)
+        factor = verify_layout(folder).latent_factor
+        multiple = factor * 2 ** (len(read_json(folder / "unet" / "config.json")["block_out_channels"]) - 1)
+    except WeightsError:
+        return  # on a disk that is not mounted; whoever needs it says so
+    if tile_px % multiple:
+        near = max(multiple, round(tile_px / multiple) * multiple)
+        raise ConfigError(
+            "tiling.tile_px", f"{tile_px} is no multiple of {multiple}, which this base needs", f"set it to {near}"
+        )
+
+
+def _require_train(cut: _Cut) -> None:
+    instances = [instance for record in cut.dataset.images for instance in record.instances]
+    if instances and all(instance.is_crowd for instance in instances):
+        raise ConfigError(
+            "data",
+            f"all {len(instances)} instances are crowds (iscrowd 1), which nothing is trained on",
+            "set iscrowd to 0 for single defects",
+        )
+    if not cut.split.train:
+        raise ConfigError(
+            "split", "no image in train", "label more images, or lower split.val_share and split.test_share"
+        )
+    if not cut.defective:
+        shown = sum(len(record.instances) for record in cut.records(cut.split.train))
+        found = f"no train tile shows a defect; {len(cut.split.train)} train images hold {shown} instances"
+        raise ConfigError(
+            "tiles",
+            found,
+            "label more images, or set tiling.mode or tiling.scale so that defects are a few pixels large",
+        )
+
+
+def _require_classes_to_evaluate(cut: _Cut) -> None:
+    for part, ids in (("val", cut.split.val), ("test", cut.split.test)):
+        if not any(cut.instances_per_class(ids).values()):
+            raise ConfigError(
+                "split",
+                f"{part} ({len(ids)} images) holds no instance, so nothing can be scored",
+                f"raise split.{part}_share, set another split.seed, or label more images",
+            )
+
+
+def _require_folds(config: ProjectConfig, cut: _Cut) -> None:
+    """Require that each fold of train leaves something to train on, where folds are trained."""
+    if config.synthesis.focus != "segmenter" and "agreement" not in config.curation.checks:
+        return
+    groups = {cut.dataset.image(tile.image_id).group for tile in cut.defective}
+    if len(groups) < 2:
+        raise ConfigError(
+            "train",
+            "its defects are all of one group, which cannot be divided into folds",
+            "label images of further groups, or leave out synthesis.focus segmenter and the check `agreement`",
+        )
+
+
+def _require_pool(config: ProjectConfig, cut: _Cut) -> None:
+    if not cut.pool:
+        source = (
+            "no defect-free crop fits into a train image"
+            if cut.split.pool_source == "train_crops"
+            else "no tile of a defect-free image"
+        )
+        raise ConfigError("pool", f"is empty: {source}", "add defect-free images (data.defect_free)")
+    synthesis = config.synthesis
+    most = synthesis.max_images_per_tile
+    if most is not None and most * len(cut.pool) < synthesis.num_images:
+        raise ConfigError(
+            f"synthesis.num_images {synthesis.num_images}",
+            f"{len(cut.pool)} pool tiles give {most * len(cut.pool)} images at {most} each",
+            "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
+        )
+
+
+def _require_masks(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None:
+    masks = config.masks
+    bank = build_bank(cut.tileset, cut.split, min_area_px=masks.min_area_px)
+    if not bank.entries:
+        areas = [
+            area_px(instance.rle) for tile in cut.defective for instance in tile.instances if not instance.is_crowd
+        ]
+        raise ConfigError(
+            f"masks.min_area_px {masks.min_area_px}",
+            f"all {len(areas)} masks of train tiles are smaller; the largest has {max(areas)} px",
+            "lower it, or raise tiling.scale",
+        )
+    new, bank = expert_masks(inputs, config, bank)
+    _require_enough_masks(config, cut, len(bank.entries), len(new))
+    if not masks.keep_place:
+        _require_place(inputs, config, cut, bank.entries)
+
+
+def _require_enough_masks(config: ProjectConfig, cut: _Cut, in_bank: int, of_expert: int) -> None:
+    """Require that masks which may serve a limited number of times suffice for the drivers there must be."""
+    masks, synthesis = config.masks, config.synthesis
+    if masks.max_uses is None or masks.sources.statistical > 0 or masks.sources.diffusion > 0:
+        return
+    usable = (in_bank if masks.sources.bank > 0 else 0) + (of_expert if masks.sources.expert > 0 else 0)
+    versions = max(1, synthesis.versions_per_tile)
+    drivers = max(
+        -(-synthesis.num_images // synthesis.max_seeds_per_driver), min(synthesis.num_images, len(cut.pool) * versions)
+    )
+    if usable * masks.max_uses < drivers:
+        raise ConfigError(
+            f"masks.max_uses {masks.max_uses}",
+            f"{usable} masks serve {usable * masks.max_uses} drivers, {drivers} are planned",
+            "raise it, ask for fewer images (synthesis.num_images), or add expert masks",
+        )
+
+
+def _require_place(inputs: RunStore, config: ProjectConfig, cut: _Cut, entries: Sequence[MaskBankEntry]) -> None:
+    """Require that some mask finds a place on some pool tile."""
+    region_of = tile_regions(inputs, config)
+    tiles = [tile for tile in cut.pool if _is_allowed(tile, region_of)]
+    if not tiles:
+        raise ConfigError(
+            "masks.regions",
+            f"leave no pixel on any of {len(cut.pool)} pool tiles",
+            "draw regions where pool tiles show the part",
+        )
+    by_size = sorted(entries, key=lambda entry: area_px(entry.mask.rle))
+    tried = [cropped(decode(entry.mask.rle)) for entry in spread(by_size, MASKS_TRIED)]
+    rng = np.random.default_rng([97, config.seed])
+    looked_at = 0
+    for tile, mask in product(spread(tiles, TILES_TRIED), tried):
+        try:
+            site = site_of(inputs.tiles.image(tile), tile.valid_hw)
+        except ImageError:
+            return  # damaged since it was cut, which the stage that reads it says
+        looked_at += 1
+        region = region_of(tile, None)
+        allowed = site.allowed if region is None else site.allowed & region
+        if (
+            place(
+                mask,
+                size_hw=(allowed.shape[0], allowed.shape[1]),
+                allowed=allowed,
+                taken=np.zeros_like(allowed),
+                rng=rng,
+            )
+            is not None
+        ):
+            return
+    smallest = "x".join(str(side) for side in tried[0].shape)
+    raise ConfigError(
+        "pool",
+        f"no mask finds a place on its tiles ({looked_at} pairs tried; the smallest mask is {smallest} px, height x "
+        "width)",
+        "use larger tiles (tiling.tile_px, tiling.scale), wider masks.regions, or defect-free images that show more "
+        "of the part",
+    )
+
+
+def _is_allowed(tile: Tile, region_of: Callable[[Tile, int | None], Mask | None]) -> bool:
+    region = region_of(tile, None)
+    return region is None or bool(region.any())
+
+
+def _require_drivers(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None:
+    """Require that a driver can be extracted as it is set; drawings are looked for."""
+    tile, drawings = cut.defective[0], drawings_of(inputs, config.drivers)
+    try:
+        image = inputs.tiles.image(tile) if drawings is None else drawings.of(tile)
+    except ImageError:
+        if drawings is not None:
+            raise
+        return
+    driver_maker(len(cut.tileset.categories), config.drivers)(image, masks_of(tile.instances), tile.valid_hw)
+
+
+def _remarks(config: ProjectConfig, cut: _Cut) -> Iterable[str]:
+    """Yield what will be trained all the same and may disappoint."""
+    names = {category.id: category.name for category in cut.dataset.categories}
+    for part, ids in (("train", cut.split.train), ("val", cut.split.val), ("test", cut.split.test)):
+        counts = cut.instances_per_class(ids)
+        lacking = [names[i] for i, count in counts.items() if count == 0]
+        if lacking:
+            consequence = "it is never learned" if part == "train" else "its scores there are missing"
+            yield (
+                f"{part} holds no instance of {', '.join(lacking)}: {consequence}; another split.seed or more "
+                "labels may help"
+            )
+        few = [f"{names[i]} ({count})" for i, count in counts.items() if 0 < count < FEW]
+        if few and part != "train":
+            yield f"{part} holds few instances of {', '.join(few)}: scores of these classes say little"
+    if config.masks.min_area_px > 1:
+        tiny = [
+            area
+            for tile in cut.defective
+            for instance in tile.instances
+            if not instance.is_crowd and (area := area_px(instance.rle)) < config.masks.min_area_px
+        ]
+        if tiny:
+            yield (
+                f"{len(tiny)} masks of train tiles are smaller than masks.min_area_px "
+                f"{config.masks.min_area_px} and serve no draft"
+            )

@@ -1,0 +1,264 @@
+"""Tables of the report, from what the stages left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from defectory import __version__
+from defectory.artifacts.plan import Decisions
+from defectory.config.project import ProjectConfig
+from defectory.config.resolve import flatten
+from defectory.curation.decide import FidelitySummary
+from defectory.drivers.leakage import Leakage
+from defectory.report.content import Table
+from defectory.runs import layout
+from defectory.runs.store import RunStore
+from defectory.stages.signatures import Memorisation
+
+SCORE_COLUMNS = (
+    ("segm_map", "segm mAP"),
+    ("bbox_map", "bbox mAP"),
+    ("ap50", "AP50"),
+    ("iou", "IoU, missed count 0"),
+    ("iou_matched", "IoU, matched"),
+    ("hausdorff", "Hausdorff"),
+)
+
+
+def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
+    """Return what the run was made from, as name and value."""
+    split, tiling, categories = inputs.split, inputs.tiles.tileset.tiling, inputs.data.dataset.categories
+    seeds = len(config.segmentation.seeds)
+    return [
+        ("train", f"{len(split.train)} images"),
+        ("val", f"{len(split.val)}"),
+        ("test", f"{len(split.test)}"),
+        ("defect-free pool", f"{len(split.pool)}"),
+        ("classes", ", ".join(c.name for c in categories)),
+        ("mode", f"{tiling.mode}, {tiling.tile_px} px, scale {tiling.scale:.2f}"),
+        ("base", config.base if config.base == "embedded" else Path(config.base).name),
+        ("seeds per arm", str(seeds)),
+    ]
+
+
+def score_tables(scores: dict[str, Any]) -> list[Table]:
+    """Return the scores of every arm, and segm mAP per class."""
+    rows: list[list[str]] = []
+    for arm, values in scores["arms"].items():
+        rows.append([arm_name(arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
+        if len(values["per_seed"]) > 1:
+            rows.append(
+                [
+                    "  lowest to highest",
+                    *(
+                        f"{min(s[key] for s in values['per_seed']):.3f} - {max(s[key] for s in values['per_seed']):.3f}"
+                        for key, _ in SCORE_COLUMNS
+                    ),
+                ]
+            )
+    note = (
+        "Real test images, read once. All arms: the same number of steps, tiles and defect-free images; checkpoint "
+        "chosen on real validation images. "
+        "IoU and Hausdorff distance count detections from a score on: the one with the best F1 on validation, unless "
+        "the project fixes it. "
+        "Hausdorff distance is a share of the image diagonal, 1 for a missed defect; lower is better."
+    )
+    tables = [
+        Table(title="Segmenter, by arm", columns=["arm", *(name for _, name in SCORE_COLUMNS)], rows=rows, note=note)
+    ]
+    classes = sorted(
+        {
+            name
+            for values in scores["arms"].values()
+            for seed in values["per_seed"]
+            for name in seed["per_class_segm_map"]
+        }
+    )
+    per_class = [
+        [
+            arm_name(arm),
+            *(
+                f"{np.mean([s['per_class_segm_map'].get(name, 0.0) for s in values['per_seed']]):.3f}"
+                for name in classes
+            ),
+        ]
+        for arm, values in scores["arms"].items()
+    ]
+    tables.append(Table(title="segm mAP per class", columns=["arm", *classes], rows=per_class))
+    return tables
+
+
+def arm_name(arm: str) -> str:
+    """Return an arm in words."""
+    return arm.replace("_", " ")
+
+
+def measures(
+    inputs: RunStore, scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None
+) -> list[Table]:
+    """Return fidelity, curation, image sets, contrast, leakage and memorisation."""
+    fidelity = inputs.fidelity
+    rows = [
+        ["all drafts", f"{fidelity.mean:.3f}", f"{fidelity.accepted_share:.0%}"],
+        ["labels shuffled", f"{fidelity.shuffled:.3f}", ""],
+    ]
+    rows += [
+        [f"class {name}", f"{value:.3f}", f"{fidelity.accepted_share_per_class[name]:.0%}"]
+        for name, value in fidelity.per_class.items()
+    ]
+    if fidelity.thin_f1_2px is not None:
+        rows.append(
+            [
+                f"instances under 6 px wide ({fidelity.num_thin}), F1 at 2 px tolerance",
+                f"{fidelity.thin_f1_2px:.3f}",
+                "",
+            ]
+        )
+    tables = [
+        Table(
+            title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation",
+            columns=["", "mean IoU", "accepted"],
+            rows=rows,
+        )
+    ]
+    tables += _curation_tables(fidelity, inputs.decisions)
+    sets = scores["image_sets"]
+    if sets is not None:
+        name = sets["encoder"]
+        low, high = sets["kid_interval"]
+        tables.append(
+            Table(
+                title="Images: synthetic against real test, and real train against real test as the floor",
+                columns=["measure", "synthetic", "real train"],
+                rows=[
+                    [f"KID[{name}]", f"{sets['kid']:.4f} ({low:.4f} to {high:.4f})", f"{sets['kid_floor']:.4f}"],
+                    [f"FID[{name}]", f"{sets['fid']:.2f}", f"{sets['fid_floor']:.2f}"],
+                    [
+                        "Wasserstein distance of tile mean, grey levels",
+                        f"{sets['mean_wasserstein']:.2f}",
+                        f"{sets['mean_wasserstein_floor']:.2f}",
+                    ],
+                    [
+                        "Wasserstein distance of tile standard deviation",
+                        f"{sets['std_wasserstein']:.2f}",
+                        f"{sets['std_wasserstein_floor']:.2f}",
+                    ],
+                ],
+                note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as "
+                "right up to twice the floor.",
+            )
+        )
+    if scores["defect_contrast"]:
+        guidance = {c.name: c.mask_guidance for c in inputs.calibration.classes}
+        tables.append(
+            Table(
+                title="Contrast of defects to their surroundings, median over instances",
+                columns=["class", "drafts", "real train", "ratio", "mask guidance"],
+                rows=[
+                    [
+                        name,
+                        f"{c['synthetic']:.2f} ({c['num_synthetic']})",
+                        f"{c['real']:.2f} ({c['num_real']})",
+                        f"{c['synthetic'] / max(c['real'], 1e-6):.2f}",
+                        f"{guidance[name]:.2f}",
+                    ]
+                    for name, c in scores["defect_contrast"].items()
+                ],
+                note="Root mean square distance of a defect's grey levels to the mean of a 5 px ring around it, over "
+                "that mean; in brackets, instances. All drafts, before curation.",
+            )
+        )
+    others: list[list[str]] = []
+    if leak is not None:
+        others.append(
+            ["driver leakage, AUC (0.5 is none)", f"{leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f})"]
+        )
+    if copied is not None:
+        others.append(["nearest train tile, synthetic: median distance", f"{copied.draft_to_train:.3f}"])
+        others.append(["nearest other train tile, real: median distance", f"{copied.train_to_train:.3f}"])
+    if others:
+        tables.append(Table(title="Leakage and memorisation", columns=["measure", "value"], rows=others))
+    return tables
+
+
+def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Table]:
+    figures: dict[str, list[tuple[float, float]]] = {}
+    for decision in decisions.decisions:
+        for check in decision.checks:
+            figures.setdefault(check.name, []).append((check.value, check.limit))
+    tables: list[Table] = []
+    if figures:
+        rows = [
+            [
+                name,
+                f"{np.median([v for v, _ in of]):.2f}",
+                f"{np.quantile([v for v, _ in of], 0.95):.2f}",
+                f"{of[-1][1]:.2f}",
+                str(fidelity.failed_checks.get(name, 0)),
+            ]
+            for name, of in figures.items()
+        ]
+        note = (
+            "Every limit is learned from train tiles and the defect-free pool. Anomaly is that of the half "
+            "without a mask; novelty is likeness to the nearest train tile or prior image."
+        )
+        if fidelity.density is not None and fidelity.coverage is not None:
+            note += (
+                f" Accepted drafts beside real tiles: density {fidelity.density:.2f}, coverage {fidelity.coverage:.2f}."
+            )
+        tables.append(
+            Table(
+                title="Drafts beside real tiles",
+                columns=["check", "median", "95% quantile", "limit", "drafts above it"],
+                rows=rows,
+                note=note,
+            )
+        )
+    rows = [[f"masks from {kind}", f"{share:.0%}"] for kind, share in fidelity.accepted_share_per_source.items()]
+    rows.append(
+        ["pool tiles of which no draft was accepted", f"{fidelity.num_pool_tiles_without} of {fidelity.num_pool_tiles}"]
+    )
+    rows += [[f"rejected: {cause}", str(count)] for cause, count in fidelity.rejected_by.items()]
+    if fidelity.tightened_iou is not None:
+        rows.append(["IoU of labels with labels as drawn", f"{fidelity.tightened_iou:.2f}"])
+    if fidelity.likely_cause is not None:
+        rows.append(["likely cause of few accepted drafts", fidelity.likely_cause])
+    tables.append(Table(title="Accepted and rejected, by origin and cause", columns=["", "value"], rows=rows))
+    return tables
+
+
+def appendix(inputs: RunStore, config: ProjectConfig) -> list[Table]:
+    """Return every stage, the reasons of curation, and every setting with its origin."""
+    stages: list[list[str]] = []
+    for name, manifest in inputs.manifests().items():
+        # an earlier report is no part of this one
+        if name != layout.REPORT:
+            about = manifest["info"]
+            stages.append([name, f"{about['seconds']:.0f}", about["output_digest"][:16], about["summary"]])
+    reasons: dict[str, int] = {}
+    for decision in inputs.decisions.decisions:
+        key = decision.cause or "accepted"
+        reasons[key] = reasons.get(key, 0) + 1
+    origins = inputs.origins()
+    settings = [
+        [
+            key,
+            json.dumps(value),
+            Path(origins.get(key, "")).name if origins.get(key, "").endswith(".toml") else origins.get(key, ""),
+        ]
+        for key, value in flatten(config.model_dump(mode="json")).items()
+        if key not in ("base", "out", "data.path")
+    ]
+    return [
+        Table(title="Stages", columns=["stage", "seconds", "digest", "outcome"], rows=stages),
+        Table(
+            title="Why drafts were kept or rejected",
+            columns=["reason", "drafts"],
+            rows=[[k, str(v)] for k, v in sorted(reasons.items(), key=lambda i: -i[1])],
+        ),
+        Table(title=f"Settings, Defectory {__version__}", columns=["setting", "value", "from"], rows=settings),
+    ]

@@ -1,0 +1,160 @@
+"""The failure signatures of synthesis, each with the figures that say so and what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from defectory.drivers.config import DriverConfig
+from defectory.drivers.leakage import MAX_AUC, Leakage
+from defectory.report.content import Signature
+from defectory.runs.store import RunStore
+
+MAX_TILES = 200
+TONE_RATIO = 2.0
+LOW_FIDELITY = 0.15
+LOW_ACCEPTANCE = 0.25
+COLLAPSED_MAP = 0.005
+"""Segm mAP under which a segmenter has learnt nothing."""
+COPY_RATIO = 0.5
+CONTRAST_RATIOS = (2 / 3, 1.5)
+MIN_INSTANCES = 8
+"""Classes with fewer defects on either side are not judged by contrast."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memorisation:
+    """Median distance, in the embedded encoder's features, of drafts and of train tiles to the nearest (other) train
+    tile.
+    """
+
+    draft_to_train: float
+    train_to_train: float
+    copied_share: float
+    """Share of drafts nearer to a train tile than half the closest two train tiles are to each other (5% quantile)."""
+
+
+def memorisation(inputs: RunStore) -> Memorisation | None:
+    """Compare drafts with train tiles; None with fewer than four of either."""
+    from defectory.engine.features.encoder import embed_images, load_encoder
+
+    tiles = [t for t in inputs.tiles.tileset.of("train") if t.instances][:MAX_TILES]
+    jobs = inputs.plan.jobs[:MAX_TILES]
+    if min(len(tiles), len(jobs)) < 4:
+        return None
+    encoder, _ = load_encoder()
+    train = embed_images(encoder, [inputs.tiles.image(tile) for tile in tiles])
+    drafts = embed_images(encoder, [inputs.drafts.image(job) for job in jobs])
+    scale = train.std(axis=0) + 1e-6
+    train, drafts = train / scale, drafts / scale
+    own = np.linalg.norm(train[:, None] - train[None], axis=2) / np.sqrt(train.shape[1])
+    np.fill_diagonal(own, np.inf)
+    between = np.linalg.norm(drafts[:, None] - train[None], axis=2) / np.sqrt(train.shape[1])
+    limit = COPY_RATIO * float(np.quantile(own.min(axis=1), 0.05))
+    nearest = between.min(axis=1)
+    return Memorisation(
+        draft_to_train=float(np.median(nearest)),
+        train_to_train=float(np.median(own.min(axis=1))),
+        copied_share=float((nearest < limit).mean()),
+    )
+
+
+def signatures(
+    scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None, *, drivers: DriverConfig
+) -> list[Signature]:
+    """Judge every failure signature from the evaluation's scores, driver leakage and memorisation."""
+    fidelity, sets, verdict = scores["fidelity"], scores["image_sets"], scores["verdict"]
+    poor: bool | None = fidelity["accepted_share"] < LOW_ACCEPTANCE
+    quality = f"{fidelity['accepted_share']:.0%} of drafts accepted"
+    if sets is not None:
+        ratios = [sets[f"{key}_wasserstein"] / max(sets[f"{key}_wasserstein_floor"], 1e-6) for key in ("mean", "std")]
+        poor = poor or max(ratios) > TONE_RATIO
+        quality += (
+            f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); "
+            f"KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
+        )
+    gain = verdict.get("gain")
+    maps = {arm: own["segm_map"] for arm, own in scores["arms"].items()}
+    collapsed = [arm for arm, value in maps.items() if value < COLLAPSED_MAP]
+    contrasts = {
+        name: c["synthetic"] / max(c["real"], 1e-6)
+        for name, c in scores["defect_contrast"].items()
+        if min(c["num_synthetic"], c["num_real"]) >= MIN_INSTANCES
+    }
+    pale = [name for name, ratio in contrasts.items() if ratio < CONTRAST_RATIOS[0]]
+    strong = [name for name, ratio in contrasts.items() if ratio > CONTRAST_RATIOS[1]]
+    return [
+        Signature(
+            name="synthetic quality too poor",
+            detected=poor,
+            evidence=quality,
+            advice="Look at the pictures. Train both phases longer, or start from a larger base.",
+        ),
+        Signature(
+            name="no downstream gain",
+            detected=None if verdict["outcome"] == "not enough evidence" else verdict["outcome"] == "do not use it",
+            evidence="" if gain is None else f"gain in segm mAP {gain:+.3f}; {verdict['outcome']}",
+            advice="Set at least three seeds to know. Without a gain, more annotated images help more than more "
+            "synthetic ones.",
+        ),
+        Signature(
+            name="segmenter collapse",
+            detected=bool(collapsed) if maps else None,
+            evidence="segm mAP " + ", ".join(f"{arm} {value:.3f}" for arm, value in maps.items()) if maps else "",
+            advice=(
+                f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise "
+                'segmentation.num_steps; segmentation.model = "light" with '
+                'segmentation.init = "segmenter" starts from shipped weights, which few images need.'
+                if collapsed
+                else "Every arm learnt something."
+            ),
+        ),
+        Signature(
+            name="control collapse",
+            detected=bool(fidelity["mean"] < LOW_FIDELITY or fidelity["mean"] < 2 * fidelity["shuffled"]),
+            evidence=f"mean fidelity {fidelity['mean']:.2f}, with labels shuffled {fidelity['shuffled']:.2f}",
+            advice="Train phase 2 longer, raise condition.training.defect_weight, or raise "
+            "condition.defect_free_share.",
+        ),
+        Signature(
+            name="defects too weak or too strong",
+            detected=bool(pale or strong) if contrasts else None,
+            evidence=", ".join(f"{name} {ratio:.2f}" for name, ratio in contrasts.items())
+            + " times the contrast of train tiles"
+            if contrasts
+            else "",
+            advice="; ".join(
+                f"{', '.join(names)}: set synthesis.mask_guidance {'above' if names is pale else 'below'} theirs in "
+                "the table of contrasts"
+                for names in (pale, strong)
+                if names
+            )
+            + "; a number holds for every class"
+            if pale or strong
+            else "Contrast of drafts follows synthesis.mask_guidance.",
+        ),
+        Signature(
+            name="memorisation",
+            detected=None if copied is None else copied.copied_share > 0.05,
+            evidence=""
+            if copied is None
+            else f"{copied.copied_share:.0%} of drafts much nearer to a train tile than train tiles are to each "
+            f"other; median distance {copied.draft_to_train:.2f} against {copied.train_to_train:.2f}",
+            advice="Shorten phase 1, raise concept.prior_weight, or add training images.",
+        ),
+        Signature(
+            name="driver leakage",
+            detected=None if leak is None else leak.auc > MAX_AUC,
+            evidence=""
+            if leak is None
+            else f"AUC {leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f}); 0.5 is none",
+            advice=(
+                "`defectory drivers tune` finds constants of less leakage (a lower drivers.grid_px, as a rule); "
+                "check that labels cover the whole defect."
+                if drivers.defect_blind
+                else "Set drivers.defect_blind = true, so that the labelled defect is filled before extraction."
+            ),
+        ),
+    ]

@@ -1,0 +1,48 @@
+"""Stage split: train, val, test and pool, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from defectory.config.project import ProjectConfig
+from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, describe_images, save_descriptors
+from defectory.dataset.split import make_split
+from defectory.events import Progress, Work
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+
+
+class Split(Stage):
+    """Freezes the split; near-duplicates stay together."""
+
+    VERSION = 1
+    name, folder = "split", layout.SPLIT
+    is_preparation = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read the data set."""
+        return ("import",)
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the split section."""
+        return {"split": config.split.model_dump(mode="json")}
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Describe every image, find near-duplicates, and draw the split by groups."""
+        data, descriptors = inputs.data, dict[int, ImageDescriptor]()
+        for image_id, descriptor in describe_images(data.folder, data.dataset):
+            descriptors[image_id] = descriptor
+            yield Progress(done=len(descriptors), total=len(data.dataset.images), note="looking for near-duplicates")
+        save_descriptors(out / DESCRIPTORS, descriptors, dataset_digest=data.dataset.digest())
+        split = make_split(data.folder, data.dataset, config.split, descriptors=descriptors)
+        split.save(out / layout.SPLIT_FILE)
+        merges = f"; {split.num_merges} pairs of groups with near-duplicates kept together" if split.num_merges else ""
+        return (
+            f"train {len(split.train)}, val {len(split.val)}, test {len(split.test)}, pool {len(split.pool)} images"
+            + merges
+            + ("; pool from crops of train" if split.pool_source == "train_crops" else "")
+            + "".join(f"; {remark}" for remark in split.remarks)
+        )

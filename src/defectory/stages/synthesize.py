@@ -1,0 +1,70 @@
+"""Stage synthesize: the drafts of the plan, each with its counterfactual half."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.plan import Job
+from defectory.config.project import ProjectConfig
+from defectory.events import Progress, Work
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+from defectory.stages.calibrate import SAMPLER_VERSION
+from defectory.stages.pool import pool_tiles
+from defectory.stages.sampling import sampling_models
+
+
+class Synthesize(Stage):
+    """Draws all drafts of the plan."""
+
+    VERSION = SAMPLER_VERSION
+    name, folder = "synthesize", layout.DRAFTS
+    is_resumable = is_mendable = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read plan, pool tiles, both phases and mask guidance."""
+        return ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the synthesis and drivers sections."""
+        return {
+            "synthesis": config.synthesis.model_dump(mode="json"),
+            "drivers": config.drivers.model_dump(mode="json"),
+        }
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Draw each draft twice from the same noise, with and without its mask."""
+        from defectory.engine.devices import device_of
+        from defectory.synthesis.calibrate import guidance_map
+        from defectory.synthesis.full import DraftInput, synthesize
+
+        plan, pool = inputs.plan, pool_tiles(inputs, config)
+        guidance = inputs.calibration.by_category()
+
+        def input_of(job: Job) -> DraftInput:
+            driver, empty, tile = pool.drivers(job)
+            return DraftInput(
+                driver=driver,
+                empty_driver=empty,
+                tile=tile,
+                valid_hw=pool.tile(job).valid_hw,
+                mask_guidance=guidance_map(masks_of(job.instances), guidance, driver.shape[:2]),
+            )
+
+        seconds = 0.0
+        device = device_of(config.device, threads=config.threads)
+        for event in synthesize(
+            plan,
+            models=sampling_models(inputs.concept, inputs.control, device),
+            class_noun=inputs.concept.concept.class_noun,
+            input_of=input_of,
+            config=config.synthesis,
+            out=out,
+        ):
+            seconds = event.seconds
+            yield Progress(done=event.done, total=event.total)
+        return f"{len(plan.jobs)} drafts with their counterfactual halves in {seconds:.0f} s"

@@ -1,0 +1,98 @@
+"""Stages tiles and test-tiles: images become squares; those of test in a folder of their own."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from defectory.artifacts.tiles import Part, TileSet, Tiling
+from defectory.config.project import ProjectConfig
+from defectory.dataset.tiles import choose_tiling, cut_tiles
+from defectory.events import Progress, Work
+from defectory.runs import layout
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Stage
+from defectory.runs.store import RunStore
+
+VERSION = 3
+"""Of both stages, which cut alike."""
+
+
+def _key(config: ProjectConfig) -> Mapping[str, object]:
+    return {"tiling": config.tiling.model_dump(mode="json"), "seed": config.seed, "base": config.base}
+
+
+class Tiles(Stage):
+    """Chooses the tiling and cuts train, pool and val."""
+
+    VERSION = VERSION
+    name, folder = "tiles", layout.TILES
+    is_preparation = reads_base = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read images and split."""
+        return ("import", "split")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the tiling section, the seed and the base's tile size."""
+        return _key(config)
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Cut tiles around the defects of train and val, and over the pool."""
+        tiling = choose_tiling(inputs.data.dataset, inputs.split, config.tiling, base_tile_px(config.base))
+        tileset = yield from _cut(inputs, config, tiling, parts=("train", "pool", "val"), out=out)
+        counts = Counter((tile.part, tile.is_defect_free) for tile in tileset.tiles)
+        found = f"train {counts['train', False]} with defects, pool {len(tileset.of('pool'))}"
+        return f"{tiling.mode} mode, {tiling.reason}; {found}"
+
+
+class TestTiles(Stage):
+    """Cuts the tiles of test, which training never reads."""
+
+    VERSION = VERSION
+    name, folder = "test-tiles", layout.TEST_TILES
+    is_preparation = True
+
+    def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
+        """Read images, split, and the tiling of the other tiles."""
+        return ("import", "split", "tiles")
+
+    def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
+        """Depend on the tiling section, the seed and the base's tile size."""
+        return _key(config)
+
+    def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
+        """Cut test images as the others were cut."""
+        tileset = yield from _cut(inputs, config, inputs.tiles.tileset.tiling, parts=("test",), out=out)
+        return f"{len(tileset.tiles)} test tiles"
+
+
+def base_tile_px(base: str) -> int:
+    """Return the side of a base's native tiles, pixels, without loading it."""
+    from defectory.engine.backbones.known import resolve_base
+
+    folder = resolve_base(base)
+    sample = int(json.loads((folder / "unet" / "config.json").read_text())["sample_size"])
+    stages = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
+    return sample * 2 ** (stages - 1)
+
+
+def _cut(inputs: RunStore, config: ProjectConfig, tiling: Tiling, *, parts: Sequence[Part], out: Path) -> Work[TileSet]:
+    cutting = cut_tiles(
+        inputs.data.folder,
+        inputs.data.dataset,
+        inputs.split,
+        tiling,
+        parts=parts,
+        out=out,
+        config=config.tiling,
+        seed=config.seed,
+    )
+    while True:
+        try:
+            event = next(cutting)
+        except StopIteration as end:
+            return end.value
+        yield Progress(done=event.done, total=event.total, note="images cut")

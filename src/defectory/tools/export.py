@@ -1,0 +1,232 @@
+"""Writes a project's synthetic set, alone or with its real training images, as a folder that other tools train on."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from defectory.artifacts.annotation import Instance
+from defectory.artifacts.dataset import Dataset, ImageRecord
+from defectory.artifacts.tiles import Tile
+from defectory.config.project import ProjectConfig
+from defectory.events import Event, Progress, StageEnded
+from defectory.files import canonical_json, digest_file, write_text
+from defectory.folders import atomic_folder, require_replaceable
+from defectory.formats.writers.base import ExportImage, ExportSet, Writer, Written
+from defectory.formats.writers.registry import write_export
+from defectory.imagefile import ORIENTATION
+from defectory.imageio import load_frame, load_rgb, save_png
+from defectory.rle import decode, encode
+from defectory.runs import layout
+from defectory.runs.stage import Run
+from defectory.runs.store import RunStore
+from defectory.runs.verify import Verified
+from defectory.stages.all import stages_of
+from defectory.stages.synthetic_set import load_synthetic
+
+KIND = "export"
+READS = ("import", "split", "tiles", "plan", "export")
+"""Stages whose files are read."""
+MAX_STEM = 60
+RealForm = Literal["tiles", "images"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """An image of the export, what its provenance says, and the images of the data set that it shows anything of."""
+
+    image: ExportImage
+    record: dict[str, Any]
+    image_ids: tuple[int, ...]
+
+
+def default_form(config: ProjectConfig) -> RealForm:
+    """Return the form of real images that goes with the drafts: tiles, or images where drafts are whole frames."""
+    return "images" if config.synthesis.mode == "insert" else "tiles"
+
+
+def export_project(run: Run, writer: Writer, out: Path, *, real: RealForm | None) -> Iterator[Event]:
+    """Write the accepted drafts, and with them the real training images, in one format.
+
+    Only images of train and pool take part: those of validation and test reach no export.
+
+    Args:
+        run: whose stages up to `export` have been run.
+        writer: of the format.
+        out: folder, replaced as a whole where an earlier export made it.
+        real: None leaves real images out; `tiles` adds train tiles with defects and pool tiles, as the segmenters see
+            them; `images` adds whole train and pool images, byte for byte.
+
+    Raises:
+        FirewallError: an image of validation or test, or an unknown one, would be exported.
+        OutputError: `out` is not ours, or cannot be written.
+        StageError: a stage of the project that is read is damaged.
+    """
+    began, name = time.monotonic(), f"export {writer.name}"
+    require_export_folder(run, out)
+    stages, inputs = stages_of(run.config), run.store()
+    Verified().require(run, [stage for stage in stages if stage.name in READS])
+    entries = [
+        *_drafts(inputs),
+        *(() if real is None else _real_tiles(inputs) if real == "tiles" else _real_images(inputs)),
+    ]
+    inputs.split.require_training_ids(
+        (image_id for entry in entries for image_id in entry.image_ids), stage=f"export --format {writer.name}"
+    )
+    export = ExportSet(categories=inputs.data.dataset.categories, images=tuple(entry.image for entry in entries))
+    digests: dict[str, str] = {}
+    with atomic_folder(out, kind=KIND, digests=digests, sources=_sources(run)) as folder:
+        yield Progress(stage=name, done=0, total=len(entries))
+        written = write_export(writer, export, folder)
+        lines = [_line(folder, written, entry, digests) for entry in entries if entry.image.name in written.paths]
+        write_text(folder / layout.PROVENANCE, "".join(line + "\n" for line in lines))
+        yield Progress(stage=name, done=len(entries), total=len(entries))
+    yield StageEnded(
+        stage=name, seconds=time.monotonic() - began, skipped=False, summary=_summary(entries, written, out)
+    )
+
+
+def require_export_folder(run: Run, out: Path) -> None:
+    """Require that an export may be written to a folder, before any work.
+
+    Raises:
+        OutputError: it holds something that no export made, or what the project is made from.
+    """
+    require_replaceable(out, kind=KIND, sources=_sources(run))
+
+
+def _sources(run: Run) -> list[Path]:
+    data = run.config.data
+    named = (data.path, data.image_root, data.defect_free, data.index, data.class_colours)
+    return [run.folder, *(run.sources.path(name) for name in named if name is not None)]
+
+
+def _summary(entries: Sequence[_Entry], written: Written, out: Path) -> str:
+    images = [entry.image for entry in entries if entry.image.name in written.paths]
+    num_synthetic = sum(image.is_synthetic for image in images)
+    told = "".join(f"; {remark}" for remark in written.remarks)
+    return f"{len(images)} images ({num_synthetic} synthetic), {written.num_instances} instances in {out}{told}"
+
+
+def _line(folder: Path, written: Written, entry: _Entry, digests: dict[str, str]) -> str:
+    path = written.paths[entry.image.name]
+    digests[path] = digest_file(folder / path)
+    return canonical_json(
+        {**entry.record, "image": path, "sha256": digests[path], "synthetic": entry.image.is_synthetic}
+    )
+
+
+def _drafts(inputs: RunStore) -> Iterator[_Entry]:
+    """Yield the accepted drafts as the stage `export` wrote them."""
+    for name in (layout.ANNOTATIONS, layout.PROVENANCE):
+        inputs.checked(layout.SYNTHETIC, name)
+    group_of = {record.id: record.group for record in inputs.data.dataset.images}
+    for of in load_synthetic(inputs.synthetic):
+        record = dict(of.provenance)
+        image = ExportImage(
+            name=f"synthetic-{of.path.name}",
+            size_hw=of.size_hw,
+            instances=of.instances,
+            is_synthetic=True,
+            save=partial(_copy, of.path),
+            source=str(record["pool"]["file_name"]),
+            group=group_of[int(record["pool"]["image_id"])],
+            fidelity=record["fidelity"],
+            checks=record["checks"],
+        )
+        yield _Entry(image=image, record=record, image_ids=of.image_ids)
+
+
+def _real_tiles(inputs: RunStore) -> Iterator[_Entry]:
+    """Yield train tiles with defects and pool tiles, without padding, as drafts are."""
+    dataset, tileset = inputs.data.dataset, inputs.tiles.tileset
+    for tile in [*(tile for tile in tileset.of("train") if tile.instances), *tileset.of("pool")]:
+        record, path = dataset.image(tile.image_id), inputs.tiles.path(tile)
+        height, width = tile.valid_hw
+        whole = tile.valid_hw == (tileset.tiling.tile_px, tileset.tiling.tile_px)
+        image = ExportImage(
+            name=f"real-{tile.id}.png",
+            size_hw=tile.valid_hw,
+            instances=tuple(i if whole else _within(i, tile) for i in tile.instances),
+            is_synthetic=False,
+            save=partial(_copy, path) if whole else partial(_save_part, path, (height, width)),
+            source=record.file_name,
+            group=record.group,
+        )
+        about = {"tile": tile.id, "offset_xy": list(tile.offset_xy), "scale": tile.scale, **_source(record)}
+        yield _Entry(image=image, record=about, image_ids=(record.id,))
+
+
+def _within(instance: Instance, tile: Tile) -> Instance:
+    height, width = tile.valid_hw
+    rle = encode(np.ascontiguousarray(decode(instance.rle)[:height, :width]))
+    return Instance(category_id=instance.category_id, rle=rle, is_crowd=instance.is_crowd)
+
+
+def _copy(path: Path, target: Path) -> None:
+    shutil.copyfile(path, target)
+
+
+def _save_part(path: Path, size_hw: tuple[int, int], target: Path) -> None:
+    save_png(target, np.ascontiguousarray(load_rgb(path)[: size_hw[0], : size_hw[1]]))
+
+
+def _real_images(inputs: RunStore) -> Iterator[_Entry]:
+    """Yield whole images of train and pool; those of pool are free of defects."""
+    dataset, split = inputs.data.dataset, inputs.split
+    for image_id in (*split.train, *split.pool):
+        record = dataset.image(image_id)
+        path = inputs.data.path(record)
+        image = ExportImage(
+            name=f"real-{record.id:06d}-{_plain_stem(record)}{path.suffix.lower()}",
+            size_hw=record.size_hw,
+            instances=record.instances,
+            is_synthetic=False,
+            save=partial(_copy, path),
+            source=record.file_name,
+            group=record.group,
+        )
+        turned = _is_turned(path)
+        if turned:
+            # most readers of these formats do not turn images by EXIF, and the labels are those of the turned image
+            frame = load_frame(path, dataset.value_range, convert=True)
+            image = replace(image, name=f"{image.stem}{frame.suffix}", save=partial(_save_upright, dataset, path))
+        yield _Entry(
+            image=image,
+            record={**_source(record), **({"turned_by_exif": True} if turned else {})},
+            image_ids=(record.id,),
+        )
+
+
+def _source(record: ImageRecord) -> dict[str, Any]:
+    return {
+        "source": {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256, "group": record.group}
+    }
+
+
+def _plain_stem(record: ImageRecord) -> str:
+    """Return an image's own name in letters that every system takes."""
+    stem = Path(record.file_name).stem
+    plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in stem)
+    return plain[:MAX_STEM] or "image"
+
+
+def _is_turned(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ORIENTATION, 1) in range(2, 9)
+    except Exception:  # what Pillow cannot open has no EXIF that another reader would heed
+        return False
+
+
+def _save_upright(dataset: Dataset, path: Path, target: Path) -> None:
+    frame = load_frame(path, dataset.value_range, convert=True)
+    frame.save(target, frame.pixels)

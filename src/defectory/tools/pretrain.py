@@ -1,0 +1,232 @@
+"""Pretraining of a base, with the drivers of the drivers room handed to it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import ValidationError
+
+from defectory.artifacts.config import Section
+from defectory.drivers.config import DriverConfig
+from defectory.drivers.extract import geometry_map
+from defectory.errors import ConfigError
+from defectory.events import Event, Notice, Progress, StageEnded
+from defectory.folders import claim_folder, require_replaceable
+from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig, WordConfig
+
+if TYPE_CHECKING:
+    from defectory.events import Work
+
+
+def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
+    """Give the configuration of pretraining with `dotted.key=value` settings; on another device than a CPU, that of
+    `ON_ACCELERATOR`.
+
+    Raises:
+        ConfigError: an unknown or wrong setting.
+    """
+    settings = () if device.startswith("cpu") else ON_ACCELERATOR
+    return _with_overrides(PretrainConfig(device=device, seed=seed), [*settings, *overrides])
+
+
+C = TypeVar("C", bound=Section)
+
+
+def _with_overrides(config: C, overrides: Sequence[str]) -> C:
+    from defectory.config.resolve import parse
+
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    for text in overrides:
+        key, sign, value = text.partition("=")
+        *path, last = key.split(".")
+        node: Any = tree
+        for part in path:
+            node = node.get(part) if isinstance(node, dict) else None
+        if not sign or not isinstance(node, dict) or last not in node:
+            raise ConfigError(f"option {text!r}", "no such setting", f"settings are {', '.join(tree)}")
+        node[last] = parse(value)
+    try:
+        return type(config).model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"option {'.'.join(str(p) for p in first['loc'])}", first["msg"].lower(), "correct the value"
+        ) from None
+
+
+SAMPLES_PER_CAPTION = 4
+
+
+def score_config(overrides: Sequence[str]) -> ScoreConfig:
+    """Give the configuration of scoring with `dotted.key=value` settings.
+
+    Raises:
+        ConfigError: an unknown or wrong setting.
+    """
+    return _with_overrides(ScoreConfig(), overrides)
+
+
+def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
+    """Score a base on procedural images it has not seen: `scores.json` and `samples.png` in `out`; resumable but for
+    the samples.
+    """
+    import textwrap
+
+    import numpy as np
+
+    from defectory.drawing import contact_sheet
+    from defectory.engine.backbones.load import load_base
+    from defectory.engine.features.encoder import embed_images, load_encoder
+    from defectory.engine.sampling.denoise import for_sampling
+    from defectory.engine.training.events import plain
+    from defectory.evaluation.image_metrics import kid
+    from defectory.imageio import save_png
+    from defectory.pretraining.corpus import make_corpus
+    from defectory.pretraining.loop import claim
+    from defectory.pretraining.score import GRID_CAPTIONS, draw_captions, name_images, summarise, train_judge
+    from defectory.procedural.defects import DEFECT_WORDS
+    from defectory.procedural.materials import MATERIALS
+
+    began = time.monotonic()
+    # the base is no part of it: several may be scored by one classifier
+    claim(
+        out,
+        config.model_dump(mode="json", include={"seed", "tile_px", "num_images", "num_held_out", "judge"}),
+        kind="base-score",
+    )
+    models = for_sampling(load_base(base))
+    count = config.num_images + config.num_held_out
+    corpus = make_corpus(
+        out / "corpus", num_images=count, tile_px=config.tile_px, seed=config.seed, num_workers=config.num_workers
+    )
+    yield StageEnded(
+        stage="images", seconds=time.monotonic() - began, skipped=False, summary=f"{count} procedural images"
+    )
+    began = time.monotonic()
+    # of the world, not of these images: a small corpus may lack one
+    materials, words = tuple(MATERIALS), DEFECT_WORDS
+    named = name_images(corpus, materials, words)
+    judge = yield from plain(
+        train_judge(
+            corpus,
+            named,
+            num_materials=len(materials),
+            num_defects=len(words) + 1,
+            config=config,
+            checkpoint=out / "checkpoint",
+        )
+    )
+    yield StageEnded(stage="judge", seconds=time.monotonic() - began, skipped=False, summary="")
+    began = time.monotonic()
+    held_out = [(i, n) for i in range(config.num_images, count) if (n := named[i]) is not None][: config.num_samples]
+    total = len(held_out) + len(GRID_CAPTIONS) * SAMPLES_PER_CAPTION
+    captions = [c for c in GRID_CAPTIONS for _ in range(SAMPLES_PER_CAPTION)] + [
+        corpus.captions[i] for i, _ in held_out
+    ]
+    drawn: list[np.ndarray] = []
+    for batch in draw_captions(models, captions, config=config):
+        drawn += batch
+        yield Progress(stage="samples", done=len(drawn), total=total)
+    grid, samples = drawn[: total - len(held_out)], drawn[total - len(held_out) :]
+    # a caption runs on under the samples drawn for it
+    pieces = [textwrap.wrap(caption.removeprefix("a "), 22) for caption in GRID_CAPTIONS]
+    labels = [(parts + [""] * SAMPLES_PER_CAPTION)[i] for parts in pieces for i in range(SAMPLES_PER_CAPTION)]
+    save_png(
+        out / "samples.png", contact_sheet(grid, columns=2 * SAMPLES_PER_CAPTION, labels=labels, cell_px=config.tile_px)
+    )
+    encoder, name = load_encoder()
+
+    images = [corpus.images[i] for i, _ in held_out]
+    others = embed_images(encoder, [corpus.images[i] for i in range(min(config.num_images, len(images)))])
+    truth = embed_images(encoder, images)
+    scores = summarise(
+        judge,
+        images=images,
+        samples=samples,
+        named=[n for _, n in held_out],
+        kid=kid(embed_images(encoder, samples), truth),
+        kid_floor=kid(others, truth),
+        encoder=name,
+    )
+    scores.save(out / "scores.json")
+    yield StageEnded(
+        stage="samples",
+        seconds=time.monotonic() - began,
+        skipped=False,
+        summary=(
+            f"material named {scores.material_accuracy_of_samples:.3f} (images {scores.material_accuracy:.3f}), "
+            f"defect {scores.defect_accuracy_of_samples:.3f} ({scores.defect_accuracy:.3f}), KID[{name}] "
+            f"{scores.kid:.4f} ({scores.kid_floor:.4f})"
+        ),
+    )
+
+
+def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:
+    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`;
+    resumable.
+
+    Raises:
+        ConfigError: the device cannot be used; nothing is written.
+    """
+    from defectory.engine.devices import usable_device
+    from defectory.pretraining.run import pretrain
+    from defectory.tools.segmenter_start import run_segmenter_start
+
+    usable_device(config.device)
+    claim_folder(out, kind="pretrain")
+    for part in ("base", "encoder", "segmenter"):
+        require_replaceable(out / part, kind="base")
+
+    def geometry_of(image: Any, mask: Any) -> Any:
+        return geometry_map(image, config=DriverConfig(), blind=[mask])
+
+    yield from _told(
+        pretrain(config, work=work, base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of)
+    )
+    yield from run_segmenter_start(config, work=work, encoder=out / "encoder", out=out / "segmenter")
+
+
+def word_config(word: str, overrides: Sequence[str], *, device: str) -> WordConfig:
+    """Give the configuration of teaching a word with `dotted.key=value` settings.
+
+    Raises:
+        ConfigError: no word of the world; an unknown or wrong setting.
+    """
+    return _with_overrides(WordConfig(device=device), [f"word={word}", *overrides])
+
+
+def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Iterator[Event]:
+    """Teach a base one word, into `out`, a base like it; resumable.
+
+    Raises:
+        ConfigError: the device cannot be used, or the base cannot be taught the word; nothing is written.
+    """
+    from defectory.engine.devices import usable_device
+    from defectory.pretraining.word import teach_word
+
+    usable_device(config.device)
+    yield from _told(teach_word(config, base=base, work=work, out=out))
+
+
+def _told(events: Work[None]) -> Iterator[Event]:
+    from defectory.engine.training.events import Checkpointed, Started, Validated
+
+    began, stage, held_out = time.monotonic(), "", ""
+    for event in events:
+        if isinstance(event, Notice):
+            yield event
+            continue
+        if isinstance(event, Started | Checkpointed):
+            continue
+        if stage and event.stage != stage:
+            yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
+            began, held_out = time.monotonic(), ""
+        stage = event.stage
+        if isinstance(event, Validated):
+            held_out = f"held-out loss {event.held_out_loss:.4f} at step {event.step}"
+        yield Progress(stage=stage, done=event.done, total=event.total, note=event.note)
+    if stage:  # none where all was done before
+        yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)

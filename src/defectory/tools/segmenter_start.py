@@ -1,0 +1,107 @@
+"""The last part of a pretraining: the light segmenter's start, on the images the base was made from."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from defectory.artifacts.annotation import Category, Instance
+from defectory.artifacts.dataset import ImageRecord
+from defectory.artifacts.tiles import Tiling
+from defectory.evaluation.mask_metrics import score_segmenter
+from defectory.events import Event, StageEnded, Work
+from defectory.pretraining.config import PretrainConfig
+from defectory.segmentation.config import SegmentationConfig
+
+STAGE = "segmenter"
+
+
+def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, out: Path) -> Iterator[Event]:
+    """Write the start of the light segmenter (fp16 `model.safetensors` and `config.json`), trained on procedural
+    images; resumable.
+
+    Args:
+        config: the recipe of the pretraining.
+        work: its folder; holds the corpus, and gets the segmenter's checkpoint and trained weights.
+        encoder: folder of the encoder the segmenter begins with.
+        out: start folder, replaced.
+    """
+    from defectory.segmentation.start import save_start
+    from defectory.segmentation.training import is_whole_segmenter
+
+    began, trained = time.monotonic(), work / STAGE
+    log = trained / "log.json"  # written last
+    if not (log.is_file() and is_whole_segmenter(trained)):
+        yield from _train(config, corpus_folder=work / "corpus", encoder=encoder, out=trained)
+    save_start(trained, out)
+    best = float(json.loads(log.read_text())["best_val_map"])
+    yield StageEnded(
+        stage=STAGE, seconds=time.monotonic() - began, skipped=False, summary=f"held-out segm mAP {best:.3f}"
+    )
+
+
+def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: Path) -> Work[None]:
+    from defectory.engine.training.events import plain
+    from defectory.pretraining.corpus import make_corpus
+    from defectory.segmentation.predict import coco_results, predict_images
+    from defectory.segmentation.start import CLASS_NAME, split_tiles, tiles_of_class_map
+    from defectory.segmentation.training import train_segmenter
+
+    recipe, categories = config.segmenter, (Category(id=1, name=CLASS_NAME),)
+    corpus = make_corpus(
+        corpus_folder,
+        num_images=config.num_images + config.num_held_out,
+        tile_px=config.tile_px,
+        seed=config.seed,
+        num_workers=config.num_workers,
+    )
+
+    def tile(index: int) -> Any:
+        return tiles_of_class_map(f"{index:07d}", corpus.images[index], corpus.class_maps[index])
+
+    held_out = range(config.num_images, len(corpus))
+    records = [
+        ImageRecord(
+            id=index,
+            file_name=f"{index:07d}",
+            size_hw=(config.tile_px, config.tile_px),
+            sha256="",
+            group="",
+            instances=tuple(Instance(category_id=label, rle=rle) for label, rle in tile(index).instances),
+        )
+        for index in held_out
+    ]
+    tiling = Tiling(mode="tile", tile_px=config.tile_px, scale=1.0, reason="procedural images")
+
+    def validate(model: Any) -> float:
+        found = predict_images(model, ((index, corpus.images[index]) for index in held_out), tiling)
+        results = [row for detections in found for row in coco_results(detections)]
+        return score_segmenter(records, categories, results, score_threshold=0.5).segm_map  # mAP knows no threshold
+
+    defective, free = split_tiles([tile(index) for index in range(min(recipe.num_images, config.num_images))])
+    segmentation = SegmentationConfig(
+        init="encoder",
+        num_steps=recipe.num_steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        validate_every=recipe.validate_every,
+        checkpoint_every=recipe.checkpoint_every,
+        precision=config.precision,
+    )
+    work = train_segmenter(
+        arm="real",
+        tiles={"real": defective, "defect_free": free},
+        validate=validate,
+        categories=categories,
+        tiling=tiling,
+        config=segmentation,
+        seed=config.seed,
+        out=out,
+        device=config.device,
+        encoder=encoder,
+        stage=STAGE,
+    )
+    yield from plain(work)
