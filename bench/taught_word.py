@@ -95,9 +95,9 @@ def main() -> int:
     arguments = parser.parse_args()
     config, word = ScoreConfig(seed=11), arguments.word
     judge = Judge(num_materials=len(MATERIALS), num_defects=len(DEFECT_WORDS) + 1)
-    stored = load_file(arguments.score / "judge.safetensors")
+    stored = load_file(arguments.score / "checkpoint" / "state.safetensors")
     judge.load_state_dict(
-        {name.removeprefix("ema."): value for name, value in stored.items() if name.startswith("ema.")}
+        {name.removeprefix("average."): value for name, value in stored.items() if name.startswith("average.")}
     )
     judge.eval()
     before, after = (for_sampling(load_base(folder)) for folder in (resolve_base(arguments.base), arguments.taught))

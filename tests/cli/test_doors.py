@@ -336,11 +336,8 @@ def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path)
     tiling = Tiling(mode="frame", tile_px=64, scale=1.0, reason="test")
     for _ in train_segmenter(
         arm="real",
-        real=[tile],
-        synthetic=[],
-        defect_free=[],
+        tiles={"real": [tile]},
         validate=lambda _model: 0.0,
-        kind="light",
         categories=(Category(id=1, name="scratch"),),
         tiling=tiling,
         config=SegmentationConfig(num_steps=2, batch_size=1),

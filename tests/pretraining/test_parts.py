@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 from torch import nn
 
+from defectory.engine.training.events import Step, Validated
+from defectory.events import finish
 from defectory.pretraining.config import MAX_DEFECT_WEIGHT, PretrainConfig, StageConfig
 from defectory.pretraining.control import paint
 from defectory.pretraining.corpus import Corpus, make_corpus
@@ -30,7 +31,7 @@ from defectory.pretraining.diffusion import (
     train_prior,
 )
 from defectory.pretraining.encoder import dominant_class
-from defectory.pretraining.loop import fit, learning_rate_at
+from defectory.pretraining.loop import fit
 from defectory.pretraining.text import (
     RESERVED_WORDS,
     build_text_encoder,
@@ -220,14 +221,13 @@ def test_psnr_of_the_autoencoder_is_the_closed_form() -> None:
 
 def test_the_learning_rate_warms_up_and_falls_to_two_percent() -> None:
     config = StageConfig(num_steps=100, warmup_steps=10, learning_rate=1.0)
-    rates = [learning_rate_at(step, config) for step in range(100)]
+    rates = [config.loop(check_every=1).schedules[0].at(step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert max(rates) == pytest.approx(1.0)
     assert all(a >= b for a, b in pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(0.02, abs=0.005)
-    late = [learning_rate_at(step, config.model_copy(update={"decay_share": 0.25})) for step in range(100)]
-    assert late[10:76] == [1.0] * 66
-    assert late[75:] == pytest.approx([0.02 + 0.49 * (1 + math.cos(math.pi * i / 25)) for i in range(25)])
+    late = config.model_copy(update={"decay_share": 0.25}).loop(check_every=1).schedules[0]
+    assert [late.at(step) for step in range(10, 76)] == [1.0] * 66
 
 
 def test_a_windows_latents_mask_and_caption_are_those_of_its_place(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
@@ -292,7 +292,7 @@ def test_the_prior_begins_on_as_many_pixels_in_crops(
         return add(self, clean, noise, timesteps)
 
     monkeypatch.setattr(Noising, "add", noted)
-    list(train_prior(tiny_recipe, data, tokenizer, checkpoint=tmp_path / "c.safetensors"))
+    list(train_prior(tiny_recipe, data, tokenizer, checkpoint=tmp_path / "checkpoint"))
     assert seen == [(16, 4, 4, 4)] * 3 + [(4, 4, 8, 8)] * 3
 
 
@@ -330,15 +330,14 @@ def test_the_compiled_unet_is_the_one_that_trains(
     weights: list[dict[str, torch.Tensor]] = []
     for compiles in (False, True):
         recipe = tiny_recipe.model_copy(update={"compiles": compiles})
-        *_, model = train_prior(recipe, data, tokenizer, checkpoint=tmp_path / f"{compiles}.safetensors")
-        assert isinstance(model, nn.Module)
+        model = finish(train_prior(recipe, data, tokenizer, checkpoint=tmp_path / str(compiles)))
         weights.append(model.state_dict())
     assert calls == [True] * tiny_recipe.diffusion.num_steps, "every step and no held-out loss"
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_average_is_checked_and_training_goes_on_as_if_it_were_not(tmp_path: Path) -> None:
-    def run(checkpoint: Path, check_every: int | None) -> tuple[torch.Tensor, list[torch.Tensor], list[float | None]]:
+    def run(checkpoint: Path, check_every: int | None) -> tuple[torch.Tensor, list[torch.Tensor], list[float]]:
         model = nn.Linear(2, 1, bias=False)
         nn.init.zeros_(model.weight)
         seen: list[torch.Tensor] = []
@@ -353,15 +352,15 @@ def test_the_average_is_checked_and_training_goes_on_as_if_it_were_not(tmp_path:
         config = StageConfig(num_steps=10, learning_rate=0.1, warmup_steps=1, ema_decay=0.9)
         checks: dict[str, Any] = {} if check_every is None else {"check": check, "check_every": check_every}
         events = list(fit(model, loss_of, config, stage="toy", seed=3, checkpoint=checkpoint, **checks))
-        return model.weight.detach(), seen, [event.held_out_loss for event in events]
+        return model.weight.detach(), seen, [event.value for event in events if isinstance(event, Validated)]
 
-    weight, seen, losses = run(tmp_path / "a.safetensors", 4)
-    assert losses == [None, None, None, 4.0, None, None, None, 8.0, None, 10.0]
+    weight, seen, losses = run(tmp_path / "a", 4)
+    assert losses == [4.0, 8.0, 10.0]
     assert torch.equal(seen[-1], weight), "the last check sees what is left in the model"
     assert not torch.equal(seen[0], seen[1])
-    unchecked, _, none = run(tmp_path / "b.safetensors", None)
+    unchecked, _, none = run(tmp_path / "b", None)
     assert torch.equal(unchecked, weight)
-    assert none == [None] * 10
+    assert none == []
 
 
 def test_the_held_out_loss_is_that_of_images_no_step_sees(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
@@ -401,17 +400,19 @@ def test_fit_trains_leaves_the_average_and_resumes(tmp_path: Path) -> None:
             num_steps=num_steps, learning_rate=0.1, warmup_steps=5, ema_decay=0.9, weight_decay=0, checkpoint_every=7
         )
         losses: list[float] = []
-        for event in fit(model, loss_of, config, stage="toy", seed=3, checkpoint=checkpoint):
-            losses.append(event.loss)
-            if event.step == stop:
-                break
+        work = fit(model, loss_of, config, stage="toy", seed=3, checkpoint=checkpoint)
+        for event in work:
+            if isinstance(event, Step):
+                losses.append(event.loss)
+                if event.step == stop:
+                    work.close()
         return model.weight.detach()[0], losses
 
-    weight, losses = run(tmp_path / "whole.safetensors", 120)
+    weight, losses = run(tmp_path / "whole", 120)
     assert torch.allclose(weight, target, atol=0.1)
     assert losses[-1] < 0.01 * losses[0]
-    run(tmp_path / "cut.safetensors", 120, stop=40)
-    resumed, rest = run(tmp_path / "cut.safetensors", 120)
-    assert len(rest) == 120 - 35
+    run(tmp_path / "cut", 120, stop=40)
+    resumed, rest = run(tmp_path / "cut", 120)
+    assert len(rest) == 120 - 40
     assert torch.equal(resumed, weight)
-    assert rest == losses[35:]
+    assert rest == losses[40:]

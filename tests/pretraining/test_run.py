@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,14 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.engine.backbones.load import load_base
 from defectory.engine.features.encoder import EMBEDDED_NAME, load_encoder
+from defectory.engine.training.events import Step, Validated
 from defectory.errors import StageError
+from defectory.events import Notice, Progress
 from defectory.files import digest_file, digest_folder
 from defectory.pretraining.config import PretrainConfig
-from defectory.pretraining.loop import PretrainEvent
 from defectory.pretraining.run import pretrain
 
-Made = tuple[Path, list[PretrainEvent]]
+Made = tuple[Path, list[Progress | Notice]]
 
 
 def geometry_of(image: Any, mask: Any) -> Any:
@@ -44,17 +44,18 @@ def made(tiny_recipe: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) 
 def test_every_stage_takes_its_steps_in_order(made: Made) -> None:
     _, events = made
     steps = [(s, i) for s in ("vae", "diffusion", "control", "encoder") for i in range(1, 7)]
-    assert [(e.stage, e.step) for e in events] == [*steps[:6], ("latents", 24), *steps[6:]]
-    assert all(e.loss is None if e.stage == "latents" else np.isfinite(e.loss) and e.num_steps == 6 for e in events)
+    work = [e for e in events if isinstance(e, Step) or e.stage == "latents"]
+    assert [(e.stage, e.done) for e in work if isinstance(e, Progress)] == [*steps[:6], ("latents", 24), *steps[6:]]
+    assert all(np.isfinite(e.loss) and e.total == 6 for e in work if isinstance(e, Step))
 
 
 def test_held_out_losses_are_kept_and_samples_drawn_beside_them(made: Made) -> None:
     out, events = made
-    seen = [(e.stage, e.step) for e in events if e.held_out_loss is not None]
-    assert seen == [("diffusion", 4), ("diffusion", 6), ("control", 4), ("control", 6)]
+    checks = [e for e in events if isinstance(e, Validated)]
+    assert [(e.stage, e.step) for e in checks] == [("diffusion", 4), ("diffusion", 6), ("control", 4), ("control", 6)]
     kept = json.loads((out / "work" / "held_out.json").read_text())
     assert {(stage, int(step)): value for stage, of in kept.items() for step, value in of.items()} == {
-        (e.stage, e.step): e.held_out_loss for e in events if e.held_out_loss is not None
+        (e.stage, e.step): e.held_out_loss for e in checks
     }
     assert sorted(p.name for p in (out / "work" / "samples").iterdir()) == ["step-000004.png", "step-000006.png"]
 
@@ -109,12 +110,14 @@ def test_the_encoder_is_loaded_by_its_name_and_embeds(made: Made) -> None:
     assert not torch.equal(features[0], features[1])
 
 
-def test_a_run_that_was_left_goes_on_and_ends_the_same(made: Made, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
-    left = 0
-    for stop in (3, 6, 8):  # within vae, at the end of diffusion, in control
-        left += len(list(islice(start(tiny_recipe, tmp_path), stop)))
-    rest = list(start(tiny_recipe, tmp_path))
-    assert len(rest) < 24
+def test_a_run_that_was_left_resumes_and_ends_the_same(made: Made, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
+    for stage, step in (("vae", 3), ("diffusion", 6), ("control", 2)):
+        events = start(tiny_recipe, tmp_path)
+        for event in events:
+            if isinstance(event, Step) and (event.stage, event.done) == (stage, step):
+                events.close()
+    rest = [(e.stage, e.done) for e in start(tiny_recipe, tmp_path) if isinstance(e, Step)]
+    assert rest == [*(("control", i) for i in range(3, 7)), *(("encoder", i) for i in range(1, 7))]
     for name in ("base", "encoder"):
         assert digest_folder(tmp_path / name) == digest_folder(made[0] / name)
 
@@ -127,7 +130,7 @@ def test_a_finished_work_folder_gives_the_base_again_without_a_step(
             tiny_recipe, work=made[0] / "work", base_out=tmp_path / "base", encoder_out=None, geometry_of=geometry_of
         )
     )
-    assert again == []
+    assert not [event for event in again if isinstance(event, Step | Validated)]
     assert digest_folder(tmp_path / "base") == digest_folder(made[0] / "base")
     assert not [p for p in (tmp_path / "base").rglob("*.json") if str(made[0]) in p.read_text()], (
         "no path of this machine"
@@ -149,7 +152,7 @@ def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_
         }
     )
     events = list(start(recipe, tmp_path))
-    assert len([e for e in events if e.loss is not None]) == 18, "the start's autoencoder is kept"
+    assert len([e for e in events if isinstance(e, Step)]) == 18, "the start's autoencoder is kept"
     before, after = (load_base(folder / "base") for folder in (made[0], tmp_path))
     assert before.scaling_factor == after.scaling_factor
     for name, value in before.unet.state_dict().items():
@@ -162,8 +165,8 @@ def test_the_unet_learns_along_with_the_control_network_only_if_told(
 ) -> None:
     recipe = tiny_recipe.model_copy(update={"control_trains_unet": along})
     list(start(recipe, tmp_path))
-    before = load_file(tmp_path / "work" / "diffusion.safetensors")
-    trained = {key.removeprefix("ema."): value for key, value in before.items() if key.startswith("ema.")}
+    before = load_file(tmp_path / "work" / "checkpoints" / "diffusion" / "state.safetensors")
+    trained = {key.removeprefix("average."): value for key, value in before.items() if key.startswith("average.")}
     models = load_base(tmp_path / "base")
     for prefix, module, learns in (("unet", models.unet, along), ("text_encoder", models.text_encoder, False)):
         same = [

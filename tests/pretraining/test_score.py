@@ -83,7 +83,7 @@ def test_a_base_is_scored_to_the_end_and_the_classifier_is_not_trained_twice(
         guidance_scale=1.5,
         judge=StageConfig(num_steps=3, batch_size=4, checkpoint_every=1),
     )
-    list(islice(run_score(config, base=tiny_base_folder, out=tmp_path), 3))
+    list(islice(run_score(config, base=tiny_base_folder, out=tmp_path), 3))  # the images and two steps
     events = list(run_score(config, base=tiny_base_folder, out=tmp_path))
     assert [e.done for e in events if isinstance(e, Progress) and e.stage == "judge"] == [3]
     scores = BaseScores.load(tmp_path / "scores.json")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from safetensors.torch import load_file
 from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.save import write_digests
 from defectory.engine.backbones.verify import verify
+from defectory.engine.training.events import Step, Validated
 from defectory.errors import ConfigError, OutputError, StageError
 from defectory.files import digest_folder, write_json
 from defectory.imageio import load_rgb
@@ -52,8 +52,8 @@ def base(tiny_recipe: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) 
 def taught(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("taught")
     events = list(teach_word(RECIPE, base=base, work=out / "work", out=out / "base"))
-    assert [e.step for e in events if e.stage == "word"] == [1, 2, 3, 4, 5, 6]
-    assert [e.step for e in events if e.held_out_loss is not None] == [3, 6]
+    assert [(e.stage, e.step) for e in events if isinstance(e, Step)] == [("word", i) for i in range(1, 7)]
+    assert [e.step for e in events if isinstance(e, Validated)] == [3, 6]
     sheets = [load_rgb(out / "work" / name) for name in ("before.png", "after.png")]
     assert sheets[0].shape == sheets[1].shape
     assert not np.array_equal(*sheets)
@@ -140,10 +140,14 @@ def test_change_of_what_is_read_of_others_is_that_of_the_folded_weights(base: Pa
     torch.testing.assert_close(told, torch.stack(shares).mean(), rtol=1e-3, atol=0)
 
 
-def test_what_was_left_goes_on_and_ends_the_same(base: Path, taught: Path, tmp_path: Path) -> None:
-    assert len(list(islice(teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base"), 4))) == 4
+def test_what_was_left_resumes_and_ends_the_same(base: Path, taught: Path, tmp_path: Path) -> None:
+    work = teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base")
+    for event in work:
+        if isinstance(event, Step) and event.step == 4:
+            work.close()
     assert not (tmp_path / "base").exists()
-    assert len(list(teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base"))) < 6
+    rest = list(teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base"))
+    assert [event.step for event in rest if isinstance(event, Step)] == [5, 6]
     assert digest_folder(tmp_path / "base") == digest_folder(taught)
     with pytest.raises(StageError, match="another recipe"):
         next(teach_word(RECIPE.model_copy(update={"seed": 9}), base=base, work=tmp_path / "work", out=tmp_path / "new"))

@@ -61,10 +61,8 @@ def test_every_tile_comes_once_per_epoch_and_epochs_differ() -> None:
 def test_a_batch_depends_on_seed_and_step_alone(make_tiles: MakeTiles) -> None:
     def images(seed: int, step: int) -> torch.Tensor:
         batch = draw_batch(
-            make_tiles("d", 6),
-            make_tiles("f", 6, with_defect=False),
-            batch_size=4,
-            defect_free_share=0.5,
+            {"real": make_tiles("d", 6), "defect_free": make_tiles("f", 6, with_defect=False)},
+            {"real": 2, "defect_free": 2},
             seed=seed,
             step=step,
         )
@@ -76,6 +74,6 @@ def test_a_batch_depends_on_seed_and_step_alone(make_tiles: MakeTiles) -> None:
     assert not torch.equal(images(0, 5), images(1, 5))
 
 
-def test_without_defect_free_tiles_the_batch_is_full(make_tiles: MakeTiles) -> None:
-    batch = draw_batch(make_tiles("d", 2), [], batch_size=5, defect_free_share=0.5, seed=0, step=0)
+def test_a_source_without_a_member_in_the_batch_needs_no_tiles(make_tiles: MakeTiles) -> None:
+    batch = draw_batch({"real": make_tiles("d", 2), "defect_free": []}, {"real": 5, "defect_free": 0}, seed=0, step=0)
     assert [len(target["labels"]) for _, target in batch] == [1] * 5

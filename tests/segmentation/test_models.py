@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from defectory.errors import WeightsError
 from defectory.rle import decode
-from defectory.segmentation.models import build_segmenter
+from defectory.segmentation.models.family import build_segmenter
 from defectory.segmentation.start import (
     CLASS_HEADS,
     apply_start,

@@ -44,11 +44,8 @@ def segmenters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made[name] = tmp_path_factory.mktemp("segmenter") / "segmenter"
         for _ in train_segmenter(
             arm="real",
-            real=[tile],
-            synthetic=[],
-            defect_free=[],
+            tiles={"real": [tile]},
             validate=lambda _: 0.0,
-            kind="light",
             categories=(Category(id=1, name="crack"),),
             tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"),
             config=SegmentationConfig(num_steps=2, batch_size=1),

@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -25,21 +24,20 @@ def require(ids: Sequence[int], what: str) -> None:
     SPLIT.require_training_ids(ids, stage=what)
 
 
-def train(out: Path, **tiles: Any) -> None:
+def train(out: Path, tiles: dict[str, list[SegmentationTile]]) -> None:
     categories = (Category(id=1, name="crack"), Category(id=2, name="pit"))
     tiling = Tiling(mode="tile", tile_px=64, scale=1.0, reason="test")
     config = SegmentationConfig(num_steps=2, batch_size=2, defect_free_share=0.5, validate_every=2, checkpoint_every=2)
     for _ in train_segmenter(
         arm="synthetic_then_real",
         validate=lambda _: 0.0,
-        kind="light",
         categories=categories,
         tiling=tiling,
         config=config,
         seed=0,
         out=out,
         require=require,
-        **tiles,
+        tiles=tiles,
     ):
         pass
 
@@ -63,7 +61,7 @@ def test_every_tile_must_come_from_train_or_pool(
             ((), "says not which images it comes from"),
         ):
             with pytest.raises(FirewallError, match=rf"tile {tiles[1].id}: {found}"):
-                train(tmp_path / "out", **whole | {name: [tiles[0], *from_images(tiles[1:], *ids)]})
+                train(tmp_path / "out", whole | {name: [tiles[0], *from_images(tiles[1:], *ids)]})
     assert not (tmp_path / "out").exists()
-    train(tmp_path / "out", **whole)
+    train(tmp_path / "out", whole)
     assert json.loads((tmp_path / "out" / "log.json").read_text())["image_ids"] == [1, 2, 5]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,50 +11,47 @@ from safetensors.torch import load_file
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
+from defectory.engine.training.events import Step, Validated
+from defectory.engine.training.loop import Trained
+from defectory.engine.training.schedule import learning_rate_at
 from defectory.errors import ConfigError, WeightsError
+from defectory.events import Work, finish
 from defectory.rle import decode
 from defectory.segmentation import data
-from defectory.segmentation.config import Arm, SegmentationConfig
+from defectory.segmentation.arms import ARMS, first_steps
+from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationTile
 from defectory.segmentation.predict import predict_images
-from defectory.segmentation.training import (
-    WARMUP_STEPS,
-    SegmenterEvent,
-    first_real_step,
-    learning_rate_at,
-    load_segmenter,
-    train_segmenter,
-)
+from defectory.segmentation.training import WARMUP_STEPS, load_segmenter, loop_settings, train_segmenter
 
 MakeTiles = Callable[..., list[SegmentationTile]]
 CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
 TILING = Tiling(mode="tile", tile_px=64, scale=1.0, reason="test")
-ARMS: tuple[Arm, ...] = ("real", "synthetic", "synthetic_then_real")
+BUILT_IN = ("real", "synthetic", "synthetic_then_real")
 CONFIG = SegmentationConfig(num_steps=6, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2)
 
 
 def train(
     make_tiles: MakeTiles,
     out: Path,
-    arm: Arm,
+    arm: str,
     *,
     config: SegmentationConfig = CONFIG,
     validate: Callable[[Any], float] = lambda _: 0.0,
-) -> list[SegmenterEvent]:
-    return list(
-        train_segmenter(
-            arm=arm,
-            real=make_tiles("real", 5),
-            synthetic=make_tiles("made", 7, seed=1),
-            defect_free=make_tiles("free", 9, with_defect=False),
-            validate=validate,
-            kind="light",
-            categories=CATEGORIES,
-            tiling=TILING,
-            config=config,
-            seed=3,
-            out=out,
-        )
+) -> Work[Trained]:
+    return train_segmenter(
+        arm=arm,
+        tiles={
+            "real": make_tiles("real", 5),
+            "synthetic": make_tiles("made", 7, seed=1),
+            "defect_free": make_tiles("free", 9, with_defect=False),
+        },
+        validate=validate,
+        categories=CATEGORIES,
+        tiling=TILING,
+        config=config,
+        seed=3,
+        out=out,
     )
 
 
@@ -78,11 +74,11 @@ def test_all_arms_take_the_same_steps_and_the_same_defect_free_tiles(
     monkeypatch.setattr(data, "to_sample", seen)
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
     per_arm: dict[str, list[list[str]]] = {}
-    for arm in ARMS:
+    for arm in BUILT_IN:
         drawn.clear()
         steps = 0
-        events = train(make_tiles, tmp_path / arm, arm)
-        assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+        events = list(train(make_tiles, tmp_path / arm, arm))
+        assert [event.step for event in events if isinstance(event, Step)] == [1, 2, 3, 4, 5, 6]
         assert steps == 6
         per_arm[arm] = [drawn[start : start + 4] for start in range(0, len(drawn), 4)]
         assert len(per_arm[arm]) == 6
@@ -108,8 +104,9 @@ def test_the_checkpoint_with_the_best_val_score_is_kept(make_tiles: MakeTiles, t
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         return next(scores)
 
-    events = train(make_tiles, tmp_path, "real", validate=validate)
-    assert [event.val_map for event in events] == [None, 0.1, None, 0.9, None, 0.3]
+    events = list(train(make_tiles, tmp_path, "real", validate=validate))
+    checks = [(event.step, event.value) for event in events if isinstance(event, Validated)]
+    assert checks == [(2, 0.1), (4, 0.9), (6, 0.3)]
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in states[1].items())
     assert any(not torch.equal(kept[name], value) for name, value in states[2].items())
@@ -124,7 +121,7 @@ def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_ti
         states.append({name: value.clone() for name, value in model.state_dict().items()})
         return next(scores)
 
-    train(make_tiles, tmp_path, "synthetic_then_real", validate=validate)
+    assert finish(train(make_tiles, tmp_path, "synthetic_then_real", validate=validate)).best == 0.2
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in states[1].items())
     assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.2
@@ -143,7 +140,7 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
         learning_rate=3e-3,
         precision=precision,
     )
-    losses = [event.loss for event in train(make_tiles, tmp_path, "real", config=config)]
+    losses = finish(train(make_tiles, tmp_path, "real", config=config)).losses
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
     model, categories, tiling = load_segmenter(tmp_path)
     assert (categories, tiling) == (CATEGORIES, TILING)
@@ -158,26 +155,27 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
 
 
 def test_an_arm_without_its_tiles_is_refused(make_tiles: MakeTiles, tmp_path: Path) -> None:
-    def run(arm: Arm) -> None:
-        real = make_tiles("real", 2)
-        common: Any = {
-            "validate": lambda _: 0.0,
-            "kind": "light",
-            "categories": CATEGORIES,
-            "tiling": TILING,
-            "config": CONFIG,
-            "seed": 0,
-        }
-        list(
+    def run(arm: str, tiles: dict[str, list[SegmentationTile]]) -> None:
+        next(
             train_segmenter(
-                arm=arm, real=real if arm != "real" else [], synthetic=[], defect_free=[], out=tmp_path, **common
+                arm=arm,
+                tiles=tiles,
+                validate=lambda _: 0.0,
+                categories=CATEGORIES,
+                tiling=TILING,
+                config=CONFIG,
+                seed=0,
+                out=tmp_path / "out",
             )
         )
 
     with pytest.raises(ConfigError, match=r"arm synthetic: no synthetic tiles; check curation"):
-        run("synthetic")
-    with pytest.raises(ConfigError, match=r"no real tiles"):
-        run("real")
+        run("synthetic", {"real": make_tiles("real", 2), "synthetic": []})
+    with pytest.raises(ConfigError, match=r"arm real: no real tiles; add annotated images"):
+        run("real", {"synthetic": make_tiles("made", 2)})
+    with pytest.raises(ConfigError, match=r"segmentation\.arms 'mixed': is not known"):
+        run("mixed", {})
+    assert not (tmp_path / "out").exists()
 
 
 def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callable[..., tuple[Path, Path]]) -> None:
@@ -204,8 +202,9 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
                 num_steps=16, batch_size=3, defect_free_share=0.3, validate_every=3, checkpoint_every=2
             )
             for _ in train_segmenter(
-                arm="synthetic_then_real", real=tiles(0), synthetic=tiles(1), defect_free=tiles(2, False),
-                validate=lambda model: float(next(model.parameters()).abs().sum()) % 1, kind="light",
+                arm="synthetic_then_real",
+                tiles={"real": tiles(0), "synthetic": tiles(1), "defect_free": tiles(2, False)},
+                validate=lambda model: float(next(model.parameters()).detach().abs().sum()) % 1,
                 categories=(Category(id=1, name="crack"),),
                 tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"), config=config, seed=5, out=out,
             ):
@@ -218,28 +217,24 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
     assert all((whole / name).read_bytes() == (killed / name).read_bytes() for name in names)
 
 
-def test_a_run_goes_on_from_its_checkpoint(make_tiles: MakeTiles, tmp_path: Path) -> None:
-    whole = train(make_tiles, tmp_path / "whole", "real")
-    common: Any = {
-        "arm": "real",
-        "real": make_tiles("real", 5),
-        "synthetic": [],
-        "defect_free": make_tiles("free", 9, with_defect=False),
-        "validate": lambda _: 0.0,
-        "kind": "light",
-        "categories": CATEGORIES,
-        "tiling": TILING,
-        "config": CONFIG,
-        "seed": 3,
-        "out": tmp_path / "cut",
-    }
-    list(islice(train_segmenter(**common), 5))
-    resumed = list(train_segmenter(**common))
-    assert [event.step for event in resumed] == [5, 6]
-    assert [event.loss for event in resumed] == [event.loss for event in whole[4:]]
+def test_a_run_resumes_from_its_checkpoint_unless_its_tiles_changed(make_tiles: MakeTiles, tmp_path: Path) -> None:
+    whole = finish(train(make_tiles, tmp_path / "whole", "real"))
+    for name in ("cut", "other"):
+        work = train(make_tiles, tmp_path / name, "real")
+        for event in work:
+            if isinstance(event, Step) and event.step == 5:
+                work.close()
+    resumed = [event for event in train(make_tiles, tmp_path / "cut", "real") if isinstance(event, Step)]
+    assert [(event.step, event.loss) for event in resumed] == [(6, whole.losses[5])]
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+    def others(prefix: str, count: int, *, seed: int = 0, with_defect: bool = True) -> list[SegmentationTile]:
+        return make_tiles(prefix, count, seed=seed + 1, with_defect=with_defect)
+
+    anew = [event for event in train(others, tmp_path / "other", "real") if isinstance(event, Step)]
+    assert anew[0].step == 1
 
 
 def test_a_pickle_or_a_damaged_segmenter_is_refused(make_tiles: MakeTiles, tmp_path: Path) -> None:
@@ -249,7 +244,7 @@ def test_a_pickle_or_a_damaged_segmenter_is_refused(make_tiles: MakeTiles, tmp_p
         load_segmenter(tmp_path / "pickled")
     with pytest.raises(WeightsError, match="no segmenter here"):
         load_segmenter(tmp_path / "nowhere")
-    train(make_tiles, tmp_path / "made", "real", config=SegmentationConfig(num_steps=2, batch_size=2))
+    finish(train(make_tiles, tmp_path / "made", "real", config=SegmentationConfig(num_steps=2, batch_size=2)))
     weights = tmp_path / "made" / "model.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1
@@ -260,13 +255,16 @@ def test_a_pickle_or_a_damaged_segmenter_is_refused(make_tiles: MakeTiles, tmp_p
 
 def test_each_part_of_synthetic_then_real_has_a_schedule_of_its_own() -> None:
     config = SegmentationConfig(num_steps=100, learning_rate=1.0, real_share_of_steps=0.4)
-    turn = first_real_step(config)
-    rates = [learning_rate_at(step, "synthetic_then_real", config) for step in range(100)]
-    assert turn == 60
-    for begin, end in ((0, turn), (turn, 100)):
-        part = rates[begin:end]
+
+    def rates(arm: str) -> list[float]:
+        begins = first_steps(ARMS.get(arm), name=arm, settings=config, num_steps=100)
+        return [learning_rate_at(step, loop_settings(begins, config).schedules) for step in range(100)]
+
+    both = rates("synthetic_then_real")
+    for begin, end in ((0, 60), (60, 100)):
+        part = both[begin:end]
         assert part.index(max(part)) in (WARMUP_STEPS - 1, WARMUP_STEPS)
         assert max(part) == pytest.approx(1.0)
         assert part[-1] < 0.1
-    alone = [learning_rate_at(step, "real", config) for step in range(100)]
+    alone = rates("real")
     assert alone[WARMUP_STEPS:] == sorted(alone[WARMUP_STEPS:], reverse=True)

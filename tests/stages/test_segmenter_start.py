@@ -12,7 +12,7 @@ from defectory.engine.features.encoder import ConvEncoder, save_encoder
 from defectory.events import Progress, StageEnded
 from defectory.files import digest_folder
 from defectory.pretraining.config import PretrainConfig
-from defectory.segmentation.models import build_segmenter
+from defectory.segmentation.models.family import build_segmenter
 from defectory.segmentation.start import apply_start
 from defectory.tools.segmenter_start import run_segmenter_start
 
@@ -64,5 +64,5 @@ def test_left_halfway_it_goes_on_and_ends_the_same(encoder: Path, tmp_path: Path
     list(islice(start(encoder, tmp_path / "left"), 3))
     assert not (tmp_path / "left" / "start").exists()
     first, *_ = list(start(encoder, tmp_path / "left"))
-    assert first.done == 3, "from the checkpoint after two steps"
+    assert first.done == 4, "from the checkpoint that leaving wrote after three steps"
     assert digest_folder(tmp_path / "whole" / "start") == digest_folder(tmp_path / "left" / "start")

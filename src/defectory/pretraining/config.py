@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
-from defectory.engine.training.config import OptimizerKind
+from defectory.engine.training.config import LoopSettings, OptimizerKind
+from defectory.engine.training.schedule import Schedule
 from defectory.procedural.defects import DEFECT_WORDS
 
 PATCH_VALUES = 48
@@ -16,6 +17,10 @@ POOLING_HEADS = 64
 """Heads of the attention that pools a caption: `ControlNetModel.from_unet` knows no other number."""
 MAX_DEFECT_WEIGHT = 16.0
 """Largest loss weight of a latent pixel at a defect: a single one must not be the whole image."""
+FINAL_LR_SHARE = 0.02
+"""Learning rate at the end of every stage, as a share of its peak."""
+READ_LOSS_EVERY = 10
+"""Steps between two losses read from an accelerator, which has to finish its work for it."""
 NUM_CONSTANTS = 4
 """Constant channels per group that hold a normalisation's scale in the patch code."""
 
@@ -35,6 +40,26 @@ class StageConfig(Section):
     weight_decay: float = Field(default=1e-2, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     checkpoint_every: int = Field(default=500, ge=1)
+
+    def loop(self, *, check_every: int) -> LoopSettings:
+        """Return what the training loop needs of these settings, with a validation every `check_every` steps."""
+        schedule = Schedule(
+            num_steps=self.num_steps,
+            peak=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            decay_share=self.decay_share,
+            final_share=FINAL_LR_SHARE,
+        )
+        return LoopSettings(
+            schedules=(schedule,),
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            ema_decay=self.ema_decay,
+            checkpoint_every=self.checkpoint_every,
+            validate_every=check_every,
+            read_loss_every=READ_LOSS_EVERY,
+        )
 
 
 def room_for_patch_code(vae_channels: tuple[int, ...], *, latent_channels: int, norm_groups: int) -> bool:
@@ -86,7 +111,7 @@ class PretrainConfig(Section):
 
     seed: int = 0
     start: str | None = None
-    """Base folder of the same sizes whose UNet, text encoder and control network training goes on from; its autoencoder
+    """Base folder of the same sizes whose UNet, text encoder and control network training starts from; its autoencoder
     and tokenizer are kept as they are. None starts from nothing.
     """
     device: str = "cpu"

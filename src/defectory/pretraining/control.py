@@ -9,7 +9,7 @@ defect and leaves which defect to the prompt.
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,7 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectory.engine.training.attention import use_plain_attention
+from defectory.events import Work
 from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.diffusion import (
     LatentCorpus,
     Noising,
@@ -29,7 +31,7 @@ from defectory.pretraining.diffusion import (
     held_out_loss,
     stratified_timesteps,
 )
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 
 GeometryOf = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.uint8]]
 """Image uint8 [H,W,3] and defect mask bool [H,W] to the dim geometry map uint8 [H,W,3] of a driver."""
@@ -44,6 +46,61 @@ def paint(geometry: NDArray[np.uint8], class_map: NDArray[np.uint8], hue_offset:
     return driver
 
 
+class _Steered:
+    """The base steered by a control network, on drivers painted from the corpus; the text encoder is frozen."""
+
+    def __init__(
+        self,
+        control: ControlNetModel,
+        prior: PriorModel,
+        corpus: Corpus,
+        geometry_of: GeometryOf,
+        *,
+        threads: ThreadPoolExecutor,
+        device: torch.device,
+    ) -> None:
+        self._control, self._prior, self._corpus, self._geometry_of = control, prior, corpus, geometry_of
+        self._threads, self._device = threads, device
+
+    def drivers(self, indices: Tensor, hues: Tensor) -> Tensor:
+        """Return the drivers of corpus images, float [B,3,H,W] in [0,1], on the device.
+
+        Args:
+            indices: int64 [B], of images.
+            hues: float [B] in [0,1], where the colours of their classes begin.
+        """
+        batch = torch.from_numpy(np.stack(list(self._threads.map(self._driver, indices.tolist(), hues.tolist()))))
+        return batch.to(self._device).permute(0, 3, 1, 2).float() / 255
+
+    def _driver(self, index: int, hue: float) -> NDArray[np.uint8]:
+        class_map = self._corpus.class_maps[index]
+        return paint(self._geometry_of(self._corpus.images[index], class_map > 0), class_map, hue)
+
+    def predict(
+        self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor, drivers: Tensor, *, num_free: int = 0
+    ) -> Tensor:
+        """Return v [B,C,h,w]; the first `num_free` members go without driver."""
+        with torch.no_grad():
+            context = self._prior.text_encoder(input_ids=token_ids).last_hidden_state
+        steered = slice(num_free, None)
+        down, mid = self._control(
+            noisy[steered],
+            timesteps[steered],
+            encoder_hidden_states=context[steered],
+            controlnet_cond=drivers,
+            return_dict=False,
+        )
+        if num_free:
+            down, mid = [_behind_zeros(x, num_free) for x in down], _behind_zeros(mid, num_free)
+        return self._prior.unet(
+            noisy,
+            timesteps,
+            encoder_hidden_states=context,
+            down_block_additional_residuals=down,
+            mid_block_additional_residual=mid,
+        ).sample
+
+
 def train_control(
     config: PretrainConfig,
     data: LatentCorpus,
@@ -52,11 +109,11 @@ def train_control(
     *,
     checkpoint: Path,
     start: ControlNetModel | None = None,
-) -> Iterator[PretrainEvent | ControlNetModel]:
-    """Train a copy of the base's encoder to obey drivers; the last value yielded is the control network.
+) -> Work[ControlNetModel]:
+    """Train a copy of the base's encoder to obey drivers, and return it.
 
     With `control_trains_unet` the UNet of `prior` learns along, in place: its decoder has to draw what the control
-    network tells it, and phase 2, where it is frozen, can only use what it has learned here. A share of each batch
+    network asks for, and phase 2, where it is frozen, can only use what it has learned here. A share of each batch
     comes without driver, so that the UNet stays a prior of its own.
     """
     device = torch.device(config.device)
@@ -67,44 +124,36 @@ def train_control(
     use_plain_attention(control, prior.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     prior.requires_grad_(False)
     trained: nn.Module = control
-    num_free = 0
     if config.control_trains_unet:
         prior.unet.requires_grad_(True)
         trained = nn.ModuleDict({"control": control, "unet": prior.unet})
-        num_free = round(config.driver_dropout * config.control.batch_size)
-    noising = Noising(build_scheduler(), device)
-    size = config.control.batch_size
-    corpus = data.corpus
+    hues = torch.rand(config.num_held_out, generator=torch.Generator().manual_seed(config.seed))
 
-    def driver(index: int, hue: float) -> NDArray[np.uint8]:
-        class_map = corpus.class_maps[index]
-        return paint(geometry_of(corpus.images[index], class_map > 0), class_map, hue)
+    with ThreadPoolExecutor(config.num_workers) as threads:
+        steered = _Steered(control, prior, data.corpus, geometry_of, threads=threads, device=device)
 
-    def drivers(indices: Tensor, hues: Tensor) -> Tensor:
-        batch = torch.from_numpy(np.stack(list(threads.map(driver, indices.tolist(), hues.tolist()))))
-        return batch.to(device).permute(0, 3, 1, 2).float() / 255
+        def predict_held_out(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, indices: Tensor) -> Tensor:
+            drivers = steered.drivers(indices, hues[indices - data.num_train])
+            return steered.predict(noisy, timesteps, token_ids, drivers)
 
-    def predict(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, condition: Tensor, num_free: int) -> Tensor:
-        """Give v [B,C,h,w], the first `num_free` members without driver."""
-        with torch.no_grad():
-            context = prior.text_encoder(input_ids=token_ids).last_hidden_state
-        steered = slice(num_free, None)
-        down, mid = control(
-            noisy[steered],
-            timesteps[steered],
-            encoder_hidden_states=context[steered],
-            controlnet_cond=condition,
-            return_dict=False,
+        yield from fit(
+            trained,
+            _loss_of(config, data, steered),
+            config.control,
+            stage="control",
+            seed=config.seed,
+            checkpoint=checkpoint,
+            check=lambda _: held_out_loss(config, data, predict_held_out, batch_size=config.control.batch_size),
+            check_every=config.check_every,
+            rng_device=device,
         )
-        if num_free:
-            down, mid = [_behind_zeros(x, num_free) for x in down], _behind_zeros(mid, num_free)
-        return prior.unet(
-            noisy,
-            timesteps,
-            encoder_hidden_states=context,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=mid,
-        ).sample
+    return control
+
+
+def _loss_of(config: PretrainConfig, data: LatentCorpus, steered: _Steered) -> Callable[[int, torch.Generator], Tensor]:
+    device, size = torch.device(config.device), config.control.batch_size
+    noising = Noising(build_scheduler(), device)
+    num_free = round(config.driver_dropout * size) if config.control_trains_unet else 0
 
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
         indices = data.indices(size, generator)
@@ -116,33 +165,15 @@ def train_control(
             timesteps = timesteps[torch.randperm(size, generator=generator, device=device)]
         token_ids = data.token_ids(indices, generator)
         hues = torch.rand(size, generator=generator, device=device)
-        condition = drivers(indices[num_free:], hues[num_free:])
+        drivers = steered.drivers(indices[num_free:], hues[num_free:])
         weight = data.defect_weight(indices, config.control_defect_weight)
         noisy, target = noising.add(clean, noise, timesteps)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            predicted = predict(noisy, timesteps, token_ids, condition, num_free)
+            predicted = steered.predict(noisy, timesteps, token_ids, drivers, num_free=num_free)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
-    held_out_hues = torch.rand(config.num_held_out, generator=torch.Generator().manual_seed(config.seed))
-
-    def predict_held_out(noisy: Tensor, timesteps: Tensor, token_ids: Tensor, indices: Tensor) -> Tensor:
-        condition = drivers(indices, held_out_hues[indices - data.num_train])
-        return predict(noisy, timesteps, token_ids, condition, 0)
-
-    with ThreadPoolExecutor(config.num_workers) as threads:
-        yield from fit(
-            trained,
-            loss_of,
-            config.control,
-            stage="control",
-            seed=config.seed,
-            checkpoint=checkpoint,
-            check=lambda _: held_out_loss(config, data, predict_held_out, batch_size=size),
-            check_every=config.check_every,
-            rng_device=device,
-        )
-    yield control
+    return loss_of
 
 
 def _behind_zeros(residual: Tensor, count: int) -> Tensor:

@@ -7,8 +7,7 @@ weighting (Hang et al. 2023).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
+from defectory.events import Progress, Work
 from defectory.pretraining.config import MAX_DEFECT_WEIGHT, PretrainConfig
 from defectory.pretraining.corpus import Corpus
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 from defectory.pretraining.text import build_text_encoder, build_tokenizer, short_caption, with_defects
 from defectory.pretraining.vae import encode
 from defectory.procedural.defects import DEFECT_WORDS
@@ -73,13 +73,13 @@ class Noising:
         self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
 
     def add(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the noisy latents and the v target: x_t = a x + s e, v = a e - s x (app. D)."""
+        """Return the noisy latents and the v target: x_t = a x + s e, v = a e - s x (app. D)."""
         alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
         return alpha * clean + sigma * noise, alpha * noise - sigma * clean
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float, floor: float) -> Tensor:
-        """Give the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are
+        """Return the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are
         learned.
         """
         alpha_bar = self.alpha_bar[timesteps]
@@ -102,30 +102,26 @@ class Window:
 
     @property
     def latents(self) -> tuple[slice, slice]:
-        """Rows and columns of the latents."""
+        """Return rows and columns of the latents."""
         return slice(self.y, self.y + self.side), slice(self.x, self.x + self.side)
 
     @property
     def pixels(self) -> tuple[slice, slice]:
-        """Rows and columns of the image."""
+        """Return rows and columns of the image."""
         rows, columns = (slice(at * self.factor, (at + self.side) * self.factor) for at in (self.y, self.x))
         return rows, columns
 
 
-def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Iterator[PretrainEvent]:
-    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]) where there is no whole one yet, one event per
-    piece.
-    """
+def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Work[None]:
+    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]), where there is no whole one yet."""
     if read_checked_tensors(cache) is not None:
         return
-    scale, began = float(vae.config["scaling_factor"]), time.monotonic()
+    scale = float(vae.config["scaling_factor"])
     parts: list[Tensor] = []
     for start in range(0, len(corpus), ENCODE_IMAGES):
         piece = range(start, min(start + ENCODE_IMAGES, len(corpus)))
         parts.append((encode(vae, corpus, piece, config) * scale).half())
-        yield PretrainEvent(
-            stage="latents", step=piece.stop, num_steps=len(corpus), loss=None, seconds=time.monotonic() - began
-        )
+        yield Progress(done=piece.stop, total=len(corpus), stage="latents")
     latents = {"latents": torch.cat(parts).contiguous()}
     write_tensors(cache, latents, {"sha256": digest_tensors(latents)})
 
@@ -167,11 +163,11 @@ class LatentCorpus:
         return Window(y=y, x=x, side=side, factor=self.factor)
 
     def clean(self, indices: Tensor, windows: Sequence[Window] | None = None) -> Tensor:
-        """Give scaled latents float32 [B,C,h,w], of one window each where there are any."""
+        """Return scaled latents float32 [B,C,h,w], of one window each where there are any."""
         return _windowed(self.latents, indices, windows).float()
 
     def token_ids(self, indices: Tensor, generator: torch.Generator, windows: Sequence[Window] | None = None) -> Tensor:
-        """Give token ids [B,L]; some captions shortened, some dropped; a window's caption names the defects in it."""
+        """Return token ids [B,L]; some captions shortened, some dropped; a window's caption names the defects in it."""
         draws = torch.rand(len(indices), generator=generator, device=generator.device)
         dropped = draws < self.config.caption_dropout
         shortened = draws < self.config.caption_dropout + self.config.short_caption_share
@@ -195,7 +191,7 @@ class LatentCorpus:
         )
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Give token ids [B,L] of captions."""
+        """Return token ids [B,L] of captions."""
         batch: Any = self.tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.config.text_length, return_tensors="pt"
         )
@@ -204,7 +200,7 @@ class LatentCorpus:
     def defect_weight(
         self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None, *, share: float = 0.0
     ) -> Tensor:
-        """Give the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1
+        """Return the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1
         elsewhere.
 
         Where these pixels would weigh less than `share` of their image, they weigh so much, at most `MAX_DEFECT_WEIGHT`
@@ -233,7 +229,7 @@ class PriorModel(nn.Module):
         self.unet, self.text_encoder = unet, text_encoder
 
     def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
-        """Give the predicted v, [B,C,h,w]."""
+        """Return the predicted v, [B,C,h,w]."""
         context = self.text_encoder(input_ids=token_ids).last_hidden_state
         return self.unet(noisy, timesteps, encoder_hidden_states=context).sample
 
@@ -255,7 +251,7 @@ HeldOutStep = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def held_out_loss(
     config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int, at_defects: bool = False
 ) -> float:
-    """Give the mean squared error of v over the images that no step sees, with their full captions, at noise that is
+    """Return the mean squared error of v over the images that no step sees, with their full captions, at noise that is
     always the same.
 
     Args:
@@ -291,8 +287,8 @@ def train_prior(
     checkpoint: Path,
     start: PriorModel | None = None,
     draw: Callable[[PriorModel, int], None] | None = None,
-) -> Iterator[PretrainEvent | PriorModel]:
-    """Train UNet and text encoder on the cached latents; the last value yielded is the model with EMA weights.
+) -> Work[PriorModel]:
+    """Train UNet and text encoder on the cached latents, and return them with EMA weights.
 
     Args:
         config: the recipe.
@@ -355,7 +351,7 @@ def train_prior(
     )
     # safetensors hold plain layouts alone
     model.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
-    yield model
+    return model
 
 
 def make_tokenizer(config: PretrainConfig, corpus: Corpus) -> CLIPTokenizer:

@@ -5,7 +5,6 @@ Two tasks on procedural images: name the material of the whole image, and the de
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,9 +14,10 @@ from torch.nn import functional
 from defectory.engine.features.encoder import ConvEncoder, save_encoder
 from defectory.engine.features.heads import EncoderHeads
 from defectory.engine.tensors import images_to_tensor
+from defectory.events import Work
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.corpus import Corpus
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 from defectory.procedural.defects import DEFECT_WORDS
 
 
@@ -29,11 +29,11 @@ class EncoderWithHeads(nn.Module):
         self.encoder, self.heads = encoder, heads
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Give material logits [B,M] and defect logits [B,D,h,w] for images [B,3,H,W] in [-1,1]."""
+        """Return material logits [B,M] and defect logits [B,D,h,w] for images [B,3,H,W] in [-1,1]."""
         return self.heads(self.encoder(pixels))
 
 
-def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, out: Path) -> Iterator[PretrainEvent]:
+def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, out: Path) -> Work[None]:
     """Train the encoder on the corpus and write it to a folder."""
     torch.manual_seed(config.seed + 4)
     device = torch.device(config.device)
@@ -64,7 +64,7 @@ def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, o
 
 
 def dominant_class(class_maps: Tensor, size_hw: torch.Size) -> Tensor:
-    """Give, per output pixel, the highest class present under it, so that thin defects are not lost.
+    """Return, per output pixel, the highest class present under it, so that thin defects are not lost.
 
     Args:
         class_maps: uint8 [B,H,W].

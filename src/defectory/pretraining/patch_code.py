@@ -1,4 +1,4 @@
-"""Starts the autoencoder as a linear code of 4x4 patches, so that training only has to improve on it.
+"""Start the autoencoder as a linear code of 4x4 patches, so that training only has to improve on it.
 
 An AutoencoderKL computes a linear map exactly where its residual branches are zero, because silu(y) - silu(-y) = y:
 each value is carried once with each sign through the last normalisation, whose scale constant channels hold fixed.
@@ -30,7 +30,7 @@ SHARPNESS = 0.5
 
 
 def patch_code(images: NDArray[np.uint8], latent_channels: int) -> tuple[Tensor, Tensor]:
-    """Give the leading principal axes of 4x4 patches.
+    """Return the leading principal axes of 4x4 patches.
 
     An axis of standard deviation s is scaled to the square root of s: fine detail weighs more among the latents than
     among pixels.
@@ -149,7 +149,7 @@ def _gather(conv: nn.Conv2d, count: int) -> None:
 
 
 def _gathered_order() -> Tensor:
-    """Give, for each value after two gatherings, its place in the order of `pixel_unshuffle`."""
+    """Return, for each value after two gatherings, its place in the order of `pixel_unshuffle`."""
     index = torch.arange(PATCH_VALUES).view(3, PATCH_PX, PATCH_PX)
     # pixel row = 2 * (row of the second gathering) + (row of the first)
     split = index.view(3, 2, 2, 2, 2)  # colour, second row, first row, second column, first column
@@ -173,7 +173,7 @@ def _spread(conv: nn.Conv2d, count: int, source: Any) -> None:
 
 
 def _signed_places(norm: nn.GroupNorm, count: int) -> list[int]:
-    """Give the channel of each value's positive copy, spread over the groups; its negative copy is the next."""
+    """Return the channel of each value's positive copy, spread over the groups; its negative copy is the next."""
     size = norm.num_channels // norm.num_groups
     return [(k % norm.num_groups) * size + 2 * (k // norm.num_groups) for k in range(count)]
 

@@ -1,4 +1,4 @@
-"""Makes the embedded base and its companions: corpus, autoencoder, prior, control network, encoder, in this order."""
+"""Make the embedded base and its companions: corpus, autoencoder, prior, control network, encoder, in this order."""
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,14 @@ from defectory.engine.backbones.parts import quiet
 from defectory.engine.backbones.save import write_digests
 from defectory.engine.backbones.sd1.model import StableDiffusion, load_controlnet, load_stable_diffusion
 from defectory.engine.sampling.models import SamplingModels
+from defectory.engine.training.events import Validated
+from defectory.events import Work
 from defectory.files import write_json
 from defectory.folders import atomic_folder, folder_is_whole
 from defectory.imageio import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig
 from defectory.pretraining.control import GeometryOf, train_control
-from defectory.pretraining.corpus import make_corpus
+from defectory.pretraining.corpus import Corpus, make_corpus
 from defectory.pretraining.diffusion import (
     LatentCorpus,
     PriorModel,
@@ -33,17 +35,19 @@ from defectory.pretraining.diffusion import (
     train_prior,
 )
 from defectory.pretraining.encoder import train_encoder
-from defectory.pretraining.loop import PretrainEvent, claim
+from defectory.pretraining.loop import claim
 from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
 from defectory.pretraining.vae import build_vae, train_vae
 
+CHECKPOINTS = "checkpoints"
+"""Folder in the work folder, with a folder per stage."""
 NUM_TONE_WORDS = 3
 """Lightness, contrast and colour come before the material in a caption."""
 
 
 def pretrain(
     config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path | None, geometry_of: GeometryOf
-) -> Iterator[PretrainEvent]:
+) -> Work[None]:
     """Make the base folder (Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`) and the encoder
     folder.
 
@@ -55,10 +59,22 @@ def pretrain(
         encoder_out: encoder folder, likewise; None leaves the encoder out.
         geometry_of: the geometry part of driver extraction.
 
+    Yields:
+        Progress and Notice, with the stage's name.
+
     Raises:
         StageError: `work` belongs to another recipe.
     """
     claim(work, config.model_dump(mode="json"))
+    yield from _recorded(
+        _stages(config, work=work, base_out=base_out, encoder_out=encoder_out, geometry_of=geometry_of),
+        work / "held_out.json",
+    )
+
+
+def _stages(
+    config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path | None, geometry_of: GeometryOf
+) -> Work[None]:
     corpus = make_corpus(
         work / "corpus",
         num_images=config.num_images + config.num_held_out,
@@ -67,6 +83,35 @@ def pretrain(
         num_workers=config.num_workers,
     )
     start = None if config.start is None else load_stable_diffusion(Path(config.start))
+    vae = yield from _autoencoder(config, corpus, work=work, start=start)
+    tokenizer = make_tokenizer(config, corpus) if start is None else start.tokenizer
+    yield from cache_latents(config, corpus, vae, work / "latents.safetensors")
+    data = LatentCorpus(config, corpus, tokenizer, cache=work / "latents.safetensors")
+    prior = yield from train_prior(
+        config,
+        data,
+        tokenizer,
+        checkpoint=work / CHECKPOINTS / "diffusion",
+        start=None if start is None else PriorModel(start.unet, start.text_encoder),
+        draw=_grid_drawer(vae, tokenizer, work / "samples", cell_px=2 * config.tile_px),
+    )
+    control = yield from train_control(
+        config,
+        data,
+        prior,
+        geometry_of,
+        checkpoint=work / CHECKPOINTS / "control",
+        start=None if config.start is None else load_controlnet(Path(config.start) / "controlnet"),
+    )
+    if encoder_out is not None:
+        yield from train_encoder(config, corpus, checkpoint=work / CHECKPOINTS / "encoder", out=encoder_out)
+    write_base(base_out, vae=vae, prior=prior, tokenizer=tokenizer, control=control)
+
+
+def _autoencoder(
+    config: PretrainConfig, corpus: Corpus, *, work: Path, start: StableDiffusion | None
+) -> Work[AutoencoderKL]:
+    """Train the autoencoder, or copy it from the start or from where an earlier call left it; it is frozen."""
     vae = build_vae(config).to(config.device)
     if start is not None:
         _copy_vae(start.vae, vae)
@@ -74,28 +119,16 @@ def pretrain(
         # its values alone: the loaded model would carry this machine's path into the base
         _copy_vae(AutoencoderKL.from_pretrained(work / "vae", local_files_only=True), vae)
     else:
-        for event in train_vae(config, corpus, checkpoint=work / "vae.safetensors"):
-            if isinstance(event, PretrainEvent):
-                yield event
-            else:
-                vae = event
+        vae = yield from train_vae(config, corpus, checkpoint=work / CHECKPOINTS / "vae")
         with atomic_folder(work / "vae", kind="base") as folder:
             vae.save_pretrained(folder)
-    vae.requires_grad_(False)
-    tokenizer = make_tokenizer(config, corpus) if start is None else start.tokenizer
-    yield from cache_latents(config, corpus, vae, work / "latents.safetensors")
-    data = LatentCorpus(config, corpus, tokenizer, cache=work / "latents.safetensors")
-    prior: PriorModel | None = None
-    checked = work / "held_out.json"
-    checks: dict[str, dict[str, float]] = {}
-    with contextlib.suppress(OSError, ValueError):
-        checks = dict(json.loads(checked.read_bytes()))
+    return vae.requires_grad_(False)
 
-    def noted(event: PretrainEvent) -> PretrainEvent:
-        if event.held_out_loss is not None:
-            checks.setdefault(event.stage, {})[str(event.step)] = event.held_out_loss
-            write_json(checked, checks)
-        return event
+
+def _grid_drawer(
+    vae: AutoencoderKL, tokenizer: Any, folder: Path, *, cell_px: int
+) -> Callable[[PriorModel, int], None]:
+    """Return what draws a grid of samples after a number of steps."""
 
     def draw(model: PriorModel, step: int) -> None:
         models = StableDiffusion(
@@ -105,30 +138,22 @@ def pretrain(
         images = [image for batch in drawn for image in batch]
         parts = [caption.removeprefix("a ").split(" surface") for caption in GRID_CAPTIONS]
         labels = [" ".join(head.split()[NUM_TONE_WORDS:]) + tail.replace(" with a ", " ") for head, tail in parts]
-        save_png(
-            work / "samples" / f"step-{step:06d}.png",
-            contact_sheet(images, columns=4, labels=labels, cell_px=2 * config.tile_px),
-        )
+        save_png(folder / f"step-{step:06d}.png", contact_sheet(images, columns=4, labels=labels, cell_px=cell_px))
 
-    begin = None if start is None else PriorModel(start.unet, start.text_encoder)
-    for event in train_prior(
-        config, data, tokenizer, checkpoint=work / "diffusion.safetensors", start=begin, draw=draw
-    ):
-        if isinstance(event, PretrainEvent):
-            yield noted(event)
-        else:
-            prior = event
-    assert prior is not None
-    control: ControlNetModel | None = None
-    copied = None if config.start is None else load_controlnet(Path(config.start) / "controlnet")
-    for event in train_control(config, data, prior, geometry_of, checkpoint=work / "control.safetensors", start=copied):
-        if isinstance(event, PretrainEvent):
-            yield noted(event)
-        else:
-            control = event
-    if encoder_out is not None:
-        yield from train_encoder(config, corpus, checkpoint=work / "encoder.safetensors", out=encoder_out)
-    write_base(base_out, vae=vae, prior=prior, tokenizer=tokenizer, control=control)
+    return draw
+
+
+def _recorded(stages: Work[None], path: Path) -> Work[None]:
+    """Write the held-out losses that stages report to a JSON file, by stage and step."""
+    checks: dict[str, dict[str, float]] = {}
+    with contextlib.suppress(OSError, ValueError):
+        checks = dict(json.loads(path.read_bytes()))
+    with contextlib.closing(stages):
+        for event in stages:
+            if isinstance(event, Validated):
+                checks.setdefault(event.stage, {})[str(event.step)] = event.held_out_loss
+                write_json(path, checks)
+            yield event
 
 
 def _copy_vae(source: AutoencoderKL, target: AutoencoderKL) -> None:

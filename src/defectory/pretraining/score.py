@@ -23,10 +23,11 @@ from defectory.engine.sampling.guidance import Guidance
 from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.engine.tensors import images_to_tensor
+from defectory.events import Work
 from defectory.pretraining.config import ScoreConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.encoder import dominant_class
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 
 Image = NDArray[np.uint8]
 BATCH = 32
@@ -61,8 +62,10 @@ class Judge(nn.Module):
         self.defect = nn.Linear(2 * num_defects, num_defects)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute material logits [B,M], defect logits [B,D], and defect logits per pixel [B,D,h,w] of images
-        [B,3,H,W] in [-1,1].
+        """Return material logits [B,M], defect logits of images [B,D] and of their pixels [B,D,h,w].
+
+        Args:
+            pixels: float [B,3,H,W] in [-1,1].
         """
         material, pixelwise = self.heads(self.encoder(pixels))
         pooled = torch.cat(
@@ -97,10 +100,8 @@ def train_judge(
     num_defects: int,
     config: ScoreConfig,
     checkpoint: Path,
-) -> Iterator[PretrainEvent | Judge]:
-    """Train the classifier on the corpus but its last `num_held_out` images; the last value yielded is the
-    classifier.
-    """
+) -> Work[Judge]:
+    """Train the classifier on the corpus but its last `num_held_out` images, and return it."""
     torch.manual_seed(config.seed + 9)
     judge = Judge(num_materials=num_materials, num_defects=num_defects)
     usable = torch.tensor([i for i in range(len(corpus) - config.num_held_out) if named[i] is not None])
@@ -123,7 +124,7 @@ def train_judge(
         )
 
     yield from fit(judge, loss_of, config.judge, stage="judge", seed=config.seed, checkpoint=checkpoint)
-    yield judge.eval()
+    return judge.eval()
 
 
 @torch.no_grad()

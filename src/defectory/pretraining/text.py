@@ -56,7 +56,7 @@ def build_tokenizer(captions: Iterable[str], config: PretrainConfig) -> CLIPToke
 
 
 def learn_merges(words: Sequence[str], limit: int) -> list[tuple[str, str]]:
-    """Give the merges of byte pair encoding, most frequent pair first (Sennrich et al. 2016).
+    """Return the merges of byte pair encoding, most frequent pair first (Sennrich et al. 2016).
 
     Ties go by the alphabet: the trainer of `tokenizers` breaks them by chance, and a resumed run would read captions
     by another vocabulary than the one its text encoder has learned.
@@ -111,14 +111,14 @@ def build_text_encoder(tokenizer: CLIPTokenizer, config: PretrainConfig) -> CLIP
 
 
 def short_caption(tone: str, material: str, defect_words: tuple[str, ...]) -> str:
-    """Give the short form both phases use: `an image of a [tone] [material] with a [defect] and a [defect]`."""
+    """Return the short form both phases use: `an image of a [tone] [material] with a [defect] and a [defect]`."""
     if not defect_words:
         return f"an image of a {tone} {material}"
     return f"an image of a {tone} {material} with " + " and ".join(f"a {word}" for word in dict.fromkeys(defect_words))
 
 
 def with_defects(caption: str, defect_words: tuple[str, ...]) -> str:
-    """Give a caption of the procedural world, whose last part names the defects, with others in their place."""
+    """Return a caption of the procedural world, whose last part names the defects, with others in their place."""
     head = caption.rpartition(", ")[0]
     words = dict.fromkeys(defect_words)
     return f"{head}, with a " + " and a ".join(words) if words else f"{head}, without defect"

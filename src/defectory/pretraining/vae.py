@@ -4,7 +4,6 @@
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from defectory.engine.tensors import images_to_tensor
+from defectory.events import Work
 from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.corpus import Corpus
-from defectory.pretraining.loop import PretrainEvent, fit
+from defectory.pretraining.loop import fit
 from defectory.pretraining.patch_code import start_as_patch_code
 
 KL_WEIGHT = 2e-7
@@ -48,7 +48,7 @@ def build_vae(config: PretrainConfig) -> AutoencoderKL:
 
 
 def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Give L1 plus squared error plus L1 of image gradients, each weighted by pixel, and of colour.
+    """Return L1 plus squared error plus L1 of image gradients, each weighted by pixel, and of colour.
 
     Gradients make thin edges weigh more than flat areas. Without the term of colour (each channel's difference from the
     mean of the channels) an autoencoder this small reconstructs grey.
@@ -66,7 +66,7 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Te
 
 
 def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
-    """Give the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them
+    """Return the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them
     `weight` times that elsewhere.
 
     Args:
@@ -99,8 +99,8 @@ def draw_crops(corpus: Corpus, config: PretrainConfig, generator: torch.Generato
     return [(i, slice(y, y + crop), slice(x, x + crop)) for i, (y, x) in zip(indices, corners, strict=True)]
 
 
-def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Iterator[PretrainEvent | AutoencoderKL]:
-    """Train the autoencoder on random crops of the corpus; the last value yielded is the autoencoder itself.
+def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Work[AutoencoderKL]:
+    """Train the autoencoder on random crops of the corpus, and return it.
 
     Its latents have mean 0 per channel and standard deviation 1 over all channels of the corpus, `scaling_factor`
     included.
@@ -135,7 +135,7 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> It
             1.0 / float(encode(vae, corpus, range(0, num_train, max(1, num_train // 256)), config).std()), 4
         )
     )
-    yield vae
+    return vae
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def centre_latents(vae: AutoencoderKL, latents: Tensor) -> None:
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainConfig) -> Tensor:
-    """Give the posterior means (not scaled) of corpus images, float32 [N,C,h,w]."""
+    """Return the posterior means (not scaled) of corpus images, float32 [N,C,h,w]."""
     device = torch.device(config.device)
     parts: list[Tensor] = []
     for start in range(0, len(indices), 64):
@@ -177,7 +177,7 @@ def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainC
 
 @torch.no_grad()
 def reconstruction_psnr_db(vae: AutoencoderKL, images: list[Tensor]) -> list[float]:
-    """Give the PSNR in dB of the autoencoder's round trip, per image.
+    """Return the PSNR in dB of the autoencoder's round trip, per image.
 
     Args:
         vae: the autoencoder.

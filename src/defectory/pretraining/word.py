@@ -1,4 +1,4 @@
-"""Teaches a base one word of the world that it draws badly, and moves what it draws for other texts little.
+"""Teach a base one word of the world that it draws badly, and change little in what it draws for other texts.
 
 Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts
 (keys and values, as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that
@@ -10,7 +10,7 @@ texts without the word hardly use; the word's embedding is free to go there.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from defectory.engine.backbones.sd1.model import StableDiffusion, load_stable_di
 from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError, OutputError
+from defectory.events import Work
 from defectory.files import MARKER_NAME, digest_folder, write_json
 from defectory.folders import atomic_folder, remove_ours, require_replaceable
 from defectory.imageio import save_png
@@ -40,7 +41,7 @@ from defectory.pretraining.diffusion import (
     held_out_loss,
     stratified_timesteps,
 )
-from defectory.pretraining.loop import PretrainEvent, claim, fit
+from defectory.pretraining.loop import claim, fit
 from defectory.pretraining.score import draw_captions
 from defectory.pretraining.text import RESERVED_WORDS, short_caption
 
@@ -50,7 +51,7 @@ READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
 def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Give the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy,
+    """Return the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy,
     [count], rising.
     """
     energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double() / len(contexts))
@@ -103,14 +104,14 @@ class TaughtWord(nn.Module):
         return {name: self.unet.get_parameter(name) + change @ self._directions.T for name, change in changes}
 
     def forward(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor) -> Tensor:
-        """Give the predicted v [B,C,h,w]."""
+        """Return the predicted v [B,C,h,w]."""
         context = functional_call(self.text_encoder, self._words(), kwargs={"input_ids": token_ids}).last_hidden_state
         return functional_call(
             self.unet, self._read(), args=(noisy, timesteps), kwargs={"encoder_hidden_states": context}
         ).sample
 
     def change_of_others(self) -> Tensor:
-        """Give the mean squared change of what is read of other texts, as a share of its mean square; mean of all
+        """Return the mean squared change of what is read of other texts, as a share of its mean square; mean of all
         readings.
         """
         changes = zip(self.readings, self._read_of_others, strict=True)
@@ -126,7 +127,7 @@ class TaughtWord(nn.Module):
             change.zero_()
 
 
-def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iterator[PretrainEvent]:
+def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Work[None]:
     """Write a base like another one that knows a word of the procedural world; a second call resumes from `work`.
 
     Args:
@@ -186,7 +187,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
     taught = TaughtWord(
         models.unet, models.text_encoder, token_id=token_id, others=contexts, num_directions=config.num_directions
     )
-    yield from _fit(taught, config, data, checkpoint=work / "word.safetensors")
+    yield from _fit(taught, config, data, checkpoint=work / "checkpoint")
     write_json(work / "others.json", {"readings_changed": round(float(taught.change_of_others().detach()) ** 0.5, 5)})
     taught.fold()
     _draw(models, drawn, work / AFTER)
@@ -199,7 +200,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Iter
         write_digests(folder)
 
 
-def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoint: Path) -> Iterator[PretrainEvent]:
+def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoint: Path) -> Work[None]:
     device, size = data.device, config.training.batch_size
     use_plain_attention(taught.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     taught.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -245,7 +246,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
 
 
 def _token_of(models: StableDiffusion, config: WordConfig) -> int:
-    """Give the word's token id, where the base can be taught it."""
+    """Return the word's token id, where the base can be taught it."""
     ours, found = build_scheduler().config, models.scheduler.config
     if any(found.get(key) != ours[key] for key in ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")):
         raise ConfigError(
@@ -266,8 +267,9 @@ def _token_of(models: StableDiffusion, config: WordConfig) -> int:
 
 
 def texts_without(others: Corpus, word: str) -> list[str]:
-    """Give captions of images in both forms, prompts with the words users' prompts hold, and the empty text; none names
-    the word.
+    """Return captions of images in both forms, prompts with the words that users' prompts hold, and the empty text.
+
+    None of them names the word.
     """
     kept = [i for i, words in enumerate(others.defect_words) if word not in words]
     short = [short_caption(others.tones[i], others.materials[i], others.defect_words[i]) for i in kept]
@@ -288,6 +290,6 @@ def _draw(models: StableDiffusion, captions: Sequence[str], path: Path) -> None:
 
 @torch.no_grad()
 def _contexts(models: StableDiffusion, data: LatentCorpus, texts: Sequence[str]) -> Tensor:
-    """Give what the UNet reads of texts, float32 [N,D], one row per token."""
+    """Return what the UNet reads of texts, float32 [N,D], one row per token."""
     pieces = [data.tokenize(list(texts[start : start + 64])) for start in range(0, len(texts), 64)]
     return torch.cat([models.text_encoder(input_ids=ids).last_hidden_state.flatten(0, 1) for ids in pieces]).float()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from defectory.rle import Rle, box_xyxy, decode
+from defectory.segmentation.arms import AT_RANDOM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +28,16 @@ class SegmentationTile:
     instances: tuple[tuple[int, Rle], ...] = ()
     image_ids: tuple[int, ...] = ()
 
+    def digest(self) -> str:
+        """Return the SHA-256 hex digest of image and instances."""
+        instances = [(category_id, rle.size_hw, rle.counts) for category_id, rle in self.instances]
+        state = hashlib.sha256(repr((self.image.shape, instances)).encode())
+        state.update(np.ascontiguousarray(self.image).tobytes())
+        return state.hexdigest()
+
 
 def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """Give a flipped, mildly re-exposed copy of a tile as torchvision's detection sample.
+    """Return a flipped, mildly re-exposed copy of a tile as torchvision's detection sample.
 
     Returns:
         image float32 [3,H,W] in [0,1], and boxes float [N,4] xyxy, labels int64 [N], masks uint8 [N,H,W].
@@ -52,26 +61,30 @@ def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor,
 
 
 def draw_batch(
-    defective: Sequence[SegmentationTile],
-    defect_free: Sequence[SegmentationTile],
-    *,
-    batch_size: int,
-    defect_free_share: float,
-    seed: int,
-    step: int,
+    tiles: Mapping[str, Sequence[SegmentationTile]], counts: Mapping[str, int], *, seed: int, step: int
 ) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Give one step's batch, a pure function of its arguments; epochs are shuffled without repeats."""
+    """Return one step's batch, a pure function of its arguments.
+
+    Args:
+        tiles: by source.
+        counts: how many tiles of each source, in the order of the batch. Those of `AT_RANDOM` are drawn with
+            replacement, all others without repeats in an epoch.
+        seed: of tiles and augmentation.
+        step: counted from 0.
+    """
     rng = np.random.default_rng([71, seed, step])
-    num_free = round(batch_size * defect_free_share) if defect_free else 0
-    chosen: list[SegmentationTile] = [
-        defective[i] for i in epoch_indices(len(defective), batch_size - num_free, seed=seed, step=step)
-    ]
-    chosen += [defect_free[int(i)] for i in rng.integers(len(defect_free), size=num_free)] if num_free else []
+    chosen: list[SegmentationTile] = []
+    for source, count in counts.items():
+        if count and source in AT_RANDOM:
+            indices = rng.integers(len(tiles[source]), size=count).tolist()
+        else:
+            indices = epoch_indices(len(tiles[source]), count, seed=seed, step=step) if count else []
+        chosen += [tiles[source][index] for index in indices]
     return [to_sample(tile, rng) for tile in chosen]
 
 
 def epoch_indices(count: int, batch_size: int, *, seed: int, step: int) -> list[int]:
-    """Give the indices of one step: every tile once per epoch, in an order of the epoch's own."""
+    """Return the indices of one step: every tile once per epoch, in an order of the epoch's own."""
     result: list[int] = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, count)

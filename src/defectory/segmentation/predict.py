@@ -164,7 +164,7 @@ def _overlap(a: Box, b: Box) -> Box | None:
 
 
 def coco_results(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
-    """Give predictions as a COCO results list (RLE)."""
+    """Return predictions as a COCO results list (RLE)."""
     results: list[dict[str, object]] = []
     for p in predictions:
         x0, y0, x1, y1 = box_xyxy(decode(p.rle))

@@ -31,12 +31,12 @@ MIN_AREA_PX = 12
 
 
 def shipped_start() -> Path:
-    """Give the folder of the shipped start."""
+    """Return the folder of the shipped start."""
     return Path(str(files("defectory.segmentation") / "weights"))
 
 
 def tiles_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[np.uint8]) -> SegmentationTile:
-    """Give a procedural image as a tile whose instances are the connected regions of each defect word, class 1."""
+    """Return a procedural image as a tile whose instances are the connected regions of each defect word, class 1."""
     instances: list[tuple[int, Any]] = []
     for word in np.unique(class_map[class_map > 0]):
         count, labels = cv2.connectedComponents((class_map == word).astype(np.uint8), connectivity=8)
@@ -80,11 +80,11 @@ def apply_start(model: nn.Module, num_classes: int, folder: Path | None = None) 
 
 
 def spread_rows(rows_of_two: Tensor, rows: int, num_classes: int) -> Tensor:
-    """Give the rows of background and `defect` as those of background and `num_classes` classes."""
+    """Return the rows of background and `defect` as those of background and `num_classes` classes."""
     background, defect = rows_of_two[:rows], rows_of_two[rows : 2 * rows]
     return torch.cat([background, *([defect] * num_classes)])
 
 
 def split_tiles(tiles: Sequence[SegmentationTile]) -> tuple[list[SegmentationTile], list[SegmentationTile]]:
-    """Give the tiles with instances and those without."""
+    """Return the tiles with instances and those without."""
     return [t for t in tiles if t.instances], [t for t in tiles if not t.instances]

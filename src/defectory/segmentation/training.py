@@ -1,12 +1,11 @@
-"""Trains a segmenter in one arm: same number of optimiser steps and same defect-free tiles in every arm."""
+"""Train a segmenter in one arm: the same number of optimiser steps in every arm."""
 
 from __future__ import annotations
 
 import json
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,36 @@ from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
-from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
-from defectory.errors import ConfigError, FirewallError, WeightsError
-from defectory.files import digest_file, write_json
+from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
+from defectory.engine.training.config import LoopSettings
+from defectory.engine.training.loop import Trained, Validation, train
+from defectory.engine.training.schedule import Schedule
+from defectory.errors import FirewallError, WeightsError
+from defectory.events import Work
+from defectory.files import digest_file, digest_folder, digest_json, write_json
 from defectory.folders import remove_leftovers
 from defectory.imageio import ValueRange
-from defectory.segmentation.config import Arm, SegmentationConfig
+from defectory.segmentation.arms import ARMS, Arm, batch_counts, first_steps
+from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationTile, draw_batch
-from defectory.segmentation.models import build_segmenter
+from defectory.segmentation.models.family import build_segmenter
 
 WARMUP_STEPS = 20
+FINAL_LR_SHARE = 0.05
+MAX_GRAD_NORM = 5.0
+NO_SCORE = -1.0
+"""Best val score in the log where none counted."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class SegmenterEvent:
-    """State after a step: `loss` of the step, and `val_map` where val was scored."""
-
-    step: int
-    num_steps: int
-    loss: float
-    seconds: float
-    val_map: float | None = None
+Tiles = Mapping[str, Sequence[SegmentationTile]]
+"""Tiles by source: `real`, `synthetic` (accepted drafts), `defect_free`, and whatever else an arm names."""
+Batch = list[tuple[Tensor, dict[str, Tensor]]]
 
 
 def train_segmenter(
     *,
-    arm: Arm,
-    real: Sequence[SegmentationTile],
-    synthetic: Sequence[SegmentationTile],
-    defect_free: Sequence[SegmentationTile],
+    arm: str,
+    tiles: Tiles,
     validate: Callable[[nn.Module], float],
-    kind: str,
     categories: Sequence[Category],
     tiling: Tiling,
     config: SegmentationConfig,
@@ -56,19 +54,17 @@ def train_segmenter(
     encoder: Path | None = None,
     value_range: ValueRange | None = None,
     require: Callable[[Sequence[int], str], None] | None = None,
-) -> Iterator[SegmenterEvent]:
-    """Train and keep the checkpoint that scores best on real val.
+    stage: str = "",
+) -> Work[Trained]:
+    """Train and keep the weights that score best on real val, in the last phase of the arm.
 
     Args:
-        arm: which tiles: real; synthetic; synthetic, then real for the last `real_share_of_steps`.
-        real: defective train tiles.
-        synthetic: accepted drafts.
-        defect_free: real defect-free tiles, `defect_free_share` of every batch in every arm.
-        validate: gives the val segm mAP of the model; called at fixed steps.
-        kind: `light` or `resnet50`.
+        arm: name in `ARMS`.
+        tiles: by source.
+        validate: returns the val segm mAP of the model; called at fixed steps.
         categories: classes.
         tiling: stored with the weights, prediction needs it.
-        config: steps, batch, optimiser.
+        config: family, steps, batch, optimiser.
         seed: of weights, batches and augmentation.
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         device: where to train.
@@ -77,95 +73,142 @@ def train_segmenter(
             trained on.
         require: raises for image ids that may not be trained on, given a tile's ids and what to call it; the images
             trained on go into the log. None where tiles are of no data set.
+        stage: named in everything that is reported.
 
     Raises:
-        ConfigError: the arm has no tiles.
+        ConfigError: the arm or the family is not known, or a source of the arm has no tiles.
         FirewallError: a tile says not which images it comes from, or `require` refuses one of them.
+        StageError: a loss is not finite, or `out` cannot be written.
     """
-    image_ids = _required_ids([*real, *synthetic, *defect_free], require)
-    for name, tiles, needed in (("real", real, arm != "synthetic"), ("synthetic", synthetic, arm != "real")):
-        if needed and not tiles:
-            raise ConfigError(
-                f"arm {arm}",
-                f"no {name} tiles",
-                "check curation's acceptance" if name == "synthetic" else "add annotated images",
-            )
-    model = build_segmenter(kind, len(categories), seed=seed, init=config.init, encoder_folder=encoder).to(device)
-    parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    state = _State()
+    image_ids = _required_ids([tile for group in tiles.values() for tile in group], require)
+    chosen = ARMS.get(arm)
+    begins = first_steps(chosen, name=arm, settings=config, num_steps=config.num_steps)
+    batch_of = _batches(chosen, arm, begins, tiles, config, seed)
+    model = build_segmenter(config.model, len(categories), seed=seed, init=config.init, encoder_folder=encoder)
+    model = model.to(device)
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
-    checkpoint = out / "checkpoint.safetensors"
-    _restore(checkpoint, model, parameters, optimizer, state)
-    began, start = time.monotonic(), state.step
-    for step in range(start, config.num_steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, arm, config)
-        batch = draw_batch(
-            _tiles_of(arm, step, real, synthetic, config),
-            defect_free,
-            batch_size=config.batch_size,
-            defect_free_share=config.defect_free_share,
-            seed=seed,
-            step=step,
-        )
+    trained = yield from train(
+        {name: value for name, value in model.named_parameters() if value.requires_grad},
+        batch_of,
+        _loss_of(model, config, seed, device),
+        config=loop_settings(begins, config),
+        checkpoint=out / "checkpoint",
+        recipe=_recipe(chosen, tiles, config, encoder, num_classes=len(categories), seed=seed),
+        validation=Validation(
+            measure=lambda _step: validate(model), name="val mAP", keeps_best=True, best_after=begins[-2]
+        ),
+        buffers=dict(model.named_buffers()),
+        stage=stage,
+    )
+    _save(out, model, config.model, categories, tiling, value_range)
+    log = {
+        "arm": arm,
+        "seed": seed,
+        "losses": [round(loss, 6) for loss in trained.losses],
+        "val_map": trained.validated,
+        "best_val_map": NO_SCORE if trained.best is None else trained.best,
+        "image_ids": image_ids,
+    }
+    write_json(out / "log.json", log)
+    remove_checkpoint(out / "checkpoint")
+    return trained
+
+
+def _batches(
+    arm: Arm, name: str, begins: tuple[int, ...], tiles: Tiles, config: SegmentationConfig, seed: int
+) -> Callable[[int], tuple[int, Batch]]:
+    """Return what draws a step's batch, with the step, by the arm's phases."""
+    num_tiles = {source: len(group) for source, group in tiles.items()}
+    counts = [
+        batch_counts(phase, name=name, settings=config, batch_size=config.batch_size, num_tiles=num_tiles)
+        for phase in arm.phases
+    ]
+
+    def batch_of(step: int) -> tuple[int, Batch]:
+        phase = next(i for i, end in enumerate(begins[1:]) if step < end)
+        return step, draw_batch(tiles, counts[phase], seed=seed, step=step)
+
+    return batch_of
+
+
+def _loss_of(
+    model: nn.Module, config: SegmentationConfig, seed: int, device: str
+) -> Callable[[tuple[int, Batch]], Tensor]:
+    def loss_of(numbered: tuple[int, Batch]) -> Tensor:
+        step, batch = numbered
         model.train()
+        images = [image.to(device) for image, _ in batch]
+        targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch]
         with (
             torch.random.fork_rng(devices=[]),
             torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"),
         ):
             # torchvision's samplers draw from the global generator
             torch.manual_seed(seed * 1_000_003 + step)
-            losses = model(
-                [image.to(device) for image, _ in batch], [{k: v.to(device) for k, v in t.items()} for _, t in batch]
-            )
-        loss: Tensor = torch.stack([value.float() for value in losses.values()]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(parameters.values()), 5.0)
-        optimizer.step()
-        state.step = step + 1
-        state.losses.append(round(float(loss.detach()), 6))
-        val_map: float | None = None
-        if state.step % config.validate_every == 0 or state.step == config.num_steps:
-            val_map = validate(model)
-            state.val.append((state.step, val_map))
-            # an arm that ends on real tiles is judged by what they made of it, else it could equal the synthetic arm
-            if val_map >= state.best_map and (arm != "synthetic_then_real" or state.step > first_real_step(config)):
-                state.best_map = val_map
-                state.best = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-        if state.step % config.checkpoint_every == 0 and state.step < config.num_steps:
-            _save(checkpoint, model, parameters, optimizer, state)
-        yield SegmenterEvent(
-            step=state.step,
-            num_steps=config.num_steps,
-            loss=state.losses[-1],
-            seconds=time.monotonic() - began,
-            val_map=val_map,
+            losses: dict[str, Tensor] = model(images, targets)
+        return torch.stack([value.float() for value in losses.values()]).sum()
+
+    return loss_of
+
+
+def loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSettings:
+    """Return the loop's settings; each phase is a training of its own, with a schedule of its own."""
+    schedules = tuple(
+        Schedule(
+            num_steps=end - begin, peak=config.learning_rate, warmup_steps=WARMUP_STEPS, final_share=FINAL_LR_SHARE
         )
-    best = state.best or {name: value.detach().cpu() for name, value in model.state_dict().items()}
-    write_tensors(out / "model.safetensors", best)
-    write_json(
-        out / "segmenter.json",
-        {
-            "kind": kind,
-            "categories": [c.model_dump() for c in categories],
-            "tiling": tiling.model_dump(),
-            "value_range": None if value_range is None else value_range.model_dump(),
-            "sha256": digest_file(out / "model.safetensors"),
-        },
+        for begin, end in pairwise(begins)
     )
-    log = {
-        "arm": arm,
-        "seed": seed,
-        "losses": state.losses,
-        "val_map": state.val,
-        "best_val_map": state.best_map,
-        "image_ids": image_ids,
+    return LoopSettings(
+        schedules=schedules,
+        # torch's own choices, with which all published scores were measured; the fused step rounds otherwise
+        betas=(0.9, 0.999),
+        fused=False,
+        weight_decay=config.weight_decay,
+        max_grad_norm=MAX_GRAD_NORM,
+        ema_decay=None,
+        checkpoint_every=config.checkpoint_every,
+        validate_every=config.validate_every,
+    )
+
+
+def _recipe(
+    arm: Arm, tiles: Tiles, config: SegmentationConfig, encoder: Path | None, *, num_classes: int, seed: int
+) -> str:
+    """Return the digest of everything that the weights depend on."""
+    phases = [{**asdict(phase), "sources": list(phase.sources.items())} for phase in arm.phases]
+    return digest_json(
+        {
+            "phases": phases,
+            "tiles": {source: [tile.digest() for tile in tiles.get(source, ())] for source in arm.sources},
+            "config": config.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps", "num_processes"}),
+            "encoder": None if encoder is None else digest_folder(encoder),
+            "num_classes": num_classes,
+            "seed": seed,
+        }
+    )
+
+
+def _save(
+    out: Path,
+    model: nn.Module,
+    kind: str,
+    categories: Sequence[Category],
+    tiling: Tiling,
+    value_range: ValueRange | None,
+) -> None:
+    weights = out / "model.safetensors"
+    # tensors that share memory cannot be stored
+    write_tensors(weights, {name: value.detach().cpu().clone() for name, value in model.state_dict().items()})
+    about = {
+        "kind": kind,
+        "categories": [c.model_dump() for c in categories],
+        "tiling": tiling.model_dump(),
+        "value_range": None if value_range is None else value_range.model_dump(),
+        "sha256": digest_file(weights),
     }
-    write_json(out / "log.json", log)
-    checkpoint.unlink(missing_ok=True)
+    write_json(out / "segmenter.json", about)
 
 
 def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[Category, ...], Tiling]:
@@ -210,13 +253,13 @@ def is_whole_segmenter(folder: Path) -> bool:
 
 
 def record_score_threshold(folder: Path, threshold: float) -> None:
-    """Store with a trained segmenter the score from which on its detections count."""
+    """Store with a trained segmenter the score from which its detections count."""
     about = folder / "segmenter.json"
     write_json(about, {**json.loads(about.read_text()), "score_threshold": threshold})
 
 
 def score_threshold_of(folder: Path) -> float:
-    """Give the score from which on a segmenter's detections count; 0.5 where none was stored."""
+    """Return the score from which a segmenter's detections count; 0.5 where none was stored."""
     return float(json.loads((folder / "segmenter.json").read_text()).get("score_threshold", 0.5))
 
 
@@ -239,86 +282,3 @@ def _required_ids(tiles: Sequence[SegmentationTile], require: Callable[[Sequence
             )
         require(tile.image_ids, f"tile {tile.id}")
     return sorted({image_id for tile in tiles for image_id in tile.image_ids})
-
-
-class _State:
-    def __init__(self) -> None:
-        self.step = 0
-        self.losses: list[float] = []
-        self.val: list[tuple[int, float]] = []
-        self.best_map = -1.0
-        self.best: dict[str, Tensor] | None = None
-
-
-def _tiles_of(
-    arm: Arm,
-    step: int,
-    real: Sequence[SegmentationTile],
-    synthetic: Sequence[SegmentationTile],
-    config: SegmentationConfig,
-) -> Sequence[SegmentationTile]:
-    if arm == "real":
-        return real
-    return synthetic if arm == "synthetic" or step < first_real_step(config) else real
-
-
-def first_real_step(config: SegmentationConfig) -> int:
-    """Give the step, counted from 0, from which `synthetic_then_real` sees real tiles."""
-    return round(config.num_steps * (1 - config.real_share_of_steps))
-
-
-def learning_rate_at(step: int, arm: Arm, config: SegmentationConfig) -> float:
-    """Give the learning rate of a step (from 0): linear warm-up, then cosine to 5% of the peak.
-
-    `synthetic_then_real` is two trainings one after the other: its real part has a schedule of its own.
-    """
-    begin, end = 0, config.num_steps
-    if arm == "synthetic_then_real":
-        turn = first_real_step(config)
-        begin, end = (0, turn) if step < turn else (turn, config.num_steps)
-    done, length = step - begin, end - begin
-    if done < WARMUP_STEPS:
-        return config.learning_rate * (done + 1) / WARMUP_STEPS
-    return config.learning_rate * (
-        0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (done - WARMUP_STEPS) / max(1, length - WARMUP_STEPS)))
-    )
-
-
-def _save(
-    path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State
-) -> None:
-    tensors = {f"model.{name}": value.detach() for name, value in model.state_dict().items()}
-    for name, parameter in parameters.items():
-        tensors |= {
-            f"m.{name}": optimizer.state[parameter]["exp_avg"],
-            f"v.{name}": optimizer.state[parameter]["exp_avg_sq"],
-        }
-    tensors |= {f"best.{name}": value for name, value in (state.best or {}).items()}
-    about = {"step": state.step, "losses": state.losses, "val": state.val, "best_map": state.best_map}
-    # tensors that share memory cannot be stored
-    stored = {key: value.contiguous().clone() for key, value in tensors.items()}
-    write_tensors(path, stored, {"state": json.dumps(about), "sha256": digest_tensors(stored)}, durable=True)
-
-
-def _restore(
-    path: Path, model: nn.Module, parameters: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: _State
-) -> None:
-    """Fill model, optimizer and state from a checkpoint; a missing or damaged one leaves them as they are."""
-    found = read_checked_tensors(path)
-    if found is None:
-        return
-    tensors, about = found[0], json.loads(found[1]["state"])
-    model.load_state_dict(
-        {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    )
-    state.step, state.losses, state.best_map = about["step"], about["losses"], about["best_map"]
-    state.val = [(int(step), float(value)) for step, value in about["val"]]
-    state.best = {
-        name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")
-    } or None
-    for name, parameter in parameters.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(state.step)),
-            "exp_avg": tensors[f"m.{name}"].to(parameter.device),
-            "exp_avg_sq": tensors[f"v.{name}"].to(parameter.device),
-        }

@@ -96,6 +96,7 @@ class Folds(Stage):
         out: Path,
         device: str,
     ) -> Work[None]:
+        from defectory.engine.training.events import Step
         from defectory.segmentation.training import is_whole_segmenter, train_segmenter
 
         tiles, split, segmentation = inputs.tiles, inputs.split, config.segmentation
@@ -110,11 +111,8 @@ class Folds(Stage):
             seen = segmentation_tiles(tiles, [t for t in defective if fold_of[t.image_id] != fold])
             for event in train_segmenter(
                 arm="real",
-                real=seen,
-                synthetic=[],
-                defect_free=free,
+                tiles={"real": seen, "defect_free": free},
                 validate=lambda _: 0.0,
-                kind=segmentation.model,
                 categories=tiles.tileset.categories,
                 tiling=tiles.tileset.tiling,
                 config=segmentation,
@@ -123,9 +121,10 @@ class Folds(Stage):
                 device=device,
                 require=lambda ids, what: split.require_training_ids(ids, stage=f"folds, {what}"),
             ):
-                yield Progress(
-                    done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}"
-                )
+                if isinstance(event, Step):
+                    yield Progress(
+                        done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}"
+                    )
 
 
 def folds_of(dataset: Dataset, tiles: Sequence[Tile], *, seed: int) -> dict[int, int]:

@@ -10,13 +10,13 @@ from defectory.artifacts.dataset import ImageRecord
 from defectory.artifacts.tiles import Tiling
 from defectory.config.project import ProjectConfig
 from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
-from defectory.events import Progress, Work
+from defectory.events import Work
 from defectory.files import write_json
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import DataFolder, RunStore
-from defectory.segmentation.config import Arm
+from defectory.segmentation.arms import ARMS
 from defectory.stages.segmenter_tiles import segmentation_tiles, training_tiles
 from defectory.stages.synthetic_set import load_synthetic, synthetic_tiles
 
@@ -50,9 +50,8 @@ class Segment(Stage):
     group = GROUP
     is_resumable = True
 
-    def __init__(self, arm: Arm, seed: int) -> None:
-        self.arm: Arm = arm
-        self.seed = seed
+    def __init__(self, arm: str, seed: int) -> None:
+        self.arm, self.seed = arm, seed
         self.name, self.folder = stage_name(arm, seed), layout.segmenter_folder(arm, seed)
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
@@ -66,6 +65,7 @@ class Segment(Stage):
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Train, keep the checkpoint that is best on real validation images, and choose the score threshold on them."""
         from defectory.engine.devices import device_of
+        from defectory.engine.training.events import plain
         from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
 
         data, split, tileset, segmentation = inputs.data, inputs.split, inputs.tiles.tileset, config.segmentation
@@ -86,14 +86,14 @@ class Segment(Stage):
             # mAP does not depend on the threshold
             return score_segmenter(val, data.dataset.categories, results, score_threshold=0.5).segm_map
 
-        best = 0.0
-        for event in train_segmenter(
+        work = train_segmenter(
             arm=self.arm,
-            real=segmentation_tiles(inputs.tiles, defective),
-            synthetic=synthetic,
-            defect_free=segmentation_tiles(inputs.tiles, pool),
+            tiles={
+                "real": segmentation_tiles(inputs.tiles, defective),
+                "synthetic": synthetic,
+                "defect_free": segmentation_tiles(inputs.tiles, pool),
+            },
             validate=validate,
-            kind=segmentation.model,
             categories=data.dataset.categories,
             tiling=tileset.tiling,
             config=segmentation,
@@ -102,21 +102,19 @@ class Segment(Stage):
             device=device,
             value_range=data.dataset.value_range,
             require=lambda ids, what: split.require_training_ids(ids, stage=f"{self.name}, {what}"),
-        ):
-            best = max(best, event.val_map or 0.0)
-            note = f"loss {event.loss:.3f}, best val mAP {best:.3f}"
-            yield Progress(done=event.step, total=event.num_steps, note=note)
+        )
+        trained = yield from plain(work)
         threshold = segmentation.score_threshold
         if threshold is None:
             model, _, _ = load_segmenter(out, device)
             threshold = best_score_threshold(val, predict(model, data, val, tileset.tiling))
         record_score_threshold(out, threshold)
-        return f"validation segm mAP {best:.3f}, score threshold {threshold:.2f}"
+        return f"validation segm mAP {trained.best or 0.0:.3f}, score threshold {threshold:.2f}"
 
 
 def uses_synthetic(arm: str) -> bool:
     """Check whether an arm trains on synthetic images."""
-    return arm != "real"
+    return "synthetic" in ARMS.get(arm).sources
 
 
 def predict(model: Any, data: DataFolder, records: Sequence[ImageRecord], tiling: Tiling) -> list[dict[str, object]]:

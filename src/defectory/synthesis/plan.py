@@ -36,7 +36,7 @@ Place = Callable[[Mask, int, Any, Mask, np.random.Generator], Mask | None]
 """Cropped mask, its class, the site, pixels taken already and a generator, to the placed mask or None."""
 
 
-_Label = tuple[tuple[Instance, ...], tuple[MaskSource, ...]]
+_Label = tuple[tuple[Instance, ...], tuple[MaskOrigin, ...]]
 """Instances of a driver, and where their masks come from; empty where no mask found a place."""
 TRIES = 20
 """Mixes and pool tiles that are tried for one driver."""

@@ -13,12 +13,12 @@ from defectory.artifacts.config import Section
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.errors import ConfigError
-from defectory.events import Event, Progress, StageEnded
+from defectory.events import Event, Notice, Progress, StageEnded
 from defectory.folders import claim_folder, require_replaceable
 from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig, WordConfig
 
 if TYPE_CHECKING:
-    from defectory.pretraining.loop import PretrainEvent
+    from defectory.events import Work
 
 
 def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
@@ -81,11 +81,12 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     from defectory.engine.backbones.load import load_base
     from defectory.engine.features.encoder import embed_images, load_encoder
     from defectory.engine.sampling.models import for_sampling
+    from defectory.engine.training.events import plain
     from defectory.evaluation.image_metrics import kid
     from defectory.imageio import save_png
     from defectory.pretraining.corpus import make_corpus
     from defectory.pretraining.loop import claim
-    from defectory.pretraining.score import GRID_CAPTIONS, Judge, draw_captions, name_images, summarise, train_judge
+    from defectory.pretraining.score import GRID_CAPTIONS, draw_captions, name_images, summarise, train_judge
     from defectory.procedural.defects import DEFECT_WORDS
     from defectory.procedural.materials import MATERIALS
 
@@ -108,25 +109,16 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
     # of the world, not of these images: a small corpus may lack one
     materials, words = tuple(MATERIALS), DEFECT_WORDS
     named = name_images(corpus, materials, words)
-    judge: Judge | None = None
-    for event in train_judge(
-        corpus,
-        named,
-        num_materials=len(materials),
-        num_defects=len(words) + 1,
-        config=config,
-        checkpoint=out / "judge.safetensors",
-    ):
-        if isinstance(event, Judge):
-            judge = event
-        else:
-            yield Progress(
-                stage="judge",
-                done=event.step,
-                total=event.num_steps,
-                note="" if event.loss is None else f"loss {event.loss:.3f}",
-            )
-    assert judge is not None
+    judge = yield from plain(
+        train_judge(
+            corpus,
+            named,
+            num_materials=len(materials),
+            num_defects=len(words) + 1,
+            config=config,
+            checkpoint=out / "checkpoint",
+        )
+    )
     yield StageEnded(stage="judge", seconds=time.monotonic() - began, skipped=False, summary="")
     began = time.monotonic()
     held_out = [(i, n) for i in range(config.num_images, count) if (n := named[i]) is not None][: config.num_samples]
@@ -219,16 +211,22 @@ def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Itera
     yield from _told(teach_word(config, base=base, work=work, out=out))
 
 
-def _told(events: Iterator[PretrainEvent]) -> Iterator[Event]:
+def _told(events: Work[None]) -> Iterator[Event]:
+    from defectory.engine.training.events import Checkpointed, Started, Validated
+
     began, stage, held_out = time.monotonic(), "", ""
     for event in events:
+        if isinstance(event, Notice):
+            yield event
+            continue
+        if isinstance(event, Started | Checkpointed):
+            continue
         if stage and event.stage != stage:
             yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)
             began, held_out = time.monotonic(), ""
         stage = event.stage
-        if event.held_out_loss is not None:
+        if isinstance(event, Validated):
             held_out = f"held-out loss {event.held_out_loss:.4f} at step {event.step}"
-        notes = ["" if event.loss is None else f"loss {event.loss:.4f}", held_out]
-        yield Progress(stage=stage, done=event.step, total=event.num_steps, note=", ".join(filter(None, notes)))
+        yield Progress(stage=stage, done=event.done, total=event.total, note=event.note)
     if stage:  # none where all was done before
         yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)

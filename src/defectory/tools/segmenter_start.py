@@ -12,7 +12,7 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
 from defectory.artifacts.tiles import Tiling
 from defectory.evaluation.mask_metrics import score_segmenter
-from defectory.events import Event, Progress, StageEnded
+from defectory.events import Event, StageEnded, Work
 from defectory.pretraining.config import PretrainConfig
 from defectory.segmentation.config import SegmentationConfig
 
@@ -43,7 +43,8 @@ def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, ou
     )
 
 
-def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: Path) -> Iterator[Progress]:
+def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: Path) -> Work[None]:
+    from defectory.engine.training.events import plain
     from defectory.pretraining.corpus import make_corpus
     from defectory.segmentation.predict import coco_results, predict_images
     from defectory.segmentation.start import CLASS_NAME, split_tiles, tiles_of_class_map
@@ -90,13 +91,10 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
         checkpoint_every=recipe.checkpoint_every,
         precision=config.precision,
     )
-    for event in train_segmenter(
+    work = train_segmenter(
         arm="real",
-        real=defective,
-        synthetic=[],
-        defect_free=free,
+        tiles={"real": defective, "defect_free": free},
         validate=validate,
-        kind="light",
         categories=categories,
         tiling=tiling,
         config=segmentation,
@@ -104,6 +102,6 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
         out=out,
         device=config.device,
         encoder=encoder,
-    ):
-        note = "" if event.val_map is None else f", held-out mAP {event.val_map:.3f}"
-        yield Progress(stage=STAGE, done=event.step, total=event.num_steps, note=f"loss {event.loss:.3f}{note}")
+        stage=STAGE,
+    )
+    yield from plain(work)

@@ -27,8 +27,8 @@ def stepped_state(kind: OptimizerKind = "adamw") -> TrainingState:
     for parameter in state.parameters.values():
         parameter.grad = torch.rand_like(parameter)
     state.optimizer.step()
-    state.average = [mean + 0.25 for mean in state.average]
-    state.step, state.log, state.held_out = 1, [(0.1 + 0.2, 1e-4)], [(1, 0.7)]
+    state.average = [mean + 0.25 for mean in state.average or ()]
+    state.step, state.log, state.validated = 1, [(0.1 + 0.2, 1e-4)], [(1, 0.7)]
     return state
 
 
@@ -37,12 +37,35 @@ def test_state_that_was_saved_equals_the_one_restored(tmp_path: Path, kind: Opti
     saved, restored = stepped_state(kind), fresh_state(kind)
     save_checkpoint(tmp_path, saved, recipe="r")
     assert restore_checkpoint(tmp_path, restored, recipe="r")
-    assert (restored.step, restored.log, restored.held_out) == (saved.step, saved.log, saved.held_out)
+    assert (restored.step, restored.log, restored.validated) == (saved.step, saved.log, saved.validated)
     assert all(torch.equal(parameter, restored.parameters[name]) for name, parameter in saved.parameters.items())
     moments = restored.optimizer.moments()
     assert sorted(moments) == sorted(saved.optimizer.moments())
     assert all(torch.equal(moment, moments[name]) for name, moment in saved.optimizer.moments().items())
+    assert saved.average is not None
+    assert restored.average is not None
     assert all(torch.equal(a, b) for a, b in zip(saved.average, restored.average, strict=True))
+
+
+def test_best_weights_and_buffers_are_saved_and_an_average_is_optional(tmp_path: Path) -> None:
+    def state() -> TrainingState:
+        plain = fresh_state()
+        plain.average, plain.buffers = None, {"mean": torch.zeros(3), "count": torch.tensor(0)}
+        return plain
+
+    saved, restored = state(), state()
+    saved.buffers["mean"].add_(0.5)
+    saved.buffers["count"].add_(4)
+    saved.step, saved.best_value = 2, 0.25
+    saved.best = {name: value.detach() + 1 for name, value in saved.weights().items()}
+    save_checkpoint(tmp_path, saved, recipe="r")
+    assert restore_checkpoint(tmp_path, restored, recipe="r")
+    assert (restored.average, restored.best_value) == (None, 0.25)
+    assert torch.equal(restored.buffers["mean"], saved.buffers["mean"])
+    assert int(restored.buffers["count"]) == 4
+    assert restored.best is not None
+    assert restored.best.keys() == saved.best.keys()
+    assert all(torch.equal(restored.best[name], value) for name, value in saved.best.items())
 
 
 def test_full_disk_is_one_clear_line_and_the_earlier_checkpoint_is_kept(

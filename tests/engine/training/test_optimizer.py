@@ -108,7 +108,7 @@ def test_restored_it_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
     again.load_state_dict(left.state_dict())
     second = named(again, kind)
     kept = {name: value.clone() for name, value in first.moments().items()}
-    second.restore(2, kept.__getitem__)
+    second.restore(2, kept)
     for seed in range(2, 4):
         gradients(again, seed)
         second.step()

@@ -1,1 +1,1 @@
-"""The one training loop both phases share: data and caches, loss, loop, checkpoint, events."""
+"""The one training loop of every network: data and caches, loss, schedule, loop, checkpoint, events."""

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, replaced by one rename, that holds all a phase needs to go on."""
+"""Checkpoints: one safetensors file, replaced by one rename, that holds all that a training needs to resume."""
 
 from __future__ import annotations
 
@@ -27,19 +27,35 @@ class TrainingState:
 
     Attributes:
         parameters: the trained parameters by name.
-        average: their exponential moving average, in the same order.
+        average: their exponential moving average, in the same order; None where none is kept.
         optimizer: over the parameters, by the same names.
+        buffers: what else changes in place, by name.
         step: optimiser steps done.
         log: loss and learning rate of each step done.
-        held_out: step and held-out loss of each validation done.
+        validated: step and value of each validation done.
+        best: parameters and buffers of the best validation so far, on the CPU, by their names in `weights`.
+        best_value: of that validation.
     """
 
     parameters: Mapping[str, Tensor]
-    average: list[Tensor]
+    average: list[Tensor] | None
     optimizer: NamedOptimizer
+    buffers: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     step: int = 0
     log: list[tuple[float, float]] = field(default_factory=list)
-    held_out: list[tuple[int, float]] = field(default_factory=list)
+    validated: list[tuple[int, float]] = field(default_factory=list)
+    best: dict[str, Tensor] | None = None
+    best_value: float | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the parameters."""
+        return next(iter(self.parameters.values())).device
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return parameters and buffers, themselves and no copies, by `parameter.NAME` and `buffer.NAME`."""
+        tensors = {f"parameter.{name}": tensor for name, tensor in self.parameters.items()}
+        return tensors | {f"buffer.{name}": tensor for name, tensor in self.buffers.items()}
 
 
 def write_tensors(
@@ -79,23 +95,24 @@ def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
     Raises:
         StageError: it cannot be written; an earlier checkpoint is kept.
     """
-    tensors: dict[str, Tensor] = state.optimizer.moments()
-    for (name, parameter), mean in zip(state.parameters.items(), state.average, strict=True):
-        tensors |= {f"parameter.{name}": parameter, f"average.{name}": mean}
+    tensors = {**state.optimizer.moments(), **state.weights()}
+    if state.average is not None:
+        tensors |= {f"average.{name}": mean for name, mean in zip(state.parameters, state.average, strict=True)}
+    if state.best is not None:
+        tensors |= {f"best.{name}": value for name, value in state.best.items()}
     metadata = {
         "recipe": recipe,
         "step": str(state.step),
         "log": json.dumps(state.log),
-        "held_out": json.dumps(state.held_out),
+        "validated": json.dumps(state.validated),
+        "best_value": json.dumps(state.best_value),
     }
     # a later step may count on it, whatever happens to the machine
     write_tensors(folder / FILE_NAME, tensors, {**metadata, "sha256": digest_tensors(tensors)}, durable=True)
 
 
 def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bool:
-    """Fill a state from a checkpoint and tell whether there was a whole one of this recipe; another or a damaged one is
-    left alone.
-    """
+    """Fill a state from a checkpoint, and return whether there was a whole one of this recipe; ignore any other."""
     path = folder / FILE_NAME
     found = read_checked_tensors(path)
     if found is None:
@@ -106,12 +123,13 @@ def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bo
     try:
         step = int(metadata["step"])
         log = [(float(loss), float(rate)) for loss, rate in json.loads(metadata["log"])]
-        held_out = [(int(at), float(loss)) for at, loss in json.loads(metadata["held_out"])]
+        validated = [(int(at), float(value)) for at, value in json.loads(metadata["validated"])]
+        best_value = json.loads(metadata["best_value"])
     except (KeyError, ValueError, TypeError):
         return False
     # the digest is right, so this is what we wrote for this recipe: it fits
     _fill(tensors, state, step)
-    state.step, state.log, state.held_out = step, log, held_out
+    state.step, state.log, state.validated, state.best_value = step, log, validated, best_value
     return True
 
 
@@ -130,14 +148,17 @@ def read_checked_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]
 
 @torch.no_grad()
 def _fill(tensors: Mapping[str, Tensor], state: TrainingState, step: int) -> None:
-    for (name, parameter), mean in zip(state.parameters.items(), state.average, strict=True):
-        parameter.copy_(tensors[f"parameter.{name}"])
+    for name, weight in state.weights().items():
+        weight.copy_(tensors[name])
+    for name, mean in zip(state.parameters, state.average or (), strict=state.average is not None):
         mean.copy_(tensors[f"average.{name}"])
-    state.optimizer.restore(step, tensors.__getitem__)
+    best = {name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")}
+    state.best = best or None
+    state.optimizer.restore(step, tensors)
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a phase's checkpoint once its outcome is on disk."""
+    """Remove a training's checkpoint once its outcome is on disk."""
     with contextlib.suppress(OSError):
         (folder / FILE_NAME).unlink(missing_ok=True)
         folder.rmdir()

@@ -1,14 +1,52 @@
-"""Configuration shared by both training phases."""
+"""Configuration of the training loop, and of both training phases."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import Field
 
 from defectory.artifacts.config import Section
+from defectory.engine.training.schedule import Schedule
 
 OptimizerKind = Literal["adamw", "muon"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """What the training loop needs to know, whichever configuration it comes from.
+
+    Attributes:
+        schedules: of the learning rate, one after the other; together they cover all steps.
+        accumulation: micro-batches per step.
+        optimizer: `adamw`, or `muon` for the matrices inside the networks and AdamW for the rest.
+        betas: of AdamW.
+        fused: use AdamW's fused step on a CPU and under CUDA; else torch chooses.
+        weight_decay: decoupled (taken times the learning rate).
+        max_grad_norm: gradients are clipped to this norm.
+        ema_decay: of the moving average of the weights; None keeps no average.
+        checkpoint_every: steps between two checkpoints; the last step always writes one.
+        validate_every: steps between two validations; the last step is always validated.
+        read_loss_every: steps between two losses read from an accelerator, which has to finish its work for it.
+    """
+
+    schedules: tuple[Schedule, ...]
+    accumulation: int = 1
+    optimizer: OptimizerKind = "adamw"
+    betas: tuple[float, float] = (0.9, 0.99)
+    fused: bool = True
+    weight_decay: float = 1e-2
+    max_grad_norm: float = 1.0
+    ema_decay: float | None = 0.99
+    checkpoint_every: int = 200
+    validate_every: int = 200
+    read_loss_every: int = 1
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of optimiser steps."""
+        return sum(schedule.num_steps for schedule in self.schedules)
 
 
 class TrainingConfig(Section):
@@ -48,3 +86,22 @@ class TrainingConfig(Section):
     gradient_checkpointing: bool = False
     checkpoint_every: int = Field(default=200, ge=1)
     validate_every: int = Field(default=200, ge=1)
+
+    def loop(self) -> LoopSettings:
+        """Return what the training loop needs of these settings."""
+        schedule = Schedule(
+            num_steps=self.num_steps,
+            peak=self.learning_rate,
+            warmup_steps=self.warmup_steps,
+            final_share=self.final_lr_share,
+        )
+        return LoopSettings(
+            schedules=(schedule,),
+            accumulation=self.accumulation,
+            optimizer=self.optimizer,
+            weight_decay=self.weight_decay,
+            max_grad_norm=self.max_grad_norm,
+            ema_decay=self.ema_decay,
+            checkpoint_every=self.checkpoint_every,
+            validate_every=self.validate_every,
+        )

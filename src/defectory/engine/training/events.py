@@ -1,59 +1,91 @@
-"""What a training phase tells while it works; every event is yielded after its state changed."""
+"""What a training reports in more detail than `Progress`; every event is yielded after its state changed."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
+
+from defectory.events import Notice, Progress, Work
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preparing:
+class Preparing(Progress):
     """`done` of `total` items of `what` are ready (cached latents, class images)."""
 
     what: str
-    done: int
-    total: int
+
+    def __post_init__(self) -> None:
+        if not self.note:
+            object.__setattr__(self, "note", f"preparing {self.what}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Started:
-    """The loop begins at step `resumed_at` of `num_steps`; 0 is a fresh start. `remark` says why it is one, where it
-    need not have been.
+class _AtStep(Progress):
+    """`done` of `total` optimiser steps are done."""
+
+    @property
+    def step(self) -> int:
+        """Return the number of steps done."""
+        return self.done
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of steps in all."""
+        return self.total
+
+    @property
+    def num_left(self) -> int:
+        """Return the number of steps still to do."""
+        return self.total - self.done
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started(_AtStep):
+    """The loop begins after `done` steps; 0 is a fresh start. `remark` says why it is one, where it need not have been;
+    a Notice says the same.
     """
 
-    num_steps: int
-    resumed_at: int
     remark: str = ""
+
+    @property
+    def resumed_at(self) -> int:
+        """Return the number of steps that a checkpoint held."""
+        return self.done
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """Optimiser step `step` of `num_steps` is done; `seconds` is what it took."""
+class Step(_AtStep):
+    """An optimiser step is done.
 
-    step: int
-    num_steps: int
+    Attributes:
+        loss: of the step; on an accelerator the last one read, NaN before the first.
+        learning_rate: of the step.
+        seconds: what the step took.
+    """
+
     loss: float
     learning_rate: float
     seconds: float
 
+
+@dataclass(frozen=True, kw_only=True)
+class Validated(_AtStep):
+    """The weights were scored: the average, where there is one; `value` is the held-out loss or the score."""
+
+    value: float
+
     @property
-    def num_left(self) -> int:
-        """Give the number of steps still to do."""
-        return self.num_steps - self.step
+    def held_out_loss(self) -> float:
+        """Return the value, where it is a loss."""
+        return self.value
 
 
 @dataclass(frozen=True, kw_only=True)
-class Validated:
-    """The averaged weights were scored on held-out tiles with fixed noise; no training weighting in the loss."""
-
-    step: int
-    held_out_loss: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpointed:
-    """Everything needed to go on from `step` is on disk."""
-
-    step: int
+class Checkpointed(_AtStep):
+    """Everything needed to resume after `done` steps is on disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,4 +95,18 @@ class Finished:
     digest: str
 
 
-TrainingEvent = Preparing | Started | Step | Validated | Checkpointed | Finished
+TrainingEvent = Progress | Notice | Finished
+
+
+def plain(work: Work[T]) -> Work[T]:
+    """Do a training's work, and yield its steps, as Progress of no other kind, and its notices; return its value."""
+    with closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value
+            if isinstance(event, Notice):
+                yield event
+            elif not isinstance(event, Started | Validated | Checkpointed):
+                yield Progress(done=event.done, total=event.total, note=event.note, stage=event.stage)

@@ -1,4 +1,4 @@
-"""The training loop of both phases. Knows nothing of images, prompts or drivers.
+"""The training loop of every network. Knows nothing of images, prompts or drivers.
 
 Batches and noise are functions of (seed, step), held by the caller; weights, averages, moments and step are
 in the checkpoint. So a resumed run equals an uninterrupted one, bit for bit on a CPU.
@@ -10,36 +10,67 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from defectory.engine.training.checkpoint import FILE_NAME, TrainingState, restore_checkpoint, save_checkpoint
-from defectory.engine.training.config import TrainingConfig
-from defectory.engine.training.events import Checkpointed, Started, Step, TrainingEvent, Validated
+from defectory.engine.training.config import LoopSettings, TrainingConfig
+from defectory.engine.training.events import Checkpointed, Started, Step, Validated
 from defectory.engine.training.optimizer import NamedOptimizer
+from defectory.engine.training.schedule import learning_rate_at
 from defectory.errors import StageError
+from defectory.events import Notice, Work
 from defectory.files import write_text
 
 BatchT = TypeVar("BatchT")
 
 
-def learning_rate_at(step: int, config: TrainingConfig) -> float:
-    """Give the learning rate of a step (from 0): linear warm-up, then cosine to `final_lr_share` of the peak."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, config.num_steps - config.warmup_steps)
-    share = config.final_lr_share + (1 - config.final_lr_share) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * share
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What is measured at intervals, and which weights are kept for it.
+
+    Attributes:
+        measure: returns the value after a number of steps; the averaged weights, where there are any, are in place.
+        name: of the value, for people.
+        keeps_best: the weights of the highest value are kept, the latest of equal ones; else those of the last step.
+        best_after: values count for the best only after this number of steps.
+    """
+
+    measure: Callable[[int], float]
+    name: str = "held-out loss"
+    keeps_best: bool = False
+    best_after: int = 0
 
 
-def average_decay_at(step: int, config: TrainingConfig) -> float:
-    """Give the decay of the moving average at a step (from 0): short at first, so that early weights are forgotten."""
-    return min(config.ema_decay, (step + 1) / (step + 10))
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training returns beside the weights that it leaves in place.
+
+    Attributes:
+        losses: of each step.
+        validated: step and value of each validation.
+        best: highest value that counted, where the best weights are kept; None where none counted.
+    """
+
+    losses: tuple[float, ...]
+    validated: tuple[tuple[int, float], ...]
+    best: float | None = None
+
+
+def average_decay_at(step: int, ema_decay: float) -> float:
+    """Return the decay of the moving average at a step (from 0): short at first, so that early weights are forgotten.
+
+    diffusers' `EMAModel` has the same rule but forgets the first weights at once: on normal noise its average is 0.04
+    off ours after one step and equal after 200, so it would change short trainings for no gain.
+    """
+    return min(ema_decay, (step + 1) / (step + 10))
 
 
 def train(
@@ -47,124 +78,223 @@ def train(
     batch_of: Callable[[int], BatchT],
     loss_of: Callable[[BatchT], Tensor],
     *,
-    config: TrainingConfig,
+    config: TrainingConfig | LoopSettings,
     checkpoint: Path,
     recipe: str,
-    log: Path,
+    log: Path | None = None,
     held_out_loss: Callable[[], float] | None = None,
-) -> Iterator[TrainingEvent]:
-    """Train parameters in place and leave their moving average in them.
+    validation: Validation | None = None,
+    buffers: Mapping[str, Tensor] | None = None,
+    stage: str = "",
+) -> Work[Trained]:
+    """Train parameters in place and leave in them their moving average, the best ones, or the last ones.
 
-    Leaving the loop early (closing the generator) writes a checkpoint first; the next call goes on from it.
+    Leaving the loop early (closing the generator) writes a checkpoint first; the next call resumes from it.
 
     Args:
         parameters: what is trained, by name; all on one device.
-        batch_of: gives the micro-batch of an index (step * accumulation + micro step), a pure function.
-        loss_of: gives a batch's scalar loss.
-        config: steps, batch, optimiser.
+        batch_of: returns the micro-batch of an index (step * accumulation + micro step), a pure function.
+        loss_of: returns a batch's scalar loss.
+        config: steps, schedule, optimiser.
         checkpoint: folder for the checkpoint; the caller removes it when the outcome is saved.
         recipe: digest of everything the outcome depends on; a checkpoint of another recipe is not used.
         log: file that gets the losses at the end, one JSON object per line.
-        held_out_loss: the loss of the present weights on held-out data.
+        held_out_loss: the loss of the present weights on held-out data; short for a `validation` that keeps no best.
+        validation: what to measure at intervals.
+        buffers: what changes beside the parameters, in place (batch norm's statistics), by name; the average leaves
+            them as they are.
+        stage: named in everything that is reported.
 
     Yields:
-        Started, Step, Validated and Checkpointed.
+        Started, Step, Validated and Checkpointed, which are all Progress, and a Notice for a checkpoint not used.
 
     Raises:
-        StageError: the loss is not finite, or the checkpoint cannot be written.
+        StageError: a loss is not finite, or the checkpoint cannot be written.
     """
-    weights: list[Tensor] = list(parameters.values())
-    device = weights[0].device
-    optimizer = NamedOptimizer(
-        parameters,
-        kind=config.optimizer,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
-    state = TrainingState(parameters=parameters, average=[w.detach().clone() for w in weights], optimizer=optimizer)
+    settings = config.loop() if isinstance(config, TrainingConfig) else config
+    if held_out_loss is not None:
+        validation = Validation(measure=lambda _step: held_out_loss())
+    state = _fresh_state(parameters, buffers or {}, settings)
     restored, remark = restore_checkpoint(checkpoint, state, recipe=recipe), ""
     if not restored and (checkpoint / FILE_NAME).is_file():
         remark = f"{checkpoint / FILE_NAME} is damaged, or of other settings; training begins anew"
-    saved_at = state.step
-    with _Prefetch(batch_of, enabled=device.type != "cpu") as batches:
+    saved_at, num_steps = state.step, settings.num_steps
+    with _Prefetch(batch_of, enabled=state.device.type != "cpu") as batches:
+        stepper = _Stepper(state, batches, loss_of, settings)
         try:
-            yield Started(num_steps=config.num_steps, resumed_at=state.step, remark=remark)
-            while state.step < config.num_steps:
-                yield _step(state, weights, batches, loss_of, config)
-                if held_out_loss is not None and (
-                    state.step % config.validate_every == 0 or state.step == config.num_steps
-                ):
-                    with averaged(weights, state.average):
-                        state.held_out.append((state.step, held_out_loss()))
-                    yield Validated(step=state.step, held_out_loss=state.held_out[-1][1])
-                if state.step % config.checkpoint_every == 0 or state.step == config.num_steps:
+            yield Started(done=state.step, total=num_steps, remark=remark, stage=stage)
+            if remark:
+                yield Notice(text=remark, stage=stage)
+            while state.step < num_steps:
+                yield stepper.step(stage=stage, validation=validation)
+                if validation is not None and _is_due(state.step, settings.validate_every, num_steps):
+                    value = _validate(state, validation)
+                    note = f"{validation.name} {value:.4f}"
+                    yield Validated(done=state.step, total=num_steps, value=value, note=note, stage=stage)
+                if _is_due(state.step, settings.checkpoint_every, num_steps):
+                    stepper.read_losses()
                     save_checkpoint(checkpoint, state, recipe=recipe)
                     saved_at = state.step
-                    yield Checkpointed(step=state.step)
+                    yield Checkpointed(done=state.step, total=num_steps, note="checkpoint", stage=stage)
         except GeneratorExit:
             # at a yield the state is whole; only then may it be saved
             if state.step > saved_at:
+                stepper.read_losses()
                 save_checkpoint(checkpoint, state, recipe=recipe)
             raise
-    with torch.no_grad():
-        torch._foreach_copy_(weights, state.average)  # pyright: ignore[reportPrivateUsage]
-    write_text(log, _log_text(state))
+    _leave_kept_weights(state)
+    if log is not None:
+        write_text(log, _log_text(state))
+    return Trained(losses=tuple(loss for loss, _ in state.log), validated=tuple(state.validated), best=state.best_value)
+
+
+def _fresh_state(
+    parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor], settings: LoopSettings
+) -> TrainingState:
+    weights = list(parameters.values())
+    optimizer = NamedOptimizer(
+        parameters,
+        kind=settings.optimizer,
+        learning_rate=settings.schedules[0].peak,
+        weight_decay=settings.weight_decay,
+        betas=settings.betas,
+        fused=True if settings.fused and weights[0].device.type in ("cpu", "cuda") else None,
+    )
+    average = None if settings.ema_decay is None else [weight.detach().clone() for weight in weights]
+    return TrainingState(parameters=parameters, average=average, optimizer=optimizer, buffers=buffers)
+
+
+def _is_due(step: int, every: int, num_steps: int) -> bool:
+    return step % every == 0 or step == num_steps
 
 
 def _log_text(state: TrainingState) -> str:
-    """Give the losses as JSON lines; they hold no times, so that equal runs have equal logs."""
+    """Return the losses as JSON lines; they hold no times, so that equal runs have equal logs."""
     lines: list[dict[str, float]] = [
         {"step": i, "loss": loss, "learning_rate": rate} for i, (loss, rate) in enumerate(state.log, start=1)
     ]
-    lines += [{"step": step, "held_out_loss": loss} for step, loss in state.held_out]
+    lines += [{"step": step, "held_out_loss": loss} for step, loss in state.validated]
     return "".join(json.dumps(line) + "\n" for line in sorted(lines, key=lambda line: line["step"]))
 
 
-def _step(
-    state: TrainingState,
-    weights: list[Tensor],
-    batches: _Prefetch[BatchT],
-    loss_of: Callable[[BatchT], Tensor],
-    config: TrainingConfig,
-) -> Step:
-    began = time.perf_counter()
-    rate = learning_rate_at(state.step, config)
-    state.optimizer.set_learning_rate(rate)
-    total = torch.zeros((), device=weights[0].device)
-    for micro in range(config.accumulation):
-        loss = loss_of(batches.take(state.step * config.accumulation + micro)) / config.accumulation
-        loss.backward()
-        total += loss.detach()
-    nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
-    state.optimizer.step()
-    torch._foreach_lerp_(state.average, [w.detach() for w in weights], 1 - average_decay_at(state.step, config))  # pyright: ignore[reportPrivateUsage]
-    value = float(total)
-    if not math.isfinite(value):
-        raise StageError(
-            f"training step {state.step + 1}: the loss is {value}; lower training.learning_rate or use precision fp32"
+class _Stepper(Generic[BatchT]):
+    """Take optimiser steps; read their losses at once on a CPU, and a few at a time from an accelerator."""
+
+    def __init__(
+        self,
+        state: TrainingState,
+        batches: _Prefetch[BatchT],
+        loss_of: Callable[[BatchT], Tensor],
+        settings: LoopSettings,
+    ) -> None:
+        self._state, self._batches, self._loss_of, self._settings = state, batches, loss_of, settings
+        self._read_every = 1 if state.device.type == "cpu" else settings.read_loss_every
+        self._unread: list[tuple[Tensor, float]] = []
+
+    def step(self, *, stage: str, validation: Validation | None) -> Step:
+        """Take one step.
+
+        Raises:
+            StageError: a loss is not finite.
+        """
+        began = time.perf_counter()
+        state, settings = self._state, self._settings
+        weights = list(state.parameters.values())
+        rate = learning_rate_at(state.step, settings.schedules)
+        state.optimizer.set_learning_rate(rate)
+        total = torch.zeros((), device=state.device)
+        for micro in range(settings.accumulation):
+            batch = self._batches.take(state.step * settings.accumulation + micro)
+            loss = self._loss_of(batch) / settings.accumulation
+            loss.backward()
+            total += loss.detach()
+        nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
+        state.optimizer.step()
+        if state.average is not None and settings.ema_decay is not None:
+            update = get_ema_multi_avg_fn(average_decay_at(state.step, settings.ema_decay))
+            update(state.average, [weight.detach() for weight in weights], 0)
+        state.step += 1
+        self._unread.append((total, rate))
+        if not state.log or _is_due(state.step, self._read_every, settings.num_steps):
+            self.read_losses()
+        shown = state.log[-1][0] if state.log else math.nan
+        return Step(
+            done=state.step,
+            total=settings.num_steps,
+            loss=shown,
+            learning_rate=rate,
+            seconds=time.perf_counter() - began,
+            note=", ".join([f"loss {shown:.4f}", *_validated_note(state, validation)]),
+            stage=stage,
         )
-    state.step += 1
-    state.log.append((value, rate))
-    return Step(
-        step=state.step, num_steps=config.num_steps, loss=value, learning_rate=rate, seconds=time.perf_counter() - began
-    )
+
+    def read_losses(self) -> None:
+        """Move the losses not read yet into the log.
+
+        Raises:
+            StageError: one is not finite.
+        """
+        if not self._unread:
+            return
+        values: list[float] = torch.stack([loss for loss, _ in self._unread]).tolist()
+        for value, (_, rate) in zip(values, self._unread, strict=True):
+            if not math.isfinite(value):
+                number = len(self._state.log) + 1
+                raise StageError(
+                    f"training step {number}: the loss is {value}; lower training.learning_rate or use precision fp32"
+                )
+            self._state.log.append((value, rate))
+        self._unread.clear()
+
+
+def _validated_note(state: TrainingState, validation: Validation | None) -> list[str]:
+    if validation is None or not state.validated:
+        return []
+    if validation.keeps_best:
+        return [] if state.best_value is None else [f"best {validation.name} {state.best_value:.4f}"]
+    return [f"{validation.name} {state.validated[-1][1]:.4f}"]
+
+
+def _validate(state: TrainingState, validation: Validation) -> float:
+    """Measure the weights, note the value, and remember the weights where they are the best so far."""
+    weights = list(state.parameters.values())
+    with contextlib.nullcontext() if state.average is None else averaged(weights, state.average):
+        value = validation.measure(state.step)
+        state.validated.append((state.step, value))
+        counts = validation.keeps_best and state.step > validation.best_after
+        if counts and value >= (-math.inf if state.best_value is None else state.best_value):
+            state.best_value = value
+            state.best = {name: tensor.detach().cpu().clone() for name, tensor in state.weights().items()}
+    return value
+
+
+@torch.no_grad()
+def _leave_kept_weights(state: TrainingState) -> None:
+    """Put the best weights in place, where they were remembered, else the average, where there is one."""
+    if state.best is not None:
+        for name, tensor in state.weights().items():
+            tensor.copy_(state.best[name])
+    elif state.average is not None:
+        for weight, mean in zip(state.parameters.values(), state.average, strict=True):
+            weight.copy_(mean)
 
 
 @contextlib.contextmanager
 @torch.no_grad()
-def averaged(weights: list[Tensor], average: list[Tensor]) -> Generator[None]:
+def averaged(weights: Sequence[Tensor], average: Sequence[Tensor]) -> Generator[None]:
     """Put the averaged weights in place meanwhile; afterwards the trained ones are back, bit for bit."""
     kept = [weight.detach().clone() for weight in weights]
-    torch._foreach_copy_(weights, average)  # pyright: ignore[reportPrivateUsage]
+    for weight, mean in zip(weights, average, strict=True):
+        weight.copy_(mean)
     try:
         yield
     finally:
-        torch._foreach_copy_(weights, kept)  # pyright: ignore[reportPrivateUsage]
+        for weight, trained in zip(weights, kept, strict=True):
+            weight.copy_(trained)
 
 
 class _Prefetch(Generic[BatchT]):
-    """Makes the next batch in a thread while an accelerator works on the present one."""
+    """Make the next batch in a thread while an accelerator works on the present one."""
 
     def __init__(self, batch_of: Callable[[int], BatchT], *, enabled: bool) -> None:
         self._batch_of = batch_of
@@ -172,6 +302,7 @@ class _Prefetch(Generic[BatchT]):
         self._next: tuple[int, Future[BatchT]] | None = None
 
     def take(self, index: int) -> BatchT:
+        """Return the batch of an index."""
         if self._pool is None:
             return self._batch_of(index)
         batch = self._next[1].result() if self._next is not None and self._next[0] == index else self._batch_of(index)

@@ -28,7 +28,7 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
-    """Give a kernel [O,I,h,w] as a matrix [O,I*h*w], without a copy where the tensor has the layout of `like`.
+    """Return a kernel [O,I,h,w] as a matrix [O,I*h*w], without a copy where the tensor has the layout of `like`.
 
     A channels-last kernel has its columns in another order, which the orthogonal factor does not depend on.
     """
@@ -59,7 +59,8 @@ class StackedMuon(torch.optim.Muon):
             buffers = [self.state[matrix]["momentum_buffer"] for matrix in matrices]
             torch._foreach_lerp_(buffers, slopes, 1 - group["momentum"])  # pyright: ignore[reportPrivateUsage]
             wanted = torch._foreach_lerp(slopes, buffers, group["momentum"])  # pyright: ignore[reportPrivateUsage]
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateUsage]
+            kept = 1 - group["lr"] * group["weight_decay"]
+            torch._foreach_mul_(matrices, kept)  # pyright: ignore[reportPrivateUsage]
             shapes: dict[torch.Size, list[int]] = {}
             for number, matrix in enumerate(matrices):
                 shapes.setdefault(matrix.shape, []).append(number)
@@ -75,7 +76,7 @@ class StackedMuon(torch.optim.Muon):
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
-    """Give nearly orthogonal factors of matrices [N,R,C], bf16, by the quintic Newton-Schulz iteration (Jordan et al.
+    """Return nearly orthogonal factors of matrices [N,R,C], bf16, by the quintic Newton-Schulz iteration (Jordan et al.
     2024).
     """
     a, b, c = coefficients
@@ -97,7 +98,8 @@ class NamedOptimizer:
         kind: `adamw`, or `muon` for what `is_hidden_matrix` says and AdamW for the rest.
         learning_rate: of both, above 0.
         weight_decay: of both, decoupled (taken times the learning rate).
-        fused: use AdamW's fused step, where the device has one.
+        betas: of AdamW.
+        fused: use AdamW's fused step; None lets torch choose, and then it is not the fused one.
     """
 
     def __init__(
@@ -107,7 +109,8 @@ class NamedOptimizer:
         kind: OptimizerKind,
         learning_rate: float,
         weight_decay: float,
-        fused: bool = True,
+        betas: tuple[float, float] = BETAS,
+        fused: bool | None = True,
     ) -> None:
         self._parameters = parameters
         self._matrices: dict[str, nn.Parameter] = {}
@@ -120,7 +123,7 @@ class NamedOptimizer:
         self._optimizers: list[torch.optim.Optimizer] = []
         self._states: dict[str, tuple[torch.optim.Optimizer, nn.Parameter]] = {}
         if rest:
-            self._add(torch.optim.AdamW(rest.values(), betas=BETAS, fused=fused, **common), rest)
+            self._add(torch.optim.AdamW(rest.values(), betas=betas, fused=fused, **common), rest)
         if self._matrices:
             on_cpu = next(iter(self._matrices.values())).device.type == "cpu"
             muon = torch.optim.Muon if on_cpu else StackedMuon
@@ -147,7 +150,7 @@ class NamedOptimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def moments(self) -> dict[str, Tensor]:
-        """Give all that a step depends on beside parameters and gradients, by name of moment and parameter."""
+        """Return all that a step depends on beside parameters and gradients, by name of moment and parameter."""
         return {
             f"{key}.{name}": value
             for name, (optimizer, member) in self._states.items()
@@ -155,18 +158,22 @@ class NamedOptimizer:
             if key != "step"
         }
 
-    def restore(self, num_steps: int, moment: Callable[[str], Tensor]) -> None:
-        """Go on after `num_steps` steps.
+    def restore(self, num_steps: int, moments: Mapping[str, Tensor]) -> None:
+        """Resume after a number of steps.
 
         Args:
             num_steps: steps taken.
-            moment: gives what `moments` gave then, by its name.
+            moments: what `moments` returned then; parameters that had no gradient until then have none.
         """
         for name, (optimizer, member) in self._states.items():
-            keys = ("exp_avg", "exp_avg_sq") if isinstance(optimizer, torch.optim.AdamW) else ("momentum_buffer",)
-            # the parameter's own memory format, which the fused optimiser wants; Muon counts no steps and minds no
-            # count
+            is_adamw = isinstance(optimizer, torch.optim.AdamW)
+            keys = ("exp_avg", "exp_avg_sq") if is_adamw else ("momentum_buffer",)
+            if f"{keys[0]}.{name}" not in moments:
+                continue
+            # the fused step wants its count on the device; Muon counts no steps and minds no count
+            device = member.device if member.is_cuda and optimizer.defaults.get("fused") else "cpu"
+            # the parameter's own memory format, which the fused optimiser wants
             optimizer.state[member] = {
-                "step": torch.tensor(float(num_steps), device=member.device if member.is_cuda else "cpu"),
-                **{key: torch.empty_like(member).copy_(moment(f"{key}.{name}")) for key in keys},
+                "step": torch.tensor(float(num_steps), device=device),
+                **{key: torch.empty_like(member).copy_(moments[f"{key}.{name}"]) for key in keys},
             }

@@ -1,20 +1,19 @@
-"""Mask R-CNN: torchvision's ResNet-50-FPN, and a light one that trains on a CPU."""
+"""A light Mask R-CNN that trains on a CPU."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
-from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn
+from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from defectory.engine.features.encoder import CHANNELS, ConvEncoder, load_encoder
 from defectory.segmentation.config import Init
+from defectory.segmentation.models.transform import AsTheyAre
 from defectory.segmentation.start import apply_start
 
 LEVELS = ("0", "1", "2")
@@ -35,7 +34,7 @@ class LightBackbone(nn.Module):
         self.out_channels = PYRAMID
 
     def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
-        """Give pyramid maps for images [B,3,H,W] in [-1,1]."""
+        """Return pyramid maps for images [B,3,H,W] in [-1,1]."""
         maps = self.encoder(pixels)[1:]
         return self.pyramid(OrderedDict(zip(LEVELS, maps, strict=True)))
 
@@ -91,42 +90,14 @@ def _mask_predictor(num_classes: int) -> nn.Module:
     )
 
 
-class AsTheyAre(GeneralizedRCNNTransform):
-    """Normalises images and never resizes them: torchvision's own `_skip_resize` holds while training alone."""
+class Light:
+    """The family of the light Mask R-CNN, the only one with shipped weights."""
 
-    def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """Give image [3,H,W] and target back."""
-        return image, target
-
-
-def build_segmenter(
-    kind: str, num_classes: int, *, seed: int, init: Init = "segmenter", encoder_folder: Path | None = None
-) -> MaskRCNN:
-    """Build an untrained Mask R-CNN that takes images as they are (no resizing).
-
-    Args:
-        kind: `light` or `resnet50`.
-        num_classes: defect classes, background not counted.
-        seed: of the random weights.
-        init: what a light segmenter starts from: the shipped `segmenter` for procedural defects, the shipped `encoder`
-            alone, or `random` weights.
-        encoder_folder: the encoder that `init = "encoder"` takes in place of the shipped one.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        if kind == "resnet50":
-            large = maskrcnn_resnet50_fpn(
-                weights=None,
-                weights_backbone=None,
-                num_classes=num_classes + 1,
-                box_detections_per_img=50,
-                rpn_anchor_generator=AnchorGenerator(((8,), (16,), (32,), (64,), (128,)), ((0.5, 1.0, 2.0),) * 5),
-            )
-            large.transform = AsTheyAre(1, 1, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
-            return large
-        encoder = load_encoder(encoder_folder)[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()
+    def build(self, num_classes: int, *, init: Init, encoder: Path | None) -> MaskRCNN:
+        """Build one that starts from the shipped `segmenter`, from an `encoder` alone, or from `random` weights."""
+        own = load_encoder(encoder)[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()
         model = MaskRCNN(
-            LightBackbone(encoder),
+            LightBackbone(own),
             rpn_anchor_generator=AnchorGenerator(((8, 12), (20, 32), (48, 72), (100,) * 2), ((0.33, 1.0, 3.0),) * 4),
             rpn_pre_nms_top_n_train=200,
             rpn_pre_nms_top_n_test=200,
@@ -142,7 +113,10 @@ def build_segmenter(
             mask_head=_mask_head(),
             mask_predictor=_mask_predictor(num_classes + 1),
         )
-    model.transform = AsTheyAre(1, 1, [0.5] * 3, [0.5] * 3)
-    if init == "segmenter":
-        apply_start(model, num_classes)
-    return model
+        model.transform = AsTheyAre(1, 1, [0.5] * 3, [0.5] * 3)
+        if init == "segmenter":
+            apply_start(model, num_classes)
+        return model
+
+
+FAMILY = Light()

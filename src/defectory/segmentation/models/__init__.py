@@ -1,0 +1,1 @@
+"""Families of segmenters, one file each; `registry` finds them by name."""

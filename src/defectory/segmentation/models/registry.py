@@ -1,0 +1,17 @@
+"""The registry of segmenter families. Imports no torch, so that configuration can check names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from defectory.registry import Registry
+
+SEGMENTERS: Registry[Any] = Registry(
+    "segmenters",
+    setting="segmentation.model",
+    builtin={
+        "light": "defectory.segmentation.models.light:FAMILY",
+        "resnet50": "defectory.segmentation.models.resnet50:FAMILY",
+    },
+)
+"""Each is a `defectory.segmentation.models.family.SegmenterFamily`."""
