@@ -8,8 +8,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from defectory.engine.training.events import Checkpointed, Finished
+from defectory.engine.training.events import Checkpointed
 from defectory.errors import WeightsError
+from defectory.events import finish
+from defectory.files import digest_file
 from defectory.masks.canvas import SIDE_PX, from_canvas, on_canvas
 from defectory.masks.config import MaskConfig
 from defectory.masks.diffusion import MODEL_FILE, MaskDiffusion, branches_of, miss, wish_of
@@ -50,8 +52,7 @@ CONFIG = MaskConfig.model_validate({"diffusion": {"num_steps": 400, "batch_size"
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[MaskDiffusion, Path]:
     out = tmp_path_factory.mktemp("masks")
     model = MaskDiffusion(MASKS, config=CONFIG, seed=1)
-    events = list(model.learn(out))
-    assert isinstance(events[-1], Finished)
+    assert finish(model.learn(out)) == digest_file(out / MODEL_FILE)
     return model, out
 
 

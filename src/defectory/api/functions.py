@@ -22,6 +22,9 @@ from defectory.runs.store import DataFolder
 if TYPE_CHECKING:
     pass
 
+if TYPE_CHECKING:
+    from defectory.api.project import Project
+
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 
@@ -96,3 +99,61 @@ def score_fidelity(
     """
     threshold = CurationConfig().difference_threshold if difference_threshold is None else difference_threshold
     return score(draft, without, list(masks), difference_threshold=threshold)
+
+
+def synthesize(
+    project: Project,
+    driver: Image,
+    prompt: str | None = None,
+    *,
+    class_names: Sequence[str] = (),
+    empty_driver: Image | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+) -> tuple[Image, Image | None]:
+    """Draw one image from a driver with a project's concept and condition network.
+
+    Args:
+        project: that has been run up to `learn-condition`.
+        driver: RGB uint8 [H,W,3], of the project's tile size.
+        prompt: None makes the project's own prompt for `class_names`.
+        class_names: of the defects on the driver.
+        empty_driver: the same driver without its masks; with it, the counterfactual half is drawn too, and masks are
+            drawn as strongly as the calibration says is needed at most.
+        seed: of all noise.
+        device: to draw on.
+
+    Returns:
+        The image, and its counterfactual half where `empty_driver` is given, each RGB uint8 [H,W,3].
+    """
+    from defectory.engine.backbones.prompts import class_prompt
+    from defectory.engine.sampling.guidance import Guidance
+    from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
+    from defectory.stages.plan import prompt_of
+    from defectory.stages.sampling import sampling_models
+
+    config, store = project.config, project.store
+    concept, noun = store.concept.concept, config.condition.defect_noun
+    models = sampling_models(store.concept, store.control, device, base=config.base)
+    plain = prompt_of(concept, (), "", defect_noun=noun)
+    wanted = prompt_of(concept, tuple(class_names), "", defect_noun=noun) if prompt is None else prompt
+    has_half = empty_driver is not None
+    drivers = [driver] if empty_driver is None else [driver, empty_driver]
+    s = config.synthesis
+    strength = 1.0 if s.mask_guidance == "auto" else s.mask_guidance
+    images = sample_images(
+        models,
+        Conditions(prompts=[wanted, plain][: len(drivers)], drivers=drivers),
+        seeds=[seed] * len(drivers),
+        sampler=Sampler(scheduler=s.scheduler, num_steps=s.num_steps, precision=s.precision),
+        guidance=Guidance(
+            text=s.guidance_scale,
+            control=s.control_scale,
+            driver=s.driver_guidance,
+            class_prompt=class_prompt(concept.class_noun),
+            mask=strength if has_half else 1.0,
+            mask_spill=s.mask_spill if has_half else 1.0,
+        ),
+        without=Conditions(prompts=[plain], drivers=drivers[1:]) if has_half else None,
+    )
+    return images[0], images[1] if has_half else None

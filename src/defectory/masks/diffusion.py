@@ -11,7 +11,7 @@ returned.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.config import TrainingConfig
-from defectory.engine.training.events import Finished, TrainingEvent
 from defectory.engine.training.loop import train
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.errors import WeightsError
+from defectory.events import Work
 from defectory.files import digest_file, digest_json
 from defectory.masks.canvas import SIDE_PX, from_canvas, on_canvas
 from defectory.masks.config import MaskConfig
@@ -117,13 +117,13 @@ class MaskDiffusion:
         turned = [np.rot90(mask, quarter)[:, ::mirror] for mask in own for quarter in range(4) for mirror in (1, -1)]
         self._own = np.stack([mask.ravel() for mask in turned])
 
-    def learn(self, out: Path) -> Iterator[TrainingEvent]:
+    def learn(self, out: Path) -> Work[str]:
         """Train the model and write `model.safetensors` and `log.jsonl` to `out`.
 
         Training resumes from a checkpoint found there.
 
-        Yields:
-            Started, Step, Checkpointed, and finally Finished.
+        Returns:
+            The digest of the weights.
 
         Raises:
             StageError: the loss is not finite, or `out` cannot be written.
@@ -177,7 +177,7 @@ class MaskDiffusion:
         self._network.eval()
         write_tensors(out / MODEL_FILE, {name: value.detach() for name, value in parameters.items()})
         remove_checkpoint(out / "checkpoint")
-        yield Finished(digest=digest_file(out / MODEL_FILE))
+        return digest_file(out / MODEL_FILE)
 
     def load(self, path: Path) -> None:
         """Load weights that were trained on the same masks.

@@ -7,11 +7,10 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from defectory.errors import OutputError
-from defectory.events import Event, Notice, StageEnded, Work
+from defectory.events import Event, Notice, Progress, StageEnded, Work
 from defectory.files import (
     BOOKKEEPING,
     DRAWN_NAME,
@@ -124,7 +123,12 @@ def _named(work: Work[str], name: str) -> Work[str]:
             event = next(work)
         except StopIteration as end:
             return end.value
-        yield event if event.stage else replace(event, stage=name)
+        stage = event.stage or name
+        # what trains reports in more detail; a run, and its child processes, know these two alone
+        if isinstance(event, Notice):
+            yield Notice(text=event.text, stage=stage)
+        else:
+            yield Progress(done=event.done, total=event.total, note=event.note, stage=stage)
 
 
 def _digests(work: Path) -> dict[str, str]:

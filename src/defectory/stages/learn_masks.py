@@ -12,7 +12,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.mask_supply import bank_from_train, expert_masks, mask_model_of
-from defectory.stages.progress import with_summary
+from defectory.stages.progress import with_note
 
 LEARNED_FROM = frozenset(
     {
@@ -56,4 +56,5 @@ class LearnMasks(Stage):
         # for the number of threads alone: so small a model stays on the CPU
         device_of(config.device, threads=config.threads)
         _, bank = expert_masks(inputs, config, bank_from_train(inputs, config))
-        return (yield from with_summary(mask_model_of(bank, config).learn(out)))
+        digest, note = yield from with_note(mask_model_of(bank, config).learn(out))
+        return f"digest {digest[:12]}, {note}"

@@ -88,14 +88,7 @@ class Checkpointed(_AtStep):
     """Everything needed to resume after `done` steps is on disk."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finished:
-    """The phase's outcome is on disk; `digest` is that of its weights."""
-
-    digest: str
-
-
-TrainingEvent = Progress | Notice | Finished
+TrainingEvent = Progress | Notice
 
 
 def plain(work: Work[T]) -> Work[T]:
