@@ -329,14 +329,7 @@ def pairs(bench: Bench, times: int) -> int:
         )
         time.sleep(bench.rng.uniform(0.0, 1.5))
         verb, *more = second[number % len(second)]
-        other = child(
-            folder,
-            verb,
-            *(("project.toml",) if verb == "run" else ("--config", "project.toml")),
-            *more,
-            "--json",
-            log=logs[1],
-        )
+        other = child(folder, verb, "project.toml", *more, "--json", log=logs[1])
         codes = [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in (first, other)]
         for code, log in zip(codes, logs, strict=True):
             text = log.read_text(errors="replace")
@@ -394,10 +387,10 @@ def outs(bench: Bench, _: int) -> int:
     shutil.copytree(bench.work / "reference", folder)
     places = wrong_outs(folder)
     image = next((folder / "source" / "images").glob("*.png"))
-    config = ("--config", "project.toml")
+    config = ("project.toml",)
     verbs: dict[str, tuple[str, ...]] = {
         "import": ("import", "source/annotations.json", "--out"),
-        "insert": ("insert", str(image), *config, "--out"),
+        "insert": ("insert", *config, "--image", str(image), "--out"),
         "masks review": ("masks", "review", *config, "--out"),
         "predict": ("predict", str(image), "-m", "run/segment/real-seed0", "--out"),
         "drivers extract": ("drivers", "extract", *config, "--out"),
