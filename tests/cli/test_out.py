@@ -59,9 +59,9 @@ FOLDERS = ("notes", "report.pdf", "linked", ".", "photos", "..", "report.pdf/bel
 PICTURES = ("notes", "report.pdf", "holiday.png", "linked", ".", "photos/p0.png", "report.pdf/below.png")
 FOLDER_VERBS: dict[str, tuple[str, ...]] = {
     "import": ("import", "photos/labels.json", "--out"),
-    "drivers extract": ("drivers", "extract", "photos/p0.png", "--out"),
+    "drivers extract": ("drivers", "extract", "--image", "photos/p0.png", "--out"),
     "masks review": ("masks", "review", "--out"),
-    "insert": ("insert", "photos/p0.png", "--out"),
+    "insert": ("insert", "--image", "photos/p0.png", "--out"),
     "predict": ("predict", "photos", "-m", "notes", "--out"),
     "base score": ("base", "score", "--out"),
     "base world": ("base", "world", "--out"),
@@ -132,7 +132,9 @@ def test_what_a_verb_made_it_may_replace(defectory: Cli, home: Path) -> None:
         assert defectory("import", "photos/labels.json", "--out", "data").code == 0
         assert defectory("check", "data").code == 0
         assert defectory("check", "data", "--sheet", "sheet.png").code == 0
-        assert defectory("drivers", "extract", "photos/p0.png", "photos/p1.png", "--out", "drivers").code == 0
+        assert (
+            defectory("drivers", "extract", "-i", "photos/p0.png", "-i", "photos/p1.png", "--out", "drivers").code == 0
+        )
     assert sorted(path.name for path in (home / "drivers").glob("*.png")) == ["p0.png", "p1.png"]
 
 
@@ -159,6 +161,12 @@ def test_an_import_that_reads_from_its_own_output_is_refused(defectory: Cli, hom
     assert (done.code, tree_of(home) == before) == (2, True), done.err
 
 
+def test_an_image_in_the_place_of_a_project_says_where_images_go(defectory: Cli, home: Path) -> None:
+    done = defectory("insert", "photos/p0.png", "--image", "photos/p1.png", "--out", "inserted")
+    assert done.code == 2
+    assert "p0.png: is an image, but a project file is expected here; give images with --image" in done.error_line
+
+
 def test_a_base_is_never_written_into(defectory: Cli, home: Path, make_base: Callable[..., Path]) -> None:
     base = make_base(home / "base")
     before = tree_of(home)
@@ -170,5 +178,5 @@ def test_a_base_is_never_written_into(defectory: Cli, home: Path, make_base: Cal
 
 def test_images_of_one_name_give_a_driver_each(defectory: Cli, home: Path) -> None:
     shutil.copytree(home / "photos", home / "more")
-    assert defectory("drivers", "extract", "photos/p0.png", "more/p0.png", "--out", "drivers").code == 0
+    assert defectory("drivers", "extract", "-i", "photos/p0.png", "-i", "more/p0.png", "--out", "drivers").code == 0
     assert sorted(path.name for path in (home / "drivers").glob("*.png")) == ["p0-2.png", "p0.png"]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from defectory.api import demo
 from defectory.api.demo import PROJECT_FILE, write_demo
-from defectory.config import demo
 from defectory.errors import OutputError
 from defectory.folders import is_ours
 

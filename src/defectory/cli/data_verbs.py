@@ -142,7 +142,10 @@ def _data_config(values: dict[str, Any]) -> DataConfig:
     from defectory.formats.registry import format_named
 
     if values["format"] != "auto":
-        format_named(values["format"])
+        try:
+            format_named(values["format"])
+        except ConfigError as error:
+            raise ConfigError(f"option --format {values['format']!r}", error.found, error.todo) from None
     for key in ("image_root", "defect_free", "index", "class_colours"):
         # a format that has no use for one would not look
         if values[key] is not None and not os.path.lexists(values[key]):

@@ -41,7 +41,11 @@ def open_project(
 ) -> Project:
     """Open a project file with the settings of command line and environment."""
     from defectory.api.project import Project
+    from defectory.errors import ConfigError
+    from defectory.imageio import IMAGE_SUFFIXES
 
+    if file.suffix.lower() in IMAGE_SUFFIXES:
+        raise ConfigError(file, "is an image, but a project file is expected here", "give images with --image")
     return Project.open(file, overrides=overrides or (), preset=preset, seed=seed, device=device)
 
 
