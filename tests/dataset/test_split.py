@@ -54,7 +54,8 @@ def dataset_of(rows: Sequence[Row]) -> Dataset:
 
 def split_blindly(rows: Sequence[Row], **config: Any) -> tuple[Dataset, Split]:
     dataset = dataset_of(rows)
-    return dataset, make_split(Path("nowhere"), dataset, SplitConfig(**config), descriptors={})
+    seed = int(config.pop("seed", 0))
+    return dataset, make_split(Path("nowhere"), dataset, SplitConfig(**config), seed=seed, descriptors={})
 
 
 def surface(seed: int, *, std: float = 30.0) -> Image:
@@ -228,7 +229,7 @@ def test_copies_of_low_contrast_stay_in_one_part(tmp_path: Path) -> None:
     ]
     dataset = on_disk(tmp_path, rows)
     for seed in range(4):
-        split = make_split(tmp_path, dataset, SplitConfig(seed=seed))
+        split = make_split(tmp_path, dataset, SplitConfig(), seed=seed)
         held = [next(name for name in ("train", "val", "test") if i in getattr(split, name)) for i in (13, 14, 15)]
         assert len(set(held)) == 1
         assert split.num_merges == 2

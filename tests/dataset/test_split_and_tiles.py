@@ -61,13 +61,13 @@ def groups_of(dataset: Dataset, ids: tuple[int, ...]) -> set[str]:
 
 def test_groups_never_straddle_parts_and_the_seed_decides(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
-    split = make_split(tmp_path, dataset, SplitConfig(seed=3))
+    split = make_split(tmp_path, dataset, SplitConfig(), seed=3)
     parts = [groups_of(dataset, ids) for ids in (split.train, split.val, split.test, split.pool)]
     for index, first in enumerate(parts[:3]):
         for second in parts[index + 1 :]:
             assert not first & second or (index == 0 and second is parts[3])
-    assert make_split(tmp_path, dataset, SplitConfig(seed=3)).digest() == split.digest()
-    assert make_split(tmp_path, dataset, SplitConfig(seed=4)).digest() != split.digest()
+    assert make_split(tmp_path, dataset, SplitConfig(), seed=3).digest() == split.digest()
+    assert make_split(tmp_path, dataset, SplitConfig(), seed=4).digest() != split.digest()
 
 
 def test_fractions_are_nested_share_their_test_and_keep_every_class(tmp_path: Path) -> None:

@@ -250,7 +250,13 @@ def values(root: Path) -> Path:
     )
     Decisions(plan_digest="p", threshold=0.4, decisions=(decision,)).save(root / "decisions.json")
     finish_stage(
-        root / "data", inputs_digest="0" * 64, inputs={"tiles": "1"}, files={"a.png": "2"}, summary="done", seconds=1.0
+        root / "data",
+        inputs_digest="0" * 64,
+        inputs={"tiles": "1"},
+        settings={"seed": 0},
+        files={"a.png": "2"},
+        summary="done",
+        seconds=1.0,
     )
     return root
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from defectory.geometry import distance_to
 from defectory.imageio import ValueRange, encode_png, load_frame, load_native, load_rgb, save_png
 from defectory.rle import decode
 from defectory.runs.stage import Run
+from defectory.runs.store import RunStore
 from defectory.stages.all import run_all
 from defectory.stages.regions import tile_regions
 from defectory.tiff import encode_tiff
-from defectory.tools import insert as insert_module
 from defectory.tools.insert import insert_into
 
 Opened = Callable[..., Run]
@@ -112,17 +113,18 @@ def test_a_big_endian_tiff_stays_one(project: Run, tmp_path: Path) -> None:
 
 
 def test_changes_are_in_units_of_the_sets_range(project: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = project.store().data
+
     def with_range(high: float) -> Any:
-        return lambda project: project.store().data.dataset.model_copy(
-            update={"value_range": ValueRange(low=0, high=high)}
-        )
+        value_range = ValueRange(low=0, high=high)
+        return replace(plain, dataset=plain.dataset.model_copy(update={"value_range": value_range}))
 
     levels = frame("grey", (64, 88))
     save_png(tmp_path / "eight.png", levels)
     save_png(tmp_path / "deep.png", levels.astype(np.uint16) * 9)
     save_png(tmp_path / "full.png", levels.astype(np.uint16) * 257)
     ((eight, _),) = inserted(project, tmp_path / "eight.png", tmp_path / "a", count=1)
-    monkeypatch.setattr(insert_module, "dataset_of", with_range(255 * 9))
+    monkeypatch.setattr(RunStore, "data", with_range(255 * 9))
     ((deep, _),) = inserted(project, tmp_path / "deep.png", tmp_path / "b", count=1)
     ((again, _),) = inserted(project, tmp_path / "eight.png", tmp_path / "c", count=1)
     np.testing.assert_allclose(deep, eight.astype(float) * 9, atol=5)  # 8-bit values are rounded after the change
@@ -254,9 +256,9 @@ def test_drawn_regions_of_pool_images_follow_their_tiles(tiny_run: TinyRun, open
     region[:, : record.size_hw[1] // 2] = 255
     try:
         with pytest.raises(ConfigError, match="holds no image file"):
-            tile_regions(project, tileset.tiling.tile_px)
+            tile_regions(project.store(), project.config)
         save_png(drawn / f"{Path(record.file_name).stem}.png", region)
-        region_of = tile_regions(project, tileset.tiling.tile_px)
+        region_of = tile_regions(project.store(), project.config)
         shown = region_of(tile, None)
         assert shown is not None
         half = round(tile.valid_hw[1] / 2)
@@ -271,17 +273,17 @@ def test_drawn_regions_of_pool_images_follow_their_tiles(tiny_run: TinyRun, open
         shutil.rmtree(drawn / ".ipynb_checkpoints")
         save_png(drawn / "nobody.png", region)
         with pytest.raises(ConfigError, match="no image is named so"):
-            tile_regions(project, tileset.tiling.tile_px)
+            tile_regions(project.store(), project.config)
         (drawn / "nobody.png").unlink()
         Image.new("L", (5, 5), 255).save(drawn / f"{Path(record.file_name).stem}.png")
         with pytest.raises(ImageError, match="is 5x5, its image"):
-            tile_regions(project, tileset.tiling.tile_px)
+            tile_regions(project.store(), project.config)
     finally:
         for path in drawn.glob("*.png"):
             path.unlink()
         drawn.rmdir()
     with pytest.raises(ConfigError, match="no such folder"):
-        tile_regions(project, tileset.tiling.tile_px)
+        tile_regions(project.store(), project.config)
 
 
 def test_inpainting_wants_the_image_as_driver(tiny_run: TinyRun, open_tiny: Opened) -> None:

@@ -282,7 +282,7 @@ def test_cached_latents_and_class_images_are_checked_when_they_are_read(project:
         flip(files[0])
         if len(files) > 2:
             shutil.copyfile(files[2], files[1])
-    (project.folder / "cache" / "class_images" / "0" * 64 + ".safetensors").write_bytes(b"of other settings")
+    (project.folder / "cache" / "class_images" / ("0" * 64 + ".safetensors")).write_bytes(b"of other settings")
     shutil.rmtree(project.folder / "concept")
     shutil.rmtree(project.folder / "control")
     list(run_all(project, only=["learn-concept", "learn-condition"]))

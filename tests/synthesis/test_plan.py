@@ -88,12 +88,14 @@ def plan_of(
     tone_of: Any = lambda tile: f"tone-{tile.id}",
     tone_distance: Any = lambda tone, other: 0,
     even_classes: bool = False,
+    seed: int = 0,
     **config: Any,
 ) -> Plan:
     masks = MaskSources(bank, (), config=MaskConfig(keep_place=keep_place), names={1: "crack", 2: "blowhole"})
     return make_plan(
         tileset(num_pool, train),
         config=SynthesisConfig(**config),
+        seed=seed,
         draw_mask=masks.draw,
         even_classes=even_classes,
         place=lambda mask, _class, site, taken, rng: place(

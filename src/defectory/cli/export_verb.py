@@ -74,17 +74,17 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the accepted drafts with their labels: in the run, or as a folder in a format that other tools open."""
-
     _require_together(kind=kind, out=out, with_real=with_real, real=real)
+    from defectory.formats.writers.registry import writer_named
+
+    writer = None if kind is None else writer_named(kind)
     opened = open_project(project, overrides=override, preset=preset, seed=seed, device=device)
-    if kind is None or out is None:
+    if writer is None or out is None:
         run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
         return
     from defectory.cli.show import show_events
-    from defectory.formats.writers.registry import writer_named
     from defectory.tools.export import default_form, export_project, require_export_folder
 
-    writer = writer_named(kind)
     # what is wrong is told before hours of training
     require_export_folder(opened.run_values, out)
     run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)

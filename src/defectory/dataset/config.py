@@ -45,7 +45,6 @@ class DataConfig(Section):
 class SplitConfig(Section):
     """Settings of the frozen split."""
 
-    seed: int = 0
     from_data: bool = False
     """Keep the split that the data set supplies (train, val, test folders or files) instead of drawing one."""
     val_share: float = Field(default=0.2, gt=0, lt=1)

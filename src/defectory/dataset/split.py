@@ -35,7 +35,12 @@ class _Merged:
 
 
 def make_split(
-    folder: Path, dataset: Dataset, config: SplitConfig, *, descriptors: Mapping[int, ImageDescriptor] | None = None
+    folder: Path,
+    dataset: Dataset,
+    config: SplitConfig,
+    *,
+    seed: int = 0,
+    descriptors: Mapping[int, ImageDescriptor] | None = None,
 ) -> Split:
     """Split a data set into train, val, test and pool.
 
@@ -47,7 +52,8 @@ def make_split(
     Args:
         folder: data set folder.
         dataset: its value.
-        config: shares, seed and folds, or whether to use the data set's own parts.
+        config: shares and folds, or whether to use the data set's own parts.
+        seed: of the order of groups.
         descriptors: descriptor of each image id; None computes them.
 
     Raises:
@@ -60,7 +66,7 @@ def make_split(
         descriptors = dict(describe_images(folder, dataset))
     duplicates = find_duplicates(descriptors, threshold=config.duplicate_similarity)
     remarks = _remarks(dataset, config, duplicates)
-    return (_given if config.from_data else _drawn)(dataset, config, duplicates, remarks)
+    return (_given if config.from_data else _drawn)(dataset, config, duplicates, remarks, seed=seed)
 
 
 def _remarks(dataset: Dataset, config: SplitConfig, duplicates: Duplicates) -> list[str]:
@@ -79,7 +85,7 @@ def _remarks(dataset: Dataset, config: SplitConfig, duplicates: Duplicates) -> l
     return remarks
 
 
-def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str]) -> Split:
+def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str], *, seed: int) -> Split:
     merged = _merge(dataset, duplicates.pairs)
     groups: Groups = {}
     for record in dataset.images:
@@ -91,7 +97,7 @@ def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
             "if they show different parts, raise split.duplicate_similarity"
         )
     labelled = {name: [r for r in records if not r.is_defect_free] for name, records in groups.items()}
-    ordered = _interleave({name: records for name, records in labelled.items() if records}, config.seed)
+    ordered = _interleave({name: records for name, records in labelled.items() if records}, seed)
     if len(ordered) < 3:
         kept = f" after {merged.num_merges} merges of near-duplicates" if merged.num_merges else ""
         raise ConfigError(
@@ -103,13 +109,13 @@ def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
     val_share = config.val_share / (1 - config.test_share)
     chosen = _prefix(rest, labelled, config.fraction, val_share)
     val_groups, train_groups = _val_groups(chosen, labelled, val_share)
-    clean_test, clean_val = _clean_groups([name for name in groups if not labelled[name]], config)
+    clean_test, clean_val = _clean_groups([name for name in groups if not labelled[name]], config, seed=seed)
     held_out, val_names = {*test_groups, *clean_test}, {*val_groups, *clean_val}
     assert not set(train_groups) & (held_out | val_names)
     pool, left_out = _pool(dataset, groups, held_out | val_names, duplicates.pairs, remarks)
     return Split(
         dataset_digest=dataset.digest(),
-        seed=config.seed,
+        seed=seed,
         fraction=config.fraction,
         fold=None if config.folds is None else config.fold,
         train=tuple(sorted(r.id for name in train_groups for r in labelled[name])),
@@ -125,10 +131,10 @@ def _drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
     )
 
 
-def _clean_groups(names: Sequence[str], config: SplitConfig) -> tuple[list[str], list[str]]:
+def _clean_groups(names: Sequence[str], config: SplitConfig, *, seed: int) -> tuple[list[str], list[str]]:
     """Return the groups without defects for test and for val."""
     ordered = sorted(names)
-    ordered = [ordered[i] for i in np.random.default_rng([2, config.seed]).permutation(len(ordered))]
+    ordered = [ordered[i] for i in np.random.default_rng([2, seed]).permutation(len(ordered))]
     num_val = round(len(ordered) * config.val_share)
     if config.folds is not None:
         size = len(ordered) / config.folds
@@ -190,7 +196,7 @@ def _require_parts(dataset: Dataset, config: SplitConfig) -> None:
         raise ConfigError("split.from_data", "is set together with split.folds", "leave one of them out")
 
 
-def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str]) -> Split:
+def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str], *, seed: int) -> Split:
     """Keep the data set's own parts; remove from train the copies of val and test, and from val those of test."""
     ids: dict[str | None, list[int]] = {}
     for record in dataset.images:
@@ -230,7 +236,7 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
             f"no image with a defect is left in {part}",
             "set split.from_data = false to draw a split by group",
         )
-    chosen = _shortest(_interleave(labelled, config.seed), labelled, config.fraction)
+    chosen = _shortest(_interleave(labelled, seed), labelled, config.fraction)
     unsafe = _copies_of_labelled(dataset, duplicates.pairs)
     clean = [image_id for image_id in train if dataset.image(image_id).is_defect_free]
     left_out = [image_id for image_id in clean if image_id in unsafe]
@@ -238,7 +244,7 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
     pool = [image_id for image_id in clean if image_id not in unsafe]
     return Split(
         dataset_digest=dataset.digest(),
-        seed=config.seed,
+        seed=seed,
         fraction=config.fraction,
         source="data",
         train=tuple(sorted(record.id for name in chosen for record in labelled[name])),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 
 from defectory.config.project import ProjectConfig
@@ -113,7 +113,8 @@ class _Runner:
         states = _states(self.run, self.stages)
         if not any(_is_stale(states, stage) for stage in self.selected if not stage.is_preparation):
             return
-        prepared = [stage for stage in self.stages if stage.is_preparation]
+        # those before the first that trains: tiles of test are none of what is checked
+        prepared = list(takewhile(lambda stage: stage.is_preparation, self.stages))
         self.verified.require(self.run, prepared)
         store = self.run.store().view([stage.folder for stage in prepared], reader="check")
         for remark in self.checks.before_training(store, self.run.config):

@@ -39,6 +39,7 @@ class Calibrate(Stage):
             "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_SETTINGS)),
             "drivers": config.drivers.model_dump(mode="json"),
             "condition.training.flip": config.condition.training.flip,
+            "seed": config.seed,
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
@@ -71,7 +72,7 @@ class Calibrate(Stage):
         )
         jobs, pool = inputs.plan.jobs, pool_tiles(inputs, config)
         classes_of_jobs = [[i.category_id for i in job.instances] for job in jobs]
-        chosen = choose_drafts(classes_of_jobs, synthesis.calibration_drafts, seed=synthesis.seed)
+        chosen = choose_drafts(classes_of_jobs, synthesis.calibration_drafts, seed=config.seed)
         drafts: list[CalibrationDraft] = []
         for job in (jobs[number] for number in chosen):
             driver, empty_driver, _ = pool.drivers(job)

@@ -61,8 +61,9 @@ class Plan(Stage):
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
             "drivers": config.drivers.model_dump(mode="json"),
             "condition.training.flip": config.condition.training.flip,
-            "synthesis": config.synthesis.model_dump(mode="json", include={"seed", *PLAN_SETTINGS}),
+            "synthesis": config.synthesis.model_dump(mode="json", include=set(PLAN_SETTINGS)),
             "condition.defect_noun": config.condition.defect_noun,
+            "seed": config.seed,
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
@@ -91,6 +92,7 @@ class Plan(Stage):
         plan = make_plan(
             tileset,
             config=config.synthesis,
+            seed=config.seed,
             draw_mask=supply.sources.draw,
             even_classes=config.masks.class_balance == "even",
             weight_of=None if focus is None else weight_of,

@@ -135,7 +135,7 @@ def _require_classes_to_evaluate(cut: _Cut) -> None:
             raise ConfigError(
                 "split",
                 f"{part} ({len(ids)} images) holds no instance, so nothing can be scored",
-                f"raise split.{part}_share, set another split.seed, or label more images",
+                f"raise split.{part}_share, set another seed, or label more images",
             )
 
 
@@ -277,8 +277,7 @@ def _remarks(config: ProjectConfig, cut: _Cut) -> Iterable[str]:
         if lacking:
             consequence = "it is never learned" if part == "train" else "its scores there are missing"
             yield (
-                f"{part} holds no instance of {', '.join(lacking)}: {consequence}; another split.seed or more "
-                "labels may help"
+                f"{part} holds no instance of {', '.join(lacking)}: {consequence}; another seed or more labels may help"
             )
         few = [f"{names[i]} ({count})" for i, count in counts.items() if 0 < count < FEW]
         if few and part != "train":

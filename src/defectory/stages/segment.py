@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from defectory.segmentation.data import SegmentationTile
 
 GROUP = "segment"
+SEEDS_PER_PROJECT = 10_000
 NOT_OF_TRAINING = frozenset({"arms", "seeds", "fold_steps", "num_processes"})
 """Settings of the section that do not change how one segmenter is trained."""
 
@@ -36,6 +37,11 @@ def segmentation_settings(config: ProjectConfig) -> dict[str, object]:
 def stage_name(arm: str, seed: int) -> str:
     """Return the name of the stage that trains one segmenter."""
     return f"segment-{arm}-seed{seed}"
+
+
+def training_seed(project_seed: int, seed: int) -> int:
+    """Return the seed of one training, which follows from the project's; no two projects' trainings share one."""
+    return project_seed * SEEDS_PER_PROJECT + seed
 
 
 class Segment(Stage):
@@ -59,8 +65,8 @@ class Segment(Stage):
         return ("import", "split", "tiles", *(("export",) if uses_synthetic(self.arm) else ()))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on how segmenters are trained."""
-        return {"segmentation": segmentation_settings(config)}
+        """Depend on how segmenters are trained, and on the seed."""
+        return {"segmentation": segmentation_settings(config), "seed": config.seed}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Train, keep the checkpoint that is best on real validation images, and choose the score threshold on them."""
@@ -97,7 +103,7 @@ class Segment(Stage):
             categories=data.dataset.categories,
             tiling=tileset.tiling,
             config=segmentation,
-            seed=self.seed,
+            seed=training_seed(config.seed, self.seed),
             out=out,
             device=device,
             value_range=data.dataset.value_range,

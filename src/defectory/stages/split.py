@@ -27,8 +27,8 @@ class Split(Stage):
         return ("import",)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the split section."""
-        return {"split": config.split.model_dump(mode="json")}
+        """Depend on the split section and the seed."""
+        return {"split": config.split.model_dump(mode="json"), "seed": config.seed}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Describe every image, find near-duplicates, and draw the split by groups."""
@@ -37,7 +37,7 @@ class Split(Stage):
             descriptors[image_id] = descriptor
             yield Progress(done=len(descriptors), total=len(data.dataset.images), note="looking for near-duplicates")
         save_descriptors(out / DESCRIPTORS, descriptors, dataset_digest=data.dataset.digest())
-        split = make_split(data.folder, data.dataset, config.split, descriptors=descriptors)
+        split = make_split(data.folder, data.dataset, config.split, seed=config.seed, descriptors=descriptors)
         split.save(out / layout.SPLIT_FILE)
         merges = f"; {split.num_merges} pairs of groups with near-duplicates kept together" if split.num_merges else ""
         return (

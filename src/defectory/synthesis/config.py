@@ -59,7 +59,6 @@ class SynthesisConfig(Section):
     """Give drafts the fine grain of their pool tile where they lack it; inserted defects always get it."""
     precision: Literal["fp32", "bf16"] = "bf16"
     batch_size: int = Field(default=16, ge=1)
-    seed: int = 0
 
     @property
     def versions_per_tile(self) -> int:

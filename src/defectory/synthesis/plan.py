@@ -58,6 +58,7 @@ def make_plan(
     tileset: TileSet,
     *,
     config: SynthesisConfig,
+    seed: int,
     draw_mask: DrawMask,
     place: Place,
     site_of: Callable[[Tile, int | None], Site],
@@ -80,6 +81,7 @@ def make_plan(
     Args:
         tileset: pool tiles, and train tiles for the mix of classes and counts.
         config: how many images, augmentations and seeds.
+        seed: of pool tiles, augmentations, masks and noise.
         draw_mask: draws a mask of a class.
         place: puts it on a tile.
         site_of: tile and augmentation seed to where defects may lie on it.
@@ -100,7 +102,7 @@ def make_plan(
     _check_pool(len(pool), config)
     mixes = _mixes_of_train(tileset, tone_of)
     weights = _weights(mixes, even_classes=even_classes, weight_of=weight_of)
-    chooser = _PoolChooser([tone_of(tile) for tile in pool], config, tone_distance)
+    chooser = _PoolChooser([tone_of(tile) for tile in pool], config, tone_distance, seed=seed)
     num_drivers = _num_drivers(len(pool), config)
 
     def label(number: int, augmentation_seed: int | None, mix: _Mix, rng: np.random.Generator) -> _Label:
@@ -108,7 +110,7 @@ def make_plan(
 
     jobs: list[Job] = []
     for index in range(num_drivers):
-        rng = np.random.default_rng([42, config.seed, index])
+        rng = np.random.default_rng([42, seed, index])
         mix, number, augmentation_seed, (instances, sources) = _first_that_fits(mixes, weights, chooser, label, rng)
         names = [tileset.categories[i.category_id - 1].name for i in instances]
         shared = Job(
@@ -121,7 +123,7 @@ def make_plan(
             prompt_without=prompt_of((), mix.tone),
             seed=0,
         )
-        jobs += _jobs_of_driver(shared, range(index, config.num_images, num_drivers), config)
+        jobs += _jobs_of_driver(shared, range(index, config.num_images, num_drivers), seed=seed)
     return Plan(
         concept_digest=concept_digest,
         control_digest=control_digest,
@@ -186,9 +188,12 @@ class _PoolChooser:
         tone_distance: how far apart two tones are, in words.
     """
 
-    def __init__(self, tones: Sequence[str], config: SynthesisConfig, tone_distance: Callable[[str, str], int]) -> None:
+    def __init__(
+        self, tones: Sequence[str], config: SynthesisConfig, tone_distance: Callable[[str, str], int], *, seed: int
+    ) -> None:
+        self._seed = seed
         self._tones, self._config, self._tone_distance = tones, config, tone_distance
-        self._order = np.random.default_rng([41, config.seed]).permutation(len(tones))
+        self._order = np.random.default_rng([41, seed]).permutation(len(tones))
         self._distances: dict[str, NDArray[np.int64]] = {}
         self._uses, self._drivers = np.zeros(len(tones), int), np.zeros(len(tones), int)
 
@@ -213,7 +218,7 @@ class _PoolChooser:
         if self._config.versions_per_tile == 0:
             return None
         version = int(self._uses[number]) % max(1, self._config.versions_per_tile)
-        return int(np.random.default_rng([44, self._config.seed, number, version]).integers(2**31))
+        return int(np.random.default_rng([44, self._seed, number, version]).integers(2**31))
 
 
 def _first_that_fits(
@@ -234,10 +239,10 @@ def _first_that_fits(
     raise ConfigError("pool", f"no mask finds a place on any of {TRIES} tiles", "use larger tiles or more masks")
 
 
-def _jobs_of_driver(shared: Job, numbers: Iterable[int], config: SynthesisConfig) -> list[Job]:
+def _jobs_of_driver(shared: Job, numbers: Iterable[int], *, seed: int) -> list[Job]:
     """Make the jobs that share a driver: each has its own number and noise."""
-    seeds = {number: int(np.random.default_rng([43, config.seed, number]).integers(2**31)) for number in numbers}
-    return [shared.model_copy(update={"id": f"{number:06d}", "seed": seed}) for number, seed in seeds.items()]
+    noise = {number: int(np.random.default_rng([43, seed, number]).integers(2**31)) for number in numbers}
+    return [shared.model_copy(update={"id": f"{number:06d}", "seed": of}) for number, of in noise.items()]
 
 
 def _label(
