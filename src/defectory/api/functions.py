@@ -20,9 +20,6 @@ from defectory.errors import ConfigError
 from defectory.runs.store import DataFolder
 
 if TYPE_CHECKING:
-    pass
-
-if TYPE_CHECKING:
     from defectory.api.project import Project
 
 Image = NDArray[np.uint8]

@@ -8,7 +8,7 @@ from typing import Any
 
 from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
-from defectory.files import read_manifest
+from defectory.files import digest_json, read_manifest
 from defectory.folders import read_marker
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import Run, Stage, inputs_of, leaves_of, work_folder
@@ -122,8 +122,6 @@ def _changed_settings(run: Run, stage: Stage, manifest: Mapping[str, Any]) -> li
     recorded: Mapping[str, str] = manifest["inputs"]
     old: Mapping[str, object] = manifest.get("settings", {})
     found: list[str] = []
-    from defectory.files import digest_json
-
     for name, value in leaves_of(stage.cache_key(run.config, run.sources)).items():
         before = recorded.get(f"settings.{name}")
         if isinstance(value, MissingSource) or before == digest_json(value):
@@ -134,11 +132,7 @@ def _changed_settings(run: Run, stage: Stage, manifest: Mapping[str, Any]) -> li
             found.append(f"{name} {'is new' if before is None else 'changed'}")
     gone = {key.removeprefix("settings.") for key in recorded if key.startswith("settings.")}
     gone -= set(leaves_of(stage.cache_key(run.config, run.sources)))
-    return _named([*found, *(f"{name} is gone" for name in sorted(gone))])
-
-
-def _named(changes: list[str]) -> list[str]:
-    return changes
+    return [*found, *(f"{name} is gone" for name in sorted(gone))]
 
 
 def _shortened(changes: Sequence[str]) -> str:
