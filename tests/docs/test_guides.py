@@ -230,3 +230,20 @@ def test_every_page_of_commands_is_looked_at() -> None:
     assert len(blocks("console")) >= 15
     assert len(blocks("python")) >= 4
     assert len(blocks("toml")) >= 3
+
+
+def test_the_architecture_page_has_every_group_and_layer() -> None:
+    source = ROOT / "src" / "defectory"
+    groups = {
+        group
+        for file in source.rglob("*.py")
+        for group in re.findall(
+            r"^[A-Z_]+: Registry\[.+\] = Registry\(\s*\"(\w+)\"", file.read_text("utf-8"), re.MULTILINE
+        )
+    }
+    assert len(groups) >= 11
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    guide = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    assert {group for group in groups if f"`defectory.{group}`" not in page or f"`{group}`" not in guide} == set()
+    names = {path.stem for path in source.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    assert {name for name in names if not name.startswith("__") and f"`{name}`" not in page} == set()
