@@ -36,6 +36,48 @@ MAX_LINES = 40
 """Remarks and skipped entries of a kind that are printed; `--json` prints all."""
 
 
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Annotation file (COCO JSON, data.yaml, CSV, XML) or folder of a data set; its layout is recognised."
+    ),
+]
+DataSetOption = Annotated[
+    Path, typer.Option("--out", help="Data set folder to write: new, empty, or an earlier import.")
+]
+FormatOption = Annotated[str, typer.Option("--format", help=f"auto, or one of: {', '.join(FORMAT_NAMES)}.")]
+ImageRootOption = Annotated[
+    Path | None, typer.Option("--image-root", help="Where the images are, if not beside the annotations.")
+]
+DefectFreeOption = Annotated[
+    Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")
+]
+IndexOption = Annotated[
+    Path | None, typer.Option("--index", help="Mask folders: CSV with image, mask, class and group columns.")
+]
+ClassOption = Annotated[list[str] | None, typer.Option("--class", help="Keep only this class (repeatable).")]
+MinAreaOption = Annotated[int, typer.Option("--min-area-px", min=0, help="Drop instances with a smaller area, pixels.")]
+SkipBadEntriesOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out bad images and annotations, and list them.")
+]
+UnlabelledOption = Annotated[
+    str,
+    typer.Option(
+        "--unlabelled", help="Images without any label: skip (leave out, with a remark), refuse (stop), or defect-free."
+    ),
+]
+FollowLinksOption = Annotated[bool, typer.Option("--follow-links", help="Follow links that lead out of the data set.")]
+MaskThresholdOption = Annotated[
+    int | None,
+    typer.Option(
+        "--mask-threshold", min=1, max=255, help="Mask values from this one on are the defect (JPEG or smoothed masks)."
+    ),
+]
+ClassColoursOption = Annotated[
+    Path | None, typer.Option("--class-colours", help="CSV or JSON table of colours and class names, for RGB masks.")
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     app.command("import")(import_data)
@@ -44,53 +86,19 @@ def register(app: typer.Typer) -> None:
 
 
 def import_data(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="Annotation file (COCO JSON, data.yaml, CSV, XML) or folder of a data set; its layout is recognised."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Data set folder to write: new, empty, or an earlier import.")],
-    kind: Annotated[str, typer.Option("--format", help=f"auto, or one of: {', '.join(FORMAT_NAMES)}.")] = "auto",
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where the images are, if not beside the annotations.")
-    ] = None,
-    defect_free: Annotated[
-        Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")
-    ] = None,
-    index: Annotated[
-        Path | None, typer.Option("--index", help="Mask folders: CSV with image, mask, class and group columns.")
-    ] = None,
-    classes: Annotated[list[str] | None, typer.Option("--class", help="Keep only this class (repeatable).")] = None,
-    min_area_px: Annotated[
-        int, typer.Option("--min-area-px", min=0, help="Drop instances with a smaller area, pixels.")
-    ] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out bad images and annotations, and list them.")
-    ] = False,
-    unlabelled: Annotated[
-        str,
-        typer.Option(
-            "--unlabelled",
-            help="Images without any label: skip (leave out, with a remark), refuse (stop), or defect-free.",
-        ),
-    ] = "skip",
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Follow links that lead out of the data set.")
-    ] = False,
-    mask_threshold: Annotated[
-        int | None,
-        typer.Option(
-            "--mask-threshold",
-            min=1,
-            max=255,
-            help="Mask values from this one on are the defect (JPEG or smoothed masks).",
-        ),
-    ] = None,
-    class_colours: Annotated[
-        Path | None,
-        typer.Option("--class-colours", help="CSV or JSON table of colours and class names, for RGB masks."),
-    ] = None,
+    source: SourceArgument,
+    out: DataSetOption,
+    kind: FormatOption = "auto",
+    image_root: ImageRootOption = None,
+    defect_free: DefectFreeOption = None,
+    index: IndexOption = None,
+    classes: ClassOption = None,
+    min_area_px: MinAreaOption = 0,
+    skip_bad: SkipBadEntriesOption = False,
+    unlabelled: UnlabelledOption = "skip",
+    follow_links: FollowLinksOption = False,
+    mask_threshold: MaskThresholdOption = None,
+    class_colours: ClassColoursOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy annotated images into one data set folder. Images stay byte for byte what they were."""
@@ -206,14 +214,15 @@ def check(
     from defectory.dataset.check import check_dataset, write_contact_sheet
     from defectory.errors import InputError
     from defectory.folders import require_new_or_ours
+    from defectory.runs.layout import DATA
 
     if sheet is not None:
         require_new_or_ours(sheet)
     if not (folder / MANIFEST).is_file():
-        if not (folder / "data" / MANIFEST).is_file():
+        if not (folder / DATA / MANIFEST).is_file():
             _check_source(folder, sheet=sheet, as_json=as_json)
             return
-        folder = folder / "data"
+        folder = folder / DATA
     dataset = Dataset.load(folder / MANIFEST)
     report = check_dataset(folder, dataset)
     path, reason = sheet or folder / "contact_sheet.png", ""

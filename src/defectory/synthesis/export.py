@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
-from defectory.artifacts.plan import Decisions, Job, Plan
+from defectory.artifacts.plan import Decision, Decisions, Job, Plan
 from defectory.files import canonical_json, digest_file, write_text
 from defectory.folders import atomic_folder
 from defectory.formats.coco import save_coco
@@ -115,51 +115,78 @@ def export_synthetic(
         for job in plan.jobs:
             if job.id not in accepted:
                 continue
-            source = draft_paths(drafts, job.id)[0]
-            height, width = valid_hw_of(job)
-            number, name = len(images) + 1, f"{job.id}.png"
-            shown = np.ascontiguousarray(load_rgb(source)[:height, :width])
-            labels = [
-                (i.category_id, decode(i.rle)[:height, :width]) for i in accepted[job.id].tightened or job.instances
-            ]
-            picture: NDArray[Any] = shown
-            window: dict[str, object] | None = None
-            if frame_of is None:
-                save_png(folder / "images" / name, picture)
-            else:
-                frame = frame_of(job)
-                picture, name = frame.with_defect(shown), f"{job.id}{frame.suffix}"
-                labels = [(category_id, frame.placed(mask)) for category_id, mask in labels]
-                frame.save(folder / "images" / name, picture)
-                window = {"corner_yx": frame.corner_yx, "size_hw": frame.size_hw, "tile_hw": (height, width)}
-            images.append((number, name, (picture.shape[0], picture.shape[1]), {}))
-            for category_id, mask in labels:
-                if mask.any():
-                    instances.append((number, Instance(category_id=category_id, rle=encode(mask))))
-            records.append(
-                canonical_json(
-                    {
-                        "image": name,
-                        "sha256": digest_file(folder / "images" / name),
-                        "image_ids": list(image_ids_of(job)),
-                        "pool": pool_image_of(job),
-                        "window": window,
-                        "tile": job.tile_id,
-                        "augmentation_seed": job.augmentation_seed,
-                        "masks": [source.model_dump() for source in job.mask_sources],
-                        "prompt": job.prompt,
-                        "seed": job.seed,
-                        "fidelity": accepted[job.id].fidelity.iou,
-                        "checks": {check.name: round(check.value, 4) for check in accepted[job.id].checks},
-                        "base_digest": base_digest,
-                        "concept_digest": plan.concept_digest,
-                        "control_digest": plan.control_digest,
-                    }
-                )
+            number, decision = len(images) + 1, accepted[job.id]
+            picture = _export_picture(
+                job,
+                decision,
+                draft=draft_paths(drafts, job.id)[0],
+                images=folder / "images",
+                valid_hw=valid_hw_of(job),
+                frame=None if frame_of is None else frame_of(job),
             )
+            images.append((number, picture.name, picture.size_hw, {}))
+            instances += [(number, instance) for instance in picture.instances]
+            origin = {
+                "image": picture.name,
+                "sha256": digest_file(folder / "images" / picture.name),
+                "image_ids": list(image_ids_of(job)),
+                "pool": pool_image_of(job),
+                "window": picture.window,
+            }
+            records.append(canonical_json(origin | _provenance(job, decision, plan, base_digest=base_digest)))
         for file_name, polygons in (("annotations.json", False), ("annotations_polygons.json", True)):
             save_coco(folder / file_name, plan.categories, images, instances, polygons=polygons)
         write_text(folder / "provenance.jsonl", "".join(record + "\n" for record in records))
         outlined = json.loads((folder / "annotations_polygons.json").read_bytes())["annotations"]
     num_without_outline = sum(isinstance(annotation["segmentation"], dict) for annotation in outlined)
     return SyntheticSet(num_images=len(images), num_without_outline=num_without_outline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Picture:
+    """One written image: its file name, size, instances, and its window in the frame it was pasted into."""
+
+    name: str
+    size_hw: tuple[int, int]
+    instances: list[Instance]
+    window: dict[str, object] | None
+
+
+def _export_picture(
+    job: Job, decision: Decision, *, draft: Path, images: Path, valid_hw: tuple[int, int], frame: Frame | None
+) -> _Picture:
+    """Write one accepted draft as a tile, or pasted into its frame."""
+    height, width = valid_hw
+    shown = np.ascontiguousarray(load_rgb(draft)[:height, :width])
+    labels = [(i.category_id, decode(i.rle)[:height, :width]) for i in decision.tightened or job.instances]
+    picture: NDArray[Any] = shown
+    window: dict[str, object] | None = None
+    if frame is None:
+        name = f"{job.id}.png"
+        save_png(images / name, picture)
+    else:
+        picture, name = frame.with_defect(shown), f"{job.id}{frame.suffix}"
+        labels = [(category_id, frame.placed(mask)) for category_id, mask in labels]
+        frame.save(images / name, picture)
+        window = {"corner_yx": frame.corner_yx, "size_hw": frame.size_hw, "tile_hw": (height, width)}
+    return _Picture(
+        name=name,
+        size_hw=(picture.shape[0], picture.shape[1]),
+        instances=[Instance(category_id=category_id, rle=encode(mask)) for category_id, mask in labels if mask.any()],
+        window=window,
+    )
+
+
+def _provenance(job: Job, decision: Decision, plan: Plan, *, base_digest: str) -> dict[str, object]:
+    return {
+        "tile": job.tile_id,
+        "augmentation_seed": job.augmentation_seed,
+        "masks": [source.model_dump() for source in job.mask_sources],
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "fidelity": decision.fidelity.iou,
+        "checks": {check.name: round(check.value, 4) for check in decision.checks},
+        "base_digest": base_digest,
+        "concept_digest": plan.concept_digest,
+        "control_digest": plan.control_digest,
+    }
