@@ -19,8 +19,8 @@ class ConceptConfig(Section):
     class_noun: str = "industrial surface"
     """Class of the part in plain words, as in the prompt `a [class noun]` of the class images."""
     tone_words: bool = True
-    """Put two words for a tile's lightness and contrast before [V] in every prompt. Without them (the paper) drafts drift
-    to the mean tone, since a driver carries no brightness.
+    """Put two words for a tile's lightness and contrast before [V] in every prompt. Without them (the paper) drafts
+    drift to the mean tone, since a driver carries no brightness.
     """
     defect_words: bool = True
     """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws no defects. Turn it off

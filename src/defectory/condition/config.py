@@ -19,8 +19,8 @@ class ConditionConfig(Section):
     package, or `package.module:attribute`.
     """
     init: Literal["auto", "copy", "embedded"] = "auto"
-    """Initial weights: `copy` of the adapted base's encoder (the paper), `embedded` for the base's shipped control network,
-    or `auto` for `embedded` if the base has one, else `copy`.
+    """Initial weights: `copy` of the adapted base's encoder (the paper), `embedded` for the base's shipped control
+    network, or `auto` for `embedded` if the base has one, else `copy`.
     """
     defect_noun: str = ""
     """Word after each class name in prompts. The paper uses `crack`, since its classes are kinds of crack."""

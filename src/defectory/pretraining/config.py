@@ -117,8 +117,8 @@ class PretrainConfig(Section):
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
     compiles: bool = False
-    """Compile the UNet for training; needs a compiler. On an H100 a step of 128 images is a seventh faster, and the first
-    step waits 90 seconds.
+    """Compile the UNet for training; needs a compiler. On an H100 a step of 128 images is a seventh faster, and the
+    first step waits 90 seconds.
     """
     tile_px: int = Field(default=128, ge=32)
     num_images: int = Field(default=48000, ge=8)
@@ -131,15 +131,16 @@ class PretrainConfig(Section):
     vae_channels: tuple[int, ...] = (32, 48, 64)
     """Channels of the autoencoder per stage. Three stages make a factor of 4, so that thin cracks survive."""
     unet_channels: tuple[int, ...] = (64, 96, 224)
-    """Channels of the UNet per stage. The last stage is wide: it decides material and defect, and its channels are cheap
-    on a CPU (decision 034).
+    """Channels of the UNet per stage. The last stage is wide: it decides material and defect, and its channels are
+    cheap on a CPU (decision 034).
     """
     text_width: int = Field(default=128, ge=8)
     text_layers: int = Field(default=2, ge=1)
     text_length: int = Field(default=32, ge=8)
     vocabulary_size: int = Field(default=768, ge=300)
     vae_start: Literal["patch-code", "random"] = "patch-code"
-    """`patch-code` starts the autoencoder as a linear code of 4x4 patches. Small autoencoders lack the channels for it."""
+    """`patch-code` starts the autoencoder as a linear code of 4x4 patches. Small autoencoders lack the channels for it.
+    """
     norm_groups: int = Field(default=16, ge=1)
     """Groups of the UNet's group normalisation."""
     vae_norm_groups: int = Field(default=4, ge=1)
@@ -156,8 +157,8 @@ class PretrainConfig(Section):
     defect_weight: float = Field(default=2.0, ge=1)
     """Loss weight of latent pixels under and next to a defect, for the base."""
     defect_share: float = Field(default=0.15, ge=0, lt=1)
-    """Lowest share of an image's loss that comes from its defects and their margin, up to a weight of `MAX_DEFECT_WEIGHT`
-    per pixel. Small defects would otherwise hardly count.
+    """Lowest share of an image's loss that comes from its defects and their margin, up to a weight of
+    `MAX_DEFECT_WEIGHT` per pixel. Small defects would otherwise hardly count.
     """
     control_defect_weight: float = Field(default=4.0, ge=1)
     control_trains_unet: bool = False
@@ -231,8 +232,8 @@ class WordConfig(Section):
     num_directions: int = Field(default=64, ge=1)
     """Directions of the text features that may change in cross-attention: those that other texts use least."""
     keep_weight: float = Field(default=0.0, ge=0)
-    """Loss weight of the squared relative change of other texts' keys and values. At 10 they change by half a percent, and
-    the word `dent` is not learned.
+    """Loss weight of the squared relative change of other texts' keys and values. At 10 they change by half a percent,
+    and the word `dent` is not learned.
     """
     short_caption_share: float = Field(default=0.5, ge=0, le=1)
     defect_share: float = Field(default=0.4, ge=0, lt=1)

@@ -58,8 +58,8 @@ class SegmentationConfig(Section):
     `encoder` (the shipped encoder alone) or `random`.
     """
     num_processes: int | None = Field(default=None, ge=1)
-    """Segmenters trained side by side on a CPU, sharing its threads, about 1 GB of memory each; None chooses up to 4. Set
-    1 to train one after the other.
+    """Segmenters trained side by side on a CPU, sharing its threads, about 1 GB of memory each; None chooses up to 4.
+    Set 1 to train one after the other.
     """
     seeds: tuple[int, ...] = (0,)
     """Seeds that each arm is trained with. Use at least three for a verdict."""

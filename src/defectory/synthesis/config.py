@@ -19,8 +19,8 @@ class SynthesisConfig(Section):
     insert_margin_px: int = Field(default=8, ge=2)
     """Margin around a label in tile pixels, for `insert`. Beyond it nothing changes."""
     focus: Literal["uniform", "segmenter"] = "uniform"
-    """`segmenter` repeats masks, classes, sizes and places more often the worse the fold segmenters find them. `uniform`
-    treats all alike.
+    """`segmenter` repeats masks, classes, sizes and places more often the worse the fold segmenters find them.
+    `uniform` treats all alike.
     """
     num_images: int = Field(default=200, ge=1)
     """Drafts to draw."""
@@ -39,12 +39,12 @@ class SynthesisConfig(Section):
     guidance_scale: float = Field(default=1.0, ge=1)
     """Classifier-free guidance of the prompt; 1 turns it off."""
     driver_guidance: float = Field(default=1.75, ge=1)
-    """Guidance away from the class noun without a driver; 1 turns it off. Raise it if drafts lack holes, seams, contrast
-    or grain. It costs about a fifth more time.
+    """Guidance away from the class noun without a driver; 1 turns it off. Raise it if drafts lack holes, seams,
+    contrast or grain. It costs about a fifth more time.
     """
     mask_guidance: Literal["auto"] | float = "auto"
-    """Guidance away from the image without the mask, under the masks; 1 turns it off. `auto` chooses it per class so that
-    defects stand out as much as those of train tiles.
+    """Guidance away from the image without the mask, under the masks; 1 turns it off. `auto` chooses it per class so
+    that defects stand out as much as those of train tiles.
     """
     tone_quantile: float = Field(default=0.5, ge=0, le=1)
     """Quantile of the train defects' contrast that `mask_guidance = "auto"` aims at. Raise it for stronger defects."""

@@ -77,13 +77,15 @@ class TrainingConfig(Section):
     min_snr_gamma: float | None = 5.0
     """Gamma of min-SNR loss weighting (Hang et al. 2023); None turns it off."""
     min_snr_floor: float = Field(default=0.25, ge=0)
-    """Lowest loss weight of a timestep under v-prediction. Min-SNR alone ignores pure noise, where tones are learned."""
+    """Lowest loss weight of a timestep under v-prediction. Min-SNR alone ignores pure noise, where tones are learned.
+    """
     defect_weight: float = Field(default=1.0, ge=1)
     """Loss weight of latent pixels under and next to a defect mask; 1 is the paper's plain loss. Raise it if defects do
     not appear.
     """
     defect_margin: int = Field(default=2, ge=0)
-    """Margin around a mask, in latent pixels, that gets `defect_weight` too. With 0 a network draws defects too wide."""
+    """Margin around a mask, in latent pixels, that gets `defect_weight` too. With 0 a network draws defects too wide.
+    """
     variants_per_image: int = Field(default=8, ge=1)
     """Cached augmented variants per tile; image, masks and driver are transformed together."""
     flip: bool = True
