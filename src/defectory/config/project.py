@@ -27,7 +27,7 @@ class ProjectConfig(Section):
     out: str = "runs/project"
     """Run folder, relative to the project file."""
     seed: int = 0
-    """Seed of every stage that draws random numbers. Change it to repeat the run with other draws."""
+    """Seed of tiling, training and curation. Split, synthesis and segmenters have seeds in their own sections."""
     device: str = "auto"
     """Device to compute on: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`."""
     base: str = "embedded"

@@ -1,4 +1,4 @@
-"""Tables of the report, from what the stages left."""
+"""Builds the report's tables from the results of the stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCORE_COLUMNS = (
 
 
 def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
-    """Return what the run was made from, as name and value."""
+    """List what the run was made from, as name and value."""
     split, tiling, categories = inputs.split, inputs.tiles.tileset.tiling, inputs.data.dataset.categories
     seeds = len(config.segmentation.seeds)
     return [
@@ -46,7 +46,7 @@ def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
 
 
 def score_tables(scores: dict[str, Any]) -> list[Table]:
-    """Return the scores of every arm, and segm mAP per class."""
+    """Build the tables of every arm's scores and of segm mAP per class."""
     rows: list[list[str]] = []
     for arm, values in scores["arms"].items():
         rows.append([arm_name(arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
@@ -93,14 +93,14 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
 
 
 def arm_name(arm: str) -> str:
-    """Return an arm in words."""
+    """Return the readable name of an arm."""
     return arm.replace("_", " ")
 
 
 def measures(
     inputs: RunStore, scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None
 ) -> list[Table]:
-    """Return fidelity, curation, image sets, contrast, leakage and memorisation."""
+    """Build the tables of fidelity, curation, image sets, contrast, leakage and memorisation."""
     tables = [_fidelity_table(inputs.fidelity), *_curation_tables(inputs.fidelity, inputs.decisions)]
     if scores["image_sets"] is not None:
         tables.append(_image_set_table(scores["image_sets"]))
@@ -174,7 +174,7 @@ def _contrast_table(contrasts: dict[str, Any], guidance: dict[str, float]) -> Ta
 
 
 def _copy_tables(leak: Leakage | None, copied: Memorisation | None) -> list[Table]:
-    """Return the table of leakage and memorisation, or nothing where neither was measured."""
+    """Build the table of leakage and memorisation; return no table if neither was measured."""
     rows: list[list[str]] = []
     if leak is not None:
         low, high = leak.interval
@@ -232,10 +232,10 @@ def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Ta
 
 
 def appendix(inputs: RunStore, config: ProjectConfig) -> list[Table]:
-    """Return every stage, the reasons of curation, and every setting with its origin."""
+    """Build the tables of all stages, curation reasons, and settings with their origins."""
     stages: list[list[str]] = []
     for name, manifest in inputs.manifests().items():
-        # an earlier report is no part of this one
+        # an earlier report is not part of this one
         if name != layout.REPORT:
             about = manifest["info"]
             stages.append([name, f"{about['seconds']:.0f}", about["output_digest"][:16], about["summary"]])

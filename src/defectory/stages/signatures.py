@@ -1,4 +1,4 @@
-"""The failure signatures of synthesis, each with the figures that say so and what to do."""
+"""Detects failure signatures of synthesis, each with its evidence and advice."""
 
 from __future__ import annotations
 
@@ -17,27 +17,25 @@ TONE_RATIO = 2.0
 LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
 COLLAPSED_MAP = 0.005
-"""Segm mAP under which a segmenter has learnt nothing."""
+"""Segm mAP below which a segmenter has learnt nothing."""
 COPY_RATIO = 0.5
 CONTRAST_RATIOS = (2 / 3, 1.5)
 MIN_INSTANCES = 8
-"""Classes with fewer defects on either side are not judged by contrast."""
+"""Contrast is not judged for classes with fewer real or synthetic defects."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memorisation:
-    """Median distance, in the embedded encoder's features, of drafts and of train tiles to the nearest (other) train
-    tile.
-    """
+    """Median distances to the nearest (other) train tile, in the features of the embedded encoder."""
 
     draft_to_train: float
     train_to_train: float
     copied_share: float
-    """Share of drafts nearer to a train tile than half the closest two train tiles are to each other (5% quantile)."""
+    """Share of drafts whose distance is below `COPY_RATIO` times the 5% quantile of the train tiles' distances."""
 
 
 def memorisation(inputs: RunStore) -> Memorisation | None:
-    """Compare drafts with train tiles; None with fewer than four of either."""
+    """Measure how near drafts are to train tiles; None with fewer than four of either."""
     from defectory.engine.features.encoder import embed_images, load_encoder
 
     tiles = [t for t in inputs.tiles.tileset.of("train") if t.instances][:MAX_TILES]
