@@ -30,7 +30,7 @@ _TODO: Mapping[int, str] = {
 
 
 def wants_traceback() -> bool:
-    """Tell whether a developer asked for tracebacks with the environment variable `DEFECTORY_DEBUG`."""
+    """Check whether the environment variable `DEFECTORY_DEBUG` asks for tracebacks."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
@@ -72,7 +72,7 @@ def _text_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def _usage(error: BaseException) -> str:
-    """Return what the parser of the command line found, and where help is."""
+    """Return what the command-line parser found, and where to find help."""
     said = str(error.format_message()).strip().rstrip(".")  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", None) or "defectory"

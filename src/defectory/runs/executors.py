@@ -25,8 +25,7 @@ from defectory.runs.stage import Run, Stage
 from defectory.runs.verify import Verified
 
 MAX_PROCESSES = 4
-"""Each takes a gigabyte or more. On two threads, too: three at once use them better than two and then one (decision
-043)."""
+"""Most processes at a time; each takes a gigabyte or more. They pay even on two threads (decision 043)."""
 EVENTS: dict[str, type[Progress | Notice | StageEnded]] = {
     kind.__name__: kind for kind in (Progress, Notice, StageEnded)
 }

@@ -143,7 +143,7 @@ def _join(found: list[_Found]) -> list[_Found]:
 
 
 def _is_same(first: _Found, second: _Found) -> bool:
-    """Tell whether two detections agree where windows of theirs overlap."""
+    """Check whether two detections agree where their windows overlap."""
     if first.label != second.label or not _overlap(first.box, second.box):
         return False
     for a in first.windows:

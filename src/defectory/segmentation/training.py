@@ -243,7 +243,7 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
 
 
 def is_whole_segmenter(folder: Path) -> bool:
-    """Tell whether a folder holds a trained segmenter with the weights that its description names."""
+    """Check whether a folder holds a trained segmenter with the weights that its description names."""
     try:
         return (
             digest_file(folder / "model.safetensors") == json.loads((folder / "segmenter.json").read_bytes())["sha256"]

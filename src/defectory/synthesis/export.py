@@ -1,4 +1,4 @@
-"""`export`: accepted drafts as a COCO data set with provenance."""
+"""Writes accepted drafts as a COCO data set with provenance."""
 
 from __future__ import annotations
 
@@ -25,8 +25,13 @@ from defectory.synthesis.insert import paste
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Frame:
-    """The image a tile was cut from, at its own resolution and depth, the tile's image part, RGB uint8 [h,w,3], and the
-    window it shows.
+    """The image a tile was cut from, and the tile's place in it.
+
+    Attributes:
+        image: at its own resolution and depth.
+        tile: the tile's image part, RGB uint8 [h,w,3].
+        corner_yx: of the window that the tile shows, frame pixels.
+        size_hw: of that window.
     """
 
     image: FrameImage
@@ -36,16 +41,16 @@ class Frame:
 
     @property
     def pixels(self) -> NDArray[Any]:
-        """Return the frame's own values."""
+        """Return the frame's own pixel values."""
         return self.image.pixels
 
     @property
     def suffix(self) -> str:
-        """Return the suffix of files of the frame's kind."""
+        """Return the file suffix of the frame's format."""
         return self.image.suffix
 
     def with_defect(self, drawn: NDArray[np.uint8]) -> NDArray[Any]:
-        """Return the frame with what changed on the tile, RGB uint8 [h,w,3]; other pixels keep their values."""
+        """Return the frame with the changes of a tile, RGB uint8 [h,w,3]; other pixels keep their values."""
         return paste(
             self.pixels,
             before=self.tile,
@@ -56,11 +61,11 @@ class Frame:
         )
 
     def save(self, path: Path, pixels: NDArray[Any]) -> None:
-        """Write a picture of the frame's kind: same depth, range and container."""
+        """Write a picture with the frame's depth, range and file format."""
         self.image.save(path, pixels)
 
     def placed(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Give a mask of the tile's image part in the frame, bool [H,W]."""
+        """Place a mask of the tile's image part in the frame, bool [H,W]."""
         result = np.zeros(self.pixels.shape[:2], bool)
         y, x = self.corner_yx
         result[y : y + self.size_hw[0], x : x + self.size_hw[1]] = resize_mask(mask, self.size_hw)
@@ -69,9 +74,7 @@ class Frame:
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSet:
-    """How many images were written, and how many of their instances no outline gives back: they stay RLE among the
-    polygons, too.
-    """
+    """Number of written images, and of instances that no outline can represent, which stay RLE among the polygons."""
 
     num_images: int
     num_without_outline: int
@@ -97,14 +100,14 @@ def export_synthetic(
         drafts: folder of the drafts.
         out: folder, replaced as a whole.
         base_digest: of the base the concept came from.
-        pool_image_of: gives a job's pool image record for the provenance.
-        image_ids_of: gives the ids of the images that a job's background and masks come from.
+        pool_image_of: returns a job's pool image record for the provenance.
+        image_ids_of: returns the ids of the images that a job's background and masks come from.
         valid_hw_of: image part of the tile; padding is cut off on export.
-        frame_of: gives the frame a job's tile was cut from; the defect is carried into it, and labels with it. None
+        frame_of: returns the frame that a job's tile was cut from, which the defect and labels are transferred to. None
             exports tiles.
 
     Returns:
-        How much was written.
+        Numbers of what was written.
     """
     accepted = {d.job_id: d for d in decisions.decisions if d.status == "accepted"}
     images: list[tuple[int, str, tuple[int, int], dict[str, object]]] = []

@@ -1,4 +1,4 @@
-"""Pretraining of a base, with the drivers of the drivers room handed to it."""
+"""Pretrains, scores and teaches a base, with Defectory's own driver extraction."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 
 def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
-    """Give the configuration of pretraining with `dotted.key=value` settings; on another device than a CPU, that of
-    `ON_ACCELERATOR`.
+    """Build the configuration of pretraining from `dotted.key=value` settings.
+
+    On an accelerator the values of `ON_ACCELERATOR` replace the defaults.
 
     Raises:
         ConfigError: an unknown or wrong setting.
@@ -67,7 +68,7 @@ SAMPLES_PER_CAPTION = 4
 
 
 def score_config(overrides: Sequence[str]) -> ScoreConfig:
-    """Give the configuration of scoring with `dotted.key=value` settings.
+    """Build the configuration of scoring from `dotted.key=value` settings.
 
     Raises:
         ConfigError: an unknown or wrong setting.
@@ -188,7 +189,7 @@ def _scores(
 
 
 def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:
-    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`;
+    """Pretrain into `out/base`, `out/encoder` and, for the light segmenter's initial weights, `out/segmenter`;
     resumable.
 
     Raises:
@@ -213,16 +214,16 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
 
 
 def word_config(word: str, overrides: Sequence[str], *, device: str) -> WordConfig:
-    """Give the configuration of teaching a word with `dotted.key=value` settings.
+    """Build the configuration of teaching a word from `dotted.key=value` settings.
 
     Raises:
-        ConfigError: no word of the world; an unknown or wrong setting.
+        ConfigError: not a word of the procedural world, or an unknown or wrong setting.
     """
     return _with_overrides(WordConfig(device=device), [f"word={word}", *overrides])
 
 
 def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Iterator[Event]:
-    """Teach a base one word, into `out`, a base like it; resumable.
+    """Teach a base one word, and write the new base to `out`; resumable.
 
     Raises:
         ConfigError: the device cannot be used, or the base cannot be taught the word; nothing is written.
@@ -251,5 +252,5 @@ def _told(events: Work[None]) -> Iterator[Event]:
         if isinstance(event, Validated):
             held_out = f"held-out loss {event.held_out_loss:.4f} at step {event.step}"
         yield Progress(stage=stage, done=event.done, total=event.total, note=event.note)
-    if stage:  # none where all was done before
+    if stage:  # empty if everything was done before
         yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)

@@ -55,7 +55,7 @@ def embedded_folder() -> Path:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether a base is known by this name."""
+    """Check whether a base is known by this name."""
     return any(base.name == name for base in KNOWN_BASES)
 
 

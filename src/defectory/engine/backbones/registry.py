@@ -20,7 +20,7 @@ class BackboneFamily(Protocol):
     """A family of diffusion models. Only `load` may import torch."""
 
     def recognises(self, folder: Path, index: Mapping[str, Any]) -> bool:
-        """Tell whether a base folder is of this family.
+        """Check whether a base folder is of this family.
 
         Args:
             folder: of the base.
@@ -55,10 +55,10 @@ BACKBONES: Registry[BackboneFamily] = Registry(
 
 
 def family_of(folder: Path) -> BackboneFamily:
-    """Return the family of a base folder; those that were added are asked before ours.
+    """Return the family of a base folder; families of installed packages take precedence.
 
     Raises:
-        WeightsError: no base, or one of a family that is not supported, which is named.
+        WeightsError: not a base, or a base of an unsupported family, which the message names.
     """
     index = index_of(folder)
     for name in reversed(BACKBONES.names()):

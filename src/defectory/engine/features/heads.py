@@ -20,7 +20,7 @@ class EncoderHeads(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Give material logits [B,M] and defect logits [B,D,h,w] at stride 4."""
+        """Return material logits [B,M] and defect logits [B,D,h,w] at stride 4."""
         top = self.lateral[-1](maps[-1])
         for lateral, feature in zip(list(self.lateral)[-2::-1], maps[-2:0:-1], strict=True):
             top = lateral(feature) + functional.interpolate(top, size=feature.shape[-2:], mode="bilinear")

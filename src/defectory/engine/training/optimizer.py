@@ -21,7 +21,7 @@ BETAS = (0.9, 0.99)
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Tell whether a parameter is a matrix, or a convolution's kernel, inside the model."""
+    """Check whether a parameter is a matrix or a convolution kernel inside the model."""
     if parameter.ndim < 2 or OUTER_LAYERS.intersection(name.split(".")):
         return False
     return min(len(parameter), parameter[0].numel()) >= MIN_SIDE

@@ -24,7 +24,7 @@ class StableDiffusionFamily:
     """Bases of one UNet, one autoencoder and one CLIP text encoder; `controlnet/` and `digests.json` are optional."""
 
     def recognises(self, folder: Path, index: Mapping[str, Any]) -> bool:
-        """Tell whether a base is of no other family that we know; what is wrong with it then, `verify` says."""
+        """Check that a base is not of another known family; `verify` then reports what is wrong with it."""
         return other_family(folder, index) is None
 
     def verify(self, folder: Path, *, weights: bool) -> BaseFacts:
