@@ -1,4 +1,4 @@
-"""Single steps of the method, on arrays and files, without a run."""
+"""Runs single steps of the method on arrays and files, without a run."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Mask = NDArray[np.bool_]
 
 
 def load_dataset(source: Path | str, *, out: Path | str | None = None, **options: Any) -> DataFolder:
-    """Load a data set, with its images at hand.
+    """Load a data set together with access to its images.
 
     Args:
-        source: folder that `defectory import` made, or, with `out`, an annotation file or folder of any known layout.
+        source: folder made by `defectory import` or, with `out`, an annotation file or folder of any known layout.
         out: folder to import into: new, empty, or an earlier import.
         options: further settings of the `data` section, for example `defect_free="good/"`.
 
     Returns:
-        The data set as `.dataset`, and `.image(record)` for pixels.
+        The data set as `.dataset`; `.image(record)` loads pixels.
 
     Raises:
-        ConfigError: `source` is of another layout and `out` is not given.
+        ConfigError: `source` has another layout and `out` is not given.
         InputError: it cannot be read.
     """
     from defectory.dataset.importer import import_dataset
@@ -69,7 +69,7 @@ def extract_driver(
     Args:
         image: RGB uint8 [H,W,3].
         instances: class number (from 1) and mask, bool [H,W], of each defect.
-        num_classes: decides the colours.
+        num_classes: number of classes; decides the colours.
         kind: of geometry, for example `topology`, `edges` or `grey`.
         options: further settings of the `drivers` section, for example `grid_px=32`.
 
@@ -77,7 +77,7 @@ def extract_driver(
         RGB uint8 [H,W,3].
 
     Raises:
-        ConfigError: no such kind.
+        ConfigError: the kind is unknown.
     """
     config = DriverConfig.model_validate({"kind": kind, **options})
     return extract(image, tuple(instances), num_classes=num_classes, config=config)
@@ -86,16 +86,16 @@ def extract_driver(
 def score_fidelity(
     draft: Image, without: Image, masks: Sequence[Mask], *, difference_threshold: float | None = None
 ) -> Fidelity:
-    """Score how well a draft's labels say where the model drew a defect.
+    """Score how well a draft's labels match what the model drew.
 
     Args:
         draft: RGB uint8 [H,W,3].
-        without: the counterfactual half: the same noise without the masks.
+        without: the counterfactual half, drawn from the same noise without the masks.
         masks: labels, bool [H,W].
         difference_threshold: as `curation.difference_threshold`; None takes its default.
 
     Returns:
-        IoU of what was drawn with the labels, and F1 at a tolerance of 2 px for thin ones.
+        IoU of the drawn defects with the labels, and F1 at a tolerance of 2 px for thin defects.
     """
     threshold = CurationConfig().difference_threshold if difference_threshold is None else difference_threshold
     return score(draft, without, list(masks), difference_threshold=threshold)
@@ -114,17 +114,17 @@ def synthesize(
     """Draw one image from a driver with a project's concept and condition network.
 
     Args:
-        project: that has been run up to `learn-condition`.
+        project: finished up to `learn-condition`.
         driver: RGB uint8 [H,W,3], of the project's tile size.
-        prompt: None makes the project's own prompt for `class_names`.
+        prompt: None uses the project's prompt for `class_names`.
         class_names: of the defects on the driver.
-        empty_driver: the same driver without its masks; with it, the counterfactual half is drawn too, and masks are
-            drawn as strongly as the calibration says is needed at most.
+        empty_driver: the same driver without its masks. If given, the counterfactual half is drawn too, with the
+            highest mask guidance of the calibration.
         seed: of all noise.
         device: to draw on.
 
     Returns:
-        The image, and its counterfactual half where `empty_driver` is given, each RGB uint8 [H,W,3].
+        The image, and its counterfactual half if `empty_driver` is given, each RGB uint8 [H,W,3].
     """
     from defectory.engine.backbones.prompts import class_prompt
     from defectory.engine.sampling.guidance import Guidance

@@ -1,4 +1,4 @@
-"""Verbs about data: import, check, predict."""
+"""Defines the verbs for data: import, check, predict."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ FORMAT_NAMES = (
     "masks",
     "voc-xml",
 )
-"""The registry's, which is not imported for `--help`."""
+"""Names in the registry of formats, repeated here so that `--help` does not import it."""
 MAX_LINES = 40
-"""Remarks and skipped entries of a kind that are printed; `--json` prints all."""
+"""Most lines printed per kind of remark; `--json` prints all."""
 
 
 SourceArgument = Annotated[
@@ -142,7 +142,7 @@ def import_data(
 
 
 def _data_config(values: dict[str, Any]) -> DataConfig:
-    """Return the options of `import` as configuration; a wrong one is told by its own name."""
+    """Convert the options of `import` to configuration, and name a wrong option as it was typed."""
     from pydantic import ValidationError
 
     from defectory.dataset.config import DataConfig
@@ -152,7 +152,7 @@ def _data_config(values: dict[str, Any]) -> DataConfig:
     if values["format"] != "auto":
         format_named(values["format"])
     for key in ("image_root", "defect_free", "index", "class_colours"):
-        # a format that has no use for one would not look
+        # a format that does not use the path would not check it
         if values[key] is not None and not os.path.lexists(values[key]):
             raise ConfigError(
                 f"option --{key.replace('_', '-')}", f"{values[key]}: no such file or folder", "check the path"
@@ -232,7 +232,7 @@ def check(
     except InputError as error:
         if sheet is not None:
             raise
-        # a data set on a read-only medium is checked all the same
+        # a data set on a read-only medium is still checked
         reason = f"not written ({error.where}: {error.found}; --sheet FILE writes it elsewhere)"
     if as_json:
         say_json(
@@ -283,7 +283,7 @@ def _show_report(folder: Path, report: CheckReport, dataset: Dataset) -> None:
 
 
 def _check_source(path: Path, *, sheet: Path | None, as_json: bool) -> None:
-    """Print what a data set that was never imported holds; nothing is copied or written."""
+    """Print the content of a data set that was never imported, without copying or writing anything."""
     from collections import Counter
 
     from defectory.cli.show import say, say_json, show_table

@@ -1,4 +1,4 @@
-"""Turns whatever ends a command into one line and an exit code. Knows no verb."""
+"""Turns any error that ends a command into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def line_and_code(error: BaseException) -> tuple[str, int]:
     """Return what to print on standard error, one line without a line end, and the exit code.
 
     Args:
-        error: anything that ended the command: an error of ours, one of the command line's parser, of the operating
-            system, or a fault.
+        error: whatever ended the command: an error of Defectory, of the command-line parser, of the operating system,
+            or a bug.
     """
     text, code = _text_and_code(error)
     text = printable(text)

@@ -1,4 +1,4 @@
-"""The project file as a value: one section per stage."""
+"""Defines the configuration of a project: one section per stage."""
 
 from __future__ import annotations
 
