@@ -118,8 +118,8 @@ def synthesize(
         driver: RGB uint8 [H,W,3], of the project's tile size.
         prompt: None uses the project's prompt for `class_names`.
         class_names: of the defects on the driver.
-        empty_driver: the same driver without its masks. If given, the counterfactual half is drawn too, with the
-            highest mask guidance of the calibration.
+        empty_driver: the same driver without its masks. If given, the counterfactual half is drawn too, and masks are
+            guided by `synthesis.mask_guidance` (1 for `auto`).
         seed: of all noise.
         device: to draw on.
 

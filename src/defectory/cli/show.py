@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 20.0
 MIN_COLUMN = 12
 MIN_COLUMN_OF_MANY = 18
-"""Columns of a table are at least this many characters wide, where their content is; in one of more than two columns,
-more.
-"""
+"""Least width of a column in characters, if its content is that wide; used for more than two columns."""
 
 
 def say(text: object) -> None:

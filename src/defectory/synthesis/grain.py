@@ -1,8 +1,8 @@
-"""Grain: the fine texture and camera noise of real tiles, which an autoencoder averages away and a sampler draws too
-weakly.
+"""Adds grain: the fine texture and camera noise of real tiles, which autoencoder and sampler draw too weakly.
 
-A segmenter trained on drafts alone would learn surfaces without it. What a draft lacks of its pool tile's fine detail
-is added as noise of that spectrum, so nothing is copied and a draft that has it already stays as it is.
+Without grain, a segmenter trained on drafts alone would learn surfaces that are too smooth. The fine detail that a draft
+lacks compared with its pool tile is added as noise of the same spectrum. Nothing is copied, and a draft that already has
+the detail stays unchanged.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Image = NDArray[np.uint8]
 Grey = NDArray[np.float32]
 
 WINDOW_PX = 16
-"""Side of the windows spectra are taken in; they overlap by half."""
+"""Side of the windows in which spectra are measured; they overlap by half."""
 COARSEST_PX = 8.0
-"""Wavelength above which detail is not grain but structure, which drivers and prompts are for."""
+"""Wavelength above which detail counts as structure, which drivers and prompts control, not as grain."""
 MEDIAN_OF_POWER = float(np.log(2.0))
-"""Median of an exponential distribution, as the power of noise at a frequency is, over its mean."""
+"""Median over mean of an exponential distribution, which the power of noise at a frequency follows."""
 
 
 def add_grain(images: list[Image], *, tile: Image, valid_hw: tuple[int, int], seed: int) -> list[Image]:
@@ -46,7 +46,7 @@ def add_grain(images: list[Image], *, tile: Image, valid_hw: tuple[int, int], se
     if not lacking.any():
         return images
     noise = np.random.default_rng([47, seed]).standard_normal(valid_hw)
-    # a filter of zero phase whose response has the lacking power
+    # a zero-phase filter with the missing power as its response
     kernel = np.fft.fftshift(np.fft.ifft2(np.sqrt(lacking / (_taper() ** 2).sum())).real)
     grain = fftconvolve(noise, kernel, mode="same").astype(np.float32)
     constant, slope = _noise_of_brightness(wanted, spectra)

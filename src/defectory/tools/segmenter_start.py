@@ -80,9 +80,8 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     def validate(model: Any) -> float:
         found = predict_images(model, ((index, corpus.images[index]) for index in held_out), tiling)
         results = [row for detections in found for row in coco_results(detections)]
-        return score_segmenter(
-            records, categories, results, score_threshold=0.5
-        ).segm_map  # mAP does not use a threshold
+        # mAP does not use the threshold
+        return score_segmenter(records, categories, results, score_threshold=0.5).segm_map
 
     defective, free = split_tiles([tile(index) for index in range(min(recipe.num_images, config.num_images))])
     segmentation = SegmentationConfig(
