@@ -64,7 +64,7 @@ def score_base(
         list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example num_samples=200.")
     ] = None,
 ) -> None:
-    """Score a base on procedural images: how well samples match their captions, and how close they are to images."""
+    """Score a base on procedural images: how well samples match captions, and how close they are to images."""
     from defectory.cli.show import say, show_events
     from defectory.engine.backbones.known import resolve_base
     from defectory.folders import require_claimable

@@ -1,8 +1,8 @@
 """Chooses mask guidance per class, so that drafts' defects have the contrast of real ones.
 
-A briefly trained network draws defects too pale. Guidance compensates for this, by an amount that differs from class to
-class. Some planned drafts are drawn at a few guidance levels, and contrast grows with the level. Train tiles would not do,
-since their drivers show more of a large defect than those of defect-free images (decisions 015 and 021).
+A briefly trained network draws defects too pale. Guidance compensates for this, by an amount that differs from class
+to class. Some planned drafts are drawn at a few guidance levels, and contrast grows with the level. Train tiles would
+not do, since their drivers show more of a large defect than those of defect-free images (decisions 015 and 021).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Adds grain: the fine texture and camera noise of real tiles, which autoencoder and sampler draw too weakly.
 
-Without grain, a segmenter trained on drafts alone would learn surfaces that are too smooth. The fine detail that a draft
-lacks compared with its pool tile is added as noise of the same spectrum. Nothing is copied, and a draft that already has
-the detail stays unchanged.
+Without grain, a segmenter trained on drafts alone would learn surfaces that are too smooth. The fine detail that a
+draft lacks compared with its pool tile is added as noise of the same spectrum. Nothing is copied, and a draft that
+already has the detail stays unchanged.
 """
 
 from __future__ import annotations
