@@ -107,7 +107,7 @@ def _tag_for_page(tag: str) -> str:
 
 @contextmanager
 def _matplotlib() -> Generator[None]:
-    """Import matplotlib, with its font list in a temporary folder unless the user has a folder for it."""
+    """Keep matplotlib's font list in a temporary folder meanwhile, unless the user has a matplotlib folder."""
     own = (Path.home() / folder / "matplotlib" for folder in (".config", ".cache", ".matplotlib"))
     if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ or any(folder.is_dir() for folder in own):
         yield

@@ -12,8 +12,8 @@ from defectory.registry import Registry
 REST = "rest"
 """The share that the other sources leave."""
 AT_RANDOM = frozenset({"defect_free"})
-"""Sources drawn with replacement, since there may be more tiles than a training sees; an arm may lack them. The tiles
-of all other sources come once per epoch, and an arm that names such a source needs it.
+"""Optional sources, drawn with replacement, since they may have more tiles than a training sees. All other sources that
+an arm names must have tiles, and each of these tiles comes once per epoch.
 """
 TODO = {"synthetic": "check curation's acceptance"}
 """Advice if a required source has no tiles."""

@@ -18,9 +18,7 @@ from defectory.synthesis.config import SynthesisConfig
 
 Mask = NDArray[np.bool_]
 DrawMask = Callable[[int, np.random.Generator], tuple[Mask, MaskOrigin] | None]
-"""Class and generator to a mask, cropped unless masks keep their place, and its source; None where there is none of the
-class.
-"""
+"""Maps class and generator to a mask (cropped unless masks keep their place) and its source; None if it has none."""
 
 
 class Site(Protocol):
