@@ -78,7 +78,7 @@ def score_base(
 
 
 def show_world(out: Annotated[Path, typer.Option("--out", help="Folder for the sheets.")] = Path("world")) -> None:
-    """Draw sheets of the procedural world that bases are trained on, and of the borescope demo, which they never see."""
+    """Draw sheets of the procedural world that bases are trained on, and of the borescope demo, unseen in training."""
     from defectory.cli.show import say
     from defectory.folders import atomic_folder
     from defectory.imageio import save_jpeg

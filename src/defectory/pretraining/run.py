@@ -1,4 +1,4 @@
-"""Make the embedded base and its companions: corpus, autoencoder, prior, control network, encoder, in this order."""
+"""Pretrains the embedded base and its companions: corpus, autoencoder, prior, control network, encoder."""
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false

@@ -1,4 +1,4 @@
-"""The families of backbones, and which of them a base folder belongs to. Knows nothing of torch."""
+"""Registers the families of backbones, and finds the family of a base folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class BackboneFamily(Protocol):
         ...
 
     def verify(self, folder: Path, *, weights: bool) -> BaseFacts:
-        """Check a base folder and return what it is.
+        """Check a base folder, and return its facts.
 
         Args:
             folder: of the base.
-            weights: False checks configurations and tokenizer alone, in milliseconds.
+            weights: False checks only configurations and tokenizer, in milliseconds.
 
         Raises:
             WeightsError: something is missing, damaged or not supported.
@@ -41,7 +41,7 @@ class BackboneFamily(Protocol):
         ...
 
     def load(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Backbone:
-        """Check a base folder and load it, from disk alone.
+        """Check a base folder, and load it from disk.
 
         Raises:
             WeightsError: as for `verify`, or the weights do not fit their configuration.
