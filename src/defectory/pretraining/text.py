@@ -109,7 +109,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer, config: PretrainConfig) -> CLIP
 
 
 def short_caption(tone: str, material: str, defect_words: tuple[str, ...]) -> str:
-    """Shorten a caption to the form of both phases: `an image of a [tone] [material] with a [defect] and a [defect]`."""
+    """Make a caption in the form of both phases: `an image of a [tone] [material] with a [defect] and a [defect]`."""
     if not defect_words:
         return f"an image of a {tone} {material}"
     return f"an image of a {tone} {material} with " + " and ".join(f"a {word}" for word in dict.fromkeys(defect_words))

@@ -51,7 +51,7 @@ READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
 def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the orthonormal directions [D,count] of least mean energy in contexts [N,D], and their energies [count]."""
+    """Return orthonormal directions [D,count] of least mean energy in contexts [N,D], and their energies [count]."""
     energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double() / len(contexts))
     return directions[:, :count].float(), energies[:count].clamp_min(0).float()
 

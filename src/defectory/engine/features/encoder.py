@@ -1,4 +1,4 @@
-"""A narrow residual encoder: features for offline KID/FID, and the light segmenter's backbone."""
+"""Defines a narrow residual encoder: features for offline KID/FID, and the light segmenter's backbone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from defectory.folders import atomic_folder
 CHANNELS = (24, 48, 96, 128)
 STRIDES = (2, 4, 8, 16)
 EMBED_IMAGES = 64
-"""Images that are embedded at once."""
+"""Images embedded at once."""
 EMBEDDED_NAME = "embedded-v1"
 
 
@@ -112,7 +112,7 @@ def load_encoder(folder: Path | None = None) -> tuple[ConvEncoder, str]:
     """Load an encoder and its name; None loads the shipped one.
 
     Raises:
-        WeightsError: a part is missing, damaged or not what its digest says.
+        WeightsError: a part is missing, damaged or different from its digest.
     """
     folder = folder or embedded_encoder_folder()
     weights, config_file = folder / "model.safetensors", folder / "config.json"

@@ -1,4 +1,4 @@
-"""Heads the encoder is trained through; not shipped."""
+"""Defines the heads for training the encoder, which are not shipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from defectory.engine.features.encoder import CHANNELS
 
 
 class EncoderHeads(nn.Module):
-    """Material of the whole image, defect class of every pixel at stride 4."""
+    """Predicts the material of the whole image and the defect class of every pixel at stride 4."""
 
     def __init__(self, *, num_materials: int, num_defects: int, width: int = 64) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Augmented variants of training tiles: latents and drivers made once, kept on disk by content."""
+"""Makes latents and drivers of augmented training tiles once, and caches them on disk by content."""
 
 from __future__ import annotations
 

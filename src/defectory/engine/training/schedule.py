@@ -21,7 +21,7 @@ class Schedule:
         num_steps: steps that the schedule covers.
         peak: highest learning rate.
         warmup_steps: steps in which the rate rises to the peak.
-        decay_share: share of the steps, at the end, in which the rate decays; the warm-up is never cut short.
+        decay_share: share of the steps, at the end, in which the rate decays; never before the warm-up ends.
         final_share: rate at the end, as a share of the peak.
     """
 
