@@ -49,7 +49,7 @@ def load_dataset(source: Path | str, *, out: Path | str | None = None, **options
     source = Path(source)
     if out is None:
         if not (source / MANIFEST).is_file():
-            raise ConfigError(source, "is no data set folder of Defectory", "give `out`, a folder to import it into")
+            raise ConfigError(source, "is not a Defectory data set folder", "give `out`, a folder to import it into")
         return DataFolder(dataset=Dataset.load(source / MANIFEST), folder=source)
     config = DataConfig(path=str(source.absolute()), **options)
     dataset = import_dataset(config, Path(out), base_folder=Path.cwd()).dataset

@@ -119,8 +119,8 @@ def _ask_before_replacing(project: Project, names: Sequence[str]) -> None:
     told = "; ".join(f"{state.stage} ({format_seconds(state.seconds)}): {state.why}" for state in lost)
     if not sys.stdin.isatty():
         raise ConfigError(
-            project.run_folder, f"finished stages would be made again: {told}", "give --yes, or another `out`"
+            project.run_folder, f"finished stages would run again: {told}", "pass --yes, or set another `out`"
         )
-    say(f"finished stages will be made again: {told}")
-    if not typer.confirm("Go on?"):
+    say(f"finished stages will run again: {told}")
+    if not typer.confirm("Continue?"):
         raise InterruptedRun("stopped; nothing was changed")

@@ -103,7 +103,7 @@ def init(
 def run(
     project: ProjectArgument = PROJECT_FILE,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="Run this stage alone (repeatable); what it needs must be there.")
+        list[str] | None, typer.Option("--only", help="Run this stage alone (repeatable); its inputs must exist.")
     ] = None,
     override: OverrideOption = None,
     preset: PresetOption = None,

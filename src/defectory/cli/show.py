@@ -65,7 +65,7 @@ def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
         else:
             _show_lines(events)
     except KeyboardInterrupt:
-        raise InterruptedRun("interrupted; run the same command again to go on from here") from None
+        raise InterruptedRun("interrupted; run the same command again to resume") from None
 
 
 def _show_bars(events: Iterable[Event], console: Console) -> None:

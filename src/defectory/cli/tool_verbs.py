@@ -195,7 +195,7 @@ def doctor() -> None:
             found = torch.cuda.get_device_properties(index)
             rows.append((f"cuda:{index}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB"))
     else:
-        rows.append(("gpu", "none; the embedded base runs on the CPU, Stable Diffusion wants a GPU"))
+        rows.append(("gpu", "none; the embedded base runs on the CPU, Stable Diffusion needs a GPU"))
     if hasattr(os, "sysconf"):
         rows.append(("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"))
     rows.append(("disk here", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB free"))

@@ -142,4 +142,4 @@ def _require_project_file(file: Path) -> None:
     except ConfigError:
         content = {}
     if not isinstance(content.get("data"), dict):
-        raise ConfigError(file, "is there already and is no project file", "give another name")
+        raise ConfigError(file, "exists and is not a project file", "give another name")

@@ -276,7 +276,7 @@ def _required_ids(tiles: Sequence[SegmentationTile], require: Callable[[Sequence
     for tile in tiles:
         if not tile.image_ids:
             raise FirewallError(
-                f"tile {tile.id}: says not which images it comes from; only images of train and pool may be trained on"
+                f"tile {tile.id}: does not name its images; only images of train and pool may be trained on"
             )
         require(tile.image_ids, f"tile {tile.id}")
     return sorted({image_id for tile in tiles for image_id in tile.image_ids})

@@ -179,7 +179,7 @@ def _driver_leakage(leak: Leakage | None, *, drivers: DriverConfig) -> Signature
         detected=None if leak is None else leak.auc > MAX_AUC,
         evidence=evidence,
         advice=(
-            "`defectory drivers tune` finds constants of less leakage (a lower drivers.grid_px, as a rule); "
+            "`defectory drivers tune` finds constants with less leakage (usually a lower drivers.grid_px); "
             "check that labels cover the whole defect."
             if drivers.defect_blind
             else "Set drivers.defect_blind = true, so that the labelled defect is filled before extraction."

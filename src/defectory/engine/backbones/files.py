@@ -36,7 +36,7 @@ def require_file(path: Path) -> None:
             "change its permissions or check the disk",
         ) from None
     except ValueError as error:
-        raise WeightsError(path, f"is no file name ({error})", COPY_AGAIN) from None
+        raise WeightsError(path, f"is not a file name ({error})", COPY_AGAIN) from None
     raise WeightsError(path, "no such file" if missing else "not a regular file", COPY_AGAIN)
 
 
@@ -170,7 +170,9 @@ def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -
             raise WeightsError(where, f"names no file for {tensor[:80]!r}", COPY_AGAIN)
         if not file.endswith(".safetensors"):
             raise WeightsError(
-                where, f"names {file[:80]!r}, which is no safetensors file; refused", "convert the base to safetensors"
+                where,
+                f"names {file[:80]!r}, which is not a safetensors file; refused",
+                "convert the base to safetensors",
             )
         if file != Path(file).name or "\\" in file:
             raise WeightsError(

@@ -38,7 +38,7 @@ def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
 class StackedMuon(torch.optim.Muon):
     """`torch.optim.Muon` that orthogonalises matrices of one shape together, for accelerators.
 
-    torch does this one by one, with a hundred small kernels per matrix, and launching them keeps an accelerator waiting.
+    torch does this one by one, with a hundred small kernels per matrix, and an accelerator waits for their launch.
     Momentum is always Nesterov's, and the rate always AdamW's ("match_rms_adamw").
     """
 

@@ -115,7 +115,7 @@ def _progress(events: Any) -> Work[None]:
 def check_phase_tiles(
     tiles: Sequence[TrainingTile], held_out: Sequence[TrainingTile], backbone: Backbone
 ) -> list[TrainingTile]:
-    """Check that one batch can hold the tiles and the backbone can take them; return the held-out tiles that are used.
+    """Check that all tiles have one supported size, and return the held-out tiles that are used.
 
     Raises:
         InputError: there is no tile, or tiles do not fit.
