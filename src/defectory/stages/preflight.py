@@ -103,7 +103,7 @@ def _require_tile_size(config: ProjectConfig) -> None:
     if tile_px % multiple:
         near = max(multiple, round(tile_px / multiple) * multiple)
         raise ConfigError(
-            "tiling.tile_px", f"{tile_px} is not a multiple of {multiple}, which this base needs", f"set it to {near}"
+            "tiling.tile_px", f"{tile_px} is no multiple of {multiple}, which this base needs", f"set it to {near}"
         )
 
 

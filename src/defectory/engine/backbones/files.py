@@ -170,9 +170,7 @@ def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -
             raise WeightsError(where, f"names no file for {tensor[:80]!r}", COPY_AGAIN)
         if not file.endswith(".safetensors"):
             raise WeightsError(
-                where,
-                f"names {file[:80]!r}, which is not a safetensors file; refused",
-                "convert the base to safetensors",
+                where, f"names {file[:80]!r}, which is no safetensors file; refused", "convert the base to safetensors"
             )
         if file != Path(file).name or "\\" in file:
             raise WeightsError(

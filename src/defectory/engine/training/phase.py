@@ -126,7 +126,7 @@ def check_phase_tiles(
 
 
 def make_ready(*networks: nn.Module, training: TrainingConfig, latents: Tensor) -> None:
-    """Make networks fit to train, in place: with less memory where that is set, else with attention that is fast.
+    """Prepare networks for training, in place: with less memory if that is set, else with fast attention.
 
     Args:
         networks: all networks that gradients pass through.
