@@ -24,7 +24,7 @@ class TrainingTile:
     Attributes:
         id: the tile's id.
         image: RGB uint8 [H,W,3].
-        instances: category id and mask bool [H,W] of each defect; none where the tile is defect-free.
+        instances: category id and mask bool [H,W] of each defect; empty if the tile is defect-free.
         class_names: the class name of each instance, in the same order.
         valid_hw: the part of the tile, from its upper left corner, that shows image.
         drawing: RGB uint8 [H,W,3], source of the drivers' geometry; None if this is the image.
