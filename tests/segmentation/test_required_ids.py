@@ -55,11 +55,7 @@ def test_every_tile_must_come_from_train_or_pool(
         "defect_free": from_images(make_tiles("free", 2, with_defect=False), 5),
     }
     for name, tiles in whole.items():
-        for ids, found in (
-            ((4,), r"image ids \[4\]"),
-            ((1, 3), r"image ids \[3\]"),
-            ((), "says not which images it comes from"),
-        ):
+        for ids, found in (((4,), r"image ids \[4\]"), ((1, 3), r"image ids \[3\]"), ((), "does not name its images")):
             with pytest.raises(FirewallError, match=rf"tile {tiles[1].id}: {found}"):
                 train(tmp_path / "out", whole | {name: [tiles[0], *from_images(tiles[1:], *ids)]})
     assert not (tmp_path / "out").exists()

@@ -67,6 +67,7 @@ def exported(tmp_path: Path) -> tuple[Path, Plan]:
         out=tmp_path / "synthetic",
         base_digest="bb",
         pool_image_of=lambda job: {"image_id": 7, "file_name": f"{job.tile_id}.jpg"},
+        image_ids_of=lambda job: (7, 9) if job.id else (),
         valid_hw_of=lambda _: VALID_HW,
     )
     assert (written.num_images, written.num_without_outline) == (2, 0)

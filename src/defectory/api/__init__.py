@@ -1,1 +1,1 @@
-"""The public Python API behind `import defectory`. The command line and the benches use nothing else."""
+"""The public Python API behind `import defectory`. Command line and benchmarks use nothing else."""

@@ -1,4 +1,4 @@
-"""The demo: a procedural borescope data set and the project file that goes with it."""
+"""Writes and opens the demo: a procedural borescope data set and its project file."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ Preset = Literal["demo", "demo-full"]
 
 
 def demo_project(preset: Preset, *, seed: int = 0) -> dict[str, Any]:
-    """Return what the demo's project file sets beside its preset."""
+    """Return the settings of the demo's project file besides its preset."""
     return {"name": preset, "out": ".", "seed": seed, "data": {"path": f"{SOURCE}/annotations.json"}}
 
 
 def write_demo(out: Path, preset: Preset, *, seed: int = 0) -> Path:
-    """Write the borescope data set and `project.toml` into `out`, once, and return the project file.
+    """Write the borescope data set and `project.toml` to `out` once, and return the project file.
 
     Raises:
-        OutputError: `out` holds something and is not a demo's folder, or its project file was edited and is of another
-            preset.
+        OutputError: `out` is not empty and not a demo folder, or its project file was edited and uses another preset.
     """
     claim_folder(out, kind="demo")
     if not (out / SOURCE / "annotations.json").is_file():
@@ -45,11 +44,11 @@ def write_demo(out: Path, preset: Preset, *, seed: int = 0) -> Path:
 def open_demo(
     out: Path, preset: Preset, *, overrides: Sequence[str] = (), seed: int | None = None, device: str | None = None
 ) -> Project:
-    """Write the demo's data set and project file where they are not there yet, and open it.
+    """Write the demo's data set and project file if they do not exist, and open the project.
 
     Raises:
         ConfigError: a wrong setting; nothing is written.
-        OutputError: `out` holds something and is not a demo's folder.
+        OutputError: `out` is not empty and not a demo folder.
     """
     environment = {name: value for name, value in os.environ.items() if name not in RESERVED}
     settings = [*overrides, *([f"seed={seed}"] if seed is not None else [])]

@@ -1,4 +1,4 @@
-"""Single steps of the method, on arrays and files, without a run."""
+"""Runs single steps of the method on arrays and files, without a run."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from defectory.curation.fidelity import score
 from defectory.dataset.config import DataConfig
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver as extract
-from defectory.errors import ConfigError
-from defectory.runs.store import DataFolder
+from defectory.errors import ConfigError, InputError
+from defectory.runs.store import DataFolder, RunStore
 
 if TYPE_CHECKING:
     from defectory.api.project import Project
@@ -27,18 +27,18 @@ Mask = NDArray[np.bool_]
 
 
 def load_dataset(source: Path | str, *, out: Path | str | None = None, **options: Any) -> DataFolder:
-    """Load a data set, with its images at hand.
+    """Load a data set together with access to its images.
 
     Args:
-        source: folder that `defectory import` made, or, with `out`, an annotation file or folder of any known layout.
+        source: folder made by `defectory import` or, with `out`, an annotation file or folder of any known layout.
         out: folder to import into: new, empty, or an earlier import.
         options: further settings of the `data` section, for example `defect_free="good/"`.
 
     Returns:
-        The data set as `.dataset`, and `.image(record)` for pixels.
+        The data set as `.dataset`; `.image(record)` loads pixels.
 
     Raises:
-        ConfigError: `source` is of another layout and `out` is not given.
+        ConfigError: `source` has another layout and `out` is not given.
         InputError: it cannot be read.
     """
     from defectory.dataset.importer import import_dataset
@@ -46,7 +46,7 @@ def load_dataset(source: Path | str, *, out: Path | str | None = None, **options
     source = Path(source)
     if out is None:
         if not (source / MANIFEST).is_file():
-            raise ConfigError(source, "is no data set folder of Defectory", "give `out`, a folder to import it into")
+            raise ConfigError(source, "is not a Defectory data set folder", "give `out`, a folder to import it into")
         return DataFolder(dataset=Dataset.load(source / MANIFEST), folder=source)
     config = DataConfig(path=str(source.absolute()), **options)
     dataset = import_dataset(config, Path(out), base_folder=Path.cwd()).dataset
@@ -66,7 +66,7 @@ def extract_driver(
     Args:
         image: RGB uint8 [H,W,3].
         instances: class number (from 1) and mask, bool [H,W], of each defect.
-        num_classes: decides the colours.
+        num_classes: number of classes; decides the colours.
         kind: of geometry, for example `topology`, `edges` or `grey`.
         options: further settings of the `drivers` section, for example `grid_px=32`.
 
@@ -74,7 +74,7 @@ def extract_driver(
         RGB uint8 [H,W,3].
 
     Raises:
-        ConfigError: no such kind.
+        ConfigError: the kind is unknown.
     """
     config = DriverConfig.model_validate({"kind": kind, **options})
     return extract(image, tuple(instances), num_classes=num_classes, config=config)
@@ -83,16 +83,16 @@ def extract_driver(
 def score_fidelity(
     draft: Image, without: Image, masks: Sequence[Mask], *, difference_threshold: float | None = None
 ) -> Fidelity:
-    """Score how well a draft's labels say where the model drew a defect.
+    """Score how well a draft's labels match what the model drew.
 
     Args:
         draft: RGB uint8 [H,W,3].
-        without: the counterfactual half: the same noise without the masks.
+        without: the counterfactual half, drawn from the same noise without the masks.
         masks: labels, bool [H,W].
         difference_threshold: as `curation.difference_threshold`; None takes its default.
 
     Returns:
-        IoU of what was drawn with the labels, and F1 at a tolerance of 2 px for thin ones.
+        IoU of the drawn defects with the labels, and F1 at a tolerance of 2 px for thin defects.
     """
     threshold = CurationConfig().difference_threshold if difference_threshold is None else difference_threshold
     return score(draft, without, list(masks), difference_threshold=threshold)
@@ -111,17 +111,17 @@ def synthesize(
     """Draw one image from a driver with a project's concept and condition network.
 
     Args:
-        project: that has been run up to `learn-condition`.
+        project: finished up to `learn-condition`.
         driver: RGB uint8 [H,W,3], of the project's tile size.
-        prompt: None makes the project's own prompt for `class_names`.
+        prompt: None uses the project's prompt for `class_names`.
         class_names: of the defects on the driver.
-        empty_driver: the same driver without its masks; with it, the counterfactual half is drawn too, and masks are
-            drawn as strongly as the calibration says is needed at most.
+        empty_driver: the same driver without its masks. If given, the counterfactual half is drawn too, and masks are
+            guided by `synthesis.mask_guidance`; `auto` takes what the calibration chose for the named classes.
         seed: of all noise.
         device: to draw on.
 
     Returns:
-        The image, and its counterfactual half where `empty_driver` is given, each RGB uint8 [H,W,3].
+        The image, and its counterfactual half if `empty_driver` is given, each RGB uint8 [H,W,3].
     """
     from defectory.engine.backbones.prompts import class_prompt
     from defectory.engine.sampling.guidance import Guidance
@@ -137,7 +137,7 @@ def synthesize(
     has_half = empty_driver is not None
     drivers = [driver] if empty_driver is None else [driver, empty_driver]
     s = config.synthesis
-    strength = 1.0 if s.mask_guidance == "auto" else s.mask_guidance
+    strength = _calibrated(store, class_names) if s.mask_guidance == "auto" else s.mask_guidance
     images = sample_images(
         models,
         Conditions(prompts=[wanted, plain][: len(drivers)], drivers=drivers),
@@ -154,3 +154,12 @@ def synthesize(
         without=Conditions(prompts=[plain], drivers=drivers[1:]) if has_half else None,
     )
     return images[0], images[1] if has_half else None
+
+
+def _calibrated(store: RunStore, class_names: Sequence[str]) -> float:
+    """Return the mean mask guidance of classes; 1 where they are not named or the project is not calibrated."""
+    try:
+        chosen = [of.mask_guidance for of in store.calibration.classes if of.name in class_names]
+    except InputError:
+        chosen = []
+    return sum(chosen) / len(chosen) if chosen else 1.0

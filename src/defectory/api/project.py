@@ -28,12 +28,12 @@ from defectory.runs.store import DraftFolder, RunStore
 from defectory.runs.verify import Finding, verify_run
 
 RESERVED = ("DEFECTORY_BASES", "DEFECTORY_DEBUG")
-"""Variables of our name that are no settings."""
+"""Variables with the prefix `DEFECTORY_` that are not settings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """A project file with its run: make one with `Project.open` or `Project.create`.
+    """A project file and its run. Make one with `Project.open` or `Project.create`.
 
     Attributes:
         file: the project file.
@@ -124,23 +124,23 @@ class Project:
 
     @property
     def run_values(self) -> Run:
-        """Return what the run machinery takes."""
+        """Return the project as a value for the run machinery."""
         return Run(config=self.config, folder=self.run_folder, sources=Sources(folder=self.file.resolve().parent))
 
     @property
     def store(self) -> RunStore:
-        """Return everything that the stages made, by name."""
+        """Return the results of all stages, by name."""
         return self.run_values.store()
 
     def stages(self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None) -> list[str]:
-        """Return names of stages in order: all, those up to some, or some alone.
+        """Return the names of stages in order: all, those up to some, or only some.
 
         Args:
-            until: these stages and all that they need; the name of a group (`segment`) stands for all of it.
-            only: these stages alone.
+            until: these stages and all that they need; the name of a group (`segment`) selects all its stages.
+            only: these stages without what they need.
 
         Raises:
-            ConfigError: a name that no stage has.
+            ConfigError: an unknown stage.
         """
         if until is not None:
             return needed_for(self._stages, _names(until), self.config)
@@ -149,11 +149,11 @@ class Project:
         return [stage.name for stage in self._stages]
 
     def states(self) -> dict[str, State]:
-        """Return for each stage whether it has to run, and what changed where it has to run again."""
+        """Return for each stage whether it has to run, and what changed if it has to run again."""
         return states_of(self.run_values, self._stages)
 
     def folder_of(self, stage: str) -> Path:
-        """Return the folder of a stage's outcome."""
+        """Return the folder of a stage's result."""
         return self.run_folder / next(of.folder for of in self._stages if of.name == stage)
 
     def events(
@@ -168,9 +168,9 @@ class Project:
             only: as for `stages`.
 
         Raises:
-            ConfigError: a setting that cannot work, or a stage whose inputs have not been made.
+            ConfigError: a setting that cannot work, or a stage without its inputs.
             WeightsError: the base cannot be used.
-            OutputError: the run folder holds something that is not ours, or cannot be written.
+            OutputError: the run folder holds files that Defectory did not write, or cannot be written.
             StageError: a stage failed, or another process writes into the run.
         """
         from defectory.stages.all import run_all
@@ -180,7 +180,7 @@ class Project:
         yield from run_all(self.run_values, only=names)
 
     def run(self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None) -> Project:
-        """Run stages that are not up to date, show nothing, and return the project; errors as for `events`."""
+        """Run stages that are not up to date, silently, and return the project; errors as for `events`."""
         for _ in self.events(until=until, only=only):
             pass
         return self
@@ -189,21 +189,21 @@ class Project:
         """Write every setting with its origin into the run folder.
 
         Raises:
-            WeightsError: the base is of a family that is not supported, or torn; nothing is written.
-            OutputError: the run folder holds something that is not ours, or cannot be written.
+            WeightsError: the base is damaged or its family is not supported; nothing is written.
+            OutputError: the run folder holds files that Defectory did not write, or cannot be written.
         """
         base = Path(self.config.base)
         if base.is_dir():
             from defectory.engine.backbones.verify import verify_layout
 
-            # one that is not there at present may not be needed
+            # a base that is missing now may not be needed
             verify_layout(base)
         claim_run(self.run_folder)
         with run_lock(self.run_folder):
             self.resolved.save(self.run_folder / layout.SETTINGS, version=__version__)
 
     def verify(self) -> list[Finding]:
-        """Compare every file of the run with its digest; return what is found of each stage."""
+        """Compare every file of the run with its digest, and return the finding of each stage."""
         return list(verify_run(self.run_values, self._stages))
 
     @property
@@ -266,7 +266,7 @@ def _texts(overrides: Mapping[str, Any] | Sequence[str], *, seed: int | None, de
 
 
 def _with_paths(resolved: Resolved, file: Path) -> tuple[Resolved, Path]:
-    """Return the same with the base's path from the root on, and the run folder."""
+    """Return the configuration with the base's path made absolute, and the run folder."""
     from defectory.engine.backbones.known import is_known
 
     try:

@@ -1,4 +1,4 @@
-"""A trained segmenter, to be used on images of one's own."""
+"""Loads a trained segmenter and predicts a user's images with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from defectory.rle import box_xyxy, decode
 
 @dataclass(frozen=True, kw_only=True)
 class Detection:
-    """A defect that was found.
+    """A detected defect.
 
     Attributes:
         class_name: of the defect.
@@ -33,7 +33,7 @@ class Detection:
 
 
 class Segmenter:
-    """A trained segmenter: make one with `Segmenter.load`."""
+    """A trained segmenter. Load one with `Segmenter.load`."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Segmenter:
         """Load a segmenter that a run trained, for example from `runs/demo/segment/real-seed0`.
 
         Raises:
-            InputError: the folder holds none.
+            InputError: the folder holds no segmenter.
         """
         from defectory.segmentation.training import load_segmenter, score_threshold_of, value_range_of
 
@@ -70,8 +70,8 @@ class Segmenter:
         """Find defects in an image of any size.
 
         Args:
-            image: RGB uint8 [H,W,3], or a file, which is read in the value range of the training data.
-            min_score: weaker detections are left out; None takes the threshold that was chosen on validation.
+            image: RGB uint8 [H,W,3], or a file, read in the value range of the training data.
+            min_score: weaker detections are left out; None uses the threshold chosen on validation.
 
         Raises:
             ImageError: the file cannot be read.

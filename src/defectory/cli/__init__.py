@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line: one module per group of verbs, each a thin layer over the API."""

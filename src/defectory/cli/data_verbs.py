@@ -1,4 +1,4 @@
-"""Verbs about data: import, check, predict."""
+"""Defines the verbs for data: import, check, predict."""
 
 from __future__ import annotations
 
@@ -31,9 +31,51 @@ FORMAT_NAMES = (
     "masks",
     "voc-xml",
 )
-"""The registry's, which is not imported for `--help`."""
+"""Names in the registry of formats, repeated here so that `--help` does not import it."""
 MAX_LINES = 40
-"""Remarks and skipped entries of a kind that are printed; `--json` prints all."""
+"""Most lines printed per kind of remark; `--json` prints all."""
+
+
+SourceArgument = Annotated[
+    Path,
+    typer.Argument(
+        help="Annotation file (COCO JSON, data.yaml, CSV, XML) or folder of a data set; its layout is recognised."
+    ),
+]
+DataSetOption = Annotated[
+    Path, typer.Option("--out", help="Data set folder to write: new, empty, or an earlier import.")
+]
+FormatOption = Annotated[str, typer.Option("--format", help=f"auto, or one of: {', '.join(FORMAT_NAMES)}.")]
+ImageRootOption = Annotated[
+    Path | None, typer.Option("--image-root", help="Where the images are, if not beside the annotations.")
+]
+DefectFreeOption = Annotated[
+    Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")
+]
+IndexOption = Annotated[
+    Path | None, typer.Option("--index", help="Mask folders: CSV with image, mask, class and group columns.")
+]
+ClassOption = Annotated[list[str] | None, typer.Option("--class", help="Keep only this class (repeatable).")]
+MinAreaOption = Annotated[int, typer.Option("--min-area-px", min=0, help="Drop instances with a smaller area, pixels.")]
+SkipBadEntriesOption = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave out bad images and annotations, and list them.")
+]
+UnlabelledOption = Annotated[
+    str,
+    typer.Option(
+        "--unlabelled", help="Images without any label: skip (leave out, with a remark), refuse (stop), or defect-free."
+    ),
+]
+FollowLinksOption = Annotated[bool, typer.Option("--follow-links", help="Follow links that lead out of the data set.")]
+MaskThresholdOption = Annotated[
+    int | None,
+    typer.Option(
+        "--mask-threshold", min=1, max=255, help="Mask values from this one on are the defect (JPEG or smoothed masks)."
+    ),
+]
+ClassColoursOption = Annotated[
+    Path | None, typer.Option("--class-colours", help="CSV or JSON table of colours and class names, for RGB masks.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -44,53 +86,19 @@ def register(app: typer.Typer) -> None:
 
 
 def import_data(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            help="Annotation file (COCO JSON, data.yaml, CSV, XML) or folder of a data set; its layout is recognised."
-        ),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Data set folder to write: new, empty, or an earlier import.")],
-    kind: Annotated[str, typer.Option("--format", help=f"auto, or one of: {', '.join(FORMAT_NAMES)}.")] = "auto",
-    image_root: Annotated[
-        Path | None, typer.Option("--image-root", help="Where the images are, if not beside the annotations.")
-    ] = None,
-    defect_free: Annotated[
-        Path | None, typer.Option("--defect-free", help="Folder of further images, all without defects.")
-    ] = None,
-    index: Annotated[
-        Path | None, typer.Option("--index", help="Mask folders: CSV with image, mask, class and group columns.")
-    ] = None,
-    classes: Annotated[list[str] | None, typer.Option("--class", help="Keep only this class (repeatable).")] = None,
-    min_area_px: Annotated[
-        int, typer.Option("--min-area-px", min=0, help="Drop instances with a smaller area, pixels.")
-    ] = 0,
-    skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out bad images and annotations, and list them.")
-    ] = False,
-    unlabelled: Annotated[
-        str,
-        typer.Option(
-            "--unlabelled",
-            help="Images without any label: skip (leave out, with a remark), refuse (stop), or defect-free.",
-        ),
-    ] = "skip",
-    follow_links: Annotated[
-        bool, typer.Option("--follow-links", help="Follow links that lead out of the data set.")
-    ] = False,
-    mask_threshold: Annotated[
-        int | None,
-        typer.Option(
-            "--mask-threshold",
-            min=1,
-            max=255,
-            help="Mask values from this one on are the defect (JPEG or smoothed masks).",
-        ),
-    ] = None,
-    class_colours: Annotated[
-        Path | None,
-        typer.Option("--class-colours", help="CSV or JSON table of colours and class names, for RGB masks."),
-    ] = None,
+    source: SourceArgument,
+    out: DataSetOption,
+    kind: FormatOption = "auto",
+    image_root: ImageRootOption = None,
+    defect_free: DefectFreeOption = None,
+    index: IndexOption = None,
+    classes: ClassOption = None,
+    min_area_px: MinAreaOption = 0,
+    skip_bad: SkipBadEntriesOption = False,
+    unlabelled: UnlabelledOption = "skip",
+    follow_links: FollowLinksOption = False,
+    mask_threshold: MaskThresholdOption = None,
+    class_colours: ClassColoursOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy annotated images into one data set folder. Images stay byte for byte what they were."""
@@ -134,7 +142,7 @@ def import_data(
 
 
 def _data_config(values: dict[str, Any]) -> DataConfig:
-    """Return the options of `import` as configuration; a wrong one is told by its own name."""
+    """Convert the options of `import` to configuration, and name a wrong option as it was typed."""
     from pydantic import ValidationError
 
     from defectory.dataset.config import DataConfig
@@ -147,7 +155,7 @@ def _data_config(values: dict[str, Any]) -> DataConfig:
         except ConfigError as error:
             raise ConfigError(f"option --format {values['format']!r}", error.found, error.todo) from None
     for key in ("image_root", "defect_free", "index", "class_colours"):
-        # a format that has no use for one would not look
+        # a format that does not use the path would not check it
         if values[key] is not None and not os.path.lexists(values[key]):
             raise ConfigError(
                 f"option --{key.replace('_', '-')}", f"{values[key]}: no such file or folder", "check the path"
@@ -209,14 +217,15 @@ def check(
     from defectory.dataset.check import check_dataset, write_contact_sheet
     from defectory.errors import InputError
     from defectory.folders import require_new_or_ours
+    from defectory.runs.layout import DATA
 
     if sheet is not None:
         require_new_or_ours(sheet)
     if not (folder / MANIFEST).is_file():
-        if not (folder / "data" / MANIFEST).is_file():
+        if not (folder / DATA / MANIFEST).is_file():
             _check_source(folder, sheet=sheet, as_json=as_json)
             return
-        folder = folder / "data"
+        folder = folder / DATA
     dataset = Dataset.load(folder / MANIFEST)
     report = check_dataset(folder, dataset)
     path, reason = sheet or folder / "contact_sheet.png", ""
@@ -226,7 +235,7 @@ def check(
     except InputError as error:
         if sheet is not None:
             raise
-        # a data set on a read-only medium is checked all the same
+        # a data set on a read-only medium is still checked
         reason = f"not written ({error.where}: {error.found}; --sheet FILE writes it elsewhere)"
     if as_json:
         say_json(
@@ -277,7 +286,7 @@ def _show_report(folder: Path, report: CheckReport, dataset: Dataset) -> None:
 
 
 def _check_source(path: Path, *, sheet: Path | None, as_json: bool) -> None:
-    """Print what a data set that was never imported holds; nothing is copied or written."""
+    """Print the content of a data set that was never imported, without copying or writing anything."""
     from collections import Counter
 
     from defectory.cli.show import say, say_json, show_table

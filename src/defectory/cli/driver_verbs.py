@@ -1,4 +1,4 @@
-"""Verbs about drivers and masks."""
+"""Defines the verbs for drivers and masks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb `export`: the stage, or a folder in a format that other tools open."""
+"""Defines the verb `export`: runs the stage, or writes a folder in another tool's format."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FORMATS_OUT = (
     "fiftyone",
     "imagefolder",
 )
-"""The registry's, which is not imported for `--help`."""
+"""Names in the registry of formats, repeated here so that `--help` does not import it."""
 
 
 def register(app: typer.Typer) -> None:
@@ -85,7 +85,7 @@ def export(
     from defectory.cli.show import show_events
     from defectory.tools.export import default_form, export_project, require_export_folder
 
-    # what is wrong is told before hours of training
+    # report errors before hours of training
     require_export_folder(opened.run_values, out)
     run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
     if dry_run:
@@ -97,10 +97,10 @@ def export(
 
 
 def _require_together(*, kind: str | None, out: Path | None, with_real: bool, real: str | None) -> None:
-    """Refuse options that say nothing without another.
+    """Refuse options that need another option.
 
     Raises:
-        ConfigError: one is missing, or `--real` is neither tiles nor images.
+        ConfigError: the other option is missing, or `--real` is neither tiles nor images.
     """
     from defectory.errors import ConfigError
 

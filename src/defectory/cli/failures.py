@@ -1,4 +1,4 @@
-"""Turns whatever ends a command into one line and an exit code. Knows no verb."""
+"""Turns any error that ends a command into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _TODO: Mapping[int, str] = {
 
 
 def wants_traceback() -> bool:
-    """Tell whether a developer asked for tracebacks with the environment variable `DEFECTORY_DEBUG`."""
+    """Check whether the environment variable `DEFECTORY_DEBUG` asks for tracebacks."""
     return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
@@ -38,8 +38,8 @@ def line_and_code(error: BaseException) -> tuple[str, int]:
     """Return what to print on standard error, one line without a line end, and the exit code.
 
     Args:
-        error: anything that ended the command: an error of ours, one of the command line's parser, of the operating
-            system, or a fault.
+        error: whatever ended the command: an error of Defectory, of the command-line parser, of the operating system,
+            or a bug.
     """
     text, code = _text_and_code(error)
     text = printable(text)
@@ -72,7 +72,7 @@ def _text_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def _usage(error: BaseException) -> str:
-    """Return what the parser of the command line found, and where help is."""
+    """Return what the command-line parser found, and where to find help."""
     said = str(error.format_message()).strip().rstrip(".")  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", None) or "defectory"

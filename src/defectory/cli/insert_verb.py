@@ -1,4 +1,4 @@
-"""The verb `insert`: defects in images of one's own."""
+"""Defines the verb `insert`: draws defects into a user's images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command `defectory`: gathers the verbs, and turns errors into one line and an exit code."""
+"""Defines the command `defectory`: collects the verbs, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""No verb touches the network; dependencies are told not to either."""
+"""No verb uses the network; these variables keep dependencies from using it."""
 
 app = typer.Typer(
     name="defectory",
@@ -67,7 +67,7 @@ tool_verbs.register(app)
 def main() -> None:
     """Run the command line; exit with 0 done, 1 failed, 2 bad input, 130 interrupted (resumable).
 
-    Whatever ends a command is one line on standard error; `DEFECTORY_DEBUG=1` adds the traceback.
+    Every error is one line on standard error; `DEFECTORY_DEBUG=1` adds the traceback.
     """
     keep_freed_memory()
     for name, value in QUIET.items():
@@ -87,9 +87,7 @@ def main() -> None:
 
 
 def make_streams_forgiving() -> None:
-    """Let standard output and error write what their encoding lacks (ASCII, Windows code pages) as escapes instead of
-    failing.
-    """
+    """Make standard output and error escape characters that their encoding lacks (ASCII, Windows code pages)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -99,12 +97,12 @@ def _told(error: BaseException) -> int:
     """Print what ended the command and return the exit code."""
     from defectory.cli.failures import line_and_code, wants_traceback
 
-    if type(error).__name__ == "NoArgsIsHelpError":  # its help is printed already
+    if type(error).__name__ == "NoArgsIsHelpError":  # its help has been printed already
         return 2
     if wants_traceback():
         traceback.print_exception(error)
     line, code = line_and_code(error)
-    with contextlib.suppress(OSError, ValueError):  # standard error may be closed or on a full disk
+    with contextlib.suppress(OSError, ValueError):  # standard error may be closed or its disk full
         print(line, file=sys.stderr, flush=True)
     return code
 

@@ -1,4 +1,4 @@
-"""Options that verbs share, and how a project is opened and run from them."""
+"""Defines the options that verbs share, and opens and runs a project from them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ YesOption = Annotated[
     bool, typer.Option("--yes", "-y", help="Replace finished training whose settings changed without asking.")
 ]
 ASK_FROM_SECONDS = 60.0
-"""A stage that took this long is not replaced without a question."""
+"""A stage that took longer is only replaced after a question."""
 
 
 def open_project(
@@ -39,7 +39,7 @@ def open_project(
     seed: int | None = None,
     device: str | None = None,
 ) -> Project:
-    """Open a project file with the settings of command line and environment."""
+    """Open a project file with the settings of the command line and the environment."""
     from defectory.api.project import Project
     from defectory.errors import ConfigError
     from defectory.imageio import IMAGE_SUFFIXES
@@ -50,7 +50,7 @@ def open_project(
 
 
 def run_until(project: Project, *stages: str, as_json: bool = False) -> None:
-    """Run stages and all that they need, and show their events."""
+    """Run stages and everything they need, and show their events."""
     from defectory.cli.show import show_events
 
     show_events(project.events(until=list(stages)), as_json=as_json)
@@ -98,16 +98,16 @@ def _show_states(project: Project, names: Sequence[str], *, as_json: bool) -> No
             say_json({"event": "StageState", **asdict(state), "folder": str(folder)})
         rows.append((name, state.state, state.why, folder.relative_to(project.run_folder)))
     if not as_json:
-        # folders are shown as they lie in the run folder, which the title names: a long path would leave no room
+        # folders are shown relative to the run folder, which the title names, to keep the table narrow
         title = f"{project.config.name}: what would be done in {project.run_folder}"
         show_table(title, ("stage", "state", "why", "folder"), rows)
 
 
 def _ask_before_replacing(project: Project, names: Sequence[str]) -> None:
-    """Ask before finished stages that took long are made again.
+    """Ask before finished stages that took long are run again.
 
     Raises:
-        ConfigError: there is nobody to ask.
+        ConfigError: standard input is not a terminal, so nobody can answer.
         InterruptedRun: the answer is no.
     """
     from defectory.cli.show import format_seconds, say
@@ -123,8 +123,8 @@ def _ask_before_replacing(project: Project, names: Sequence[str]) -> None:
     told = "; ".join(f"{state.stage} ({format_seconds(state.seconds)}): {state.why}" for state in lost)
     if not sys.stdin.isatty():
         raise ConfigError(
-            project.run_folder, f"finished stages would be made again: {told}", "give --yes, or another `out`"
+            project.run_folder, f"finished stages would run again: {told}", "pass --yes, or set another `out`"
         )
-    say(f"finished stages will be made again: {told}")
-    if not typer.confirm("Go on?"):
+    say(f"finished stages will run again: {told}")
+    if not typer.confirm("Continue?"):
         raise InterruptedRun("stopped; nothing was changed")

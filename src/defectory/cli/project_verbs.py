@@ -1,4 +1,4 @@
-"""Verbs that run a project or some of its stages."""
+"""Defines the verbs that run a project or some of its stages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STAGE_VERBS = {
     "report": "Write the report, one self-contained HTML file.",
     "finalize": "Write the finished pipeline, which plain diffusers loads.",
 }
-"""Verb, which is the name of a stage or of a group of stages -> help."""
+"""Maps a verb, which names a stage or a group of stages, to its help."""
 NEEDS = "Stages that it needs are run first where they are not up to date."
 
 
@@ -59,7 +59,7 @@ def demo(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Do all of it on a procedural borescope data set: data, both phases, synthesis, curation, segmenters, report."""
+    """Run everything on a procedural borescope data set: data, both phases, synthesis, curation, segmenters, report."""
     from defectory.api.demo import open_demo
 
     preset = "demo-full" if full else "demo"
@@ -103,7 +103,7 @@ def init(
 def run(
     project: ProjectArgument = PROJECT_FILE,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="Run this stage alone (repeatable); what it needs must be there.")
+        list[str] | None, typer.Option("--only", help="Run this stage alone (repeatable); its inputs must exist.")
     ] = None,
     override: OverrideOption = None,
     preset: PresetOption = None,
@@ -113,7 +113,7 @@ def run(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Do every stage of a project; a stage whose inputs are unchanged is not run again."""
+    """Run every stage of a project. Stages with unchanged inputs are not run again."""
     opened = open_project(project, overrides=override, preset=preset, seed=seed, device=device)
     run_project(opened, only=only, dry_run=dry_run, yes=yes, as_json=as_json)
 
@@ -134,7 +134,7 @@ def synthesize(
     yes: YesOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the stage of synthesis, with a focus of one's choice."""
+    """Run the stage synthesize, optionally with another focus."""
     wanted = [*(override or []), *([f'synthesis.focus="{focus}"'] if focus is not None else [])]
     opened = open_project(project, overrides=wanted, preset=preset, seed=seed, device=device)
     run_project(opened, until=["synthesize"], dry_run=dry_run, yes=yes, as_json=as_json)

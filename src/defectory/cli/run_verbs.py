@@ -1,4 +1,4 @@
-"""Verbs about run folders."""
+"""Defines the verbs for run folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shows events as progress bars with an ETA, plain lines, or JSON lines."""
+"""Shows events as progress bars with an ETA, as plain lines, or as JSON lines."""
 
 from __future__ import annotations
 
@@ -31,14 +31,13 @@ if TYPE_CHECKING:
 PLAIN_EVERY_S = 20.0
 MIN_COLUMN = 12
 MIN_COLUMN_OF_MANY = 18
-"""Columns of a table are at least this many characters wide, where their content is; in one of more than two columns,
-more.
-"""
+"""Least width of a column in characters, if its content is that wide; used for more than two columns."""
 
 
 def say(text: object) -> None:
-    """Print one line on standard output; the only way in which verbs print text, so that no name from data reaches the
-    terminal raw.
+    """Print one line on standard output.
+
+    Verbs print text only through this function, so that names from data never reach the terminal unescaped.
     """
     print(printable(text), flush=True)
 
@@ -66,7 +65,7 @@ def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
         else:
             _show_lines(events)
     except KeyboardInterrupt:
-        raise InterruptedRun("interrupted; run the same command again to go on from here") from None
+        raise InterruptedRun("interrupted; run the same command again to resume") from None
 
 
 def _show_bars(events: Iterable[Event], console: Console) -> None:
@@ -89,7 +88,7 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
                 console.print(Text(printable(f"{event.stage}: {event.text}")), overflow="fold")
                 continue
             if event.stage not in bars or bars[event.stage][1] != event.total:
-                # stages run side by side have a bar each; a full one makes room for what comes after it
+                # stages that run side by side have a bar each; a finished bar is removed
                 remove({event.stage} | full)
                 full.clear()
                 bars[event.stage] = progress.add_task(printable(event.stage), total=event.total, note=""), event.total
@@ -99,10 +98,11 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
 
 
 def _bar_columns(width: int) -> list[ProgressColumn]:
-    """Return what a bar shows in a terminal of this many columns: name and count always, then time left, bar, time
-    taken and note.
+    """Choose what a bar shows at this terminal width.
+
+    Name and count are always shown, followed by time left, bar, elapsed time and note as space allows.
     """
-    # what a narrow terminal lacks room for is the name's end, never the count
+    # a narrow terminal cuts off the end of the name, never the count
     name = Column(no_wrap=True, overflow="ellipsis", min_width=8, max_width=max(8, width - 24) if width < 80 else None)
     columns: list[ProgressColumn] = [
         TextColumn("{task.description}", style="bold", markup=False, table_column=name),
@@ -122,7 +122,7 @@ def _bar_columns(width: int) -> list[ProgressColumn]:
 
 @dataclass
 class _Told:
-    """What was told of a stage last: of how many steps, and the times and step it is reckoned from."""
+    """The last shown progress of a stage: its total, and the times and step for the estimate."""
 
     total: int
     began_s: float
@@ -161,7 +161,7 @@ def _line(event: Event) -> str:
 
 
 def format_seconds(seconds: float) -> str:
-    """Return a duration as people write it."""
+    """Format a duration for people."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -169,9 +169,7 @@ def format_seconds(seconds: float) -> str:
 
 
 def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table; where the terminal is too narrow for its columns, each row is printed as a list of `column:
-    value`.
-    """
+    """Print a table, or each row as a list of `column: value` if the terminal is too narrow."""
     cells = [[Text(printable(cell)) for cell in row] for row in rows]
     heads = [Text(printable(column)) for column in columns]
     widths = [max([head.cell_len, *(row[index].cell_len for row in cells)]) for index, head in enumerate(heads)]
@@ -196,7 +194,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
 
 
 def _show_rows(console: Console, title: str, heads: Sequence[Text], cells: Sequence[Sequence[Text]]) -> None:
-    """Print a table row by row, for terminals that are too narrow for its columns."""
+    """Print a table row by row, for narrow terminals."""
     console.print(Text(printable(title), style="bold"), overflow="fold")
     for row in cells:
         console.print(Text.assemble("- ", row[0]) if row[0] else Text("-"), overflow="fold")
@@ -205,7 +203,7 @@ def _show_rows(console: Console, title: str, heads: Sequence[Text], cells: Seque
 
 
 def _console(*, natural_width: int) -> Console:
-    """Return a console; what goes into a file or a pipe is as wide as its content, so that no line of it is folded."""
+    """Return a console. Output to a file or pipe is as wide as its content, so that no line is folded."""
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = max(console.width, natural_width)

@@ -1,4 +1,4 @@
-"""Verbs about bases and the machine."""
+"""Defines the verbs for bases and the machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def list_bases() -> None:
 def verify_base(
     name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base.")] = "embedded",
 ) -> None:
-    """Check that a base is whole and of a family that is supported: parts, safetensors, tokenizer, digests."""
+    """Check that a base is complete and its family supported: parts, safetensors, tokenizer, digests."""
     from defectory.cli.show import say
     from defectory.engine.backbones.known import resolve_base
     from defectory.engine.backbones.verify import verify
@@ -64,9 +64,7 @@ def score_base(
         list[str] | None, typer.Option("--override", "-o", metavar="KEY=VALUE", help="For example num_samples=200.")
     ] = None,
 ) -> None:
-    """Score a base on procedural images: does it draw the material and defect of a caption, and how close are samples
-    to images?
-    """
+    """Score a base on procedural images: how well samples match captions, and how close they are to images."""
     from defectory.cli.show import say, show_events
     from defectory.engine.backbones.known import resolve_base
     from defectory.folders import require_claimable
@@ -80,7 +78,7 @@ def score_base(
 
 
 def show_world(out: Annotated[Path, typer.Option("--out", help="Folder for the sheets.")] = Path("world")) -> None:
-    """Draw sheets of the procedural world that bases are trained on, and of the borescope demo that they are not."""
+    """Draw sheets of the procedural world that bases are trained on, and of the borescope demo, unseen in training."""
     from defectory.cli.show import say
     from defectory.folders import atomic_folder
     from defectory.imageio import save_jpeg
@@ -107,8 +105,10 @@ def pretrain_base(
     ] = "cpu",
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of corpus and training.")] = 0,
 ) -> None:
-    """Train a base of the embedded kind from procedural images alone: VAE, text encoder, UNet, control network; and
-    with it the encoder behind KID and the start of the light segmenter.
+    """Train an embedded base and its companions from procedural images alone.
+
+    The base consists of VAE, text encoder, UNet and control network. Its companions are the encoder behind KID and the
+    initial weights of the light segmenter.
     """
     from defectory.cli.show import say, show_events
     from defectory.folders import require_claimable
@@ -137,9 +137,7 @@ def teach_base(
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
-    """Teach a base one word of the procedural world; what it draws for other texts moves by a few percent (decision
-    044).
-    """
+    """Teach a base one word of the procedural world. Other texts change by a few percent (decision 044)."""
     from defectory.cli.show import say, show_events
     from defectory.engine.backbones.known import resolve_base
     from defectory.folders import require_claimable, require_replaceable
@@ -156,10 +154,10 @@ def teach_base(
 
 
 def require_outside(base: Path, out: Path) -> None:
-    """Refuse to write into a base folder that is only to be read.
+    """Refuse to write into a base folder that must only be read.
 
     Raises:
-        OutputError: `out` lies in it, or is it.
+        OutputError: `out` is the folder or lies in it.
     """
     from defectory.errors import OutputError
 
@@ -168,7 +166,7 @@ def require_outside(base: Path, out: Path) -> None:
 
 
 def doctor() -> None:
-    """Say whether this machine can run Defectory: versions, devices, memory, disk, embedded base."""
+    """Check whether this machine can run Defectory: versions, devices, memory, disk, embedded base."""
     import os
     import platform
     import shutil
@@ -197,7 +195,7 @@ def doctor() -> None:
             found = torch.cuda.get_device_properties(index)
             rows.append((f"cuda:{index}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB"))
     else:
-        rows.append(("gpu", "none; the embedded base runs on the CPU, Stable Diffusion wants a GPU"))
+        rows.append(("gpu", "none; the embedded base runs on the CPU, Stable Diffusion needs a GPU"))
     if hasattr(os, "sysconf"):
         rows.append(("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"))
     rows.append(("disk here", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB free"))

@@ -1,1 +1,1 @@
-"""Phase 1: learn the concept of the user's part."""
+"""Phase 1: teach a base the concept of the user's part."""

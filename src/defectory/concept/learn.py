@@ -1,4 +1,4 @@
-"""Phase 1: learn the concept of the user's part (paper, section 3.1).
+"""Phase 1: learns the concept of the user's part (paper, section 3.1).
 
     L = E |target - f(x_t, t, prompt)|^2 + lambda E |target' - f(x'_t, t, "a [class noun]")|^2
 
@@ -6,7 +6,7 @@
     x'       latents of class images, which the frozen model drew itself (prior preservation; DreamBooth's)
     lambda   weight of the prior term
 
-What trains, what prompts say and what is saved is the method's matter.
+The method decides what trains, what prompts say and what is saved.
 """
 
 from __future__ import annotations
@@ -53,23 +53,23 @@ def learn_concept(
 ) -> Work[Concept]:
     """Teach a base the look of the user's parts, and return the concept.
 
-    Writes the method's folder (`base/` for DreamBooth), `concept.json`, `log.jsonl` and the class images' latents under
-    `out`.
+    Writes the method's folder (`base/` for DreamBooth), `concept.json`, `log.jsonl` and the latents of the class images
+    to `out`.
 
     Args:
         tiles: training tiles with and without defects; all of one size.
         base: folder of a base.
         config: of the phase.
-        seed: of everything drawn.
+        seed: of all random numbers.
         out: stage folder; training resumes from a checkpoint found there.
         defect_noun: word after each class name in prompts, as in phase 2.
         device: where to train.
-        held_out: tiles of val for a held-out loss; they are never trained on.
+        held_out: val tiles for a held-out loss; they are never trained on.
         cache: folder for latents and class images; None means `out/cache`.
 
     Raises:
         InputError: there is no tile, or tiles do not fit the base.
-        ConfigError: the method is not known.
+        ConfigError: the method is unknown.
         WeightsError: the base cannot be used.
         StageError: the loss is not finite, or `out` cannot be written.
     """
@@ -141,7 +141,7 @@ def _draw_prior(
 
 
 class _Batches:
-    """Batches of training tiles, followed by class images where the prior is preserved."""
+    """Batches of training tiles, followed by class images if the prior is preserved."""
 
     def __init__(
         self,
@@ -191,7 +191,7 @@ class _Batches:
         return Batch(clean=clean, noise=noise, timesteps=timesteps, prompts=prompts, defect=defect)
 
     def total(self, errors: Tensor) -> Tensor:
-        """Add up the errors of a batch: instance term plus lambda times prior term."""
+        """Compute the loss of a batch: instance term plus lambda times prior term."""
         loss = errors[: self._num_tiles].mean()
         if self._prior is not None:
             loss = loss + self._config.prior_weight * errors[self._num_tiles :].mean()

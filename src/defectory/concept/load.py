@@ -23,13 +23,13 @@ def load_concept(
     Args:
         folder: phase 1's stage folder.
         device: where the models go.
-        find_base: returns the base that the concept was learned from; called where the method's outcome is no whole
+        find_base: returns the base that the concept was learned from; called if the method's result is not a whole
             base.
 
     Raises:
-        InputError: no concept lies there.
+        InputError: the folder holds no concept.
         ConfigError: its method is not installed.
-        WeightsError: the weights cannot be used, or the base is needed and is not given, or is another one.
+        WeightsError: the weights cannot be used, or the needed base is missing or a different one.
     """
     concept = Concept.load(folder / "concept.json")
     method: type[ConceptMethod] = CONCEPT_METHODS.get(concept.method)

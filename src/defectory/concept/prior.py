@@ -1,4 +1,4 @@
-"""Class images for prior preservation: drawn once from the frozen model by its own ancestral sampler."""
+"""Draws class images for prior preservation, once, from the frozen model with an ancestral sampler."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def class_latents(
     precision: str,
     cache: Path,
 ) -> Work[Tensor]:
-    """Draw the class images as latents and return all of them, scaled, float16 [N,C,h,w].
+    """Draw the class images, and return them as scaled latents, float16 [N,C,h,w].
 
-    The samples stay latents: decoding and encoding them again would only blur what the model is to remember.
-    Image i has noise of its own, a function of (seed, i).
+    The samples stay latents, since decoding and encoding would blur them. The noise of image i is a function of
+    (seed, i).
 
     Args:
         backbone: frozen.
@@ -46,9 +46,9 @@ def class_latents(
         num_images: how many.
         num_steps: of the sampler.
         seed: of all noise.
-        base_digest: of the base's folder.
+        base_digest: digest of the base's folder.
         precision: `bf16` or `fp32`.
-        cache: folder; finished batches are kept in it by content, and drawn again where they are damaged.
+        cache: folder of finished batches, named by content; damaged ones are drawn again.
     """
     height, width = (side // backbone.latent_factor for side in size_hw)
     batch_size = max(1, PIXELS_PER_BATCH // (size_hw[0] * size_hw[1]))

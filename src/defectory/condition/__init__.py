@@ -1,1 +1,1 @@
-"""Phase 2: learn to obey drivers."""
+"""Phase 2: train a condition network that makes the adapted base follow drivers."""

@@ -15,17 +15,17 @@ class ConditionConfig(Section):
     """Learn the condition: a network makes the frozen, adapted base obey drivers (paper, section 3.2)."""
 
     network: str = "controlnet"
-    """`controlnet` (a trainable copy of the base, the paper's), a network of an installed package, or
-    `package.module:attribute`.
+    """Condition network: `controlnet` (a trainable copy of the base's encoder, the paper), a network of an installed
+    package, or `package.module:attribute`.
     """
     init: Literal["auto", "copy", "embedded"] = "auto"
-    """`copy`: from the adapted base's encoder (the paper); `embedded`: from the base's shipped control network; `auto`:
-    embedded where there is one.
+    """Initial weights: `copy` of the adapted base's encoder (the paper), `embedded` for the base's shipped control
+    network, or `auto` for `embedded` if the base has one, else `copy`.
     """
     defect_noun: str = ""
-    """Word after each class name in the prompt; `crack` in the paper, whose classes are kinds of crack."""
+    """Word after each class name in prompts. The paper uses `crack`, since its classes are kinds of crack."""
     defect_free_share: float = Field(default=0.15, ge=0, lt=1)
-    """Share of each batch that is defect-free train tiles with empty masks."""
+    """Share of defect-free train tiles with empty masks in each batch. Raise it if the network ignores masks."""
     training: TrainingConfig = TrainingConfig(num_steps=600, learning_rate=3e-4)
 
     @field_validator("network")

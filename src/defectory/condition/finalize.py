@@ -10,7 +10,7 @@ from defectory.files import digest_folder
 
 
 def finalize_pipeline(backbone: Backbone, control: Path, out: Path) -> str:
-    """Write the finished pipeline, which plain diffusers opens, and return its digest.
+    """Write the finished pipeline for plain diffusers, and return its digest.
 
     Args:
         backbone: that knows the concept.
@@ -18,7 +18,7 @@ def finalize_pipeline(backbone: Backbone, control: Path, out: Path) -> str:
         out: pipeline folder, replaced as a whole.
 
     Raises:
-        WeightsError: a part cannot be used, or diffusers has no pipeline for such a network.
+        WeightsError: a part cannot be used, or diffusers has no pipeline for this network.
         StageError: `out` cannot be written.
     """
     backbone.save_pipeline(out, controlnet=load_network(control, backbone).module)

@@ -1,4 +1,4 @@
-"""Phase 2: learn the condition (paper, section 3.2).
+"""Phase 2: learns the condition (paper, section 3.2).
 
     L = E |target - f(x_t, t, prompt, driver)|^2
 
@@ -36,11 +36,11 @@ from defectory.files import digest_folder, digest_json
 from defectory.folders import atomic_folder, remove_leftovers
 
 LoadBackbone = Callable[[Path, torch.device], Backbone]
-"""Phase 1's stage folder and a device to the backbone that knows the concept."""
+"""Maps phase 1's stage folder and a device to the backbone that knows the concept."""
 
 
 def load_adapted_base(concept: Path, device: torch.device | str = "cpu") -> Backbone:
-    """Load the backbone of a concept that is a whole base."""
+    """Load the backbone of a concept that was saved as a whole base."""
     return load_base(concept / "base", device)
 
 
@@ -60,25 +60,25 @@ def learn_condition(
 ) -> Work[Control]:
     """Train a condition network on a backbone that knows the concept, and return it.
 
-    Writes the network's folder (`controlnet/` for a ControlNet), `control.json` and `log.jsonl` under `out`.
+    Writes the network's folder (`controlnet/` for a ControlNet), `control.json` and `log.jsonl` to `out`.
 
     Args:
-        tiles: training tiles; those without defects get an empty mask. All of one size.
+        tiles: training tiles, all of one size; those without defects get an empty mask.
         concept: phase 1's stage folder.
         config: of the phase.
         make_driver: image uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to a driver uint8
             [H,W,3].
-        seed: of everything drawn.
+        seed: of all random numbers.
         out: stage folder; training resumes from a checkpoint found there.
         device: where to train.
         driver_digest: digest of the driver's configuration and of the classes that decide its colours.
-        held_out: tiles of val for a held-out loss; they are never trained on.
+        held_out: val tiles for a held-out loss; they are never trained on.
         cache: folder for latents and drivers; None means `out/cache`.
-        load_backbone: for concepts that are no whole base.
+        load_backbone: loads concepts that are not a whole base.
 
     Raises:
         InputError: no tile has a defect, or tiles do not fit the base.
-        ConfigError: the network is not known.
+        ConfigError: the network is unknown.
         WeightsError: the concept or its base cannot be used.
         StageError: the loss is not finite, or `out` cannot be written.
     """
@@ -179,7 +179,7 @@ def _predict(
     noisy: Tensor,
     timesteps: Tensor,
 ) -> Tensor:
-    """Predict for a batch with its prompts and drivers."""
+    """Predict noise or velocity for a batch with its prompts and drivers."""
     assert batch.drivers is not None
     drivers = drivers_to_tensor(list(batch.drivers.numpy())).to(noisy.device)
     return network.predict(backbone, noisy, timesteps, embed(batch.prompts), drivers)

@@ -11,14 +11,14 @@ from defectory.engine.backbones.backbone import Backbone
 
 
 def load_network(folder: Path, backbone: Backbone) -> ConditionNetwork:
-    """Load a condition network, onto the backbone's device.
+    """Load a condition network to the backbone's device.
 
     Args:
         folder: phase 2's stage folder.
         backbone: that it was trained on.
 
     Raises:
-        InputError: no network lies there.
+        InputError: the folder holds no network.
         ConfigError: its kind is not installed.
         WeightsError: the weights cannot be used.
     """

@@ -1,1 +1,1 @@
-"""recipes room."""
+"""Configuration of a project: its file, presets, settings and how they are resolved."""

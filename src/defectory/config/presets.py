@@ -1,4 +1,4 @@
-"""Named sets of settings, measured on the machines they are named after."""
+"""Defines named sets of settings, measured on the machines they are named after."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.
 """For the embedded base (decisions 013 and 018)."""
 CONCEPT_OF_DEMO: dict[str, Any] = {**CONCEPT_ON_CPU, "optimizer": "muon", "learning_rate": 4.8e-3}
 CONDITION_OF_DEMO: dict[str, Any] = {**CONDITION_ON_CPU, "optimizer": "muon", "learning_rate": 9.6e-3}
-"""The same with Muon (decision 025), measured on the borescope demo alone."""
+"""The same with Muon (decision 025), measured only on the borescope demo."""
 SEGMENTER_OF_DEMO: dict[str, Any] = {"learning_rate": 4e-3}
-"""For the light segmenter on the borescope demo; on other data it is too fast (decision 014)."""
+"""For the light segmenter on the borescope demo; too high a learning rate for other data (decision 014)."""
 
 DRIVERS_OF_DEMO: dict[str, Any] = {"kind": "grey"}
-"""Measured on the borescope demo alone (decision 031)."""
+"""Measured only on the borescope demo (decision 031)."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "demo": {

@@ -1,4 +1,4 @@
-"""The project file as a value: one section per stage."""
+"""Defines the configuration of a project: one section per stage."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ class ProjectConfig(Section):
     """Everything a run depends on."""
 
     name: str = "project"
+    """Name of the project, shown in the report."""
     out: str = "runs/project"
     """Run folder, relative to the project file."""
     seed: int = 0
+    """Seed of tiling, training and curation. Split, synthesis and segmenters have seeds in their own sections."""
     device: str = "auto"
+    """Device to compute on: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`."""
     base: str = "embedded"
     """`embedded`, or the path of a base in Stable Diffusion layout."""
     data: DataConfig
@@ -41,8 +44,11 @@ class ProjectConfig(Section):
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     threads: int | None = Field(default=None, ge=1)
+    """CPU threads to use; None leaves the number to torch."""
     executor: str = "auto"
-    """How segmenters that need nothing of each other are trained: `auto`, `in-process` or `local-processes`."""
+    """How independent segmenters are trained: `in-process` one after the other, `local-processes` side by side, `auto`
+    side by side where a CPU has threads to spare.
+    """
 
     @field_validator("device")
     @classmethod

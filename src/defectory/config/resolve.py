@@ -23,18 +23,18 @@ from defectory.textfile import read_text_file
 ENVIRONMENT_PREFIX = "DEFECTORY_"
 Tree = dict[str, Any]
 MAX_DOTS = 1000
-"""In one line of a project file."""
+"""Most dots in one line of a project file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A resolved configuration and where each value comes from, by dotted key."""
+    """A resolved configuration, and the origin of each value by dotted key."""
 
     config: ProjectConfig
     origins: dict[str, str]
 
     def with_value(self, key: str, value: object) -> Resolved:
-        """Return the same with one top-level value replaced, its origin kept."""
+        """Return a copy with one top-level value replaced and its origin kept."""
         return replace(self, config=self.config.model_copy(update={key: value}))
 
     def save(self, path: Path, *, version: str) -> None:
@@ -46,12 +46,12 @@ def read_project_file(path: Path) -> Tree:
     """Read a TOML project file, in any encoding that text editors write.
 
     Raises:
-        ConfigError: it is missing, cannot be read, is not text or not TOML.
+        ConfigError: the file is missing, unreadable, not text or not TOML.
     """
     try:
         text = read_text_file(path).text
         if max((line.count(".") for line in text.splitlines()), default=0) > MAX_DOTS:
-            # the parser's time grows with the square of a key's parts
+            # the parser's time grows with the square of the number of parts of a key
             raise ConfigError(
                 path, f"has a line with more than {MAX_DOTS} dots", "correct it; `defectory init` shows the form"
             )
@@ -65,7 +65,7 @@ def read_project_file(path: Path) -> Tree:
         ) from None
     except RecursionError:
         raise ConfigError(path, "is nested too deeply", "correct it; `defectory init` shows the form") from None
-    except ValueError as error:  # a number of more than 4,300 digits, a date that does not exist
+    except ValueError as error:  # for example a number with more than 4,300 digits, or a date that does not exist
         raise ConfigError(path, f"is not TOML ({str(error).splitlines()[0]})", "correct the value") from None
 
 
@@ -81,7 +81,7 @@ def resolve(
 
     Args:
         project_file: TOML file; its `preset` key is used unless `preset` is given.
-        project: content in place of a file, for programs.
+        project: content in place of a file.
         preset: name of a preset.
         environment: variables; `DEFECTORY_SYNTHESIS__NUM_IMAGES=50` sets `synthesis.num_images`.
         overrides: `dotted.key=value` of the command line.
@@ -106,7 +106,7 @@ def resolve(
     origins: dict[str, str] = {}
     tree: Tree = {}
     for setting in settings.values():
-        # a section's own defaults may differ from its type's, which setting one of its keys must not bring back
+        # defaults of a section may differ from those of its type; setting one key must not restore the type's
         if setting.default is not None:
             _put(tree, setting.key, setting.default)
     for origin, values in layers:
@@ -134,7 +134,7 @@ def resolve(
 
 
 def _said_of(error: ValidationError, origins: Mapping[str, str], source: str) -> ConfigError:
-    """Return a section's first complaint as an error that names the layer and the setting."""
+    """Convert a section's first validation error to an error that names the layer and the setting."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     origin = next((origins[k] for k in (key, *(k for k in origins if k.startswith(f"{key}."))) if k in origins), source)
@@ -148,7 +148,7 @@ def _said_of(error: ValidationError, origins: Mapping[str, str], source: str) ->
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as dotted keys; lists are values."""
+    """Flatten a nested mapping to dotted keys; lists count as values."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
@@ -159,7 +159,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _flat_content(content: Tree, source: str) -> dict[str, Any]:
-    """Flatten a project's content; a table with a setting's name is told as that, even an empty one."""
+    """Flatten a project's content; a table in place of a setting is reported, even an empty one."""
     try:
         flat = flatten(content)
     except RecursionError:
@@ -176,7 +176,7 @@ def _flat_content(content: Tree, source: str) -> dict[str, Any]:
 
 
 def defaults() -> dict[str, tuple[Any, str]]:
-    """Return every setting by dotted key with its default (None where required) and what it means."""
+    """Return every setting by dotted key, with its default (None if required) and meaning."""
     return {setting.key: (setting.default, setting.meaning) for setting in _settings(ProjectConfig, "")}
 
 
@@ -218,7 +218,7 @@ def _override(text: str, settings: Mapping[str, Setting]) -> tuple[str, Any]:
 
 
 def _parsed(text: str, setting: Setting | None) -> Any:
-    """Return the value of a text for a setting: a setting of text alone takes `2024` and `true` as they stand."""
+    """Parse a text for a setting; a setting that accepts only text takes `2024` and `true` literally."""
     value = parse(text)
     if (
         setting is not None
@@ -231,7 +231,7 @@ def _parsed(text: str, setting: Setting | None) -> Any:
 
 
 def parse(text: str) -> Any:
-    """Return a value read as JSON where the text is JSON, else the text."""
+    """Parse a text as JSON; return the text itself if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -246,7 +246,7 @@ def _put(tree: Tree, key: str, value: Any) -> None:
 
 
 def _unknown(key: str, settings: Mapping[str, Setting]) -> tuple[str, str]:
-    """Return what is wrong with a key that is no setting, and what to do."""
+    """Return the problem with an unknown key, and what to do."""
     inside = next((known for known in settings if known.startswith(f"{key}.")), None)
     if inside is not None:
         return "is a section, not a value", f"set its keys, for example {inside}"

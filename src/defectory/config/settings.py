@@ -1,4 +1,4 @@
-"""What a setting takes, and what no setting may hold, told before the sections' own checks. Knows no section."""
+"""Checks values against the types of settings, before the sections' own checks. Knows no section."""
 
 from __future__ import annotations
 
@@ -31,9 +31,7 @@ PATHS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """A setting by dotted key: its default (None where it is required or off), what it means, and the kinds of value it
-    takes.
-    """
+    """A setting: its dotted key, default (None if required or off), meaning, and accepted kinds of value."""
 
     key: str
     default: Any
@@ -42,7 +40,7 @@ class Setting:
 
 
 def takes_of(annotation: Any) -> frozenset[Kind]:
-    """Return the kinds of value that a field of this type takes; none where they are not known."""
+    """Return the kinds of value that a field of this type accepts; empty if unknown."""
     if annotation is None or annotation is type(None):
         return frozenset({"nothing"})
     if annotation is bool:
@@ -64,11 +62,11 @@ def takes_of(annotation: Any) -> frozenset[Kind]:
 
 
 def problem_of(value: object, setting: Setting) -> str | None:
-    """Return what is wrong with a value of a setting, in words that follow its name; None where nothing is."""
+    """Return the problem with a setting's value, worded to follow its name; None if the value is fine."""
     kind = _kind_of(value)
     if kind is None:
         return "is neither text, number, switch nor list"
-    # where text and numbers are both right, the section says what text is
+    # if both text and numbers are accepted, the section checks the text
     if setting.takes and kind not in setting.takes and not {"text", "number"} <= setting.takes:
         if kind == "nothing":
             return f"is empty where {_named(setting)} is needed"
@@ -81,9 +79,7 @@ def problem_of(value: object, setting: Setting) -> str | None:
 
 
 def _named(setting: Setting) -> str:
-    """Return what a setting takes, in words; those of a whole number end as pydantic's, which `valid integer` is known
-    by.
-    """
+    """Describe what a setting accepts. For integers the text ends like pydantic's, with `valid integer`."""
     if "number" in setting.takes and not setting.takes & {"text", "list", "switch"}:
         return "a valid integer" if isinstance(setting.default, int) else "a valid number"
     words = {"text": "text", "number": "a number", "switch": "true or false", "list": "a list"}

@@ -39,15 +39,15 @@ MATTER = (
     "segmentation.num_steps",
     "segmentation.seeds",
 )
-"""Settings that matter most, which `init` writes; `init --all` writes every one."""
+"""The most important settings, which `init` writes; `init --all` writes all settings."""
 
 
 def project_template(values: dict[str, Any], *, preset: str | None = None, every_setting: bool = True) -> str:
     """Return the text of a project file.
 
     Args:
-        values: nested; these are set.
-        preset: whose values the comments show where it sets them.
+        values: settings to write, nested.
+        preset: name of the preset; comments show its values as defaults.
         every_setting: write all settings as comments, not only those of `MATTER`.
     """
     given, of_preset = flatten(values), flatten(PRESETS[preset]) if preset is not None else {}
@@ -73,7 +73,7 @@ def project_template(values: dict[str, Any], *, preset: str | None = None, every
 
 
 def _section(sections: dict[str, tomlkit.TOMLDocument | Table], name: str) -> tomlkit.TOMLDocument | Table:
-    """Return the table of a dotted name; add it, and those around it, where it is not there yet."""
+    """Return the table of a dotted name; add it and its parents if they do not exist."""
     if name not in sections:
         around, _, last = name.rpartition(".")
         parent = _section(sections, around)
@@ -94,14 +94,14 @@ def write_project_file(
 
     Args:
         file: to write.
-        data: annotation file or folder, from the current folder; it may not be there yet.
+        data: annotation file or folder, relative to the current folder; it does not have to exist yet.
         defect_free: folder of further images, all without defects.
         preset: settings measured for a machine or purpose.
         every_setting: write all settings, not only those that matter most.
         force: replace a project file that is there.
 
     Raises:
-        ConfigError: the file is there, or no preset or name that can stand in it.
+        ConfigError: the file exists, the preset is unknown, or a name cannot be written to a project file.
     """
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}", "no such preset", f"choose among {', '.join(PRESETS)}")
@@ -116,25 +116,25 @@ def write_project_file(
     if defect_free is not None:
         sources["defect_free"] = path_from(file, defect_free)
     values: dict[str, Any] = {"name": name, "out": f"runs/{file_name_of(name)}", "data": sources}
-    # a name that no project file can hold is told before anything is written
+    # refuse a name that no project file can hold before anything is written
     resolve(project={**values, "preset": preset})
     write_text(file, project_template(values, preset=preset, every_setting=every_setting))
 
 
 def path_from(file: Path, path: Path) -> str:
-    """Return a path, given from the current folder, as it is written into a project file: from that file's folder on.
+    """Convert a path from the current folder to one relative to the project file.
 
-    It is relative and has `/` on every system where both are on one drive, else absolute.
+    It uses `/` on every system, and is absolute if the two are on different drives.
     """
     home = file.absolute().parent
     try:
         return Path(os.path.relpath(path.expanduser().absolute(), home)).as_posix()
-    except (ValueError, RuntimeError):  # another drive; a home folder that is not known
+    except (ValueError, RuntimeError):  # a different drive, or an unknown home folder
         return path.absolute().as_posix()
 
 
 def _require_project_file(file: Path) -> None:
-    """Require that a file to be replaced is a project file: a mistyped name must not cost a photo or a table."""
+    """Require that a file to be replaced is a project file, so that a typo cannot overwrite other data."""
     if file.is_symlink():
         raise ConfigError(file, "is a link", "name the file itself")
     try:
@@ -142,4 +142,4 @@ def _require_project_file(file: Path) -> None:
     except ConfigError:
         content = {}
     if not isinstance(content.get("data"), dict):
-        raise ConfigError(file, "is there already and is no project file", "give another name")
+        raise ConfigError(file, "exists and is not a project file", "give another name")

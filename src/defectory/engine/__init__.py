@@ -1,1 +1,1 @@
-"""What rooms share: the base, the training loop, samplers and encoders."""
+"""Shared machinery of training and sampling: bases, the training loop, samplers and encoders."""

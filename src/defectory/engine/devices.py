@@ -1,4 +1,4 @@
-"""The device that work runs on."""
+"""Selects the device to compute on."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from defectory.errors import ConfigError
 
 
 def usable_device(name: str) -> str:
-    """Return a device's name after a check that it can be used.
+    """Check that a device can be used, and return its name.
 
     Raises:
         ConfigError: this machine has no such device, or torch cannot use it.
@@ -26,8 +26,8 @@ def device_of(name: str, *, threads: int | None = None) -> str:
     """Return the device to use, and set the number of CPU threads.
 
     Args:
-        name: a device, or `auto` for a GPU where there is one.
-        threads: of the CPU; None keeps what torch chose.
+        name: a device, or `auto` for a GPU if there is one.
+        threads: of the CPU; None keeps torch's choice.
 
     Raises:
         ConfigError: the device cannot be used.

@@ -1,1 +1,1 @@
-"""pretraining room."""
+"""Pretraining of the embedded base and its companions on the procedural world."""

@@ -16,11 +16,11 @@ PATCH_VALUES = 48
 POOLING_HEADS = 64
 """Heads of the attention that pools a caption: `ControlNetModel.from_unet` knows no other number."""
 MAX_DEFECT_WEIGHT = 16.0
-"""Largest loss weight of a latent pixel at a defect: a single one must not be the whole image."""
+"""Largest loss weight of a latent pixel at a defect, so that a single pixel cannot outweigh the whole image."""
 FINAL_LR_SHARE = 0.02
 """Learning rate at the end of every stage, as a share of its peak."""
 READ_LOSS_EVERY = 10
-"""Steps between two losses read from an accelerator, which has to finish its work for it."""
+"""Steps between two reads of the loss from an accelerator; each read waits for it to finish."""
 NUM_CONSTANTS = 4
 """Constant channels per group that hold a normalisation's scale in the patch code."""
 
@@ -32,17 +32,17 @@ class StageConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=5e-4, gt=0)
     optimizer: OptimizerKind = "adamw"
-    """`adamw`, or `muon` for the matrices inside the networks and AdamW for the rest."""
+    """`adamw`, or `muon` for the matrices inside the networks with AdamW for the rest."""
     warmup_steps: int = Field(default=100, ge=0)
     decay_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of the steps, at the end, in which the learning rate falls; before, it is constant."""
+    """Share of the steps, at the end, in which the learning rate decays; before them it is constant."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     weight_decay: float = Field(default=1e-2, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     checkpoint_every: int = Field(default=500, ge=1)
 
     def loop(self, *, check_every: int) -> LoopSettings:
-        """Return what the training loop needs of these settings, with a validation every `check_every` steps."""
+        """Convert these settings for the training loop, with a validation every `check_every` steps."""
         schedule = Schedule(
             num_steps=self.num_steps,
             peak=self.learning_rate,
@@ -63,7 +63,7 @@ class StageConfig(Section):
 
 
 def room_for_patch_code(vae_channels: tuple[int, ...], *, latent_channels: int, norm_groups: int) -> bool:
-    """Tell whether an autoencoder of these sizes has the channels a patch code needs."""
+    """Check whether an autoencoder of these sizes has the channels that a patch code needs."""
     signed = 2 * -(-max(latent_channels, 3) // norm_groups) + NUM_CONSTANTS
     return (
         len(vae_channels) == 3
@@ -80,15 +80,15 @@ class ScoreConfig(Section):
     seed: int = 7
     tile_px: int = Field(default=128, ge=32)
     num_images: int = Field(default=12000, ge=8)
-    """Procedural images the classifier is trained on, of another seed than the base's."""
+    """Procedural images the classifier is trained on, rendered with another seed than the base's."""
     num_held_out: int = Field(default=1600, ge=8)
-    """Further images, whose captions are drawn; those with one kind of defect or none count."""
+    """Held-out images whose captions are drawn. Only images with at most one kind of defect count."""
     num_samples: int = Field(default=1000, ge=4)
     num_workers: int = Field(default=2, ge=1)
     num_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=5.0, ge=1)
     guidance_rescale: float = Field(default=0.7, ge=0, le=1)
-    """As for `Guidance.text_rescale`: guided pictures glare."""
+    """Rescaling of guided predictions, as `Guidance.text_rescale`. Raise it if samples look overexposed."""
     judge: StageConfig = StageConfig(
         num_steps=2000, batch_size=32, learning_rate=6e-3, optimizer="muon", decay_share=0.5, ema_decay=0.99
     )
@@ -98,7 +98,7 @@ class SegmenterStartConfig(Section):
     """How the light segmenter's start is trained."""
 
     num_images: int = Field(default=12000, ge=4)
-    """The first images of the corpus."""
+    """Images to train on, taken from the start of the corpus."""
     num_steps: int = Field(default=3000, ge=2)
     batch_size: int = Field(default=8, ge=1)
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -107,79 +107,77 @@ class SegmenterStartConfig(Section):
 
 
 class PretrainConfig(Section):
-    """Everything the embedded base, its control network, its encoder and the light segmenter's start depend on."""
+    """Recipe of the embedded base, its control network, its encoder and the light segmenter's initial weights."""
 
     seed: int = 0
     start: str | None = None
-    """Base folder of the same sizes whose UNet, text encoder and control network training starts from; its autoencoder
-    and tokenizer are kept as they are. None starts from nothing.
+    """Folder of a base of the same sizes to start from; its autoencoder and tokenizer stay unchanged. None starts from
+    random weights.
     """
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
     compiles: bool = False
-    """Compile the UNet while it trains: a seventh off a step of 128 images on an H100, for a minute and a half before
-    the first one; wants a compiler.
+    """Compile the UNet for training; needs a compiler. On an H100 a step of 128 images is a seventh faster, and the
+    first step waits 90 seconds.
     """
     tile_px: int = Field(default=128, ge=32)
     num_images: int = Field(default=48000, ge=8)
     """Procedural images in the corpus."""
     num_held_out: int = Field(default=256, ge=1)
-    """Images after the corpus, seen by no training step, for held-out figures."""
+    """Further images that no training step sees, for held-out losses."""
     num_workers: int = Field(default=2, ge=1)
-    """Processes that render the corpus; the images do not depend on it."""
+    """Processes that render the corpus. The images do not depend on their number."""
     latent_channels: int = Field(default=8, ge=1)
     vae_channels: tuple[int, ...] = (32, 48, 64)
-    """Three stages: factor 4, so that thin cracks survive."""
+    """Channels of the autoencoder per stage. Three stages make a factor of 4, so that thin cracks survive."""
     unet_channels: tuple[int, ...] = (64, 96, 224)
-    """Wide at the lowest resolution, where material and defect are decided and a channel costs a CPU little (decision
-    034).
+    """Channels of the UNet per stage. The last stage is wide: it decides material and defect, and its channels are
+    cheap on a CPU (decision 034).
     """
     text_width: int = Field(default=128, ge=8)
     text_layers: int = Field(default=2, ge=1)
     text_length: int = Field(default=32, ge=8)
     vocabulary_size: int = Field(default=768, ge=300)
     vae_start: Literal["patch-code", "random"] = "patch-code"
-    """`patch-code`: the autoencoder begins as a linear code of 4x4 patches; small autoencoders have no room for it."""
+    """`patch-code` starts the autoencoder as a linear code of 4x4 patches. Small autoencoders lack the channels for it.
+    """
     norm_groups: int = Field(default=16, ge=1)
-    """Of the UNet."""
+    """Groups of the UNet's group normalisation."""
     vae_norm_groups: int = Field(default=4, ge=1)
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     short_caption_share: float = Field(default=0.3, ge=0, le=1)
-    """Share of samples whose caption is reduced to `an image of a ... with a ...`, the form the two phases use."""
+    """Share of captions shortened to `an image of a ... with a ...`, the form both phases use."""
     min_snr_gamma: float = Field(default=5.0, gt=0)
     min_snr_floor: float = Field(default=1.0, ge=0, le=1)
-    """Least loss weight of a noise level: at the noisiest ones the caption decides."""
+    """Lowest loss weight of a noise level. The noisiest levels learn to follow the caption."""
     text_stages: int = Field(default=2, ge=1, le=3)
-    """Stages of the UNet, from the lowest resolution, that read the caption."""
+    """Stages of the UNet that read the caption, counted from the lowest resolution."""
     pools_caption: bool = True
-    """Add the pooled caption to the time embedding too (`addition_embed_type` of diffusers), so that every layer hears
-    it.
-    """
+    """Add the pooled caption to the time embedding (diffusers' `addition_embed_type`), so that every layer sees it."""
     defect_weight: float = Field(default=2.0, ge=1)
-    """Loss weight of latent pixels under and next to a defect while the base trains."""
+    """Loss weight of latent pixels under and next to a defect, for the base."""
     defect_share: float = Field(default=0.15, ge=0, lt=1)
-    """Least share of an image's loss that its defects and their margin have while the base trains, as far as
-    `MAX_DEFECT_WEIGHT` goes: a pit is a thousandth of an image, and no loss without it.
+    """Lowest share of an image's loss that comes from its defects and their margin, up to a weight of
+    `MAX_DEFECT_WEIGHT` per pixel. Small defects would otherwise hardly count.
     """
     control_defect_weight: float = Field(default=4.0, ge=1)
     control_trains_unet: bool = False
-    """Let the UNet learn along with the control network, so that its decoder draws what drivers say."""
+    """Train the UNet along with the control network, so that its decoder learns to follow drivers."""
     driver_dropout: float = Field(default=0.25, ge=0, lt=1)
-    """Share of each batch without driver while the UNet learns along."""
+    """Share of each batch without a driver, if `control_trains_unet` is on."""
     defect_margin: int = Field(default=2, ge=0)
-    """Latent pixels around a defect that weigh as it does, in both trainings."""
+    """Margin around a defect, in latent pixels, that gets the defect's loss weight."""
     crop_px: int = Field(default=64, ge=16)
-    """Side of the crops the UNet begins with."""
+    """Side of the crops that the UNet's first steps train on, pixels."""
     crop_share: float = Field(default=0.5, ge=0, le=1)
-    """Share of the UNet's steps, the first ones, on crops: as many pixels per step, so more images, at the same cost.
-    """
+    """Share of the UNet's steps, the first ones, that train on crops: more images per step at the same cost."""
     check_every: int = Field(default=500, ge=1)
-    """Steps of UNet and control network between two held-out losses; the UNet draws a grid of samples with each."""
+    """Steps between two held-out losses of UNet and control network. The UNet draws a grid of samples with each."""
     vae: StageConfig = StageConfig(num_steps=2000, learning_rate=1.5e-3, ema_decay=0.995)
     vae_crop_px: int = Field(default=64, ge=16)
     vae_defect_weight: float = Field(default=4.0, ge=1)
-    """Weight of defect pixels, and those within two pixels of one, in the reconstruction; above 1 half of the crops
-    hold a defect.
+    """Weight of pixels within two pixels of a defect in the reconstruction loss. Above 1, half of the crops hold a
+    defect.
     """
     diffusion: StageConfig = StageConfig(
         num_steps=3000, learning_rate=3e-3, optimizer="muon", decay_share=0.4, checkpoint_every=250
@@ -220,31 +218,31 @@ class WordConfig(Section):
     """How a base is taught one word of the world (decision 044)."""
 
     word: str = "dent"
-    """A defect word of the world, a single token of the base's vocabulary."""
+    """Defect word of the procedural world; a single token of the base's vocabulary."""
     seed: int = 44
     device: str = "cpu"
     precision: Literal["fp32", "bf16"] = "bf16"
     num_images: int = Field(default=4000, ge=8)
-    """Procedural images whose defects are all of the word."""
+    """Procedural images to train on, all with defects of this word."""
     num_held_out: int = Field(default=256, ge=1)
-    """Further ones, for a held-out loss."""
+    """Further images, for a held-out loss."""
     num_texts: int = Field(default=1000, ge=1)
-    """Images of the whole world, whose captions show what other texts use."""
+    """Images of the whole procedural world whose captions stand for other texts."""
     num_workers: int = Field(default=2, ge=1)
     num_directions: int = Field(default=64, ge=1)
-    """Directions of what the UNet reads, those that other texts use least, in which its reading changes."""
+    """Directions of the text features that may change in cross-attention: those that other texts use least."""
     keep_weight: float = Field(default=0.0, ge=0)
-    """Loss weight of the squared relative change of what the UNet reads of other texts; 10 keeps them to half a percent
-    and learns no dent.
+    """Loss weight of the squared relative change of other texts' keys and values. At 10 they change by half a percent,
+    and the word `dent` is not learned.
     """
     short_caption_share: float = Field(default=0.5, ge=0, le=1)
     defect_share: float = Field(default=0.4, ge=0, lt=1)
-    """As in pretraining, but more of it: all else in the images is known."""
+    """As in pretraining, but higher, since everything else in the images is known already."""
     min_snr_gamma: float = Field(default=5.0, gt=0)
     min_snr_floor: float = Field(default=1.0, ge=0, le=1)
     check_every: int = Field(default=300, ge=1)
     num_drawn: int = Field(default=16, ge=0)
-    """Samples drawn before and after, for captions of held-out images."""
+    """Samples drawn before and after training, for captions of held-out images."""
     training: StageConfig = StageConfig(
         num_steps=1800,
         learning_rate=1e-2,
@@ -282,6 +280,6 @@ ON_ACCELERATOR = (
     "control.ema_decay=0.99",
     "control.checkpoint_every=100",
 )
-"""What the recipe has for an accelerator in place of a CPU's values: those the embedded base, version 3, learned with
+"""Values of the recipe on an accelerator, in place of a CPU's: those the embedded base, version 3, was trained with
 on an H100 in eight minutes (decision 034).
 """

@@ -1,7 +1,7 @@
-"""Stage 4: a control network from the same world, the start of phase 2 on the embedded base.
+"""Stage 4: trains a control network on the same world, the start of phase 2 on the embedded base.
 
-Class colours are drawn anew per image, so that the network learns that bright colour means
-defect and leaves which defect to the prompt.
+Class colours are random per image, so that the network learns that a bright colour means a defect, and leaves the kind
+of defect to the prompt.
 """
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
@@ -34,7 +34,7 @@ from defectory.pretraining.diffusion import (
 from defectory.pretraining.loop import fit
 
 GeometryOf = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[np.uint8]]
-"""Image uint8 [H,W,3] and defect mask bool [H,W] to the dim geometry map uint8 [H,W,3] of a driver."""
+"""Maps an image uint8 [H,W,3] and a defect mask bool [H,W] to the dim geometry map uint8 [H,W,3] of a driver."""
 
 
 def paint(geometry: NDArray[np.uint8], class_map: NDArray[np.uint8], hue_offset: float) -> NDArray[np.uint8]:
@@ -67,7 +67,7 @@ class _Steered:
 
         Args:
             indices: int64 [B], of images.
-            hues: float [B] in [0,1], where the colours of their classes begin.
+            hues: float [B] in [0,1], the hue of each image's first class.
         """
         batch = torch.from_numpy(np.stack(list(self._threads.map(self._driver, indices.tolist(), hues.tolist()))))
         return batch.to(self._device).permute(0, 3, 1, 2).float() / 255
@@ -79,7 +79,7 @@ class _Steered:
     def predict(
         self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor, drivers: Tensor, *, num_free: int = 0
     ) -> Tensor:
-        """Return v [B,C,h,w]; the first `num_free` members go without driver."""
+        """Predict v [B,C,h,w]; the first `num_free` members get no driver."""
         with torch.no_grad():
             context = self._prior.text_encoder(input_ids=token_ids).last_hidden_state
         steered = slice(num_free, None)
@@ -110,11 +110,11 @@ def train_control(
     checkpoint: Path,
     start: ControlNetModel | None = None,
 ) -> Work[ControlNetModel]:
-    """Train a copy of the base's encoder to obey drivers, and return it.
+    """Train a copy of the base's encoder to follow drivers, and return it.
 
-    With `control_trains_unet` the UNet of `prior` learns along, in place: its decoder has to draw what the control
-    network asks for, and phase 2, where it is frozen, can only use what it has learned here. A share of each batch
-    comes without driver, so that the UNet stays a prior of its own.
+    With `control_trains_unet` the UNet of `prior` is trained too, in place, so that its decoder learns to draw what the
+    control network asks for. Phase 2 freezes the UNet and can only use what it has learned here. A share of each batch
+    has no driver, so that the UNet still works without one.
     """
     device = torch.device(config.device)
     torch.manual_seed(config.seed + 3)
@@ -161,7 +161,7 @@ def _loss_of(config: PretrainConfig, data: LatentCorpus, steered: _Steered) -> C
         noise = torch.randn(clean.shape, generator=generator, device=device)
         timesteps = stratified_timesteps(size, 1000, generator)
         if num_free:
-            # strata come in order of noise: members without driver would all be the least noisy ones
+            # strata are sorted by noise; otherwise the members without driver would be the least noisy ones
             timesteps = timesteps[torch.randperm(size, generator=generator, device=device)]
         token_ids = data.token_ids(indices, generator)
         hues = torch.rand(size, generator=generator, device=device)

@@ -1,4 +1,4 @@
-"""The procedural corpus as memory-mapped arrays, rendered once by several processes."""
+"""Renders the procedural corpus in several processes, and opens it as memory-mapped arrays."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SAFE_PATH = "PYTHONSAFEPATH"
 
 @dataclass(frozen=True, kw_only=True)
 class Corpus:
-    """Images uint8 [N,H,W,3], class maps uint8 [N,H,W] (0 none, else defect word + 1) and what each image shows."""
+    """Images uint8 [N,H,W,3], class maps uint8 [N,H,W] (0 none, else index of the defect word + 1), and captions."""
 
     images: NDArray[np.uint8]
     class_maps: NDArray[np.uint8]
@@ -65,7 +65,7 @@ def _render_chunk(job: tuple[str, int, int, int, int, str | None]) -> None:
 
 
 def _words_of(folder: Path, first: int) -> list[dict[str, Any]] | None:
-    """Return what the images of a chunk show; None where the chunk is missing or damaged."""
+    """Load the words of a chunk's images; None if the chunk is missing or damaged."""
     try:
         content = json.loads((folder / f"words-{first:07d}.json").read_bytes())
         for kind, digest in content["sha256"].items():
@@ -78,9 +78,7 @@ def _words_of(folder: Path, first: int) -> list[dict[str, Any]] | None:
 
 @contextlib.contextmanager
 def safe_path_for_children() -> Generator[None]:
-    """Let processes that are started meanwhile look for modules in Python's own folders alone, never in the current
-    folder.
-    """
+    """Keep processes that are started meanwhile from importing modules of the current folder."""
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
     try:
@@ -95,16 +93,16 @@ def safe_path_for_children() -> Generator[None]:
 def make_corpus(
     folder: Path, *, num_images: int, tile_px: int, seed: int, num_workers: int, only: str | None = None
 ) -> Corpus:
-    """Render what is missing or damaged of the corpus into a folder and open it.
+    """Render missing or damaged parts of the corpus to a folder, and open the corpus.
 
     Args:
-        folder: holds two array files per chunk, and a words file that carries their digests.
+        folder: two array files per chunk, and a words file with their digests.
         num_images: images in all.
         tile_px: side of every image, pixels.
-        seed: of the whole corpus; image i depends on (seed, i) alone.
+        seed: of the whole corpus; image i depends only on (seed, i).
         num_workers: processes; one renders in this process.
-        only: None for the world as it is, or a defect word: every image is drawn one, and no other; where the surface
-            would not show it, none.
+        only: a defect word that every image shows as its only defect, except on surfaces that would not show it; None
+            renders the usual mix.
     """
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(0, num_images, CHUNK_IMAGES)

@@ -1,4 +1,4 @@
-"""Stage 2: the latent diffusion prior, with its text encoder.
+"""Stage 2: trains the latent diffusion prior with its text encoder.
 
 v-prediction on a zero-terminal-SNR schedule (Lin et al. 2024, Common Diffusion Noise Schedules
 and Sample Steps Are Flawed), so that very dark and very bright images can be drawn; min-SNR
@@ -31,7 +31,7 @@ from defectory.procedural.defects import DEFECT_WORDS
 
 
 def build_unet(config: PretrainConfig) -> UNet2DConditionModel:
-    """Build an untrained UNet: text enters at the lowest resolutions, where it is cheap on a CPU."""
+    """Build an untrained UNet; text enters at the lowest resolutions, where attention is cheap on a CPU."""
     torch.manual_seed(config.seed + 2)
     reads = [stage >= 3 - config.text_stages for stage in range(3)]
     heads = tuple(max(1, channels // (32 if channels % 32 == 0 else 28)) for channels in config.unet_channels)
@@ -79,16 +79,14 @@ class Noising:
         return alpha * clean + sigma * noise, alpha * noise - sigma * clean
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float, floor: float) -> Tensor:
-        """Return the min-SNR weight of a v-prediction loss, float [B], at least `floor`, so that tones and captions are
-        learned.
-        """
+        """Compute the min-SNR weight for v-prediction, float [B]. The `floor` lets tones and captions be learned."""
         alpha_bar = self.alpha_bar[timesteps]
         snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
         return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(floor)
 
 
 MIN_AREA_PX = 12
-"""Pixels of a defect that a window must hold for its caption to name it."""
+"""Defect pixels that a window must contain for its caption to name the defect."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +111,7 @@ class Window:
 
 
 def cache_latents(config: PretrainConfig, corpus: Corpus, vae: AutoencoderKL, cache: Path) -> Work[None]:
-    """Encode the corpus into a file of scaled latents (fp16 [N,C,h,w]), where there is no whole one yet."""
+    """Encode the corpus to a file of scaled latents (fp16 [N,C,h,w]), unless a whole one exists."""
     if read_checked_tensors(cache) is not None:
         return
     scale = float(vae.config["scaling_factor"])
@@ -130,8 +128,8 @@ ENCODE_IMAGES = 512
 
 
 class LatentCorpus:
-    """Scaled latents of the corpus (fp16, as `cache_latents` left them), captions as token ids, where defects are; on
-    the recipe's device, so that a step there waits for nothing.
+    """Scaled latents (fp16, from `cache_latents`), token ids and defect positions of the corpus, on the recipe's
+    device.
     """
 
     def __init__(self, config: PretrainConfig, corpus: Corpus, tokenizer: CLIPTokenizer, *, cache: Path) -> None:
@@ -163,11 +161,11 @@ class LatentCorpus:
         return Window(y=y, x=x, side=side, factor=self.factor)
 
     def clean(self, indices: Tensor, windows: Sequence[Window] | None = None) -> Tensor:
-        """Return scaled latents float32 [B,C,h,w], of one window each where there are any."""
+        """Return scaled latents float32 [B,C,h,w], cut to one window each if windows are given."""
         return _windowed(self.latents, indices, windows).float()
 
     def token_ids(self, indices: Tensor, generator: torch.Generator, windows: Sequence[Window] | None = None) -> Tensor:
-        """Return token ids [B,L]; some captions shortened, some dropped; a window's caption names the defects in it."""
+        """Return token ids [B,L], with some captions shortened or dropped; a window's caption names its own defects."""
         draws = torch.rand(len(indices), generator=generator, device=generator.device)
         dropped = draws < self.config.caption_dropout
         shortened = draws < self.config.caption_dropout + self.config.short_caption_share
@@ -191,7 +189,7 @@ class LatentCorpus:
         )
 
     def tokenize(self, captions: list[str]) -> Tensor:
-        """Return token ids [B,L] of captions."""
+        """Tokenize captions to ids [B,L]."""
         batch: Any = self.tokenizer(
             captions, padding="max_length", truncation=True, max_length=self.config.text_length, return_tensors="pt"
         )
@@ -200,11 +198,10 @@ class LatentCorpus:
     def defect_weight(
         self, indices: Tensor, weight: float, windows: Sequence[Window] | None = None, *, share: float = 0.0
     ) -> Tensor:
-        """Return the loss weight [B,1,h,w]: `weight` on latent pixels that hold any defect pixel or lie next to one, 1
-        elsewhere.
+        """Compute the loss weight [B,1,h,w]: `weight` on and next to defect pixels, 1 elsewhere.
 
-        Where these pixels would weigh less than `share` of their image, they weigh so much, at most `MAX_DEFECT_WEIGHT`
-        each.
+        If these pixels weigh less than `share` of their image, their weight is raised to that share, up to
+        `MAX_DEFECT_WEIGHT` each.
         """
         margin = self.config.defect_margin
         near = nn.functional.max_pool2d(
@@ -235,7 +232,7 @@ class PriorModel(nn.Module):
 
 
 def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.Generator) -> Tensor:
-    """Draw one timestep per equal stratum of the range, int64 [B]: same expectation as uniform, less variance."""
+    """Draw one timestep per equal stratum of the range, int64 [B]: uniform, with less variance."""
     device = generator.device
     offsets = (
         torch.arange(batch_size, device=device) + torch.rand(batch_size, generator=generator, device=device)
@@ -244,22 +241,21 @@ def stratified_timesteps(batch_size: int, num_timesteps: int, generator: torch.G
 
 
 HeldOutStep = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""Noisy latents, timesteps, token ids and corpus indices to the predicted v."""
+"""Maps noisy latents, timesteps, token ids and corpus indices to the predicted v."""
 
 
 @torch.no_grad()
 def held_out_loss(
     config: PretrainConfig, data: LatentCorpus, predict: HeldOutStep, *, batch_size: int, at_defects: bool = False
 ) -> float:
-    """Return the mean squared error of v over the images that no step sees, with their full captions, at noise that is
-    always the same.
+    """Compute the mean squared error of v over the held-out images, with full captions and fixed noise.
 
     Args:
         config: device, precision and seed.
         data: the corpus; its last `num_held_out` images are held out.
         predict: the model.
-        batch_size: images at once; each batch has timesteps of all strata.
-        at_defects: the mean is over latent pixels that hold a defect; else over all.
+        batch_size: images at once; each batch has timesteps from all strata.
+        at_defects: average over latent pixels with a defect only.
     """
     device, noising = torch.device(config.device), Noising(build_scheduler(), torch.device(config.device))
     generator = torch.Generator().manual_seed(config.seed)
@@ -295,8 +291,8 @@ def train_prior(
         data: the corpus as latents.
         tokenizer: of the captions.
         checkpoint: as for `fit`.
-        start: begin with its weights.
-        draw: called with the model and the step whenever the held-out loss is measured.
+        start: model to start from.
+        draw: called with the model and the step at every held-out loss.
     """
     device = torch.device(config.device)
     model = PriorModel(build_unet(config), build_text_encoder(tokenizer, config)).to(device)
@@ -349,7 +345,7 @@ def train_prior(
         check_every=config.check_every,
         rng_device=device,
     )
-    # safetensors hold plain layouts alone
+    # safetensors can only store plain memory layouts
     model.unet.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue]
     return model
 

@@ -1,6 +1,6 @@
-"""Stage 3: the image encoder behind offline KID/FID and the light segmenter's start, trained on the same world.
+"""Stage 3: trains the image encoder behind offline KID/FID and the light segmenter.
 
-Two tasks on procedural images: name the material of the whole image, and the defect word of every pixel.
+It has two tasks on procedural images: name the material of the whole image, and the defect word of every pixel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from defectory.procedural.defects import DEFECT_WORDS
 
 
 class EncoderWithHeads(nn.Module):
-    """The encoder and the two heads it is trained through."""
+    """The encoder with its two training heads."""
 
     def __init__(self, encoder: ConvEncoder, heads: EncoderHeads) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class EncoderWithHeads(nn.Module):
 
 
 def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, out: Path) -> Work[None]:
-    """Train the encoder on the corpus and write it to a folder."""
+    """Train the encoder on the corpus, and write it to a folder."""
     torch.manual_seed(config.seed + 4)
     device = torch.device(config.device)
     materials = sorted(set(corpus.materials))
@@ -64,11 +64,11 @@ def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, o
 
 
 def dominant_class(class_maps: Tensor, size_hw: torch.Size) -> Tensor:
-    """Return, per output pixel, the highest class present under it, so that thin defects are not lost.
+    """Return the highest class under each output pixel, so that thin defects are not lost.
 
     Args:
         class_maps: uint8 [B,H,W].
-        size_hw: output height and width, whole fractions of H and W.
+        size_hw: output height and width; they divide H and W.
     """
     factor = class_maps.shape[-1] // size_hw[-1]
     return functional.max_pool2d(class_maps.float()[:, None], factor)[:, 0].long()

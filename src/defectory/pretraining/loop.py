@@ -1,6 +1,6 @@
-"""How the stages of pretraining use the training loop.
+"""Runs the training loop for the stages of pretraining.
 
-Every batch and all noise are functions of (seed, step), so that resuming needs no generator state.
+Batches and noise are functions of (seed, step), so that resuming needs no generator state.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ def fit(
     """Train a model in place and leave its EMA weights in it.
 
     Args:
-        model: its parameters that require a gradient are trained.
-        loss_of: returns the scalar loss of a step; draws only from the generator it is given.
+        model: parameters that require a gradient are trained.
+        loss_of: returns the scalar loss of a step; uses only the given generator for random numbers.
         config: steps, batch, optimiser.
-        stage: name, part of the noise seed.
+        stage: name; part of the noise seed.
         seed: of the whole pretraining.
         checkpoint: folder of the checkpoint; training resumes from one found there, and the last one is kept.
-        check: returns the held-out loss after a step; the model has its EMA weights meanwhile.
-        check_every: steps between two of them; the last step is always checked.
-        rng_device: where the generators are; None is the CPU, whose numbers are the same for any model.
+        check: returns the held-out loss after a step; it sees the EMA weights.
+        check_every: steps between two checks; the last step is always checked.
+        rng_device: device of the generators; None means the CPU, whose numbers do not depend on the hardware.
     """
 
     def loss_at(step: int) -> Tensor:
@@ -72,11 +72,11 @@ def fit(
 
 
 def claim(work: Path, recipe: dict[str, Any], *, kind: str = "pretrain-work") -> None:
-    """Make a work folder that of one recipe, or find it to be so.
+    """Claim a work folder for one recipe, or check that it belongs to this recipe.
 
     Raises:
-        OutputError: it holds something and is not ours.
-        StageError: it belongs to another recipe.
+        OutputError: the folder holds files that Defectory did not write.
+        StageError: the folder belongs to another recipe.
     """
     claim_folder(work, kind=kind)
     recipe_file = work / "recipe.json"

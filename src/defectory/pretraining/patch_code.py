@@ -1,7 +1,7 @@
-"""Start the autoencoder as a linear code of 4x4 patches, so that training only has to improve on it.
+"""Initialises the autoencoder as a linear code of 4x4 patches, so that training only has to improve on it.
 
-An AutoencoderKL computes a linear map exactly where its residual branches are zero, because silu(y) - silu(-y) = y:
-each value is carried once with each sign through the last normalisation, whose scale constant channels hold fixed.
+An AutoencoderKL with zero residual branches computes a linear map exactly, because silu(y) - silu(-y) = y. Each value
+passes the last normalisation once with each sign, and constant channels keep the scale of that normalisation fixed.
 """
 
 # diffusers wraps its methods in decorators that lose the signatures
@@ -20,13 +20,11 @@ from defectory.pretraining.config import NUM_CONSTANTS, PATCH_VALUES
 
 PATCH_PX = 4
 CONSTANT = 4.0
-"""Value of the constant channels beside the signed ones; large against them, so that the normalisation scales all
-images alike.
-"""
+"""Value of the constant channels; large beside the signed values, so that all images are normalised alike."""
 START_LOGVAR = -6.0
-"""Posterior log-variance at the start: latents begin almost without noise and the KL term adds what costs nothing."""
+"""Initial posterior log-variance: latents start almost without noise, and the KL term raises it where that is free."""
 SHARPNESS = 0.5
-"""How far the decoder's upsampling starts from smooth (0) towards patches that know nothing of each other (1)."""
+"""Initial sharpness of the decoder's upsampling: 0 is smooth, 1 treats patches independently."""
 
 
 def patch_code(images: NDArray[np.uint8], latent_channels: int) -> tuple[Tensor, Tensor]:
@@ -52,7 +50,7 @@ def patch_code(images: NDArray[np.uint8], latent_channels: int) -> tuple[Tensor,
 
 @torch.no_grad()
 def start_as_patch_code(vae: AutoencoderKL, images: NDArray[np.uint8]) -> None:
-    """Set an untrained autoencoder's weights so that it encodes and (smoothly) decodes the patch code of some images.
+    """Initialise an autoencoder so that it encodes and (smoothly) decodes the patch code of some images.
 
     Args:
         vae: three stages, factor 4, sizes that `fits` accepts.
@@ -140,7 +138,7 @@ def _pass_on(conv: nn.Conv2d, count: int) -> None:
 
 
 def _gather(conv: nn.Conv2d, count: int) -> None:
-    """Make a downsampling convolution put each 2x2 block of channel c into channels 4c .. 4c+3, row by row."""
+    """Set a downsampling convolution to move each 2x2 block of channel c to channels 4c .. 4c+3, row by row."""
     _clear(conv, 4 * count)
     for channel in range(count):
         for row in range(2):
@@ -157,10 +155,9 @@ def _gathered_order() -> Tensor:
 
 
 def _spread(conv: nn.Conv2d, count: int, source: Any) -> None:
-    """Make the convolution after a nearest upsampling put `source(value, row, column)` near row and column of each 2x2
-    block.
+    """Set the convolution after a nearest upsampling to place `source(value, row, column)` in each 2x2 block.
 
-    After a nearest upsampling a convolution cannot tell the halves of a block apart but by its neighbours: taps
+    After a nearest upsampling a convolution can only tell the halves of a block apart by their neighbours: taps
     (-h, 1/2, h) lean to the even half, (h, 1/2, -h) to the odd one.
     """
     half = SHARPNESS / 2
@@ -179,7 +176,7 @@ def _signed_places(norm: nn.GroupNorm, count: int) -> list[int]:
 
 
 def _hold_scale(norm: nn.GroupNorm, before: nn.Conv2d, count: int) -> float:
-    """Set the constant channels before a normalisation and give the scale that undoes it."""
+    """Set the constant channels before a normalisation, and return the scale that undoes it."""
     assert before.bias is not None
     size, used = norm.num_channels // norm.num_groups, 2 * -(-count // norm.num_groups)
     before.weight.mul_(0.3)

@@ -1,4 +1,4 @@
-"""Make the embedded base and its companions: corpus, autoencoder, prior, control network, encoder, in this order."""
+"""Pretrains the embedded base and its companions: corpus, autoencoder, prior, control network, encoder."""
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
@@ -40,21 +40,22 @@ from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
 from defectory.pretraining.vae import build_vae, train_vae
 
 CHECKPOINTS = "checkpoints"
-"""Folder in the work folder, with a folder per stage."""
+"""Folder of checkpoints in the work folder, with one folder per stage."""
 NUM_TONE_WORDS = 3
-"""Lightness, contrast and colour come before the material in a caption."""
+"""Words before the material in a caption: lightness, contrast and colour."""
 
 
 def pretrain(
     config: PretrainConfig, *, work: Path, base_out: Path, encoder_out: Path | None, geometry_of: GeometryOf
 ) -> Work[None]:
-    """Make the base folder (Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`) and the encoder
-    folder.
+    """Pretrain, and write the base folder and the encoder folder.
+
+    The base is in Stable Diffusion layout, fp16, with `controlnet/` and `digests.json`.
 
     Args:
         config: the recipe.
-        work: corpus, cached latents, checkpoints, `held_out.json` and grids of samples; a second call with the same
-            recipe resumes from it.
+        work: folder of corpus, cached latents, checkpoints, `held_out.json` and grids of samples; a second call with
+            the same recipe resumes from it.
         base_out: base folder, replaced when everything is trained.
         encoder_out: encoder folder, likewise; None leaves the encoder out.
         geometry_of: the geometry part of driver extraction.
@@ -111,12 +112,12 @@ def _stages(
 def _autoencoder(
     config: PretrainConfig, corpus: Corpus, *, work: Path, start: StableDiffusion | None
 ) -> Work[AutoencoderKL]:
-    """Train the autoencoder, or copy it from the start or from where an earlier call left it; it is frozen."""
+    """Train the autoencoder, or load it from `config.start` or an earlier call; return it frozen."""
     vae = build_vae(config).to(config.device)
     if start is not None:
         _copy_vae(start.vae, vae)
     elif folder_is_whole(work / "vae", kind="base"):
-        # its values alone: the loaded model would carry this machine's path into the base
+        # only its values: the loaded model would write this machine's path into the base
         _copy_vae(AutoencoderKL.from_pretrained(work / "vae", local_files_only=True), vae)
     else:
         vae = yield from train_vae(config, corpus, checkpoint=work / CHECKPOINTS / "vae")
@@ -128,7 +129,7 @@ def _autoencoder(
 def _grid_drawer(
     vae: AutoencoderKL, tokenizer: Any, folder: Path, *, cell_px: int
 ) -> Callable[[PriorModel, int], None]:
-    """Return what draws a grid of samples after a number of steps."""
+    """Return a function that draws a grid of samples after a number of steps."""
 
     def draw(model: PriorModel, step: int) -> None:
         models = StableDiffusion(
@@ -175,7 +176,7 @@ def write_base(
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
-    # padding and truncation of the last call are no part of the vocabulary
+    # padding and truncation of the last call do not belong to the vocabulary
     tokenizer.backend_tokenizer.no_padding()
     tokenizer.backend_tokenizer.no_truncation()
     with quiet(), atomic_folder(out, kind="base") as folder:
@@ -184,5 +185,5 @@ def write_base(
         if control is not None:
             control.to("cpu", torch.float16).save_pretrained(folder / "controlnet")
         for path in folder.rglob("*.safetensors"):
-            path.chmod(0o644)  # safetensors are written readable for their owner alone
+            path.chmod(0o644)  # safetensors are written readable only for their owner
         write_digests(folder)

@@ -1,7 +1,7 @@
-"""Scores of a base on its own world: does it draw what captions say, and how close are samples to procedural images?
+"""Scores how well a base follows captions, and how close its samples are to procedural images.
 
-A classifier trained on procedural images alone names material and defect of held-out images and of samples drawn for
-their captions; a base that obeys gets nearly the accuracy of the images themselves.
+A classifier trained only on procedural images names the material and defect of held-out images, and of samples drawn
+for their captions. A base that follows captions nearly reaches the accuracy of the images themselves.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ GRID_CAPTIONS = (
     "a dim clear red leather surface, with a stain",
     "a medium strong grey rolled steel surface with hole, with a crack",
 )
-"""Sixteen captions in the form of the world's own, one after the other in the grid of samples."""
+"""Sixteen captions in the style of the procedural world, in the order of the grid of samples."""
 
 
 class Judge(nn.Module):
-    """Material of an image, and which defect it shows, 0 for none."""
+    """A classifier of an image's material and defect; defect 0 means none."""
 
     def __init__(self, *, num_materials: int, num_defects: int) -> None:
         super().__init__()
@@ -76,14 +76,14 @@ class Judge(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Named:
-    """What an image shows by its caption: index of the material, and of the defect word + 1 or 0."""
+    """Content of an image by its caption: index of the material, and index of the defect word + 1, or 0."""
 
     material: int
     defect: int
 
 
 def name_images(corpus: Corpus, materials: Sequence[str], words: Sequence[str]) -> list[Named | None]:
-    """Name what each image shows; None where it shows more than one kind of defect."""
+    """Name the content of each image; None if it shows more than one kind of defect."""
     named: list[Named | None] = []
     for material, shown in zip(corpus.materials, corpus.defect_words, strict=True):
         kinds = set(shown)
@@ -101,7 +101,7 @@ def train_judge(
     config: ScoreConfig,
     checkpoint: Path,
 ) -> Work[Judge]:
-    """Train the classifier on the corpus but its last `num_held_out` images, and return it."""
+    """Train the classifier on all but the last `num_held_out` images of the corpus, and return it."""
     torch.manual_seed(config.seed + 9)
     judge = Judge(num_materials=num_materials, num_defects=num_defects)
     usable = torch.tensor([i for i in range(len(corpus) - config.num_held_out) if named[i] is not None])
@@ -129,7 +129,7 @@ def train_judge(
 
 @torch.no_grad()
 def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> tuple[float, float]:
-    """Compute the shares of images whose material and whose defect the classifier names as their captions do."""
+    """Compute the accuracy of material and of defect, with captions as the truth."""
     right = np.zeros(2)
     for start in range(0, len(images), BATCH):
         material, defect, _ = judge(images_to_tensor(list(images[start : start + BATCH])))
@@ -142,7 +142,7 @@ def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> t
 
 
 def draw_captions(models: SamplingModels, captions: Sequence[str], *, config: ScoreConfig) -> Iterator[list[Image]]:
-    """Draw one sample per caption, by the base alone; yields batches."""
+    """Draw one sample per caption without a control network, and yield batches."""
     sampler = Sampler(scheduler="dpm-solver", num_steps=config.num_steps, precision="bf16")
     guidance = Guidance(text=config.guidance_scale, text_rescale=config.guidance_rescale)
     for start in range(0, len(captions), BATCH):
@@ -161,7 +161,7 @@ def summarise(
     kid_floor: float,
     encoder: str,
 ) -> BaseScores:
-    """Gather the scores of samples beside those of the images whose captions they were drawn for."""
+    """Combine the scores of samples with those of the images whose captions they were drawn for."""
     material, defect = accuracy(judge, images, named)
     drawn_material, drawn_defect = accuracy(judge, samples, named)
     return BaseScores(

@@ -1,4 +1,4 @@
-"""Captions, the base's own small vocabulary and its CLIP-style text encoder."""
+"""Builds the captions, the small vocabulary and the CLIP-style text encoder of a base."""
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
@@ -28,13 +28,11 @@ RESERVED_WORDS = (
     "break",
     "blowhole",
 )
-"""Words that users' prompts hold; one token each, whether or not a procedural caption holds them."""
+"""Words of users' prompts; each gets one token, even if no procedural caption contains it."""
 
 
 def build_tokenizer(captions: Iterable[str], config: PretrainConfig) -> CLIPTokenizer:
-    """Fit a byte-level BPE vocabulary to the words of the captions, in CLIP's own format; the same words give the same
-    one.
-    """
+    """Fit a byte-level BPE vocabulary in CLIP's format to the captions' words, deterministically."""
     words = sorted(
         {word for caption in captions for word in caption.lower().replace(",", " ").split()} | set(RESERVED_WORDS)
     )
@@ -58,12 +56,12 @@ def build_tokenizer(captions: Iterable[str], config: PretrainConfig) -> CLIPToke
 def learn_merges(words: Sequence[str], limit: int) -> list[tuple[str, str]]:
     """Return the merges of byte pair encoding, most frequent pair first (Sennrich et al. 2016).
 
-    Ties go by the alphabet: the trainer of `tokenizers` breaks them by chance, and a resumed run would read captions
-    by another vocabulary than the one its text encoder has learned.
+    Ties are broken alphabetically. The trainer of `tokenizers` breaks them at random, and a resumed run would get a
+    different vocabulary from the one its text encoder has learned.
 
     Args:
         words: distinct words, spelled in byte-level letters.
-        limit: at most so many merges.
+        limit: at most this many merges.
     """
     parts = [(*word[:-1], word[-1] + "</w>") for word in words]
     merges: list[tuple[str, str]] = []
@@ -111,14 +109,14 @@ def build_text_encoder(tokenizer: CLIPTokenizer, config: PretrainConfig) -> CLIP
 
 
 def short_caption(tone: str, material: str, defect_words: tuple[str, ...]) -> str:
-    """Return the short form both phases use: `an image of a [tone] [material] with a [defect] and a [defect]`."""
+    """Make a caption in the form of both phases: `an image of a [tone] [material] with a [defect] and a [defect]`."""
     if not defect_words:
         return f"an image of a {tone} {material}"
     return f"an image of a {tone} {material} with " + " and ".join(f"a {word}" for word in dict.fromkeys(defect_words))
 
 
 def with_defects(caption: str, defect_words: tuple[str, ...]) -> str:
-    """Return a caption of the procedural world, whose last part names the defects, with others in their place."""
+    """Replace the defects that the last part of a procedural caption names."""
     head = caption.rpartition(", ")[0]
     words = dict.fromkeys(defect_words)
     return f"{head}, with a " + " and a ".join(words) if words else f"{head}, without defect"

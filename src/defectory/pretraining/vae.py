@@ -1,4 +1,4 @@
-"""Stage 1: the autoencoder, factor 4, reconstruction first."""
+"""Stage 1: trains the autoencoder, factor 4, mainly for reconstruction."""
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
 # pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportReturnType=false
@@ -25,9 +25,9 @@ COLOUR_WEIGHT = 1.0
 DEFECT_MARGIN_PX = 2
 TRIES_FOR_A_DEFECT = 20
 NUM_PATCH_IMAGES = 400
-"""Corpus images whose patches give the code that training starts from."""
+"""Corpus images whose patches define the initial code."""
 EVENNESS = 0.5
-"""Latent channels of standard deviation s end with the square root of s: 0 leaves them as trained, 1 makes them equal.
+"""Latent channels of standard deviation s are rescaled to s^(1 - EVENNESS): 0 changes nothing, 1 makes them equal.
 """
 
 
@@ -48,10 +48,10 @@ def build_vae(config: PretrainConfig) -> AutoencoderKL:
 
 
 def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Return L1 plus squared error plus L1 of image gradients, each weighted by pixel, and of colour.
+    """Compute L1 plus squared error plus L1 of image gradients, weighted by pixel, plus a colour term.
 
-    Gradients make thin edges weigh more than flat areas. Without the term of colour (each channel's difference from the
-    mean of the channels) an autoencoder this small reconstructs grey.
+    Gradients make thin edges count more than flat areas. The colour term compares each channel's difference from the
+    mean of the channels; without it, so small an autoencoder reconstructs grey.
 
     Args:
         predicted: float [B,3,H,W] in [-1,1].
@@ -66,8 +66,7 @@ def reconstruction_loss(predicted: Tensor, target: Tensor, weight: Tensor) -> Te
 
 
 def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
-    """Return the weight of each pixel, float32 [B,1,H,W] of mean 1: on defects and within `DEFECT_MARGIN_PX` of them
-    `weight` times that elsewhere.
+    """Compute pixel weights of mean 1, float32 [B,1,H,W]: `weight` times as much within `DEFECT_MARGIN_PX` of defects.
 
     Args:
         class_maps: uint8 [B,H,W], 0 where there is no defect.
@@ -80,9 +79,7 @@ def pixel_weight(class_maps: NDArray[np.uint8], weight: float) -> Tensor:
 
 
 def draw_crops(corpus: Corpus, config: PretrainConfig, generator: torch.Generator) -> list[tuple[int, slice, slice]]:
-    """Draw the crops of one step, (image, rows, columns); where defects weigh more, every second one lies around a
-    defect pixel.
-    """
+    """Draw the crops of one step (image, rows, columns); if defects weigh more, half of them contain a defect."""
     size, crop, full = config.vae.batch_size, min(config.vae_crop_px, config.tile_px), config.tile_px
     num_train = len(corpus) - config.num_held_out
     indices = torch.randint(num_train, (size,), generator=generator).tolist()
@@ -102,7 +99,7 @@ def draw_crops(corpus: Corpus, config: PretrainConfig, generator: torch.Generato
 def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Work[AutoencoderKL]:
     """Train the autoencoder on random crops of the corpus, and return it.
 
-    Its latents have mean 0 per channel and standard deviation 1 over all channels of the corpus, `scaling_factor`
+    The latents have mean 0 per channel and standard deviation 1 over all channels of the corpus, `scaling_factor`
     included.
     """
     torch.manual_seed(config.seed)
@@ -140,10 +137,10 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Wo
 
 @torch.no_grad()
 def centre_latents(vae: AutoencoderKL, latents: Tensor) -> None:
-    """Fold a change of latents into the 1x1 convolutions around them: mean 0, and channels of more equal spread.
+    """Centre and rescale latents through the 1x1 convolutions around them: mean 0, and more equal spread.
 
-    The round trip stays the same. Stable Diffusion's layout has one `scaling_factor` for all channels, so channels of
-    small spread would hardly count in the diffusion loss.
+    The round trip stays the same. Stable Diffusion has one `scaling_factor` for all channels, so channels of small
+    spread would hardly count in the diffusion loss.
 
     Args:
         vae: the autoencoder.
@@ -156,14 +153,14 @@ def centre_latents(vae: AutoencoderKL, latents: Tensor) -> None:
     post: Any = vae.post_quant_conv
     quant.bias[:count] = (quant.bias[:count] - mean) * factor
     quant.weight[:count] *= factor.view(-1, 1, 1, 1)
-    quant.bias[count:] += 2 * factor.log()  # the log-variances move with the scale
+    quant.bias[count:] += 2 * factor.log()  # log-variances shift with the scale
     post.bias += post.weight[:, :, 0, 0] @ mean
     post.weight /= factor.view(1, -1, 1, 1)
 
 
 @torch.no_grad()
 def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainConfig) -> Tensor:
-    """Return the posterior means (not scaled) of corpus images, float32 [N,C,h,w]."""
+    """Encode corpus images as unscaled posterior means, float32 [N,C,h,w]."""
     device = torch.device(config.device)
     parts: list[Tensor] = []
     for start in range(0, len(indices), 64):
@@ -177,7 +174,7 @@ def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainC
 
 @torch.no_grad()
 def reconstruction_psnr_db(vae: AutoencoderKL, images: list[Tensor]) -> list[float]:
-    """Return the PSNR in dB of the autoencoder's round trip, per image.
+    """Compute the PSNR of the autoencoder's round trip per image, dB.
 
     Args:
         vae: the autoencoder.

@@ -1,8 +1,8 @@
-"""Teach a base one word of the world that it draws badly, and change little in what it draws for other texts.
+"""Teaches a base one word of the procedural world that it draws badly, with little change for other texts.
 
-Learned are the word's embedding (textual inversion, Gal et al. 2023) and how the UNet's cross-attention reads texts
-(keys and values, as custom diffusion, Kumari et al. 2023). What is ours: readings change in those directions alone that
-texts without the word hardly use; the word's embedding is free to go there.
+The word's embedding is learned (textual inversion, Gal et al. 2023), and so are the keys and values of the UNet's
+cross-attention (custom diffusion, Kumari et al. 2023). Keys and values change only in directions that texts without the
+word hardly use, which is ours; the word's embedding is free to move there.
 """
 
 # diffusers and transformers wrap their methods in decorators that lose the signatures
@@ -47,26 +47,24 @@ from defectory.pretraining.text import RESERVED_WORDS, short_caption
 
 BEFORE, AFTER = "before.png", "after.png"
 READINGS = ("attn2.to_k.weight", "attn2.to_v.weight")
-"""Parameters of the UNet that read a text."""
+"""Parameters of the UNet that compute keys and values of a text."""
 
 
 def least_used_directions(contexts: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the orthonormal directions [D,count] along which contexts [N,D] have least mean energy, and that energy,
-    [count], rising.
-    """
+    """Return orthonormal directions [D,count] of least mean energy in contexts [N,D], and their energies [count]."""
     energies, directions = torch.linalg.eigh(contexts.double().T @ contexts.double() / len(contexts))
     return directions[:, :count].float(), energies[:count].clamp_min(0).float()
 
 
 class TaughtWord(nn.Module):
-    """A frozen base whose reading of one word is learned.
+    """A frozen base that learns to read one word.
 
     Args:
-        unet: its cross-attention's keys and values learn.
-        text_encoder: one row of its embedding learns.
-        token_id: the word's.
+        unet: keys and values of its cross-attention are trained.
+        text_encoder: one row of its embedding is trained.
+        token_id: of the word.
         others: float [N,D], what the UNet reads of texts without the word, one row per token.
-        num_directions: keys and values change in so many directions, those that `others` use least.
+        num_directions: keys and values change in this many directions, those that `others` use least.
     """
 
     def __init__(
@@ -111,15 +109,13 @@ class TaughtWord(nn.Module):
         ).sample
 
     def change_of_others(self) -> Tensor:
-        """Return the mean squared change of what is read of other texts, as a share of its mean square; mean of all
-        readings.
-        """
+        """Compute the relative mean squared change of other texts' keys and values, averaged over layers."""
         changes = zip(self.readings, self._read_of_others, strict=True)
         return torch.stack([(change.square() @ self._energies).sum() / read for change, read in changes]).mean()
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Write what was learned into UNet and text encoder; the readings' part is then zero."""
+        """Fold the learned change into UNet and text encoder, and reset the change of keys and values to zero."""
         for network, values in ((self.text_encoder, self._words()), (self.unet, self._read())):
             for name, value in values.items():
                 network.get_parameter(name).copy_(value)
@@ -128,21 +124,20 @@ class TaughtWord(nn.Module):
 
 
 def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Work[None]:
-    """Write a base like another one that knows a word of the procedural world; a second call resumes from `work`.
+    """Write a copy of a base that knows one more word of the procedural world; a second call resumes from `work`.
 
     Args:
         config: word and recipe.
-        base: of the embedded kind: made by `pretrain`, of tiles of the world.
-        work: images with the word's defect alone, texts without it, cached latents, checkpoint, samples (`before.png`,
-            `after.png`), and by how much the UNet reads other texts otherwise (`others.json`, relative, root mean
-            square).
-        out: new base folder, written when the word is learned; all files but those of UNet and text encoder are the
-            first base's.
+        base: of the embedded kind, made by `pretrain`.
+        work: folder of images with only this word's defect, texts without it, cached latents, checkpoint, samples
+            (`before.png`, `after.png`), and the change of other texts' keys and values (`others.json`, relative, root
+            mean square).
+        out: new base folder, written when the word is learned. All files except UNet and text encoder are copies.
 
     Raises:
-        ConfigError: the base is not of the embedded kind, spells the word in several tokens or has fewer directions
-            than are to change.
-        OutputError: `out` is there already.
+        ConfigError: the base is not of the embedded kind, spells the word in several tokens, or has fewer directions
+            than `num_directions`.
+        OutputError: `out` exists already.
         StageError: `work` belongs to another recipe.
     """
     if out.exists():
@@ -151,7 +146,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Work
     models = load_stable_diffusion(base, config.device)
     token_id = _token_of(models, config)
     claim(work, {"base": digest_folder(base), **config.model_dump(mode="json")})
-    # LatentCorpus reads a recipe of pretraining
+    # LatentCorpus needs a recipe of pretraining
     recipe = PretrainConfig(
         seed=config.seed,
         device=config.device,
@@ -205,7 +200,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
     use_plain_attention(taught.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     taught.unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     noising = Noising(build_scheduler(), device)
-    # a defect that the surface would not show is left out of an image
+    # an image lacks the defect if its surface would not show it
     shows = torch.tensor([i for i in range(data.num_train) if data.corpus.defect_words[i]], device=device)
 
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
@@ -246,7 +241,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
 
 
 def _token_of(models: StableDiffusion, config: WordConfig) -> int:
-    """Return the word's token id, where the base can be taught it."""
+    """Return the word's token id, after a check that the base can learn the word."""
     ours, found = build_scheduler().config, models.scheduler.config
     if any(found.get(key) != ours[key] for key in ("prediction_type", "rescale_betas_zero_snr", "num_train_timesteps")):
         raise ConfigError(
@@ -267,9 +262,9 @@ def _token_of(models: StableDiffusion, config: WordConfig) -> int:
 
 
 def texts_without(others: Corpus, word: str) -> list[str]:
-    """Return captions of images in both forms, prompts with the words that users' prompts hold, and the empty text.
+    """Return long and short captions, prompts with the words of users' prompts, and the empty text.
 
-    None of them names the word.
+    No text contains the word.
     """
     kept = [i for i, words in enumerate(others.defect_words) if word not in words]
     short = [short_caption(others.tones[i], others.materials[i], others.defect_words[i]) for i in kept]
@@ -290,6 +285,6 @@ def _draw(models: StableDiffusion, captions: Sequence[str], path: Path) -> None:
 
 @torch.no_grad()
 def _contexts(models: StableDiffusion, data: LatentCorpus, texts: Sequence[str]) -> Tensor:
-    """Return what the UNet reads of texts, float32 [N,D], one row per token."""
+    """Encode texts for the UNet, float32 [N,D], one row per token."""
     pieces = [data.tokenize(list(texts[start : start + 64])) for start in range(0, len(texts), 64)]
     return torch.cat([models.text_encoder(input_ids=ids).last_hidden_state.flatten(0, 1) for ids in pieces]).float()

@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML file, outcome on top."""
+"""The report: one self-contained HTML file with the verdict on top."""

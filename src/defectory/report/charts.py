@@ -1,4 +1,4 @@
-"""Line charts as inline SVG, drawn by matplotlib, in colours that the page's light and dark style sets."""
+"""Draws line charts with matplotlib as inline SVG, in the colours of the page's light and dark style."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from defectory.terminal import printable
 
 SIZE_PX = (460, 268)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-"""Okabe and Ito's colours, told apart by most people with a colour-vision deficiency."""
+"""Okabe and Ito's colours, which most people with a colour-vision deficiency can tell apart."""
 DASHES: tuple[Any, ...] = ("-", (0, (4, 2)), (0, (1.5, 1.5)), (0, (5, 2, 1.5, 2)), (0, (1, 3)), (0, (7, 1.5)))
 INK, LINE = "#010203", "#040506"
-"""Stand for the page's colours of text and lines, which matplotlib cannot name."""
+"""Placeholders for the page's colours of text and lines, which matplotlib cannot name."""
 STYLE = {
     "axes.edgecolor": LINE,
     "axes.facecolor": "none",
@@ -55,7 +55,7 @@ STYLE = {
 
 
 def line_chart(chart: Chart) -> str:
-    """Draw a chart as an SVG element, a function of the chart alone; points that are not finite are left out."""
+    """Draw a chart as an SVG element; points that are not finite are left out. Equal charts give equal text."""
     curves = [(c.name, [(x, y) for x, y in c.points if math.isfinite(x) and math.isfinite(y)]) for c in chart.curves]
     stream = io.StringIO()
     with _matplotlib():
@@ -65,7 +65,7 @@ def line_chart(chart: Chart) -> str:
         from matplotlib.lines import Line2D
 
         with style.context(["default", STYLE]):
-            # of SVG, matplotlib makes 72 units an inch
+            # matplotlib writes 72 SVG units per inch
             figure = Figure(figsize=(SIZE_PX[0] / 72, SIZE_PX[1] / 72), layout="constrained")
             title, across, up = (printable(text) for text in (chart.title, chart.x_label, chart.y_label))
             axes = figure.add_subplot(title=title, xlabel=across, ylabel=up)
@@ -88,10 +88,10 @@ def line_chart(chart: Chart) -> str:
 
 
 def _for_page(svg: str, title: str) -> str:
-    """Cut a file down to an SVG element of a page, in the page's colours and letters.
+    """Reduce an SVG file to an element of a page, in the page's colours and font.
 
-    What is left names nothing, so that charts of one page cannot get in each other's way: no line leaves its axes, and
-    the style sheet would be the whole page's.
+    The result defines no ids and no style sheet, so that charts of one page cannot affect each other. Clip paths are
+    not needed, since no line leaves its axes.
     """
     svg = re.sub(r"<(metadata|defs)>.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<[^<>]*>", lambda tag: _tag_for_page(tag[0]), svg)
@@ -107,7 +107,7 @@ def _tag_for_page(tag: str) -> str:
 
 @contextmanager
 def _matplotlib() -> Generator[None]:
-    """Import matplotlib within; who has no folder of it gets none: its list of fonts goes into a temporary one."""
+    """Keep matplotlib's font list in a temporary folder meanwhile, unless the user has a matplotlib folder."""
     own = (Path.home() / folder / "matplotlib" for folder in (".config", ".cache", ".matplotlib"))
     if "matplotlib" in sys.modules or "MPLCONFIGDIR" in os.environ or any(folder.is_dir() for folder in own):
         yield

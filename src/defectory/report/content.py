@@ -1,4 +1,4 @@
-"""What a report page shows, as plain values, and how their texts become HTML."""
+"""Defines the content of a report page as plain values, and escapes texts for HTML."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Image = NDArray[np.uint8]
 
 
 def escape(text: object, *, quote: bool = True) -> str:
-    """Return a text for a page: markup in it is shown as it is, and control and direction characters as escapes."""
+    """Escape a text for a page: its markup, and control and direction characters."""
     return html.escape(printable(text), quote=quote)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The verdict: `use it`, `do not use it` or `not enough evidence`, and the sentence that says why."""
+    """The verdict (`use it`, `do not use it` or `not enough evidence`) and the reason in one sentence."""
 
     outcome: str
     sentence: str
@@ -74,7 +74,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """A way in which synthesis fails: detected, not detected, or None where it cannot be told."""
+    """A way in which synthesis can fail: detected, not detected, or None if unknown."""
 
     name: str
     detected: bool | None
@@ -84,7 +84,7 @@ class Signature:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportContent:
-    """All of a page, in the order in which it is shown."""
+    """The whole content of a page, in display order."""
 
     title: str
     outcome: Outcome

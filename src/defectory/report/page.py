@@ -1,4 +1,4 @@
-"""Renders a report's content as one HTML file that needs nothing else; the page itself is `templates/`."""
+"""Renders a report's content with `templates/` as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from defectory.terminal import printable
 JPEG_QUALITY = 90
 VERDICT_CLASSES = {"use it": "good", "do not use it": "bad"}
 FINDING_WORDS = {True: ("yes", "detected"), False: ("no", "not detected"), None: ("unknown", "cannot be told")}
-"""Class and words of a failure signature that is detected, is not, or cannot be told."""
+"""CSS class and text of a failure signature: detected, not detected, or unknown."""
 
 
 def render_report(content: ReportContent) -> str:
-    """Return the page as HTML text, everything it shows inside it."""
+    """Render the page as self-contained HTML."""
     page = _environment().get_template("page.html.jinja")
     verdict_class = VERDICT_CLASSES.get(content.outcome.outcome, "open")
     return page.render(content=content, verdict_class=verdict_class, finding_words=FINDING_WORDS)
@@ -40,7 +40,7 @@ def write_report(content: ReportContent, path: Path) -> None:
 
 
 def picture_uri(image: Image) -> Markup:
-    """Return an image RGB uint8 [H,W,3] as a `data:` URI: PNG when small, JPEG otherwise."""
+    """Encode an image, RGB uint8 [H,W,3], as a `data:` URI: PNG if small, else JPEG."""
     stream = io.BytesIO()
     if image.shape[0] * image.shape[1] <= 160 * 160:
         Pillow.fromarray(image).save(stream, "PNG", optimize=True)
@@ -72,5 +72,5 @@ def _chart(chart: Chart) -> Markup:
 
 
 def _shown(value: Any) -> Any:
-    """Return a text of data with control and direction characters as escapes; leave markup as it is."""
+    """Escape control and direction characters in a text; leave markup unchanged."""
     return value if isinstance(value, Markup) else printable(value)

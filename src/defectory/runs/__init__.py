@@ -1,4 +1,4 @@
-"""The run folder: a typed store of what stages made, and the machinery that makes, checks and mends it.
+"""The run folder: a typed store of stage results, and the machinery that makes, checks and repairs it.
 
-Knows what a stage is, and no stage.
+Knows what a stage is, but no stage in particular.
 """

@@ -1,4 +1,4 @@
-"""How stages that need nothing of each other are run: one after the other, or side by side in local processes."""
+"""Runs independent stages one after the other, or side by side in local processes."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ from defectory.runs.stage import Run, Stage
 from defectory.runs.verify import Verified
 
 MAX_PROCESSES = 4
-"""Each takes a gigabyte or more. On two threads, too: three at once use them better than two and then one (decision
-043)."""
+"""Most processes at a time; each takes a gigabyte or more. They pay even on two threads (decision 043)."""
 EVENTS: dict[str, type[Progress | Notice | StageEnded]] = {
     kind.__name__: kind for kind in (Progress, Notice, StageEnded)
 }
@@ -34,13 +33,13 @@ EVENTS: dict[str, type[Progress | Notice | StageEnded]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Stages of one group that are to be run.
+    """Stages of one group to run.
 
     Attributes:
-        stages: to run; none needs another.
+        stages: to run; they are independent of each other.
         all_stages: of the run, by name.
-        group_size: stages that the group has, whether or not they are to be run.
-        verified: what has been compared with its digests; covers all that the stages read.
+        group_size: number of stages in the group, including those that do not have to run.
+        verified: results already compared with their digests, including all that the stages read.
         serve: code that a child process runs to serve one stage; see `serve_stage`.
     """
 
@@ -52,7 +51,7 @@ class Batch:
 
 
 class Executor(Protocol):
-    """Runs a batch of stages. A batch that fails or is stopped leaves partial work that the next one resumes."""
+    """Runs a batch of stages. The next batch resumes the partial work of one that failed or was stopped."""
 
     def __call__(self, run: Run, batch: Batch) -> Iterator[Event]:
         """Run the stages; yield their events, each with its stage's name.
@@ -81,8 +80,9 @@ def run_in_process(run: Run, batch: Batch) -> Iterator[Event]:
 
 
 def run_where_it_pays(run: Run, batch: Batch) -> Iterator[Event]:
-    """Run stages in local processes on a CPU with several threads, else one after the other: one training of a small
-    network leaves most of a CPU's threads idle.
+    """Run stages in local processes on a CPU with several threads, else one after the other.
+
+    Training one small network leaves most of a CPU's threads idle.
     """
     from defectory.engine.devices import device_of
 
@@ -92,11 +92,11 @@ def run_where_it_pays(run: Run, batch: Batch) -> Iterator[Event]:
 
 
 def _shares(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
-    """Return processes at a time, and threads of each."""
+    """Return the number of processes at a time and the threads of each."""
     import torch
 
     num_threads = torch.get_num_threads()
-    # of all in the group: how many threads each gets decides its last bits, whichever of them are left to run
+    # counts the whole group: the number of threads decides the last bits of a result, however many stages are left
     num_processes = min(
         batch.group_size, config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1)
     )
@@ -106,10 +106,10 @@ def _shares(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
 def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
     """Run stages side by side, each in a process of its own with its share of the threads.
 
-    When this process ends, however it does, so do they. Events of different stages come in between each other.
+    The child processes end with this process, however it ends. Events of different stages interleave.
 
     Raises:
-        DefectoryError: of the first stage that fails; the others are stopped, and resume when they are run again.
+        DefectoryError: of the first stage that fails; the others stop, and resume on the next run.
     """
     num_processes, num_threads = _shares(run.config, batch)
     make_work_root(run)
@@ -140,12 +140,12 @@ _Messages = queue.Queue[tuple[str, dict[str, Any] | None]]
 
 
 def _start(job: dict[str, Any], messages: _Messages, serve: str) -> subprocess.Popen[bytes]:
-    # -P: else python looks for modules in the current folder first, and would run a user's scipy.py
+    # -P: otherwise python imports from the current folder first, and would run a user's scipy.py
     process = subprocess.Popen([sys.executable, "-P", "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     output = process.stdout
-    # stays open: its end tells the process that this one has ended
+    # stays open; end of file shows the child that this process has ended
     process.stdin.write(json.dumps(job).encode() + b"\n")
     process.stdin.flush()
 
@@ -179,12 +179,12 @@ def _require_success(name: str, code: int) -> None:
 
 
 def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
-    """Run the stage that a line on standard input asks for; write its events to standard output as JSON lines.
+    """Run the stage requested on standard input, and write its events to standard output as JSON lines.
 
     Args:
         stages_of: returns the stages of a run by name.
     """
-    # Ctrl-C reaches all processes of a terminal; the one that started this one decides
+    # Ctrl-C reaches all processes of a terminal; the parent process decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     channel = os.fdopen(os.dup(1), "w")

@@ -1,4 +1,4 @@
-"""The order of stages: which are needed for which, which are up to date, and why one is not."""
+"""Orders stages by their inputs, and says which are up to date and why others are not."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class State:
     Attributes:
         stage: its name.
         state: `up to date`, `to be run`, `to be resumed` or `to be run again`.
-        why: what changed, where a finished stage has to run again; else empty.
-        seconds: what the finished stage took; 0 where there is none.
+        why: what changed, if a finished stage has to run again; else empty.
+        seconds: duration of the finished stage; 0 if it has not finished.
     """
 
     stage: str
@@ -40,10 +40,10 @@ def by_name(stages: Sequence[Stage]) -> dict[str, Stage]:
 
 
 def in_order(stages: Sequence[Stage], added: Sequence[Stage], config: ProjectConfig) -> tuple[Stage, ...]:
-    """Return stages with further ones put in, each right after the last of those that it reads.
+    """Insert further stages, each right after the last stage that it reads.
 
     Raises:
-        ConfigError: one reads a stage that there is not, or has the name of another.
+        ConfigError: a stage reads an unknown stage, or its name is taken.
     """
     order = list(stages)
     for stage in added:
@@ -59,10 +59,10 @@ def in_order(stages: Sequence[Stage], added: Sequence[Stage], config: ProjectCon
 
 
 def select(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
-    """Return the stages with the names, where the name of a group stands for all of it.
+    """Return the stages with these names; the name of a group selects all its stages.
 
     Raises:
-        ConfigError: a name that no stage and no group has.
+        ConfigError: no stage or group has this name.
     """
     known = {stage.name for stage in stages} | {stage.group for stage in stages if stage.group}
     for name in names:
@@ -72,7 +72,7 @@ def select(stages: Sequence[Stage], names: Sequence[str]) -> list[Stage]:
 
 
 def needed_for(stages: Sequence[Stage], names: Sequence[str], config: ProjectConfig) -> list[str]:
-    """Return the names of the stages and of all that they need, in order."""
+    """Return the names of the stages and of everything they need, in order."""
     wanted = {stage.name for stage in select(stages, names)}
     for stage in reversed(stages):
         if stage.name in wanted:
@@ -81,7 +81,7 @@ def needed_for(stages: Sequence[Stage], names: Sequence[str], config: ProjectCon
 
 
 def states_of(run: Run, stages: Sequence[Stage]) -> dict[str, State]:
-    """Return the state of each stage by name; files of outcomes are not read for it."""
+    """Return the state of each stage by name, without reading result files."""
     states: dict[str, State] = {}
     named = by_name(stages)
     for stage in stages:
@@ -118,7 +118,7 @@ def _state(run: Run, stage: Stage, stages: Mapping[str, Stage], before: Mapping[
 
 
 def _changed_settings(run: Run, stage: Stage, manifest: Mapping[str, Any]) -> list[str]:
-    """Return what differs from the settings that an outcome was made with, each as `name: old -> new`."""
+    """List the settings that changed since a result was made, each as `name: old -> new`."""
     recorded: Mapping[str, str] = manifest["inputs"]
     old: Mapping[str, object] = manifest.get("settings", {})
     found: list[str] = []
@@ -148,6 +148,6 @@ def _shown(value: object) -> str:
 
 
 def _inputs_of_partial_work(run: Run, stage: Stage) -> str | None:
-    """Return the digest of the inputs that partial work was made from; None where there is none that can be resumed."""
+    """Return the digest of the inputs of partial work; None if there is nothing to resume."""
     marker = read_marker(work_folder(run, stage)) if stage.is_resumable else None
     return None if marker is None or marker.maker is None else str(marker.maker.get("inputs"))

@@ -26,7 +26,7 @@ SETTINGS = "project.json"
 """The resolved configuration, with the origin of each value."""
 RUN_SCORES = "scores.json"
 RUN_REPORT = "report.html"
-"""Copies, at the top of the run folder, of what `evaluate` and `report` made."""
+"""Copies of the results of `evaluate` and `report`, at the top of the run folder."""
 
 SPLIT_FILE = "split.json"
 TILESET_FILE = "tileset.json"

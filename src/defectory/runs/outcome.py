@@ -1,4 +1,4 @@
-"""Makes the outcome of a stage beside the old one, and swaps it in when it is whole."""
+"""Makes a stage's result beside the old one, and swaps it in once it is whole."""
 
 from __future__ import annotations
 
@@ -49,23 +49,23 @@ from defectory.runs.verify import Finding, Verified
 
 KIND = "stage"
 MAX_SETTING = 200
-"""Characters of a setting that a manifest keeps in words."""
+"""Longest setting, in characters, that a manifest stores as text."""
 
 
 def run_stage(
     run: Run, stage: Stage, stages: Mapping[str, Stage], *, verified: Verified | None = None
 ) -> Iterator[Event]:
-    """Run one stage unless its outcome is up to date and whole; the old outcome stays until the new one is on disk.
+    """Run one stage unless its result is whole and up to date; keep the old result until the new one is on disk.
 
     Args:
         run: resolved configuration and folders.
         stage: to run.
         stages: all of the run's, by name.
-        verified: what has been compared with its digests already.
+        verified: results already compared with their digests.
 
     Raises:
-        StageError: the outcome of a stage that it reads is damaged.
-        OutputError: the folder is not ours, or cannot be written or is full; an old outcome is kept.
+        StageError: a result that the stage reads is damaged.
+        OutputError: the folder is not Defectory's, cannot be written or is full; an old result is kept.
     """
     began, verified = time.monotonic(), verified or Verified()
     folder, work = run.folder / stage.folder, work_folder(run, stage)
@@ -117,14 +117,14 @@ def run_stage(
 
 
 def _named(work: Work[str], name: str) -> Work[str]:
-    """Pass the events of a stage on with its name."""
+    """Pass on the events of a stage, with its name."""
     while True:
         try:
             event = next(work)
         except StopIteration as end:
             return end.value
         stage = event.stage or name
-        # what trains reports in more detail; a run, and its child processes, know these two alone
+        # training events carry more detail; a run and its child processes use only these two
         if isinstance(event, Notice):
             yield Notice(text=event.text, stage=stage)
         else:
@@ -137,12 +137,12 @@ def _digests(work: Path) -> dict[str, str]:
 
 
 def _is_short(value: object) -> bool:
-    """Check whether a setting is worth keeping in words, to say later what changed."""
+    """Check whether a setting is short enough to store as text, so that a change can be reported."""
     return not isinstance(value, MissingSource) and len(canonical_json(value)) <= MAX_SETTING
 
 
 def _with_mended_marker(run: Run, stage: Stage, inputs: Inputs, verified: Verified) -> Finding:
-    """Return what is found of a stage; a marker that alone is damaged is written anew."""
+    """Return the finding of a stage; rewrite the marker if nothing else is damaged."""
     finding, folder = verified.of(run, stage), run.folder / stage.folder
     if finding.state != "damaged" or {*finding.missing, *finding.changed} != {MARKER_NAME}:
         return finding
@@ -164,9 +164,7 @@ def _swap_in(work: Path, folder: Path, files: dict[str, str] | None) -> None:
 
 
 def _prepare(run: Run, stage: Stage, inputs: Inputs, *, old: Finding | None) -> None:
-    """Make the work folder: partial work of the same inputs is kept, what is whole of a damaged outcome is taken
-    over.
-    """
+    """Make the work folder; keep partial work of the same inputs and the whole files of a damaged result."""
     work = work_folder(run, stage)
     make_work_root(run)
     try:
@@ -188,14 +186,14 @@ def _prepare(run: Run, stage: Stage, inputs: Inputs, *, old: Finding | None) -> 
 
 
 def make_work_root(run: Run) -> None:
-    """Make the folder in which stages work; several processes may do so at once."""
+    """Make the folder in which stages work. Several processes may call this at once."""
     root = run.folder / WORK_NAME
     if is_ours(root, kind="work"):
         return
     try:
         if root.exists() and not is_empty(root):
             _set_aside(root)
-        # with its marker from the first moment on, or another process would take it for somebody else's
+        # created together with its marker, or another process would take it for someone else's
         new = root.with_name(f"{WORK_NAME}.{os.getpid()}")
         new.mkdir(exist_ok=True)
         write_marker(new, Marker(kind="work"))
@@ -224,7 +222,7 @@ def _take_over(folder: Path, work: Path, finding: Finding) -> None:
 
 
 def _finish_swap(work: Path, folder: Path, inputs: Inputs) -> None:
-    """Complete a swap in whose midst a process was killed: a whole new outcome goes in, a whole old one is removed."""
+    """Complete a swap that was interrupted: move a whole new result in, and remove a whole old one."""
     marker = read_marker(work)
     if marker is None or marker.maker is not None:
         return
@@ -244,7 +242,7 @@ def _mend_marker(folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Rename a folder of the run whose marker is damaged, so that nothing in it can be lost."""
+    """Rename a folder with a damaged marker, so that its content is not lost."""
     if is_ours(folder):
         return
     number, target = 1, folder.with_name(f"{folder.name}.damaged")
@@ -254,7 +252,7 @@ def _set_aside(folder: Path) -> None:
 
 
 def _require_space(folder: Path) -> None:
-    """Refuse to begin where the disk cannot hold a second outcome of the old one's size.
+    """Require disk space for a second result of the old one's size.
 
     Raises:
         OutputError: it is too small.
@@ -266,9 +264,7 @@ def _require_space(folder: Path) -> None:
 
 
 def _copy_up(run: Run, stage: Stage) -> Iterator[Notice]:
-    """Bring the run folder's copies of a stage's files up to date; one that a user edited is kept under another
-    name.
-    """
+    """Update the run folder's copies of a stage's files; keep a copy that the user edited under another name."""
     for made, name in stage.copies.items():
         source, target = run.folder / stage.folder / made, run.folder / name
         if not source.is_file():
@@ -290,7 +286,7 @@ def _copy_up(run: Run, stage: Stage) -> Iterator[Notice]:
 
 
 def tidy(run: Run) -> None:
-    """Remove the folder of partial work where nothing is in it."""
+    """Remove the folder of partial work if it is empty."""
     root = run.folder / WORK_NAME
     if not is_ours(root, kind="work"):
         return
@@ -316,7 +312,7 @@ def require_stage_folder(run: Run, stage: Stage) -> None:
 
 
 def is_up_to_date(run: Run, stage: Stage, stages: Mapping[str, Stage], *, verified: Verified) -> bool:
-    """Tell whether a stage's outcome is whole and was made from what the stage depends on."""
+    """Check whether a stage's result is whole and was made from its current inputs."""
     folder = run.folder / stage.folder
     if read_marker(folder) is None or verified.of(run, stage).state != "whole":
         return False

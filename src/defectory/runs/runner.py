@@ -1,4 +1,4 @@
-"""Runs stages in order: claims the folder, takes its lock, skips what is up to date, checks before training."""
+"""Runs stages in order: claims and locks the folder, skips finished stages, and checks before training."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from defectory.runs.verify import Verified
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
-    """What is checked before work that takes long.
+    """Checks that run before long work.
 
     Attributes:
-        before_all: of the configuration alone, before anything is written; `reads_base` says whether the base will be
-            read. Raises ConfigError or WeightsError.
-        before_training: of what the stages of preparation made; returns remarks. Raises ConfigError or InputError.
+        before_all: checks the configuration alone, before anything is written; `reads_base` says whether the base will
+            be read. Raises ConfigError or WeightsError.
+        before_training: checks the results of preparation, and returns remarks. Raises ConfigError or InputError.
         serve: code that a child process runs to serve one stage.
     """
 
@@ -39,19 +39,19 @@ class Checks:
 def run_stages(
     run: Run, stages: Sequence[Stage], *, checks: Checks, only: Sequence[str] | None = None
 ) -> Iterator[Event]:
-    """Run all stages in order, or those named; stages that are up to date are not run again.
+    """Run all stages in order, or the named ones; skip stages that are up to date.
 
     Args:
         run: resolved configuration and folders.
         stages: of the run, in order.
-        checks: what is checked before work that takes long.
-        only: names of stages or groups; what they read must have been made.
+        checks: run before long work.
+        only: names of stages or groups; their inputs must exist.
 
     Raises:
-        ConfigError: an unknown stage, one whose inputs have not been made, or a setting that cannot work.
-        WeightsError: the base is not whole; nothing has been written.
-        OutputError: the run folder, or a stage's, holds something that is not ours.
-        StageError: another process writes into the run, or a stage that is read and not named is damaged.
+        ConfigError: an unknown stage, a stage without its inputs, or a setting that cannot work.
+        WeightsError: the base is incomplete; nothing has been written.
+        OutputError: the run folder or a stage folder holds files that Defectory did not write.
+        StageError: another process writes into the run, or an input of the named stages is damaged.
     """
     selected = list(stages) if only is None else select(stages, only)
     readers = [stage for stage in selected if stage.reads_base]
@@ -66,10 +66,10 @@ def run_stages(
 
 
 def claim_run(folder: Path) -> None:
-    """Make a run folder ours, or find it to be so; the demo's project folder is its own run folder.
+    """Mark a folder as a run folder, if it is not yet. The demo's project folder is its own run folder.
 
     Raises:
-        OutputError: it holds something and is not ours.
+        OutputError: it holds files that Defectory did not write.
     """
     claim_folder(folder, kind="run", also=("demo",), todo='set `out` to a new folder, for example out = "runs/first"')
 
@@ -109,7 +109,7 @@ class _Runner:
                 yield from self._run_group(group, list(together))
 
     def _check(self) -> Iterator[Event]:
-        """Report dead ends before the first stage that trains, unless all that is asked for is up to date."""
+        """Report dead ends before the first training stage, unless everything requested is up to date."""
         states = _states(self.run, self.stages)
         if not any(_is_stale(states, stage) for stage in self.selected if not stage.is_preparation):
             return
@@ -129,7 +129,7 @@ class _Runner:
                 left.append(stage)
         if not left:
             return
-        # what they read is checked here, once for all of them
+        # their inputs are checked here, once for all stages
         read = dict.fromkeys(name for stage in left for name in stage.inputs(self.run.config))
         self.verified.require(self.run, [named[name] for name in read])
         batch = Batch(

@@ -1,4 +1,4 @@
-"""What a run reads of the user's: files and folders that settings name, and what is known of them without reading."""
+"""The user's files that a run reads, as named by settings, and their state without reading their content."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from defectory.formats.raw import is_litter
 from defectory.imageio import IMAGE_SUFFIXES
 
 SOURCE_KINDS = frozenset({"dataset", "export"})
-"""Kinds of folders of ours that may be a source, or a part of one."""
+"""Kinds of Defectory's own folders that may be a source or part of one."""
 LABEL_SUFFIXES = frozenset({".txt", ".xml", ".json"})
 Listing = list[tuple[str, int, int]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MissingSource:
-    """Stands for a source that cannot be read now, such as a disk that is not mounted: unknown, so not changed."""
+    """Stands for a source that cannot be read now, such as an unmounted disk. It counts as unchanged."""
 
     path: Path
 
@@ -39,14 +39,14 @@ class Sources:
         return self.folder / Path(name).expanduser()
 
     def listing(self, name: str | None, *, follow_links: bool = False) -> Listing | MissingSource | None:
-        """Return name, size and time of each file of a source; None where the setting names none."""
+        """Return name, size and time of each file of a source; None if the setting is off."""
         return None if name is None else source_listing(self.path(name), follow_links=follow_links)
 
     def folder_of(self, name: str | None, *, setting: str, fix: str) -> Path | None:
-        """Return the folder that a setting names; None where it names none.
+        """Return the folder that a setting names; None if the setting is off.
 
         Raises:
-            ConfigError: there is no such folder; `fix` says what to give.
+            ConfigError: the folder does not exist; `fix` says what to do.
         """
         if name is None:
             return None
@@ -57,11 +57,11 @@ class Sources:
 
 
 def source_listing(path: Path, *, follow_links: bool = False) -> Listing | MissingSource:
-    """Return name, size and time of the files that are read from a source, so that a changed source is noticed.
+    """Return name, size and time of the files read from a source, so that changes are noticed.
 
-    Of a folder, all files count except litter, project files and files in run folders. Of a file, it counts, and so do
-    the images around it and the label files beside a YOLO file. A source that is missing or empty is a
-    `MissingSource`: its disk may not be mounted.
+    For a folder, all files count except litter, project files and files in run folders. For a file, the file itself
+    counts, the images around it, and the label files beside a YOLO file. A missing or empty source is a
+    `MissingSource`, since its disk may not be mounted.
     """
     root, only = (path, None) if path.is_dir() else (path.parent, path)
     suffixes = IMAGE_SUFFIXES | (LABEL_SUFFIXES if path.suffix.lower() in (".yaml", ".yml") else frozenset())
@@ -75,7 +75,7 @@ def source_listing(path: Path, *, follow_links: bool = False) -> Listing | Missi
                 if is_litter(entry.name):
                     continue
                 place = Path(entry.path)
-                # the path answers False for a loop of links; the entry raises
+                # `Path` returns False for a loop of links; the directory entry raises
                 if place.is_dir():
                     about, marker = entry.stat(), read_marker(place)
                     is_new = (about.st_dev, about.st_ino) not in seen and (follow_links or not entry.is_symlink())

@@ -1,4 +1,4 @@
-"""What a stage is: its name, what it reads, what its outcome depends on, and how it is made."""
+"""Defines what a stage is: its name, its inputs, its cache key, and how it makes its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from defectory.runs.sources import MissingSource, Sources
 from defectory.runs.store import RunStore
 
 CODE_VERSION = 4
-"""Raised whenever the outcome of all stages changes for equal inputs."""
+"""Increment this when the results of all stages change for equal inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,71 +36,71 @@ class Run:
     sources: Sources
 
     def store(self) -> RunStore:
-        """Return what the stages of the run made, all of it readable."""
+        """Return the results of the run's stages, all readable."""
         return RunStore(self.folder, sources=self.sources)
 
 
 class Stage(ABC):
-    """One step of a run. It reads what the stages named by `inputs` made, and writes into its own folder alone.
+    """One step of a run. It reads the results of the stages named by `inputs`, and writes only to its own folder.
 
-    Its outcome is up to date while `VERSION`, `cache_key` and the digests of its inputs are what they were.
+    Its result is up to date while `VERSION`, `cache_key` and the digests of its inputs stay the same.
     """
 
     VERSION: ClassVar[int] = 1
-    """Raised when the same inputs and settings give another outcome."""
+    """Increment this when the same inputs and settings make a different result."""
     name: str
-    """For `--only` and messages, lower case with hyphens."""
+    """Name for `--only` and messages, in lower case with hyphens."""
     folder: str
-    """Of its outcome, relative to the run."""
+    """Folder of its result, relative to the run."""
     group: str = ""
-    """Stages of one group need nothing of each other and may run side by side; the group's name selects them all."""
+    """Stages of one group are independent and may run side by side. The group's name selects all of them."""
     is_resumable: bool = False
-    """Keeps partial work while its inputs stay the same."""
+    """Whether partial work is kept while the inputs stay the same."""
     is_mendable: bool = False
-    """Makes only what is missing of a damaged outcome."""
+    """Whether only the missing files of a damaged result are made again."""
     is_preparation: bool = False
-    """Needs no check for dead ends before it: it trains nothing and draws nothing."""
+    """Whether it runs before the check for dead ends. Such a stage trains nothing and draws nothing."""
     reads_base: bool = False
-    """Reads the base's files."""
+    """Whether it reads the base's files."""
     copies: Mapping[str, str] = MappingProxyType({})
-    """Files of the outcome that the run folder gets a copy of, and the names of the copies."""
+    """Files of the result that are copied to the run folder, and the names of the copies."""
 
     @abstractmethod
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Return the names of the stages whose outcomes it reads."""
+        """Return the names of the stages whose results it reads."""
 
     @abstractmethod
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Return the settings and the state of the user's files that the outcome depends on.
+        """Return the settings and the state of the user's files that the result depends on.
 
-        A value may be `MissingSource`: then it counts as unchanged.
+        A `MissingSource` counts as unchanged.
         """
 
     @abstractmethod
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Make the outcome in `out`, and return a one-line summary.
+        """Make the result in `out`, and return a one-line summary.
 
         Args:
-            inputs: what the stages named by `inputs` made; reading anything else is an error.
+            inputs: results of the stages named by `inputs`; reading anything else is an error.
             config: resolved configuration.
-            out: empty folder, or partial work of the same inputs where the stage is resumable.
+            out: empty folder, or partial work of the same inputs if the stage is resumable.
         """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a stage depends on: the digest of each thing by name, and those that cannot be read at present."""
+    """What a stage depends on: digests by name, and the sources that cannot be read at present."""
 
     parts: Mapping[str, str]
     missing: Mapping[str, Path]
 
     @property
     def digest(self) -> str:
-        """Return the digest of all of it."""
+        """Return the digest of all inputs."""
         return digest_json(dict(self.parts))
 
     def describe(self, manifest: Mapping[str, Any] | None) -> bool:
-        """Check whether a manifest's outcome was made from these inputs; what cannot be read counts as unchanged."""
+        """Check whether a manifest's result was made from these inputs; unreadable sources count as unchanged."""
         if manifest is None:
             return False
         if manifest["inputs_digest"] == self.digest:
@@ -110,14 +110,14 @@ class Inputs:
         return bool(self.missing) and known == recorded and set(self.missing) <= set(manifest["inputs"])
 
     def changes_from(self, manifest: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the names of what differs from a manifest's inputs, sorted."""
+        """Return the sorted names of the inputs that differ from a manifest's."""
         recorded: Mapping[str, str] = manifest["inputs"]
         names = {*self.parts, *recorded} - set(self.missing)
         return tuple(sorted(name for name in names if self.parts.get(name) != recorded.get(name)))
 
 
 def output_digest(run: Run, stage: Stage) -> str:
-    """Return the digest of a finished stage's outcome.
+    """Return the digest of a finished stage's result.
 
     Raises:
         ConfigError: the stage has not been run, or its manifest is damaged.
@@ -147,7 +147,7 @@ def inputs_of(run: Run, stage: Stage, stages: Mapping[str, Stage]) -> Inputs:
 
 
 def leaves_of(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """Return the leaves of nested settings by dotted name, so that what changed can be named."""
+    """Flatten nested settings by dotted name, so that changed settings can be named."""
     found: dict[str, object] = {}
     for name, value in values.items():
         if isinstance(value, Mapping) and value:
@@ -158,5 +158,5 @@ def leaves_of(values: Mapping[str, object], prefix: str = "") -> dict[str, objec
 
 
 def work_folder(run: Run, stage: Stage) -> Path:
-    """Return the folder in which a stage makes its outcome."""
+    """Return the folder in which a stage makes its result."""
     return run.folder / WORK_NAME / stage.folder

@@ -1,6 +1,6 @@
-"""The run folder as a typed store: what stages made, by name, parsed once and checked against its digest.
+"""The run folder as a typed store: stage results by name, parsed once and checked against their digests.
 
-A stage gets a view of the store in which only its declared inputs can be read.
+A stage gets a view of the store that can read only its declared inputs.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class DraftFolder:
     folder: Path
 
     def pair(self, job: Job) -> tuple[Path, Path]:
-        """Return the files of a draft with and without its mask."""
+        """Return the files of a draft: with its mask and without."""
         return self.folder / "images" / f"{job.id}.png", self.folder / "without" / f"{job.id}.png"
 
     def image(self, job: Job) -> Image:
@@ -116,12 +116,12 @@ class DraftFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmenterFolder:
-    """A trained segmenter, or the reason why none was trained.
+    """A trained segmenter, or the reason for skipping it.
 
     Attributes:
         folder: weights and description.
-        log: losses, validation scores, and the ids of the images that it was trained on; empty where none was trained.
-        skipped: why none was trained; None where one was.
+        log: losses, validation scores, and the ids of the images it was trained on; empty if skipped.
+        skipped: why no segmenter was trained; None if one was.
     """
 
     folder: Path
@@ -130,7 +130,7 @@ class SegmenterFolder:
 
 
 class RunStore:
-    """What the stages of a run made.
+    """Results of the stages of a run.
 
     Args:
         folder: of the run.
@@ -147,7 +147,7 @@ class RunStore:
         self._parsed: dict[str, tuple[object, object]] = {}
 
     def view(self, readable: Collection[str], *, reader: str) -> RunStore:
-        """Return the same store with only some folders readable; what is parsed is shared."""
+        """Return a view with only some readable folders; it shares parsed values with this store."""
         view = RunStore(self.folder, sources=self.sources, readable=frozenset(readable), reader=reader)
         view._parsed = self._parsed
         return view
@@ -156,14 +156,14 @@ class RunStore:
         """Return the path of a file that a stage made, its digest unchecked.
 
         Raises:
-            AssertionError: the reading stage has not declared it, which is our fault.
+            AssertionError: the reading stage has not declared it, which is a bug in Defectory.
         """
         if self._readable is not None and stage_folder not in self._readable:
             raise AssertionError(f"stage {self._reader} reads {stage_folder} without declaring it as an input")
         return self.folder / stage_folder / name
 
     def checked(self, stage_folder: str, name: str) -> Path:
-        """Return the path of a file that is about to be read, after a check against its digest.
+        """Return the path of a file, after a check against its digest.
 
         Raises:
             StageError: it was changed, or the stage did not write it.
@@ -175,7 +175,7 @@ class RunStore:
         return path
 
     def _once(self, stage_folder: str, name: str, load: Callable[[Path], T]) -> T:
-        """Return what `load` makes of a file; parsed again only after its stage has run again."""
+        """Load a file with `load`, and cache the value until its stage runs again."""
         path, key = self.path(stage_folder, name), f"{stage_folder}/{name}"
         state = _state_of(self.folder / stage_folder / MANIFEST_NAME)
         if state is not None and (known := self._parsed.get(key)) is not None and known[0] == state:
@@ -187,7 +187,7 @@ class RunStore:
 
     @property
     def cache(self) -> Path:
-        """Return the folder of what can be made again at any time: latents, class images, drivers."""
+        """Return the folder of files that can be made again at any time: latents, class images, drivers."""
         return self.folder / layout.CACHE
 
     @property
@@ -200,7 +200,7 @@ class RunStore:
         """Return the split, checked against the data set.
 
         Raises:
-            InputError: there is none, it was edited, or it is of another data set.
+            InputError: the split is missing, was edited, or belongs to another data set.
         """
         split = self._once(layout.SPLIT, layout.SPLIT_FILE, Split.load)
         split.require_dataset(self.data.dataset, where=self.path(layout.SPLIT, layout.SPLIT_FILE))
@@ -219,7 +219,7 @@ class RunStore:
 
     @property
     def test_tiles(self) -> TileFolder:
-        """Return the tiles of test, which `evaluate` and `report` alone may read."""
+        """Return the tiles of test, which only `evaluate` and `report` may read."""
         return self._tiles(layout.TEST_TILES)
 
     def _tiles(self, folder: str) -> TileFolder:
@@ -239,7 +239,7 @@ class RunStore:
 
     @property
     def difficulty(self) -> Difficulty:
-        """Return what the fold segmenters find hard."""
+        """Return how hard each train instance is for the fold segmenters."""
         return self._once(layout.FOLDS, layout.DIFFICULTY_FILE, Difficulty.load)
 
     def fold(self, number: int) -> Path:
@@ -321,7 +321,7 @@ class RunStore:
         return self._once(folder, layout.LOSSES, _read_lines)
 
     def manifests(self) -> dict[str, Mapping[str, Any]]:
-        """Return the manifest of each finished stage by its folder, in the order in which they were finished."""
+        """Return the manifests of finished stages by folder, in order of completion."""
         found = [path for depth in ("*", "*/*") for path in self.folder.glob(f"{depth}/{MANIFEST_NAME}")]
         manifests: dict[str, Mapping[str, Any]] = {}
         for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):
@@ -331,7 +331,7 @@ class RunStore:
         return manifests
 
     def origins(self) -> dict[str, str]:
-        """Return where each setting came from, by dotted key; empty where that was not saved or is damaged."""
+        """Return the origin of each setting by dotted key; empty if it was not saved or is damaged."""
         try:
             content = json.loads((self.folder / layout.SETTINGS).read_bytes())
             return {str(key): str(origin) for key, origin in content["origins"].items()}

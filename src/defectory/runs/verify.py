@@ -1,4 +1,4 @@
-"""Compares a run with its digests: which outcomes are whole, and what is missing or was changed."""
+"""Compares a run with its digests, and reports missing and changed files."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from defectory.runs.stage import Run, Stage, work_folder
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What was found of one stage.
+    """Result of checking one stage.
 
     Attributes:
         stage: its name.
-        state: `whole`, `damaged`, `not run` or `unfinished` (begun and not whole yet).
-        missing: files that the manifest names and that are not there.
-        changed: files with other bytes than the manifest says, and a manifest or marker that cannot be read.
-        extra: files that the stage did not write; they do no harm.
+        state: `whole`, `damaged`, `not run` or `unfinished` (begun but not complete).
+        missing: files that the manifest names but that do not exist.
+        changed: files that differ from the manifest, and a manifest or marker that cannot be read.
+        extra: files that the stage did not write; they are harmless.
     """
 
     stage: str
@@ -32,7 +32,7 @@ class Finding:
 
     @property
     def damage(self) -> str:
-        """Return what is damaged in words, empty where nothing is."""
+        """Describe the damage; empty if there is none."""
         told: list[str] = []
         for names, verb in ((self.missing, "missing"), (self.changed, "changed or damaged")):
             if names:
@@ -41,7 +41,7 @@ class Finding:
 
 
 def verify_stage(run: Run, stage: Stage) -> Finding:
-    """Compare a stage's outcome with its manifest; every file is read."""
+    """Compare a stage's result with its manifest, and read every file."""
     folder = run.folder / stage.folder
     if not (folder / MANIFEST_NAME).is_file() and not (folder / MARKER_NAME).is_file():
         begun = read_marker(work_folder(run, stage)) is not None
@@ -77,39 +77,39 @@ def _digest(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError:
-        # a bad sector, a folder in its place
+        # a bad sector, or a folder in its place
         return "unreadable"
 
 
 def verify_run(run: Run, stages: Iterable[Stage]) -> Iterator[Finding]:
-    """Yield what is found of each stage, in order."""
+    """Yield the finding of each stage, in order."""
     for stage in stages:
         yield verify_stage(run, stage)
 
 
 @dataclass(kw_only=True)
 class Verified:
-    """Outcomes that this process has compared with their digests, each once.
+    """Results that this process has compared with their digests, once each.
 
     Attributes:
-        trusted: the process that started this one has checked all that is read.
+        trusted: the parent process has already checked everything that is read.
     """
 
     trusted: bool = False
     _found: dict[str, Finding] = field(default_factory=lambda: dict[str, Finding]())
 
     def of(self, run: Run, stage: Stage) -> Finding:
-        """Return what is found of a stage; its files are read once."""
+        """Return the finding of a stage; its files are read once."""
         if stage.name not in self._found:
             self._found[stage.name] = verify_stage(run, stage)
         return self._found[stage.name]
 
     def made(self, stage: Stage) -> None:
-        """Note that a stage has just been made."""
+        """Record that a stage has just finished."""
         self._found[stage.name] = Finding(stage=stage.name, state="whole")
 
     def require(self, run: Run, stages: Iterable[Stage]) -> None:
-        """Require that outcomes that are about to be read are whole.
+        """Require that results are whole before they are read.
 
         Raises:
             StageError: one is damaged.

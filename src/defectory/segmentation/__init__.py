@@ -1,1 +1,1 @@
-"""The downstream segmenter: models, arms, training, prediction."""
+"""The downstream segmenter: model families, training arms, training and prediction."""

@@ -1,4 +1,4 @@
-"""Arms: the ways to train a segmenter, as data. Imports no torch, so that configuration can check names."""
+"""Defines training arms as data. Imports no torch, so that the configuration can check names."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from defectory.errors import ConfigError
 from defectory.registry import Registry
 
 REST = "rest"
-"""The share that the other ones leave."""
+"""The share that the other sources leave."""
 AT_RANDOM = frozenset({"defect_free"})
-"""Sources drawn with replacement, since there may be more tiles than a training sees; an arm may lack them. The tiles
-of all other sources come once per epoch, and an arm that names such a source needs it.
+"""Optional sources, drawn with replacement, since they may have more tiles than a training sees. All other sources that
+an arm names must have tiles, and each of these tiles comes once per epoch.
 """
 TODO = {"synthetic": "check curation's acceptance"}
-"""What to do where a source that is needed has no tiles."""
+"""Advice if a required source has no tiles."""
 
 Share = float | str
-"""From 0 to 1, `REST`, or the name of the setting of section `segmentation` that says it."""
+"""A number from 0 to 1, `REST`, or the name of a setting in section `segmentation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of a training, with a learning-rate schedule of its own.
+    """A part of a training, with its own learning-rate schedule.
 
     Attributes:
         sources: share of every batch by source: `real`, `synthetic` or `defect_free`, in the order of the batch. The
-            source of share `REST`, or else the first one, gets what rounding leaves.
+            source with share `REST`, else the first one, gets the remainder of rounding.
         steps: share of the steps.
     """
 
@@ -41,8 +41,8 @@ class Arm:
     """A way to train a segmenter; all arms take the same number of optimiser steps.
 
     Attributes:
-        phases: one after the other. Weights that are kept for their score come from the last one: else an arm that ends
-            on real tiles could equal one that never sees any.
+        phases: in order. The best weights are taken from the last phase. Otherwise an arm that ends on real tiles could
+            equal one that never sees any.
     """
 
     phases: tuple[Phase, ...]
@@ -80,7 +80,7 @@ def first_steps(arm: Arm, *, name: str, settings: Any, num_steps: int) -> tuple[
     Args:
         arm: its phases.
         name: of the arm, for messages.
-        settings: section `segmentation`, where named shares stand.
+        settings: section `segmentation`, which holds the named shares.
         num_steps: of the whole training.
 
     Raises:
@@ -97,17 +97,17 @@ def first_steps(arm: Arm, *, name: str, settings: Any, num_steps: int) -> tuple[
 def batch_counts(
     phase: Phase, *, name: str, settings: Any, batch_size: int, num_tiles: Mapping[str, int]
 ) -> dict[str, int]:
-    """Return how many tiles of each source a batch holds, in the order of the batch.
+    """Return the number of tiles of each source in a batch, in the order of the batch.
 
     Args:
         phase: its sources.
         name: of the arm, for messages.
-        settings: section `segmentation`, where named shares stand.
+        settings: section `segmentation`, which holds the named shares.
         batch_size: tiles per batch.
-        num_tiles: of each source; those of `AT_RANDOM` without tiles are left out, and the others fill the batch.
+        num_tiles: of each source; empty sources in `AT_RANDOM` are left out, and the others fill the batch.
 
     Raises:
-        ConfigError: another source has no tiles, or the shares do not add up to 1.
+        ConfigError: a required source has no tiles, or the shares do not add up to 1.
     """
     shares = _shares(phase.sources, settings, of=f"arm {name}, its batch")
     for source in shares:

@@ -15,48 +15,54 @@ Init = Literal["segmenter", "encoder", "random"]
 
 
 class SegmentationConfig(Section):
-    """The segmenter and the arms it is trained in; all arms take the same number of optimiser steps."""
+    """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
     model: str = "light"
-    """A family of segmenters: `light`, `resnet50`, one of an installed package, or `package.module:attribute`. `light`
-    starts from shipped weights; `resnet50` starts from random ones and finds nothing after a few hundred steps
-    (decision 036).
+    """Segmenter family: `light` (shipped weights), `resnet50` (random weights), a family of an installed package, or
+    `package.module:attribute`. `resnet50` needs far more than a few hundred steps to find anything (decision 036).
     """
     arms: tuple[str, ...] = ("real", "synthetic", "synthetic_then_real")
-    """Ways to train it: `real`, `synthetic`, `synthetic_then_real`, those of installed packages, or
+    """Training arms: `real`, `synthetic`, `synthetic_then_real`, arms of installed packages, or
     `package.module:attribute`.
     """
     num_steps: int = Field(default=400, ge=2)
+    """Optimiser steps of each segmenter. Raise it if a segmenter learns nothing."""
     fold_steps: int | None = Field(default=None, ge=2)
-    """Steps of the segmenters that are trained in folds of train, for `synthesis.focus` and the check `agreement`;
-    None: `num_steps`.
+    """Optimiser steps of the fold segmenters, which serve `synthesis.focus` and the check `agreement`; None uses
+    `num_steps`.
     """
     batch_size: int = Field(default=8, ge=1)
+    """Tiles per optimiser step."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate."""
     weight_decay: float = Field(default=1e-3, ge=0)
+    """Decoupled weight decay of the optimiser."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Of the training step; prediction is always fp32."""
+    """Precision of the training step. Prediction always runs in fp32."""
     defect_free_share: float = Field(default=0.15, ge=0, lt=1)
-    """Share of each batch that is defect-free real tiles, the same in every arm of ours."""
+    """Share of defect-free real tiles in each batch, the same in every built-in arm."""
     real_share_of_steps: float = Field(default=0.5, gt=0, lt=1)
-    """synthetic_then_real: share of the steps spent on real tiles at the end."""
+    """Share of the steps that the arm `synthetic_then_real` spends on real tiles at the end."""
     validate_every: int = Field(default=100, ge=1)
+    """Steps between two validations."""
     checkpoint_every: int = Field(default=100, ge=1)
+    """Steps between two checkpoints."""
     max_val_images: int = Field(default=60, ge=1)
-    """Val images scored at each validation; defect-free ones at most as many as defective ones."""
+    """Most val images scored at each validation. Defect-free images never outnumber defective ones."""
     score_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Detections under this score count neither for IoU nor for Hausdorff distance; None: where F1 on real val is best,
-    per segmenter.
+    """Detections below this score do not count for IoU and Hausdorff distance; None picks the score with the best F1 on
+    real val, per segmenter.
     """
     init: Init = "segmenter"
-    """What every arm of the light segmenter starts from: the shipped segmenter for procedural defects, the shipped
-    encoder alone, or random weights.
+    """Initial weights of the light segmenter in every arm: `segmenter` (shipped, trained on procedural defects),
+    `encoder` (the shipped encoder alone) or `random`.
     """
     num_processes: int | None = Field(default=None, ge=1)
-    """Segmenters trained side by side on a CPU, which share its threads; None: 4 at most, each with about a gigabyte of
-    memory, where there is more than one thread; 1: one after the other.
+    """Segmenters trained side by side on a CPU, sharing its threads, about 1 GB of memory each; None chooses up to 4.
+    Set 1 to train one after the other.
     """
     seeds: tuple[int, ...] = (0,)
+    """Seeds that each arm is trained with. Use at least three for a verdict."""
 
     @field_validator("model")
     @classmethod

@@ -1,4 +1,4 @@
-"""What segmenters train on: squares with instances, batches as functions of (seed, step)."""
+"""Makes training batches of segmenters from tiles with instances, as functions of (seed, step)."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from defectory.segmentation.arms import AT_RANDOM
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTile:
-    """A training square: RGB uint8 [H,W,3] and (category id, mask) per instance; none for a defect-free one.
+    """A training tile: RGB uint8 [H,W,3], and (category id, mask) per instance; no instances if defect-free.
 
-    `image_ids` are the images of the data set that it shows anything of: the one it was cut from, or those that a draft
-    took its background and its masks from. It is empty for squares of no data set.
+    `image_ids` names the data set images that the tile shows parts of: the image it was cut from, or the sources of a
+    draft's background and masks. It is empty for tiles that belong to no data set.
     """
 
     id: str
@@ -37,7 +37,7 @@ class SegmentationTile:
 
 
 def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return a flipped, mildly re-exposed copy of a tile as torchvision's detection sample.
+    """Convert a tile to torchvision's detection sample, randomly flipped and mildly re-exposed.
 
     Returns:
         image float32 [3,H,W] in [0,1], and boxes float [N,4] xyxy, labels int64 [N], masks uint8 [N,H,W].
@@ -63,12 +63,12 @@ def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor,
 def draw_batch(
     tiles: Mapping[str, Sequence[SegmentationTile]], counts: Mapping[str, int], *, seed: int, step: int
 ) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Return one step's batch, a pure function of its arguments.
+    """Draw one step's batch, a pure function of the arguments.
 
     Args:
         tiles: by source.
-        counts: how many tiles of each source, in the order of the batch. Those of `AT_RANDOM` are drawn with
-            replacement, all others without repeats in an epoch.
+        counts: tiles of each source, in the order of the batch. Sources in `AT_RANDOM` are drawn with replacement, all
+            others without repeats in an epoch.
         seed: of tiles and augmentation.
         step: counted from 0.
     """
@@ -84,7 +84,7 @@ def draw_batch(
 
 
 def epoch_indices(count: int, batch_size: int, *, seed: int, step: int) -> list[int]:
-    """Return the indices of one step: every tile once per epoch, in an order of the epoch's own."""
+    """Return the indices of one step: every tile once per epoch, shuffled per epoch."""
     result: list[int] = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, place = divmod(position, count)

@@ -1,4 +1,4 @@
-"""Prediction on whole images at the tiling's scale."""
+"""Predicts whole images at the tiling's scale."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Box = tuple[int, int, int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class _Found:
-    """A detection in the pixel frame of its image, and the windows (boxes xyxy) it was seen in."""
+    """A detection in image pixels, and the windows (boxes xyxy) it was seen in."""
 
     score: float
     label: int
@@ -39,7 +39,7 @@ class _Found:
 
 
 class Prediction(Value):
-    """One detected instance in the pixel frame of its image."""
+    """One detected instance, in image pixels."""
 
     image_id: int
     category_id: int
@@ -97,7 +97,7 @@ def _predict_one(model: Any, image_id: int, image: Image, tiling: Tiling, min_sc
             if mask.any():
                 sides = (x / scale, y / scale, (x + window.shape[1]) / scale, (y + window.shape[0]) / scale)
                 seen = (round(sides[0]), round(sides[1]), min(width, round(sides[2])), min(height, round(sides[3])))
-                # coded at once: the masks of a 20 MP image would fill the memory
+                # encoded at once, since the masks of a 20 MP image would fill the memory
                 found.append(
                     _Found(score=float(score), label=int(label), box=box_xyxy(mask), rle=encode(mask), windows=(seen,))
                 )
@@ -115,7 +115,7 @@ def _windows(size_hw: tuple[int, ...]) -> list[tuple[int, int]]:
 
 
 def _merge(found: list[_Found]) -> list[_Found]:
-    """Join the parts of a defect that windows cut, and drop what is found twice."""
+    """Join parts of a defect that windows cut, and drop duplicates."""
     if not found:
         return []
     if len({f.windows for f in found}) > 1:
@@ -130,7 +130,7 @@ def _join(found: list[_Found]) -> list[_Found]:
     joined: list[_Found] = []
     for part in sorted(found, key=lambda f: -f.score):
         rest: list[_Found] = []
-        # a part may hold together two that were apart so far
+        # a part may join two detections that were separate so far
         for other in joined:
             if _is_same(part, other):
                 mask = decode(part.rle) | decode(other.rle)
@@ -143,7 +143,7 @@ def _join(found: list[_Found]) -> list[_Found]:
 
 
 def _is_same(first: _Found, second: _Found) -> bool:
-    """Tell whether two detections agree where windows of theirs overlap."""
+    """Check whether two detections agree where their windows overlap."""
     if first.label != second.label or not _overlap(first.box, second.box):
         return False
     for a in first.windows:
@@ -164,7 +164,7 @@ def _overlap(a: Box, b: Box) -> Box | None:
 
 
 def coco_results(predictions: Sequence[Prediction]) -> list[dict[str, object]]:
-    """Return predictions as a COCO results list (RLE)."""
+    """Convert predictions to a COCO results list (RLE)."""
     results: list[dict[str, object]] = []
     for p in predictions:
         x0, y0, x1, y1 = box_xyxy(decode(p.rle))
@@ -189,7 +189,7 @@ def write_overlay(
     *,
     min_score: float = 0.5,
 ) -> None:
-    """Write a PNG with the outline of every prediction of at least `min_score`, named."""
+    """Write a PNG with the outline and name of every prediction of at least `min_score`."""
     canvas = draw_outlines(image, [((255, 60, 30), decode(p.rle)) for p in predictions if p.score >= min_score])
     for p in predictions:
         if p.score >= min_score:

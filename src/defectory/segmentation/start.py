@@ -1,7 +1,6 @@
-"""The light segmenter's start: one class, `defect`, learned from procedural images alone, so that no arm begins from
-nothing.
+"""Initial weights of the light segmenter: one class, `defect`, learned from procedural images alone.
 
-Users of larger Mask R-CNNs start from COCO weights for the same reason. Every arm starts from the same weights.
+Every arm starts from the same weights. Users of larger Mask R-CNNs start from COCO weights for the same reason.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from defectory.segmentation.data import SegmentationTile
 
 CLASS_NAME = "defect"
 CLASS_HEADS = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred", "roi_heads.mask_predictor.2")
-"""Layers with rows per class: background first, then classes; box regression has four rows per class."""
+"""Layers with rows per class, background first. Box regression has four rows per class."""
 MIN_AREA_PX = 12
 
 
 def shipped_start() -> Path:
-    """Return the folder of the shipped start."""
+    """Return the folder of the shipped initial weights."""
     return Path(str(files("defectory.segmentation") / "weights"))
 
 
 def tiles_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[np.uint8]) -> SegmentationTile:
-    """Return a procedural image as a tile whose instances are the connected regions of each defect word, class 1."""
+    """Convert a procedural image to a tile; the connected regions of each defect word become instances of class 1."""
     instances: list[tuple[int, Any]] = []
     for word in np.unique(class_map[class_map > 0]):
         count, labels = cv2.connectedComponents((class_map == word).astype(np.uint8), connectivity=8)
@@ -54,10 +53,10 @@ def save_start(trained: Path, out: Path) -> None:
 
 
 def apply_start(model: nn.Module, num_classes: int, folder: Path | None = None) -> None:
-    """Load the start into a light segmenter; rows of every class begin as those of `defect`.
+    """Load the initial weights into a light segmenter; the rows of every class start as those of `defect`.
 
     Raises:
-        WeightsError: the start is missing or not what its digest says.
+        WeightsError: the weights are missing or do not match their digest.
     """
     folder = folder or shipped_start()
     weights, about = folder / "model.safetensors", folder / "config.json"
@@ -80,11 +79,11 @@ def apply_start(model: nn.Module, num_classes: int, folder: Path | None = None) 
 
 
 def spread_rows(rows_of_two: Tensor, rows: int, num_classes: int) -> Tensor:
-    """Return the rows of background and `defect` as those of background and `num_classes` classes."""
+    """Expand the rows of background and `defect` to background and `num_classes` classes."""
     background, defect = rows_of_two[:rows], rows_of_two[rows : 2 * rows]
     return torch.cat([background, *([defect] * num_classes)])
 
 
 def split_tiles(tiles: Sequence[SegmentationTile]) -> tuple[list[SegmentationTile], list[SegmentationTile]]:
-    """Return the tiles with instances and those without."""
+    """Split tiles into those with instances and those without."""
     return [t for t in tiles if t.instances], [t for t in tiles if not t.instances]

@@ -1,4 +1,4 @@
-"""Train a segmenter in one arm: the same number of optimiser steps in every arm."""
+"""Trains a segmenter in one arm, with the same number of optimiser steps in every arm."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ WARMUP_STEPS = 20
 FINAL_LR_SHARE = 0.05
 MAX_GRAD_NORM = 5.0
 NO_SCORE = -1.0
-"""Best val score in the log where none counted."""
+"""Best val score in the log if no validation counted."""
 
 Tiles = Mapping[str, Sequence[SegmentationTile]]
-"""Tiles by source: `real`, `synthetic` (accepted drafts), `defect_free`, and whatever else an arm names."""
+"""Tiles by source: `real`, `synthetic` (accepted drafts), `defect_free`, and any other source of an arm."""
 Batch = list[tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -56,28 +56,28 @@ def train_segmenter(
     require: Callable[[Sequence[int], str], None] | None = None,
     stage: str = "",
 ) -> Work[Trained]:
-    """Train and keep the weights that score best on real val, in the last phase of the arm.
+    """Train a segmenter, and keep the weights with the best score on real val in the arm's last phase.
 
     Args:
         arm: name in `ARMS`.
         tiles: by source.
         validate: returns the val segm mAP of the model; called at fixed steps.
         categories: classes.
-        tiling: stored with the weights, prediction needs it.
+        tiling: stored with the weights, since prediction needs it.
         config: family, steps, batch, optimiser.
         seed: of weights, batches and augmentation.
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         device: where to train.
-        encoder: folder of the encoder that `config.init = "encoder"` begins with; None means the shipped one.
-        value_range: of the data set, stored with the weights: images of more than 8 bit are predicted as they were
-            trained on.
-        require: raises for image ids that may not be trained on, given a tile's ids and what to call it; the images
-            trained on go into the log. None where tiles are of no data set.
-        stage: named in everything that is reported.
+        encoder: folder of the encoder that `config.init = "encoder"` starts from; None means the shipped one.
+        value_range: of the data set, stored with the weights, so that images of more than 8 bit are read alike in
+            training and prediction.
+        require: called with a tile's image ids and its name; raises for ids that must not be trained on. The ids go
+            into the log. None for tiles that belong to no data set.
+        stage: name in events and messages.
 
     Raises:
-        ConfigError: the arm or the family is not known, or a source of the arm has no tiles.
-        FirewallError: a tile says not which images it comes from, or `require` refuses one of them.
+        ConfigError: the arm or the family is unknown, or a source of the arm has no tiles.
+        FirewallError: a tile does not name its images, or `require` refuses one of them.
         StageError: a loss is not finite, or `out` cannot be written.
     """
     image_ids = _required_ids([tile for group in tiles.values() for tile in group], require)
@@ -118,7 +118,7 @@ def train_segmenter(
 def _batches(
     arm: Arm, name: str, begins: tuple[int, ...], tiles: Tiles, config: SegmentationConfig, seed: int
 ) -> Callable[[int], tuple[int, Batch]]:
-    """Return what draws a step's batch, with the step, by the arm's phases."""
+    """Return a function that draws a step's batch, following the arm's phases."""
     num_tiles = {source: len(group) for source, group in tiles.items()}
     counts = [
         batch_counts(phase, name=name, settings=config, batch_size=config.batch_size, num_tiles=num_tiles)
@@ -144,7 +144,7 @@ def _loss_of(
             torch.random.fork_rng(devices=[]),
             torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"),
         ):
-            # torchvision's samplers draw from the global generator
+            # torchvision's samplers use the global generator
             torch.manual_seed(seed * 1_000_003 + step)
             losses: dict[str, Tensor] = model(images, targets)
         return torch.stack([value.float() for value in losses.values()]).sum()
@@ -153,7 +153,7 @@ def _loss_of(
 
 
 def loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSettings:
-    """Return the loop's settings; each phase is a training of its own, with a schedule of its own."""
+    """Return the loop's settings; each phase has its own schedule."""
     schedules = tuple(
         Schedule(
             num_steps=end - begin, peak=config.learning_rate, warmup_steps=WARMUP_STEPS, final_share=FINAL_LR_SHARE
@@ -162,7 +162,7 @@ def loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSe
     )
     return LoopSettings(
         schedules=schedules,
-        # torch's own choices, with which all published scores were measured; the fused step rounds otherwise
+        # torch's defaults, which all published scores used; the fused step rounds differently
         betas=(0.9, 0.999),
         fused=False,
         weight_decay=config.weight_decay,
@@ -176,7 +176,7 @@ def loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSe
 def _recipe(
     arm: Arm, tiles: Tiles, config: SegmentationConfig, encoder: Path | None, *, num_classes: int, seed: int
 ) -> str:
-    """Return the digest of everything that the weights depend on."""
+    """Compute the digest of everything that the weights depend on."""
     phases = [{**asdict(phase), "sources": list(phase.sources.items())} for phase in arm.phases]
     return digest_json(
         {
@@ -243,7 +243,7 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
 
 
 def is_whole_segmenter(folder: Path) -> bool:
-    """Tell whether a folder holds a trained segmenter with the weights that its description names."""
+    """Check whether a folder holds a trained segmenter with the weights that its description names."""
     try:
         return (
             digest_file(folder / "model.safetensors") == json.loads((folder / "segmenter.json").read_bytes())["sha256"]
@@ -253,32 +253,30 @@ def is_whole_segmenter(folder: Path) -> bool:
 
 
 def record_score_threshold(folder: Path, threshold: float) -> None:
-    """Store with a trained segmenter the score from which its detections count."""
+    """Store the score threshold with a trained segmenter."""
     about = folder / "segmenter.json"
     write_json(about, {**json.loads(about.read_text()), "score_threshold": threshold})
 
 
 def score_threshold_of(folder: Path) -> float:
-    """Return the score from which a segmenter's detections count; 0.5 where none was stored."""
+    """Return a segmenter's score threshold; 0.5 if none was stored."""
     return float(json.loads((folder / "segmenter.json").read_text()).get("score_threshold", 0.5))
 
 
 def value_range_of(folder: Path) -> ValueRange | None:
-    """Return the value range of the data set that a segmenter was trained on; None for 8 bit, and where none was
-    stored.
-    """
+    """Return the value range of a segmenter's training data; None for 8 bit or if none was stored."""
     stored = json.loads((folder / "segmenter.json").read_text()).get("value_range")
     return None if stored is None else ValueRange.model_validate(stored)
 
 
 def _required_ids(tiles: Sequence[SegmentationTile], require: Callable[[Sequence[int], str], None] | None) -> list[int]:
-    """Return the ids of the images that tiles come from, in order, once each has been asked for."""
+    """Return the sorted ids of the tiles' images, after `require` has accepted each tile."""
     if require is None:
         return []
     for tile in tiles:
         if not tile.image_ids:
             raise FirewallError(
-                f"tile {tile.id}: says not which images it comes from; only images of train and pool may be trained on"
+                f"tile {tile.id}: does not name its images; only images of train and pool may be trained on"
             )
         require(tile.image_ids, f"tile {tile.id}")
     return sorted({image_id for tile in tiles for image_id in tile.image_ids})

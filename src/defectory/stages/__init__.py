@@ -1,1 +1,1 @@
-"""The stages of a run, one file each: what it reads, what its outcome depends on, and how it is made."""
+"""The stages of a run, one file each: what a stage reads, what its result depends on, and how it is made."""

@@ -1,4 +1,4 @@
-"""The stages of a run, in the order in which they run."""
+"""Lists the stages of a run in the order in which they run."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from defectory.stages.synthesize import Synthesize
 from defectory.stages.tiles import TestTiles, Tiles
 
 STAGES: Registry[type[Stage]] = Registry("stages", setting="stages", builtin={})
-"""Stages of installed packages; each takes part in every run, after the last stage that it reads."""
+"""Stages of installed packages. Each takes part in every run, right after the last stage that it reads."""
 
 
 def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
     """Return the stages of a run, in order.
 
     Raises:
-        ConfigError: an installed package's stage reads a stage that there is not.
+        ConfigError: an installed package's stage reads an unknown stage.
     """
     needs_folds = config.synthesis.focus == "segmenter" or "agreement" in config.curation.checks
     segmentation = config.segmentation
@@ -65,12 +65,12 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
 
 
 def run_all(run: Run, *, only: Sequence[str] | None = None) -> Iterator[Event]:
-    """Run all stages of a run in order, or those named; see `defectory.runs.runner.run_stages`."""
+    """Run all stages of a run in order, or the named ones; see `defectory.runs.runner.run_stages`."""
     yield from run_stages(run, stages_of(run.config), checks=CHECKS, only=only)
 
 
 def serve() -> None:
-    """Run the stage that a line on standard input asks for, in a child process."""
+    """Run one stage in a child process, as requested by a line on standard input."""
 
     def named(run: Run) -> Mapping[str, Stage]:
         return by_name(stages_of(run.config))
@@ -92,4 +92,4 @@ CHECKS = Checks(
     before_training=check_before_training,
     serve="from defectory.stages.all import serve; serve()",
 )
-"""What is checked before work that takes long."""
+"""Checks that run before long work."""

@@ -1,4 +1,4 @@
-"""The digest of a base, for the stages that depend on it."""
+"""Computes the digest of a base, for the stages that depend on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from defectory.runs.sources import MissingSource
 
 
 def base_digest(base: str) -> str | MissingSource:
-    """Return the digest of a base's files; `MissingSource` where it is not there now, on a disk that is not mounted.
+    """Return the digest of a base's files, or `MissingSource` if its disk is not mounted.
 
     Args:
         base: `embedded`, or the path of a folder.
@@ -21,7 +21,7 @@ def base_digest(base: str) -> str | MissingSource:
     try:
         folder = resolve_base(base)
     except WeightsError:
-        # whoever needs it says so
+        # the stage that needs it reports this
         return MissingSource(path=Path(base))
     files = [(path, path.stat()) for path in sorted(folder.rglob("*")) if path.is_file()]
     return _digest_of(folder, tuple((path, about.st_size, about.st_mtime_ns) for path, about in files))
@@ -29,5 +29,5 @@ def base_digest(base: str) -> str | MissingSource:
 
 @lru_cache(maxsize=4)
 def _digest_of(folder: Path, _state: tuple[tuple[Path, int, int], ...]) -> str:
-    """Return the digest of a folder, read once while its files keep size and time: a run asks for it several times."""
+    """Return the digest of a folder, cached while its files keep their sizes and times."""
     return digest_folder(folder)

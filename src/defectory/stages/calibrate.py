@@ -20,7 +20,7 @@ from defectory.stages.pool import pool_tiles
 from defectory.stages.sampling import sampling_models
 
 SAMPLER_VERSION = 4
-"""Raised when the same settings draw other images."""
+"""Increment this when the same settings draw different images."""
 
 
 class Calibrate(Stage):

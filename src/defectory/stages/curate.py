@@ -1,4 +1,4 @@
-"""Stage curate: drafts are compared with their labels and with real tiles of train and pool."""
+"""Stage curate: compares drafts with their labels and with real tiles, and accepts or rejects them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from defectory.stages.sampling import load_backbone
 
 MAX_PRIOR_IMAGES = 64
 REPORT_EVERY = 20
-"""Drafts between two reports of progress."""
+"""Drafts between two progress events."""
 
 
 class Curate(Stage):
@@ -33,7 +33,7 @@ class Curate(Stage):
     name, folder = "curate", layout.CURATION
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read plan, drafts and real tiles; folds for the check `agreement`."""
+        """Read plan, drafts and real tiles, and folds for the check `agreement`."""
         agrees = "agreement" in config.curation.checks
         return ("import", "split", "tiles", "learn-concept", "plan", "synthesize", *(("folds",) if agrees else ()))
 
@@ -72,7 +72,7 @@ class Curate(Stage):
 
 
 def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
-    """Learn what real tiles of train and pool are like.
+    """Fit the checks to real tiles of train and pool.
 
     Raises:
         FirewallError: a tile comes from an image that is not in train or pool.
@@ -93,7 +93,7 @@ def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
     ]
     curation = config.curation
     if config.synthesis.mode == "insert":
-        # what is kept of a tile makes drafts on it alike
+        # the part of a tile that insertion keeps makes drafts on it alike
         curation = curation.model_copy(update={"checks": tuple(n for n in curation.checks if n != "duplicate")})
     agreement = None
     if "agreement" in curation.checks:
@@ -110,9 +110,9 @@ def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
 
 
 def curation_encoder() -> Encoder:
-    """Return the embedded encoder as curation needs it.
+    """Load the embedded encoder for curation.
 
-    Stages of stride 4 and 8 make the patches, each the mean of three by three.
+    Patch features come from the stages of stride 4 and 8, averaged over 3x3 positions.
     """
     import torch
     from torch.nn import functional
@@ -136,7 +136,7 @@ def curation_encoder() -> Encoder:
 
 
 def prior_images(concept: ConceptFolder, *, base: str) -> list[Any]:
-    """Return the images that phase 1 drew for prior preservation, RGB uint8; none where it drew none."""
+    """Load the images that phase 1 drew for prior preservation, RGB uint8; empty if it drew none."""
     import torch
     from safetensors.torch import load_file
 
@@ -146,7 +146,7 @@ def prior_images(concept: ConceptFolder, *, base: str) -> list[Any]:
     file = concept.folder / CLASS_IMAGES
     if not file.is_file():
         return []
-    # phase 1 leaves the base's autoencoder as it was
+    # phase 1 does not change the base's autoencoder
     backbone = load_backbone(concept.folder, base=base)
     latents = load_file(file)["latents"][:MAX_PRIOR_IMAGES].float()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Drawings of the user's own (CAD renders, sketches), from which drivers take their geometry instead of from photos."""
+"""Loads the user's drawings (CAD renders, sketches) that provide the drivers' geometry in place of photos."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from defectory.runs.store import RunStore
 
 Image = NDArray[np.uint8]
 KEPT_DRAWINGS = 16
-"""Tiles of one image follow each other: few drawings are enough to keep."""
+"""Drawings kept in memory. Few are enough, since tiles of one image follow each other."""
 
 
 class Drawings:
-    """Drawings of the images of train, pool and validation, cut as their tiles are.
+    """Drawings of the images of train, pool and val, cut like their tiles.
 
     Args:
-        folder: of drawings, each named as its image and of its size.
+        folder: of drawings, each with the name and size of its image.
         dataset: whose images they are of.
-        split: images of test need no drawing.
+        split: of the images; test images need no drawing.
         tiling: of the tiles.
 
     Raises:
         ConfigError: an image has no drawing.
-        ImageError: a drawing has another size than its image.
+        ImageError: a drawing differs in size from its image.
     """
 
     def __init__(self, folder: Path, *, dataset: Dataset, split: Split, tiling: Tiling) -> None:
@@ -61,7 +61,7 @@ class Drawings:
         self._scaled = lru_cache(maxsize=KEPT_DRAWINGS)(self._load)
 
     def of(self, tile: Tile) -> Image:
-        """Return what a tile shows of its image's drawing, RGB uint8 [tile_px,tile_px,3], black on padding."""
+        """Cut a tile's part out of its image's drawing, RGB uint8 [tile_px,tile_px,3], black on padding."""
         drawing = self._scaled(self._paths[tile.image_id])
         left, top = (round(offset * tile.scale) for offset in tile.offset_xy)
         height, width = tile.valid_hw
@@ -76,7 +76,7 @@ class Drawings:
 
 
 def named_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Return the image files under a folder by relative path without suffix, and by stem where only one file has it."""
+    """Index the image files under a folder by relative path without suffix, and by stem if it is unique."""
     files = image_files(folder)
     stems = Counter(path.stem for path in files)
     by_name = {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
@@ -84,7 +84,7 @@ def named_files(folder: Path) -> tuple[dict[str, Path], dict[str, Path]]:
 
 
 def drawings_of(inputs: RunStore, config: DriverConfig) -> Drawings | None:
-    """Return a run's drawings; None where geometry comes from the images.
+    """Load a run's drawings; None if geometry comes from the images.
 
     Raises:
         ConfigError: there is no such folder, or an image has no drawing.
@@ -98,7 +98,7 @@ def drawings_of(inputs: RunStore, config: DriverConfig) -> Drawings | None:
 
 
 def on_tile(window: Image, valid_hw: tuple[int, int], tile_px: int) -> Image:
-    """Lay a window of a drawing on a tile, RGB uint8 [tile_px,tile_px,3], black on padding."""
+    """Place a window of a drawing on a tile, RGB uint8 [tile_px,tile_px,3], black on padding."""
     result = np.zeros((tile_px, tile_px, 3), np.uint8)
     result[: valid_hw[0], : valid_hw[1]] = resize_image(np.ascontiguousarray(window), valid_hw)
     return result

@@ -1,4 +1,4 @@
-"""Stage evaluate: the only one that opens images of test. A new metric needs no training."""
+"""Stage evaluate: scores every segmenter on test, and is the only stage that opens test images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from defectory.stages.export import accepted_jobs
 from defectory.stages.segment import predict, stage_name
 
 MIN_IMAGES = 4
-"""Fewer images than this on any side cannot be compared as sets."""
+"""Image sets with fewer images are not compared."""
 
 
 class Evaluate(Stage):
@@ -44,7 +44,7 @@ class Evaluate(Stage):
         return ("import", "split", "tiles", "test-tiles", "plan", "synthesize", "curate", *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the evaluation section, and on which segmenters there are."""
+        """Depend on the evaluation section and on the list of segmenters."""
         return {
             "evaluation": config.evaluation.model_dump(mode="json"),
             "segmentation.arms": list(config.segmentation.arms),
@@ -66,7 +66,7 @@ class Evaluate(Stage):
             "verdict": judged,
         }
         write_json(out / layout.SCORES_FILE, scores)
-        # the run folder gets a copy of this one
+        # the run folder gets a copy of this file
         others = {key: value for key, value in scores.items() if key != "arms"}
         write_json(out / layout.GATHERED_SCORES, {**arms, **others})
         return str(judged["sentence"])
@@ -102,7 +102,7 @@ class Evaluate(Stage):
 
 
 def _require_unseen_test(inputs: RunStore, segmenter: SegmenterFolder, name: str) -> None:
-    """Require that a segmenter's log says that it was trained on images of train and pool alone.
+    """Require that a segmenter was trained on images of train and pool alone, by its log.
 
     Raises:
         FirewallError: it was trained on another image.
@@ -115,7 +115,7 @@ def _require_unseen_test(inputs: RunStore, segmenter: SegmenterFolder, name: str
 
 
 def _image_sets(inputs: RunStore, config: ProjectConfig) -> dict[str, Any] | None:
-    """Compare synthetic tiles with real ones as sets; None with too few of either."""
+    """Compare synthetic and real tiles as image sets; None with too few of either."""
     from defectory.engine.features.encoder import embed_images, load_encoder
 
     limit, drafts, tiles, test_tiles = config.evaluation.max_kid_tiles, inputs.drafts, inputs.tiles, inputs.test_tiles

@@ -1,4 +1,4 @@
-"""Stage export: the accepted drafts leave as a COCO data set with provenance."""
+"""Stage export: writes the accepted drafts as a COCO data set with provenance."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from defectory.synthesis.export import Frame, export_synthetic
 
 
 class Export(Stage):
-    """Writes the synthetic set, which segmenters train on and users take away."""
+    """Writes the synthetic set that segmenters train on and users receive."""
 
     VERSION = 2
     name, folder = "export", layout.SYNTHETIC
@@ -33,7 +33,7 @@ class Export(Stage):
         return {"synthesis.mode": config.synthesis.mode, "condition.training.flip": config.condition.training.flip}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Write images, labels as RLE and polygons, and what each image was made from."""
+        """Write images, labels as RLE and as polygons, and the provenance of each image."""
         yield from ()
         data, pool = inputs.data, pool_tiles(inputs, config)
 
@@ -59,10 +59,10 @@ class Export(Stage):
 
 
 def image_ids_of_jobs(inputs: RunStore) -> dict[str, tuple[int, ...]]:
-    """Return the ids of the images that each job takes its background and its masks from, by job id.
+    """Return, by job id, the ids of the images that provide the background and the masks.
 
     Raises:
-        StageError: a job names a tile or a mask that is neither of train nor of pool.
+        StageError: a job names a tile or a mask that is not from train or pool.
     """
     tileset = inputs.tiles.tileset
     background = {tile.id: tile.image_id for subset in ("train", "pool") for tile in tileset.of(subset)}
@@ -81,7 +81,7 @@ def image_ids_of_jobs(inputs: RunStore) -> dict[str, tuple[int, ...]]:
 
 
 def accepted_jobs(plan: Plan, decisions: Decisions) -> Sequence[Job]:
-    """Return the jobs whose drafts were accepted, with tightened labels where there are such."""
+    """Return the jobs with accepted drafts, with tightened labels if there are any."""
     accepted = {d.job_id: d for d in decisions.decisions if d.status == "accepted"}
     return [
         job if (tight := accepted[job.id].tightened) is None else job.model_copy(update={"instances": tight})
@@ -94,7 +94,7 @@ def frame_of(data: DataFolder, pool: PoolTiles, job: Job) -> Frame:
     """Return the frame that a job's pool tile was cut from."""
     tile = pool.tile(job)
     record = data.dataset.image(tile.image_id)
-    # kinds that cannot be written again as they are, palettes for one, leave as RGB
+    # kinds that cannot be written back unchanged, such as palettes, are written as RGB
     image = load_frame(data.path(record), data.dataset.value_range, convert=True)
     left, top = (round(offset) for offset in tile.offset_xy)
     height, width = (

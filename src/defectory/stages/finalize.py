@@ -1,4 +1,4 @@
-"""Stage finalize: the finished pipeline, which plain diffusers loads."""
+"""Stage finalize: writes the finished pipeline for plain diffusers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage folds: segmenters that each leave a part of train out, and how well they find what they left out."""
+"""Stage folds: trains segmenters that each leave out a part of train, and scores them on that part."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from defectory.stages.segmenter_tiles import segmentation_tiles, training_tiles
 
 NUM_FOLDS = 2
 MIN_SCORE = 0.3
-"""Weaker detections do not count; validation images, which could tell a better score, take no part."""
+"""Weaker detections do not count. The value is fixed, since validation images take no part in the folds."""
 Mask = NDArray[np.bool_]
 Defects = Sequence[tuple[int, Mask]]
 
 
 class Folds(Stage):
-    """Trains a segmenter per fold of train; only where focus or the check `agreement` needs them."""
+    """Trains a segmenter per fold of train, if `synthesis.focus` or the check `agreement` needs it."""
 
     VERSION = 2
     name, folder = "folds", layout.FOLDS
@@ -50,7 +50,7 @@ class Folds(Stage):
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Train on all folds but one, and judge every train instance by the segmenter that has not seen it."""
+        """Train on all folds but one, and score every train instance with the segmenter that has not seen it."""
         from defectory.engine.devices import device_of
 
         tileset = inputs.tiles.tileset
@@ -100,7 +100,7 @@ class Folds(Stage):
         from defectory.segmentation.training import is_whole_segmenter, train_segmenter
 
         tiles, split, segmentation = inputs.tiles, inputs.split, config.segmentation
-        # nothing but train may choose a checkpoint: the last one is kept
+        # only train may choose a checkpoint, so the last one is kept
         num_steps = segmentation.fold_steps or segmentation.num_steps
         segmentation = segmentation.model_copy(update={"num_steps": num_steps, "validate_every": num_steps})
         free = segmentation_tiles(tiles, pool)
@@ -128,14 +128,14 @@ class Folds(Stage):
 
 
 def folds_of(dataset: Dataset, tiles: Sequence[Tile], *, seed: int) -> dict[int, int]:
-    """Return the fold of each image; images of one group are in one fold, and folds have like numbers of each class."""
+    """Assign images to folds. Groups stay together, and each class is spread evenly over the folds."""
     ids = sorted({tile.image_id for tile in tiles})
     groups: dict[str, list[int]] = {}
     for image_id in ids:
         groups.setdefault(dataset.image(image_id).group, []).append(image_id)
     names = sorted(groups)
     order = [names[int(i)] for i in np.random.default_rng([91, seed]).permutation(len(names))]
-    # by their rarest class, one after the other to either fold
+    # deal groups to the folds in turn, ordered by their rarest class
     counts: dict[int, int] = {}
     for image_id in ids:
         for instance in dataset.image(image_id).instances:
@@ -150,7 +150,7 @@ def folds_of(dataset: Dataset, tiles: Sequence[Tile], *, seed: int) -> dict[int,
 
 
 class FoldSegmenters:
-    """The segmenters of all folds, which saw only train, as judges of how well a tile's labels are drawn.
+    """The fold segmenters, trained on train alone, as judges of how well a tile's labels are drawn.
 
     Args:
         folders: of the trained segmenters.
@@ -162,15 +162,15 @@ class FoldSegmenters:
 
         loaded: list[tuple[Any, tuple[Category, ...], Tiling]] = [load_segmenter(path, device) for path in folders]
         self._models = [model for model, _, _ in loaded]
-        # tiles are at the segmenters' scale already
+        # tiles already have the segmenters' scale
         self._tiling = loaded[0][2].model_copy(update={"mode": "tile", "scale": 1.0})
 
     def defects(self, image: NDArray[np.uint8], *, folds: Sequence[int] = range(NUM_FOLDS)) -> list[Defects]:
-        """Return what each segmenter calls defects, as category id and mask bool [H,W].
+        """Return the defects that each segmenter finds, as category id and mask bool [H,W].
 
         Args:
             image: a tile, RGB uint8 [H,W,3].
-            folds: whose segmenters.
+            folds: the folds whose segmenters predict.
         """
         from defectory.segmentation.predict import predict_images
 
@@ -186,7 +186,7 @@ class FoldSegmenters:
 
 
 def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:
-    """Return per labelled instance the best IoU of a detection of its class."""
+    """Return the best IoU of each labelled instance with a detection of its class."""
     return [
         max((iou(mask, found) for of in seen for c, found in of if c == category_id), default=0.0)
         for category_id, mask in labels
@@ -194,7 +194,7 @@ def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:
 
 
 def overlap(seen: Sequence[Defects], labels: Defects) -> float:
-    """Return the IoU of all detections with all labels, whatever class; the mean over segmenters."""
+    """Return the IoU of all detections with all labels, classes ignored, averaged over segmenters."""
     label = _union(labels, like=labels[0][1])
     return float(np.mean([iou(_union(of, like=label), label) for of in seen]))
 

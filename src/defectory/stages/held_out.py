@@ -1,4 +1,4 @@
-"""Keeps images of validation and test, and copies of them under any name, out of what a user hands in."""
+"""Refuses user files that show an image of val or test, under any name."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from defectory.runs.store import DataFolder, RunStore
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutCopy:
-    """The image of validation or test that a file shows, and how alike they are: 1 for equal pixels."""
+    """The val or test image that a file shows, and their similarity; 1 means equal pixels."""
 
     file_name: str
     subset: str
     similarity: float
 
     def told(self) -> str:
-        """Return what a message says of it."""
+        """Describe the copy for a message."""
         same = "" if self.similarity == 1 else f", similarity {self.similarity:.2f}"
         return f"is an image of validation or test, or a copy of one ({self.file_name} of {self.subset}{same})"
 
 
 class HeldOutImages:
-    """The images of validation and test, by the descriptors that the stage `split` left.
+    """The images of val and test, found by the descriptors of the stage `split`.
 
     Args:
         data: the imported data set.
@@ -47,10 +47,10 @@ class HeldOutImages:
         self._by_file = {self._dataset.image(image_id).sha256: image_id for image_id in self._subset_of}
 
     def copy_of(self, image_file: Path) -> HeldOutCopy | None:
-        """Return the image of validation or test that a file equals or nearly equals; None where there is none.
+        """Return the val or test image that a file equals or nearly equals; None if there is none.
 
-        Files are compared by bytes, by decoded pixels after the data set's conversion, and by what they show. An image
-        of train or pool is no copy, however alike others are.
+        Files are compared by bytes, by decoded pixels after the data set's conversion, and by descriptor. Images of
+        train and pool never count as copies.
 
         Raises:
             ImageError: the file is missing or cannot be read.
@@ -80,9 +80,9 @@ def held_out_images(inputs: RunStore) -> HeldOutImages:
 
 
 def require_not_held_out(inputs: RunStore, image_file: Path) -> None:
-    """Require that an image is neither of validation or test nor a copy of one.
+    """Require that an image is not in val or test and not a copy of such an image.
 
-    Copies are found when re-saved, mirrored, turned, cropped, shifted, brightened or resized.
+    Copies are recognised even if they are re-saved, mirrored, rotated, cropped, shifted, brightened or resized.
 
     Raises:
         ImageError: the file is missing, cannot be read, or shows what a held-out image shows.

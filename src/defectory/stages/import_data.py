@@ -1,4 +1,4 @@
-"""Stage import: the user's data set becomes a data set folder of the run."""
+"""Stage import: copies the user's data set into a folder of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 
 SOURCES = ("path", "image_root", "defect_free", "index", "class_colours")
-"""Settings of the data section that name files or folders of the user's."""
+"""Settings of the data section that name the user's files or folders."""
 
 
 class Import(Stage):
@@ -29,7 +29,7 @@ class Import(Stage):
     is_preparation = True
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read no stage."""
+        """Return no stages: the import reads only the user's files."""
         return ()
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
@@ -43,14 +43,14 @@ class Import(Stage):
         return {"data": data.model_dump(mode="json"), **listings}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Import and check the data set; say first where the disk may be too small."""
+        """Import and check the data set, after a warning if the disk may be too small."""
         needed = 0
         for value in self.cache_key(config, inputs.sources).values():
             rows = value if isinstance(value, list) else []
             needed += sum(size for name, size, _ in rows if Path(name).suffix.lower() in IMAGE_SUFFIXES)
         free = shutil.disk_usage(inputs.folder).free
         if free < needed:
-            # the data set may name a part of these images alone
+            # the data set may use only some of these images
             found = f"{free / 1e6:,.0f} MB free, the images beside the annotations are {needed / 1e6:,.0f} MB"
             yield Notice(text=f"the disk has {found}")
         result = import_dataset(config.data, out, base_folder=inputs.sources.folder)

@@ -1,4 +1,4 @@
-"""Whether a run's drivers tell defective from defect-free tiles."""
+"""Measures driver leakage: whether a run's drivers give away which tiles are defective."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def driver_samples(inputs: RunStore, config: ProjectConfig) -> tuple[list[Sample
 
 
 def leakage_of(inputs: RunStore, config: ProjectConfig) -> Leakage | None:
-    """Measure whether drivers tell defective from defect-free tiles; None where there are too few tiles."""
+    """Measure how well drivers separate defective from defect-free tiles; None if there are too few tiles."""
 
     def pair(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
         return sample.geometry(config.drivers), np.any(sample.masks, axis=0)

@@ -1,4 +1,4 @@
-"""Stage learn-concept: phase 1, the base learns what the user's parts look like."""
+"""Stage learn-concept: phase 1, teaches the base what the user's parts look like."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defectory.stages.phase_tiles import phase_tiles
 from defectory.stages.progress import with_note
 
 VARIANTS_VERSION = 3
-"""Raised when the same settings give other augmented training tiles."""
+"""Increment this when the same settings make different augmented training tiles."""
 
 
 class LearnConcept(Stage):

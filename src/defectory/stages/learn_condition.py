@@ -1,4 +1,4 @@
-"""Stage learn-condition: phase 2, a control network learns to obey drivers."""
+"""Stage learn-condition: phase 2, trains a control network to follow drivers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from defectory.stages.progress import with_note
 from defectory.stages.sampling import load_backbone
 
 DRIVERS_VERSION = 3
-"""Raised when the same settings give other drivers."""
+"""Increment this when the same settings make different drivers."""
 
 
 def driver_digest(config: ProjectConfig, num_classes: int) -> str:
-    """Return the digest of the driver settings and of the number of classes, which decides colours."""
+    """Compute the digest of the driver settings and of the number of classes, which decides the colours."""
     drivers = config.drivers.model_dump(mode="json")
     return digest_json({"rules": DRIVERS_VERSION, "drivers": drivers, "classes": num_classes})
 

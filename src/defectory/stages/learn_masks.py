@@ -1,4 +1,4 @@
-"""Stage learn-masks: a small diffusion model of the training masks."""
+"""Stage learn-masks: trains a small diffusion model of the training masks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ LEARNED_FROM = frozenset(
         "thickness_share",
     }
 )
-"""Settings of masks that decide what the model learns."""
+"""Settings of section `masks` that decide what the model learns."""
 
 
 class LearnMasks(Stage):
-    """Trains a model that draws new masks; only where it has a share of the masks."""
+    """Trains a model that draws new masks, if `masks` gives it a share."""
 
     VERSION = 1
     name, folder = "learn-masks", layout.MASK_MODEL
@@ -53,7 +53,7 @@ class LearnMasks(Stage):
         """Train on the bank, an expert's corrections included."""
         from defectory.engine.devices import device_of
 
-        # for the number of threads alone: so small a model stays on the CPU
+        # called only to set the number of threads: so small a model stays on the CPU
         device_of(config.device, threads=config.threads)
         _, bank = expert_masks(inputs, config, bank_from_train(inputs, config))
         digest, note = yield from with_note(mask_model_of(bank, config).learn(out))

@@ -1,4 +1,4 @@
-"""The masks that a run may use: the bank of train, an expert's, a model's, and where on a part they lie."""
+"""Builds the mask supply of a run: bank, expert masks, mask model, and learned placement."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Mask = NDArray[np.bool_]
 NOT_TRAIN = "is an image of validation or test, or not used"
 MASKS_OF_TRAIN = "leave it out: masks come from train alone"
 FOCUS_FLOOR = 0.1
-"""Weight of an instance that a segmenter finds perfectly, beside 1 for one that it misses."""
+"""Weight of an instance that a segmenter finds perfectly; a missed one has weight 1."""
 
 
 def bank_from_train(inputs: RunStore, config: ProjectConfig) -> MaskBank:
@@ -56,18 +56,18 @@ def bank_from_train(inputs: RunStore, config: ProjectConfig) -> MaskBank:
 
 
 def expert_masks(inputs: RunStore, config: ProjectConfig, bank: MaskBank) -> tuple[tuple[ExpertMask, ...], MaskBank]:
-    """Read the expert's masks: new ones, and the bank with its corrections.
+    """Load the expert's new masks, and the bank with the expert's corrections.
 
     Raises:
-        AnnotationError: a mask cannot be used, or is of an image that is not in train: a COCO file annotates that
-            image, a copy of it or an image of its name, or a PNG file is named as it is.
+        AnnotationError: a mask cannot be used, or belongs to an image that is not in train. A COCO file is refused for
+            that image, for a copy of it and for its name, a PNG file for its name.
     """
     if config.masks.expert is None:
         return (), bank
     path = inputs.sources.path(config.masks.expert)
     dataset, split, tiling = inputs.data.dataset, inputs.split, inputs.tiles.tileset.tiling
     allowed = {*split.train, *split.pool}
-    # an image that is not used at all counts too, and so does each of several images with one name
+    # this covers unused images too, and every image of an ambiguous name
     barred = {Path(record.file_name).stem for record in dataset.images if record.id not in allowed}
     if path.suffix.lower() == ".json":
         root = config.data.image_root
@@ -91,7 +91,7 @@ def expert_masks(inputs: RunStore, config: ProjectConfig, bank: MaskBank) -> tup
 
 
 def _require_train_images(inputs: RunStore, images: Sequence[tuple[Path, str]], where: Path, barred: set[str]) -> None:
-    """Require that images, given as file and name, are in train or new: not held out under any name."""
+    """Require that images, given as file and name, are in train or new, and not copies of held-out images."""
     dataset, split = inputs.data.dataset, inputs.split
     id_of = {record.sha256: record.id for record in dataset.images}
     allowed = {*split.train, *split.pool}
@@ -116,7 +116,7 @@ def mask_model_of(bank: MaskBank, config: ProjectConfig) -> MaskDiffusion:
 
 
 def trained_mask_model(inputs: RunStore, config: ProjectConfig, bank: MaskBank) -> MaskModel | None:
-    """Return the trained model of a bank's masks; None where it has no share.
+    """Load the trained model of a bank's masks; None if `masks` gives it no share.
 
     Raises:
         WeightsError: it has not been trained, or is damaged.
@@ -132,16 +132,16 @@ def trained_mask_model(inputs: RunStore, config: ProjectConfig, bank: MaskBank) 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSupply:
-    """What masks a run may use, and where on a part they lie."""
+    """The masks that a run may use, and their placement on a part."""
 
     bank: MaskBank
     sources: MaskSources
     shares: dict[int, np.ndarray]
 
     def place(self, mask: Mask, category_id: int, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
-        """Place a mask of a class on a tile, bool [H,W]; None where there is no place.
+        """Place a mask of a class on a tile, bool [H,W]; None if it fits nowhere.
 
-        Where placement is learned, the mask lies as its class lies in train.
+        Learned placement follows where the class lies in train.
         """
         if category_id in self.shares:
             return place_like(mask, self.shares[category_id], site=site, taken=taken, rng=rng)
@@ -149,7 +149,7 @@ class MaskSupply:
 
 
 def mask_supply(inputs: RunStore, config: ProjectConfig) -> MaskSupply:
-    """Build bank, sources and learned placement from train.
+    """Build the mask bank, the mask sources and the learned placement from train.
 
     Raises:
         ConfigError: train has no mask, or an expert's cannot be used.
@@ -171,10 +171,10 @@ def mask_supply(inputs: RunStore, config: ProjectConfig) -> MaskSupply:
 def _placement_in_train(
     inputs: RunStore, bank: MaskBank, weights: Mapping[str, float]
 ) -> tuple[dict[int, np.ndarray], MaskBank]:
-    """Measure per class how its masks, weighed by entry, lie to holes and edges of their own tiles.
+    """Measure per class where masks lie relative to the holes and edges of their tiles, weighted by entry.
 
     Returns:
-        The shares per class, and the bank without the gaps that those holes cut.
+        The shares per class, and the bank with the gaps filled that those holes cut.
     """
     tiles = inputs.tiles
     masks: dict[str, list[MaskBankEntry]] = {}
@@ -197,7 +197,7 @@ def _placement_in_train(
 
 
 def focus_weights(inputs: RunStore, config: ProjectConfig) -> dict[tuple[int, int], float] | None:
-    """Return how often each train instance should serve, by image id and number; None where all serve alike."""
+    """Return the sampling weight of each train instance, by image id and number; None for uniform weights."""
     if config.synthesis.focus == "uniform":
         return None
     return inputs.difficulty.weights(floor=FOCUS_FLOOR)

@@ -1,4 +1,4 @@
-"""Tiles as both phases train on them."""
+"""Loads the tiles that both phases train on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from defectory.engine.training.data import TrainingTile
 
 MAX_HELD_OUT = 32
-"""Val tiles of the held-out loss."""
+"""Most val tiles in the held-out loss."""
 
 
 def phase_tiles(inputs: RunStore, drawings: Drawings | None) -> tuple[list[TrainingTile], list[TrainingTile]]:

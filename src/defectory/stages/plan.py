@@ -1,4 +1,4 @@
-"""Stage plan: which pool image, augmentation, masks, prompt and seed each draft gets."""
+"""Stage plan: chooses pool image, augmentation, masks, prompt and seed of each draft."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Plan(Stage):
     name, folder = "plan", layout.PLAN
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read tiles and both phases; folds and the mask model where masks depend on them."""
+        """Read tiles and both phases, and folds and the mask model if masks depend on them."""
         focuses = config.synthesis.focus == "segmenter"
         learns_masks = config.masks.sources.diffusion > 0
         return (
@@ -115,12 +115,12 @@ class Plan(Stage):
 
 
 def prompt_of(concept: Concept, names: Sequence[str], tone: str, *, defect_noun: str) -> str:
-    """Return the prompt of an image with defects of these classes; without classes, that of a defect-free one."""
+    """Return the prompt of an image with defects of these classes; no classes mean a defect-free image."""
     return condition_prompt(concept.token, names, defect_noun=defect_noun, tone=tone)
 
 
 def tone_of(tile: Tile, tiles: TileFolder, concept: Concept) -> str:
-    """Return the words for a tile's tones; empty where the concept has none."""
+    """Return the words for a tile's tones; empty if the concept uses none."""
     from defectory.engine.training.data import TrainingTile
 
     if not concept.tone_words:

@@ -19,7 +19,7 @@ Image = NDArray[np.uint8]
 
 
 def augmentation_of(tile: Tile, image: Image, seed: int, *, flip: bool) -> Augmentation:
-    """Return the augmentation of a pool tile; its image decides what lies beyond its border."""
+    """Return the augmentation of a pool tile. Its image decides how it continues beyond its border."""
     return Augmentation.sample(
         seed, tile.valid_hw, strength="offline", flip=flip, border=border_of(image, tile.valid_hw)
     )
@@ -32,7 +32,7 @@ class PoolTiles:
         tiles: of the run.
         drivers: how drivers are extracted.
         flip: augmentations may mirror.
-        drawings: from which drivers take their geometry, where not from the tiles.
+        drawings: source of the drivers' geometry in place of the tiles; None for tiles.
     """
 
     def __init__(self, tiles: TileFolder, *, drivers: DriverConfig, flip: bool, drawings: Drawings | None) -> None:
@@ -54,8 +54,8 @@ class PoolTiles:
     def drivers(self, job: Job) -> tuple[Image, Image, Image]:
         """Return a job's driver, the same without a mask, and the tile they come from.
 
-        Both are filled under the masks, as drivers of annotated images are: else the geometry beside a mask would tell
-        them apart.
+        Both are filled under the masks, like drivers of annotated images. Otherwise the geometry beside a mask would
+        give the defect away.
         """
         tile, instances = self.tile(job), masks_of(job.instances)
         image = self.image(tile, job.augmentation_seed)

@@ -1,4 +1,4 @@
-"""Dead ends of a project that are known as soon as its tiles exist, told before anything is trained."""
+"""Reports dead ends of a project once its tiles exist, before anything is trained."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ from defectory.stages.mask_supply import Mask, expert_masks
 from defectory.stages.regions import tile_regions
 
 MASKS_TRIED, TILES_TRIED = 6, 8
-"""Masks, small and large ones, and pool tiles on which a place is looked for."""
+"""Masks (small and large) and pool tiles on which placement is tried."""
 FEW = 5
-"""Fewer instances of a class than this in val or test make its scores a matter of luck."""
+"""With fewer instances of a class in val or test, its scores are a matter of luck."""
 
 
 def check_before_training(inputs: RunStore, config: ProjectConfig) -> tuple[str, ...]:
-    """Return remarks on a project whose tiles have been cut, in seconds.
+    """Check a project whose tiles have been cut, within seconds, and return remarks.
 
     Raises:
-        ConfigError: a later stage would fail for certain; the line names what to change.
-        InputError: a mask of an expert, a region or a drawing that a later stage would refuse.
+        ConfigError: a later stage would certainly fail; the message names what to change.
+        InputError: a later stage would refuse an expert mask, a region or a drawing.
     """
     kind_of(config.drivers.kind)
     if config.device != "auto":
@@ -50,7 +50,7 @@ def check_before_training(inputs: RunStore, config: ProjectConfig) -> tuple[str,
     try:
         cut = _Cut(dataset=inputs.data.dataset, split=inputs.split, tileset=inputs.tiles.tileset)
     except (InputError, StageError):
-        # not made yet, or damaged: the stage that reads it says so, and mends it
+        # missing or damaged: the stage that reads it reports and repairs it
         return ()
     _require_train(cut)
     _require_classes_to_evaluate(cut)
@@ -69,7 +69,7 @@ class _Cut:
 
     @cached_property
     def defective(self) -> list[Tile]:
-        """Train tiles with a defect that is no crowd."""
+        """Return the train tiles with a defect that is not a crowd."""
         return [tile for tile in self.tileset.of("train") if any(not instance.is_crowd for instance in tile.instances)]
 
     @cached_property
@@ -80,7 +80,7 @@ class _Cut:
         return [self.dataset.image(image_id) for image_id in ids]
 
     def instances_per_class(self, ids: Iterable[int]) -> dict[int, int]:
-        """Count instances that are no crowds, by class; every class has a count."""
+        """Count instances that are not crowds, for every class."""
         counts = {category.id: 0 for category in self.dataset.categories}
         for record in self.records(ids):
             for instance in record.instances:
@@ -90,7 +90,7 @@ class _Cut:
 
 
 def _require_tile_size(config: ProjectConfig) -> None:
-    """Require tiles whose side the base's networks can halve as often as they do."""
+    """Require a tile side that the base's networks can halve often enough."""
     tile_px = config.tiling.tile_px
     if tile_px is None:
         return
@@ -99,7 +99,7 @@ def _require_tile_size(config: ProjectConfig) -> None:
         factor = verify_layout(folder).latent_factor
         multiple = factor * 2 ** (len(read_json(folder / "unet" / "config.json")["block_out_channels"]) - 1)
     except WeightsError:
-        return  # on a disk that is not mounted; whoever needs it says so
+        return  # its disk may not be mounted; the stage that needs it reports this
     if tile_px % multiple:
         near = max(multiple, round(tile_px / multiple) * multiple)
         raise ConfigError(
@@ -140,7 +140,7 @@ def _require_classes_to_evaluate(cut: _Cut) -> None:
 
 
 def _require_folds(config: ProjectConfig, cut: _Cut) -> None:
-    """Require that each fold of train leaves something to train on, where folds are trained."""
+    """Require that each fold leaves something to train on, if folds are trained."""
     if config.synthesis.focus != "segmenter" and "agreement" not in config.curation.checks:
         return
     groups = {cut.dataset.image(tile.image_id).group for tile in cut.defective}
@@ -189,7 +189,7 @@ def _require_masks(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None:
 
 
 def _require_enough_masks(config: ProjectConfig, cut: _Cut, in_bank: int, of_expert: int) -> None:
-    """Require that masks which may serve a limited number of times suffice for the drivers there must be."""
+    """Require enough masks for the planned drivers, if a limit on their reuse is set."""
     masks, synthesis = config.masks, config.synthesis
     if masks.max_uses is None or any(
         share > 0 for name, share in masks.sources.shares().items() if name not in ("bank", "expert")
@@ -209,7 +209,7 @@ def _require_enough_masks(config: ProjectConfig, cut: _Cut, in_bank: int, of_exp
 
 
 def _require_place(inputs: RunStore, config: ProjectConfig, cut: _Cut, entries: Sequence[MaskBankEntry]) -> None:
-    """Require that some mask finds a place on some pool tile."""
+    """Require that at least one mask fits on a pool tile."""
     region_of = tile_regions(inputs, config)
     tiles = [tile for tile in cut.pool if _is_allowed(tile, region_of)]
     if not tiles:
@@ -226,7 +226,7 @@ def _require_place(inputs: RunStore, config: ProjectConfig, cut: _Cut, entries: 
         try:
             site = site_of(inputs.tiles.image(tile), tile.valid_hw)
         except ImageError:
-            return  # damaged since it was cut, which the stage that reads it says
+            return  # damaged after it was cut; the stage that reads it reports this
         looked_at += 1
         region = region_of(tile, None)
         allowed = site.allowed if region is None else site.allowed & region
@@ -257,7 +257,7 @@ def _is_allowed(tile: Tile, region_of: Callable[[Tile, int | None], Mask | None]
 
 
 def _require_drivers(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None:
-    """Require that a driver can be extracted as it is set; drawings are looked for."""
+    """Require that a driver can be extracted with these settings, and that drawings are found."""
     tile, drawings = cut.defective[0], drawings_of(inputs, config.drivers)
     try:
         image = inputs.tiles.image(tile) if drawings is None else drawings.of(tile)
@@ -269,7 +269,7 @@ def _require_drivers(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None
 
 
 def _remarks(config: ProjectConfig, cut: _Cut) -> Iterable[str]:
-    """Yield what will be trained all the same and may disappoint."""
+    """Yield remarks on settings that work but may disappoint."""
     names = {category.id: category.name for category in cut.dataset.categories}
     for part, ids in (("train", cut.split.train), ("val", cut.split.val), ("test", cut.split.test)):
         counts = cut.instances_per_class(ids)

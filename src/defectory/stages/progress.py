@@ -1,4 +1,4 @@
-"""Long work with its last note, for a stage's summary."""
+"""Keeps the last note of long work for a stage's summary."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 def with_note(work: Work[T]) -> Work[tuple[T, str]]:
-    """Pass the events of long work on; return its value and the last note."""
+    """Pass on the events of long work, and return its value and last note."""
     note = ""
     while True:
         try:

@@ -41,7 +41,7 @@ def load_region(path: Path, size_hw: tuple[int, int]) -> Mask:
 def region_window(
     region: Mask, *, corner_yx: tuple[int, int], size_hw: tuple[int, int], valid_hw: tuple[int, int], tile_px: int
 ) -> Mask:
-    """Return the part of an image's region that a tile shows, bool [tile_px,tile_px]; padding allows nothing."""
+    """Cut a tile's part out of an image's region, bool [tile_px,tile_px]. Padding is never allowed."""
     window = region[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
     result = np.zeros((tile_px, tile_px), bool)
     if window.any():
@@ -50,10 +50,10 @@ def region_window(
 
 
 def load_regions(folder: Path, dataset: Dataset) -> dict[int, Mask]:
-    """Load the regions of a folder by image id, each named as its image.
+    """Load the regions of a folder by image id; each file is named like its image.
 
     Raises:
-        ConfigError: a file that no image or several are named as, or no file at all.
+        ConfigError: a file name matches no image or several, or there is no file.
         ImageError: a region has another size than its image, or is empty.
     """
     by_name = {Path(record.file_name).with_suffix("").as_posix(): record for record in dataset.images}
@@ -79,10 +79,10 @@ def load_regions(folder: Path, dataset: Dataset) -> dict[int, Mask]:
 
 
 def tile_regions(inputs: RunStore, config: ProjectConfig) -> Callable[[Tile, int | None], Mask | None]:
-    """Return a function from a pool tile and its augmentation's seed to where defects may lie on it; None is anywhere.
+    """Return a function that maps a pool tile and an augmentation seed to its region; None allows every place.
 
     Raises:
-        ConfigError: there is no such folder, or a file that no image or several are named as.
+        ConfigError: the folder does not exist, or a file name matches no image or several.
         ImageError: a region has another size than its image, or is empty.
     """
     fix = "give a folder of images named as the data set's, white where defects may lie"

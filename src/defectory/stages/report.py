@@ -1,4 +1,4 @@
-"""Stage report: gathers what the stages left and hands it to the report room as plain values."""
+"""Stage report: gathers the results of all stages and passes them to the report as plain values."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from defectory.stages.segment import stage_name
 from defectory.stages.signatures import memorisation, signatures
 
 NOT_SHOWN = frozenset({"out", "threads", "executor"})
-"""Settings that change no outcome."""
+"""Settings that do not change any result."""
 SMOOTHED_STEPS = 20
 
 
 class Report(Stage):
-    """Writes the report, one self-contained HTML file."""
+    """Writes the report, a self-contained HTML file."""
 
     VERSION = 2
     name, folder = "report", layout.REPORT
     copies = MappingProxyType({layout.REPORT_FILE: layout.RUN_REPORT})
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read all that is shown."""
+        """Read everything that is shown."""
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
         made = ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate", "synthesize")
         return (*made, "curate", "test-tiles", "evaluate", *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on every setting: the report shows them all."""
+        """Depend on every setting, since the report shows all of them."""
         return config.model_dump(mode="json", exclude=set(NOT_SHOWN))
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:

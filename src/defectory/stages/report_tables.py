@@ -1,4 +1,4 @@
-"""Tables of the report, from what the stages left."""
+"""Builds the report's tables from the results of the stages."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SCORE_COLUMNS = (
 
 
 def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
-    """Return what the run was made from, as name and value."""
+    """List what the run was made from, as name and value."""
     split, tiling, categories = inputs.split, inputs.tiles.tileset.tiling, inputs.data.dataset.categories
     seeds = len(config.segmentation.seeds)
     return [
@@ -46,7 +46,7 @@ def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
 
 
 def score_tables(scores: dict[str, Any]) -> list[Table]:
-    """Return the scores of every arm, and segm mAP per class."""
+    """Build the tables of every arm's scores and of segm mAP per class."""
     rows: list[list[str]] = []
     for arm, values in scores["arms"].items():
         rows.append([arm_name(arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
@@ -93,15 +93,24 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
 
 
 def arm_name(arm: str) -> str:
-    """Return an arm in words."""
+    """Return the readable name of an arm."""
     return arm.replace("_", " ")
 
 
 def measures(
     inputs: RunStore, scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None
 ) -> list[Table]:
-    """Return fidelity, curation, image sets, contrast, leakage and memorisation."""
-    fidelity = inputs.fidelity
+    """Build the tables of fidelity, curation, image sets, contrast, leakage and memorisation."""
+    tables = [_fidelity_table(inputs.fidelity), *_curation_tables(inputs.fidelity, inputs.decisions)]
+    if scores["image_sets"] is not None:
+        tables.append(_image_set_table(scores["image_sets"]))
+    if scores["defect_contrast"]:
+        guidance = {c.name: c.mask_guidance for c in inputs.calibration.classes}
+        tables.append(_contrast_table(scores["defect_contrast"], guidance))
+    return tables + _copy_tables(leak, copied)
+
+
+def _fidelity_table(fidelity: FidelitySummary) -> Table:
     rows = [
         ["all drafts", f"{fidelity.mean:.3f}", f"{fidelity.accepted_share:.0%}"],
         ["labels shuffled", f"{fidelity.shuffled:.3f}", ""],
@@ -111,78 +120,69 @@ def measures(
         for name, value in fidelity.per_class.items()
     ]
     if fidelity.thin_f1_2px is not None:
-        rows.append(
+        thin = f"instances under 6 px wide ({fidelity.num_thin}), F1 at 2 px tolerance"
+        rows.append([thin, f"{fidelity.thin_f1_2px:.3f}", ""])
+    return Table(
+        title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation",
+        columns=["", "mean IoU", "accepted"],
+        rows=rows,
+    )
+
+
+def _image_set_table(sets: dict[str, Any]) -> Table:
+    name = sets["encoder"]
+    low, high = sets["kid_interval"]
+    return Table(
+        title="Images: synthetic against real test, and real train against real test as the floor",
+        columns=["measure", "synthetic", "real train"],
+        rows=[
+            [f"KID[{name}]", f"{sets['kid']:.4f} ({low:.4f} to {high:.4f})", f"{sets['kid_floor']:.4f}"],
+            [f"FID[{name}]", f"{sets['fid']:.2f}", f"{sets['fid_floor']:.2f}"],
             [
-                f"instances under 6 px wide ({fidelity.num_thin}), F1 at 2 px tolerance",
-                f"{fidelity.thin_f1_2px:.3f}",
-                "",
+                "Wasserstein distance of tile mean, grey levels",
+                f"{sets['mean_wasserstein']:.2f}",
+                f"{sets['mean_wasserstein_floor']:.2f}",
+            ],
+            [
+                "Wasserstein distance of tile standard deviation",
+                f"{sets['std_wasserstein']:.2f}",
+                f"{sets['std_wasserstein_floor']:.2f}",
+            ],
+        ],
+        note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as right up "
+        "to twice the floor.",
+    )
+
+
+def _contrast_table(contrasts: dict[str, Any], guidance: dict[str, float]) -> Table:
+    return Table(
+        title="Contrast of defects to their surroundings, median over instances",
+        columns=["class", "drafts", "real train", "ratio", "mask guidance"],
+        rows=[
+            [
+                name,
+                f"{c['synthetic']:.2f} ({c['num_synthetic']})",
+                f"{c['real']:.2f} ({c['num_real']})",
+                f"{c['synthetic'] / max(c['real'], 1e-6):.2f}",
+                f"{guidance[name]:.2f}",
             ]
-        )
-    tables = [
-        Table(
-            title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation",
-            columns=["", "mean IoU", "accepted"],
-            rows=rows,
-        )
-    ]
-    tables += _curation_tables(fidelity, inputs.decisions)
-    sets = scores["image_sets"]
-    if sets is not None:
-        name = sets["encoder"]
-        low, high = sets["kid_interval"]
-        tables.append(
-            Table(
-                title="Images: synthetic against real test, and real train against real test as the floor",
-                columns=["measure", "synthetic", "real train"],
-                rows=[
-                    [f"KID[{name}]", f"{sets['kid']:.4f} ({low:.4f} to {high:.4f})", f"{sets['kid_floor']:.4f}"],
-                    [f"FID[{name}]", f"{sets['fid']:.2f}", f"{sets['fid_floor']:.2f}"],
-                    [
-                        "Wasserstein distance of tile mean, grey levels",
-                        f"{sets['mean_wasserstein']:.2f}",
-                        f"{sets['mean_wasserstein_floor']:.2f}",
-                    ],
-                    [
-                        "Wasserstein distance of tile standard deviation",
-                        f"{sets['std_wasserstein']:.2f}",
-                        f"{sets['std_wasserstein_floor']:.2f}",
-                    ],
-                ],
-                note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as "
-                "right up to twice the floor.",
-            )
-        )
-    if scores["defect_contrast"]:
-        guidance = {c.name: c.mask_guidance for c in inputs.calibration.classes}
-        tables.append(
-            Table(
-                title="Contrast of defects to their surroundings, median over instances",
-                columns=["class", "drafts", "real train", "ratio", "mask guidance"],
-                rows=[
-                    [
-                        name,
-                        f"{c['synthetic']:.2f} ({c['num_synthetic']})",
-                        f"{c['real']:.2f} ({c['num_real']})",
-                        f"{c['synthetic'] / max(c['real'], 1e-6):.2f}",
-                        f"{guidance[name]:.2f}",
-                    ]
-                    for name, c in scores["defect_contrast"].items()
-                ],
-                note="Root mean square distance of a defect's grey levels to the mean of a 5 px ring around it, over "
-                "that mean; in brackets, instances. All drafts, before curation.",
-            )
-        )
-    others: list[list[str]] = []
+            for name, c in contrasts.items()
+        ],
+        note="Root mean square distance of a defect's grey levels to the mean of a 5 px ring around it, over "
+        "that mean; in brackets, instances. All drafts, before curation.",
+    )
+
+
+def _copy_tables(leak: Leakage | None, copied: Memorisation | None) -> list[Table]:
+    """Build the table of leakage and memorisation; return no table if neither was measured."""
+    rows: list[list[str]] = []
     if leak is not None:
-        others.append(
-            ["driver leakage, AUC (0.5 is none)", f"{leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f})"]
-        )
+        low, high = leak.interval
+        rows.append(["driver leakage, AUC (0.5 is none)", f"{leak.auc:.2f} ({low:.2f} to {high:.2f})"])
     if copied is not None:
-        others.append(["nearest train tile, synthetic: median distance", f"{copied.draft_to_train:.3f}"])
-        others.append(["nearest other train tile, real: median distance", f"{copied.train_to_train:.3f}"])
-    if others:
-        tables.append(Table(title="Leakage and memorisation", columns=["measure", "value"], rows=others))
-    return tables
+        rows.append(["nearest train tile, synthetic: median distance", f"{copied.draft_to_train:.3f}"])
+        rows.append(["nearest other train tile, real: median distance", f"{copied.train_to_train:.3f}"])
+    return [Table(title="Leakage and memorisation", columns=["measure", "value"], rows=rows)] if rows else []
 
 
 def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Table]:
@@ -232,10 +232,10 @@ def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Ta
 
 
 def appendix(inputs: RunStore, config: ProjectConfig) -> list[Table]:
-    """Return every stage, the reasons of curation, and every setting with its origin."""
+    """Build the tables of all stages, curation reasons, and settings with their origins."""
     stages: list[list[str]] = []
     for name, manifest in inputs.manifests().items():
-        # an earlier report is no part of this one
+        # an earlier report is not part of this one
         if name != layout.REPORT:
             about = manifest["info"]
             stages.append([name, f"{about['seconds']:.0f}", about["output_digest"][:16], about["summary"]])

@@ -1,4 +1,4 @@
-"""The networks of a run, as drafts are drawn with them."""
+"""Loads the networks of a run for drawing drafts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def load_backbone(concept: Path, device: torch.device | str = "cpu", *, base: st
     """Load the backbone that knows a concept.
 
     Args:
-        concept: folder of phase 1's outcome.
+        concept: folder of phase 1's result.
         device: to load it to.
         base: that the concept was learned on; read where the concept is an adapter.
     """

@@ -1,4 +1,4 @@
-"""Stages segment-ARM-seedN: one segmenter per arm and seed. No image of test is opened here."""
+"""Stages segment-ARM-seedN: train one segmenter per arm and seed. They open no test image."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Segment(Stage):
         self.name, self.folder = stage_name(arm, seed), layout.segmenter_folder(arm, seed)
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read images, split and tiles; the synthetic set where the arm trains on it."""
+        """Read images, split and tiles, and the synthetic set if the arm trains on it."""
         return ("import", "split", "tiles", *(("export",) if uses_synthetic(self.arm) else ()))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
@@ -69,7 +69,7 @@ class Segment(Stage):
         return {"segmentation": segmentation_settings(config), "seed": config.seed}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Train, keep the checkpoint that is best on real validation images, and choose the score threshold on them."""
+        """Train, keep the best checkpoint on real val images, and choose the score threshold on them."""
         from defectory.engine.devices import device_of
         from defectory.engine.training.events import plain
         from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
@@ -124,7 +124,7 @@ def uses_synthetic(arm: str) -> bool:
 
 
 def predict(model: Any, data: DataFolder, records: Sequence[ImageRecord], tiling: Tiling) -> list[dict[str, object]]:
-    """Predict images of the data set; return COCO results."""
+    """Predict images of the data set, and return COCO results."""
     from defectory.segmentation.predict import coco_results, predict_images
 
     images: Iterator[tuple[int, Any]] = ((record.id, data.image(record)) for record in records)
@@ -132,7 +132,7 @@ def predict(model: Any, data: DataFolder, records: Sequence[ImageRecord], tiling
 
 
 def _with_few_defect_free(records: Sequence[ImageRecord], limit: int) -> list[ImageRecord]:
-    """Return defective val images and at most as many defect-free ones, within a limit: val is scored often."""
+    """Return defective val images and at most as many defect-free ones, up to a limit."""
     defective = [r for r in records if r.instances]
     free = [r for r in records if not r.instances]
     chosen = defective[: max(1, limit * 2 // 3)]

@@ -1,4 +1,4 @@
-"""Real tiles as segmenters train on them."""
+"""Loads real tiles for segmenter training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from defectory.segmentation.data import SegmentationTile
 
 MAX_DEFECT_FREE_TILES = 400
-"""Defect-free tiles that every segmenter trains on."""
+"""Most defect-free tiles that a segmenter trains on."""
 
 
 def segmentation_tiles(tiles: TileFolder, chosen: Sequence[Tile]) -> list[SegmentationTile]:
-    """Load tiles as segmenters train on them, without crowds."""
+    """Load tiles for segmenter training, without crowds."""
     from defectory.segmentation.data import SegmentationTile
 
     return [

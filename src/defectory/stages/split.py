@@ -1,4 +1,4 @@
-"""Stage split: train, val, test and pool, frozen."""
+"""Stage split: freezes train, val, test and pool."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from defectory.runs.store import RunStore
 
 
 class Split(Stage):
-    """Freezes the split; near-duplicates stay together."""
+    """Freezes the split, and keeps near-duplicates together."""
 
     VERSION = 1
     name, folder = "split", layout.SPLIT

@@ -1,4 +1,4 @@
-"""Stage synthesize: the drafts of the plan, each with its counterfactual half."""
+"""Stage synthesize: draws the plan's drafts, each with its counterfactual half."""
 
 from __future__ import annotations
 

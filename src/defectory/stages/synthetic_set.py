@@ -1,4 +1,4 @@
-"""The synthetic set as it was delivered, read back as a user reads it."""
+"""Loads the delivered synthetic set from its files, as a user would."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def synthetic_tiles(
     """Return synthetic images as the tiles that segmenters train on.
 
     Args:
-        images: tiles without their padding, or frames that a defect was inserted into.
+        images: tiles without padding, or frames with an inserted defect.
         tile_px: side of a tile.
-        value_range: in which frames are read.
+        value_range: the range in which frames are read.
     """
     from defectory.segmentation.data import SegmentationTile
 

@@ -1,4 +1,4 @@
-"""Stages tiles and test-tiles: images become squares; those of test in a folder of their own."""
+"""Stages tiles and test-tiles: cut images into squares, test images into a folder of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 
 VERSION = 3
-"""Of both stages, which cut alike."""
+"""Version of both stages, which cut alike."""
 
 
 def _key(config: ProjectConfig) -> Mapping[str, object]:
@@ -64,13 +64,13 @@ class TestTiles(Stage):
         return _key(config)
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Cut test images as the others were cut."""
+        """Cut test images like the others."""
         tileset = yield from _cut(inputs, config, inputs.tiles.tileset.tiling, parts=("test",), out=out)
         return f"{len(tileset.tiles)} test tiles"
 
 
 def base_tile_px(base: str) -> int:
-    """Return the side of a base's native tiles, pixels, without loading it."""
+    """Return the side of a base's native tiles in pixels, without loading the base."""
     from defectory.engine.backbones.known import resolve_base
 
     folder = resolve_base(base)

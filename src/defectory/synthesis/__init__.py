@@ -1,1 +1,1 @@
-"""Synthesis: the plan, full images from drivers, export."""
+"""Synthesis: the plan, drafts drawn from drivers, calibration, insertion and export."""

@@ -1,8 +1,8 @@
-"""Mask guidance per class, so that drafts' defects stand out from their surroundings as much as real ones.
+"""Chooses mask guidance per class, so that drafts' defects have the contrast of real ones.
 
-A network that learned briefly is unsure and draws defects too pale; guidance makes up for it, and how much of it is
-needed differs from class to class. Some of the planned drafts are drawn at a few guidances; contrast grows with them
-(decisions 015 and 021: not train tiles, whose drivers know more of a large defect than those of defect-free images do).
+A briefly trained network draws defects too pale. Guidance compensates for this, by an amount that differs from class
+to class. Some planned drafts are drawn at a few guidance levels, and contrast grows with the level. Train tiles would
+not do, since their drivers show more of a large defect than those of defect-free images (decisions 015 and 021).
 """
 
 from __future__ import annotations
@@ -25,19 +25,17 @@ from defectory.synthesis.full import guidance_of
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 ContrastOf = Callable[[Image, Mask, Mask], float | None]
-"""Image, mask of a defect and union of all masks to the defect's contrast."""
+"""Maps an image, a defect's mask and the union of all masks to the defect's contrast."""
 
 LEVELS = (1.0, 1.75, 2.5)
 BOUNDS = (1.0, 3.0)
 MIN_INSTANCES = 4
-"""Classes with fewer measured defects, drawn or real, take the guidance of all classes together."""
+"""Classes with fewer measured defects, drawn or real, use the guidance of all classes together."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationDraft:
-    """A planned draft: category id and mask of each defect, its drivers and prompts with and without them, and its
-    seed.
-    """
+    """A planned draft: its defects (category id and mask), its seed, and drivers and prompts with and without them."""
 
     instances: tuple[tuple[int, Mask], ...]
     driver: Image
@@ -48,11 +46,11 @@ class CalibrationDraft:
 
 
 def choose_drafts(classes_of: Sequence[Sequence[int]], count: int, *, seed: int) -> list[int]:
-    """Choose at most `count` drafts in which every class comes as often as can be, and return their numbers.
+    """Choose at most `count` drafts that show every class as often as possible, and return their numbers.
 
     Args:
         classes_of: category ids on each draft.
-        count: most drafts.
+        count: largest number of drafts.
         seed: of the order in which drafts are tried.
     """
     order = [int(i) for i in np.random.default_rng([46, seed]).permutation(len(classes_of))]
@@ -84,11 +82,11 @@ def calibrate(
     config: SynthesisConfig,
     contrast_of: ContrastOf,
 ) -> Work[tuple[ClassCalibration, ...]]:
-    """Draw planned drafts at a few mask guidances, and return the guidance chosen for each class.
+    """Draw planned drafts at a few guidance levels, and return the guidance chosen for each class.
 
     Args:
         drafts: what to draw.
-        real: contrasts of the train tiles' own defects, by category id.
+        real: contrasts of the defects in train tiles, by category id.
         models: adapted backbone and its condition network, in float32.
         class_noun: as for `synthesize`.
         categories: of the data set.
@@ -130,7 +128,7 @@ def choose_guidance(
     *,
     quantile: float = 0.5,
 ) -> tuple[ClassCalibration, ...]:
-    """Choose the guidance at which each class's median contrast is the wanted quantile of its real defects', in bounds.
+    """Choose the guidance, within bounds, that moves each class's median contrast to a quantile of its real contrasts.
 
     Args:
         rows: category id of a drawn defect, and its contrast at each of `LEVELS`.
@@ -168,11 +166,9 @@ def choose_guidance(
 
 
 def _matching(real: float, drawn: Sequence[float]) -> float:
-    """Find the guidance at which drawn contrast, known at `LEVELS`, is the real one: between two levels, or on their
-    last stretch prolonged.
-    """
+    """Find the guidance whose drawn contrast, known at `LEVELS`, equals the real one, by inter- or extrapolation."""
     if any(after - before < 1e-3 for before, after in pairwise(drawn)):
-        # guidance does nothing here, or the wrong thing
+        # guidance has no effect here, or the wrong one
         return LEVELS[1]
     at = next((i for i in range(len(LEVELS) - 2) if real < drawn[i + 1]), len(LEVELS) - 2)
     slope = (drawn[at + 1] - drawn[at]) / (LEVELS[at + 1] - LEVELS[at])
@@ -182,11 +178,9 @@ def _matching(real: float, drawn: Sequence[float]) -> float:
 def guidance_map(
     instances: Sequence[tuple[int, Mask]], guidance: Mapping[int, float], size_hw: tuple[int, int]
 ) -> NDArray[np.float32]:
-    """Compute the mask guidance of each pixel, float32 [H,W]: that of the class whose mask is painted there, 1
-    elsewhere.
-    """
+    """Compute the guidance of each pixel, float32 [H,W]: that of the class painted there, 1 elsewhere."""
     result = np.ones(size_hw, np.float32)
-    # as drivers are painted: larger ones first
+    # in the painting order of drivers: larger masks first
     for category_id, mask in sorted(instances, key=lambda item: -int(item[1].sum())):
         result[mask] = guidance[category_id]
     return result

@@ -10,61 +10,62 @@ from defectory.artifacts.config import Section
 
 
 class SynthesisConfig(Section):
-    """Drivers of defect-free images + shuffled, perturbed masks -> drafts."""
+    """How drafts are drawn from drivers of defect-free images and from shuffled, perturbed masks."""
 
     mode: Literal["full", "insert", "inpaint"] = "full"
-    """`full`: the whole image is drawn from the driver (the paper). `insert`: a defect is drawn into the pool image,
-    which stays as it is
-    around it. `inpaint`: the paper's comparator, whose control network sees the image itself with the mask pasted on
-    (drivers.kind image)."""
+    """`full` draws the whole image from the driver (the paper). `insert` draws a defect into the pool image and leaves
+    its surroundings unchanged. `inpaint` is the paper's comparator and needs `drivers.kind = "image"`.
+    """
     insert_margin_px: int = Field(default=8, ge=2)
-    """Insert: tile pixels around a label beyond which nothing changes."""
+    """Margin around a label in tile pixels, for `insert`. Beyond it nothing changes."""
     focus: Literal["uniform", "segmenter"] = "uniform"
-    """`segmenter`: masks, classes, sizes and places come more often the worse a segmenter draws them that has not seen
-    them, judged in folds of train.
+    """`segmenter` repeats masks, classes, sizes and places more often the worse the fold segmenters find them.
+    `uniform` treats all alike.
     """
     num_images: int = Field(default=200, ge=1)
+    """Drafts to draw."""
     augmentations_per_image: int = Field(default=10, ge=0)
-    """Offline augmented versions of each pool image (paper: 10); 0 uses pool tiles as they are."""
+    """Augmented versions of each pool tile (paper: 10); 0 uses pool tiles unchanged."""
     max_seeds_per_driver: int = Field(default=15, ge=1)
-    """At most this many images per driver (paper: 15)."""
+    """Most images drawn from one driver (paper: 15)."""
     max_images_per_tile: int | None = Field(default=None, ge=1)
-    """At most this many images on one pool tile, all its versions together; a pool that is too small for it is refused.
-    """
+    """Most images drawn on one pool tile, all its versions together. The run stops if the pool is too small for it."""
     scheduler: Literal["base", "ddim", "ddpm", "euler", "dpm-solver"] = "dpm-solver"
-    """`base`: the one the base names. `dpm-solver` draws fine detail in fewer steps than the others (decision 035)."""
+    """Sampler; `base` uses the scheduler the base names. `dpm-solver` draws fine detail in fewer steps than the others
+    (decision 035).
+    """
     num_steps: int = Field(default=20, ge=1)
+    """Denoising steps per image. More steps take longer."""
     guidance_scale: float = Field(default=1.0, ge=1)
+    """Classifier-free guidance of the prompt; 1 turns it off."""
     driver_guidance: float = Field(default=1.75, ge=1)
-    """How strongly the part is drawn: distance of each step from the same step that knows the class noun alone, neither
-    the concept's token nor a driver, as a multiple. Networks that were trained briefly draw soft; this gives holes,
-    seams, contrast and grain back and leaves tones alone, at a fifth more time.
+    """Guidance away from the class noun without a driver; 1 turns it off. Raise it if drafts lack holes, seams,
+    contrast or grain. It costs about a fifth more time.
     """
     mask_guidance: Literal["auto"] | float = "auto"
-    """How strongly masks are drawn: distance of each step from the same step without the mask, as a multiple, under the
-    masks. `auto` chooses it per class, so that defects stand out as much as those of train tiles.
+    """Guidance away from the image without the mask, under the masks; 1 turns it off. `auto` chooses it per class so
+    that defects stand out as much as those of train tiles.
     """
     tone_quantile: float = Field(default=0.5, ge=0, le=1)
-    """Depth of tone: `auto` lets drafts' median contrast be this quantile of the contrasts of the class's defects in
-    train.
-    """
+    """Quantile of the train defects' contrast that `mask_guidance = "auto"` aims at. Raise it for stronger defects."""
     calibration_drafts: int = Field(default=24, ge=1)
-    """Planned drafts that `auto` draws, at three guidances each."""
+    """Planned drafts that `mask_guidance = "auto"` draws for calibration, at three strengths each."""
     mask_spill: float = Field(default=0.0, ge=0, le=1)
-    """The same elsewhere: how much of what masks do outside themselves is kept. With this and both guidances at 1 a
-    step is drawn without further evaluations, in under two thirds of the time.
+    """Share of a mask's effect outside the mask that is kept. Set it and both guidances to 1 to skip the extra network
+    evaluations; drawing then takes less than two thirds of the time.
     """
     control_scale: float = Field(default=1.0, ge=0)
+    """Strength of the control network; 1 is as trained."""
     match_grain: bool = False
-    """Give drafts the fine grain of their pool tile where they lack it; inserted defects always get it."""
+    """Add the pool tile's fine grain to drafts that lack it. Inserted defects always get it."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Precision of the networks. Latents stay in fp32."""
     batch_size: int = Field(default=16, ge=1)
+    """Images drawn at once. Lower it if memory runs out."""
 
     @property
     def versions_per_tile(self) -> int:
-        """Return how many augmented versions of a pool tile drafts are drawn on; 0 for the tile itself, which insertion
-        keeps.
-        """
+        """Return the number of augmented versions per pool tile; 0 means the tile itself, as insertion needs it."""
         return 0 if self.mode == "insert" else self.augmentations_per_image
 
     @field_validator("mask_guidance", mode="before")

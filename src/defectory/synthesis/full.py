@@ -1,6 +1,4 @@
-"""Synthesis: whole images from drivers (the paper's), or defects drawn into pool tiles, each with its counterfactual
-half without the mask.
-"""
+"""Draws drafts, as whole images (the paper) or as defects in pool tiles, each with its counterfactual half."""
 
 from __future__ import annotations
 
@@ -32,7 +30,7 @@ Image = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class DraftDone:
-    """A batch of drafts is on disk: `done` of `total`, `seconds` since this call began drawing."""
+    """A batch of drafts is on disk: `done` of `total`, `seconds` since this call started drawing."""
 
     done: int
     total: int
@@ -42,29 +40,27 @@ class DraftDone:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftInput:
-    """What one job draws from: its driver, the same driver without a mask, the pool tile and its valid size, mask
-    guidance.
-    """
+    """Inputs of one job: driver, driver without masks, pool tile with its valid size, and mask guidance."""
 
     driver: Image
     empty_driver: Image
     tile: Image
     valid_hw: tuple[int, int]
     mask_guidance: NDArray[np.float32]
-    """How strongly masks are drawn, pixel by pixel, [H,W]."""
+    """Mask guidance of each pixel, [H,W]."""
 
     @property
     def label(self) -> NDArray[np.bool_]:
-        """Compute where masks are painted, bool [H,W]."""
+        """Return the painted masks, bool [H,W]."""
         return (self.driver != self.empty_driver).any(axis=2)
 
     def label_margin(self, config: SynthesisConfig) -> NDArray[np.bool_]:
-        """Compute where insertion may draw, bool [H,W]."""
+        """Return the pixels that insertion may change, bool [H,W]."""
         return distance_to(self.label) < config.insert_margin_px
 
 
 def batches_of(plan: Plan, batch_size: int) -> list[tuple[Job, ...]]:
-    """Split a plan into the batches it is drawn in; a resumed run forms the same ones."""
+    """Split a plan into batches; a resumed run forms the same ones."""
     return [plan.jobs[start : start + batch_size] for start in range(0, len(plan.jobs), batch_size)]
 
 
@@ -84,13 +80,13 @@ def synthesize(
 ) -> Iterator[DraftDone]:
     """Draw all drafts of a plan that are not on disk yet, each twice from the same noise: with and without its mask.
 
-    A batch is drawn whole or not at all, so that a run that was killed ends with the same bytes. The digests of drafts
-    that are whole are listed in `out`; a draft that is not listed, or has other bytes, is drawn again.
+    A batch is drawn whole or not at all, so that a killed run resumes to the same bytes. The digests of whole drafts
+    are listed in `out`. A draft that is not listed, or has other bytes, is drawn again.
 
     Args:
         plan: jobs.
         models: adapted backbone and its condition network, in float32.
-        class_noun: of the concept; guidance leads away from its prompt.
+        class_noun: of the concept; driver guidance points away from its prompt.
         input_of: returns a job's drivers and pool tile.
         config: sampler, steps, batch size.
         out: folder with `images/`, `without/` and `drivers/`.
@@ -140,7 +136,7 @@ def _draw_pairs(
 
 
 def guidance_of(config: SynthesisConfig, *, class_noun: str, mask: float | NDArray[np.float32]) -> Guidance:
-    """Return the guidance that drafts are drawn with.
+    """Build the guidance for drawing drafts.
 
     Args:
         config: of synthesis.
@@ -158,9 +154,7 @@ def guidance_of(config: SynthesisConfig, *, class_noun: str, mask: float | NDArr
 
 
 def _listed_drafts(out: Path) -> dict[str, str]:
-    """Return the digests of the drafts that were whole when an earlier call ended; a line that a power cut left torn
-    does not match.
-    """
+    """Read the digests of whole drafts from an earlier call; a line torn by a power cut does not match."""
     try:
         lines = (out / DRAWN_NAME).read_text(errors="replace").splitlines()
     except OSError:
@@ -169,7 +163,7 @@ def _listed_drafts(out: Path) -> dict[str, str]:
 
 
 def _list_drafts(out: Path, paths: Sequence[Path]) -> None:
-    # a torn line of before must not swallow the next one
+    # a torn line from earlier must not swallow the next one
     text = "\n" + "".join(f"{digest_file(path)} {path.relative_to(out).as_posix()}\n" for path in paths)
     try:
         with open(out / DRAWN_NAME, "a") as stream:
@@ -189,7 +183,7 @@ def _is_whole(path: Path, out: Path, listed: Mapping[str, str]) -> bool:
 def _finished_pair(
     drawn: Image, drawn_without: Image, item: DraftInput, job: Job, config: SynthesisConfig
 ) -> tuple[Image, Image]:
-    """Finish a draft and its half without mask: padding, grain, and what insertion leaves as it is."""
+    """Finish a draft and its counterfactual half: padding, grain, and pixels that insertion keeps."""
     image, without = _finished(drawn, item), _finished(drawn_without, item)
     if config.match_grain or config.mode == "insert":
         image, without = add_grain([image, without], tile=item.tile, valid_hw=item.valid_hw, seed=job.seed)
@@ -200,7 +194,7 @@ def _finished_pair(
 
 
 def _finished(image: Image, item: DraftInput) -> Image:
-    """Put the tile's padding back, which is no image and no network draws exactly, and keep grey tiles grey."""
+    """Restore the tile's padding, which a network never draws exactly, and keep grey tiles grey."""
     result = item.tile.copy()
     height, width = item.valid_hw
     drawn = image[:height, :width]

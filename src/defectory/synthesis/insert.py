@@ -1,4 +1,4 @@
-"""Insertion: a defect into a given picture, which stays as it is outside a feathered margin around the label."""
+"""Inserts a defect into a picture, which stays unchanged outside a feathered margin around the label."""
 
 from __future__ import annotations
 
@@ -14,21 +14,17 @@ from defectory.valuerange import ValueRange
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 SOLID_PX = 1.5
-"""Up to this far from the label the drawing counts fully: its border is soft."""
+"""Up to this distance from the label the drawing counts fully, since the label's border is soft."""
 
 
 def feather(label: Mask, margin_px: float) -> NDArray[np.float32]:
-    """Give how much of a drawing is taken, float32 [H,W]: 1 on a label and next to it, falling to exactly 0 at the
-    margin.
-    """
+    """Compute the share of a drawing to take, float32 [H,W]: 1 on and next to a label, exactly 0 at the margin."""
     distance = distance_to(label)
     return np.clip((margin_px - distance) / max(margin_px - SOLID_PX, 1e-6), 0.0, 1.0).astype(np.float32)
 
 
 def blend(tile: Image, drawn: Image, share: NDArray[np.float32]) -> Image:
-    """Give a tile RGB uint8 [H,W,3] with a drawing laid over it by `share`, float32 [H,W]; where that is 0 it is the
-    tile.
-    """
+    """Blend a drawing into a tile, RGB uint8 [H,W,3], by `share`, float32 [H,W]; where it is 0 the tile stays."""
     mixed = tile + share[..., None] * (drawn.astype(np.float32) - tile)
     return np.where(share[..., None] > 0, np.clip(np.round(mixed), 0, 255), tile).astype(np.uint8)
 
@@ -42,10 +38,10 @@ def paste(
     size_hw: tuple[int, int],
     value_range: ValueRange | None = None,
 ) -> NDArray[Any]:
-    """Carry what changed on a tile into the frame it was cut from, at the frame's own resolution, depth and range.
+    """Transfer a tile's changes into the frame it was cut from, at the frame's resolution, depth and range.
 
-    The change is added, so that a frame of more detail than the tile keeps its own; pixels that no change reaches keep
-    their values. No value leaves the range, unless it lay beyond it before.
+    The change is added, so that a frame with more detail than the tile keeps it. Pixels outside the change keep their
+    values. No value leaves the range unless it was outside before.
 
     Args:
         frame: [H,W], or [H,W,C] of grey and alpha, RGB or RGBA, of integers or floats; of an alpha channel nothing

@@ -1,4 +1,4 @@
-"""The plan: every job of a synthesis, written before the first image is drawn."""
+"""Makes the plan: every job of a synthesis, fixed before the first image is drawn."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from defectory.synthesis.config import SynthesisConfig
 
 Mask = NDArray[np.bool_]
 DrawMask = Callable[[int, np.random.Generator], tuple[Mask, MaskOrigin] | None]
-"""Class and generator to a mask, cropped unless masks keep their place, and its source; None where there is none of the
-class.
-"""
+"""Maps class and generator to a mask (cropped unless masks keep their place) and its source; None if it has none."""
 
 
 class Site(Protocol):
@@ -33,21 +31,21 @@ class Site(Protocol):
 
 
 Place = Callable[[Mask, int, Any, Mask, np.random.Generator], Mask | None]
-"""Cropped mask, its class, the site, pixels taken already and a generator, to the placed mask or None."""
+"""Maps a cropped mask, its class, the site, occupied pixels and a generator to the placed mask or None."""
 
 
 _Label = tuple[tuple[Instance, ...], tuple[MaskOrigin, ...]]
-"""Instances of a driver, and where their masks come from; empty where no mask found a place."""
+"""Instances of a driver and the origins of their masks; empty if no mask found a place."""
 TRIES = 20
-"""Mixes and pool tiles that are tried for one driver."""
+"""Most mixes and pool tiles tried for one driver."""
 MIN_VISIBLE_SHARE = 0.5
-"""An instance of which a train tile shows less does not count as one of its defects: masks of the bank are whole."""
+"""An instance that a train tile shows less of does not count, since masks of the bank are whole."""
 REUSE_PER_STEP = 4
-"""A pool tile one word of contrast further off is taken once nearer ones have served so many drivers more."""
+"""Drivers by which nearer pool tiles must lead before one that is a word of contrast farther is taken."""
 
 
 class _Mix(NamedTuple):
-    """What a train tile shows: the class of each defect, and its tone words."""
+    """The class of each defect on a train tile, and the tile's tone words."""
 
     tile: Tile
     category_ids: tuple[int, ...]
@@ -72,31 +70,31 @@ def make_plan(
     even_classes: bool = False,
     weight_of: Callable[[Tile], float] | None = None,
 ) -> Plan:
-    """Pair pool tiles (and their augmented versions) with masks.
+    """Make a plan that pairs pool tiles, and augmented versions of them, with masks.
 
-    How many defects an image gets, of which classes and in what tones, follows the train tiles; the pool tile is one of
-    like tones, since a driver and words that contradict each other give a picture of neither. One driver serves at most
-    `max_seeds_per_driver` jobs; with fewer images than drivers each serves one.
+    Number, classes and tones of an image's defects follow the train tiles. The pool tile has similar tones, since a
+    driver that contradicts the prompt makes bad images. One driver serves at most `max_seeds_per_driver` jobs, and only
+    one job if there are at least as many drivers as images.
 
     Args:
         tileset: pool tiles, and train tiles for the mix of classes and counts.
         config: how many images, augmentations and seeds.
         seed: of pool tiles, augmentations, masks and noise.
         draw_mask: draws a mask of a class.
-        place: puts it on a tile.
-        site_of: tile and augmentation seed to where defects may lie on it.
-        prompt_of: class names and tone words to the prompt; no class name makes that of the half without mask.
-        tone_of: tone words of a tile; a job takes those of the train tile whose mix of classes it has.
+        place: places the mask on a tile.
+        site_of: maps a tile and an augmentation seed to the site for defects.
+        prompt_of: maps class names and tone words to a prompt; no class names mean the half without masks.
+        tone_of: returns the tone words of a tile; a job uses those of the train tile that provides its classes.
         tone_distance: how far apart two tones are, in words.
         concept_digest: of the concept.
         control_digest: of the control network.
         driver_config_digest: of the driver configuration.
-        keep_place: masks stay where they were on their source tile.
-        even_classes: mixes of rare classes are taken more often, so that all classes come equally often.
-        weight_of: how often a train tile's mix is taken, above 0; None takes all alike.
+        keep_place: masks keep their position on the source tile.
+        even_classes: take mixes with rare classes more often, so that all classes are equally frequent.
+        weight_of: sampling weight of a train tile's mix, above 0; None means uniform.
 
     Raises:
-        ConfigError: no pool tile, or fewer than `max_images_per_tile` asks for; no mask.
+        ConfigError: no pool tile, too few of them for `max_images_per_tile`, or no mask.
     """
     pool = tileset.of("pool")
     _check_pool(len(pool), config)
@@ -146,8 +144,8 @@ def _check_pool(num_tiles: int, config: SynthesisConfig) -> None:
 
 
 def _mixes_of_train(tileset: TileSet, tone_of: Callable[[Tile], str]) -> list[_Mix]:
-    """Return what each train tile shows that shows a defect."""
-    # where every defect is larger than a tile, parts of them count
+    """Return the mix of each train tile with a defect."""
+    # if every defect is larger than a tile, parts of defects count
     for least in (MIN_VISIBLE_SHARE, 0.0):
         shown = [
             (tile, tuple(i.category_id for i in tile.instances if i.visible_share >= least and not i.is_crowd))
@@ -162,7 +160,7 @@ def _mixes_of_train(tileset: TileSet, tone_of: Callable[[Tile], str]) -> list[_M
 def _weights(
     mixes: Sequence[_Mix], *, even_classes: bool, weight_of: Callable[[Tile], float] | None
 ) -> NDArray[np.float64] | None:
-    """Compute the probability of each mix; None where all are taken alike."""
+    """Compute the probability of each mix; None means uniform."""
     weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
     if weight_of is None:
         return weights
@@ -172,7 +170,7 @@ def _weights(
 
 def _num_drivers(num_tiles: int, config: SynthesisConfig) -> int:
     if config.max_images_per_tile is not None:
-        # a limit per tile is kept by counting drivers, so each serves one image
+        # a limit per tile is kept by counting drivers, so each driver serves one image
         return config.num_images
     versions = max(1, config.versions_per_tile)
     fewest = -(-config.num_images // config.max_seeds_per_driver)
@@ -180,7 +178,7 @@ def _num_drivers(num_tiles: int, config: SynthesisConfig) -> int:
 
 
 class _PoolChooser:
-    """Chooses pool tiles of tones like a mix's, each as often as the others.
+    """Chooses pool tiles with tones like a mix's, and uses all of them evenly.
 
     Args:
         tones: of the pool tiles.
@@ -198,7 +196,7 @@ class _PoolChooser:
         self._uses, self._drivers = np.zeros(len(tones), int), np.zeros(len(tones), int)
 
     def take(self, tone: str) -> tuple[int, int | None]:
-        """Choose a pool tile, and return its number and the seed of its augmented version."""
+        """Choose a pool tile; return its number and the seed of its augmented version."""
         if tone not in self._distances:
             self._distances[tone] = np.array([self._tone_distance(tone, other) for other in self._tones])
         costs = self._uses + REUSE_PER_STEP * self._distances[tone]
@@ -211,7 +209,7 @@ class _PoolChooser:
         return number, version
 
     def count_driver(self, number: int) -> None:
-        """Note that a tile serves a driver."""
+        """Count a driver that uses a tile."""
         self._drivers[number] += 1
 
     def _version(self, number: int) -> int | None:
@@ -228,7 +226,7 @@ def _first_that_fits(
     label: Callable[[int, int | None, _Mix, np.random.Generator], _Label],
     rng: np.random.Generator,
 ) -> tuple[_Mix, int, int | None, _Label]:
-    """Draw a mix and a pool tile until one of the masks finds a place: mix, tile number, augmentation seed, label."""
+    """Draw mixes and pool tiles until a mask fits; return mix, tile number, augmentation seed and label."""
     for _ in range(TRIES):
         mix = mixes[int(rng.integers(len(mixes)) if weights is None else rng.choice(len(mixes), p=weights))]
         number, augmentation_seed = chooser.take(mix.tone)
@@ -255,7 +253,7 @@ def _label(
     site_of: Callable[[Tile, int | None], Site],
     keep_place: bool,
 ) -> _Label:
-    """Label one driver, and return where its masks come from; nothing where no mask finds a place."""
+    """Make the label of one driver; empty if no mask finds a place."""
     site = site_of(tile, augmentation_seed)
     taken = np.zeros_like(site.allowed)
     instances: list[Instance] = []
@@ -275,16 +273,14 @@ def _label(
 
 
 def _even_weights(classes_of: Sequence[Sequence[int]]) -> NDArray[np.float64]:
-    """Compute the probability of each mix at which all classes come equally often: iterated proportional fitting
-    over the classes.
-    """
+    """Compute probabilities of mixes that make all classes equally frequent, by iterated proportional fitting."""
     classes = sorted({c for of in classes_of for c in of})
     counts = np.array([[list(of).count(c) for c in classes] for of in classes_of], np.float64)
     weights = np.full(len(counts), 1 / len(counts))
     for _ in range(EVEN_ROUNDS):
         share = weights @ counts
         share = share / share.sum()
-        # each mix by the mean need of the defects it holds
+        # scale each mix by the mean need of its defects
         need = counts @ (1 / share) / counts.sum(axis=1)
         weights = weights * np.sqrt(need)
         weights = weights / weights.sum()
@@ -295,7 +291,7 @@ EVEN_ROUNDS = 60
 
 
 def plan_summary(plan: Plan) -> dict[str, object]:
-    """Count a plan's images, drivers, pool tiles and instances per class, for inspection before synthesis."""
+    """Count images, drivers, pool tiles and instances per class of a plan, for inspection before synthesis."""
     names = {category.id: category.name for category in plan.categories}
     return {
         "images": len(plan.jobs),

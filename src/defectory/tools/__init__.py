@@ -1,1 +1,1 @@
-"""Work on one's own images and data outside a run: insert, compare and tune drivers, review masks, export, pretrain."""
+"""Work on a user's own images and data outside a run: insertion, drivers, mask review, export and pretraining."""

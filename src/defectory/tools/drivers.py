@@ -1,4 +1,4 @@
-"""Drivers of a run side by side, and their constants chosen from its own tiles."""
+"""Compares drivers of a run, tunes their constants on its tiles, and extracts them to files."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ KIND = "drivers"
 
 
 def compare_drivers(run: Run, *, num_tiles: int) -> NDArray[np.uint8]:
-    """Give a sheet of train tiles, each beside its drivers of every kind, RGB uint8 [H,W,3]; geometry at full
-    brightness.
-    """
+    """Draw train tiles beside their drivers of every kind, geometry brightened, RGB uint8 [H,W,3]."""
     inputs, config = run.store(), run.config.drivers
     tiles, tileset, drawings = inputs.tiles, inputs.tiles.tileset, drawings_of(inputs, config)
     kinds = [*GEOMETRIES] if config.kind in GEOMETRIES else [config.kind, *GEOMETRIES]
@@ -64,7 +62,7 @@ def compare_drivers(run: Run, *, num_tiles: int) -> NDArray[np.uint8]:
 
 
 def tune_drivers(run: Run) -> Work[list[Candidate]]:
-    """Measure every choice of the driver's constants on train and pool tiles; return them, the best first.
+    """Measure every choice of driver constants on train and pool tiles, and return them, best first.
 
     Raises:
         InputError: there are too few tiles to measure leakage.
@@ -91,7 +89,7 @@ def extract_from_tiles(run: Run, *, subset: Literal["train", "pool"], limit: int
     Args:
         run: that has been run up to its tiles.
         subset: whose tiles.
-        limit: at most so many.
+        limit: at most this many.
         out: folder, replaced as a whole where an earlier extraction made it.
     """
     inputs, config = run.store(), run.config.drivers
@@ -108,14 +106,14 @@ def extract_from_tiles(run: Run, *, subset: Literal["train", "pool"], limit: int
 def extract_from_images(
     images: Sequence[Path], *, mask: Path | None, run: Run | None, whole: bool, out: Path
 ) -> list[tuple[str, str]]:
-    """Write the drivers of images as PNG files, and return each file's name with the prompt that goes with it.
+    """Write the drivers of images as PNG files, and return each file's name with its prompt.
 
     Args:
-        images: files, or folders of them; of one name in several folders, they are numbered.
+        images: files or folders of files; equal names from several folders are numbered.
         mask: painted on each: class numbers, or any one value for the first class.
         run: whose driver settings, tile size, classes and concept are used; None takes the defaults.
-        whole: extract one driver of each whole image. Else the square of the model's tile size is taken around the
-            mask, or in the middle: the networks have seen drivers of that size alone.
+        whole: extract one driver of each whole image. Otherwise the driver shows a square of the model's tile size
+            around the mask, or in the middle: the networks have only seen drivers of that size.
         out: folder, replaced as a whole where an earlier extraction made it.
 
     Raises:
@@ -146,7 +144,7 @@ def extract_from_images(
 
 
 def _classes_of(mask: Path) -> NDArray[np.int32]:
-    """Load a mask as class numbers, int32 [H,W]; of a mask with one value besides 0, that value is class 1."""
+    """Load a mask as class numbers, int32 [H,W]; in a mask with one value besides 0, that value is class 1."""
     values = load_class_mask(mask).astype(np.int32)
     return (values > 0).astype(np.int32) if np.unique(values[values > 0]).size == 1 else values
 
@@ -165,7 +163,7 @@ def _fitting(labels: NDArray[np.int32], mask: Path | None, image: NDArray[np.uin
 def _square(
     image: NDArray[np.uint8], labels: NDArray[np.int32] | None, side: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int32] | None]:
-    """Cut the square around the labels, or in the middle; an image that is smaller stays as it is."""
+    """Cut the square around the labels, or in the middle; a smaller image stays whole."""
     corner: list[int] = []
     for axis, length in enumerate(image.shape[:2]):
         found = np.zeros(0) if labels is None else np.flatnonzero(labels.any(axis=1 - axis))

@@ -41,7 +41,7 @@ RealForm = Literal["tiles", "images"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """An image of the export, what its provenance says, and the images of the data set that it shows anything of."""
+    """An image of the export, its provenance, and the data set images it shows parts of."""
 
     image: ExportImage
     record: dict[str, Any]
@@ -49,26 +49,26 @@ class _Entry:
 
 
 def default_form(config: ProjectConfig) -> RealForm:
-    """Return the form of real images that goes with the drafts: tiles, or images where drafts are whole frames."""
+    """Return the form of real images that matches the drafts: `images` for whole frames, else `tiles`."""
     return "images" if config.synthesis.mode == "insert" else "tiles"
 
 
 def export_project(run: Run, writer: Writer, out: Path, *, real: RealForm | None) -> Iterator[Event]:
-    """Write the accepted drafts, and with them the real training images, in one format.
+    """Write the accepted drafts, and optionally the real training images, in one format.
 
-    Only images of train and pool take part: those of validation and test reach no export.
+    Only images of train and pool are exported, never those of val and test.
 
     Args:
-        run: whose stages up to `export` have been run.
+        run: with all stages up to `export` finished.
         writer: of the format.
-        out: folder, replaced as a whole where an earlier export made it.
+        out: folder, replaced as a whole if an earlier export made it.
         real: None leaves real images out; `tiles` adds train tiles with defects and pool tiles, as the segmenters see
             them; `images` adds whole train and pool images, byte for byte.
 
     Raises:
-        FirewallError: an image of validation or test, or an unknown one, would be exported.
-        OutputError: `out` is not ours, or cannot be written.
-        StageError: a stage of the project that is read is damaged.
+        FirewallError: an image of val or test, or an unknown one, would be exported.
+        OutputError: `out` was not made by an export, or cannot be written.
+        StageError: an input stage of the project is damaged.
     """
     began, name = time.monotonic(), f"export {writer.name}"
     require_export_folder(run, out)
@@ -98,7 +98,7 @@ def require_export_folder(run: Run, out: Path) -> None:
     """Require that an export may be written to a folder, before any work.
 
     Raises:
-        OutputError: it holds something that no export made, or what the project is made from.
+        OutputError: it holds files that no export made, or the project's own sources.
     """
     require_replaceable(out, kind=KIND, sources=_sources(run))
 
@@ -146,7 +146,7 @@ def _drafts(inputs: RunStore) -> Iterator[_Entry]:
 
 
 def _real_tiles(inputs: RunStore) -> Iterator[_Entry]:
-    """Yield train tiles with defects and pool tiles, without padding, as drafts are."""
+    """Yield train tiles with defects and pool tiles, without padding, like the drafts."""
     dataset, tileset = inputs.data.dataset, inputs.tiles.tileset
     for tile in [*(tile for tile in tileset.of("train") if tile.instances), *tileset.of("pool")]:
         record, path = dataset.image(tile.image_id), inputs.tiles.path(tile)
@@ -180,7 +180,7 @@ def _save_part(path: Path, size_hw: tuple[int, int], target: Path) -> None:
 
 
 def _real_images(inputs: RunStore) -> Iterator[_Entry]:
-    """Yield whole images of train and pool; those of pool are free of defects."""
+    """Yield whole images of train and pool; pool images are defect-free."""
     dataset, split = inputs.data.dataset, inputs.split
     for image_id in (*split.train, *split.pool):
         record = dataset.image(image_id)
@@ -196,7 +196,7 @@ def _real_images(inputs: RunStore) -> Iterator[_Entry]:
         )
         turned = _is_turned(path)
         if turned:
-            # most readers of these formats do not turn images by EXIF, and the labels are those of the turned image
+            # most readers of these formats ignore EXIF rotation, and the labels belong to the rotated image
             frame = load_frame(path, dataset.value_range, convert=True)
             image = replace(image, name=f"{image.stem}{frame.suffix}", save=partial(_save_upright, dataset, path))
         yield _Entry(
@@ -213,7 +213,7 @@ def _source(record: ImageRecord) -> dict[str, Any]:
 
 
 def _plain_stem(record: ImageRecord) -> str:
-    """Return an image's own name in letters that every system takes."""
+    """Return an image's name in characters that every system accepts."""
     stem = Path(record.file_name).stem
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in stem)
     return plain[:MAX_STEM] or "image"
@@ -223,7 +223,7 @@ def _is_turned(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.getexif().get(ORIENTATION, 1) in range(2, 9)
-    except Exception:  # what Pillow cannot open has no EXIF that another reader would heed
+    except Exception:  # a file that Pillow cannot open has no EXIF that another reader would use
         return False
 
 

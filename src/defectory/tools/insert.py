@@ -1,4 +1,4 @@
-"""Defects of a trained project inserted into frames of the user's own, at their own resolution and depth."""
+"""Inserts defects of a trained project into the user's frames, at their resolution and depth."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from defectory.synthesis.full import DraftInput, draft_paths, synthesize
 from defectory.tones import tone_words
 
 READS = frozenset({"tiles", "learn-concept", "learn-condition"})
-"""Stages whose files are read besides the values that are checked one by one."""
+"""Stages whose files are read, in addition to values that are checked one by one."""
 STAGE = "insert"
 TRIES = 40
 SHEET_IMAGES, SHEET_CELL_PX = 12, 256
@@ -54,7 +54,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Target:
-    """A frame of the user's with what goes with it; arrays [H,W] of its size."""
+    """A user's frame and its companion files, as arrays [H,W] of its size."""
 
     file: Path
     frame: FrameImage
@@ -93,30 +93,30 @@ def insert_into(
     drawing_file: Path | None = None,
     seed: int = 0,
 ) -> Iterator[Event]:
-    """Write `count` copies of each frame into `out/images`, each with one defect more, with labels and a sheet.
+    """Write `count` copies of each frame to `out/images`, each with one more defect, with labels and a sheet.
 
-    Pixels beyond the margin around a label are those of the frame. The networks are loaded once for all frames.
+    Pixels beyond the margin around a label stay unchanged. The networks are loaded once for all frames.
 
     Args:
-        run: whose concept, control network and calibration have been made.
-        frames: images of any size, or folders of them; grey or RGB, with or without alpha, of 8 or 16 bit or of floats.
-            What is written has a frame's depth and range: PNG, or TIFF where the frame is one.
-        out: folder, replaced as a whole where an earlier insertion made it.
-        count: how many of each frame.
+        run: with concept, control network and calibration made.
+        frames: images of any size, or folders of them: grey or RGB, with or without alpha, 8 bit, 16 bit or float.
+            Results have the frame's depth and range, as PNG, or as TIFF for TIFF frames.
+        out: folder, replaced as a whole if an earlier insertion made it.
+        count: copies of each frame.
         class_name: of the defects; None draws classes as often as they occur in train.
-        mask_file: mask of the frame's size; the defect is drawn exactly where it is not black. Class numbers, or one
-            value for `class_name`.
-        region_file: image of the frame's size, white where defects may lie; None allows all of the part.
-        drawing_file: drawing of the frame, of its size, where the project takes geometry from drawings. With several
-            frames, each of the three files is a folder that holds one of each frame's name.
+        mask_file: mask of the frame's size with class numbers, or with one value for `class_name`. The defect is drawn
+            exactly where it is not black.
+        region_file: image of the frame's size, white where defects may lie; None allows the whole part.
+        drawing_file: drawing of the frame's size, if the project takes geometry from drawings. With several frames,
+            each of the three files is a folder with one file per frame name.
         seed: of places, masks and noise.
 
     Raises:
-        ConfigError: an unknown class, no place for a defect, or a drawing too few or too many.
-        ImageError: a frame or a file of it cannot be used, a frame is of a kind that cannot be written again (a
-            palette, black and white, CMYK), or it belongs to validation or test.
-        OutputError: `out` holds something that no insertion made.
-        StageError: a stage of the run that is read is damaged.
+        ConfigError: an unknown class, no place for a defect, or a missing or superfluous drawing.
+        ImageError: a frame or a companion file cannot be used, a frame has a format that cannot be written back
+            (palette, black and white, CMYK), or it belongs to val or test.
+        OutputError: `out` holds files that no insertion made.
+        StageError: an input stage of the run is damaged.
     """
     began, inputs = time.monotonic(), run.store()
     dataset = inputs.data.dataset
@@ -131,7 +131,7 @@ def insert_into(
     Verified().require(run, [stage for stage in stages_of(run.config) if stage.name in READS])
     yield Progress(stage=STAGE, done=0, total=count * len(files), note="placing defects")
     plan, windows = _plan(run, inputs, targets, count=count, class_name=class_name, seed=seed)
-    # a folder of its own: drafts left by a run that was killed may be of another plan
+    # a separate folder: drafts left by a killed run may belong to another plan
     with TemporaryDirectory() as drafts:
         yield from _draw(run, inputs, plan, windows, Path(drafts))
         _write(targets, out, plan, windows, Path(drafts))
@@ -150,7 +150,7 @@ def _frame_files(frames: Sequence[Path]) -> list[Path]:
 
 def _read(run: Run, inputs: RunStore, file: Path, companions: Mapping[str, Path | None], *, several: bool) -> _Target:
     value_range = inputs.data.dataset.value_range
-    # read before it is compared: what is wrong with a file is told in words of its own
+    # read before it is compared, so that an unreadable file gets its own message
     frame, loaded = load_frame(file, value_range), load_image(file, value_range)
     require_not_held_out(inputs, file)
     size_hw = (loaded.rgb.shape[0], loaded.rgb.shape[1])
@@ -171,7 +171,7 @@ def _read(run: Run, inputs: RunStore, file: Path, companions: Mapping[str, Path 
 
 
 def _companion(path: Path, frame: Path, *, option: str, several: bool) -> Path:
-    """Return the file that goes with a frame: the one given, or of a folder the one with the frame's name."""
+    """Return a frame's companion file: the given file, or the one with the frame's name in a given folder."""
     if path.is_dir():
         found = named_files(path)[1].get(frame.stem)
         if found is None:
@@ -185,7 +185,7 @@ def _companion(path: Path, frame: Path, *, option: str, several: bool) -> Path:
 
 
 def _load_mask(path: Path, size_hw: tuple[int, int]) -> NDArray[np.int32]:
-    """Load a mask as class numbers, int32 [H,W]; of a mask with one value besides 0, that value is 1."""
+    """Load a mask as class numbers, int32 [H,W]; in a mask with one value besides 0, that value becomes 1."""
     values = load_class_mask(path).astype(np.int32)
     require_size(path, (values.shape[0], values.shape[1]), size_hw)
     present = np.unique(values[values > 0])
@@ -247,7 +247,7 @@ def _drawing(run: Run, file: Path | None, size_hw: tuple[int, int]) -> Image | N
 
 
 def _window_at(image: Image, tiling: Tiling, corner_yx: tuple[int, int]) -> _Window:
-    """Cut the tile out of a frame whose upper left corner is given, pixels; in frame mode, take all of it."""
+    """Cut the tile at an upper left corner, pixels, out of a frame; in frame mode, take the whole frame."""
     from defectory.dataset.tiles import cut_window, frame_image, resize_image
 
     if tiling.mode == "frame":
@@ -322,7 +322,7 @@ class _Placer:
         self._frequent = [i.category_id for tile in tileset.of("train") for i in tile.instances if not i.is_crowd]
 
     def place(self, target: _Target, rng: np.random.Generator) -> Placed:
-        """Return window, instances and where their masks come from."""
+        """Return the window, the instances and the origins of their masks."""
         if target.mask is not None:
             return self._by_mask(target, target.mask)
         for _ in range(TRIES):
@@ -352,7 +352,7 @@ class _Placer:
         )
 
     def _by_mask(self, target: _Target, values: NDArray[np.int32]) -> Placed:
-        """Return the window around a mask of the user's, and what it shows of the mask."""
+        """Return the window around a user's mask, and the part of the mask inside it."""
         rows, columns = (np.flatnonzero(values.any(axis=axis)) for axis in (1, 0))
         side = round(self._tiling.tile_px / self._tiling.scale)
         height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
@@ -436,7 +436,7 @@ def _write(targets: Sequence[_Target], out: Path, plan: Plan, windows: Mapping[s
 
 
 def _stems(targets: Sequence[_Target]) -> list[str]:
-    """Return a file name's stem for each frame, no two alike."""
+    """Return a unique file name stem for each frame."""
     taken: set[str] = set()
     stems: list[str] = []
     for number, target in enumerate(targets, start=1):
@@ -448,7 +448,7 @@ def _stems(targets: Sequence[_Target]) -> list[str]:
 
 
 def _label_in(target: _Target, frame: Frame, instance: Instance, window: _Window) -> Mask:
-    """Return a label in its frame, bool [H,W]: the user's own mask where it is all of the label."""
+    """Place a label in its frame, bool [H,W]; use the user's mask itself if the label is the whole mask."""
     height, width = window.valid_hw
     if target.mask is not None and int(target.mask.max()) == 1:
         return target.mask > 0

@@ -1,4 +1,4 @@
-"""The masks of a run for people to look at: written for an expert to correct, and drawn from the sources."""
+"""Writes a run's masks for an expert to correct, and previews masks from the configured sources."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MASK_COLOUR = (255, 60, 40)
 
 
 def review_masks(run: Run, out: Path) -> int:
-    """Write the bank's masks for an expert to correct, with a sheet of their tiles; return how many there are."""
+    """Write the bank's masks and a sheet of their tiles for an expert, and return the number of masks."""
     inputs = run.store()
     bank, tileset = bank_from_train(inputs, run.config), inputs.tiles.tileset
     tiles = {tile.id: tile for tile in tileset.tiles}
@@ -48,7 +48,7 @@ def preview_masks(run: Run, *, per_class: int, seed: int) -> tuple[NDArray[np.ui
     """Draw masks of every class from the configured sources.
 
     Returns:
-        A sheet of them, RGB uint8 [H,W,3], and how many of each class came from which source.
+        A sheet of the masks, RGB uint8 [H,W,3], and the number of masks per class and source.
     """
     inputs = run.store()
     bank = bank_from_train(inputs, run.config)
@@ -77,7 +77,7 @@ def preview_masks(run: Run, *, per_class: int, seed: int) -> tuple[NDArray[np.ui
 
 
 def _framed(mask: Mask, side: int) -> NDArray[np.uint8]:
-    """Lay a mask in the middle of a tile, RGB uint8 [side,side,3]."""
+    """Place a mask in the middle of a tile, RGB uint8 [side,side,3]."""
     canvas = np.zeros((side, side, 3), np.uint8)
     mask = mask[:side, :side]
     top, left = (side - mask.shape[0]) // 2, (side - mask.shape[1]) // 2
@@ -86,5 +86,5 @@ def _framed(mask: Mask, side: int) -> NDArray[np.uint8]:
 
 
 def summary_of(counts: dict[str, dict[str, int]]) -> Sequence[tuple[str, str]]:
-    """Return each class and what its masks came from, for a table."""
+    """List each class with the sources of its masks, for a table."""
     return [(name, ", ".join(f"{count} {kind}" for kind, count in sorted(of.items()))) for name, of in counts.items()]

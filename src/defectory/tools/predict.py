@@ -1,4 +1,4 @@
-"""What `predict` does."""
+"""Predicts image files with a trained segmenter, for the verb `predict`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Predicted:
-    """How many images were predicted, why others were not, and what is worth a remark about how images were read."""
+    """Number of predicted images, reasons for skipped ones, and remarks on how images were read."""
 
     num_images: int
     skipped: tuple[str, ...]
@@ -20,22 +20,22 @@ class Predicted:
 def predict_files(
     images: list[Path], *, segmenter: Path, out: Path, min_score: float | None, device: str, skip_bad: bool
 ) -> Predicted:
-    """Predict image files, write `predictions.json` (COCO results), `images.json` (images, categories) and overlays.
+    """Predict image files; write `predictions.json` (COCO results), `images.json` (images, categories) and overlays.
 
-    Images are read as those that the segmenter was trained on, with the value range of their data set.
+    Images are read like the training images, with the value range of their data set.
 
     Args:
-        images: files of any name, and folders, of which files with an image suffix or without any suffix count. A file
-            named twice counts once.
+        images: files of any name, and folders, in which files with an image suffix or no suffix count. A file named
+            twice counts once.
         segmenter: folder of a trained segmenter.
-        out: folder, replaced as a whole where an earlier prediction made it.
+        out: folder, replaced as a whole if an earlier prediction made it.
         min_score: weaker detections are not drawn; None takes the segmenter's own.
         device: where to predict.
-        skip_bad: go on past images that cannot be read.
+        skip_bad: skip images that cannot be read.
 
     Raises:
-        InputError: no images, an image that cannot be read (where `skip_bad`: none can), or not a segmenter.
-        OutputError: `out` holds something that no prediction made.
+        InputError: no images, an unreadable image (with `skip_bad`: no readable image), or not a segmenter.
+        OutputError: `out` holds files that no prediction made.
     """
     from defectory.errors import ImageError
     from defectory.filenames import file_name_of
@@ -95,14 +95,14 @@ def predict_files(
 
 
 def _once(paths: list[Path]) -> list[Path]:
-    """Return the files to predict in order, each once however it is named."""
+    """Return the files to predict in order, without duplicates, however they are named."""
     seen: set[str] = set()
     files: list[Path] = []
     for path in _files(paths):
         try:
             same = str(path.resolve())
         except (OSError, RuntimeError, ValueError):
-            # reading it says what is wrong
+            # reading it later reports what is wrong
             same = str(path)
         if same not in seen:
             seen.add(same)
@@ -131,7 +131,5 @@ def _is_folder(path: Path) -> bool:
 
 
 def _as_text(path: Path) -> str:
-    """Return a path as it was given; bytes that are no text in the file system's encoding are written as escapes, since
-    JSON has none.
-    """
+    """Return a path as text; bytes outside the file system's encoding become escapes, since JSON cannot hold them."""
     return str(path).encode("utf-8", "backslashreplace").decode()

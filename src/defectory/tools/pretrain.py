@@ -1,4 +1,4 @@
-"""Pretraining of a base, with the drivers of the drivers room handed to it."""
+"""Pretrains, scores and teaches a base, with Defectory's own driver extraction."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from defectory.folders import claim_folder, require_replaceable
 from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig, WordConfig
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from defectory.artifacts.scores import BaseScores
     from defectory.events import Work
+    from defectory.pretraining.corpus import Corpus
+    from defectory.pretraining.score import Judge, Named
 
 
 def pretrain_config(overrides: Sequence[str], *, device: str, seed: int) -> PretrainConfig:
-    """Give the configuration of pretraining with `dotted.key=value` settings; on another device than a CPU, that of
-    `ON_ACCELERATOR`.
+    """Build the configuration of pretraining from `dotted.key=value` settings.
+
+    On an accelerator the values of `ON_ACCELERATOR` replace the defaults.
 
     Raises:
         ConfigError: an unknown or wrong setting.
@@ -61,7 +68,7 @@ SAMPLES_PER_CAPTION = 4
 
 
 def score_config(overrides: Sequence[str]) -> ScoreConfig:
-    """Give the configuration of scoring with `dotted.key=value` settings.
+    """Build the configuration of scoring from `dotted.key=value` settings.
 
     Raises:
         ConfigError: an unknown or wrong setting.
@@ -70,28 +77,18 @@ def score_config(overrides: Sequence[str]) -> ScoreConfig:
 
 
 def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
-    """Score a base on procedural images it has not seen: `scores.json` and `samples.png` in `out`; resumable but for
-    the samples.
+    """Score a base on unseen procedural images, into `scores.json` and `samples.png` in `out`.
+
+    A stopped run resumes, except for the samples, which are drawn again.
     """
-    import textwrap
-
-    import numpy as np
-
-    from defectory.drawing import contact_sheet
     from defectory.engine.backbones.load import load_base
-    from defectory.engine.features.encoder import embed_images, load_encoder
     from defectory.engine.sampling.models import for_sampling
-    from defectory.engine.training.events import plain
-    from defectory.evaluation.image_metrics import kid
-    from defectory.imageio import save_png
     from defectory.pretraining.corpus import make_corpus
     from defectory.pretraining.loop import claim
-    from defectory.pretraining.score import GRID_CAPTIONS, draw_captions, name_images, summarise, train_judge
-    from defectory.procedural.defects import DEFECT_WORDS
-    from defectory.procedural.materials import MATERIALS
+    from defectory.pretraining.score import GRID_CAPTIONS, draw_captions
 
     began = time.monotonic()
-    # the base is no part of it: several may be scored by one classifier
+    # the base is left out, so that one classifier can score several
     claim(
         out,
         config.model_dump(mode="json", include={"seed", "tile_px", "num_images", "num_held_out", "judge"}),
@@ -106,7 +103,40 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
         stage="images", seconds=time.monotonic() - began, skipped=False, summary=f"{count} procedural images"
     )
     began = time.monotonic()
-    # of the world, not of these images: a small corpus may lack one
+    judge, named = yield from _train_judge(corpus, config=config, checkpoint=out / "checkpoint")
+    yield StageEnded(stage="judge", seconds=time.monotonic() - began, skipped=False, summary="")
+    began = time.monotonic()
+    held_out = [(i, n) for i in range(config.num_images, count) if (n := named[i]) is not None][: config.num_samples]
+    captions = [c for c in GRID_CAPTIONS for _ in range(SAMPLES_PER_CAPTION)]
+    num_in_grid = len(captions)
+    captions += [corpus.captions[i] for i, _ in held_out]
+    drawn: list[NDArray[np.uint8]] = []
+    for batch in draw_captions(models, captions, config=config):
+        drawn += batch
+        yield Progress(stage="samples", done=len(drawn), total=len(captions))
+    _save_grid(out / "samples.png", drawn[:num_in_grid], cell_px=config.tile_px)
+    scores = _scores(judge, corpus, held_out, drawn[num_in_grid:], num_train=config.num_images)
+    scores.save(out / "scores.json")
+    yield StageEnded(
+        stage="samples",
+        seconds=time.monotonic() - began,
+        skipped=False,
+        summary=(
+            f"material named {scores.material_accuracy_of_samples:.3f} (images {scores.material_accuracy:.3f}), "
+            f"defect {scores.defect_accuracy_of_samples:.3f} ({scores.defect_accuracy:.3f}), KID[{scores.encoder}] "
+            f"{scores.kid:.4f} ({scores.kid_floor:.4f})"
+        ),
+    )
+
+
+def _train_judge(corpus: Corpus, *, config: ScoreConfig, checkpoint: Path) -> Work[tuple[Judge, list[Named | None]]]:
+    """Train the classifier, and return it with the true names of the corpus's images."""
+    from defectory.engine.training.events import plain
+    from defectory.pretraining.score import name_images, train_judge
+    from defectory.procedural.defects import DEFECT_WORDS
+    from defectory.procedural.materials import MATERIALS
+
+    # all names of the procedural world: a small corpus may lack some
     materials, words = tuple(MATERIALS), DEFECT_WORDS
     named = name_images(corpus, materials, words)
     judge = yield from plain(
@@ -116,33 +146,38 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
             num_materials=len(materials),
             num_defects=len(words) + 1,
             config=config,
-            checkpoint=out / "checkpoint",
+            checkpoint=checkpoint,
         )
     )
-    yield StageEnded(stage="judge", seconds=time.monotonic() - began, skipped=False, summary="")
-    began = time.monotonic()
-    held_out = [(i, n) for i in range(config.num_images, count) if (n := named[i]) is not None][: config.num_samples]
-    total = len(held_out) + len(GRID_CAPTIONS) * SAMPLES_PER_CAPTION
-    captions = [c for c in GRID_CAPTIONS for _ in range(SAMPLES_PER_CAPTION)] + [
-        corpus.captions[i] for i, _ in held_out
-    ]
-    drawn: list[np.ndarray] = []
-    for batch in draw_captions(models, captions, config=config):
-        drawn += batch
-        yield Progress(stage="samples", done=len(drawn), total=total)
-    grid, samples = drawn[: total - len(held_out)], drawn[total - len(held_out) :]
-    # a caption runs on under the samples drawn for it
+    return judge, named
+
+
+def _save_grid(path: Path, grid: list[NDArray[np.uint8]], *, cell_px: int) -> None:
+    """Save the samples of the fixed captions as a contact sheet. A caption wraps across the samples drawn for it."""
+    import textwrap
+
+    from defectory.drawing import contact_sheet
+    from defectory.imageio import save_png
+    from defectory.pretraining.score import GRID_CAPTIONS
+
     pieces = [textwrap.wrap(caption.removeprefix("a "), 22) for caption in GRID_CAPTIONS]
     labels = [(parts + [""] * SAMPLES_PER_CAPTION)[i] for parts in pieces for i in range(SAMPLES_PER_CAPTION)]
-    save_png(
-        out / "samples.png", contact_sheet(grid, columns=2 * SAMPLES_PER_CAPTION, labels=labels, cell_px=config.tile_px)
-    )
-    encoder, name = load_encoder()
+    save_png(path, contact_sheet(grid, columns=2 * SAMPLES_PER_CAPTION, labels=labels, cell_px=cell_px))
 
+
+def _scores(
+    judge: Judge, corpus: Corpus, held_out: list[tuple[int, Named]], samples: list[NDArray[np.uint8]], *, num_train: int
+) -> BaseScores:
+    """Score the samples beside the held-out images whose captions they were drawn for."""
+    from defectory.engine.features.encoder import embed_images, load_encoder
+    from defectory.evaluation.image_metrics import kid
+    from defectory.pretraining.score import summarise
+
+    encoder, name = load_encoder()
     images = [corpus.images[i] for i, _ in held_out]
-    others = embed_images(encoder, [corpus.images[i] for i in range(min(config.num_images, len(images)))])
+    others = embed_images(encoder, [corpus.images[i] for i in range(min(num_train, len(images)))])
     truth = embed_images(encoder, images)
-    scores = summarise(
+    return summarise(
         judge,
         images=images,
         samples=samples,
@@ -151,21 +186,10 @@ def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
         kid_floor=kid(others, truth),
         encoder=name,
     )
-    scores.save(out / "scores.json")
-    yield StageEnded(
-        stage="samples",
-        seconds=time.monotonic() - began,
-        skipped=False,
-        summary=(
-            f"material named {scores.material_accuracy_of_samples:.3f} (images {scores.material_accuracy:.3f}), "
-            f"defect {scores.defect_accuracy_of_samples:.3f} ({scores.defect_accuracy:.3f}), KID[{name}] "
-            f"{scores.kid:.4f} ({scores.kid_floor:.4f})"
-        ),
-    )
 
 
 def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:
-    """Pretrain a base into `out/base`, an encoder into `out/encoder` and a segmenter's start into `out/segmenter`;
+    """Pretrain into `out/base`, `out/encoder` and, for the light segmenter's initial weights, `out/segmenter`;
     resumable.
 
     Raises:
@@ -190,16 +214,16 @@ def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[E
 
 
 def word_config(word: str, overrides: Sequence[str], *, device: str) -> WordConfig:
-    """Give the configuration of teaching a word with `dotted.key=value` settings.
+    """Build the configuration of teaching a word from `dotted.key=value` settings.
 
     Raises:
-        ConfigError: no word of the world; an unknown or wrong setting.
+        ConfigError: not a word of the procedural world, or an unknown or wrong setting.
     """
     return _with_overrides(WordConfig(device=device), [f"word={word}", *overrides])
 
 
 def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Iterator[Event]:
-    """Teach a base one word, into `out`, a base like it; resumable.
+    """Teach a base one word, and write the new base to `out`; resumable.
 
     Raises:
         ConfigError: the device cannot be used, or the base cannot be taught the word; nothing is written.
@@ -228,5 +252,5 @@ def _told(events: Work[None]) -> Iterator[Event]:
         if isinstance(event, Validated):
             held_out = f"held-out loss {event.held_out_loss:.4f} at step {event.step}"
         yield Progress(stage=stage, done=event.done, total=event.total, note=event.note)
-    if stage:  # none where all was done before
+    if stage:  # empty if everything was done before
         yield StageEnded(stage=stage, seconds=time.monotonic() - began, skipped=False, summary=held_out)

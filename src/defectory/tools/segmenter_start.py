@@ -1,4 +1,4 @@
-"""The last part of a pretraining: the light segmenter's start, on the images the base was made from."""
+"""Trains the light segmenter's initial weights, the last part of a pretraining, on the base's own images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ STAGE = "segmenter"
 
 
 def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, out: Path) -> Iterator[Event]:
-    """Write the start of the light segmenter (fp16 `model.safetensors` and `config.json`), trained on procedural
-    images; resumable.
+    """Train the light segmenter's initial weights on procedural images, and write them; resumable.
+
+    Writes fp16 `model.safetensors` and `config.json`.
 
     Args:
         config: the recipe of the pretraining.
-        work: its folder; holds the corpus, and gets the segmenter's checkpoint and trained weights.
-        encoder: folder of the encoder the segmenter begins with.
-        out: start folder, replaced.
+        work: its folder, which holds the corpus; the segmenter's checkpoint and trained weights are written there.
+        encoder: folder of the encoder the segmenter starts from.
+        out: folder of the initial weights, replaced.
     """
     from defectory.segmentation.start import save_start
     from defectory.segmentation.training import is_whole_segmenter
@@ -79,7 +80,8 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     def validate(model: Any) -> float:
         found = predict_images(model, ((index, corpus.images[index]) for index in held_out), tiling)
         results = [row for detections in found for row in coco_results(detections)]
-        return score_segmenter(records, categories, results, score_threshold=0.5).segm_map  # mAP knows no threshold
+        # mAP does not use the threshold
+        return score_segmenter(records, categories, results, score_threshold=0.5).segm_map
 
     defective, free = split_tiles([tile(index) for index in range(min(recipe.num_images, config.num_images))])
     segmentation = SegmentationConfig(

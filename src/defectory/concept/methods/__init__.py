@@ -1,4 +1,4 @@
-"""Ways to learn a concept; each is one file. Imports no torch."""
+"""Methods of learning a concept, one file each. Importing this package does not import torch."""
 
 from __future__ import annotations
 

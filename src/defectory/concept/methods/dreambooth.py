@@ -1,6 +1,6 @@
 """DreamBooth with prior preservation (paper, section 3.1; Ruiz et al. 2023).
 
-The whole denoiser trains, and the text encoders where that is set. The paper's prompt is `an image of a [V]`; naming
+The whole denoiser trains, and the text encoders if that is set. The paper's prompt is `an image of a [V]`; naming
 defects is ours (decision 040).
 """
 
@@ -19,7 +19,7 @@ from defectory.engine.backbones.prompts import condition_prompt
 
 
 class DreamBooth:
-    """Trains the denoiser itself; the outcome is a base of its own."""
+    """Trains the denoiser itself; the result is a complete base."""
 
     folder: ClassVar[str] = "base"
     preserves_prior: ClassVar[bool] = True
@@ -52,7 +52,7 @@ class DreamBooth:
         return condition_prompt(self.token, class_names, defect_noun=defect_noun, tone=tone)
 
     def save(self, folder: Path, *, base: Path) -> None:
-        """Write a base like the one it was learned from, with the trained networks."""
+        """Write a copy of the original base with the trained networks."""
         self._backbone.save(folder, like=base, parts=self._parts)
 
     @classmethod

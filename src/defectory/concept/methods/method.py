@@ -1,4 +1,4 @@
-"""The contract of a concept method: DreamBooth, or an adapter, an embedding, a part of the weights."""
+"""Defines the protocol of a concept method, such as DreamBooth, an adapter or an embedding."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from defectory.engine.backbones.backbone import Backbone
 
 
 class ConceptMethod(Protocol):
-    """One way to teach a backbone a concept, at work on one backbone."""
+    """A way to teach a concept to one backbone."""
 
     folder: ClassVar[str]
-    """Name of its outcome's folder in the stage folder."""
+    """Name of its result folder in the stage folder."""
     preserves_prior: ClassVar[bool]
-    """Whether class images are trained on as well."""
+    """Whether it trains on class images as well."""
     needs_base: ClassVar[bool]
     """Whether `load` needs the base that the concept was learned from."""
 
     @property
     def token(self) -> str:
-        """What stands for [V] in every prompt from now on."""
+        """Token that stands for [V] in every prompt."""
         ...
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
-        """What trains, by name."""
+        """Trainable parameters by name."""
         ...
 
     @classmethod
     def start(cls, backbone: Backbone, config: ConceptConfig, *, seed: int) -> Self:
-        """Prepare a backbone for training, in place: from now on it predicts with the parameters that train.
+        """Prepare a backbone in place, so that it predicts with the trainable parameters.
 
         Args:
-            backbone: frozen; class images have been drawn from it already.
+            backbone: frozen; its class images have been drawn already.
             config: of the phase.
             seed: of parameters that are new.
         """
@@ -48,14 +48,14 @@ class ConceptMethod(Protocol):
         """Make the training prompt of a tile.
 
         Args:
-            class_names: class of each defect that the prompt is to name.
+            class_names: class of each defect to name.
             tone: words for the tile's tones; empty for none.
             defect_noun: word after each class name; empty for none.
         """
         ...
 
     def save(self, folder: Path, *, base: Path) -> None:
-        """Write what was learned into an empty folder.
+        """Write the learned parameters to an empty folder.
 
         Args:
             folder: a new one.
@@ -68,8 +68,8 @@ class ConceptMethod(Protocol):
         """Load a backbone that knows the concept.
 
         Args:
-            folder: that `save` wrote.
-            base: that the concept was learned from; may be None where `needs_base` is False.
+            folder: written by `save`.
+            base: that the concept was learned from; may be None if `needs_base` is False.
             device: where the models go.
 
         Raises:

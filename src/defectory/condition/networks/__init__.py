@@ -1,4 +1,4 @@
-"""Networks that make a backbone obey drivers; each is one file. Imports no torch."""
+"""Networks that make a backbone follow drivers, one file each. Importing this package does not import torch."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ class ControlNet:
 
     @classmethod
     def start(cls, backbone: Backbone, *, init: str, seed: int) -> ControlNet:
-        """Start from the control network that lies beside the base, or from a copy of its encoder."""
+        """Start from the control network shipped with the base, or from a copy of the base's encoder."""
         return cls(start_control(backbone, init=init, seed=seed))
 
     @classmethod
@@ -67,15 +67,15 @@ class ControlNet:
 
 
 def start_control(backbone: Backbone, *, init: str, seed: int) -> ControlNetModel:
-    """Make the control network that phase 2 starts from, in float32, on the backbone's device.
+    """Make the initial control network of phase 2, in float32, on the backbone's device.
 
     Args:
         backbone: adapted.
-        init: `copy` of the base's encoder, `embedded` for the one that lies beside the base, or `auto`.
-        seed: of the layers that are new in a copy.
+        init: `copy` of the base's encoder, `embedded` for the one shipped with the base, or `auto`.
+        seed: of the new layers in a copy.
 
     Raises:
-        WeightsError: `embedded` was asked for and no control network lies beside the base.
+        WeightsError: `embedded` is set, but the base ships no control network.
     """
     if init == "embedded" and backbone.controlnet is None:
         raise WeightsError(
@@ -84,7 +84,7 @@ def start_control(backbone: Backbone, *, init: str, seed: int) -> ControlNetMode
     if backbone.controlnet is not None and init != "copy":
         return backbone.controlnet
     widths = (16, 32, 96, 256)
-    # one halving per width after the first, so that the driver meets the latents at their size
+    # one halving per width after the first, so that driver features have the size of the latents
     halvings = backbone.latent_factor.bit_length() - 1
     channels = (*widths[:halvings], 64) if halvings < 3 else (*widths, *(256,) * (halvings - 3))
     denoiser: Any = backbone.denoiser

@@ -1,4 +1,4 @@
-"""The contract of a condition network: a ControlNet, an adapter, a network that predicts weights."""
+"""Defines the protocol of a condition network, such as a ControlNet or an adapter."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class ConditionNetwork(Steering, Protocol):
 
     @classmethod
     def start(cls, backbone: Backbone, *, init: str, seed: int) -> Self:
-        """Make the network that training starts from, in float32, on the backbone's device.
+        """Make the initial network, in float32, on the backbone's device.
 
         Args:
             backbone: adapted and frozen.
-            init: `copy` of the base, `embedded` for the network that lies beside it, or `auto`.
-            seed: of parameters that are new.
+            init: `copy` of the base, `embedded` for the network shipped with it, or `auto`.
+            seed: of new parameters.
 
         Raises:
-            WeightsError: it cannot start so from this base.
+            WeightsError: this base does not support `init`.
         """
         ...
 
     @classmethod
     def load(cls, folder: Path, backbone: Backbone) -> Self:
-        """Load a network that `save` wrote, onto the backbone's device.
+        """Load a network written by `save` to the backbone's device.
 
         Raises:
             WeightsError: the folder cannot be used.

@@ -1,1 +1,1 @@
-"""Which bases exist, how one is loaded, checked and saved, and the prompts they are given."""
+"""Bases: the known families, and how a base is checked, loaded, saved and prompted."""

@@ -1,7 +1,7 @@
-"""The contract of a backbone: a text-to-image diffusion model in memory, whatever its family.
+"""Defines the protocol of a backbone: a text-to-image diffusion model in memory, whatever its family.
 
-Phases and the sampler know a backbone by this protocol alone. What differs between families - which networks there are,
-what they are called with, what they read of a prompt - stays in the family's own folder.
+Phases and the sampler use a backbone only through this protocol. Differences between families, such as their networks,
+the arguments of these and the encoding of prompts, stay in the family's own folder.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a denoiser reads of B prompts.
+    """B encoded prompts, as a denoiser reads them.
 
     Attributes:
         tokens: float [B,L,D], one row per token.
-        pooled: float [B,P], one vector per prompt; None where the family has none.
+        pooled: float [B,P], one vector per prompt; None if the family has none.
     """
 
     tokens: Tensor
@@ -31,14 +31,14 @@ class Context:
         return len(self.tokens)
 
     def select(self, rows: Tensor) -> Context:
-        """Return the context of the prompts with these numbers, int64 [N], on the same device."""
-        # not `tokens[rows]`: on a CPU its gradient is added up by several threads in no fixed order
+        """Return the context of the prompts with these indices, int64 [N], on the same device."""
+        # not `tokens[rows]`: on a CPU several threads sum its gradient in no fixed order
         pooled = None if self.pooled is None else self.pooled.index_select(0, rows)
         return Context(tokens=self.tokens.index_select(0, rows), pooled=pooled)
 
 
 def join_contexts(parts: Sequence[Context]) -> Context:
-    """Return one context of the prompts of all parts, in their order."""
+    """Concatenate contexts in order."""
     pooled = [part.pooled for part in parts if part.pooled is not None]
     return Context(tokens=torch.cat([part.tokens for part in parts]), pooled=torch.cat(pooled) if pooled else None)
 
@@ -57,7 +57,7 @@ class Residuals:
 
 
 class Backbone(Protocol):
-    """A diffusion model in memory. As loaded, none of its parameters requires a gradient."""
+    """A diffusion model in memory. After loading, no parameter requires a gradient."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -66,12 +66,12 @@ class Backbone(Protocol):
 
     @property
     def denoiser(self) -> nn.Module:
-        """The network that predicts."""
+        """The denoising network."""
         ...
 
     @property
     def controlnet(self) -> Any:
-        """The control network that lies beside the base; None where there is none."""
+        """The control network shipped with the base; None if there is none."""
         ...
 
     @property
@@ -81,7 +81,7 @@ class Backbone(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoiser is."""
+        """Device of the denoiser."""
         ...
 
     @property
@@ -96,7 +96,7 @@ class Backbone(Protocol):
 
     @property
     def size_multiple_px(self) -> int:
-        """What tile sides must be divisible by, pixels."""
+        """Number that tile sides must be divisible by, pixels."""
         ...
 
     @property
@@ -106,11 +106,11 @@ class Backbone(Protocol):
 
     @property
     def autoencoder_digest(self) -> str:
-        """Digest of the autoencoder's files: latents that were made by another one do not fit."""
+        """Digest of the autoencoder's files. Latents of a different autoencoder do not fit."""
         ...
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
-        """Encode prompts in one batch, with gradients where the text encoders require them."""
+        """Encode prompts in one batch, with gradients if the text encoders require them."""
         ...
 
     def predict(
@@ -129,7 +129,7 @@ class Backbone(Protocol):
             timesteps: int64 [B], or one for all.
             context: of B prompts.
             residuals: of a control network.
-            weights: used in place of the denoiser's own parameters of these names, for this call alone.
+            weights: replace the denoiser's parameters of these names in this call only.
 
         Returns:
             float [B,C,h,w].
@@ -145,7 +145,7 @@ class Backbone(Protocol):
         ...
 
     def save(self, folder: Path, *, like: Path, parts: Collection[str]) -> None:
-        """Fill an empty folder with a base: these networks are ours, everything else is that of the folder `like`.
+        """Write a base to an empty folder: these networks, and everything else from the folder `like`.
 
         Raises:
             OSError: the folder cannot be written.
@@ -153,17 +153,17 @@ class Backbone(Protocol):
         ...
 
     def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> None:
-        """Write a finished pipeline that plain diffusers opens.
+        """Write a finished pipeline for plain diffusers.
 
         Raises:
-            WeightsError: diffusers has no pipeline for such a control network.
+            WeightsError: diffusers has no pipeline for this control network.
             StageError: `out` cannot be written.
         """
         ...
 
 
 class Steering(Protocol):
-    """A network that steers a backbone by drivers. How is its own matter: residuals, other weights, further context."""
+    """A network that steers a backbone by drivers, for example with residuals, other weights or extra context."""
 
     @property
     def module(self) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Prompts to contexts: each distinct prompt encoded once."""
+"""Encodes prompts as contexts, each distinct prompt once."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from defectory.engine.backbones.backbone import Backbone, Context, join_contexts
 
 @torch.no_grad()
 def encode_prompts(backbone: Backbone, prompts: Sequence[str]) -> Context:
-    """Encode prompts one at a time, so that what one becomes does not depend on what else is in the batch."""
+    """Encode prompts one at a time, so that results do not depend on the rest of the batch."""
     rows = {prompt: backbone.encode_prompts([prompt]) for prompt in dict.fromkeys(prompts)}
     return join_contexts([rows[prompt] for prompt in prompts])
 
 
 class PromptEmbeddings:
-    """Turns prompts into contexts for training: computed once per prompt while the text encoders are frozen.
+    """Encodes prompts for training, once per prompt while the text encoders are frozen.
 
     Args:
-        backbone: its text encoders are frozen where none of their parameters requires a gradient.
+        backbone: its text encoders count as frozen if no parameter requires a gradient.
     """
 
     def __init__(self, backbone: Backbone) -> None:

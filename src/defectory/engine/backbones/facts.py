@@ -1,4 +1,4 @@
-"""What a base is, for people and for the settings that depend on it. Knows nothing of torch."""
+"""Defines the facts of a base that people and settings depend on. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 
 class BaseFacts(BaseModel):
-    """What a base is: its family, the side of its native tiles in pixels, and what its denoiser predicts."""
+    """Facts of a base: its family, the side of its native tiles in pixels, and what its denoiser predicts."""
 
     model_config = ConfigDict(frozen=True)
 

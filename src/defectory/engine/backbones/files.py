@@ -1,4 +1,4 @@
-"""Files of a base, read without trust: JSON objects, safetensors headers, indices of shards. Loads nothing."""
+"""Checks untrusted files of a base: JSON objects, safetensors headers, shard indices. Loads no weights."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DIGESTS_NAME = "digests.json"
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is no regular file that can be read.
+    """Require a readable regular file.
 
     Raises:
-        WeightsError: it is missing, is something else, or may not be read.
+        WeightsError: it is missing, not a regular file, or not readable.
     """
     try:
         if path.is_file():
@@ -36,7 +36,7 @@ def require_file(path: Path) -> None:
             "change its permissions or check the disk",
         ) from None
     except ValueError as error:
-        raise WeightsError(path, f"is no file name ({error})", COPY_AGAIN) from None
+        raise WeightsError(path, f"is not a file name ({error})", COPY_AGAIN) from None
     raise WeightsError(path, "no such file" if missing else "not a regular file", COPY_AGAIN)
 
 
@@ -44,7 +44,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        WeightsError: the file is missing, may not be read, or does not hold one.
+        WeightsError: the file is missing, not readable, or not a JSON object.
     """
     require_file(path)
     try:
@@ -67,7 +67,7 @@ def verify_safetensors(path: Path) -> frozenset[str]:
     """Check that a safetensors file is whole, by its header and length, and return the names of its tensors.
 
     Raises:
-        WeightsError: the file is truncated, is a pickle under another name, or is something else.
+        WeightsError: the file is truncated, a pickle under another name, or of another kind.
     """
     require_file(path)
     try:
@@ -82,12 +82,11 @@ def verify_safetensors(path: Path) -> frozenset[str]:
 
 
 def verify_weights(folder: Path) -> None:
-    """Check the weights of one model's folder: whole safetensors files, whole sets of shards, and no index that names
-    anything else.
+    """Check one model's weights: whole safetensors files, whole sets of shards, and indices that name nothing else.
 
     Raises:
-        WeightsError: weights are missing, are pickles, are damaged, or an index names a file that is none of the
-            folder's safetensors.
+        WeightsError: weights are missing, pickles or damaged, or an index names a file that is not one of the folder's
+            safetensors.
     """
     try:
         names = sorted(path.name for path in folder.iterdir())
@@ -120,7 +119,7 @@ def verify_part(folder: Path) -> None:
     """Check one model's folder: a readable config and whole safetensors files.
 
     Raises:
-        WeightsError: something is missing, is a pickle or is damaged.
+        WeightsError: something is missing, a pickle or damaged.
     """
     if not (folder / "config.json").exists():
         raise WeightsError(folder, "no config.json here", "copy the model again")
@@ -129,16 +128,16 @@ def verify_part(folder: Path) -> None:
 
 
 def weights_variant(folder: Path) -> str | None:
-    """Return the name variant of a model folder's weights: `fp16` where only such files lie there, else None."""
+    """Return the variant of a model folder's weights: `fp16` if it holds only such files, else None."""
     names = [path.name for path in folder.glob("*.safetensors")]
     return "fp16" if names and all(".fp16." in name or ".fp16-" in name for name in names) else None
 
 
 def verify_digests(folder: Path) -> None:
-    """Check the files of a base folder against its `digests.json`, where there is one.
+    """Check the files of a base folder against its `digests.json`, if it has one.
 
     Raises:
-        WeightsError: a file is missing, lies outside the folder, or is not what the record says.
+        WeightsError: a file is missing, lies outside the folder, or differs from its digest.
     """
     record = folder / DIGESTS_NAME
     if not record.exists():
@@ -161,7 +160,7 @@ def verify_digests(folder: Path) -> None:
 
 
 def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -> None:
-    """Check an index of shards before any library follows it: a loader opens what it names, pickles too."""
+    """Check a shard index before a loader follows it, since loaders open any file it names, even pickles."""
     where = folder / name
     weight_map = read_json(where).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:

@@ -1,4 +1,4 @@
-"""The bases Defectory knows by name, and how a name or a path becomes a folder. Knows nothing of torch."""
+"""Lists the bases known by name, and resolves a name or a path to a folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True, kw_only=True)
 class KnownBase:
-    """A base with a name: its licence, the side of its native tiles in pixels, and its digest where one is pinned.
+    """A base with a name: its licence, the side of its native tiles in pixels, and its digest if pinned.
 
-    `digest` is None where weights come from the user's own copy.
+    `digest` is None if the weights come from the user's own copy.
     """
 
     name: str
@@ -55,16 +55,16 @@ def embedded_folder() -> Path:
 
 
 def is_known(name: str) -> bool:
-    """Tell whether a base is known by this name."""
+    """Check whether a base is known by this name."""
     return any(base.name == name for base in KNOWN_BASES)
 
 
 def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path:
-    """Return the folder of a base named or pointed at by the user.
+    """Resolve a user's base to a folder.
 
     Args:
         name_or_path: `embedded`, another known name, or the path of a folder in Stable Diffusion layout.
-        bases_folder: where named bases lie on this machine, one folder per name; None where there are none.
+        bases_folder: folder of named bases on this machine, one subfolder per name; None if there is none.
 
     Raises:
         WeightsError: no such folder, a single-file checkpoint, or a known base that is not on this machine.

@@ -1,4 +1,4 @@
-"""Families that are recognised by their `model_index.json` but not supported. Knows nothing of torch."""
+"""Recognises unsupported families by their `model_index.json`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ _FAMILY_BY_PIPELINE: tuple[tuple[str, str], ...] = (
     ("MusicLDM", "MusicLDM, an audio model"),
     ("LDMTextToImage", "the first latent diffusion model, whose autoencoder is a VQ model"),
 )
-"""Beginning of a pipeline's class name -> what it is; the longer names come before their own beginnings."""
+"""Maps the prefix of a pipeline's class name to its family; longer prefixes come first."""
 
 
 def index_of(folder: Path) -> dict[str, Any]:
     """Read the `model_index.json` of a base folder.
 
     Raises:
-        WeightsError: there is none, or it names no pipeline.
+        WeightsError: the file is missing, or names no pipeline.
     """
     path = folder / "model_index.json"
     if not path.is_file():
@@ -71,13 +71,13 @@ def index_of(folder: Path) -> dict[str, Any]:
 
 
 def classes_of(index: Mapping[str, Any]) -> dict[str, str]:
-    """Return the class that an index names for each part; entries that name none are left out."""
+    """Return the class of each part in an index; entries without a class are left out."""
     named = {part: value for part, value in index.items() if not part.startswith("_") and isinstance(value, list)}
     return {part: value[1] for part, value in named.items() if len(value) == 2 and isinstance(value[1], str)}
 
 
 def other_family(folder: Path, index: Mapping[str, Any]) -> str | None:
-    """Return what a base is, where its pipeline or its parts are those of a family that is not supported."""
+    """Return the unsupported family of a base, by its pipeline or its parts; None if there is no match."""
     pipeline, classes = index["_class_name"], classes_of(index)
     for beginning, family in _FAMILY_BY_PIPELINE:
         if pipeline.startswith(beginning):
@@ -91,12 +91,12 @@ def other_family(folder: Path, index: Mapping[str, Any]) -> str | None:
 
 
 def refusal(folder: Path, index: Mapping[str, Any]) -> WeightsError:
-    """Return the error for a base that no family claims."""
+    """Return the error for a base that no family recognises."""
     return WeightsError(folder, other_family(folder, index) or "is of no family that is known", GIVE_ANOTHER)
 
 
 def _not_a_layout(folder: Path) -> WeightsError:
-    """Return what is said of a folder without `model_index.json`, by what lies there."""
+    """Return the error for a folder without `model_index.json`, depending on its content."""
     if not folder.is_dir():
         return WeightsError(folder, "no such folder", "check the path")
     try:

@@ -1,4 +1,4 @@
-"""Parts of a base: each loaded from its own folder, without trust and without a network."""
+"""Loads the parts of a base from their folders, without trusting files and without network access."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def load_scheduler(folder: Path) -> Any:
     """Load the diffusers scheduler that a base names.
 
     Raises:
-        WeightsError: its configuration is missing or names no scheduler of diffusers.
+        WeightsError: the configuration is missing, or names no scheduler of diffusers.
     """
     path = folder / "scheduler_config.json"
     name = str(read_json(path).get("_class_name"))
@@ -41,7 +41,7 @@ def load_scheduler(folder: Path) -> Any:
     try:
         with quiet():
             return kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # its arguments are checked nowhere but in its own arithmetic
+    except Exception as error:  # diffusers checks its arguments only by failing in their arithmetic
         raise WeightsError(
             path, f"no settings of a {name} ({_reason(error)})", "copy the base again or give another one"
         ) from error
@@ -49,7 +49,7 @@ def load_scheduler(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Generator[None]:
-    """Keep diffusers and transformers from printing progress bars and load reports meanwhile."""
+    """Silence progress bars and load reports of diffusers and transformers meanwhile."""
     loggers = [logging.getLogger("transformers"), logging.getLogger("diffusers")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -69,7 +69,7 @@ def quiet() -> Generator[None]:
 
 
 def load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Any:
-    """Load one model, frozen and in evaluation mode; a weight that the files lack is an error, never a random number.
+    """Load one model, frozen and in evaluation mode; a missing weight is an error, never a random number.
 
     Args:
         kind: the model's class, of diffusers or transformers.
@@ -112,13 +112,13 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
     """Load a CLIP tokenizer.
 
     Raises:
-        WeightsError: it cannot be loaded, or spells ordinary words with almost no pieces.
+        WeightsError: the tokenizer cannot be loaded, or spells ordinary words with almost no tokens.
     """
     try:
         with quiet():
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             known = [number for word in WORDS for number in tokenizer.encode(word, add_special_tokens=False)]
-    except Exception as error:  # the files of a tokenizer hold settings and patterns that only its own code reads
+    except Exception as error:  # only the tokenizer's own code understands the settings and patterns in its files
         raise WeightsError(
             folder, f"cannot be loaded as a CLIP tokenizer ({_reason(error)})", "copy the base again"
         ) from error
@@ -130,5 +130,5 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def _reason(error: Exception) -> str:
-    """Return the first line of what another library said."""
+    """Return the first line of another library's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,4 +1,4 @@
-"""The prompts of both phases, as the paper has them, and with what we add."""
+"""Makes the prompts of both phases, as in the paper and with our additions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def concept_prompt(token: str, tone: str = "") -> str:
 
     Args:
         token: [V].
-        tone: words for the tile's tones before it (ours; a driver carries no brightness); empty gives the paper's
+        tone: words for the tile's tones before it (ours, since a driver carries no brightness); empty for the paper's
             prompt.
     """
     return f"an image of a {tone} {token}" if tone else f"an image of a {token}"
@@ -27,8 +27,8 @@ def condition_prompt(token: str, class_names: Sequence[str], *, defect_noun: str
     Args:
         token: [V].
         class_names: class of each defect; each class is named once, in this order; empty gives the concept prompt.
-        defect_noun: word after each class name that does not hold it already: `crack` in the paper, whose classes are
-            kinds of crack; empty where class names say it all.
+        defect_noun: word after each class name that does not contain it. The paper uses `crack`, since its classes are
+            kinds of crack; leave it empty if class names are complete.
         tone: words for the tile's tones, as for `concept_prompt`.
     """
     phrases: list[str] = []

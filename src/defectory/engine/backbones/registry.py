@@ -1,4 +1,4 @@
-"""The families of backbones, and which of them a base folder belongs to. Knows nothing of torch."""
+"""Registers the families of backbones, and finds the family of a base folder. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class BackboneFamily(Protocol):
     """A family of diffusion models. Only `load` may import torch."""
 
     def recognises(self, folder: Path, index: Mapping[str, Any]) -> bool:
-        """Tell whether a base folder is of this family.
+        """Check whether a base folder is of this family.
 
         Args:
             folder: of the base.
@@ -29,11 +29,11 @@ class BackboneFamily(Protocol):
         ...
 
     def verify(self, folder: Path, *, weights: bool) -> BaseFacts:
-        """Check a base folder and return what it is.
+        """Check a base folder, and return its facts.
 
         Args:
             folder: of the base.
-            weights: False checks configurations and tokenizer alone, in milliseconds.
+            weights: False checks only configurations and tokenizer, in milliseconds.
 
         Raises:
             WeightsError: something is missing, damaged or not supported.
@@ -41,7 +41,7 @@ class BackboneFamily(Protocol):
         ...
 
     def load(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Backbone:
-        """Check a base folder and load it, from disk alone.
+        """Check a base folder, and load it from disk.
 
         Raises:
             WeightsError: as for `verify`, or the weights do not fit their configuration.
@@ -55,10 +55,10 @@ BACKBONES: Registry[BackboneFamily] = Registry(
 
 
 def family_of(folder: Path) -> BackboneFamily:
-    """Return the family of a base folder; those that were added are asked before ours.
+    """Return the family of a base folder; families of installed packages take precedence.
 
     Raises:
-        WeightsError: no base, or one of a family that is not supported, which is named.
+        WeightsError: not a base, or a base of an unsupported family, which the message names.
     """
     index = index_of(folder)
     for name in reversed(BACKBONES.names()):

@@ -1,4 +1,4 @@
-"""Writes bases and finished pipelines in Stable Diffusion layout, the same bytes wherever they are written."""
+"""Writes bases and finished pipelines in Stable Diffusion layout, with the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LIBRARIES = {
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Write one model as safetensors; its configuration names no path of this machine.
+    """Write one model as safetensors; its configuration contains no path of this machine.
 
     Raises:
         OSError: the folder cannot be written or is full.
@@ -42,20 +42,20 @@ def save_model(model: Any, folder: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("_name_or_path", None) is not None:
             write_json(path, content)
-    # safetensors are written readable for their owner alone, which breaks shared run folders
+    # safetensors are written readable only for their owner, which breaks shared run folders
     for path in folder.iterdir():
         path.chmod(0o644)
 
 
 def write_digests(folder: Path) -> None:
-    """Write `digests.json`: the SHA-256 of every file of a base folder, in place of what it holds."""
+    """Write `digests.json` with the SHA-256 of every file of a base folder; replace an existing one."""
     (folder / DIGESTS_NAME).unlink(missing_ok=True)
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BOOKKEEPING)
     write_json(folder / DIGESTS_NAME, {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
 def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:
-    """Write a base folder that equals another but for some parts; a control network beside the base is kept.
+    """Write a copy of a base folder with some parts replaced; a shipped control network is kept.
 
     Args:
         folder: base in diffusers' layout.
@@ -70,7 +70,7 @@ def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> N
 
 
 def fill_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:
-    """Fill an empty folder as `save_base_like` does."""
+    """Fill an empty folder like `save_base_like`."""
     classes = _classes_of(folder)
     for part in classes:
         if part in replaced:
@@ -88,7 +88,7 @@ def save_pipeline(models: Mapping[str, Any], out: Path, *, dtype: torch.dtype = 
     Args:
         models: the parts by name: unet, vae, text_encoder, tokenizer, scheduler, controlnet.
         out: new folder, replaced as a whole.
-        dtype: one precision for all parts: plain loaders keep the text encoder's as it is and cast the others.
+        dtype: one precision for all parts, since plain loaders cast all parts except the text encoder.
 
     Raises:
         StageError: `out` cannot be written.

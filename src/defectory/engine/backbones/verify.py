@@ -1,4 +1,4 @@
-"""Checks a base folder of any family before it is loaded. Knows nothing of torch."""
+"""Checks a base folder of any family before it is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from defectory.engine.backbones.registry import family_of
 
 
 def verify(folder: Path) -> BaseFacts:
-    """Check a base folder before any of it is loaded, and return what it is.
+    """Check a base folder before any of it is loaded, and return its facts.
 
     Args:
         folder: of a base whose family is registered.
 
     Raises:
-        WeightsError: the base is of a family that is not supported, a part is missing, is a pickle, is truncated or is
-            not what `digests.json` says.
+        WeightsError: the family is not supported, or a part is missing, a pickle, truncated or different from
+            `digests.json`.
     """
     return family_of(folder).verify(folder, weights=True)
 

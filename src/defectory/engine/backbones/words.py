@@ -1,4 +1,4 @@
-"""Whether a base's tokenizer files know words at all. Knows nothing of torch."""
+"""Checks that a base's tokenizer files know ordinary words. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from defectory.engine.backbones.files import read_json, require_file
 from defectory.errors import WeightsError
 
 WORDS = ("an", "image", "of", "a", "surface", "with", "crack", "scratch", "part")
-"""Ordinary words of prompts; their letters are in every CLIP vocabulary."""
+"""Ordinary words of prompts, with letters of every CLIP vocabulary."""
 WORD_END = "</w>"
 COPY_AGAIN = "copy tokenizer/ of the base again"
 
 
 def verify_tokenizer(folder: Path) -> None:
-    """Check that the files of a CLIP tokenizer are there and spell ordinary words.
+    """Check that the files of a CLIP tokenizer exist and spell ordinary words.
 
-    A tokenizer without its vocabulary loads all the same, and maps every word to the unknown one.
+    A tokenizer without its vocabulary still loads, and maps every word to the unknown token.
 
     Args:
         folder: `tokenizer/` of a base, with `tokenizer.json`, or `vocab.json` and `merges.txt`.
@@ -61,7 +61,7 @@ def _merges_of(path: Path) -> list[str | None]:
 
 
 def _pair(entry: object) -> str | None:
-    """Return what a merge joins to, None where it is no merge: `a b`, or a list of the two."""
+    """Return the joined pair of a merge (`a b`, or a list of the two); None if it is not a merge."""
     parts = entry.split(" ") if isinstance(entry, str) else entry
     if isinstance(parts, list) and len(parts) == 2 and all(isinstance(part, str) for part in parts):
         return "".join(str(part) for part in parts)

@@ -1,4 +1,4 @@
-"""A narrow residual encoder: features for offline KID/FID, and the light segmenter's backbone."""
+"""Defines a narrow residual encoder: features for offline KID/FID, and the light segmenter's backbone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from defectory.folders import atomic_folder
 CHANNELS = (24, 48, 96, 128)
 STRIDES = (2, 4, 8, 16)
 EMBED_IMAGES = 64
-"""Images that are embedded at once."""
+"""Images embedded at once."""
 EMBEDDED_NAME = "embedded-v1"
 
 
@@ -68,7 +68,7 @@ class ConvEncoder(nn.Module):
         )
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        """Give feature maps at strides 2, 4, 8 and 16."""
+        """Return feature maps at strides 2, 4, 8 and 16."""
         maps = [self.stem(pixels)]
         for stage in self.stages:
             maps.append(stage(maps[-1]))
@@ -76,7 +76,7 @@ class ConvEncoder(nn.Module):
 
     @torch.no_grad()
     def embed(self, pixels: Tensor) -> Tensor:
-        """Give one vector per image, float32 [B,D]: mean and standard deviation of every stage but the first."""
+        """Compute one vector per image, float32 [B,D]: mean and standard deviation of every stage but the first."""
         parts: list[Tensor] = []
         for feature in self.forward(pixels)[1:]:
             parts += [feature.mean(dim=(2, 3)), feature.std(dim=(2, 3))]
@@ -84,7 +84,7 @@ class ConvEncoder(nn.Module):
 
 
 def embed_images(encoder: ConvEncoder, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float64]:
-    """Give one vector per image, float64 [N,D], of RGB images uint8 [H,W,3] of one size."""
+    """Embed RGB images uint8 [H,W,3] of one size as one vector each, float64 [N,D]."""
     parts = [
         encoder.embed(images_to_tensor(images[i : i + EMBED_IMAGES])).numpy()
         for i in range(0, len(images), EMBED_IMAGES)
@@ -93,7 +93,7 @@ def embed_images(encoder: ConvEncoder, images: Sequence[NDArray[np.uint8]]) -> N
 
 
 def embedded_encoder_folder() -> Path:
-    """Give the folder of the shipped encoder."""
+    """Return the folder of the shipped encoder."""
     return Path(str(files("defectory.engine.features") / "weights"))
 
 
@@ -112,7 +112,7 @@ def load_encoder(folder: Path | None = None) -> tuple[ConvEncoder, str]:
     """Load an encoder and its name; None loads the shipped one.
 
     Raises:
-        WeightsError: a part is missing, damaged or not what its digest says.
+        WeightsError: a part is missing, damaged or different from its digest.
     """
     folder = folder or embedded_encoder_folder()
     weights, config_file = folder / "model.safetensors", folder / "config.json"

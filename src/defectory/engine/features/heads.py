@@ -1,4 +1,4 @@
-"""Heads the encoder is trained through; not shipped."""
+"""Defines the heads for training the encoder, which are not shipped."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from defectory.engine.features.encoder import CHANNELS
 
 
 class EncoderHeads(nn.Module):
-    """Material of the whole image, defect class of every pixel at stride 4."""
+    """Predicts the material of the whole image and the defect class of every pixel at stride 4."""
 
     def __init__(self, *, num_materials: int, num_defects: int, width: int = 64) -> None:
         super().__init__()
@@ -20,7 +20,7 @@ class EncoderHeads(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Give material logits [B,M] and defect logits [B,D,h,w] at stride 4."""
+        """Return material logits [B,M] and defect logits [B,D,h,w] at stride 4."""
         top = self.lateral[-1](maps[-1])
         for lateral, feature in zip(list(self.lateral)[-2::-1], maps[-2:0:-1], strict=True):
             top = lateral(feature) + functional.interpolate(top, size=feature.shape[-2:], mode="bilinear")

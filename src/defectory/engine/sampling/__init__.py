@@ -1,1 +1,1 @@
-"""Samplers: schedulers by name, one noise stream per sample, batches."""
+"""Sampling: schedulers by name, guidance, and one noise stream per sample."""

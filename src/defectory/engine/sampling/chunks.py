@@ -1,4 +1,4 @@
-"""Networks see samples in chunks of one size."""
+"""Splits samples into chunks of one size for the networks."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 CHUNK_LATENT_PX = {"cpu": 8 * 32 * 32, "cuda": 8 * 64 * 64}
-"""Latent pixels the networks see at once."""
+"""Latent pixels that the networks process at once."""
 
 
 def chunk_size(latents: Tensor) -> int:
-    """Return how many samples of this size the networks see at once."""
+    """Return the number of samples of this size that the networks process at once."""
     pixels = CHUNK_LATENT_PX.get(latents.device.type, CHUNK_LATENT_PX["cuda"])
     return max(1, pixels // (latents.shape[-2] * latents.shape[-1]))
 
 
 def in_chunks(part: Callable[[Tensor], Tensor], count: int, size: int) -> Tensor:
-    """Join a function's outcomes over chunks of row numbers that all have one size.
+    """Concatenate a function's results over chunks of row indices that all have one size.
 
-    A kernel may round a sample differently in a batch of another size, in bf16 visibly so; the last chunk is filled up
-    with its last row.
+    Kernels may round a sample differently in a batch of another size, visibly so in bf16. The last chunk is therefore
+    filled up with its last row.
     """
     parts: list[Tensor] = []
     for start in range(0, count, size):

@@ -1,4 +1,4 @@
-"""Guidance: each step's prediction is led away from other predictions at the same latents.
+"""Guides each step's prediction away from other predictions at the same latents.
 
     g = h + (W - 1) (p[c, d] - p[c-, d-]) + (w_d - 1) center(q - p[k, -])
 
@@ -36,20 +36,20 @@ from defectory.engine.sampling.models import Given
 
 DRIVER_GUIDANCE_INTERVAL = (0.2, 0.9)
 """Noise levels, as shares of the training timesteps, between which drivers are guided (Kynkaanniemi et al. 2024);
-guiding at all of them costs a third more and draws no better (decision 011).
+guiding at all noise levels costs a third more and gives no better images (decision 011).
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How strongly each thing is drawn; 1 is as the networks have it.
+    """Guidance weights; 1 means the plain prediction of the networks.
 
     Attributes:
         text: classifier-free guidance.
-        text_rescale: how far the spread of the so guided prediction is brought back, 0..1.
+        text_rescale: how far the spread of the guided prediction is restored, 0..1.
         control: strength of the condition network.
         driver: the part's geometry and look.
-        class_prompt: knows the part's class alone; `driver` leads away from it. None for no such guidance.
+        class_prompt: names only the part's class; `driver` guides away from it. None turns driver guidance off.
         mask: the masks, in the samples that have a counterpart without; a number, or float32 [N,H,W] for the first N
             samples, read where masks are painted.
         mask_spill: how much of what a mask does outside itself is kept, 0..1.
@@ -66,7 +66,7 @@ class Guidance:
 
 @dataclass(frozen=True, kw_only=True)
 class Alternatives:
-    """What else is predicted beside the samples; None where nothing is led away from it.
+    """Inputs of the other predictions; None if guidance does not need them.
 
     Attributes:
         empty: the samples with the empty prompt.
@@ -80,7 +80,7 @@ class Alternatives:
 
 
 Predict = Callable[[Tensor, Tensor, Given], Tensor]
-"""Latents [B,C,h,w], timestep and what they are given to the prediction [B,C,h,w]."""
+"""Maps latents [B,C,h,w], a timestep and the given conditions to the prediction [B,C,h,w]."""
 
 
 def guided_prediction(
@@ -98,10 +98,10 @@ def guided_prediction(
 
     Args:
         predict: the networks.
-        x: latents float [B,C,h,w], scaled as the networks want them.
+        x: latents float [B,C,h,w], scaled for the networks.
         timestep: of all samples.
         given: prompts and drivers of the samples.
-        others: what the prediction is led away from.
+        others: inputs of the predictions to guide away from.
         guidance: the weights.
         mask_weight: W - 1, float [N,1,h,w] as from `mask_weight_of`.
         num_timesteps: of the training schedule.
@@ -136,7 +136,7 @@ def _rescaled(guided: Tensor, *, like: Tensor, share: float) -> Tensor:
 def mask_weight_of(
     guidance: Guidance, drivers: Tensor | None, without: Tensor | None, *, latent_factor: int
 ) -> Tensor | None:
-    """Compute W - 1 of the module's equation, float [N,1,h,w]; None where masks are not guided.
+    """Compute W - 1 of the module's equation, float [N,1,h,w]; None if masks are not guided.
 
     Args:
         guidance: `mask` and `mask_spill`.

@@ -1,4 +1,4 @@
-"""Pictures that stay as they are but for a region (Avrahami et al. 2022, blended diffusion)."""
+"""Keeps pictures unchanged outside a region while sampling (Avrahami et al. 2022, blended diffusion)."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ class KnownLatents:
         self._clean = in_chunks(lambda rows: backbone.encode_images(pixels[rows]), len(pixels), chunk_size(noise))
         self._noise = noise
         regions = masks_to_tensor(known.regions).to(noise.device)
-        # a latent pixel is drawn where any of its pixels is
+        # a latent pixel is drawn if any of its pixels is
         self._drawn = max_pool2d(regions, backbone.latent_factor)
 
     def put_into(self, latents: Tensor, scheduler: Any, number: int) -> Tensor:
-        """Return latents after step `number` with the known ones, at the next step's noise, outside the regions."""
+        """Replace latents outside the regions after step `number` by the known ones at the next step's noise level."""
         background = self._clean
         if number + 1 < len(scheduler.timesteps):
             background = scheduler.add_noise(

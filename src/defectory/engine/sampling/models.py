@@ -1,4 +1,4 @@
-"""What images are drawn with: a backbone, and the network that steers it by drivers."""
+"""Holds the models for sampling: a backbone and the network that steers it by drivers."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from defectory.engine.sampling.chunks import chunk_size, in_chunks
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingModels:
-    """A backbone and its steering network; None where it draws from prompts alone."""
+    """A backbone and its steering network, which is None for drawing from prompts alone."""
 
     backbone: Backbone
     network: Steering | None = None
 
 
 def for_sampling(backbone: Backbone, network: Steering | None = None) -> SamplingModels:
-    """Put networks into the memory format they draw fastest in, in place."""
+    """Convert networks in place to the memory format that samples fastest."""
     modules: list[nn.Module] = [backbone.denoiser] if network is None else [backbone.denoiser, network.module]
     for module in modules:
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -29,7 +29,7 @@ def for_sampling(backbone: Backbone, network: Steering | None = None) -> Samplin
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """What a prediction is made for, B samples on the device: a context, and drivers float [B,3,H,W] or None."""
+    """Conditions of B samples on the device: a context, and drivers float [B,3,H,W] or None."""
 
     context: Context
     drivers: Tensor | None

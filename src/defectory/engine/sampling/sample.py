@@ -1,4 +1,4 @@
-"""Draws images: noise of each sample's own, guided predictions, the scheduler's steps."""
+"""Draws images from one noise stream per sample, guided predictions and the scheduler's steps."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from defectory.engine.tensors import drivers_to_tensor, tensor_to_images
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """What samples are drawn from: a prompt and a driver RGB uint8 [H,W,3] each; None for prompts alone."""
+    """Conditions of samples: a prompt and a driver, RGB uint8 [H,W,3], each; no drivers for prompts alone."""
 
     prompts: Sequence[str]
     drivers: Sequence[np.ndarray] | None = None
 
     def on(self, backbone: Backbone) -> Given:
-        """Return them as the networks take them."""
+        """Convert them for the networks."""
         drivers = None if self.drivers is None else drivers_to_tensor(self.drivers).to(backbone.device)
         return Given(context=encode_prompts(backbone, self.prompts), drivers=drivers)
 
@@ -70,11 +70,11 @@ def sample_images(
     Args:
         models: backbone and condition network.
         conditions: prompts and drivers of B samples.
-        seeds: one per sample; all noise of a sample comes from its own.
+        seeds: one per sample, for all of its noise.
         sampler: scheduler, steps, precision.
         guidance: how strongly prompts, drivers and masks are drawn.
         without: the first samples' prompts and drivers without their masks, which `guidance` needs for masks.
-        known: pictures to draw into; outside their regions they stay.
+        known: pictures to draw into; they stay unchanged outside their regions.
     """
     backbone, guidance = models.backbone, guidance or Guidance()
     given = conditions.on(backbone)
@@ -111,7 +111,7 @@ def sample_images(
 def _alternatives(
     backbone: Backbone, conditions: Conditions, given: Given, guidance: Guidance, without: Conditions | None
 ) -> Alternatives:
-    """Encode what the prediction is led away from; nothing where guidance is 1."""
+    """Encode the conditions that guidance needs besides the samples' own; none if all guidance is 1."""
     count = len(conditions.prompts)
     empty = class_alone = None
     if guidance.text > 1.0:
@@ -128,7 +128,7 @@ def _latent_shape(backbone: Backbone, given: Given) -> tuple[int, int, int]:
 
 
 def _step_noise(scheduler: Any, seeds: Sequence[int]) -> dict[str, Any]:
-    """Return the argument that seeds a scheduler which draws noise at every step; a base may name such a one."""
+    """Return the argument that seeds a scheduler with noise at every step, which a base may name."""
     if "generator" not in inspect.signature(scheduler.step).parameters:
         return {}
     return {"generator": [torch.Generator().manual_seed(seed ^ 0x5EED) for seed in seeds]}

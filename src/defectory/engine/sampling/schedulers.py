@@ -1,4 +1,4 @@
-"""Schedulers by name, on the base's own noise schedule."""
+"""Makes schedulers by name, on the base's own noise schedule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_scheduler(backbone: Backbone, name: str) -> Any:
     """Make a fresh scheduler by name; `base` is the one that the base names.
 
     Raises:
-        ConfigError: no such name.
+        ConfigError: the name is unknown.
     """
     config = dict(backbone.scheduler.config)
     if name == "base":

@@ -1,1 +1,1 @@
-"""The one training loop of every network: data and caches, loss, schedule, loop, checkpoint, events."""
+"""The training loop of every network, with data, caches, loss, schedule, checkpoints and events."""

@@ -1,4 +1,4 @@
-"""Attention that trains fast on a CPU."""
+"""Selects attention that trains fast on a CPU."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ FEW_TOKENS = 32 * 32
 
 
 def use_plain_attention(*models: nn.Module, num_tokens: int, device: torch.device) -> None:
-    """Let models compute attention as two matrix products on a CPU, where maps are small; elsewhere they keep torch's
-    fused kernel.
+    """Make models compute attention as two matrix products, on a CPU and for small feature maps only.
 
-    The fused kernel's backward is slow there: on the embedded base the plain one takes a quarter off a training step
-    (decision 026), but needs the square of the tokens in memory. Weights and what is drawn do not depend on it.
+    The backward pass of torch's fused kernel is slow there: on the embedded base, plain attention makes a training step
+    a quarter faster (decision 026), but needs memory for the square of the tokens. Weights and samples do not change.
 
     Args:
-        models: changed in place; those without attention processors of diffusers stay as they are.
+        models: changed in place; those without attention processors of diffusers stay unchanged.
         num_tokens: positions of the largest feature map, the latents' height times width.
         device: where the models are.
     """
@@ -32,7 +31,7 @@ def use_plain_attention(*models: nn.Module, num_tokens: int, device: torch.devic
 
 
 def save_memory(*models: nn.Module) -> None:
-    """Let models compute their activations again in the backward pass; those that cannot stay as they are."""
+    """Make models recompute activations in the backward pass, if they support it."""
     for model in models:
         enable: Any = getattr(model, "enable_gradient_checkpointing", None)
         if enable is not None:

@@ -1,4 +1,4 @@
-"""Augmented variants of training tiles: latents and drivers made once, kept on disk by content."""
+"""Makes latents and drivers of augmented training tiles once, and caches them on disk by content."""
 
 from __future__ import annotations
 
@@ -217,9 +217,7 @@ def write_cached(path: Path, key: str, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_cached(path: Path, key: str) -> dict[str, Tensor] | None:
-    """Return the tensors of a file of the cache; None where it is missing, damaged, or not what was made from this
-    key.
-    """
+    """Read the tensors of a cache file; None if it is missing, damaged, or belongs to another key."""
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = stored.metadata() or {}

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file, replaced by one rename, that holds all that a training needs to resume."""
+"""Saves and restores checkpoints: one safetensors file with all that a training needs, replaced atomically."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ FILE_NAME = "state.safetensors"
 
 @dataclass(kw_only=True)
 class TrainingState:
-    """What changes from step to step.
+    """The state that changes from step to step.
 
     Attributes:
         parameters: the trained parameters by name.
-        average: their exponential moving average, in the same order; None where none is kept.
+        average: their exponential moving average, in the same order; None if no average is kept.
         optimizer: over the parameters, by the same names.
-        buffers: what else changes in place, by name.
+        buffers: other tensors that change in place, by name.
         step: optimiser steps done.
         log: loss and learning rate of each step done.
         validated: step and value of each validation done.
@@ -53,7 +53,7 @@ class TrainingState:
         return next(iter(self.parameters.values())).device
 
     def weights(self) -> dict[str, Tensor]:
-        """Return parameters and buffers, themselves and no copies, by `parameter.NAME` and `buffer.NAME`."""
+        """Return parameters and buffers, not copies, by `parameter.NAME` and `buffer.NAME`."""
         tensors = {f"parameter.{name}": tensor for name, tensor in self.parameters.items()}
         return tensors | {f"buffer.{name}": tensor for name, tensor in self.buffers.items()}
 
@@ -64,7 +64,7 @@ def write_tensors(
     """Write a safetensors file atomically, readable for all; `durable` as for `atomic_path`.
 
     Raises:
-        StageError: it cannot be written, for want of space or permission; an earlier file is kept.
+        StageError: no space or no permission; an earlier file is kept.
     """
     with atomic_path(path, durable=durable) as temporary:
         try:
@@ -75,7 +75,7 @@ def write_tensors(
             )
         except SafetensorError as error:
             raise OSError(str(error)) from error
-        temporary.chmod(0o644)  # safetensors are written readable for their owner alone
+        temporary.chmod(0o644)  # safetensors are written readable only for their owner
 
 
 def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -90,7 +90,7 @@ def digest_tensors(tensors: Mapping[str, Tensor]) -> str:
 
 
 def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
-    """Write the checkpoint of a recipe, in place of an earlier one.
+    """Write the checkpoint of a recipe, and replace an earlier one.
 
     Raises:
         StageError: it cannot be written; an earlier checkpoint is kept.
@@ -107,12 +107,12 @@ def save_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> None:
         "validated": json.dumps(state.validated),
         "best_value": json.dumps(state.best_value),
     }
-    # a later step may count on it, whatever happens to the machine
+    # durable, so that training resumes here even after a power cut
     write_tensors(folder / FILE_NAME, tensors, {**metadata, "sha256": digest_tensors(tensors)}, durable=True)
 
 
 def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bool:
-    """Fill a state from a checkpoint, and return whether there was a whole one of this recipe; ignore any other."""
+    """Restore a state from a whole checkpoint of this recipe; return whether there was one."""
     path = folder / FILE_NAME
     found = read_checked_tensors(path)
     if found is None:
@@ -127,16 +127,14 @@ def restore_checkpoint(folder: Path, state: TrainingState, *, recipe: str) -> bo
         best_value = json.loads(metadata["best_value"])
     except (KeyError, ValueError, TypeError):
         return False
-    # the digest is right, so this is what we wrote for this recipe: it fits
+    # the digest matches, so we wrote this file for this recipe and it fits
     _fill(tensors, state, step)
     state.step, state.log, state.validated, state.best_value = step, log, validated, best_value
     return True
 
 
 def read_checked_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
-    """Return tensors and metadata of a safetensors file that carries its digest (`sha256`); None where it is missing or
-    damaged.
-    """
+    """Read tensors and metadata of a safetensors file with a digest (`sha256`); None if missing or damaged."""
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = dict(stored.metadata() or {})
@@ -158,7 +156,7 @@ def _fill(tensors: Mapping[str, Tensor], state: TrainingState, step: int) -> Non
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a training's checkpoint once its outcome is on disk."""
+    """Remove a training's checkpoint, once its result is on disk."""
     with contextlib.suppress(OSError):
         (folder / FILE_NAME).unlink(missing_ok=True)
         folder.rmdir()

@@ -15,7 +15,7 @@ OptimizerKind = Literal["adamw", "muon"]
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """What the training loop needs to know, whichever configuration it comes from.
+    """Settings of the training loop, whichever configuration they come from.
 
     Attributes:
         schedules: of the learning rate, one after the other; together they cover all steps.
@@ -28,7 +28,7 @@ class LoopSettings:
         ema_decay: of the moving average of the weights; None keeps no average.
         checkpoint_every: steps between two checkpoints; the last step always writes one.
         validate_every: steps between two validations; the last step is always validated.
-        read_loss_every: steps between two losses read from an accelerator, which has to finish its work for it.
+        read_loss_every: steps between two reads of the loss from an accelerator; each read waits for it to finish.
     """
 
     schedules: tuple[Schedule, ...]
@@ -50,45 +50,59 @@ class LoopSettings:
 
 
 class TrainingConfig(Section):
-    """One training phase."""
+    """Settings of one training phase."""
 
     num_steps: int = Field(default=400, ge=1)
+    """Optimiser steps. More steps fit the data better and take longer."""
     batch_size: int = Field(default=16, ge=1)
+    """Tiles per micro-batch. Lower it if memory runs out."""
     accumulation: int = Field(default=1, ge=1)
+    """Micro-batches per optimiser step. Raise it for larger batches at the same memory."""
     optimizer: OptimizerKind = "adamw"
-    """`adamw`, or `muon` for the matrices inside the networks and AdamW for the rest; Muon wants about four times
+    """`adamw`, or `muon` for the matrices inside the networks with AdamW for the rest. Muon needs about four times
     AdamW's learning rate.
     """
     learning_rate: float = Field(default=3e-4, gt=0)
+    """Peak learning rate."""
     warmup_steps: int = Field(default=20, ge=0)
+    """Steps in which the learning rate rises to its peak."""
     final_lr_share: float = Field(default=0.1, ge=0, le=1)
-    """Learning rate at the end, cosine-decayed, as a share of `learning_rate`."""
+    """Learning rate at the end of the cosine decay, as a share of `learning_rate`."""
     weight_decay: float = Field(default=1e-2, ge=0)
+    """Decoupled weight decay of the optimiser."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """Norm to which gradients are clipped."""
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what the phase saves."""
     min_snr_gamma: float | None = 5.0
-    """Min-SNR weighting (Hang et al. 2023); None turns it off."""
+    """Gamma of min-SNR loss weighting (Hang et al. 2023); None turns it off."""
     min_snr_floor: float = Field(default=0.25, ge=0)
-    """Least weight of a timestep under v-prediction; min-SNR alone gives pure noise no weight, where tones are learned.
+    """Lowest loss weight of a timestep under v-prediction. Min-SNR alone ignores pure noise, where tones are learned.
     """
     defect_weight: float = Field(default=1.0, ge=1)
-    """Loss weight of latent pixels under and next to a defect mask; 1 is the paper's plain loss."""
+    """Loss weight of latent pixels under and next to a defect mask; 1 is the paper's plain loss. Raise it if defects do
+    not appear.
+    """
     defect_margin: int = Field(default=2, ge=0)
-    """Latent pixels around a mask that count as next to it: weighed under masks alone, a network learns to draw defects
-    too wide.
+    """Margin around a mask, in latent pixels, that gets `defect_weight` too. With 0 a network draws defects too wide.
     """
     variants_per_image: int = Field(default=8, ge=1)
-    """Cached augmented variants per tile (image, masks and driver transformed together)."""
+    """Cached augmented variants per tile; image, masks and driver are transformed together."""
     flip: bool = True
-    """Mirror (and turn by quarters, where tiles are square) among the augmented variants."""
+    """Mirror augmented variants, and rotate square tiles by quarter turns. Turn it off if orientation matters."""
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of prompts replaced by the empty prompt, as classifier-free guidance needs it."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Precision of the training step."""
     gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
     checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between two checkpoints."""
     validate_every: int = Field(default=200, ge=1)
+    """Steps between two held-out losses."""
 
     def loop(self) -> LoopSettings:
-        """Return what the training loop needs of these settings."""
+        """Convert these settings for the training loop."""
         schedule = Schedule(
             num_steps=self.num_steps,
             peak=self.learning_rate,

@@ -1,4 +1,4 @@
-"""Training tiles and their augmented variants."""
+"""Defines training tiles, their augmented variants, and the order in which batches use them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class TrainingTile:
     Attributes:
         id: the tile's id.
         image: RGB uint8 [H,W,3].
-        instances: category id and mask bool [H,W] of each defect; none where the tile is defect-free.
+        instances: category id and mask bool [H,W] of each defect; empty if the tile is defect-free.
         class_names: the class name of each instance, in the same order.
         valid_hw: the part of the tile, from its upper left corner, that shows image.
-        drawing: RGB uint8 [H,W,3] from which drivers take their geometry; None where they take it from the image.
+        drawing: RGB uint8 [H,W,3], source of the drivers' geometry; None if this is the image.
     """
 
     id: str
@@ -51,7 +51,7 @@ class TrainingTile:
 
     @property
     def geometry(self) -> Image:
-        """Return what drivers take their geometry from, RGB uint8 [H,W,3]."""
+        """Return the source of the drivers' geometry, RGB uint8 [H,W,3]."""
         return self.image if self.drawing is None else self.drawing
 
     @property
@@ -61,7 +61,7 @@ class TrainingTile:
         return tone_words(self.image[:height, :width], without=self.defect[:height, :width])
 
     def digest(self) -> str:
-        """Compute the SHA-256 hex digest of image, masks, classes and drawing; the id is not part of it."""
+        """Compute the SHA-256 hex digest of image, masks, classes and drawing, without the id."""
         state = hashlib.sha256(repr((self.image.shape, self.valid_hw, self.class_names)).encode())
         state.update(np.ascontiguousarray(self.image).tobytes())
         for category_id, mask in self.instances:
@@ -73,14 +73,14 @@ class TrainingTile:
 
 
 def check_tiles(tiles: Sequence[TrainingTile], *, multiple_px: int) -> None:
-    """Refuse tiles that one batch cannot hold or the base cannot take.
+    """Require tiles of one size that the base supports.
 
     Args:
         tiles: all tiles of a phase, held-out ones included.
-        multiple_px: what both sides must be divisible by.
+        multiple_px: number that both sides must be divisible by.
 
     Raises:
-        InputError: there is no tile, or one has another size than the first or than the base can take.
+        InputError: there is no tile, sizes differ, or the base does not support the size.
     """
     if not tiles:
         raise InputError("training tiles", "there are none", "check the split: its training part must hold images")
@@ -102,9 +102,7 @@ def check_tiles(tiles: Sequence[TrainingTile], *, multiple_px: int) -> None:
 
 
 def augmentation_of(tile: TrainingTile, variant: int, *, seed: int, flip: bool) -> Augmentation:
-    """Choose the augmentation of a tile's variant, a function of (seed, tile content, variant); variant 0 is the tile
-    unchanged.
-    """
+    """Choose a variant's augmentation by (seed, tile content, variant); variant 0 is the unchanged tile."""
     if variant == 0:
         return Augmentation.identity(tile.valid_hw)
     text = f"{seed}/{hashlib.sha256(np.ascontiguousarray(tile.image).tobytes()).hexdigest()}/{variant}"
@@ -115,7 +113,7 @@ def augmentation_of(tile: TrainingTile, variant: int, *, seed: int, flip: bool) 
 
 
 def augment(tile: TrainingTile, augmentation: Augmentation) -> TrainingTile:
-    """Transform image, masks and drawing together; instances that leave the tile are dropped."""
+    """Transform image, masks and drawing together; drop instances that leave the tile."""
     kept: list[tuple[int, Mask]] = []
     names: list[str] = []
     for (category_id, mask), name in zip(tile.instances, tile.class_names, strict=True):
@@ -134,15 +132,15 @@ def augment(tile: TrainingTile, augmentation: Augmentation) -> TrainingTile:
 
 
 class BatchPlan:
-    """Which tiles and variants each batch holds, a pure function of (seed, batch index).
+    """Assignment of tiles and variants to batches, a pure function of (seed, batch index).
 
-    Every tile of a part comes once before any comes again; parts are tiles with and without defects.
+    The parts are tiles with and without defects. Every tile of a part is used once before any is repeated.
 
     Args:
-        first: tile indices the batch is mainly made of.
+        first: tile indices that make up most of each batch.
         second: tile indices that fill `share` of each batch; may be empty.
         batch_size: tiles per batch.
-        share: of `second` in a batch, 0..1; over many batches it is met exactly, rounding included.
+        share: of `second` in a batch, 0..1; it holds exactly over many batches, despite rounding.
         num_variants: variants per tile.
         seed: of the whole plan.
     """

@@ -1,4 +1,4 @@
-"""What a training reports in more detail than `Progress`; every event is yielded after its state changed."""
+"""Defines events with more detail than `Progress`. Every event is yielded after the state has changed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _AtStep(Progress):
 
     @property
     def num_steps(self) -> int:
-        """Return the number of steps in all."""
+        """Return the total number of steps."""
         return self.total
 
     @property
@@ -44,8 +44,9 @@ class _AtStep(Progress):
 
 @dataclass(frozen=True, kw_only=True)
 class Started(_AtStep):
-    """The loop begins after `done` steps; 0 is a fresh start. `remark` says why it is one, where it need not have been;
-    a Notice says the same.
+    """The loop starts after `done` steps; 0 is a fresh start.
+
+    `remark` says why an existing checkpoint was not used, and so does a Notice.
     """
 
     remark: str = ""
@@ -61,9 +62,9 @@ class Step(_AtStep):
     """An optimiser step is done.
 
     Attributes:
-        loss: of the step; on an accelerator the last one read, NaN before the first.
+        loss: of the step; on an accelerator the last one read, or NaN before the first.
         learning_rate: of the step.
-        seconds: what the step took.
+        seconds: duration of the step.
     """
 
     loss: float
@@ -73,13 +74,13 @@ class Step(_AtStep):
 
 @dataclass(frozen=True, kw_only=True)
 class Validated(_AtStep):
-    """The weights were scored: the average, where there is one; `value` is the held-out loss or the score."""
+    """The weights, or their average if there is one, were scored; `value` is the held-out loss or the score."""
 
     value: float
 
     @property
     def held_out_loss(self) -> float:
-        """Return the value, where it is a loss."""
+        """Return the value, if it is a loss."""
         return self.value
 
 
@@ -92,7 +93,7 @@ TrainingEvent = Progress | Notice
 
 
 def plain(work: Work[T]) -> Work[T]:
-    """Do a training's work, and yield its steps, as Progress of no other kind, and its notices; return its value."""
+    """Run a training, yield its steps as plain Progress and its notices, and return its value."""
     with closing(work):
         while True:
             try:

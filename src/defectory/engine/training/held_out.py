@@ -1,4 +1,4 @@
-"""Held-out loss: the same tiles, timesteps and noise at every validation."""
+"""Makes held-out batches with the same tiles, timesteps and noise at every validation."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def held_out_batches(
     """Make the validation batches of unaugmented tiles, with timesteps spread evenly over the schedule.
 
     Args:
-        variants: one entry per held-out tile, of which the first variant is used.
+        variants: one entry per held-out tile; the first variant is used.
         num_timesteps: of the schedule.
-        prompt_of: tile and variant to the prompt.
+        prompt_of: maps a tile and a variant to the prompt.
         batch_size: members per batch.
     """
     batches: list[Batch] = []
     count = len(variants)
-    # neighbouring tiles are often alike: each gets a timestep far from the last one's
+    # neighbouring tiles are often similar, so consecutive timesteps are far apart
     timesteps = [int((index * 0.618034 % 1.0) * num_timesteps) for index in range(count)]
     for start in range(0, count, batch_size):
         rows = range(start, min(start + batch_size, count))

@@ -1,7 +1,7 @@
-"""The training loop of every network. Knows nothing of images, prompts or drivers.
+"""Runs the training loop of every network. Knows nothing of images, prompts or drivers.
 
-Batches and noise are functions of (seed, step), held by the caller; weights, averages, moments and step are
-in the checkpoint. So a resumed run equals an uninterrupted one, bit for bit on a CPU.
+Batches and noise are functions of (seed, step), provided by the caller. The checkpoint holds weights, averages, moments
+and step. A resumed run therefore equals an uninterrupted one, bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ BatchT = TypeVar("BatchT")
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What is measured at intervals, and which weights are kept for it.
+    """A measurement at intervals, and which weights are kept for it.
 
     Attributes:
-        measure: returns the value after a number of steps; the averaged weights, where there are any, are in place.
-        name: of the value, for people.
-        keeps_best: the weights of the highest value are kept, the latest of equal ones; else those of the last step.
+        measure: returns the value after a number of steps; it sees the averaged weights, if there are any.
+        name: of the value, for messages.
+        keeps_best: keep the weights of the highest value, the latest of equal ones, instead of those of the last step.
         best_after: values count for the best only after this number of steps.
     """
 
@@ -51,12 +51,12 @@ class Validation:
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What a training returns beside the weights that it leaves in place.
+    """Results of a training besides the weights, which are left in place.
 
     Attributes:
         losses: of each step.
         validated: step and value of each validation.
-        best: highest value that counted, where the best weights are kept; None where none counted.
+        best: highest value that counted, if the best weights are kept; None if no value counted.
     """
 
     losses: tuple[float, ...]
@@ -67,8 +67,8 @@ class Trained:
 def average_decay_at(step: int, ema_decay: float) -> float:
     """Return the decay of the moving average at a step (from 0): short at first, so that early weights are forgotten.
 
-    diffusers' `EMAModel` has the same rule but forgets the first weights at once: on normal noise its average is 0.04
-    off ours after one step and equal after 200, so it would change short trainings for no gain.
+    diffusers' `EMAModel` uses the same rule but drops the first weights at once. On normal noise its average differs by
+    0.04 after one step and not at all after 200, so it would change short trainings without a gain.
     """
     return min(ema_decay, (step + 1) / (step + 10))
 
@@ -87,7 +87,7 @@ def train(
     buffers: Mapping[str, Tensor] | None = None,
     stage: str = "",
 ) -> Work[Trained]:
-    """Train parameters in place and leave in them their moving average, the best ones, or the last ones.
+    """Train parameters in place, and leave the averaged, the best or the last weights in them.
 
     Leaving the loop early (closing the generator) writes a checkpoint first; the next call resumes from it.
 
@@ -99,14 +99,13 @@ def train(
         checkpoint: folder for the checkpoint; the caller removes it when the outcome is saved.
         recipe: digest of everything the outcome depends on; a checkpoint of another recipe is not used.
         log: file that gets the losses at the end, one JSON object per line.
-        held_out_loss: the loss of the present weights on held-out data; short for a `validation` that keeps no best.
+        held_out_loss: returns the current loss on held-out data; shorthand for a `validation` that keeps no best.
         validation: what to measure at intervals.
-        buffers: what changes beside the parameters, in place (batch norm's statistics), by name; the average leaves
-            them as they are.
-        stage: named in everything that is reported.
+        buffers: other tensors that change in place (batch norm's statistics), by name; they are not averaged.
+        stage: name in events and messages.
 
     Yields:
-        Started, Step, Validated and Checkpointed, which are all Progress, and a Notice for a checkpoint not used.
+        Started, Step, Validated and Checkpointed, which are all Progress, and a Notice for an unused checkpoint.
 
     Raises:
         StageError: a loss is not finite, or the checkpoint cannot be written.
@@ -137,7 +136,7 @@ def train(
                     saved_at = state.step
                     yield Checkpointed(done=state.step, total=num_steps, note="checkpoint", stage=stage)
         except GeneratorExit:
-            # at a yield the state is whole; only then may it be saved
+            # the state is consistent at a yield, and may only be saved then
             if state.step > saved_at:
                 stepper.read_losses()
                 save_checkpoint(checkpoint, state, recipe=recipe)
@@ -169,7 +168,7 @@ def _is_due(step: int, every: int, num_steps: int) -> bool:
 
 
 def _log_text(state: TrainingState) -> str:
-    """Return the losses as JSON lines; they hold no times, so that equal runs have equal logs."""
+    """Format the losses as JSON lines, without times, so that equal runs have equal logs."""
     lines: list[dict[str, float]] = [
         {"step": i, "loss": loss, "learning_rate": rate} for i, (loss, rate) in enumerate(state.log, start=1)
     ]
@@ -178,7 +177,7 @@ def _log_text(state: TrainingState) -> str:
 
 
 class _Stepper(Generic[BatchT]):
-    """Take optimiser steps; read their losses at once on a CPU, and a few at a time from an accelerator."""
+    """Takes optimiser steps, and reads losses at once on a CPU or a few at a time from an accelerator."""
 
     def __init__(
         self,
@@ -229,7 +228,7 @@ class _Stepper(Generic[BatchT]):
         )
 
     def read_losses(self) -> None:
-        """Move the losses not read yet into the log.
+        """Move unread losses to the log.
 
         Raises:
             StageError: one is not finite.
@@ -256,7 +255,7 @@ def _validated_note(state: TrainingState, validation: Validation | None) -> list
 
 
 def _validate(state: TrainingState, validation: Validation) -> float:
-    """Measure the weights, note the value, and remember the weights where they are the best so far."""
+    """Measure the weights, record the value, and remember the weights if they are the best so far."""
     weights = list(state.parameters.values())
     with contextlib.nullcontext() if state.average is None else averaged(weights, state.average):
         value = validation.measure(state.step)
@@ -270,7 +269,7 @@ def _validate(state: TrainingState, validation: Validation) -> float:
 
 @torch.no_grad()
 def _leave_kept_weights(state: TrainingState) -> None:
-    """Put the best weights in place, where they were remembered, else the average, where there is one."""
+    """Put the best weights in place if they were remembered, else the average if there is one."""
     if state.best is not None:
         for name, tensor in state.weights().items():
             tensor.copy_(state.best[name])
@@ -282,7 +281,7 @@ def _leave_kept_weights(state: TrainingState) -> None:
 @contextlib.contextmanager
 @torch.no_grad()
 def averaged(weights: Sequence[Tensor], average: Sequence[Tensor]) -> Generator[None]:
-    """Put the averaged weights in place meanwhile; afterwards the trained ones are back, bit for bit."""
+    """Put the averaged weights in place meanwhile; restore the trained ones afterwards, bit for bit."""
     kept = [weight.detach().clone() for weight in weights]
     for weight, mean in zip(weights, average, strict=True):
         weight.copy_(mean)
@@ -294,7 +293,7 @@ def averaged(weights: Sequence[Tensor], average: Sequence[Tensor]) -> Generator[
 
 
 class _Prefetch(Generic[BatchT]):
-    """Make the next batch in a thread while an accelerator works on the present one."""
+    """Makes the next batch in a thread while an accelerator works on the current one."""
 
     def __init__(self, batch_of: Callable[[int], BatchT], *, enabled: bool) -> None:
         self._batch_of = batch_of

@@ -1,4 +1,4 @@
-"""The denoising loss both phases share."""
+"""Computes the denoising loss of both phases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Batch:
         noise: float32 [B,C,h,w].
         timesteps: int64 [B].
         prompts: one per member.
-        defect: bool [B,1,h,w], latent pixels that hold any defect pixel.
+        defect: bool [B,1,h,w], latent pixels that contain a defect pixel.
         drivers: uint8 [B,H,W,3]; None in phase 1.
     """
 
@@ -35,20 +35,20 @@ class Batch:
 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""Noisy latents [B,C,h,w] and timesteps [B] to the network's prediction [B,C,h,w]."""
+"""Maps noisy latents [B,C,h,w] and timesteps [B] to the network's prediction [B,C,h,w]."""
 
 
 def denoising_errors(
     batch: Batch, predict: Predict, schedule: NoiseSchedule, config: TrainingConfig, *, weighted: bool = True
 ) -> Tensor:
-    """Compute each member's mean squared error, float [B], weighted for training unless told otherwise.
+    """Compute each member's mean squared error, float [B], weighted for training by default.
 
     Args:
         batch: on any device.
         predict: the network.
         schedule: of the base.
         config: min-SNR and defect weight, precision.
-        weighted: False for held-out losses, which no training weight may move.
+        weighted: False for held-out losses, which must not depend on training weights.
     """
     device = schedule.alpha_bar.device
     clean, noise, timesteps = (x.to(device, non_blocking=True) for x in (batch.clean, batch.noise, batch.timesteps))

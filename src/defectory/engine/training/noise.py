@@ -1,4 +1,4 @@
-"""The forward process of a base's schedule, its targets and its loss weights."""
+"""Implements the forward process of a base's schedule, its targets and its loss weights."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from defectory.errors import WeightsError
 
 
 def generator_of(*key: object) -> torch.Generator:
-    """Return a CPU generator seeded by a key: one key draws the same numbers on every device and in every run."""
+    """Return a CPU generator seeded by a key, which draws the same numbers on every device and in every run."""
     digest = hashlib.sha256("/".join(str(part) for part in key).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -39,7 +39,7 @@ class NoiseSchedule:
                 "scheduler", f"predicts {self.prediction_type}", "give a base that predicts epsilon or v"
             )
         self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
-        # the base's own scheduler may add noise in another convention (Euler), and DDPM's own zero-SNR schedule keeps a
+        # the base's scheduler may use another noise convention (Euler), and DDPM's zero-SNR schedule keeps a
         # little signal: so DDPM's arithmetic with the base's schedule
         self._process = DDPMScheduler(num_train_timesteps=len(self.alpha_bar))
         self._process.alphas_cumprod = self.alpha_bar
@@ -68,7 +68,7 @@ class NoiseSchedule:
         return noisy, velocity
 
     def clean(self, noisy: Tensor, predicted: Tensor, timesteps: Tensor) -> Tensor:
-        """Compute the clean latents that a prediction stands for, float [B,C,h,w]: the inverse of `add`."""
+        """Compute the clean latents from a prediction, float [B,C,h,w]: the inverse of `add`."""
         alpha = self.alpha_bar[timesteps].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alpha_bar[timesteps]).sqrt().view(-1, 1, 1, 1)
         if self.prediction_type == "epsilon":
@@ -78,12 +78,12 @@ class NoiseSchedule:
     def weight(self, timesteps: Tensor, *, gamma: float | None, floor: float = 0.0) -> Tensor:
         """Compute the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).
 
-        min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v; 1 everywhere where gamma is None.
+        min(SNR, gamma) / SNR for epsilon, min(SNR, gamma) / (SNR + 1) for v; 1 everywhere if gamma is None.
 
         Args:
             timesteps: int64 [B].
-            gamma: bound of the SNR.
-            floor: least weight under v-prediction.
+            gamma: upper bound of the SNR.
+            floor: lowest weight under v-prediction.
         """
         alpha_bar = self.alpha_bar[timesteps]
         if gamma is None:
@@ -91,5 +91,5 @@ class NoiseSchedule:
         snr = alpha_bar / (1 - alpha_bar).clamp_min(1e-8)
         if self.prediction_type == "v_prediction":
             return (snr.clamp(max=gamma) / (snr + 1)).clamp_min(floor)
-        # at zero terminal SNR the ratio's limit is 1
+        # the limit of the ratio at zero terminal SNR is 1
         return torch.where(snr < gamma, torch.ones_like(snr), gamma / snr.clamp_min(1e-8))

@@ -1,4 +1,4 @@
-"""One optimiser per model, with moments by name: AdamW, or Muon for hidden matrices and AdamW for everything else."""
+"""Provides one optimiser per model with moments by name: AdamW, or Muon for hidden matrices with AdamW for the rest."""
 
 from __future__ import annotations
 
@@ -12,25 +12,23 @@ from torch import Tensor, nn
 from defectory.engine.training.config import OptimizerKind
 
 OUTER_LAYERS = frozenset({"conv_in", "conv_out", "token_embedding", "position_embedding"})
-"""Layers between a model and the world, which Muon is not made for (Jordan et al. 2024, Muon: An optimizer for hidden
-layers).
-"""
+"""Input and output layers, which Muon does not suit (Jordan et al. 2024, Muon: An optimizer for hidden layers)."""
 MIN_SIDE = 16
-"""Smallest side of a matrix that is worth making orthogonal."""
+"""Smallest side of a matrix that gets orthogonal updates."""
 BETAS = (0.9, 0.99)
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
-    """Tell whether a parameter is a matrix, or a convolution's kernel, inside the model."""
+    """Check whether a parameter is a matrix or a convolution kernel inside the model."""
     if parameter.ndim < 2 or OUTER_LAYERS.intersection(name.split(".")):
         return False
     return min(len(parameter), parameter[0].numel()) >= MIN_SIDE
 
 
 def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
-    """Return a kernel [O,I,h,w] as a matrix [O,I*h*w], without a copy where the tensor has the layout of `like`.
+    """View a kernel [O,I,h,w] as a matrix [O,I*h*w], without a copy if the tensor has the layout of `like`.
 
-    A channels-last kernel has its columns in another order, which the orthogonal factor does not depend on.
+    A channels-last kernel has another column order, which does not affect the orthogonal factor.
     """
     if like.ndim == 4 and not like.is_contiguous():
         tensor = tensor.permute(0, 2, 3, 1)
@@ -38,15 +36,15 @@ def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
 
 
 class StackedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` with matrices of one shape made orthogonal together, for accelerators.
+    """`torch.optim.Muon` that orthogonalises matrices of one shape together, for accelerators.
 
-    One by one, as torch does it, takes a hundred small kernels per matrix, and an accelerator waits for each to be
-    started. Momentum is always Nesterov's and the rate always AdamW's ("match_rms_adamw").
+    torch does this one by one, with a hundred small kernels per matrix, and an accelerator waits for their launch.
+    Momentum is always Nesterov's, and the rate always AdamW's ("match_rms_adamw").
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take a step along the gradients of all matrices that have one."""
+        """Update all matrices that have a gradient."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
             matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
@@ -76,8 +74,9 @@ class StackedMuon(torch.optim.Muon):
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
-    """Return nearly orthogonal factors of matrices [N,R,C], bf16, by the quintic Newton-Schulz iteration (Jordan et al.
-    2024).
+    """Compute nearly orthogonal factors of matrices [N,R,C], bf16.
+
+    The method is the quintic Newton-Schulz iteration of Jordan et al. 2024.
     """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
@@ -90,16 +89,17 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_s
 
 
 class NamedOptimizer:
-    """AdamW over named parameters; as `muon`, hidden matrices get orthogonal updates of AdamW's size instead (Liu et
-    al. 2025, Muon is Scalable).
+    """AdamW over named parameters, or Muon for hidden matrices with AdamW for the rest.
+
+    Muon's orthogonal updates have the size of AdamW's (Liu et al. 2025, Muon is Scalable).
 
     Args:
         parameters: what is trained, by name; floating point, of any shape, all on one device.
-        kind: `adamw`, or `muon` for what `is_hidden_matrix` says and AdamW for the rest.
+        kind: `adamw`, or `muon` for parameters that satisfy `is_hidden_matrix` with AdamW for the rest.
         learning_rate: of both, above 0.
         weight_decay: of both, decoupled (taken times the learning rate).
         betas: of AdamW.
-        fused: use AdamW's fused step; None lets torch choose, and then it is not the fused one.
+        fused: use AdamW's fused step; None leaves the choice to torch, which does not use it.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class NamedOptimizer:
                 group["lr"] = learning_rate
 
     def step(self) -> None:
-        """Take a step along the gradients of the parameters, and forget them."""
+        """Update the parameters by their gradients, and clear the gradients."""
         for name, matrix in self._matrices.items():
             parameter = self._parameters[name]
             matrix.grad = None if parameter.grad is None else as_matrix(parameter.grad, like=parameter)
@@ -150,7 +150,7 @@ class NamedOptimizer:
             optimizer.zero_grad(set_to_none=True)
 
     def moments(self) -> dict[str, Tensor]:
-        """Return all that a step depends on beside parameters and gradients, by name of moment and parameter."""
+        """Return the optimiser state by name of moment and parameter."""
         return {
             f"{key}.{name}": value
             for name, (optimizer, member) in self._states.items()
@@ -163,16 +163,16 @@ class NamedOptimizer:
 
         Args:
             num_steps: steps taken.
-            moments: what `moments` returned then; parameters that had no gradient until then have none.
+            moments: as `moments` returned them; parameters without a gradient so far have none.
         """
         for name, (optimizer, member) in self._states.items():
             is_adamw = isinstance(optimizer, torch.optim.AdamW)
             keys = ("exp_avg", "exp_avg_sq") if is_adamw else ("momentum_buffer",)
             if f"{keys[0]}.{name}" not in moments:
                 continue
-            # the fused step wants its count on the device; Muon counts no steps and minds no count
+            # the fused step needs its count on the device; Muon ignores the count
             device = member.device if member.is_cuda and optimizer.defaults.get("fused") else "cpu"
-            # the parameter's own memory format, which the fused optimiser wants
+            # the parameter's memory format, which the fused optimiser requires
             optimizer.state[member] = {
                 "step": torch.tensor(float(num_steps), device=device),
                 **{key: torch.empty_like(member).copy_(moments[f"{key}.{name}"]) for key in keys},

@@ -1,6 +1,6 @@
-"""Runs a training phase: batches of tiles, the denoising loss, held-out batches, and what people are told meanwhile.
+"""Runs a training phase: batches of tiles, denoising loss, held-out batches and progress.
 
-A phase says which parameters train, what a batch holds, how the network predicts and how errors add up to a loss.
+A phase defines which parameters train, what a batch holds, how the network predicts and how errors make up the loss.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from defectory.engine.training.noise import NoiseSchedule
 from defectory.events import Notice, Progress, Work
 
 PromptOf = Callable[[TileVariants, int], str]
-"""Tile and variant to the prompt."""
+"""Maps a tile and a variant to the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """What distinguishes one phase from another.
+    """Everything that distinguishes one phase from another.
 
     Attributes:
-        parameters: what trains, by name.
-        batch_of: index to batch, a pure function.
-        predict: batch, noisy latents [B,C,h,w] and timesteps [B] to the prediction [B,C,h,w].
-        total: errors of a batch's members, float [B], to the loss.
+        parameters: trainable parameters by name.
+        batch_of: maps an index to a batch, a pure function.
+        predict: maps a batch, noisy latents [B,C,h,w] and timesteps [B] to the prediction [B,C,h,w].
+        total: maps the errors of a batch's members, float [B], to the loss.
         schedule: of the base.
-        held_out: batches of the held-out loss; none where there are no held-out tiles.
+        held_out: batches of the held-out loss; empty without held-out tiles.
         training: steps, batch, optimiser, loss weights.
     """
 
@@ -55,14 +55,14 @@ class Phase:
 
 
 def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
-    """Train a phase's parameters in place and leave their moving average in them; writes `log.jsonl`.
+    """Train a phase's parameters in place, leave their moving average in them, and write `log.jsonl`.
 
     Leaving early writes a checkpoint first, from which the next call resumes.
 
     Args:
         phase: what to train.
-        out: stage folder; its `checkpoint` stays until the caller has saved the outcome.
-        recipe: digest of everything that the outcome depends on; a checkpoint of another recipe is not used.
+        out: stage folder; its `checkpoint` stays until the caller has saved the result.
+        recipe: digest of everything that the result depends on; a checkpoint of another recipe is not used.
 
     Raises:
         StageError: the loss is not finite, or `out` cannot be written.
@@ -94,7 +94,7 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
 
 
 def _progress(events: Any) -> Work[None]:
-    """Turn the loop's events into progress; the note holds the last loss and the last held-out loss."""
+    """Convert the loop's events to progress, with the last loss and the last held-out loss as the note."""
     loss, held_out, done, total = "", "", 0, 0
     for event in events:
         if isinstance(event, Started):
@@ -115,7 +115,7 @@ def _progress(events: Any) -> Work[None]:
 def check_phase_tiles(
     tiles: Sequence[TrainingTile], held_out: Sequence[TrainingTile], backbone: Backbone
 ) -> list[TrainingTile]:
-    """Check that one batch can hold the tiles and the backbone can take them; return the held-out tiles that are used.
+    """Check that all tiles have one supported size, and return the held-out tiles that are used.
 
     Raises:
         InputError: there is no tile, or tiles do not fit.
@@ -126,10 +126,10 @@ def check_phase_tiles(
 
 
 def make_ready(*networks: nn.Module, training: TrainingConfig, latents: Tensor) -> None:
-    """Make networks fit to train, in place: with less memory where that is set, else with attention that is fast.
+    """Prepare networks for training, in place: with less memory if that is set, else with fast attention.
 
     Args:
-        networks: all that gradients pass through.
+        networks: all networks that gradients pass through.
         training: of the phase.
         latents: float [...,h,w] of one tile.
     """
@@ -142,7 +142,9 @@ def make_ready(*networks: nn.Module, training: TrainingConfig, latents: Tensor) 
 
 @dataclass(frozen=True, kw_only=True)
 class Members:
-    """Tiles of a batch: latents float32 [B,C,h,w], prompts, defects bool [B,1,h,w], drivers uint8 [B,H,W,3] if any."""
+    """Tiles of a batch: latents float32 [B,C,h,w], prompts, defects bool [B,1,h,w], and drivers uint8 [B,H,W,3] or
+    None.
+    """
 
     latents: Tensor
     prompts: list[str]
@@ -152,7 +154,7 @@ class Members:
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSource:
-    """Where the tiles of batches come from: a plan, the tiles' variants, their prompts, the share of empty prompts."""
+    """Source of the tiles of batches: a plan, the tiles' variants, their prompts, and the share of empty prompts."""
 
     plan: BatchPlan
     variants: Sequence[TileVariants]
@@ -164,7 +166,7 @@ class MemberSource:
 
         Args:
             index: of the batch.
-            generator: draws which prompts are dropped, before anything else of the batch is drawn.
+            generator: decides which prompts are dropped, before any other random number of the batch.
         """
         members = [(self.variants[tile], variant) for tile, variant in self.plan.batch(index)]
         dropped = torch.rand(len(members), generator=generator) < self.prompt_dropout

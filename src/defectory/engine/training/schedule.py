@@ -1,9 +1,9 @@
-"""The one learning-rate schedule: linear warm-up, a plateau, then a cosine down to a share of the peak.
+"""Defines the learning-rate schedule: linear warm-up, plateau, then cosine decay to a share of the peak.
 
 It is a closed form of the step, so a resumed training needs no state for it. torch's `SequentialLR` of `LinearLR` and
-`CosineAnnealingLR` derives each rate from the last one: it needs a state per optimiser in the checkpoint, and is up to
-1e-14 (relative) off the closed form within 1,000 steps. diffusers' `get_cosine_schedule_with_warmup` begins and ends at
-a rate of 0.
+`CosineAnnealingLR` derives each rate from the previous one: it needs a state per optimiser in the checkpoint, and
+deviates from the closed form by up to 1e-14 (relative) within 1,000 steps. diffusers' `get_cosine_schedule_with_warmup`
+starts and ends at a rate of 0.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Schedule:
         num_steps: steps that the schedule covers.
         peak: highest learning rate.
         warmup_steps: steps in which the rate rises to the peak.
-        decay_share: share of the steps, at the end, in which the rate falls; it never falls during the warm-up.
+        decay_share: share of the steps, at the end, in which the rate decays; never before the warm-up ends.
         final_share: rate at the end, as a share of the peak.
     """
 

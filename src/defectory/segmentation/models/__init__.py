@@ -1,1 +1,1 @@
-"""Families of segmenters, one file each; `registry` finds them by name."""
+"""Segmenter families, one file each; `registry` finds them by name."""

@@ -1,4 +1,4 @@
-"""What a family of segmenters is, and how one is built.
+"""Defines what a segmenter family is, and builds segmenters by name.
 
 A segmenter follows torchvision's convention for detection modules. Images are float [3,H,W] in [0,1], of any size.
 
@@ -7,8 +7,8 @@ A segmenter follows torchvision's convention for detection modules. Images are f
 - In evaluation mode, `model(images)` returns a dict per image: `scores` float [N], `labels` int64 [N] and `masks` float
   [N,1,H,W] in [0,1].
 
-Its weights are its state dict. What it draws at random in training comes from torch's global generator, which is seeded
-for every step.
+Its weights are its state dict. Its random numbers in training come from torch's global generator, which is seeded for
+every step.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from defectory.segmentation.models.registry import SEGMENTERS
 
 
 class SegmenterFamily(Protocol):
-    """Build segmenters of one kind."""
+    """A family builds segmenters of one kind."""
 
     def build(self, num_classes: int, *, init: Init, encoder: Path | None) -> nn.Module:
         """Build an untrained segmenter; random weights come from torch's global generator, which is seeded.
 
         Args:
             num_classes: defect classes, background not counted.
-            init: what to start from; a family without shipped weights starts from random ones whatever it is.
+            init: initial weights; a family without shipped weights ignores it and starts from random ones.
             encoder: folder of the encoder that `init = "encoder"` starts from; None means the shipped one.
         """
         ...
@@ -40,18 +40,18 @@ class SegmenterFamily(Protocol):
 def build_segmenter(
     kind: str, num_classes: int, *, seed: int, init: Init = "segmenter", encoder_folder: Path | None = None
 ) -> nn.Module:
-    """Build an untrained segmenter, and leave torch's global generator as it was.
+    """Build an untrained segmenter without changing the state of torch's global generator.
 
     Args:
         kind: name of its family.
         num_classes: defect classes, background not counted.
         seed: of the random weights.
-        init: what it starts from, where the family has shipped weights: the shipped `segmenter` for procedural defects,
-            the shipped `encoder` alone, or `random` weights.
-        encoder_folder: the encoder that `init = "encoder"` takes in place of the shipped one.
+        init: initial weights, if the family has shipped ones: the shipped `segmenter` for procedural defects, the
+            shipped `encoder` alone, or `random` weights.
+        encoder_folder: the encoder that `init = "encoder"` uses in place of the shipped one.
 
     Raises:
-        ConfigError: there is no such family.
+        ConfigError: the family is unknown.
     """
     family: SegmenterFamily = SEGMENTERS.get(kind)
     with torch.random.fork_rng(devices=[]):

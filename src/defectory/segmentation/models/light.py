@@ -40,7 +40,7 @@ class LightBackbone(nn.Module):
 
 
 class _BoxHead(nn.Module):
-    """Two normalised convolutions and one normalised layer: without normalisation most units die within 250 steps."""
+    """Two convolutions and one linear layer, all normalised; otherwise most units die within 250 steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def _mask_head() -> nn.Module:
 
 
 def _pool(size: int) -> MultiScaleRoIAlign:
-    # boxes under 48 px are read at stride 4, those from 96 px at stride 16
+    # boxes below 48 px use stride 4, boxes from 96 px on use stride 16
     return MultiScaleRoIAlign(list(LEVELS), size, 2, canonical_scale=96, canonical_level=4)
 
 
@@ -94,7 +94,7 @@ class Light:
     """The family of the light Mask R-CNN, the only one with shipped weights."""
 
     def build(self, num_classes: int, *, init: Init, encoder: Path | None) -> MaskRCNN:
-        """Build one that starts from the shipped `segmenter`, from an `encoder` alone, or from `random` weights."""
+        """Build a segmenter from the shipped `segmenter`, from an `encoder` alone, or from `random` weights."""
         own = load_encoder(encoder)[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()
         model = MaskRCNN(
             LightBackbone(own),

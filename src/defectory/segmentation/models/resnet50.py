@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN with a ResNet-50 and a feature pyramid, from random weights."""
+"""Builds torchvision's Mask R-CNN with a ResNet-50 and a feature pyramid, from random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class ResNet50:
     """The family of the large Mask R-CNN; it has no shipped weights."""
 
     def build(self, num_classes: int, *, init: Init, encoder: Path | None) -> MaskRCNN:  # noqa: ARG002
-        """Build one with random weights, whatever `init` is."""
+        """Build a segmenter with random weights; `init` is ignored."""
         model = maskrcnn_resnet50_fpn(
             weights=None,
             weights_backbone=None,

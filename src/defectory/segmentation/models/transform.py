@@ -1,4 +1,4 @@
-"""The input transform of Mask R-CNNs that take images as they are."""
+"""Defines the input transform of Mask R-CNNs that do not resize images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 
 class AsTheyAre(GeneralizedRCNNTransform):
-    """Normalise images and never resize them: torchvision's own `_skip_resize` holds while training alone."""
+    """Normalises images and never resizes them; torchvision's `_skip_resize` only works in training."""
 
     def resize(self, image: Tensor, target: dict[str, Tensor] | None = None) -> tuple[Tensor, dict[str, Tensor] | None]:
         """Return image [3,H,W] and target unchanged."""

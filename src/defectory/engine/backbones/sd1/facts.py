@@ -1,4 +1,4 @@
-"""What a base in Stable Diffusion layout is, read from its JSON files alone. Knows nothing of torch."""
+"""Reads the facts of a base in Stable Diffusion layout from its JSON files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "scheduler": (),
 }
-"""The parts of a base and the classes that may stand for them; a scheduler may be any that diffusers has."""
+"""The parts of a base and their allowed classes; any scheduler of diffusers is allowed."""
 _FAMILY_BY_CHANNELS = {
     9: "Stable Diffusion for inpainting",
     8: "InstructPix2Pix, an image editor",
     7: "the Stable Diffusion upscaler",
     5: "Stable Diffusion with depth",
 }
-"""Input channels of a UNet for latents of four channels -> what it is."""
+"""Maps the input channels of a UNet for four-channel latents to its family."""
 
 Size = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
 Few = Annotated[int, Field(ge=1, le=200, strict=True)]
@@ -41,7 +41,7 @@ class _Config(BaseModel):
 
 
 class UNetConfig(_Config):
-    """What must be known of a UNet before it is loaded."""
+    """Settings of a UNet that are checked before it is loaded."""
 
     sample_size: Size
     in_channels: Size
@@ -60,7 +60,7 @@ class UNetConfig(_Config):
 
 
 class AutoencoderConfig(_Config):
-    """What must be known of an autoencoder before it is loaded."""
+    """Settings of an autoencoder that are checked before it is loaded."""
 
     block_out_channels: Widths
     latent_channels: Size
@@ -69,7 +69,7 @@ class AutoencoderConfig(_Config):
 
 
 class TextEncoderConfig(_Config):
-    """What must be known of a text encoder before it is loaded."""
+    """Settings of a text encoder that are checked before it is loaded."""
 
     hidden_size: Size
     vocab_size: Size
@@ -80,7 +80,7 @@ class TextEncoderConfig(_Config):
 
 
 class SchedulerConfig(_Config):
-    """What must be known of a base's noise schedule."""
+    """Settings of a base's noise schedule that are checked before it is loaded."""
 
     class_name: str = Field(alias="_class_name")
     num_train_timesteps: Annotated[int, Field(ge=2, le=100_000, strict=True)] = 1000
@@ -88,14 +88,14 @@ class SchedulerConfig(_Config):
 
 
 def facts_of(folder: Path) -> BaseFacts:
-    """Read a base folder's JSON files and say what it is.
+    """Read a base folder's JSON files, and return its facts.
 
     Args:
         folder: base in Stable Diffusion layout.
 
     Raises:
-        WeightsError: no base of this kind: of another family, which is named, or with a part missing or a configuration
-            that cannot be.
+        WeightsError: the base belongs to another family, which the message names, lacks a part, or has an impossible
+            configuration.
     """
     _refuse_other_parts(folder)
     for part in PARTS:
@@ -138,7 +138,7 @@ def _refuse_other_parts(folder: Path) -> None:
 
 
 def _refuse_other_networks(folder: Path, unet: UNetConfig, vae: AutoencoderConfig, schedule: SchedulerConfig) -> None:
-    """Refuse what only the networks' own configurations tell."""
+    """Refuse other families that only the networks' configurations reveal."""
     if unet.addition_embed_type == "text_time":
         raise WeightsError(folder, "is Stable Diffusion XL (its UNet takes sizes as text_time)", GIVE_ANOTHER)
     if unet.in_channels != vae.latent_channels:

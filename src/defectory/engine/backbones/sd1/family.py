@@ -1,4 +1,4 @@
-"""Recognises, checks and loads bases in Stable Diffusion layout. Knows nothing of torch until one is loaded."""
+"""Recognises, checks and loads bases in Stable Diffusion layout. Imports torch only to load one."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MODEL_PARTS = ("unet", "vae", "text_encoder")
 
 
 class StableDiffusionFamily:
-    """Bases of one UNet, one autoencoder and one CLIP text encoder; `controlnet/` and `digests.json` are optional."""
+    """Bases with one UNet, one autoencoder and one CLIP text encoder; `controlnet/` and `digests.json` are optional."""
 
     def recognises(self, folder: Path, index: Mapping[str, Any]) -> bool:
-        """Tell whether a base is of no other family that we know; what is wrong with it then, `verify` says."""
+        """Check that a base is not of another known family; `verify` then reports what is wrong with it."""
         return other_family(folder, index) is None
 
     def verify(self, folder: Path, *, weights: bool) -> BaseFacts:
-        """Check a base folder and return what it is."""
+        """Check a base folder, and return its facts."""
         facts = facts_of(folder)
         verify_tokenizer(folder / "tokenizer")
         if weights:
@@ -36,7 +36,7 @@ class StableDiffusionFamily:
                 verify_part(folder / part)
             if (folder / "controlnet").is_dir():
                 verify_part(folder / "controlnet")
-            # last: that a file is cut short or is a pickle says more than that it is another one
+            # last, since "truncated" or "pickle" is a more useful message than "changed"
             verify_digests(folder)
         return facts
 

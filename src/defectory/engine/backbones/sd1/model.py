@@ -1,4 +1,4 @@
-"""Stable Diffusion in memory: the one place that calls its UNet, its autoencoder and its text encoder."""
+"""Runs Stable Diffusion: the only place that calls its UNet, autoencoder and text encoder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from defectory.files import digest_folder
 
 @dataclass(frozen=True, kw_only=True)
 class StableDiffusion:
-    """A base of this family in memory. `controlnet` and `folder` are None where there is none."""
+    """A base of this family in memory. `controlnet` and `folder` may be None."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -34,12 +34,12 @@ class StableDiffusion:
     """The diffusers scheduler that the base names."""
     controlnet: ControlNetModel | None = None
     folder: Path | None = None
-    """Where it was loaded from."""
+    """Folder it was loaded from."""
     _token_ids: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """Return what a concept method may train, by part name."""
+        """Return the networks that a concept method may train, by part name."""
         return {"unet": self.unet, "text_encoder": self.text_encoder}
 
     @property
@@ -49,7 +49,7 @@ class StableDiffusion:
 
     @property
     def device(self) -> torch.device:
-        """Return where the UNet is."""
+        """Return the device of the UNet."""
         return next(self.unet.parameters()).device
 
     @property
@@ -64,7 +64,7 @@ class StableDiffusion:
 
     @property
     def size_multiple_px(self) -> int:
-        """Return what tile sides must be divisible by, pixels."""
+        """Return the number that tile sides must be divisible by, pixels."""
         return self.latent_factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1)
 
     @property
@@ -74,7 +74,7 @@ class StableDiffusion:
 
     @property
     def scaling_factor(self) -> float:
-        """Return what latents are multiplied by before the UNet sees them."""
+        """Return the factor that latents are multiplied by before the UNet sees them."""
         return float(self.vae.config["scaling_factor"])
 
     @property
@@ -118,11 +118,11 @@ class StableDiffusion:
         return decode(latents / self.scaling_factor).sample
 
     def save(self, folder: Path, *, like: Path, parts: Collection[str]) -> None:
-        """Fill an empty folder with a base: these networks are ours, everything else is that of the folder `like`."""
+        """Write a base to an empty folder: these networks, and everything else from the folder `like`."""
         fill_base_like(like, folder, replaced={part: self.networks[part] for part in parts})
 
     def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> None:
-        """Write a finished pipeline, which opens as `StableDiffusionControlNetPipeline`."""
+        """Write a finished pipeline that opens as `StableDiffusionControlNetPipeline`."""
         if not isinstance(controlnet, ControlNetModel):
             raise WeightsError(
                 "condition network",
@@ -153,7 +153,7 @@ class StableDiffusion:
 def load_stable_diffusion(
     folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
 ) -> StableDiffusion:
-    """Check a base in Stable Diffusion layout and load it, with the control network that lies beside it.
+    """Check a base in Stable Diffusion layout, and load it together with its control network, if any.
 
     Args:
         folder: of the base.
@@ -161,7 +161,7 @@ def load_stable_diffusion(
         dtype: of all weights, whatever the files hold.
 
     Raises:
-        WeightsError: the folder is not whole, holds pickles, or its weights do not fit its configuration.
+        WeightsError: the folder is incomplete, holds pickles, or its weights do not fit its configuration.
     """
     FAMILY.verify(folder, weights=True)
     beside = folder / "controlnet"
