@@ -34,13 +34,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torchvision
-from defectory.pipeline.generate_stages import phase_tiles
-from defectory.pipeline.values import spread
 from diffusers import UNet2DConditionModel
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPTextModel
 
+from defectory.artifacts.tiles import spread
 from defectory.concept.learn import learn_concept
 from defectory.concept.load import load_concept
 from defectory.config.project import ProjectConfig
@@ -63,6 +62,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all
 from defectory.stages.calibrate import SAMPLER_VERSION
+from defectory.stages.phase_tiles import phase_tiles
 from defectory.synthesis.grain import add_grain
 
 Features = NDArray[np.float64]
@@ -97,7 +97,7 @@ def samples_of(project: Run, concept: Path, prompts: list[str], out: Path, *, gu
     """
     synthesis = project.config.synthesis
     if not (out / f"{len(prompts) - 1:04d}.png").is_file():
-        models = for_sampling(load_concept(concept, device_of(project)))
+        models = for_sampling(load_concept(concept, device_of(project.config.device, threads=project.config.threads)))
         sampler = Sampler(scheduler=synthesis.scheduler, num_steps=synthesis.num_steps, precision=synthesis.precision)
         away_from = class_prompt(project.config.concept.class_noun)
         for start in range(0, len(prompts), synthesis.batch_size):
@@ -252,8 +252,8 @@ def compare(
     project = Run(config=config, folder=work / config.name, sources=Sources(folder=project_file.parent))
     for _ in run_all(project, only=["import", "split", "tiles", "test-tiles"]):
         pass
-    device = device_of(project)
-    tiles, held_out = phase_tiles(project)
+    device = device_of(project.config.device, threads=project.config.threads)
+    tiles, held_out = phase_tiles(project.store(), None)
     test = project.store().test_tiles.tileset
     defective = spread([tile for tile in test.tiles if tile.instances], num_real)
     free = spread([tile for tile in test.tiles if not tile.instances], len(defective) // 2)

@@ -15,14 +15,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from defectory.pipeline.curate_stage import checker_of
 from numpy.typing import NDArray
 
-from defectory.cli.options import open_project
+from defectory.api.project import Project
 from defectory.engine.backbones.known import resolve_base
 from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.imageio import load_rgb
+from defectory.stages.curate import checker_of
 
 Image = NDArray[np.uint8]
 MAX_SHIFT_PX = 8
@@ -49,8 +49,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    project = open_project(args.project, save=False)
-    checker, backbone = checker_of(project), load_base(resolve_base(project.config.base))
+    project = Project.open(args.project).run_values
+    checker, backbone = checker_of(project.store(), project.config), load_base(resolve_base(project.config.base))
     tiles = [tile for tile in project.store().tiles.tileset.of("train") if tile.instances]
     rng = np.random.default_rng(5)
     made = [

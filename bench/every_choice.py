@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from defectory.pipeline.mask_check import review_masks
 from numpy.typing import NDArray
 
 from defectory.config.resolve import resolve
@@ -28,6 +27,7 @@ from defectory.rle import decode
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all
+from defectory.tools.masks import review_masks
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "topology": ("drivers.kind=topology",),

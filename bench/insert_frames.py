@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.cli.options import open_project
+from defectory.api.project import Project
 from defectory.formats.coco import load_coco
 from defectory.geometry import distance_to
-from defectory.imageio import load_native, load_rgb, save_png
+from defectory.imageio import load_native, save_png
 from defectory.rle import decode
 from defectory.runs.stage import Run
 from defectory.tools.insert import insert_into
@@ -33,7 +33,7 @@ def random_frame(
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Give a pool tile in another size and depth, with noise in the levels that eight bits cannot hold."""
     pool = project.store().tiles.tileset.of("pool")
-    tile = load_rgb(project.path("tiles", pool[int(rng.integers(len(pool)))].file_name))
+    tile = project.store().tiles.image(pool[int(rng.integers(len(pool)))])
     rgb = cv2.resize(tile, size_hw[::-1], interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     grey = rgb.mean(axis=2).round().astype(np.uint8)
     if kind == "grey":
@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="One frame of 3000x4000 instead.")
     args = parser.parse_args()
     # two steps of the sampler: what is asked is what does not change
-    project = open_project(args.project, overrides=[] if args.large else ["synthesis.num_steps=2"], save=False)
+    overrides = [] if args.large else ["synthesis.num_steps=2"]
+    project = Project.open(args.project, overrides=overrides).run_values
     counts: Counter[str] = Counter()
     touched, within, began = 0, 0, time.monotonic()
     for number in range(1 if args.large else args.frames):

@@ -38,7 +38,7 @@ def main() -> None:
                 for event in run_all(project, only=["import", "split", "tiles"]):
                     if isinstance(event, StageEnded) and not event.skipped:
                         print(f"{config.name}: {event.stage}: {event.summary}", flush=True)
-                found = leakage_of(project)
+                found = leakage_of(project.store(), config)
                 row: dict[str, object] = {"project": config.name, "kind": kind, "defect_blind": blind}
                 if found is not None:
                     row |= {

@@ -225,7 +225,7 @@ def decisions_of(run: Path) -> Sequence[Decision]:
 def drafts(run: Path) -> tuple[list[Labelled], list[bool]]:
     """Read all drafts of a run with their labels, and which were accepted."""
     tileset, plan = TileSet.load(run / "tiles" / "tileset.json"), Plan.load(run / "plan" / "plan.json")
-    accepted = {d.job_id for d in run.store().decisions if d.status == "accepted"}
+    accepted = {d.job_id for d in decisions_of(run) if d.status == "accepted"}
     valid = {tile.id: tile.valid_hw for tile in tileset.tiles}
 
     def draft(job: Job) -> Labelled:
@@ -287,7 +287,7 @@ def judged(run: Path, work: Path, *, fresh: int, num_steps: int, folds: int) -> 
     a, b, c, accepted, unfiltered = ratios(None)
     rng = np.random.default_rng(1)
     spread = np.quantile([ratios(rng)[3:] for _ in range(RESAMPLES)], (0.025, 0.975), axis=0)
-    fidelity = np.array([d.fidelity.iou for d in run.store().decisions])
+    fidelity = np.array([d.fidelity.iou for d in decisions_of(run)])
     best: dict[str, float] = {}
     for share in BEST_SHARES:
         top = chosen[np.argsort(-fidelity[chosen])[: max(1, round(share * len(made)))]]

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from defectory.pipeline.mask_check import bank_from_train
-from defectory.pipeline.mask_model import mask_diffusion_of
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, spearmanr
 
@@ -34,6 +32,7 @@ from defectory.masks.sources import MaskSources
 from defectory.rle import decode
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
+from defectory.stages.mask_supply import bank_from_train, trained_mask_model
 
 Mask = NDArray[np.bool_]
 SOURCES = ("bank", "statistical", "diffusion")
@@ -89,7 +88,11 @@ def main() -> None:
         return Run(config=config, folder=args.run, sources=Sources(folder=args.project.parent))
 
     project = opened("bank")
-    bank, tileset, split = bank_from_train(project), project.store().tiles.tileset, project.store().split
+    bank, tileset, split = (
+        bank_from_train(project.store(), project.config),
+        project.store().tiles.tileset,
+        project.store().split,
+    )
     names = {category.id: category.name for category in tileset.categories}
     train = {k: [cropped(decode(e.mask.rle)) for e in bank.entries if e.category_id == k] for k in names}
     scale = tileset.tiling.scale
@@ -100,7 +103,8 @@ def main() -> None:
     classes = [k for k in names if train[k] and len(unseen[k]) >= MIN_HELD_OUT]
 
     def drawn(of: Run, category_id: int, count: int) -> list[Mask]:
-        sources = MaskSources(bank, (), config=of.config.masks, names=names, diffusion=mask_diffusion_of(of, bank))
+        model = trained_mask_model(of.store(), of.config, bank)
+        sources = MaskSources(bank, (), config=of.config.masks, names=names, diffusion=model)
         rng = np.random.default_rng([5, category_id])
         masks = [sources.draw(category_id, rng) for _ in range(count)]
         return [found[0] for found in masks if found is not None]

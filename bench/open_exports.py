@@ -42,12 +42,12 @@ FORMATS = (
 
 def write_all(config: Path, out: Path) -> None:
 
-    from defectory.cli.options import open_project
+    from defectory.api.project import Project
     from defectory.formats.writers.registry import writer_named
     from defectory.rle import decode
     from defectory.tools.export import export_project
 
-    project = open_project(config, save=False)
+    project = Project.open(config).run_values
     names = {category.id: category.name for category in project.store().data.dataset.categories}
     truth: dict[str, Any] = {}
     stage = json.loads((project.folder / "synthetic" / "annotations.json").read_bytes())
