@@ -58,7 +58,8 @@ def describe(image: NDArray[np.uint8]) -> ImageDescriptor:
     """Compute the descriptor of an image, RGB uint8 [H,W,3]."""
     detail = _detail(_small_grey(image))
     levels = np.clip(np.round(128 + 40 * detail), 0, 255).astype(np.uint8)
-    sift: Any = cv2.SIFT_create(nfeatures=NUM_FEATURES, contrastThreshold=0.01, edgeThreshold=20)  # type: ignore[attr-defined]
+    vision: Any = cv2  # its stubs lack SIFT
+    sift = vision.SIFT_create(nfeatures=NUM_FEATURES, contrastThreshold=0.01, edgeThreshold=20)
     keypoints, features = sift.detectAndCompute(levels, None)
     # the order of equal responses is arbitrary; sort them so that a descriptor depends on the pixels only
     order = sorted(range(len(keypoints)), key=lambda i: (-keypoints[i].response, keypoints[i].pt, keypoints[i].angle))[

@@ -171,7 +171,8 @@ def walk_files(folder: Path, *, follow_links: bool = False) -> Iterator[Path]:
             if entry.is_symlink() and not follow_links:
                 continue
             if stat.S_ISDIR(about.st_mode):
-                if (about.st_dev, about.st_ino) in seen or os.path.lexists(os.path.join(entry.path, MARKER_NAME)):  # noqa: PTH118
+                is_ours = os.path.lexists(f"{entry.path}{os.sep}{MARKER_NAME}")
+                if (about.st_dev, about.st_ino) in seen or is_ours:
                     continue
                 seen.add((about.st_dev, about.st_ino))
                 yield from inside(Path(entry.path))
