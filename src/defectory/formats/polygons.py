@@ -99,7 +99,7 @@ def _ring_of(ring: Any, where: object) -> Ring:
 
 
 def _silent(what: str, detail: str) -> None:
-    """Tell nobody."""
+    """Ignore what is reported."""
 
 
 def _without_stray_rings(rings: list[Ring], where: object, tell: Notice) -> list[Ring]:
@@ -267,7 +267,7 @@ def _combined(parts: Sequence[Edges], holes: Sequence[Edges]) -> Edges:
 
 
 def _contains(outer: Edges, inner: Edges) -> bool:
-    """Tell whether every pixel of `inner` is one of `outer`."""
+    """Check whether every pixel of `inner` is one of `outer`."""
     place = np.searchsorted(outer, inner[0::2], side="right")
     if not len(inner) or not (place % 2 == 1).all():
         return not len(inner)

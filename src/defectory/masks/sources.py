@@ -55,7 +55,7 @@ class MaskSource(Protocol):
     """Draws masks of a class. It is made once for a plan, by the function that its name is registered with."""
 
     def has(self, category_id: int) -> bool:
-        """Tell whether there are masks of a class."""
+        """Check whether there are masks of a class."""
         ...
 
     def draw(self, category_id: int, rng: np.random.Generator) -> DrawnMask:

@@ -244,7 +244,7 @@ def column_runs(instance: Instance) -> list[int]:
 
 
 def is_empty(instance: Instance) -> bool:
-    """Tell whether an instance covers no pixel."""
+    """Check whether an instance covers no pixel."""
     return not len(edges_of(instance.rle))
 
 
