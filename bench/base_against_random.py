@@ -62,7 +62,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all
 from defectory.stages.calibrate import SAMPLER_VERSION
-from defectory.stages.phase_tiles import phase_tiles
+from defectory.stages.parts.phase_tiles import phase_tiles
 from defectory.synthesis.grain import add_grain
 
 Features = NDArray[np.float64]

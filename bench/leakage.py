@@ -17,7 +17,7 @@ from defectory.files import write_json
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all
-from defectory.stages.leakage import leakage_of
+from defectory.stages.parts.leakage import leakage_of
 
 
 def main() -> None:

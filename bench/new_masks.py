@@ -32,7 +32,7 @@ from defectory.masks.sources import MaskSources
 from defectory.rle import decode
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
-from defectory.stages.mask_supply import bank_from_train, trained_mask_model
+from defectory.stages.parts.mask_supply import bank_from_train, trained_mask_model
 
 Mask = NDArray[np.bool_]
 SOURCES = ("bank", "statistical", "diffusion")

@@ -346,7 +346,7 @@ def read_masks_of_experts(root: Path, rng: random.Random) -> None:
     from defectory.formats.colours import load_colour_table
     from defectory.masks.expert import read_folder
     from defectory.rle import encode
-    from defectory.stages.regions import load_region
+    from defectory.stages.parts.regions import load_region
 
     categories = tuple(Category(id=i, name=name) for i, name in enumerate(sets.NAMES, start=1))
     bank = MaskBank(

@@ -15,12 +15,12 @@ from defectory.errors import ConfigError, ImageError
 from defectory.events import StageEnded
 from defectory.imageio import load_rgb, save_png
 from defectory.runs.stage import Run
-from defectory.stages import drawings as drawings_module
-from defectory.stages import leakage
 from defectory.stages.all import run_all
-from defectory.stages.drawings import Drawings
-from defectory.stages.phase_tiles import phase_tiles
-from defectory.stages.pool import pool_tiles
+from defectory.stages.parts import drawings as drawings_module
+from defectory.stages.parts import leakage
+from defectory.stages.parts.drawings import Drawings
+from defectory.stages.parts.phase_tiles import phase_tiles
+from defectory.stages.parts.pool import pool_tiles
 from defectory.tools.drivers import compare_drivers
 from defectory.tools.insert import insert_into
 

@@ -18,7 +18,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all, stages_of
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, best_ious, overlap
-from defectory.stages.mask_supply import mask_supply
+from defectory.stages.parts.mask_supply import mask_supply
 from defectory.stages.plan import Plan as PlanStage
 
 Opened = Callable[..., Run]

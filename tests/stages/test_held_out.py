@@ -24,9 +24,9 @@ from defectory.stages.all import run_all
 from defectory.stages.evaluate import Evaluate
 from defectory.stages.export import Export
 from defectory.stages.folds import Folds
-from defectory.stages.held_out import require_not_held_out
+from defectory.stages.parts.held_out import require_not_held_out
+from defectory.stages.parts.segmenter_tiles import training_tiles
 from defectory.stages.segment import Segment
-from defectory.stages.segmenter_tiles import training_tiles
 
 TinyRun = tuple[Path, dict[str, Any], list[Any]]
 Opened = Callable[..., Run]

@@ -21,7 +21,7 @@ from defectory.rle import decode
 from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.stages.all import run_all
-from defectory.stages.regions import tile_regions
+from defectory.stages.parts.regions import tile_regions
 from defectory.tiff import encode_tiff
 from defectory.tools.insert import insert_into
 

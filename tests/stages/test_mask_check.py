@@ -15,7 +15,7 @@ from defectory.errors import AnnotationError
 from defectory.imageio import load_rgb, save_png
 from defectory.masks.sources import ExpertMask
 from defectory.runs.stage import Run
-from defectory.stages import mask_supply
+from defectory.stages.parts import mask_supply
 from defectory.tools.masks import preview_masks, review_masks
 
 TinyRun = tuple[Path, dict[str, Any], list[Any]]

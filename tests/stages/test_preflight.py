@@ -26,7 +26,7 @@ from defectory.runs.stage import Run
 from defectory.runs.store import DataFolder, RunStore, TileFolder
 from defectory.stages import all as all_module
 from defectory.stages.all import CHECKS, run_all
-from defectory.stages.preflight import check_before_training
+from defectory.stages.parts.preflight import check_before_training
 
 SIZE_HW = (64, 88)
 

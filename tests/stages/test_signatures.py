@@ -6,7 +6,7 @@ import pytest
 
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import Leakage
-from defectory.stages.signatures import signatures
+from defectory.stages.parts.signatures import signatures
 
 
 def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:

@@ -126,8 +126,8 @@ def synthesize(
     from defectory.engine.backbones.prompts import class_prompt
     from defectory.engine.sampling.guidance import Guidance
     from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
+    from defectory.stages.parts.sampling import sampling_models
     from defectory.stages.plan import prompt_of
-    from defectory.stages.sampling import sampling_models
 
     config, store = project.config, project.store
     concept, noun = store.concept.concept, config.condition.defect_noun

@@ -22,8 +22,8 @@ from defectory.stages.import_data import Import
 from defectory.stages.learn_concept import LearnConcept
 from defectory.stages.learn_condition import LearnCondition
 from defectory.stages.learn_masks import LearnMasks
+from defectory.stages.parts.preflight import check_before_training
 from defectory.stages.plan import Plan
-from defectory.stages.preflight import check_before_training
 from defectory.stages.report import Report
 from defectory.stages.segment import Segment
 from defectory.stages.split import Split

@@ -15,9 +15,9 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.pool import pool_tiles
+from defectory.stages.parts.sampling import sampling_models
 from defectory.stages.plan import PLAN_SETTINGS
-from defectory.stages.pool import pool_tiles
-from defectory.stages.sampling import sampling_models
 
 SAMPLER_VERSION = 4
 """Increment this when the same settings draw different images."""

@@ -19,7 +19,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import ConceptFolder, RunStore
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters
-from defectory.stages.sampling import load_backbone
+from defectory.stages.parts.sampling import load_backbone
 
 MAX_PRIOR_IMAGES = 64
 REPORT_EVERY = 20

@@ -14,7 +14,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import DataFolder, RunStore
-from defectory.stages.pool import PoolTiles, pool_tiles
+from defectory.stages.parts.pool import PoolTiles, pool_tiles
 from defectory.synthesis.export import Frame, export_synthetic
 
 

@@ -11,7 +11,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.stages.sampling import load_backbone
+from defectory.stages.parts.sampling import load_backbone
 
 
 class Finalize(Stage):

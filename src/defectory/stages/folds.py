@@ -21,8 +21,8 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.segmenter_tiles import segmentation_tiles, training_tiles
 from defectory.stages.segment import segmentation_settings
-from defectory.stages.segmenter_tiles import segmentation_tiles, training_tiles
 
 NUM_FOLDS = 2
 MIN_SCORE = 0.3

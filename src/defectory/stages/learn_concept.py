@@ -11,9 +11,9 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.stages.base_digest import base_digest
-from defectory.stages.phase_tiles import phase_tiles
-from defectory.stages.progress import with_note
+from defectory.stages.parts.base_digest import base_digest
+from defectory.stages.parts.phase_tiles import phase_tiles
+from defectory.stages.parts.progress import with_note
 
 VARIANTS_VERSION = 3
 """Increment this when the same settings make different augmented training tiles."""

@@ -14,11 +14,11 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.stages.drawings import drawings_of
 from defectory.stages.learn_concept import VARIANTS_VERSION
-from defectory.stages.phase_tiles import phase_tiles
-from defectory.stages.progress import with_note
-from defectory.stages.sampling import load_backbone
+from defectory.stages.parts.drawings import drawings_of
+from defectory.stages.parts.phase_tiles import phase_tiles
+from defectory.stages.parts.progress import with_note
+from defectory.stages.parts.sampling import load_backbone
 
 DRIVERS_VERSION = 3
 """Increment this when the same settings make different drivers."""

@@ -11,8 +11,8 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.stages.mask_supply import bank_from_train, expert_masks, mask_model_of
-from defectory.stages.progress import with_note
+from defectory.stages.parts.mask_supply import bank_from_train, expert_masks, mask_model_of
+from defectory.stages.parts.progress import with_note
 
 LEARNED_FROM = frozenset(
     {

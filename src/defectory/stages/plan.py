@@ -20,9 +20,9 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore, TileFolder
 from defectory.stages.learn_condition import driver_digest
-from defectory.stages.mask_supply import focus_weights, mask_supply
-from defectory.stages.pool import pool_tiles
-from defectory.stages.regions import tile_regions
+from defectory.stages.parts.mask_supply import focus_weights, mask_supply
+from defectory.stages.parts.pool import pool_tiles
+from defectory.stages.parts.regions import tile_regions
 from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
 

@@ -16,11 +16,11 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.stages.leakage import leakage_of
-from defectory.stages.report_grids import decision_grid, main_grid
-from defectory.stages.report_tables import appendix, arm_name, facts, measures, score_tables
+from defectory.stages.parts.leakage import leakage_of
+from defectory.stages.parts.report_grids import decision_grid, main_grid
+from defectory.stages.parts.report_tables import appendix, arm_name, facts, measures, score_tables
+from defectory.stages.parts.signatures import memorisation, signatures
 from defectory.stages.segment import stage_name
-from defectory.stages.signatures import memorisation, signatures
 
 NOT_SHOWN = frozenset({"out", "threads", "executor"})
 """Settings that do not change any result."""

@@ -17,8 +17,8 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import DataFolder, RunStore
 from defectory.segmentation.arms import ARMS
-from defectory.stages.segmenter_tiles import segmentation_tiles, training_tiles
-from defectory.stages.synthetic_set import load_synthetic, synthetic_tiles
+from defectory.stages.parts.segmenter_tiles import segmentation_tiles, training_tiles
+from defectory.stages.parts.synthetic_set import load_synthetic, synthetic_tiles
 
 if TYPE_CHECKING:
     from defectory.segmentation.data import SegmentationTile

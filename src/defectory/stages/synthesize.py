@@ -14,8 +14,8 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.calibrate import SAMPLER_VERSION
-from defectory.stages.pool import pool_tiles
-from defectory.stages.sampling import sampling_models
+from defectory.stages.parts.pool import pool_tiles
+from defectory.stages.parts.sampling import sampling_models
 
 
 class Synthesize(Stage):

@@ -26,8 +26,8 @@ from defectory.formats.raw import image_files
 from defectory.imageio import load_class_mask, load_rgb, save_png
 from defectory.runs import layout
 from defectory.runs.stage import Run
-from defectory.stages.drawings import drawings_of
-from defectory.stages.leakage import driver_samples
+from defectory.stages.parts.drawings import drawings_of
+from defectory.stages.parts.leakage import driver_samples
 from defectory.stages.tiles import base_tile_px
 
 KIND = "drivers"

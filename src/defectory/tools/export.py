@@ -30,7 +30,7 @@ from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.runs.verify import Verified
 from defectory.stages.all import stages_of
-from defectory.stages.synthetic_set import load_synthetic
+from defectory.stages.parts.synthetic_set import load_synthetic
 
 KIND = "export"
 READS = ("import", "split", "tiles", "plan", "export")

@@ -30,13 +30,13 @@ from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.runs.verify import Verified
 from defectory.stages.all import stages_of
-from defectory.stages.drawings import named_files, on_tile, require_size
-from defectory.stages.held_out import require_not_held_out
 from defectory.stages.learn_condition import driver_digest
-from defectory.stages.mask_supply import mask_supply
+from defectory.stages.parts.drawings import named_files, on_tile, require_size
+from defectory.stages.parts.held_out import require_not_held_out
+from defectory.stages.parts.mask_supply import mask_supply
+from defectory.stages.parts.regions import load_region, region_window
+from defectory.stages.parts.sampling import sampling_models
 from defectory.stages.plan import prompt_of
-from defectory.stages.regions import load_region, region_window
-from defectory.stages.sampling import sampling_models
 from defectory.synthesis.calibrate import guidance_map
 from defectory.synthesis.export import Frame
 from defectory.synthesis.full import DraftInput, draft_paths, synthesize

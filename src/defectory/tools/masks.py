@@ -15,7 +15,7 @@ from defectory.masks.expert import write_review
 from defectory.masks.sources import MaskSources
 from defectory.rle import decode
 from defectory.runs.stage import Run
-from defectory.stages.mask_supply import bank_from_train, expert_masks, trained_mask_model
+from defectory.stages.parts.mask_supply import bank_from_train, expert_masks, trained_mask_model
 
 Mask = NDArray[np.bool_]
 SHEET_COLUMNS = 10

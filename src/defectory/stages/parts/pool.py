@@ -13,7 +13,7 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver
 from defectory.geometry import Augmentation, border_of
 from defectory.runs.store import RunStore, TileFolder
-from defectory.stages.drawings import Drawings, drawings_of
+from defectory.stages.parts.drawings import Drawings, drawings_of
 
 Image = NDArray[np.uint8]
 

@@ -10,7 +10,7 @@ from defectory.config.project import ProjectConfig
 from defectory.drivers.leakage import Leakage, leakage
 from defectory.drivers.tune import Sample
 from defectory.runs.store import RunStore
-from defectory.stages.drawings import drawings_of
+from defectory.stages.parts.drawings import drawings_of
 
 MAX_TILES = 150
 

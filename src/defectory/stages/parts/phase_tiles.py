@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from defectory.artifacts.annotation import masks_of
 from defectory.artifacts.tiles import Tile, spread
 from defectory.runs.store import RunStore
-from defectory.stages.drawings import Drawings
+from defectory.stages.parts.drawings import Drawings
 
 if TYPE_CHECKING:
     from defectory.engine.training.data import TrainingTile

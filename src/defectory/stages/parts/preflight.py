@@ -26,9 +26,9 @@ from defectory.masks.perturb import cropped
 from defectory.masks.placement import place, site_of
 from defectory.rle import area_px, decode
 from defectory.runs.store import RunStore
-from defectory.stages.drawings import drawings_of
-from defectory.stages.mask_supply import Mask, expert_masks
-from defectory.stages.regions import tile_regions
+from defectory.stages.parts.drawings import drawings_of
+from defectory.stages.parts.mask_supply import Mask, expert_masks
+from defectory.stages.parts.regions import tile_regions
 
 MASKS_TRIED, TILES_TRIED = 6, 8
 """Masks (small and large) and pool tiles on which placement is tried."""

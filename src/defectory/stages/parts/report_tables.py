@@ -17,7 +17,7 @@ from defectory.drivers.leakage import Leakage
 from defectory.report.content import Table
 from defectory.runs import layout
 from defectory.runs.store import RunStore
-from defectory.stages.signatures import Memorisation
+from defectory.stages.parts.signatures import Memorisation
 
 SCORE_COLUMNS = (
     ("segm_map", "segm mAP"),

@@ -17,8 +17,8 @@ from defectory.formats.raw import image_files
 from defectory.geometry import resize_mask
 from defectory.imageio import load_rgb
 from defectory.runs.store import RunStore
-from defectory.stages.drawings import require_size
-from defectory.stages.pool import augmentation_of
+from defectory.stages.parts.drawings import require_size
+from defectory.stages.parts.pool import augmentation_of
 
 Mask = NDArray[np.bool_]
 

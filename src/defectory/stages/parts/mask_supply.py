@@ -30,7 +30,7 @@ from defectory.masks.placement import (
 from defectory.masks.sources import ExpertMask, MaskModel, MaskSources
 from defectory.rle import decode, encode
 from defectory.runs.store import RunStore
-from defectory.stages.held_out import held_out_images
+from defectory.stages.parts.held_out import held_out_images
 from defectory.surface import solid_pixels
 
 if TYPE_CHECKING:
