@@ -144,7 +144,7 @@ def test_check_tells_layout_remarks_and_value_range(defectory: Cli, tmp_path: Pa
         (("--unlabelled", "maybe"), "--unlabelled"),
         (("--mask-threshold", "300"), "--mask-threshold"),
         (("--min-area-px", "-1"), "--min-area-px"),
-        (("--format", "x[/y]"), "data.format 'x[/y]': is not known"),
+        (("--format", "x[/y]"), "option --format 'x[/y]': is not known"),
         (("--class-colours", "nowhere.csv"), "nowhere.csv"),
         (("--image-root", "nowhere"), "nowhere"),
         (("--defect-free", "nowhere"), "nowhere"),
