@@ -4,8 +4,8 @@
     python bench/open_exports.py read exports                        (needs numpy and any of the readers)
 
 `read` runs in any environment: readers that are not installed there are passed over, and readers seldom share one. It
-prints a table
-row for each reader: images, instances, and the least IoU of an instance with the mask that the run holds.
+prints a table row for each reader: images, instances, and the least IoU of an instance with the mask that the run
+holds.
 `exports/truth.json` has these masks; no writer takes part in it.
 """
 
@@ -25,33 +25,18 @@ import numpy as np
 
 Mask = np.ndarray[Any, Any]
 Labels = dict[str, list[tuple[str, Mask]]]
-FORMATS = (
-    "coco",
-    "coco-polygons",
-    "yolo",
-    "voc",
-    "masks",
-    "mvtec",
-    "labelme",
-    "cvat",
-    "label-studio",
-    "fiftyone",
-    "imagefolder",
-)
 
 
 def write_all(config: Path, out: Path) -> None:
-
     from defectory.api.project import Project
-    from defectory.formats.writers.registry import writer_named
-    from defectory.rle import decode
+    from defectory.formats.writers.registry import WRITERS, writer_named
+    from defectory.rle import Rle, decode
     from defectory.tools.export import export_project
 
     project = Project.open(config).run_values
     names = {category.id: category.name for category in project.store().data.dataset.categories}
     truth: dict[str, Any] = {}
     stage = json.loads((project.folder / "synthetic" / "annotations.json").read_bytes())
-    from defectory.rle import Rle
 
     def runs(mask: Mask) -> list[int]:
         flat = mask.T.reshape(-1)
@@ -75,7 +60,7 @@ def write_all(config: Path, out: Path) -> None:
                 "size_hw": [height, width],
                 "labels": [[names[i.category_id], runs(decode(i.rle)[:height, :width])] for i in tile.instances],
             }
-    for name in FORMATS:
+    for name in WRITERS.names():
         *_, last = export_project(project, writer_named(name), out / name, real="tiles")
         print(name, "-", getattr(last, "summary", ""))
     (out / "truth.json").write_text(json.dumps(truth))

@@ -176,6 +176,8 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads((folder / MANIFEST_NAME).read_bytes())
         inputs, files, info = content["inputs"], content["files"], content["info"]
+        # a manifest of before settings were kept has none
+        content.setdefault("settings", {}).items()
         texts = [content["inputs_digest"], info["summary"], info["output_digest"], *inputs.values(), *files.values()]
         if not all(isinstance(text, str) for text in texts) or info["output_digest"] != digest_json(files):
             return None

@@ -10,13 +10,16 @@ from pydantic import ValidationError
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
+from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
 from defectory.events import finish
+from defectory.runs.sources import Sources
 from defectory.segmentation import data
 from defectory.segmentation.arms import ARMS, Arm, Phase, batch_counts, first_steps
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationTile
 from defectory.segmentation.training import train_segmenter
+from defectory.stages.segment import Segment
 
 CONFIG = SegmentationConfig(num_steps=4, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2)
 TILES = {"real": 5, "synthetic": 7, "defect_free": 9}
@@ -113,3 +116,19 @@ def test_an_arm_from_outside_trains(
     assert json.loads((tmp_path / "log.json").read_text())["arm"] == "half"
     with pytest.raises(ValidationError, match="'half' is not one of real, synthetic, synthetic_then_real"):
         SegmentationConfig.model_validate({"arms": ["half"]})
+
+
+def test_a_changed_arm_makes_its_segmenters_stale() -> None:
+    config = ProjectConfig.model_validate({"data": {"path": "labels.json"}})
+    sources = Sources(folder=Path.cwd())
+
+    def keys(arm: Arm) -> dict[str, str]:
+        with ARMS.registered("twice", arm):
+            return {name: repr(Segment(name, 0).cache_key(config, sources)) for name in ("real", "twice")}
+
+    first = keys(Arm(phases=(Phase(sources={"real": "rest"}),)))
+    again = keys(Arm(phases=(Phase(sources={"real": "rest"}),)))
+    other = keys(Arm(phases=(Phase(sources={"synthetic": "rest"}),)))
+    assert first == again
+    assert first["real"] == other["real"]
+    assert first["twice"] != other["twice"]

@@ -15,7 +15,7 @@ from defectory.errors import ConfigError, ImageError
 from defectory.events import StageEnded
 from defectory.imageio import load_rgb, save_png
 from defectory.runs.stage import Run
-from defectory.stages.all import run_all
+from defectory.stages.all import run_all, stages_of
 from defectory.stages.parts import drawings as drawings_module
 from defectory.stages.parts import leakage
 from defectory.stages.parts.drawings import Drawings
@@ -116,6 +116,27 @@ def test_a_run_with_drawings_trains_and_synthesizes_and_a_changed_drawing_is_not
     path = sorted((tmp_path / "copy" / "source" / "drawings").glob("*.png"))[0]
     save_png(path, 255 - load_rgb(path))
     assert "learn-condition" in ran()
+
+
+def test_a_changed_drawing_makes_all_that_reads_it_stale(
+    copied: Path, tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
+) -> None:
+    shutil.copytree(copied, tmp_path / "copy")
+    project = open_tiny(tmp_path / "copy", tiny_run[1], *DRAWN)
+    inputs_of = {stage.name: stage.cache_key for stage in stages_of(project.config)}
+
+    def keys() -> dict[str, str]:
+        again = open_tiny(tmp_path / "copy", tiny_run[1], *DRAWN)
+        return {name: repr(of(again.config, again.sources)) for name, of in inputs_of.items()}
+
+    before = keys()
+    path = sorted((tmp_path / "copy" / "source" / "drawings").glob("*.png"))[0]
+    save_png(path, 255 - load_rgb(path))
+    after = keys()
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed >= {"learn-condition", "calibrate", "synthesize", "report"}
+    # the drawings lie in the data set's folder, so the import is checked again too
+    assert not changed & {"split", "tiles", "learn-concept"}
 
 
 def test_comparison_and_leakage_see_drawings(project: Run) -> None:

@@ -200,6 +200,47 @@ def test_a_defect_lies_in_the_region_that_was_drawn(project: Run, tmp_path: Path
             assert not label[:, :48].any()
 
 
+def test_a_painted_mask_is_the_label_to_the_pixel(project: Run, tmp_path: Path) -> None:
+    mask = np.zeros((121, 167), np.uint8)
+    mask[40:47, 90:131] = 255
+    for name in ("a", "b"):
+        save_png(tmp_path / "frames" / f"{name}.png", frame("rgb", (121, 167)))
+        save_png(tmp_path / "masks" / f"{name}.png", mask if name == "a" else mask[::-1])
+    out, given = tmp_path / "out", {"class_name": "gouge", "count": 2}
+    painted = tmp_path / "masks" / "a.png"
+    for image, (label,) in inserted(project, tmp_path / "frames" / "a.png", out, mask_file=painted, **given):
+        np.testing.assert_array_equal(label, mask > 0)
+        assert (image != frame("rgb", (121, 167))).any(axis=2)[label].any()
+    with pytest.raises(ConfigError, match=r"option --mask: is one file, and there are several images"):
+        inserted(project, tmp_path / "frames", tmp_path / "two", mask_file=painted, **given)
+    found = inserted(project, tmp_path / "frames", tmp_path / "two", mask_file=tmp_path / "masks", **given)
+    for (_, (label,)), wanted in zip(found, (mask, mask, mask[::-1], mask[::-1]), strict=True):
+        np.testing.assert_array_equal(label, wanted > 0)
+    (tmp_path / "masks" / "b.png").unlink()
+    with pytest.raises(ConfigError, match=r"masks holds no file named as b\.png; add one"):
+        inserted(project, tmp_path / "frames", tmp_path / "three", mask_file=tmp_path / "masks", **given)
+    with pytest.raises(ConfigError, match=r"does not say which class it is of; give --class, one of hairline, "):
+        inserted(project, tmp_path / "frames" / "a.png", tmp_path / "three", mask_file=painted)
+    assert not (tmp_path / "three").exists()
+
+
+def test_class_numbers_in_a_mask_are_a_defect_each(project: Run, tmp_path: Path) -> None:
+    mask = np.zeros((64, 88), np.uint8)
+    mask[10:20, 12:30], mask[40:50, 50:80] = 2, 4
+    save_png(tmp_path / "frame.png", frame("rgb", (64, 88)))
+    save_png(tmp_path / "mask.png", mask)
+    inserted(project, tmp_path / "frame.png", tmp_path / "out", mask_file=tmp_path / "mask.png", count=1)
+    found = json.loads((tmp_path / "out" / "annotations.json").read_bytes())["annotations"]
+    assert [annotation["category_id"] for annotation in found] == [2, 4]
+    (image,) = load_coco(tmp_path / "out" / "annotations.json", image_root=tmp_path / "out" / "images").images
+    for value, instance in zip((2, 4), image.instances, strict=True):
+        wanted, label = mask == value, decode(instance.rle)
+        assert (wanted & label).sum() / (wanted | label).sum() > 0.8
+    save_png(tmp_path / "mask.png", np.where(mask == 4, np.uint8(6), mask))
+    with pytest.raises(ConfigError, match="holds class 6 of 5"):
+        inserted(project, tmp_path / "frame.png", tmp_path / "out", mask_file=tmp_path / "mask.png", count=1)
+
+
 def test_bad_input_is_told_and_nothing_is_written(project: Run, tmp_path: Path) -> None:
     path, out = tmp_path / "frame.png", tmp_path / "out"
     save_png(path, frame("rgb", (64, 88)))

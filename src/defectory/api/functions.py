@@ -123,11 +123,10 @@ def synthesize(
     Returns:
         The image, and its counterfactual half if `empty_driver` is given, each RGB uint8 [H,W,3].
     """
-    from defectory.engine.backbones.prompts import class_prompt
-    from defectory.engine.sampling.guidance import Guidance
     from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
     from defectory.stages.parts.sampling import sampling_models
     from defectory.stages.plan import prompt_of
+    from defectory.synthesis.full import guidance_of
 
     config, store = project.config, project.store
     concept, noun = store.concept.concept, config.condition.defect_noun
@@ -143,14 +142,8 @@ def synthesize(
         Conditions(prompts=[wanted, plain][: len(drivers)], drivers=drivers),
         seeds=[seed] * len(drivers),
         sampler=Sampler(scheduler=s.scheduler, num_steps=s.num_steps, precision=s.precision),
-        guidance=Guidance(
-            text=s.guidance_scale,
-            control=s.control_scale,
-            driver=s.driver_guidance,
-            class_prompt=class_prompt(concept.class_noun),
-            mask=strength if has_half else 1.0,
-            mask_spill=s.mask_spill if has_half else 1.0,
-        ),
+        # without a counterpart, masks are not guided
+        guidance=guidance_of(s, class_noun=concept.class_noun, mask=strength),
         without=Conditions(prompts=[plain], drivers=drivers[1:]) if has_half else None,
     )
     return images[0], images[1] if has_half else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +123,7 @@ class Project:
         """Return the resolved configuration."""
         return self.resolved.config
 
-    @property
+    @cached_property
     def run_values(self) -> Run:
         """Return the project as a value for the run machinery."""
         return Run(config=self.config, folder=self.run_folder, sources=Sources(folder=self.file.resolve().parent))

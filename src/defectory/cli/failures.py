@@ -12,7 +12,7 @@ from defectory.terminal import printable
 DEBUG_VARIABLE = "DEFECTORY_DEBUG"
 INTERRUPTED = 130
 MAX_LINE = 2000
-_TODO: Mapping[int, str] = {
+_WHAT_TO_DO: Mapping[int, str] = {
     errno.ENOSPC: "free space, then run the same command again",
     errno.EDQUOT: "free space in your quota, then run the same command again",
     errno.EACCES: "change its permissions or choose another place",
@@ -84,7 +84,7 @@ def _operating_system(error: OSError) -> str:
     if isinstance(where, bytes):
         where = os.fsdecode(where)
     reason = (error.strerror or str(error) or type(error).__name__).lower()
-    return f"{where}: {reason}; {_TODO.get(error.errno or 0, 'check the path and the disk')}"
+    return f"{where}: {reason}; {_WHAT_TO_DO.get(error.errno or 0, 'check the path and the disk')}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -95,7 +95,7 @@ def _shares(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
     """Return the number of processes at a time and the threads of each."""
     import torch
 
-    num_threads = torch.get_num_threads()
+    num_threads = config.threads or torch.get_num_threads()
     # counts the whole group: the number of threads decides the last bits of a result, however many stages are left
     num_processes = min(
         batch.group_size, config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1)

@@ -97,8 +97,8 @@ def _state(run: Run, stage: Stage, stages: Mapping[str, Stage], before: Mapping[
         if manifest is None:
             begun = _inputs_of_partial_work(run, stage) is not None
             return State(stage=stage.name, state=TO_RESUME if begun else TO_RUN)
-        own = _changed_settings(run, stage, manifest)
-        why = ", ".join([*own, *(f"{name} may change" for name in stale[:1] if not own)])
+        own = _changed_settings(leaves_of(stage.cache_key(run.config, run.sources)), manifest)
+        why = _shortened(own or [f"{stale[0]} may change"])
         return State(stage=stage.name, state=TO_RUN_AGAIN, why=why, seconds=seconds)
     inputs = inputs_of(run, stage, stages)
     if inputs.describe(manifest):
@@ -113,16 +113,16 @@ def _state(run: Run, stage: Stage, stages: Mapping[str, Stage], before: Mapping[
         for name in changes
         if not name.startswith("settings.")
     ]
-    why = _shortened([*_changed_settings(run, stage, manifest), *others])
+    why = _shortened([*_changed_settings(inputs.settings, manifest), *others])
     return State(stage=stage.name, state=TO_RUN_AGAIN, why=why, seconds=seconds)
 
 
-def _changed_settings(run: Run, stage: Stage, manifest: Mapping[str, Any]) -> list[str]:
+def _changed_settings(settings: Mapping[str, object], manifest: Mapping[str, Any]) -> list[str]:
     """List the settings that changed since a result was made, each as `name: old -> new`."""
     recorded: Mapping[str, str] = manifest["inputs"]
-    old: Mapping[str, object] = manifest.get("settings", {})
+    old: Mapping[str, object] = manifest["settings"]
     found: list[str] = []
-    for name, value in leaves_of(stage.cache_key(run.config, run.sources)).items():
+    for name, value in settings.items():
         before = recorded.get(f"settings.{name}")
         if isinstance(value, MissingSource) or before == digest_json(value):
             continue
@@ -131,7 +131,7 @@ def _changed_settings(run: Run, stage: Stage, manifest: Mapping[str, Any]) -> li
         else:
             found.append(f"{name} {'is new' if before is None else 'changed'}")
     gone = {key.removeprefix("settings.") for key in recorded if key.startswith("settings.")}
-    gone -= set(leaves_of(stage.cache_key(run.config, run.sources)))
+    gone -= set(settings)
     return [*found, *(f"{name} is gone" for name in sorted(gone))]
 
 

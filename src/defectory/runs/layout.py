@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from defectory.filenames import file_name_of
+
 DATA = "data"
 SPLIT = "split"
 TILES = "tiles"
@@ -59,7 +61,12 @@ SUMMARY_FILE = "summary.json"
 
 def segmenter_folder(arm: str, seed: int) -> str:
     """Return the folder of one trained segmenter, relative to the run."""
-    return f"{SEGMENTERS}/{arm}-seed{seed}"
+    return f"{SEGMENTERS}/{segmenter_name(arm, seed)}"
+
+
+def segmenter_name(arm: str, seed: int) -> str:
+    """Return a file name for one trained segmenter; an arm may be named `package.module:attribute`."""
+    return f"{file_name_of(arm)}-seed{seed}"
 
 
 def fold_folder(fold: int) -> str:

@@ -44,7 +44,7 @@ from defectory.folders import (
 )
 from defectory.lock import process_identity
 from defectory.runs.sources import MissingSource
-from defectory.runs.stage import Inputs, Run, Stage, inputs_of, leaves_of, work_folder
+from defectory.runs.stage import Inputs, Run, Stage, inputs_of, work_folder
 from defectory.runs.verify import Finding, Verified
 
 KIND = "stage"
@@ -95,13 +95,12 @@ def run_stage(
             view = run.store().view([of.folder for of in read], reader=stage.name)
             summary = yield from _named(stage.run(view, run.config, work), stage.name)
             files = _digests(work)
-            settings = leaves_of(stage.cache_key(run.config, run.sources))
             seconds = time.monotonic() - began
             finish_stage(
                 work,
                 inputs_digest=inputs.digest,
                 inputs=inputs.parts,
-                settings={name: value for name, value in settings.items() if _is_short(value)},
+                settings={name: value for name, value in inputs.settings.items() if _is_short(value)},
                 files=files,
                 summary=summary,
                 seconds=seconds,
@@ -118,17 +117,18 @@ def run_stage(
 
 def _named(work: Work[str], name: str) -> Work[str]:
     """Pass on the events of a stage, with its name."""
-    while True:
-        try:
-            event = next(work)
-        except StopIteration as end:
-            return end.value
-        stage = event.stage or name
-        # training events carry more detail; a run and its child processes use only these two
-        if isinstance(event, Notice):
-            yield Notice(text=event.text, stage=stage)
-        else:
-            yield Progress(done=event.done, total=event.total, note=event.note, stage=stage)
+    with contextlib.closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value
+            stage = event.stage or name
+            # training events carry more detail; a run and its child processes use only these two
+            if isinstance(event, Notice):
+                yield Notice(text=event.text, stage=stage)
+            else:
+                yield Progress(done=event.done, total=event.total, note=event.note, stage=stage)
 
 
 def _digests(work: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -36,7 +37,11 @@ class Run:
     sources: Sources
 
     def store(self) -> RunStore:
-        """Return the results of the run's stages, all readable."""
+        """Return the results of the run's stages, all readable; what is parsed is kept."""
+        return self._store
+
+    @cached_property
+    def _store(self) -> RunStore:
         return RunStore(self.folder, sources=self.sources)
 
 
@@ -89,9 +94,16 @@ class Stage(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a stage depends on: digests by name, and the sources that cannot be read at present."""
+    """What a stage depends on.
+
+    Attributes:
+        parts: digest of each thing by name.
+        settings: value of each setting by dotted name, and of each source what is known of its files.
+        missing: the sources that cannot be read at present, by the name of their part.
+    """
 
     parts: Mapping[str, str]
+    settings: Mapping[str, object]
     missing: Mapping[str, Path]
 
     @property
@@ -143,7 +155,7 @@ def inputs_of(run: Run, stage: Stage, stages: Mapping[str, Stage]) -> Inputs:
         known = {"missing": value.path.name} if isinstance(value, MissingSource) else value
         parts[f"settings.{name}"] = digest_json(known)
     parts |= {f"stage.{name}": output_digest(run, stages[name]) for name in stage.inputs(run.config)}
-    return Inputs(parts=parts, missing=missing)
+    return Inputs(parts=parts, settings=values, missing=missing)
 
 
 def leaves_of(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:

@@ -174,14 +174,15 @@ class RunStore:
             raise StageError(f"{path}: was changed or is damaged; `defectory run` makes it anew")
         return path
 
-    def _once(self, stage_folder: str, name: str, load: Callable[[Path], T]) -> T:
-        """Load a file with `load`, and cache the value until its stage runs again."""
-        path, key = self.path(stage_folder, name), f"{stage_folder}/{name}"
-        state = _state_of(self.folder / stage_folder / MANIFEST_NAME)
+    def _once(self, stage_folder: str, name: str, load: Callable[[Path], T], *, also: str | None = None) -> T:
+        """Load a file with `load`, and cache the value until its stage, or that of folder `also`, runs again."""
+        key = f"{stage_folder}/{name}"
+        states = [_state_of(self.path(folder, MANIFEST_NAME)) for folder in (stage_folder, also) if folder]
+        state = None if None in states else tuple(states)
         if state is not None and (known := self._parsed.get(key)) is not None and known[0] == state:
             value: Any = known[1]
             return value
-        found = load(self.checked(stage_folder, name) if state is not None else path)
+        found = load(self.checked(stage_folder, name))
         self._parsed[key] = (state, found)
         return found
 
@@ -202,9 +203,13 @@ class RunStore:
         Raises:
             InputError: the split is missing, was edited, or belongs to another data set.
         """
-        split = self._once(layout.SPLIT, layout.SPLIT_FILE, Split.load)
-        split.require_dataset(self.data.dataset, where=self.path(layout.SPLIT, layout.SPLIT_FILE))
-        return split
+
+        def load(path: Path) -> Split:
+            split = Split.load(path)
+            split.require_dataset(self.data.dataset, where=path)
+            return split
+
+        return self._once(layout.SPLIT, layout.SPLIT_FILE, load, also=layout.DATA)
 
     @property
     def descriptors(self) -> Mapping[int, ImageDescriptor]:

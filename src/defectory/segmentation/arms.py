@@ -15,7 +15,7 @@ AT_RANDOM = frozenset({"defect_free"})
 """Optional sources, drawn with replacement, since they may have more tiles than a training sees. All other sources that
 an arm names must have tiles, and each of these tiles comes once per epoch.
 """
-TODO = {"synthetic": "check curation's acceptance"}
+WHAT_TO_DO = {"synthetic": "check curation's acceptance"}
 """Advice if a required source has no tiles."""
 
 Share = float | str
@@ -51,6 +51,12 @@ class Arm:
     def sources(self) -> tuple[str, ...]:
         """Return the names of all sources, each once."""
         return tuple(dict.fromkeys(source for phase in self.phases for source in phase.sources))
+
+    def content(self) -> list[dict[str, object]]:
+        """Return the phases as JSON-compatible values, sources in their order."""
+        return [
+            {"sources": [list(pair) for pair in phase.sources.items()], "steps": phase.steps} for phase in self.phases
+        ]
 
 
 WITH_DEFECT_FREE: Mapping[str, Share] = {"defect_free": "defect_free_share"}
@@ -112,7 +118,7 @@ def batch_counts(
     shares = _shares(phase.sources, settings, of=f"arm {name}, its batch")
     for source in shares:
         if not num_tiles.get(source) and source not in AT_RANDOM:
-            raise ConfigError(f"arm {name}", f"no {source} tiles", TODO.get(source, "add annotated images"))
+            raise ConfigError(f"arm {name}", f"no {source} tiles", WHAT_TO_DO.get(source, "add annotated images"))
     filler = next((source for source, share in phase.sources.items() if share == REST), next(iter(phase.sources)))
     counts, total = dict.fromkeys(shares, 0), 0.0
     for source, share in shares.items():

@@ -64,6 +64,10 @@ class SegmentationConfig(Section):
     seeds: tuple[int, ...] = (0,)
     """Seeds that each arm is trained with. Use at least three for a verdict."""
 
+    def of_one_training(self) -> dict[str, object]:
+        """Return the settings that decide how one segmenter is trained, JSON-compatible."""
+        return self.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps", "num_processes"})
+
     @field_validator("model")
     @classmethod
     def _is_a_known_family(cls, value: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -177,12 +176,11 @@ def _recipe(
     arm: Arm, tiles: Tiles, config: SegmentationConfig, encoder: Path | None, *, num_classes: int, seed: int
 ) -> str:
     """Compute the digest of everything that the weights depend on."""
-    phases = [{**asdict(phase), "sources": list(phase.sources.items())} for phase in arm.phases]
     return digest_json(
         {
-            "phases": phases,
+            "phases": arm.content(),
             "tiles": {source: [tile.digest() for tile in tiles.get(source, ())] for source in arm.sources},
-            "config": config.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps", "num_processes"}),
+            "config": config.of_one_training(),
             "encoder": None if encoder is None else digest_folder(encoder),
             "num_classes": num_classes,
             "seed": seed,

@@ -86,7 +86,7 @@ class Evaluate(Stage):
                 _require_unseen_test(inputs, segmenter, stage_name(arm, seed))
                 model, _, tiling = load_segmenter(segmenter.folder, device)
                 results = predict(model, data, test, tiling)
-                write_json(out / layout.PREDICTIONS / f"{arm}-seed{seed}.json", results)
+                write_json(out / layout.PREDICTIONS / f"{layout.segmenter_name(arm, seed)}.json", results)
                 scores = score_segmenter(
                     test, data.dataset.categories, results, score_threshold=score_threshold_of(segmenter.folder)
                 )

@@ -22,7 +22,6 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.parts.segmenter_tiles import segmentation_tiles, training_tiles
-from defectory.stages.segment import segmentation_settings
 
 NUM_FOLDS = 2
 MIN_SCORE = 0.3
@@ -45,7 +44,7 @@ class Folds(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on how segmenters are trained, and on the seed."""
         return {
-            "segmentation": {**segmentation_settings(config), "fold_steps": config.segmentation.fold_steps},
+            "segmentation": {**config.segmentation.of_one_training(), "fold_steps": config.segmentation.fold_steps},
             "seed": config.seed,
         }
 

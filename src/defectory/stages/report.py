@@ -42,7 +42,8 @@ class Report(Stage):
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them."""
-        return config.model_dump(mode="json", exclude=set(NOT_SHOWN))
+        drawings = {"files of drivers.drawings": sources.listing(config.drivers.drawings)}
+        return {**config.model_dump(mode="json", exclude=set(NOT_SHOWN)), **drawings}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Measure leakage and memorisation, and write the page."""

@@ -25,13 +25,6 @@ if TYPE_CHECKING:
 
 GROUP = "segment"
 SEEDS_PER_PROJECT = 10_000
-NOT_OF_TRAINING = frozenset({"arms", "seeds", "fold_steps", "num_processes"})
-"""Settings of the section that do not change how one segmenter is trained."""
-
-
-def segmentation_settings(config: ProjectConfig) -> dict[str, object]:
-    """Return the settings that decide how one segmenter is trained."""
-    return config.segmentation.model_dump(mode="json", exclude=set(NOT_OF_TRAINING))
 
 
 def stage_name(arm: str, seed: int) -> str:
@@ -65,8 +58,12 @@ class Segment(Stage):
         return ("import", "split", "tiles", *(("export",) if uses_synthetic(self.arm) else ()))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on how segmenters are trained, and on the seed."""
-        return {"segmentation": segmentation_settings(config), "seed": config.seed}
+        """Depend on how segmenters are trained, on the arm's phases and on the seed."""
+        return {
+            "segmentation": config.segmentation.of_one_training(),
+            "arm": ARMS.get(self.arm).content(),
+            "seed": config.seed,
+        }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Train, keep the best checkpoint on real val images, and choose the score threshold on them."""

@@ -33,7 +33,9 @@ class Synthesize(Stage):
         """Depend on the synthesis and drivers sections."""
         return {
             "synthesis": config.synthesis.model_dump(mode="json"),
+            "condition.training.flip": config.condition.training.flip,
             "drivers": config.drivers.model_dump(mode="json"),
+            "files of drivers.drawings": sources.listing(config.drivers.drawings),
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:

@@ -117,14 +117,20 @@ def extract_from_images(
         out: folder, replaced as a whole where an earlier extraction made it.
 
     Raises:
-        ImageError: an image cannot be read, or the mask is of another size.
+        ImageError: an image cannot be read, or the mask is of another size or holds a class that the project lacks.
         OutputError: `out` is not ours.
     """
     sources = [*images, *([] if mask is None else [mask])]
     require_replaceable(out, kind=KIND, sources=sources)
     files = [file for path in images for file in (image_files(path) if path.is_dir() else [path])]
     labels = None if mask is None else _classes_of(mask)
-    config, tile_px, prompt_of_classes = _settings(run)
+    config, tile_px, class_names, prompt_of_classes = _settings(run)
+    num_classes = max(1, len(class_names), 0 if labels is None else int(labels.max()))
+    if mask is not None and class_names and num_classes > len(class_names):
+        known = ", ".join(class_names)
+        raise ImageError(
+            mask, f"holds class {num_classes}, the project has {len(class_names)} ({known})", "correct the mask"
+        )
     made: list[tuple[str, str]] = []
     taken: set[str] = set()
     with atomic_folder(out, kind=KIND, sources=sources) as folder:
@@ -137,7 +143,6 @@ def extract_from_images(
             name = file_name_of(path.stem)
             name = f"{name}-{number}" if name.casefold() in taken else name
             taken.add(name.casefold())
-            num_classes = max([1, *(category for category, _ in instances)])
             save_png(folder / f"{name}.png", extract_driver(image, instances, num_classes=num_classes, config=config))
             made.append((f"{name}.png", prompt_of_classes([category for category, _ in instances])))
     return made
@@ -174,19 +179,19 @@ def _square(
     return cut, None if labels is None else np.ascontiguousarray(labels[inside])
 
 
-def _settings(run: Run | None) -> tuple[DriverConfig, int, Callable[[Sequence[int]], str]]:
-    """Return driver settings, the model's tile size, and a function from classes to the matching prompt."""
+def _settings(run: Run | None) -> tuple[DriverConfig, int, tuple[str, ...], Callable[[Sequence[int]], str]]:
+    """Return driver settings, the model's tile size, its classes if any, and a function from classes to a prompt."""
     if run is None:
-        return DriverConfig(), base_tile_px("embedded"), lambda _: ""
+        return DriverConfig(), base_tile_px("embedded"), (), lambda _: ""
     config, inputs = run.config, run.store()
     try:
         tileset, concept = inputs.tiles.tileset, inputs.concept.concept
     except InputError:
-        return config.drivers, config.tiling.tile_px or base_tile_px(config.base), lambda _: ""
+        return config.drivers, config.tiling.tile_px or base_tile_px(config.base), (), lambda _: ""
     names = {category.id: category.name for category in tileset.categories}
 
     def prompt_of_classes(categories: Sequence[int]) -> str:
-        shown = [names[category] for category in categories if category in names]
+        shown = [names[category] for category in categories]
         return condition_prompt(concept.token, shown, defect_noun=config.condition.defect_noun, tone="")
 
-    return config.drivers, tileset.tiling.tile_px, prompt_of_classes
+    return config.drivers, tileset.tiling.tile_px, tuple(names.values()), prompt_of_classes
