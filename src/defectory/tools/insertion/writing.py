@@ -91,8 +91,9 @@ def _stems(targets: Sequence[Target]) -> list[str]:
 
 
 def _label_in(target: Target, frame: Frame, instance: Instance, window: Window) -> Mask:
-    """Place a label in its frame, bool [H,W]; use the user's mask itself if the label is the whole mask."""
+    """Place a label in its frame, bool [H,W]; the label of a user's mask is that mask, to the pixel."""
     height, width = window.valid_hw
-    if target.mask is not None and int(target.mask.max()) == 1:
-        return target.mask > 0
+    if target.mask is not None:
+        # the values of a mask with several are class numbers
+        return target.mask > 0 if int(target.mask.max()) == 1 else target.mask == instance.category_id
     return frame.placed(decode(instance.rle)[:height, :width])
