@@ -59,7 +59,7 @@ def make_project(folder: Path) -> None:
     tiny.make_tiny_base(folder / "base")
     write_dataset(folder / "source", seed=0, num_labelled=28, num_defect_free=12, size_hw=(64, 88))
     values = settings.tiny_settings(Path("base"))
-    values["segmentation"]["num_processes"] = 1
+    values["num_processes"] = 1
     (folder / "project.toml").write_text(project_template(values))
     (folder / "notes.txt").write_text("two years of work\n")
 
@@ -313,7 +313,13 @@ def power(bench: Bench, times: int) -> int:
 
 def pairs(bench: Bench, times: int) -> int:
     """Two processes on one run folder, alike or with other settings, started at once or a little apart."""
-    second = (["run"], ["synthesize", "-o", "synthesis.num_steps=3"], ["run", "-o", "seed=1"], ["export"], ["segment"])
+    second = (
+        ["run"],
+        ["synthesize", "-o", "synthesis.num_inference_steps=3"],
+        ["run", "-o", "seed=1"],
+        ["export"],
+        ["segment"],
+    )
     for number in range(times):
         folder = bench.work / "pair"
         shutil.rmtree(folder, ignore_errors=True)
@@ -324,7 +330,7 @@ def pairs(bench: Bench, times: int) -> int:
             "run",
             "project.toml",
             "--json",
-            *(("-o", "synthesis.num_steps=4") if number % 4 == 3 else ()),
+            *(("-o", "synthesis.num_inference_steps=4") if number % 4 == 3 else ()),
             log=logs[0],
         )
         time.sleep(bench.rng.uniform(0.0, 1.5))

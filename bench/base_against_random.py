@@ -87,8 +87,8 @@ def random_base(base: Path, out: Path, seed: int) -> Path:
 def prompt_of(config: ProjectConfig, tile: TrainingTile) -> str:
     """Give the prompt that phase 1 learns a tile with."""
     names = tile.class_names if config.concept.defect_words else ()
-    tone = tile.tone if config.concept.tone_words else ""
-    return condition_prompt(config.concept.token, names, defect_noun=config.condition.defect_noun, tone=tone)
+    tone = tile.tone if config.prompts.tone_words else ""
+    return condition_prompt(config.prompts.instance_token, names, defect_noun=config.prompts.defect_noun, tone=tone)
 
 
 def samples_of(project: Run, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
@@ -98,8 +98,12 @@ def samples_of(project: Run, concept: Path, prompts: list[str], out: Path, *, gu
     synthesis = project.config.synthesis
     if not (out / f"{len(prompts) - 1:04d}.png").is_file():
         models = for_sampling(load_concept(concept, device_of(project.config.device, threads=project.config.threads)))
-        sampler = Sampler(scheduler=synthesis.scheduler, num_steps=synthesis.num_steps, precision=synthesis.precision)
-        away_from = class_prompt(project.config.concept.class_noun)
+        sampler = Sampler(
+            scheduler=synthesis.scheduler,
+            num_inference_steps=synthesis.num_inference_steps,
+            mixed_precision=synthesis.mixed_precision,
+        )
+        away_from = class_prompt(project.config.prompts.class_noun)
         for start in range(0, len(prompts), synthesis.batch_size):
             some = prompts[start : start + synthesis.batch_size]
             images = sample_images(
@@ -276,7 +280,8 @@ def compare(
                     tiles,
                     base=start,
                     config=config.concept,
-                    defect_noun=config.condition.defect_noun,
+                    prompts=config.prompts,
+                    flip=config.augmentation.flip,
                     seed=seed,
                     out=out,
                     device=device,
@@ -284,7 +289,7 @@ def compare(
                     cache=(project.folder / "cache"),
                 ):
                     pass
-            sampler = f"{config.synthesis.scheduler}{config.synthesis.num_steps}-rules{SAMPLER_VERSION}"
+            sampler = f"{config.synthesis.scheduler}{config.synthesis.num_inference_steps}-rules{SAMPLER_VERSION}"
             for drawn, guidance in ((guided, config.synthesis.driver_guidance), (unguided, 1.0)):
                 folder = project.folder / f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}"
                 drawn[name] += keep_grey(samples_of(project, out, prompts, folder, guidance=guidance), tiles)
@@ -297,7 +302,7 @@ def compare(
         "rounds": rounds,
         "steps": config.concept.training.num_steps,
         "scheduler": config.synthesis.scheduler,
-        "sampler_steps": config.synthesis.num_steps,
+        "sampler_steps": config.synthesis.num_inference_steps,
     }
     grained = {name: with_grain(images, drawn_for) for name, images in guided.items()}
     halves = harmed(real) | {"train": [tile.image for tile in tiles if tile.instances]}

@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="One frame of 3000x4000 instead.")
     args = parser.parse_args()
     # two steps of the sampler: what is asked is what does not change
-    overrides = [] if args.large else ["synthesis.num_steps=2"]
+    overrides = [] if args.large else ["synthesis.num_inference_steps=2"]
     project = Project.open(args.project, overrides=overrides).run_values
     counts: Counter[str] = Counter()
     touched, within, began = 0, 0, time.monotonic()

@@ -21,9 +21,7 @@ from defectory.stages.all import run_all
 
 def train(project_file: Path, work: Path, num_processes: int, overrides: list[str]) -> dict[str, object]:
     """Train all segmenters on a copy of the run; give the seconds, GB of memory and each one's test segm mAP."""
-    config = resolve(
-        project_file=project_file, overrides=[*overrides, f"segmentation.num_processes={num_processes}"]
-    ).config
+    config = resolve(project_file=project_file, overrides=[*overrides, f"num_processes={num_processes}"]).config
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(
         project_file.parent / config.out,

@@ -118,7 +118,7 @@ def main() -> int:
         digest = digest_folder(folder / "base")
         Concept(
             method="dreambooth",
-            token="sks",
+            instance_token="sks",
             class_noun="surface",
             tone_words=True,
             base_digest=digest,

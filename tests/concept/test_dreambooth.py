@@ -13,6 +13,7 @@ from defectory.concept.config import ConceptConfig
 from defectory.concept.learn import learn_concept
 from defectory.concept.prior import class_latents
 from defectory.engine.backbones.load import load_base
+from defectory.engine.config import PromptConfig
 from defectory.engine.training.config import TrainingConfig
 from defectory.errors import InputError
 from defectory.events import Progress, finish
@@ -28,7 +29,7 @@ TRAINING = TrainingConfig(
     validate_every=3,
     learning_rate=1e-3,
 )
-CONFIG = ConceptConfig(num_class_images=5, prior_steps=3, training=TRAINING)
+CONFIG = ConceptConfig(num_class_images=5, prior_inference_steps=3, training=TRAINING)
 
 
 def outcome(out: Path) -> dict[str, str]:
@@ -77,7 +78,7 @@ def test_concept_is_a_base_whose_unet_and_text_encoder_moved(
 
 
 def test_text_encoder_and_prior_can_be_left_out(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
-    config = CONFIG.model_copy(update={"train_text_encoder": False, "prior_weight": 0.0})
+    config = CONFIG.model_copy(update={"train_text_encoder": False, "prior_loss_weight": 0.0})
     events = learn(training_tiles(), tiny_base_folder, tmp_path, config)
     assert not any("class images" in event.note for event in events)
     for part in ("text_encoder", "vae", "tokenizer"):
@@ -86,7 +87,7 @@ def test_text_encoder_and_prior_can_be_left_out(tiny_base_folder: Path, training
 
 def test_prompts_name_the_defects_of_a_tile(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     def weights(out: str, tiles: list[Any], *, defect_words: bool, defect_noun: str = "") -> str:
-        config = CONFIG.model_copy(update={"defect_words": defect_words, "tone_words": False})
+        config = CONFIG.model_copy(update={"defect_words": defect_words})
         cache = tmp_path / "cache"
         work = learn_concept(
             tiles,
@@ -94,7 +95,7 @@ def test_prompts_name_the_defects_of_a_tile(tiny_base_folder: Path, training_til
             config=config,
             seed=3,
             out=tmp_path / out,
-            defect_noun=defect_noun,
+            prompts=PromptConfig(defect_noun=defect_noun, tone_words=False),
             cache=cache,
         )
         return finish(work).weights_digest
@@ -110,10 +111,10 @@ def test_prompts_name_the_defects_of_a_tile(tiny_base_folder: Path, training_til
 def test_loss_is_instance_term_plus_lambda_times_prior_term(
     tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path
 ) -> None:
-    training = TRAINING.model_copy(update={"num_steps": 1, "precision": "fp32", "prompt_dropout": 0.0})
+    training = TRAINING.model_copy(update={"num_steps": 1, "mixed_precision": "no", "proportion_empty_prompts": 0.0})
 
     def first_loss(weight: float) -> float:
-        config = CONFIG.model_copy(update={"training": training, "prior_weight": weight})
+        config = CONFIG.model_copy(update={"training": training, "prior_loss_weight": weight})
         learn(training_tiles(), tiny_base_folder, tmp_path / str(weight), config, cache=tmp_path / "cache")
         return losses(tmp_path / str(weight))[0]
 
@@ -147,10 +148,10 @@ def test_class_images_do_not_depend_on_how_many_are_drawn(tiny_base_folder: Path
             class_noun="surface",
             size_hw=(32, 48),
             num_images=count,
-            num_steps=3,
+            num_inference_steps=3,
             seed=1,
             base_digest="b",
-            precision="fp32",
+            mixed_precision="no",
             cache=tmp_path,
         )
         return finish(work)

@@ -31,7 +31,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
             images = np.random.default_rng(0).integers(0, 255, (5, 32, 48, 3)).astype(np.uint8)
             tiles = [TrainingTile(id=str(i), image=image, valid_hw=(32, 48)) for i, image in enumerate(images)]
             training = TrainingConfig(num_steps=12, batch_size=4, variants_per_image=2, checkpoint_every=2)
-            config = ConceptConfig(num_class_images=4, prior_steps=3, training=training)
+            config = ConceptConfig(num_class_images=4, prior_inference_steps=3, training=training)
             for _ in learn_concept(tiles, base=Path({str(tiny_base_folder)!r}), config=config, seed=3, out=out):
                 pass
         """

@@ -36,15 +36,15 @@ class OutputBias:
     needs_base: ClassVar[bool] = True
 
     def __init__(self, backbone: Backbone, token: str) -> None:
-        self.token = f"{token} part"
+        self.instance_token = f"{token} part"
         self.parameters = {"bias": bias_of(backbone).requires_grad_(True)}
 
     @classmethod
-    def start(cls, backbone: Backbone, config: ConceptConfig, *, seed: int) -> OutputBias:
-        return cls(backbone, config.token)
+    def start(cls, backbone: Backbone, config: ConceptConfig, *, instance_token: str, seed: int) -> OutputBias:
+        return cls(backbone, instance_token)
 
     def prompt(self, class_names: Sequence[str], *, tone: str, defect_noun: str) -> str:
-        return " ".join(["a", self.token, *class_names])
+        return " ".join(["a", self.instance_token, *class_names])
 
     def save(self, folder: Path, *, base: Path) -> None:
         save_file({"bias": self.parameters["bias"].detach()}, folder / "bias.safetensors")
@@ -63,7 +63,7 @@ def bias_of(backbone: Backbone) -> torch.nn.Parameter:
 
 
 def drawn(backbone: Backbone) -> np.ndarray:
-    sampler = Sampler(scheduler="ddim", num_steps=2)
+    sampler = Sampler(scheduler="ddim", num_inference_steps=2)
     return sample_images(SamplingModels(backbone=backbone), Conditions(prompts=["a sks"]), seeds=[1], sampler=sampler)
 
 
@@ -78,7 +78,7 @@ def test_a_method_from_outside_is_trained_saved_and_drawn_with(
             load_concept(tmp_path)
         with pytest.raises(WeightsError, match="not the base that the concept was learned from"):
             load_concept(tmp_path, find_base=lambda: tiny_base_folder / "unet")
-    assert (concept.method, concept.token) == ("output-bias", "sks part")
+    assert (concept.method, concept.instance_token) == ("output-bias", "sks part")
     assert Concept.load(tmp_path / "concept.json") == concept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bias", "cache", "concept.json", "log.jsonl"]
     before = load_base(tiny_base_folder)
@@ -90,7 +90,7 @@ def test_a_method_that_is_not_installed_is_one_clear_line(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="not known; choose among dreambooth"):
         ConceptConfig(method="lora")
     concept = Concept(
-        method="lora", token="sks", class_noun="part", tone_words=True, base_digest="b", weights_digest="w"
+        method="lora", instance_token="sks", class_noun="part", tone_words=True, base_digest="b", weights_digest="w"
     )
     concept.save(tmp_path / "concept.json")
     with pytest.raises(ConfigError, match=r"concept.method 'lora': is not known"):

@@ -40,7 +40,7 @@ def concept_of(base: Path, out: Path) -> Path:
     save_base_like(base, out / "base", replaced={})
     concept = Concept(
         method="dreambooth",
-        token="sks",
+        instance_token="sks",
         class_noun="surface",
         tone_words=True,
         base_digest="b",
@@ -168,7 +168,9 @@ def test_stable_diffusion_layout_is_learned_from_too(
     tiny_stable_diffusion_folder: Path, training_tiles: Tiles, tmp_path: Path
 ) -> None:
     concept = concept_of(tiny_stable_diffusion_folder, tmp_path / "concept")
-    training = TRAINING.model_copy(update={"num_steps": 2, "gradient_checkpointing": True, "accumulation": 2})
+    training = TRAINING.model_copy(
+        update={"num_steps": 2, "gradient_checkpointing": True, "gradient_accumulation_steps": 2}
+    )
     learn(training_tiles(), concept, tmp_path / "control", CONFIG.model_copy(update={"training": training}))
     control = load_controlnet(tmp_path / "control" / "controlnet")
     assert tuple(control.config["conditioning_embedding_out_channels"]) == (16, 32, 96, 256)
@@ -176,7 +178,7 @@ def test_stable_diffusion_layout_is_learned_from_too(
 
 def test_defect_weight_counts_defect_pixels_more(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     def first_loss(weight: float) -> float:
-        training = TRAINING.model_copy(update={"num_steps": 1, "precision": "fp32", "defect_weight": weight})
+        training = TRAINING.model_copy(update={"num_steps": 1, "mixed_precision": "no", "defect_weight": weight})
         learn(
             training_tiles(),
             concept,

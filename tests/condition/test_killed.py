@@ -23,7 +23,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
     save_base_like(tiny_base_folder, concept / "base", replaced={})
     Concept(
         method="dreambooth",
-        token="sks",
+        instance_token="sks",
         class_noun="surface",
         tone_words=True,
         base_digest="b",

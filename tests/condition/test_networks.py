@@ -71,7 +71,12 @@ class WeightPredictor:
 def concept(tiny_base_folder: Path, tmp_path: Path) -> Path:
     save_base_like(tiny_base_folder, tmp_path / "concept" / "base", replaced={})
     value = Concept(
-        method="dreambooth", token="sks", class_noun="part", tone_words=True, base_digest="b", weights_digest="w"
+        method="dreambooth",
+        instance_token="sks",
+        class_noun="part",
+        tone_words=True,
+        base_digest="b",
+        weights_digest="w",
     )
     value.save(tmp_path / "concept" / "concept.json")
     return tmp_path / "concept"
@@ -106,7 +111,7 @@ def test_a_network_from_outside_is_trained_saved_and_drawn_with(
             for_sampling(backbone, network),
             Conditions(prompts=["a sks"] * 2, drivers=[driver, driver // 4] if steered else None),
             seeds=[1, 1],
-            sampler=Sampler(scheduler="ddim", num_steps=2),
+            sampler=Sampler(scheduler="ddim", num_inference_steps=2),
             guidance=Guidance(control=control_scale),
         )
 

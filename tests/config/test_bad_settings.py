@@ -13,7 +13,7 @@ import pytest
 from defectory.config.resolve import defaults, resolve
 from defectory.errors import ConfigError
 
-GOOD = "seed = 4\n[data]\npath = 'a.json'\n[synthesis]\nnum_images = 5\n[condition]\ndefect_noun = 'Riß'\n"
+GOOD = "seed = 4\n[data]\npath = 'a.json'\n[synthesis]\nnum_images = 5\n[prompts]\ndefect_noun = 'Riß'\n"
 NUM_MUTATIONS = 600
 
 
@@ -22,7 +22,7 @@ def test_a_project_file_is_read_in_the_encodings_of_text_editors(tmp_path: Path,
     file = tmp_path / "project.toml"
     file.write_bytes(GOOD.replace("\n", "\r\n").encode(encoding))
     config = resolve(project_file=file).config
-    assert (config.seed, config.synthesis.num_images, config.condition.defect_noun) == (4, 5, "Riß")
+    assert (config.seed, config.synthesis.num_images, config.prompts.defect_noun) == (4, 5, "Riß")
 
 
 @pytest.mark.parametrize(
@@ -111,10 +111,14 @@ def test_a_wrong_key_of_a_section_is_told_with_its_section() -> None:
 def test_text_settings_take_numbers_and_words_as_they_stand() -> None:
     resolved = resolve(
         project={"data": {"path": "a"}},
-        environment={"DEFECTORY_CONCEPT__TOKEN": "true"},
+        environment={"DEFECTORY_PROMPTS__INSTANCE_TOKEN": "true"},
         overrides=["name=2024", "data.path=007"],
     )
-    assert (resolved.config.name, resolved.config.concept.token, resolved.config.data.path) == ("2024", "true", "007")
+    assert (resolved.config.name, resolved.config.prompts.instance_token, resolved.config.data.path) == (
+        "2024",
+        "true",
+        "007",
+    )
 
 
 @pytest.mark.parametrize(

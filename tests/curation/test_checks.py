@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.plan import Check
 from defectory.curation.anomaly import learn_memory
-from defectory.curation.checks import Checker, Draft, Encoder, RealTile, choose, reason_of
+from defectory.curation.checks import Checker, Draft, Encoder, RealTile, reason_of
 from defectory.curation.config import CurationConfig
 from defectory.curation.novelty import Originals, copy_of, learn_limit
 from defectory.curation.realism import density_and_coverage, farthest_first, learn_real_tiles
@@ -161,14 +161,6 @@ def test_farthest_first_takes_one_of_each_cluster_before_a_second() -> None:
     centres = np.array([[0.0, 0], [10, 0], [0, 10], [10, 10]])
     points = np.concatenate([centres + 0.1 * i for i in range(5)])
     assert {i % 4 for i in farthest_first(points, 4)} == {0, 1, 2, 3}
-
-
-def test_what_is_kept_has_the_classes_in_their_shares() -> None:
-    classes = [frozenset({1})] * 30 + [frozenset({2})] * 10
-    kept = choose(classes, np.random.default_rng(0).normal(size=(40, 3)), 12, {1: 0.5, 2: 0.5})
-    assert sum(i < 30 for i in kept) == 6
-    assert len(kept) == 12
-    assert choose(classes, np.zeros((40, 1)), 60, {1: 0.5, 2: 0.5}) == list(range(40))
 
 
 def test_labels_are_tightened_to_what_was_drawn_and_kept_where_little_was() -> None:

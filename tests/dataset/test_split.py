@@ -336,8 +336,3 @@ def test_copies_across_given_parts_leave_train_and_never_test(tmp_path: Path) ->
     assert "2 images of train are copies of images of test and are left out of train (017.png, 020.png)" in told
     assert "1 images of train are copies of images of val and are left out of train (018.png)" in told
     assert "1 images of val are copies of images of test and are left out of val (019.png)" in told
-
-
-def test_the_setting_of_earlier_versions_is_read_and_told() -> None:
-    _, split = split_blindly([(f"g{i}", [1], None) for i in range(9)], duplicate_distance=4)
-    assert split.remarks == ("split.duplicate_distance is no longer used; use split.duplicate_similarity",)

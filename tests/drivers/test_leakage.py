@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -44,6 +46,39 @@ def test_it_is_seeded_and_needs_ten_tiles_of_either_kind() -> None:
     defective, free = tiles(12, seed=0, leak=0.5), tiles(12, seed=1, leak=0.0)
     assert leakage(defective, free, seed=3) == leakage(defective, free, seed=3)
     assert leakage(defective[:9], free, seed=3) is None
+
+
+def of_parts(seed: int, num_parts: int) -> tuple[list[Any], list[Any], list[str]]:
+    """Parts with darkness of their own around every mask, every second one defective, and the group of each tile."""
+    rng = np.random.default_rng(seed)
+    kinds: tuple[list[Any], list[Any]] = ([], [])
+    groups: tuple[list[str], list[str]] = ([], [])
+    for part in range(num_parts):
+        dark = rng.random(SIZE_HW) < rng.random()
+        for _ in range(6):
+            ((geometry, mask),) = tiles(1, seed=int(rng.integers(1000)), leak=0.0)
+            y, x = (int(axis.min()) for axis in np.nonzero(mask))
+            near = np.zeros(SIZE_HW, bool)
+            near[max(0, y - 6) : y + 16, max(0, x - 6) : x + 20] = True
+            geometry[near & dark] = 0
+            kinds[part % 2].append((geometry, mask))
+            groups[part % 2].append(f"part {part}")
+    return *kinds, groups[0] + groups[1]
+
+
+def test_a_part_known_again_is_no_leak() -> None:
+    by_tile: list[float] = []
+    by_part: list[float] = []
+    for seed in range(8):
+        defective, free, groups = of_parts(seed, 12)
+        for found, given in ((by_tile, None), (by_part, groups)):
+            leak = leakage(defective, free, groups=given, seed=0, num_bootstrap=2)
+            assert leak is not None
+            found.append(leak.auc)
+    assert np.mean(by_tile) > 0.55 > np.mean(by_part)
+    assert np.mean(by_tile) > np.mean(by_part) + 0.08
+    few, free, groups = of_parts(0, 8)
+    assert leakage(few, free, groups=groups, seed=0) is None, "four parts of either kind"
 
 
 def test_resamples_have_the_area_that_scikit_learn_computes_ties_included() -> None:

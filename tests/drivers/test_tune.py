@@ -22,7 +22,7 @@ def stripes(seed: int, *, cracked: bool) -> Sample:
     cv2.line(mask, (x, y), (x + 16, y + 6), 1, 3)
     if cracked:
         image[cv2.dilate(mask, np.ones((7, 7))) > 0] = 10
-    return Sample(image=image, masks=(mask > 0,), valid_hw=SIZE_HW)
+    return Sample(image=image, masks=(mask > 0,), valid_hw=SIZE_HW, group=str(seed))
 
 
 def test_geometry_that_is_the_image_reconstructs_it_and_a_blank_one_nothing() -> None:

@@ -15,7 +15,7 @@ def tiny_recipe() -> PretrainConfig:
     stage: dict[str, Any] = {"num_steps": 6, "batch_size": 4, "warmup_steps": 2, "checkpoint_every": 2}
     return PretrainConfig.model_validate(
         {
-            "precision": "fp32",
+            "mixed_precision": "no",
             "tile_px": 32,
             "num_images": 20,
             "num_held_out": 4,
@@ -26,7 +26,6 @@ def tiny_recipe() -> PretrainConfig:
             "text_width": 64,
             "text_layers": 1,
             "norm_groups": 4,
-            "vae_start": "random",
             "vae_crop_px": 16,
             "crop_px": 16,
             "check_every": 4,

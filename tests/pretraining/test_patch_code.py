@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from defectory.pretraining.config import PretrainConfig
@@ -99,6 +98,6 @@ def test_centred_latents_have_mean_zero_and_the_same_round_trip() -> None:
     )
 
 
-def test_an_autoencoder_without_the_room_is_refused() -> None:
-    with pytest.raises(ValidationError, match="patch-code"):
-        PretrainConfig(vae_channels=(8, 8, 8))
+def test_an_autoencoder_without_the_room_starts_from_random_weights() -> None:
+    assert PretrainConfig().starts_as_patch_code
+    assert not PretrainConfig(vae_channels=(8, 8, 8)).starts_as_patch_code

@@ -79,7 +79,7 @@ def test_a_base_is_scored_to_the_end_and_the_classifier_is_not_trained_twice(
         num_held_out=16,
         num_samples=8,
         num_workers=1,
-        num_steps=1,
+        num_inference_steps=1,
         guidance_scale=1.5,
         judge=StageConfig(num_steps=3, batch_size=4, checkpoint_every=1),
     )

@@ -31,7 +31,6 @@ def tiny_config(**changes: Any) -> PretrainConfig:
         "text_length": 16,
         "vocabulary_size": 560,
         "norm_groups": 4,
-        "vae_start": "random",
         "vae_crop_px": 16,
         "crop_px": 16,
         "vae": stage(3),

@@ -26,7 +26,7 @@ WORD = "crack"
 STAGE = StageConfig(num_steps=6, batch_size=4, learning_rate=0.05, warmup_steps=1, weight_decay=0.0, checkpoint_every=2)
 RECIPE = WordConfig(
     word=WORD,
-    precision="fp32",
+    mixed_precision="no",
     num_images=12,
     num_held_out=4,
     num_texts=24,

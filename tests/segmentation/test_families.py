@@ -57,7 +57,7 @@ def test_a_family_from_outside_trains_is_saved_and_predicts(
     classes = (Category(id=1, name="crack"), Category(id=2, name="pit"))
     with SEGMENTERS.registered("pixels", PixelFamily()):
         config = SegmentationConfig(
-            model="pixels", num_steps=60, batch_size=4, learning_rate=0.05, validate_every=60, precision="fp32"
+            model="pixels", num_steps=60, batch_size=4, learning_rate=0.05, validate_every=60, mixed_precision="no"
         )
         trained = finish(
             train_segmenter(

@@ -127,9 +127,9 @@ def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_ti
     assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.2
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
 def test_training_lowers_the_loss_and_finds_the_rectangles(
-    make_tiles: MakeTiles, tmp_path: Path, precision: Literal["fp32", "bf16"]
+    make_tiles: MakeTiles, tmp_path: Path, mixed_precision: Literal["no", "bf16"]
 ) -> None:
     config = SegmentationConfig(
         num_steps=30,
@@ -138,7 +138,7 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
         validate_every=30,
         checkpoint_every=30,
         learning_rate=3e-3,
-        precision=precision,
+        mixed_precision=mixed_precision,
     )
     losses = finish(train(make_tiles, tmp_path, "real", config=config)).losses
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])

@@ -31,7 +31,7 @@ def tiny_settings(base: Path) -> dict[str, Any]:
         "tiling": {"mode": "frame"},
         "concept": {
             "num_class_images": 2,
-            "prior_steps": 2,
+            "prior_inference_steps": 2,
             "prior_share": 0.25,
             "training": {
                 "num_steps": 6,
@@ -51,8 +51,8 @@ def tiny_settings(base: Path) -> dict[str, Any]:
             }
         },
         "masks": {"min_area_px": 2},
-        "synthesis": {"num_images": 8, "num_steps": 2, "batch_size": 3, "calibration_drafts": 4},
-        "curation": {"enabled": False},
+        "synthesis": {"num_images": 8, "num_inference_steps": 2, "batch_size": 3, "calibration_drafts": 4},
+        "curation": {"checks": [], "min_fidelity": 0.0, "max_stray_share": 1e6},
         "segmentation": {"num_steps": 4, "batch_size": 2, "validate_every": 2, "checkpoint_every": 2, "model": "light"},
         "evaluation": {"bootstrap_samples": 10},
     }

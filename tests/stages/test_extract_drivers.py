@@ -53,7 +53,7 @@ def test_a_painted_mask_gives_a_driver_of_tile_size_around_it_and_its_prompt(
     driver, side = load_rgb(tmp_path / "out" / name), project.store().tiles.tileset.tiling.tile_px
     assert driver.shape == (side, side, 3)
     assert (driver.max(axis=2) > 200).sum() == 10 * 20, "the mask lies whole inside the square"
-    assert project.store().concept.concept.token in prompt
+    assert project.store().concept.concept.instance_token in prompt
     assert "hairline" in prompt
 
 

@@ -26,7 +26,6 @@ TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 FOCUS = (
     "synthesis.focus=segmenter",
     'curation.checks=["agreement"]',
-    "curation.enabled=true",
     "curation.min_fidelity=0",
     "curation.max_stray_share=1000",
 )

@@ -56,7 +56,7 @@ from defectory.runs.stage import Run
 from defectory.config.resolve import resolve
 
 folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-config = resolve(project=settings, overrides=("segmentation.num_processes=1",)).config
+config = resolve(project=settings, overrides=("num_processes=1",)).config
 project = Run(config=config, folder=folder / "run", sources=Sources(folder=folder))
 for _ in run_all(project):
     pass

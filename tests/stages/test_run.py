@@ -100,13 +100,14 @@ def test_a_changed_setting_runs_its_stage_and_those_after_it_again(copied_run: T
 
 def test_dry_run_states_name_what_would_run(copied_run: TinyRun, open_tiny: Open) -> None:
     folder, settings, _ = copied_run
-    project = open_tiny(folder, settings, "synthesis.num_steps=3")
+    project = open_tiny(folder, settings, "synthesis.num_inference_steps=3")
     states = states_of(project, stages_of(project.config))
     assert states["learn-condition"].state == "up to date"
     for name in ("synthesize", "segment-synthetic-seed0", "report"):
         assert states[name].state == "to be run again"
     assert (
-        states["synthesize"].why == "calibrate may change" or "synthesis.num_steps: 2 -> 3" in states["synthesize"].why
+        states["synthesize"].why == "calibrate may change"
+        or "synthesis.num_inference_steps: 2 -> 3" in states["synthesize"].why
     )
 
 

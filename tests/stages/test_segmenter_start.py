@@ -22,7 +22,7 @@ RECIPE = PretrainConfig.model_validate(
         "num_images": 24,
         "num_held_out": 4,
         "num_workers": 1,
-        "precision": "fp32",
+        "mixed_precision": "no",
         "segmenter": {"num_images": 20, "num_steps": 4, "batch_size": 2, "validate_every": 2, "checkpoint_every": 2},
     }
 )

@@ -27,7 +27,7 @@ from defectory.stages.all import CHECKS, run_all, stages_of
 
 Open = Callable[..., Run]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
-SIDE_BY_SIDE = "segmentation.num_processes=2"
+SIDE_BY_SIDE = "num_processes=2"
 RUN = """
 import json, sys
 from pathlib import Path
@@ -149,5 +149,5 @@ def test_a_killed_segmenter_is_told_with_what_to_do(
     assert any(isinstance(event, Progress) for event in events)
     for child in psutil.Process().children():
         child.kill()
-    with pytest.raises(StageError, match=r"segment-.*killed by signal 9.*segmentation\.num_processes=1"):
+    with pytest.raises(StageError, match=r"segment-.*killed by signal 9.*num_processes=1"):
         list(events)

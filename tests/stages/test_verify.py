@@ -127,7 +127,9 @@ def test_of_damaged_drafts_only_their_batch_is_drawn_again(project: Run) -> None
 def test_a_stage_alone_refuses_to_read_what_is_damaged_and_says_what_to_do(project: Run) -> None:
     flip(project.folder / "plan" / "plan.json")
     with pytest.raises(StageError, match=r"plan\.json is changed or damaged; `defectory run` makes stage plan anew"):
-        list(run_all(replace(project, config=_changed(project, "synthesis", num_steps=3)), only=["synthesize"]))
+        list(
+            run_all(replace(project, config=_changed(project, "synthesis", num_inference_steps=3)), only=["synthesize"])
+        )
 
 
 def _changed(project: Run, section: str, **values: object) -> Any:
@@ -164,7 +166,7 @@ def test_a_base_that_is_not_there_matters_only_to_stages_that_read_it(
     assert not made(events)
     assert set(notices(events)) == {"learn-concept"}
     with pytest.raises(WeightsError, match="neither a folder"):
-        list(run_all(replace(project, config=_changed(project, "concept", token="xyz"))))
+        list(run_all(replace(project, config=_changed(project, "prompts", instance_token="xyz"))))
     assert {finding.state for finding in verify_run(project, stages_of(project.config))} == {"whole"}
 
 

@@ -138,7 +138,7 @@ def test_each_draft_is_drawn_at_every_level_and_measured_where_its_masks_lie(tin
         # a line that meets the real value at 2
         return 0.25 * LEVELS[(len(seen) - 1) % 3]
 
-    config = SynthesisConfig(num_steps=2, batch_size=3, precision="fp32")
+    config = SynthesisConfig(num_inference_steps=2, batch_size=3, mixed_precision="no")
     work = calibrate(
         drafts,
         real={2: [0.5] * 4},

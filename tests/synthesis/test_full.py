@@ -22,7 +22,7 @@ from defectory.synthesis.full import DraftInput, batches_of, draft_paths, synthe
 
 SIZE_HW = (32, 48)
 VALID_HW = (32, 40)
-CONFIG = SynthesisConfig(num_steps=3, batch_size=4)
+CONFIG = SynthesisConfig(num_inference_steps=3, batch_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_killed_three_times_it_ends_with_the_same_files(
         def stage(out):
             (out / "images").mkdir(parents=True, exist_ok=True)
             (out / "images" / ".defectory-12-0123abcd.tmp.png").write_bytes(b"left by a killed write")
-            config = SynthesisConfig(num_steps=4, batch_size=2)
+            config = SynthesisConfig(num_inference_steps=4, batch_size=2)
             backbone = load_base(Path({str(tiny_base_folder)!r}))
             models = SamplingModels(backbone=backbone, network=ControlNet(backbone.controlnet))
             for _ in synthesize(plan, models=models, class_noun="surface", input_of=input_of, config=config, out=out):

@@ -125,7 +125,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_seed_another() -> None:
 
 
 def test_batch_size_sampler_and_steps_change_no_job() -> None:
-    changed = plan_of(num_images=30, batch_size=3, num_steps=7, scheduler="ddpm", guidance_scale=2.0)
+    changed = plan_of(num_images=30, batch_size=3, num_inference_steps=7, scheduler="ddpm", guidance_scale=2.0)
     assert changed.digest() == plan_of(num_images=30, batch_size=16).digest()
 
 

@@ -129,7 +129,7 @@ def synthesize(
     from defectory.synthesis.full import guidance_of
 
     config, store = project.config, project.store
-    concept, noun = store.concept.concept, config.condition.defect_noun
+    concept, noun = store.concept.concept, config.prompts.defect_noun
     models = sampling_models(store.concept, store.control, device, base=config.base)
     plain = prompt_of(concept, (), "", defect_noun=noun)
     wanted = prompt_of(concept, tuple(class_names), "", defect_noun=noun) if prompt is None else prompt
@@ -141,7 +141,9 @@ def synthesize(
         models,
         Conditions(prompts=[wanted, plain][: len(drivers)], drivers=drivers),
         seeds=[seed] * len(drivers),
-        sampler=Sampler(scheduler=s.scheduler, num_steps=s.num_steps, precision=s.precision),
+        sampler=Sampler(
+            scheduler=s.scheduler, num_inference_steps=s.num_inference_steps, mixed_precision=s.mixed_precision
+        ),
         # without a counterpart, masks are not guided
         guidance=guidance_of(s, class_noun=concept.class_noun, mask=strength),
         without=Conditions(prompts=[plain], drivers=drivers[1:]) if has_half else None,

@@ -10,7 +10,7 @@ class Concept(Value):
 
     method: str
     """As in `concept.method`."""
-    token: str
+    instance_token: str
     class_noun: str
     tone_words: bool
     """Whether prompts contain words for the tones of a tile."""

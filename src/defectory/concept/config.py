@@ -14,25 +14,17 @@ class ConceptConfig(Section):
 
     method: str = "dreambooth"
     """`dreambooth`, a method of an installed package, or `package.module:attribute`."""
-    token: str = "sks"
-    """Rare token [V] that stands for the part in prompts."""
-    class_noun: str = "industrial surface"
-    """Class of the part in plain words, as in the prompt `a [class noun]` of the class images."""
-    tone_words: bool = True
-    """Put two words for a tile's lightness and contrast before [V] in every prompt. Without them (the paper) drafts
-    drift to the mean tone, since a driver carries no brightness.
-    """
     defect_words: bool = True
     """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws no defects. Turn it off
     for the paper's prompt.
     """
-    prior_weight: float = Field(default=0.3, ge=0)
+    prior_loss_weight: float = Field(default=0.3, ge=0)
     """Weight lambda of the prior term; 0 turns prior preservation off. Raise it against memorisation."""
     prior_share: float = Field(default=0.25, gt=0, lt=1)
     """Share of class images in each batch, at least one image."""
     num_class_images: int = Field(default=64, ge=1)
     """Class images that the frozen base draws for prior preservation."""
-    prior_steps: int = Field(default=20, ge=1)
+    prior_inference_steps: int = Field(default=20, ge=1)
     """Steps of the ancestral sampler that draws the class images."""
     train_text_encoder: bool = True
     """Train the text encoder along with the denoiser. Turn it off to save memory."""

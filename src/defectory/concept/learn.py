@@ -27,6 +27,7 @@ from defectory.engine.backbones.backbone import Backbone
 from defectory.engine.backbones.embeddings import PromptEmbeddings
 from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.prompts import class_prompt
+from defectory.engine.config import PromptConfig
 from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.data import BatchPlan, TrainingTile
@@ -38,15 +39,18 @@ from defectory.events import Work
 from defectory.files import digest_folder, digest_json
 from defectory.folders import atomic_folder, remove_leftovers
 
+DEFAULT_PROMPTS = PromptConfig()
+
 
 def learn_concept(
     tiles: Sequence[TrainingTile],
     *,
     base: Path,
     config: ConceptConfig,
+    prompts: PromptConfig = DEFAULT_PROMPTS,
+    flip: bool = True,
     seed: int,
     out: Path,
-    defect_noun: str = "",
     device: torch.device | str = "cpu",
     held_out: Sequence[TrainingTile] = (),
     cache: Path | None = None,
@@ -60,9 +64,10 @@ def learn_concept(
         tiles: training tiles with and without defects; all of one size.
         base: folder of a base.
         config: of the phase.
+        prompts: words of the prompts.
+        flip: mirror augmented variants, and rotate square ones by quarter turns.
         seed: of all random numbers.
         out: stage folder; training resumes from a checkpoint found there.
-        defect_noun: word after each class name in prompts, as in phase 2.
         device: where to train.
         held_out: val tiles for a held-out loss; they are never trained on.
         cache: folder for latents and class images; None means `out/cache`.
@@ -80,16 +85,16 @@ def learn_concept(
     held_out = check_phase_tiles(tiles, held_out, backbone)
     base_digest = digest_folder(base)
     prior = None
-    if kind.preserves_prior and config.prior_weight > 0:
-        prior = yield from _draw_prior(backbone, tiles[0], config, seed=seed, base_digest=base_digest, cache=cache)
-    variant_recipe = VariantRecipe.of(backbone, training, seed=seed)
+    if kind.preserves_prior and config.prior_loss_weight > 0:
+        prior = yield from _draw_prior(
+            backbone, tiles[0], config, class_noun=prompts.class_noun, seed=seed, base_digest=base_digest, cache=cache
+        )
+    variant_recipe = VariantRecipe.of(backbone, training, flip=flip, seed=seed)
     variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
-    method = kind.start(backbone, config, seed=seed)
+    method = kind.start(backbone, config, instance_token=prompts.instance_token, seed=seed)
     make_ready(backbone.denoiser, training=training, latents=variants[0].latents)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
-    batches = _Batches(
-        method, variants, config=config, defect_noun=defect_noun, seed=seed, schedule=schedule, prior=prior
-    )
+    batches = _Batches(method, variants, config=config, prompts=prompts, seed=seed, schedule=schedule, prior=prior)
     embed = PromptEmbeddings(backbone)
     phase = Phase(
         parameters=method.parameters,
@@ -106,11 +111,12 @@ def learn_concept(
         "held_out": [tile.digest() for tile in held_out],
         "base": base_digest,
         "config": config.model_dump(mode="json"),
-        "defect_noun": defect_noun,
+        "prompts": prompts.model_dump(mode="json"),
+        "flip": flip,
         "seed": seed,
     }
     yield from run_phase(phase, out=out, recipe=digest_json(content))
-    return _save(method, config, base=base, base_digest=base_digest, prior=prior, out=out)
+    return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,21 +129,28 @@ class _Prior:
 
 
 def _draw_prior(
-    backbone: Backbone, tile: TrainingTile, config: ConceptConfig, *, seed: int, base_digest: str, cache: Path
+    backbone: Backbone,
+    tile: TrainingTile,
+    config: ConceptConfig,
+    *,
+    class_noun: str,
+    seed: int,
+    base_digest: str,
+    cache: Path,
 ) -> Work[_Prior]:
     latents = yield from class_latents(
         backbone,
-        class_noun=config.class_noun,
+        class_noun=class_noun,
         size_hw=(tile.image.shape[0], tile.image.shape[1]),
         num_images=config.num_class_images,
-        num_steps=config.prior_steps,
+        num_inference_steps=config.prior_inference_steps,
         seed=seed,
         base_digest=base_digest,
-        precision=config.training.precision,
+        mixed_precision=config.training.mixed_precision,
         cache=cache,
     )
     per_batch = max(1, round(config.training.batch_size * config.prior_share))
-    return _Prior(latents=latents, per_batch=per_batch, prompt=class_prompt(config.class_noun))
+    return _Prior(latents=latents, per_batch=per_batch, prompt=class_prompt(class_noun))
 
 
 class _Batches:
@@ -149,12 +162,12 @@ class _Batches:
         variants: Sequence[TileVariants],
         *,
         config: ConceptConfig,
-        defect_noun: str,
+        prompts: PromptConfig,
         seed: int,
         schedule: NoiseSchedule,
         prior: _Prior | None,
     ) -> None:
-        self._method, self._config, self._defect_noun = method, config, defect_noun
+        self._method, self._config, self._prompts = method, config, prompts
         self._seed, self._num_timesteps, self._prior = seed, schedule.num_timesteps, prior
         self._num_tiles = max(1, config.training.batch_size - (prior.per_batch if prior else 0))
         plan = BatchPlan(
@@ -165,14 +178,18 @@ class _Batches:
             num_variants=config.training.variants_per_image,
             seed=seed,
         )
-        dropout = config.training.prompt_dropout
-        self._source = MemberSource(plan=plan, variants=variants, prompt_of=self.prompt_of, prompt_dropout=dropout)
+        self._source = MemberSource(
+            plan=plan,
+            variants=variants,
+            prompt_of=self.prompt_of,
+            proportion_empty_prompts=config.training.proportion_empty_prompts,
+        )
 
     def prompt_of(self, tile: TileVariants, variant: int) -> str:
         """Return the prompt of a tile's variant."""
         names = tile.class_names[variant] if self._config.defect_words else ()
-        tone = tile.tone if self._config.tone_words else ""
-        return self._method.prompt(names, tone=tone, defect_noun=self._defect_noun)
+        tone = tile.tone if self._prompts.tone_words else ""
+        return self._method.prompt(names, tone=tone, defect_noun=self._prompts.defect_noun)
 
     def batch(self, index: int) -> Batch:
         """Make the batch of an index."""
@@ -194,20 +211,27 @@ class _Batches:
         """Compute the loss of a batch: instance term plus lambda times prior term."""
         loss = errors[: self._num_tiles].mean()
         if self._prior is not None:
-            loss = loss + self._config.prior_weight * errors[self._num_tiles :].mean()
+            loss = loss + self._config.prior_loss_weight * errors[self._num_tiles :].mean()
         return loss
 
 
 def _save(
-    method: ConceptMethod, config: ConceptConfig, *, base: Path, base_digest: str, prior: _Prior | None, out: Path
+    method: ConceptMethod,
+    config: ConceptConfig,
+    prompts: PromptConfig,
+    *,
+    base: Path,
+    base_digest: str,
+    prior: _Prior | None,
+    out: Path,
 ) -> Concept:
     with atomic_folder(out / method.folder, kind="base") as folder:
         method.save(folder, base=base)
     concept = Concept(
         method=config.method,
-        token=method.token,
-        class_noun=config.class_noun,
-        tone_words=config.tone_words,
+        instance_token=method.instance_token,
+        class_noun=prompts.class_noun,
+        tone_words=prompts.tone_words,
         base_digest=base_digest,
         weights_digest=digest_folder(out / method.folder),
     )

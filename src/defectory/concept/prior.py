@@ -28,10 +28,10 @@ def class_latents(
     class_noun: str,
     size_hw: tuple[int, int],
     num_images: int,
-    num_steps: int,
+    num_inference_steps: int,
     seed: int,
     base_digest: str,
-    precision: str,
+    mixed_precision: str,
     cache: Path,
 ) -> Work[Tensor]:
     """Draw the class images, and return them as scaled latents, float16 [N,C,h,w].
@@ -44,10 +44,10 @@ def class_latents(
         class_noun: of the prompt `a [class noun]`.
         size_hw: of the tiles, pixels.
         num_images: how many.
-        num_steps: of the sampler.
+        num_inference_steps: of the sampler.
         seed: of all noise.
         base_digest: digest of the base's folder.
-        precision: `bf16` or `fp32`.
+        mixed_precision: `bf16` or `no`.
         cache: folder of finished batches, named by content; damaged ones are drawn again.
     """
     height, width = (side // backbone.latent_factor for side in size_hw)
@@ -55,13 +55,25 @@ def class_latents(
     parts: list[Tensor] = []
     for start in range(0, num_images, batch_size):
         indices = range(start, min(start + batch_size, num_images))
-        content = [base_digest, class_noun, height, width, num_steps, seed, precision, indices.start, indices.stop]
+        content = [
+            base_digest,
+            class_noun,
+            height,
+            width,
+            num_inference_steps,
+            seed,
+            mixed_precision,
+            indices.start,
+            indices.stop,
+        ]
         key = digest_json(content)
         path, shape = cache / "class_images" / f"{key}.safetensors", (backbone.latent_channels, height, width)
         stored = read_cached(path, key)
         if stored is None or tuple(stored["latents"].shape) != (len(indices), *shape):
             generators = [generator_of(seed, "class image", index) for index in indices]
-            drawn = _ancestral(backbone, class_prompt(class_noun), shape, generators, num_steps, precision)
+            drawn = _ancestral(
+                backbone, class_prompt(class_noun), shape, generators, num_inference_steps, mixed_precision
+            )
             stored = {"latents": drawn.half().cpu()}
             write_cached(path, key, stored)
         parts.append(stored["latents"])
@@ -75,14 +87,14 @@ def _ancestral(
     prompt: str,
     shape: tuple[int, int, int],
     generators: list[torch.Generator],
-    num_steps: int,
-    precision: str,
+    num_inference_steps: int,
+    mixed_precision: str,
 ) -> Tensor:
     """Sample ancestrally: Ho et al. 2020, algorithm 2 with eq. 6 and 7, over a stride of the schedule."""
     device = backbone.device
     schedule = NoiseSchedule(backbone.scheduler, device)
     stride: Any = DDIMScheduler.from_config(backbone.scheduler.config)
-    stride.set_timesteps(num_steps, device=device)
+    stride.set_timesteps(num_inference_steps, device=device)
     timesteps = [int(timestep) for timestep in stride.timesteps]
 
     def draw() -> Tensor:
@@ -92,7 +104,7 @@ def _ancestral(
     x = draw()
     for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         times = torch.full((len(generators),), timestep, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
             predicted = backbone.predict(x, times, context)
         clean = schedule.clean(x, predicted.float(), times)
         if following is None:

@@ -22,8 +22,6 @@ class ConditionConfig(Section):
     """Initial weights: `copy` of the adapted base's encoder (the paper), `embedded` for the base's shipped control
     network, or `auto` for `embedded` if the base has one, else `copy`.
     """
-    defect_noun: str = ""
-    """Word after each class name in prompts. The paper uses `crack`, since its classes are kinds of crack."""
     defect_free_share: float = Field(default=0.15, ge=0, lt=1)
     """Share of defect-free train tiles with empty masks in each batch. Raise it if the network ignores masks."""
     training: TrainingConfig = TrainingConfig(num_steps=600, learning_rate=3e-4)

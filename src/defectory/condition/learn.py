@@ -50,6 +50,8 @@ def learn_condition(
     concept: Path,
     config: ConditionConfig,
     make_driver: MakeDriver,
+    defect_noun: str = "",
+    flip: bool = True,
     seed: int,
     out: Path,
     device: torch.device | str = "cpu",
@@ -68,6 +70,8 @@ def learn_condition(
         config: of the phase.
         make_driver: image uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to a driver uint8
             [H,W,3].
+        defect_noun: word after each class name in prompts, as in phase 1.
+        flip: mirror augmented variants, and rotate square ones by quarter turns.
         seed: of all random numbers.
         out: stage folder; training resumes from a checkpoint found there.
         device: where to train.
@@ -90,7 +94,7 @@ def learn_condition(
     held_out = check_phase_tiles(tiles, held_out, backbone)
     plan = _plan(tiles, config, seed=seed)
     variant_recipe = VariantRecipe.of(
-        backbone, training, seed=seed, make_driver=make_driver, driver_digest=driver_digest
+        backbone, training, flip=flip, seed=seed, make_driver=make_driver, driver_digest=driver_digest
     )
     variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
@@ -100,9 +104,11 @@ def learn_condition(
 
     def prompt_of(tile: TileVariants, variant: int) -> str:
         tone = tile.tone if learned.tone_words else ""
-        return condition_prompt(learned.token, tile.class_names[variant], defect_noun=config.defect_noun, tone=tone)
+        return condition_prompt(learned.instance_token, tile.class_names[variant], defect_noun=defect_noun, tone=tone)
 
-    source = MemberSource(plan=plan, variants=variants, prompt_of=prompt_of, prompt_dropout=training.prompt_dropout)
+    source = MemberSource(
+        plan=plan, variants=variants, prompt_of=prompt_of, proportion_empty_prompts=training.proportion_empty_prompts
+    )
     phase = Phase(
         parameters=dict(network.module.named_parameters()),
         batch_of=partial(_batch, source, schedule, seed),
@@ -119,6 +125,8 @@ def learn_condition(
         "concept": learned.weights_digest,
         "drivers": driver_digest,
         "config": config.model_dump(mode="json"),
+        "defect_noun": defect_noun,
+        "flip": flip,
         "seed": seed,
     }
     yield from run_phase(phase, out=out, recipe=digest_json(content))

@@ -23,31 +23,32 @@ PRESETS: dict[str, dict[str, Any]] = {
             "num_class_images": 32,
             "training": {"num_steps": 110, **CONCEPT_OF_DEMO, "variants_per_image": 4, "validate_every": 55},
         },
+        "prompts": {"defect_noun": "crack"},
         "condition": {
-            "defect_noun": "crack",
-            "training": {"num_steps": 200, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 100},
+            "training": {"num_steps": 200, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 100}
         },
-        "synthesis": {"num_images": 128, "num_steps": 6, "calibration_drafts": 16},
+        "synthesis": {"num_images": 128, "num_inference_steps": 6, "calibration_drafts": 16},
         "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
     },
     "demo-full": {
         "drivers": DRIVERS_OF_DEMO,
         "concept": {"training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
-        "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}, "defect_noun": "crack"},
-        "synthesis": {"num_images": 360, "num_steps": 12},
+        "prompts": {"defect_noun": "crack"},
+        "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}},
+        "synthesis": {"num_images": 360, "num_inference_steps": 12},
         "segmentation": {"num_steps": 600, **SEGMENTER_OF_DEMO, "validate_every": 100, "seeds": [0, 1, 2]},
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
-        "synthesis": {"num_images": 240, "num_steps": 12},
+        "synthesis": {"num_images": 240, "num_inference_steps": 12},
         "segmentation": {"num_steps": 400},
     },
     "gpu-sd15": {
         "tiling": {"tile_px": 512},
         "drivers": {"grid_px": 96, "threshold_block_px": 11},
         "concept": {
-            "prior_weight": 1.0,
+            "prior_loss_weight": 1.0,
             "num_class_images": 200,
             "training": {"num_steps": 800, "batch_size": 4, "learning_rate": 2e-6, "gradient_checkpointing": True},
         },
@@ -57,7 +58,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
         "synthesis": {
             "num_images": 1000,
-            "num_steps": 30,
+            "num_inference_steps": 30,
             "guidance_scale": 4.0,
             "driver_guidance": 1.0,
             "batch_size": 8,

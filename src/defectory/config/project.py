@@ -13,6 +13,7 @@ from defectory.condition.config import ConditionConfig
 from defectory.curation.config import CurationConfig
 from defectory.dataset.config import DataConfig, SplitConfig, TilingConfig
 from defectory.drivers.config import DriverConfig
+from defectory.engine.config import AugmentationConfig, PromptConfig
 from defectory.evaluation.config import EvaluationConfig
 from defectory.masks.config import MaskConfig
 from defectory.segmentation.config import SegmentationConfig
@@ -27,7 +28,7 @@ class ProjectConfig(Section):
     out: str = "runs/project"
     """Run folder, relative to the project file."""
     seed: int = 0
-    """Seed of tiling, training and curation. Split, synthesis and segmenters have seeds in their own sections."""
+    """Seed of everything: split, tiling, training, plan, drafts and curation. `segmentation.seeds` counts within it."""
     device: str = "auto"
     """Device to compute on: `auto` (a GPU if there is one), `cpu`, `cuda`, `cuda:1`, `mps` or `xpu`."""
     base: str = "embedded"
@@ -35,6 +36,8 @@ class ProjectConfig(Section):
     data: DataConfig
     split: SplitConfig = SplitConfig()
     tiling: TilingConfig = TilingConfig()
+    prompts: PromptConfig = PromptConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     concept: ConceptConfig = ConceptConfig()
     drivers: DriverConfig = DriverConfig()
     condition: ConditionConfig = ConditionConfig()
@@ -45,6 +48,9 @@ class ProjectConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     threads: int | None = Field(default=None, ge=1)
     """CPU threads to use; None leaves the number to torch."""
+    num_processes: int | None = Field(default=None, ge=1)
+    """Segmenters trained side by side on a CPU, sharing its threads, about 1 GB of memory each; None chooses up to 4.
+    """
     executor: str = "auto"
     """How independent segmenters are trained: `in-process` one after the other, `local-processes` side by side, `auto`
     side by side where a CPU has threads to spare.

@@ -13,7 +13,7 @@ from defectory.curation.anomaly import Patches, PatchMemory, learn_memory
 from defectory.curation.config import CurationConfig
 from defectory.curation.exposure import RealFigures, figures_of, learn_figures
 from defectory.curation.novelty import Originals, Thumbnail, learn_limit, thumbnail
-from defectory.curation.realism import Features, RealTiles, farthest_first, learn_real_tiles
+from defectory.curation.realism import Features, RealTiles, learn_real_tiles
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -202,35 +202,3 @@ REASONS: dict[CheckName, str] = {
 def reason_of(check: Check) -> str:
     """Return the reason for rejecting a draft that fails a check."""
     return REASONS[check.name].format(value=check.value, limit=check.limit, nearest=check.nearest)
-
-
-def choose(classes_of: Sequence[frozenset[int]], features: Features, count: int, shares: dict[int, float]) -> list[int]:
-    """Choose `count` drafts in the given class shares; within a class, choose drafts as different as possible.
-
-    Args:
-        classes_of: category ids of each draft.
-        features: float64 [N,D], one row per draft; without columns, the order decides.
-        count: number of drafts to choose.
-        shares: share of each class, summing to 1.
-
-    Returns:
-        Indices, in order.
-    """
-    order = (
-        farthest_first(features, len(features))
-        if features.shape[1] > 1 and len(features)
-        else list(range(len(classes_of)))
-    )
-    chosen: list[int] = []
-    counts = dict.fromkeys(shares, 0)
-    left = list(order)
-    while left and len(chosen) < count:
-        # among classes with drafts left, take the one furthest below its share
-        present = {c for i in left for c in classes_of[i]}
-        lagging = min(sorted(present), key=lambda c: counts.get(c, 0) / max(shares.get(c, 0.0), 1e-9))
-        index = next(i for i in left if lagging in classes_of[i])
-        left.remove(index)
-        chosen.append(index)
-        for category_id in classes_of[index]:
-            counts[category_id] = counts.get(category_id, 0) + 1
-    return sorted(chosen)

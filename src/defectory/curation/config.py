@@ -35,6 +35,3 @@ class CurationConfig(Section):
     """
     keep_share: float | None = Field(default=None, gt=0, le=1)
     """Keep at most this share of each class's drafts: those with the best fidelity (and agreement, if checked)."""
-    keep: int | None = Field(default=None, ge=1)
-    """Keep at most this many accepted drafts, with the class shares of all drafts and as much variety as possible."""
-    enabled: bool = True

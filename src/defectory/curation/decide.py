@@ -14,7 +14,7 @@ from pydantic import Field
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Cause, Check, Decision, Decisions, Fidelity, Job, Plan
 from defectory.artifacts.value import Value
-from defectory.curation.checks import Checker, Draft, choose, reason_of
+from defectory.curation.checks import Checker, Draft, reason_of
 from defectory.curation.config import CurationConfig
 from defectory.curation.fidelity import compare, drawn_map, iou, score_map
 from defectory.curation.realism import density_and_coverage
@@ -38,11 +38,11 @@ CAUSES: dict[Cause, str] = {
     "drawn outside": "control collapse: drawn beside the masks; train phase 2 longer, or raise "
     "condition.defect_free_share",
     "exposure": "synthetic quality too poor: tones differ from the real ones; train phase 1 longer",
-    "blur": "synthetic quality too poor: blurred images; train both phases longer or raise synthesis.num_steps",
+    "blur": "synthetic quality too poor: blurred images; train longer, or raise synthesis.num_inference_steps",
     "clipping": "synthetic quality too poor: black or white patches; lower the guidance scales of synthesis",
     "anomaly": "defects without a mask: raise condition.defect_free_share",
     "realism": "synthetic quality too poor: unlike every real tile; train both phases longer",
-    "novelty": "memorisation: shorten phase 1, raise concept.prior_weight, or add training images",
+    "novelty": "memorisation: shorten phase 1, raise concept.prior_loss_weight, or add training images",
     "agreement": "control collapse or defects too weak: segmenters do not detect them; train phase 2 longer",
     "duplicate": "too few drivers: raise synthesis.augmentations_per_image, or add defect-free images",
 }
@@ -146,10 +146,8 @@ def decide(
                     iou(drawn_map(image, without, other, difference_threshold=config.difference_threshold), other)
                 )
             yield Scored(done=number + 1, total=len(plan.jobs))
-    if config.enabled and config.keep_share is not None:
+    if config.keep_share is not None:
         decisions = _with_best_labels(plan, decisions, config.keep_share)
-    if config.enabled and config.keep is not None:
-        decisions = _keep(plan, decisions, config.keep, checker)
     outcome = Decisions(plan_digest=plan.digest(), threshold=config.min_fidelity, decisions=tuple(decisions))
     yield outcome, _summary(plan, outcome, shuffled, agreements, checker)
 
@@ -184,24 +182,6 @@ def _label_quality(decision: Decision) -> float:
     return decision.fidelity.iou * agreement
 
 
-def _keep(plan: Plan, decisions: Sequence[Decision], count: int, checker: Checker | None) -> list[Decision]:
-    """Reject accepted drafts beyond `count` so that class shares are kept and the rest is as varied as possible."""
-    accepted = [number for number, d in enumerate(decisions) if d.status == "accepted"]
-    if len(accepted) <= count:
-        return list(decisions)
-    classes_of = [frozenset(i.category_id for i in plan.jobs[number].instances) for number in accepted]
-    wanted = Counter(c for job in plan.jobs for c in {i.category_id for i in job.instances})
-    shares = {c: n / sum(wanted.values()) for c, n in wanted.items()}
-    features = np.zeros((len(accepted), 1)) if checker is None else checker.features[accepted]
-    kept = {accepted[i] for i in choose(classes_of, features, count, shares)}
-    spare = {
-        "status": "rejected",
-        "cause": "not chosen",
-        "reason": f"passes, but the {count} drafts kept represent classes and variety better",
-    }
-    return [d.model_copy(update=spare) if n in accepted and n not in kept else d for n, d in enumerate(decisions)]
-
-
 def _job_with_other_label(plan: Plan, index: int) -> Job | None:
     """Return a job with a different label, far from the one at `index`; drafts of one driver share their label."""
     count = len(plan.jobs)
@@ -215,9 +195,7 @@ def _job_with_other_label(plan: Plan, index: int) -> Job | None:
 def _decision(
     job: Job, image: Image, fidelity: Fidelity, checks: tuple[Check, ...], config: CurationConfig
 ) -> Decision:
-    cause, reason = None, "curation is off"
-    if config.enabled:
-        cause, reason = _judge(job, image, fidelity, checks, config)
+    cause, reason = _judge(job, image, fidelity, checks, config)
     return Decision(
         job_id=job.id,
         status="accepted" if cause is None else "rejected",

@@ -58,8 +58,6 @@ class SplitConfig(Section):
     """Two images whose details, after alignment, correlate at least this much count as copies and stay in one part; 1
     treats only images with equal pixels as copies.
     """
-    duplicate_distance: int | None = Field(default=None, ge=0)
-    """No longer used; replaced by `duplicate_similarity`."""
 
 
 class TilingConfig(Section):

@@ -75,8 +75,6 @@ def _remarks(dataset: Dataset, config: SplitConfig, duplicates: Duplicates) -> l
     if brought and not config.from_data:
         told = ", ".join(f"{part} {brought[part]}" for part in ("train", "val", "test") if brought[part])
         remarks.append(f"the data set comes with its own split ({told} images); split.from_data = true keeps it")
-    if config.duplicate_distance is not None:
-        remarks.append("split.duplicate_distance is no longer used; use split.duplicate_similarity")
     if duplicates.threshold > config.duplicate_similarity:
         remarks.append(
             f"all images of this set are similar (random pairs: {duplicates.typical_similarity:.2f}), "

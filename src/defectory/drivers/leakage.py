@@ -38,6 +38,7 @@ def leakage(
     defective: Sequence[tuple[Geometry, Mask]],
     defect_free: Sequence[tuple[Geometry, Mask]],
     *,
+    groups: Sequence[str] | None = None,
     seed: int,
     num_bootstrap: int = 200,
 ) -> Leakage | None:
@@ -46,25 +47,32 @@ def leakage(
     Args:
         defective: dim geometry uint8 [H,W] (mask not painted) and label mask bool [H,W] of annotated tiles.
         defect_free: the same of defect-free tiles, each with the mask of a defective tile laid on it before extraction.
+        groups: of each defective tile, then of each defect-free one. Tiles of one group share a fold, so that knowing a
+            part again counts for nothing. None: each tile is a group of its own.
         seed: of folds and bootstrap.
         num_bootstrap: resamples.
 
     Returns:
-        None where there are fewer than ten tiles of either kind.
+        None where there are fewer than ten tiles of either kind, or fewer than five groups with either.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     if min(len(defective), len(defect_free)) < 2 * FOLDS:
         return None
+    of = np.array(range(len(defective) + len(defect_free)) if groups is None else groups)
+    if min(len(set(of[: len(defective)].tolist())), len(set(of[len(defective) :].tolist()))) < FOLDS:
+        return None
     x = np.array([features(geometry, mask) for geometry, mask in [*defective, *defect_free]])
     y = np.array([1] * len(defective) + [0] * len(defect_free))
     classifier = make_pipeline(StandardScaler(), LogisticRegression())
-    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
-    scores = np.asarray(cross_val_predict(classifier, x, y, cv=folds, method="decision_function"), np.float64)
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    scores = np.asarray(
+        cross_val_predict(classifier, x, y, groups=of, cv=folds, method="decision_function"), np.float64
+    )
     low, high = np.quantile(bootstrap_aucs(scores, y, seed=seed, count=num_bootstrap), [0.025, 0.975])
     return Leakage(
         auc=float(roc_auc_score(y, scores)),

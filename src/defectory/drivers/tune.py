@@ -38,12 +38,14 @@ class Sample:
         image: RGB uint8 [H,W,3].
         masks: bool [H,W] each, at least one.
         valid_hw: size of the image part of the tile.
+        group: of the tile's image.
         drawing: RGB uint8 [H,W,3] to take geometry from; None uses the image.
     """
 
     image: Image
     masks: tuple[Mask, ...]
     valid_hw: tuple[int, int]
+    group: str
     drawing: Image | None = None
 
     def geometry(self, config: DriverConfig) -> Image:
@@ -109,7 +111,8 @@ def tune(
     for done, choice in enumerate(candidates_of(config, tile_px=max(tiles[0].image.shape[:2])), start=1):
         maps = [sample.geometry(choice) for sample in tiles]
         pairs = [(geometry, np.any(s.masks, axis=0)) for geometry, s in zip(maps, tiles, strict=True)]
-        leak = leakage(pairs[: len(defective)], pairs[len(defective) :], seed=seed)
+        groups = [sample.group for sample in tiles]
+        leak = leakage(pairs[: len(defective)], pairs[len(defective) :], groups=groups, seed=seed)
         candidates.append(
             Candidate(config=choice, reconstruction=reconstruction(maps, greys, tiles, seed=seed), leakage=leak)
         )

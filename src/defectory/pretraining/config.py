@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
+from defectory.engine.config import MixedPrecision
 from defectory.engine.training.config import LoopSettings, OptimizerKind
 from defectory.engine.training.schedule import Schedule
 from defectory.procedural.defects import DEFECT_WORDS
@@ -85,7 +84,7 @@ class ScoreConfig(Section):
     """Held-out images whose captions are drawn. Only images with at most one kind of defect count."""
     num_samples: int = Field(default=1000, ge=4)
     num_workers: int = Field(default=2, ge=1)
-    num_steps: int = Field(default=20, ge=1)
+    num_inference_steps: int = Field(default=20, ge=1)
     guidance_scale: float = Field(default=5.0, ge=1)
     guidance_rescale: float = Field(default=0.7, ge=0, le=1)
     """Rescaling of guided predictions, as `Guidance.text_rescale`. Raise it if samples look overexposed."""
@@ -115,7 +114,7 @@ class PretrainConfig(Section):
     random weights.
     """
     device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    mixed_precision: MixedPrecision = "bf16"
     compiles: bool = False
     """Compile the UNet for training; needs a compiler. On an H100 a step of 128 images is a seventh faster, and the
     first step waits 90 seconds.
@@ -129,7 +128,9 @@ class PretrainConfig(Section):
     """Processes that render the corpus. The images do not depend on their number."""
     latent_channels: int = Field(default=8, ge=1)
     vae_channels: tuple[int, ...] = (32, 48, 64)
-    """Channels of the autoencoder per stage. Three stages make a factor of 4, so that thin cracks survive."""
+    """Channels of the autoencoder per stage. Three stages make a factor of 4, so that thin cracks survive. The
+    autoencoder starts as a linear code of 4x4 patches if it has the channels for it, else from random weights.
+    """
     unet_channels: tuple[int, ...] = (64, 96, 224)
     """Channels of the UNet per stage. The last stage is wide: it decides material and defect, and its channels are
     cheap on a CPU (decision 034).
@@ -138,9 +139,6 @@ class PretrainConfig(Section):
     text_layers: int = Field(default=2, ge=1)
     text_length: int = Field(default=32, ge=8)
     vocabulary_size: int = Field(default=768, ge=300)
-    vae_start: Literal["patch-code", "random"] = "patch-code"
-    """`patch-code` starts the autoencoder as a linear code of 4x4 patches. Small autoencoders lack the channels for it.
-    """
     norm_groups: int = Field(default=16, ge=1)
     """Groups of the UNet's group normalisation."""
     vae_norm_groups: int = Field(default=4, ge=1)
@@ -161,10 +159,6 @@ class PretrainConfig(Section):
     `MAX_DEFECT_WEIGHT` per pixel. Small defects would otherwise hardly count.
     """
     control_defect_weight: float = Field(default=4.0, ge=1)
-    control_trains_unet: bool = False
-    """Train the UNet along with the control network, so that its decoder learns to follow drivers."""
-    driver_dropout: float = Field(default=0.25, ge=0, lt=1)
-    """Share of each batch without a driver, if `control_trains_unet` is on."""
     defect_margin: int = Field(default=2, ge=0)
     """Margin around a defect, in latent pixels, that gets the defect's loss weight."""
     crop_px: int = Field(default=64, ge=16)
@@ -202,16 +196,12 @@ class PretrainConfig(Section):
             )
         return self
 
-    @model_validator(mode="after")
-    def _room_for_the_patch_code(self) -> PretrainConfig:
-        if self.vae_start == "patch-code" and not room_for_patch_code(
+    @property
+    def starts_as_patch_code(self) -> bool:
+        """Return whether the autoencoder has the channels to start as a patch code."""
+        return room_for_patch_code(
             self.vae_channels, latent_channels=self.latent_channels, norm_groups=self.vae_norm_groups
-        ):
-            raise ValueError(
-                f"vae_channels {self.vae_channels} with {self.vae_norm_groups} groups are too few for vae_start "
-                "patch-code"
-            )
-        return self
+        )
 
 
 class WordConfig(Section):
@@ -221,7 +211,7 @@ class WordConfig(Section):
     """Defect word of the procedural world; a single token of the base's vocabulary."""
     seed: int = 44
     device: str = "cpu"
-    precision: Literal["fp32", "bf16"] = "bf16"
+    mixed_precision: MixedPrecision = "bf16"
     num_images: int = Field(default=4000, ge=8)
     """Procedural images to train on, all with defects of this word."""
     num_held_out: int = Field(default=256, ge=1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from diffusers import ControlNetModel
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from defectory.engine.training.attention import use_plain_attention
 from defectory.events import Work
@@ -76,22 +76,13 @@ class _Steered:
         class_map = self._corpus.class_maps[index]
         return paint(self._geometry_of(self._corpus.images[index], class_map > 0), class_map, hue)
 
-    def predict(
-        self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor, drivers: Tensor, *, num_free: int = 0
-    ) -> Tensor:
-        """Predict v [B,C,h,w]; the first `num_free` members get no driver."""
+    def predict(self, noisy: Tensor, timesteps: Tensor, token_ids: Tensor, drivers: Tensor) -> Tensor:
+        """Predict v [B,C,h,w]."""
         with torch.no_grad():
             context = self._prior.text_encoder(input_ids=token_ids).last_hidden_state
-        steered = slice(num_free, None)
         down, mid = self._control(
-            noisy[steered],
-            timesteps[steered],
-            encoder_hidden_states=context[steered],
-            controlnet_cond=drivers,
-            return_dict=False,
+            noisy, timesteps, encoder_hidden_states=context, controlnet_cond=drivers, return_dict=False
         )
-        if num_free:
-            down, mid = [_behind_zeros(x, num_free) for x in down], _behind_zeros(mid, num_free)
         return self._prior.unet(
             noisy,
             timesteps,
@@ -112,9 +103,7 @@ def train_control(
 ) -> Work[ControlNetModel]:
     """Train a copy of the base's encoder to follow drivers, and return it.
 
-    With `control_trains_unet` the UNet of `prior` is trained too, in place, so that its decoder learns to draw what the
-    control network asks for. Phase 2 freezes the UNet and can only use what it has learned here. A share of each batch
-    has no driver, so that the UNet still works without one.
+    The base stays frozen, as in phase 2 (decision 019).
     """
     device = torch.device(config.device)
     torch.manual_seed(config.seed + 3)
@@ -123,10 +112,6 @@ def train_control(
         control.load_state_dict(start.state_dict())
     use_plain_attention(control, prior.unet, num_tokens=data.latents[0, 0].numel(), device=device)
     prior.requires_grad_(False)
-    trained: nn.Module = control
-    if config.control_trains_unet:
-        prior.unet.requires_grad_(True)
-        trained = nn.ModuleDict({"control": control, "unet": prior.unet})
     hues = torch.rand(config.num_held_out, generator=torch.Generator().manual_seed(config.seed))
 
     with ThreadPoolExecutor(config.num_workers) as threads:
@@ -137,7 +122,7 @@ def train_control(
             return steered.predict(noisy, timesteps, token_ids, drivers)
 
         yield from fit(
-            trained,
+            control,
             _loss_of(config, data, steered),
             config.control,
             stage="control",
@@ -153,28 +138,20 @@ def train_control(
 def _loss_of(config: PretrainConfig, data: LatentCorpus, steered: _Steered) -> Callable[[int, torch.Generator], Tensor]:
     device, size = torch.device(config.device), config.control.batch_size
     noising = Noising(build_scheduler(), device)
-    num_free = round(config.driver_dropout * size) if config.control_trains_unet else 0
 
     def loss_of(_step: int, generator: torch.Generator) -> Tensor:
         indices = data.indices(size, generator)
         clean = data.clean(indices)
         noise = torch.randn(clean.shape, generator=generator, device=device)
         timesteps = stratified_timesteps(size, 1000, generator)
-        if num_free:
-            # strata are sorted by noise; otherwise the members without driver would be the least noisy ones
-            timesteps = timesteps[torch.randperm(size, generator=generator, device=device)]
         token_ids = data.token_ids(indices, generator)
         hues = torch.rand(size, generator=generator, device=device)
-        drivers = steered.drivers(indices[num_free:], hues[num_free:])
+        drivers = steered.drivers(indices, hues)
         weight = data.defect_weight(indices, config.control_defect_weight)
         noisy, target = noising.add(clean, noise, timesteps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            predicted = steered.predict(noisy, timesteps, token_ids, drivers, num_free=num_free)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+            predicted = steered.predict(noisy, timesteps, token_ids, drivers)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()
 
     return loss_of
-
-
-def _behind_zeros(residual: Tensor, count: int) -> Tensor:
-    return torch.cat([residual.new_zeros(count, *residual.shape[1:]), residual])

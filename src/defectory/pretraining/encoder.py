@@ -50,7 +50,7 @@ def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, o
         class_maps = torch.stack([torch.from_numpy(corpus.class_maps[i]) for i in indices.tolist()]).to(device)
         if torch.rand((), generator=generator) < 0.5:
             pixels, class_maps = pixels.flip(-1), class_maps.flip(-1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             material_logits, defect_logits = model(pixels)
         target = dominant_class(class_maps, defect_logits.shape[-2:])
         weight = torch.ones(num_defects, device=device)

@@ -106,7 +106,7 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Wo
     device = torch.device(config.device)
     vae = build_vae(config)
     num_train = len(corpus) - config.num_held_out
-    if config.vae_start == "patch-code":
+    if config.starts_as_patch_code:
         start_as_patch_code(vae, corpus.images[: min(num_train, NUM_PATCH_IMAGES)])
     vae = vae.to(device)
     crop = min(config.vae_crop_px, config.tile_px)
@@ -117,7 +117,7 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Wo
         pixels = images_to_tensor(batch).to(device)
         weight = pixel_weight(np.stack([corpus.class_maps[at] for at in crops]), config.vae_defect_weight).to(device)
         noise = torch.randn(len(batch), config.latent_channels, crop // 4, crop // 4, generator=generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             posterior = vae.encode(pixels).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             decoded = vae.decode(mean + noise * torch.exp(0.5 * logvar)).sample
@@ -166,7 +166,7 @@ def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainC
     for start in range(0, len(indices), 64):
         chosen = indices[start : start + 64]
         pixels = images_to_tensor([corpus.images[i] for i in chosen], device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             mean = vae.encode(pixels).latent_dist.mean
         parts.append(mean.float().cpu())
     return torch.cat(parts)

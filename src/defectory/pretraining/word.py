@@ -150,7 +150,7 @@ def teach_word(config: WordConfig, *, base: Path, work: Path, out: Path) -> Work
     recipe = PretrainConfig(
         seed=config.seed,
         device=config.device,
-        precision=config.precision,
+        mixed_precision=config.mixed_precision,
         tile_px=models.tile_px,
         num_images=config.num_images,
         num_held_out=config.num_held_out,
@@ -211,7 +211,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
         token_ids = data.token_ids(indices, generator)
         weight = data.defect_weight(indices, data.config.defect_weight, share=config.defect_share)
         noisy, target = noising.add(clean, noise, timesteps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
             predicted = taught(noisy.contiguous(memory_format=torch.channels_last), timesteps, token_ids)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         loss = (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()

@@ -97,9 +97,7 @@ def _shares(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
 
     num_threads = config.threads or torch.get_num_threads()
     # counts the whole group: the number of threads decides the last bits of a result, however many stages are left
-    num_processes = min(
-        batch.group_size, config.segmentation.num_processes or (MAX_PROCESSES if num_threads > 1 else 1)
-    )
+    num_processes = min(batch.group_size, config.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
     return num_processes, max(1, num_threads // num_processes)
 
 
@@ -172,7 +170,7 @@ def _require_success(name: str, code: int) -> None:
     if code < 0:
         raise errors.StageError(
             f"{name}: its process was killed by signal {-code}, perhaps for lack of memory; run again to resume, with "
-            "segmentation.num_processes=1 to use less"
+            "num_processes=1 to use less"
         )
     if code > 0:
         raise errors.StageError(f"{name}: its process ended with exit code {code}, see above; run again to resume")

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from defectory.artifacts.config import Section
+from defectory.engine.config import MixedPrecision
 from defectory.registry import Registry
 from defectory.segmentation.arms import ARMS
 from defectory.segmentation.models.registry import SEGMENTERS
@@ -37,8 +38,8 @@ class SegmentationConfig(Section):
     """Peak learning rate."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """Decoupled weight decay of the optimiser."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Precision of the training step. Prediction always runs in fp32."""
+    mixed_precision: MixedPrecision = "bf16"
+    """Precision of the training step: `bf16`, or `no` for fp32 throughout. Prediction always runs in fp32."""
     defect_free_share: float = Field(default=0.15, ge=0, lt=1)
     """Share of defect-free real tiles in each batch, the same in every built-in arm."""
     real_share_of_steps: float = Field(default=0.5, gt=0, lt=1)
@@ -57,16 +58,12 @@ class SegmentationConfig(Section):
     """Initial weights of the light segmenter in every arm: `segmenter` (shipped, trained on procedural defects),
     `encoder` (the shipped encoder alone) or `random`.
     """
-    num_processes: int | None = Field(default=None, ge=1)
-    """Segmenters trained side by side on a CPU, sharing its threads, about 1 GB of memory each; None chooses up to 4.
-    Set 1 to train one after the other.
-    """
     seeds: tuple[int, ...] = (0,)
     """Seeds that each arm is trained with. Use at least three for a verdict."""
 
     def of_one_training(self) -> dict[str, object]:
         """Return the settings that decide how one segmenter is trained, JSON-compatible."""
-        return self.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps", "num_processes"})
+        return self.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps"})
 
     @field_validator("model")
     @classmethod

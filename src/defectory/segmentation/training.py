@@ -141,7 +141,7 @@ def _loss_of(
         targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch]
         with (
             torch.random.fork_rng(devices=[]),
-            torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.precision == "bf16"),
+            torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.mixed_precision == "bf16"),
         ):
             # torchvision's samplers use the global generator
             torch.manual_seed(seed * 1_000_003 + step)

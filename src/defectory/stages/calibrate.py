@@ -39,7 +39,7 @@ class Calibrate(Stage):
             "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_SETTINGS)),
             "drivers": config.drivers.model_dump(mode="json"),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
-            "condition.training.flip": config.condition.training.flip,
+            "augmentation": config.augmentation.model_dump(mode="json"),
             "seed": config.seed,
         }
 

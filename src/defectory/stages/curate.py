@@ -53,7 +53,7 @@ class Curate(Stage):
         def valid_hw_of(job: Job) -> tuple[int, int]:
             return valid_hw[job.tile_id]
 
-        checker = checker_of(inputs, config) if config.curation.enabled and config.curation.checks else None
+        checker = checker_of(inputs, config) if config.curation.checks else None
         for event in decide(
             plan, pair_of=drafts.pair, config=config.curation, checker=checker, valid_hw_of=valid_hw_of
         ):

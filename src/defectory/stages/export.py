@@ -30,7 +30,7 @@ class Export(Stage):
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the mode of synthesis: tiles, or whole frames."""
-        return {"synthesis.mode": config.synthesis.mode, "condition.training.flip": config.condition.training.flip}
+        return {"synthesis.mode": config.synthesis.mode, "augmentation": config.augmentation.model_dump(mode="json")}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Write images, labels as RLE and as polygons, and the provenance of each image."""

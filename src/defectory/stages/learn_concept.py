@@ -31,10 +31,11 @@ class LearnConcept(Stage):
         return ("import", "split", "tiles")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the concept section, the base and the seed."""
+        """Depend on the sections concept, prompts and augmentation, the base and the seed."""
         return {
             "concept": config.concept.model_dump(mode="json"),
-            "condition.defect_noun": config.condition.defect_noun,
+            "prompts": config.prompts.model_dump(mode="json"),
+            "augmentation": config.augmentation.model_dump(mode="json"),
             "base": base_digest(config.base),
             "seed": config.seed,
         }
@@ -51,9 +52,10 @@ class LearnConcept(Stage):
                 tiles,
                 base=resolve_base(config.base),
                 config=config.concept,
+                prompts=config.prompts,
+                flip=config.augmentation.flip,
                 seed=config.seed,
                 out=out,
-                defect_noun=config.condition.defect_noun,
                 device=device_of(config.device, threads=config.threads),
                 held_out=held_out,
                 cache=inputs.cache,

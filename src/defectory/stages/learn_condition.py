@@ -42,9 +42,11 @@ class LearnCondition(Stage):
         return ("import", "split", "tiles", "learn-concept")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the condition and drivers sections, drawings and the seed."""
+        """Depend on the sections condition, drivers and augmentation, defect noun, drawings and the seed."""
         return {
             "condition": config.condition.model_dump(mode="json"),
+            "prompts.defect_noun": config.prompts.defect_noun,
+            "augmentation": config.augmentation.model_dump(mode="json"),
             "drivers": config.drivers.model_dump(mode="json"),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
             "seed": config.seed,
@@ -63,6 +65,8 @@ class LearnCondition(Stage):
                 concept=inputs.concept.folder,
                 config=config.condition,
                 make_driver=driver_maker(num_classes, config.drivers),
+                defect_noun=config.prompts.defect_noun,
+                flip=config.augmentation.flip,
                 seed=config.seed,
                 out=out,
                 device=device_of(config.device, threads=config.threads),

@@ -60,9 +60,9 @@ class Plan(Stage):
             "files of masks.regions": sources.listing(config.masks.regions),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
             "drivers": config.drivers.model_dump(mode="json"),
-            "condition.training.flip": config.condition.training.flip,
+            "augmentation": config.augmentation.model_dump(mode="json"),
             "synthesis": config.synthesis.model_dump(mode="json", include=set(PLAN_SETTINGS)),
-            "condition.defect_noun": config.condition.defect_noun,
+            "prompts.defect_noun": config.prompts.defect_noun,
             "seed": config.seed,
         }
 
@@ -98,7 +98,7 @@ class Plan(Stage):
             weight_of=None if focus is None else weight_of,
             place=supply.place,
             site_of=tile_as_site,
-            prompt_of=lambda names, tone: prompt_of(concept, names, tone, defect_noun=config.condition.defect_noun),
+            prompt_of=lambda names, tone: prompt_of(concept, names, tone, defect_noun=config.prompts.defect_noun),
             tone_of=lambda tile: tone_of(tile, tiles, concept),
             tone_distance=contrast_steps,
             concept_digest=concept.weights_digest,
@@ -116,7 +116,7 @@ class Plan(Stage):
 
 def prompt_of(concept: Concept, names: Sequence[str], tone: str, *, defect_noun: str) -> str:
     """Return the prompt of an image with defects of these classes; no classes mean a defect-free image."""
-    return condition_prompt(concept.token, names, defect_noun=defect_noun, tone=tone)
+    return condition_prompt(concept.instance_token, names, defect_noun=defect_noun, tone=tone)
 
 
 def tone_of(tile: Tile, tiles: TileFolder, concept: Concept) -> str:

@@ -33,7 +33,7 @@ class Synthesize(Stage):
         """Depend on the synthesis and drivers sections."""
         return {
             "synthesis": config.synthesis.model_dump(mode="json"),
-            "condition.training.flip": config.condition.training.flip,
+            "augmentation": config.augmentation.model_dump(mode="json"),
             "drivers": config.drivers.model_dump(mode="json"),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
         }

@@ -93,7 +93,11 @@ def calibrate(
         config: sampler, steps, batch size.
         contrast_of: measures a defect.
     """
-    sampler = Sampler(scheduler=config.scheduler, num_steps=config.num_steps, precision=config.precision)
+    sampler = Sampler(
+        scheduler=config.scheduler,
+        num_inference_steps=config.num_inference_steps,
+        mixed_precision=config.mixed_precision,
+    )
     # category id, then its contrast at each level
     rows: list[tuple[int, tuple[float, ...]]] = []
     done = 0

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from defectory.artifacts.config import Section
+from defectory.engine.config import MixedPrecision
 
 
 class SynthesisConfig(Section):
@@ -34,7 +35,7 @@ class SynthesisConfig(Section):
     """Sampler; `base` uses the scheduler the base names. `dpm-solver` draws fine detail in fewer steps than the others
     (decision 035).
     """
-    num_steps: int = Field(default=20, ge=1)
+    num_inference_steps: int = Field(default=20, ge=1)
     """Denoising steps per image. More steps take longer."""
     guidance_scale: float = Field(default=1.0, ge=1)
     """Classifier-free guidance of the prompt; 1 turns it off."""
@@ -54,12 +55,12 @@ class SynthesisConfig(Section):
     """Share of a mask's effect outside the mask that is kept. Set it and both guidances to 1 to skip the extra network
     evaluations; drawing then takes less than two thirds of the time.
     """
-    control_scale: float = Field(default=1.0, ge=0)
+    controlnet_conditioning_scale: float = Field(default=1.0, ge=0)
     """Strength of the control network; 1 is as trained."""
     match_grain: bool = False
     """Add the pool tile's fine grain to drafts that lack it. Inserted defects always get it."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Precision of the networks. Latents stay in fp32."""
+    mixed_precision: MixedPrecision = "bf16"
+    """Precision of the networks: `bf16`, or `no` for fp32 throughout. Latents stay in fp32."""
     batch_size: int = Field(default=16, ge=1)
     """Images drawn at once. Lower it if memory runs out."""
 

@@ -128,7 +128,11 @@ def _draw_pairs(
         models,
         Conditions(prompts=prompts + prompts_without, drivers=drivers + drivers_without),
         seeds=[job.seed for job in jobs] * 2,
-        sampler=Sampler(scheduler=config.scheduler, num_steps=config.num_steps, precision=config.precision),
+        sampler=Sampler(
+            scheduler=config.scheduler,
+            num_inference_steps=config.num_inference_steps,
+            mixed_precision=config.mixed_precision,
+        ),
         guidance=guidance_of(config, class_noun=class_noun, mask=np.stack([item.mask_guidance for item in inputs])),
         without=Conditions(prompts=prompts_without, drivers=drivers_without),
         known=None if regions is None else Known(images=[item.tile for item in inputs] * 2, regions=regions),
@@ -145,7 +149,7 @@ def guidance_of(config: SynthesisConfig, *, class_noun: str, mask: float | NDArr
     """
     return Guidance(
         text=config.guidance_scale,
-        control=config.control_scale,
+        control=config.controlnet_conditioning_scale,
         driver=config.driver_guidance,
         class_prompt=class_prompt(class_noun),
         mask=mask,

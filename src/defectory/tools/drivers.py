@@ -192,6 +192,6 @@ def _settings(run: Run | None) -> tuple[DriverConfig, int, tuple[str, ...], Call
 
     def prompt_of_classes(categories: Sequence[int]) -> str:
         shown = [names[category] for category in categories]
-        return condition_prompt(concept.token, shown, defect_noun=config.condition.defect_noun, tone="")
+        return condition_prompt(concept.instance_token, shown, defect_noun=config.prompts.defect_noun, tone="")
 
     return config.drivers, tileset.tiling.tile_px, tuple(names.values()), prompt_of_classes

@@ -91,7 +91,7 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
         learning_rate=recipe.learning_rate,
         validate_every=recipe.validate_every,
         checkpoint_every=recipe.checkpoint_every,
-        precision=config.precision,
+        mixed_precision=config.mixed_precision,
     )
     work = train_segmenter(
         arm="real",

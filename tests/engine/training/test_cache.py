@@ -33,7 +33,7 @@ def recipe(tiny_base_folder: Path) -> VariantRecipe:
         num_variants=3,
         seed=0,
         flip=True,
-        precision="fp32",
+        mixed_precision="no",
         make_driver=driver_of,
         driver_digest="d",
     )

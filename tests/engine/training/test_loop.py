@@ -125,7 +125,7 @@ def test_schedules_follow_one_another() -> None:
 
 def test_accumulated_micro_batches_equal_one_large_batch(tmp_path: Path) -> None:
     small, large = fresh_model(), fresh_model()
-    list(run(small, tmp_path / "a", CONFIG.model_copy(update={"accumulation": 2})))
+    list(run(small, tmp_path / "a", CONFIG.model_copy(update={"gradient_accumulation_steps": 2})))
 
     def both(index: int) -> tuple[Tensor, Tensor]:
         parts = [batch_of(2 * index), batch_of(2 * index + 1)]

@@ -24,7 +24,9 @@ def batch() -> Batch:
 
 def test_errors_equal_the_closed_form() -> None:
     given = batch()
-    config = TrainingConfig(precision="fp32", defect_weight=5.0, defect_margin=0, min_snr_gamma=5.0, min_snr_floor=0.25)
+    config = TrainingConfig(
+        mixed_precision="no", defect_weight=5.0, defect_margin=0, min_snr_gamma=5.0, min_snr_floor=0.25
+    )
     errors = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config)
     plain = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config, weighted=False)
     for row, timestep in enumerate((300, 999)):
@@ -40,7 +42,9 @@ def test_errors_equal_the_closed_form() -> None:
 
 def test_what_lies_next_to_a_defect_weighs_as_much() -> None:
     given = batch()
-    config = TrainingConfig(precision="fp32", defect_weight=5.0, defect_margin=1, min_snr_gamma=5.0, min_snr_floor=0.25)
+    config = TrainingConfig(
+        mixed_precision="no", defect_weight=5.0, defect_margin=1, min_snr_gamma=5.0, min_snr_floor=0.25
+    )
     plain = config.model_copy(update={"defect_weight": 1.0})
     heavier = denoising_errors(given, lambda noisy, _t: noisy * 0, SCHEDULE, config) - denoising_errors(
         given, lambda noisy, _t: noisy * 0, SCHEDULE, plain
@@ -57,7 +61,7 @@ def test_what_lies_next_to_a_defect_weighs_as_much() -> None:
 def test_perfect_prediction_has_no_error() -> None:
     given = batch()
     _, target = SCHEDULE.add(given.clean, given.noise, given.timesteps)
-    assert denoising_errors(given, lambda _x, _t: target, SCHEDULE, TrainingConfig(precision="fp32")).tolist() == [
+    assert denoising_errors(given, lambda _x, _t: target, SCHEDULE, TrainingConfig(mixed_precision="no")).tolist() == [
         0.0,
         0.0,
     ]

@@ -25,9 +25,8 @@ class DreamBooth:
     preserves_prior: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
 
-    def __init__(self, backbone: Backbone, config: ConceptConfig) -> None:
-        self._backbone = backbone
-        self.token = config.token
+    def __init__(self, backbone: Backbone, config: ConceptConfig, *, instance_token: str) -> None:
+        self._backbone, self.instance_token = backbone, instance_token
         trained = {
             part: network
             for part, network in backbone.networks.items()
@@ -43,13 +42,13 @@ class DreamBooth:
         }
 
     @classmethod
-    def start(cls, backbone: Backbone, config: ConceptConfig, *, seed: int) -> DreamBooth:  # noqa: ARG003
+    def start(cls, backbone: Backbone, config: ConceptConfig, *, instance_token: str, seed: int) -> DreamBooth:  # noqa: ARG003
         """Let the backbone's own weights train."""
-        return cls(backbone, config)
+        return cls(backbone, config, instance_token=instance_token)
 
     def prompt(self, class_names: Sequence[str], *, tone: str, defect_noun: str) -> str:
         """Make the prompt of a tile, the same as in phase 2."""
-        return condition_prompt(self.token, class_names, defect_noun=defect_noun, tone=tone)
+        return condition_prompt(self.instance_token, class_names, defect_noun=defect_noun, tone=tone)
 
     def save(self, folder: Path, *, base: Path) -> None:
         """Write a copy of the original base with the trained networks."""

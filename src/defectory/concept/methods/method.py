@@ -24,7 +24,7 @@ class ConceptMethod(Protocol):
     """Whether `load` needs the base that the concept was learned from."""
 
     @property
-    def token(self) -> str:
+    def instance_token(self) -> str:
         """Token that stands for [V] in every prompt."""
         ...
 
@@ -34,12 +34,13 @@ class ConceptMethod(Protocol):
         ...
 
     @classmethod
-    def start(cls, backbone: Backbone, config: ConceptConfig, *, seed: int) -> Self:
+    def start(cls, backbone: Backbone, config: ConceptConfig, *, instance_token: str, seed: int) -> Self:
         """Prepare a backbone in place, so that it predicts with the trainable parameters.
 
         Args:
             backbone: frozen; its class images have been drawn already.
             config: of the phase.
+            instance_token: that stands for [V]; a method may use another.
             seed: of parameters that are new.
         """
         ...

@@ -41,13 +41,13 @@ class Predictor:
 
     Attributes:
         models: backbone and network.
-        control_scale: strength of the network.
-        precision: `bf16` or `fp32`.
+        controlnet_conditioning_scale: strength of the network.
+        mixed_precision: `bf16` or `no`.
     """
 
     models: SamplingModels
-    control_scale: float
-    precision: str
+    controlnet_conditioning_scale: float
+    mixed_precision: str
 
     def __call__(self, latents: Tensor, timestep: Tensor, given: Given) -> Tensor:
         """Predict for latents [B,C,h,w] at one timestep, float32 [B,C,h,w]."""
@@ -57,11 +57,11 @@ class Predictor:
         def part(rows: Tensor) -> Tensor:
             x = latents[rows].contiguous(memory_format=torch.channels_last)
             context = given.context.select(rows.to(latents.device))
-            with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16"):
                 if network is None or drivers is None:
                     return self.models.backbone.predict(x, timestep, context).float()
                 return network.predict(
-                    self.models.backbone, x, timestep, context, drivers[rows], scale=self.control_scale
+                    self.models.backbone, x, timestep, context, drivers[rows], scale=self.controlnet_conditioning_scale
                 ).float()
 
         return in_chunks(part, len(latents), chunk_size(latents))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from defectory.engine.backbones.backbone import Backbone
 from defectory.engine.backbones.embeddings import encode_prompts
+from defectory.engine.config import MixedPrecision
 from defectory.engine.sampling.chunks import chunk_size, in_chunks
 from defectory.engine.sampling.guidance import Alternatives, Guidance, guided_prediction, mask_weight_of
 from defectory.engine.sampling.known import Known, KnownLatents
@@ -40,13 +41,13 @@ class Sampler:
 
     Attributes:
         scheduler: as for `make_scheduler`.
-        num_steps: denoising steps.
-        precision: of the networks; latents stay float32.
+        num_inference_steps: denoising steps.
+        mixed_precision: of the networks; latents stay float32.
     """
 
     scheduler: str
-    num_steps: int
-    precision: Literal["fp32", "bf16"] = "fp32"
+    num_inference_steps: int
+    mixed_precision: MixedPrecision = "no"
 
 
 def sample_noise(seeds: Sequence[int], shape_chw: tuple[int, int, int]) -> Tensor:
@@ -81,11 +82,13 @@ def sample_images(
     others = _alternatives(backbone, conditions, given, guidance, without)
     without_drivers = None if others.without is None else others.without.drivers
     mask_weight = mask_weight_of(guidance, given.drivers, without_drivers, latent_factor=backbone.latent_factor)
-    predict = Predictor(models=models, control_scale=guidance.control, precision=sampler.precision)
+    predict = Predictor(
+        models=models, controlnet_conditioning_scale=guidance.control, mixed_precision=sampler.mixed_precision
+    )
     num_timesteps = backbone.scheduler.config["num_train_timesteps"]
 
     scheduler = make_scheduler(backbone, sampler.scheduler)
-    set_timesteps(scheduler, sampler.num_steps, backbone.device)
+    set_timesteps(scheduler, sampler.num_inference_steps, backbone.device)
     noise = sample_noise(seeds, _latent_shape(backbone, given)).to(backbone.device)
     latents = noise * scheduler.init_noise_sigma
     kept = None if known is None else KnownLatents(backbone, known, noise)

@@ -39,7 +39,7 @@ def make_scheduler(backbone: Backbone, name: str) -> Any:
     return getattr(diffusers, SCHEDULERS[name]).from_config(config)
 
 
-def set_timesteps(scheduler: Any, num_steps: int, device: torch.device | str) -> None:
+def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | str) -> None:
     """Choose a scheduler's timesteps, in place.
 
     Those of dpm-solver are, for T training timesteps and N steps,
@@ -50,7 +50,7 @@ def set_timesteps(scheduler: Any, num_steps: int, device: torch.device | str) ->
     """
     if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
         last = scheduler.config["num_train_timesteps"] - 1
-        spaced = last * (np.arange(1, num_steps + 1) / num_steps) ** TIMESTEP_POWER
+        spaced = last * (np.arange(1, num_inference_steps + 1) / num_inference_steps) ** TIMESTEP_POWER
         scheduler.set_timesteps(timesteps=np.unique(spaced.round().astype(int))[::-1].tolist(), device=device)
     else:
-        scheduler.set_timesteps(num_steps, device=device)
+        scheduler.set_timesteps(num_inference_steps, device=device)

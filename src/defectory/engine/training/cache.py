@@ -68,7 +68,7 @@ class VariantRecipe:
         num_variants: per tile; the first is the tile as it is.
         seed: of the augmentations.
         flip: allow mirroring.
-        precision: `bf16` or `fp32`, of the encoding.
+        mixed_precision: `bf16` or `no`, of the encoding.
         make_driver: None in phase 1.
         driver_digest: of the driver's configuration.
     """
@@ -78,7 +78,7 @@ class VariantRecipe:
     num_variants: int
     seed: int
     flip: bool
-    precision: str
+    mixed_precision: str
     make_driver: MakeDriver | None = None
     driver_digest: str = ""
 
@@ -88,6 +88,7 @@ class VariantRecipe:
         backbone: Backbone,
         training: TrainingConfig,
         *,
+        flip: bool,
         seed: int,
         make_driver: MakeDriver | None = None,
         driver_digest: str = "",
@@ -98,8 +99,8 @@ class VariantRecipe:
             vae_digest=backbone.autoencoder_digest,
             num_variants=training.variants_per_image,
             seed=seed,
-            flip=training.flip,
-            precision=training.precision,
+            flip=flip,
+            mixed_precision=training.mixed_precision,
             make_driver=make_driver,
             driver_digest=driver_digest,
         )
@@ -143,9 +144,11 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
 
     latents = _cached(
         cache / "latents",
-        digest_json({**content, "vae": recipe.vae_digest, "precision": recipe.precision}),
+        digest_json({**content, "vae": recipe.vae_digest, "precision": recipe.mixed_precision}),
         lambda: {
-            "latents": encode(recipe.backbone, [variant.image for variant in variants()], precision=recipe.precision)
+            "latents": encode(
+                recipe.backbone, [variant.image for variant in variants()], mixed_precision=recipe.mixed_precision
+            )
         },
     )["latents"]
     drivers: tuple[bytes, ...] = ()
@@ -181,14 +184,14 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
 
 
 @torch.no_grad()
-def encode(backbone: Backbone, images: Sequence[NDArray[np.uint8]], *, precision: str) -> Tensor:
+def encode(backbone: Backbone, images: Sequence[NDArray[np.uint8]], *, mixed_precision: str) -> Tensor:
     """Encode images uint8 [H,W,3] of one size as scaled posterior means, float16 [N,C,h,w] on the CPU."""
     height, width = images[0].shape[:2]
     size = max(1, PIXELS_PER_ENCODING // (height * width))
     parts: list[Tensor] = []
     for start in range(0, len(images), size):
         pixels = images_to_tensor(images[start : start + size]).to(backbone.device)
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
             parts.append(backbone.encode_images(pixels).half().cpu())
     return torch.cat(parts)
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from defectory.artifacts.config import Section
+from defectory.engine.config import MixedPrecision
 from defectory.engine.training.schedule import Schedule
 
 OptimizerKind = Literal["adamw", "muon"]
@@ -19,7 +20,7 @@ class LoopSettings:
 
     Attributes:
         schedules: of the learning rate, one after the other; together they cover all steps.
-        accumulation: micro-batches per step.
+        gradient_accumulation_steps: micro-batches per step.
         optimizer: `adamw`, or `muon` for the matrices inside the networks and AdamW for the rest.
         betas: of AdamW.
         fused: use AdamW's fused step on a CPU and under CUDA; else torch chooses.
@@ -32,7 +33,7 @@ class LoopSettings:
     """
 
     schedules: tuple[Schedule, ...]
-    accumulation: int = 1
+    gradient_accumulation_steps: int = 1
     optimizer: OptimizerKind = "adamw"
     betas: tuple[float, float] = (0.9, 0.99)
     fused: bool = True
@@ -56,7 +57,7 @@ class TrainingConfig(Section):
     """Optimiser steps. More steps fit the data better and take longer."""
     batch_size: int = Field(default=16, ge=1)
     """Tiles per micro-batch. Lower it if memory runs out."""
-    accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches per optimiser step. Raise it for larger batches at the same memory."""
     optimizer: OptimizerKind = "adamw"
     """`adamw`, or `muon` for the matrices inside the networks with AdamW for the rest. Muon needs about four times
@@ -88,12 +89,10 @@ class TrainingConfig(Section):
     """
     variants_per_image: int = Field(default=8, ge=1)
     """Cached augmented variants per tile; image, masks and driver are transformed together."""
-    flip: bool = True
-    """Mirror augmented variants, and rotate square tiles by quarter turns. Turn it off if orientation matters."""
-    prompt_dropout: float = Field(default=0.1, ge=0, le=1)
+    proportion_empty_prompts: float = Field(default=0.1, ge=0, le=1)
     """Share of prompts replaced by the empty prompt, as classifier-free guidance needs it."""
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Precision of the training step."""
+    mixed_precision: MixedPrecision = "bf16"
+    """Precision of the training step: `bf16`, or `no` for fp32 throughout."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     checkpoint_every: int = Field(default=200, ge=1)
@@ -111,7 +110,7 @@ class TrainingConfig(Section):
         )
         return LoopSettings(
             schedules=(schedule,),
-            accumulation=self.accumulation,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
             optimizer=self.optimizer,
             weight_decay=self.weight_decay,
             max_grad_norm=self.max_grad_norm,

@@ -93,7 +93,8 @@ def train(
 
     Args:
         parameters: what is trained, by name; all on one device.
-        batch_of: returns the micro-batch of an index (step * accumulation + micro step), a pure function.
+        batch_of: returns the micro-batch of an index, a pure function; a step takes
+            `gradient_accumulation_steps` of them.
         loss_of: returns a batch's scalar loss.
         config: steps, schedule, optimiser.
         checkpoint: folder for the checkpoint; the caller removes it when the outcome is saved.
@@ -202,9 +203,9 @@ class _Stepper(Generic[BatchT]):
         rate = learning_rate_at(state.step, settings.schedules)
         state.optimizer.set_learning_rate(rate)
         total = torch.zeros((), device=state.device)
-        for micro in range(settings.accumulation):
-            batch = self._batches.take(state.step * settings.accumulation + micro)
-            loss = self._loss_of(batch) / settings.accumulation
+        for micro in range(settings.gradient_accumulation_steps):
+            batch = self._batches.take(state.step * settings.gradient_accumulation_steps + micro)
+            loss = self._loss_of(batch) / settings.gradient_accumulation_steps
             loss.backward()
             total += loss.detach()
         nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
@@ -240,7 +241,8 @@ class _Stepper(Generic[BatchT]):
             if not math.isfinite(value):
                 number = len(self._state.log) + 1
                 raise StageError(
-                    f"training step {number}: the loss is {value}; lower training.learning_rate or use precision fp32"
+                    f"training step {number}: the loss is {value}; lower training.learning_rate, or set "
+                    "mixed_precision to no"
                 )
             self._state.log.append((value, rate))
         self._unread.clear()

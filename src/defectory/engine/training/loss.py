@@ -53,7 +53,7 @@ def denoising_errors(
     device = schedule.alpha_bar.device
     clean, noise, timesteps = (x.to(device, non_blocking=True) for x in (batch.clean, batch.noise, batch.timesteps))
     noisy, target = schedule.add(clean, noise, timesteps)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
         predicted = predict(noisy, timesteps)
     errors = (predicted.float() - target).square()
     if not weighted:

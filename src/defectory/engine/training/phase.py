@@ -159,7 +159,7 @@ class MemberSource:
     plan: BatchPlan
     variants: Sequence[TileVariants]
     prompt_of: PromptOf
-    prompt_dropout: float
+    proportion_empty_prompts: float
 
     def members(self, index: int, generator: torch.Generator) -> Members:
         """Collect the tiles of a batch and drop prompts at random.
@@ -169,7 +169,7 @@ class MemberSource:
             generator: decides which prompts are dropped, before any other random number of the batch.
         """
         members = [(self.variants[tile], variant) for tile, variant in self.plan.batch(index)]
-        dropped = torch.rand(len(members), generator=generator) < self.prompt_dropout
+        dropped = torch.rand(len(members), generator=generator) < self.proportion_empty_prompts
         driven = bool(members[0][0].drivers)
         return Members(
             latents=torch.stack([tile.latents[variant] for tile, variant in members]).float(),

@@ -21,7 +21,7 @@ def driver_samples(inputs: RunStore, config: ProjectConfig) -> tuple[list[Sample
     Raises:
         FirewallError: a tile comes from an image that is not in train or pool.
     """
-    tiles, drawings = inputs.tiles, drawings_of(inputs, config.drivers)
+    tiles, drawings, dataset = inputs.tiles, drawings_of(inputs, config.drivers), inputs.data.dataset
     defective = spread([tile for tile in tiles.tileset.of("train") if tile.instances], MAX_TILES)
     free = spread(tiles.tileset.of("pool"), MAX_TILES)
     inputs.split.require_training_ids((tile.image_id for tile in [*defective, *free]), stage="drivers")
@@ -29,7 +29,8 @@ def driver_samples(inputs: RunStore, config: ProjectConfig) -> tuple[list[Sample
     def sample(tile: Tile, labels: Tile) -> Sample:
         masks = tuple(mask for _, mask in masks_of(labels.instances))
         drawing = None if drawings is None else drawings.of(tile)
-        return Sample(image=tiles.image(tile), masks=masks, valid_hw=tile.valid_hw, drawing=drawing)
+        group = dataset.image(tile.image_id).group
+        return Sample(image=tiles.image(tile), masks=masks, valid_hw=tile.valid_hw, group=group, drawing=drawing)
 
     return (
         [sample(tile, tile) for tile in defective],
@@ -44,4 +45,5 @@ def leakage_of(inputs: RunStore, config: ProjectConfig) -> Leakage | None:
         return sample.geometry(config.drivers), np.any(sample.masks, axis=0)
 
     defective, free = driver_samples(inputs, config)
-    return leakage([pair(s) for s in defective], [pair(s) for s in free], seed=config.seed)
+    groups = [sample.group for sample in (*defective, *free)]
+    return leakage([pair(s) for s in defective], [pair(s) for s in free], groups=groups, seed=config.seed)

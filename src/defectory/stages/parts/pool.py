@@ -80,4 +80,4 @@ class PoolTiles:
 def pool_tiles(inputs: RunStore, config: ProjectConfig) -> PoolTiles:
     """Return the pool tiles of a run."""
     drawings = drawings_of(inputs, config.drivers)
-    return PoolTiles(inputs.tiles, drivers=config.drivers, flip=config.condition.training.flip, drawings=drawings)
+    return PoolTiles(inputs.tiles, drivers=config.drivers, flip=config.augmentation.flip, drawings=drawings)

@@ -90,7 +90,7 @@ def tile_regions(inputs: RunStore, config: ProjectConfig) -> Callable[[Tile, int
     if folder is None:
         return lambda _tile, _seed: None
     regions = load_regions(folder, inputs.data.dataset)
-    tiles, flip = inputs.tiles, config.condition.training.flip
+    tiles, flip = inputs.tiles, config.augmentation.flip
 
     def region_of(tile: Tile, augmentation_seed: int | None) -> Mask | None:
         region = regions.get(tile.image_id)

@@ -166,7 +166,7 @@ def _copied_tiles(copied: Memorisation | None) -> Signature:
         name="memorisation",
         detected=None if copied is None else copied.copied_share > 0.05,
         evidence=evidence,
-        advice="Shorten phase 1, raise concept.prior_weight, or add training images.",
+        advice="Shorten phase 1, raise concept.prior_loss_weight, or add training images.",
     )
 
 

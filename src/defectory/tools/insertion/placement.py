@@ -77,7 +77,7 @@ def plan_of(
         ConfigError: no place for a defect, or a mask without a class of the project's.
     """
     tileset, concept, control = inputs.tiles.tileset, inputs.concept.concept, inputs.control.control
-    noun = run.config.condition.defect_noun
+    noun = run.config.prompts.defect_noun
     placer = Placer(inputs, run, class_name)
     jobs: list[Job] = []
     windows: dict[str, Window] = {}
