@@ -57,7 +57,8 @@ from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.data import TrainingTile
 from defectory.evaluation.image_metrics import kid
 from defectory.files import write_json
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all

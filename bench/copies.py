@@ -21,7 +21,7 @@ from defectory.api.project import Project
 from defectory.engine.backbones.known import resolve_base
 from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.stages.curate import checker_of
 
 Image = NDArray[np.uint8]

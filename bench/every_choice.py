@@ -22,7 +22,8 @@ from defectory.drawing import contact_sheet, draw_outlines
 from defectory.events import StageEnded
 from defectory.files import write_json
 from defectory.formats.coco import load_coco
-from defectory.imageio import load_rgb, save_jpeg, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_jpeg, save_png
 from defectory.rle import decode
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run

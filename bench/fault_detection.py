@@ -25,7 +25,7 @@ from defectory.curation.calibration import degrade
 from defectory.curation.config import CurationConfig
 from defectory.curation.fidelity import score
 from defectory.geometry import width_px
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.procedural import borescope
 from defectory.procedural.world import render_pair
 from defectory.rle import decode

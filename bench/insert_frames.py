@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from defectory.api.project import Project
 from defectory.formats.coco import load_coco
 from defectory.geometry import distance_to
-from defectory.imageio import load_native, save_png
+from defectory.images.frames import load_native
+from defectory.images.save import save_png
 from defectory.rle import decode
 from defectory.runs.stage import Run
 from defectory.tools.insert import insert_into

@@ -37,7 +37,7 @@ from defectory.dataset.tiles import cut_tiles, finished
 from defectory.engine.training.noise import generator_of
 from defectory.engine.training.optimizer import NamedOptimizer
 from defectory.files import write_json
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.procedural.borescope import write_dataset
 from defectory.rle import decode
 from defectory.synthesis.full import draft_paths

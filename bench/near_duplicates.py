@@ -23,7 +23,8 @@ from PIL import Image as PillowImage
 
 from defectory.dataset.descriptor import ImageDescriptor, describe
 from defectory.dataset.duplicates import find_duplicates, similarity
-from defectory.imageio import IMAGE_SUFFIXES, load_rgb
+from defectory.images.header import IMAGE_SUFFIXES
+from defectory.images.load import load_rgb
 
 Image = NDArray[np.uint8]
 Alter = Callable[[Image, np.random.Generator], Image]

@@ -16,7 +16,7 @@ import numpy as np
 import defectory
 from defectory.artifacts.annotation import masks_of
 from defectory.drawing import contact_sheet, draw_outlines
-from defectory.imageio import save_jpeg
+from defectory.images.save import save_jpeg
 
 LABEL_COLOUR = (40, 220, 60)
 CELL_PX, ROWS = 224, 3

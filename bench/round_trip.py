@@ -22,7 +22,7 @@ from defectory.engine.backbones.known import resolve_base
 from defectory.engine.backbones.sd1.model import load_stable_diffusion
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
 from defectory.evaluation.contrast import defect_contrast
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.pretraining.vae import reconstruction_psnr_db
 from defectory.procedural.world import render
 

@@ -28,7 +28,7 @@ from defectory.engine.backbones.load import load_base
 from defectory.engine.sampling.models import SamplingModels, for_sampling
 from defectory.engine.sampling.sample import sample_noise
 from defectory.engine.tensors import images_to_tensor
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.pretraining.config import ScoreConfig
 from defectory.pretraining.diffusion import Noising, build_scheduler
 from defectory.pretraining.score import Judge, draw_captions

@@ -13,25 +13,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from defectory import folders
 from defectory.errors import InputError, OutputError
 from defectory.files import MARKER_NAME, in_progress
-from defectory.folders import (
+from defectory.folders.claims import claim_folder, require_new_or_ours, require_replaceable
+from defectory.folders.marker import (
     Marker,
-    atomic_folder,
-    claim_folder,
     folder_is_whole,
     is_ours,
     read_marker,
     record_files,
-    remove_leftovers,
-    remove_ours,
-    require_new_or_ours,
-    require_replaceable,
     require_unchanged,
     write_marker,
 )
-from defectory.imageio import save_jpeg, save_png
+from defectory.folders.swap import atomic_folder, recover, remove_leftovers, remove_ours
+from defectory.images.save import save_jpeg, save_png
 
 
 def make(path: Path, text: str = "a", *, kind: str = "dataset", addressed: bool = True) -> None:
@@ -194,22 +189,22 @@ def test_a_full_disk_and_an_unreadable_source_are_told_apart(tmp_path: Path) -> 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from defectory import folders
+from defectory.folders import swap
 out, moment = Path(sys.argv[1]), sys.argv[2]
 def die(*_arguments, **_keywords):
     os.kill(os.getpid(), signal.SIGKILL)
 if moment == "before the swap":
-    folders._exchange = die
+    swap._exchange = die
 if moment == "between two renames":
-    folders._exchange = lambda *_: False
+    swap._exchange = lambda *_: False
     renamed = Path.rename
     Path.rename = lambda self, target: (renamed(self, target), die())
 if moment == "after the swap":
-    folders.retire = die
+    swap.retire = die
 if moment == "while moving up":
     renamed = Path.rename
     Path.rename = lambda self, target: (renamed(self, target), die())
-with folders.atomic_folder(out, kind="dataset") as folder:
+with swap.atomic_folder(out, kind="dataset") as folder:
     (folder / "index.json").write_text("b")
     (folder / "extra.json").write_text("b")
     if moment == "while writing":
@@ -224,7 +219,7 @@ def test_a_kill_at_any_moment_loses_nothing_and_the_next_call_tidies_up(tmp_path
     (out / "mine.txt").write_text("mine")
     done = subprocess.run([sys.executable, "-P", "-c", KILLED, str(out), moment], check=False)
     assert done.returncode == -signal.SIGKILL
-    folders.recover(out)
+    recover(out)
     state = contents(out)
     assert state.pop("mine.txt") == "mine"
     assert state in ({"index.json": "b", "extra.json": "b"}, {"index.json": "a", "images/a.png": "a"})

@@ -14,9 +14,10 @@ from scipy.ndimage import gaussian_filter
 
 from defectory.errors import ImageError, OutputError
 from defectory.files import atomic_path, digest_folder, write_json
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 from defectory.geometry import Augmentation, Border, border_of, width_px
-from defectory.imageio import load_class_mask, load_image, load_rgb, save_png
+from defectory.images.load import load_class_mask, load_image, load_rgb
+from defectory.images.save import save_png
 from defectory.rle import box_xyxy, decode, encode
 
 masks = arrays(np.bool_, st.tuples(st.integers(1, 13), st.integers(1, 17)))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 
 Cli = Callable[..., Any]
 HEIGHT, WIDTH = 40, 56

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 
 Cli = Callable[..., Any]
 VERBS = (

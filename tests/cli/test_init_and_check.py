@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 
 Cli = Callable[..., Any]
 

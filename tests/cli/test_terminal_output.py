@@ -21,7 +21,7 @@ from defectory.cli.failures import line_and_code
 from defectory.cli.main import main
 from defectory.cli.show import show_table
 from defectory.errors import ConfigError, ImageError
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 
 Cli = Callable[..., Any]
 MESSY = (

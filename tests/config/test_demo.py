@@ -9,7 +9,7 @@ import pytest
 from defectory.api import demo
 from defectory.api.demo import PROJECT_FILE, write_demo
 from defectory.errors import OutputError
-from defectory.folders import is_ours
+from defectory.folders.marker import is_ours
 
 
 @pytest.fixture(autouse=True)

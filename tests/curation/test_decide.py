@@ -11,7 +11,8 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.curation.config import CurationConfig
 from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.rle import decode, encode
 
 SIZE_HW = (64, 96)

@@ -11,7 +11,8 @@ from defectory.dataset import check as check_module
 from defectory.dataset.check import CELL_PX, MAX_ROWS, MAX_SHOWN, OUTLINE, check_dataset, write_contact_sheet
 from defectory.drawing import write_text
 from defectory.files import digest_file
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.rle import Rle, encode
 
 SIZE_HW = (60, 100)

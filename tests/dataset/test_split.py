@@ -20,7 +20,7 @@ from defectory.dataset.config import SplitConfig
 from defectory.dataset.split import MAX_TOLD, make_split
 from defectory.errors import ConfigError, InputError
 from defectory.files import digest_file
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.rle import encode
 
 SIZE_HW = (60, 84)

@@ -12,7 +12,8 @@ from defectory.dataset.config import SplitConfig
 from defectory.dataset.split import make_split
 from defectory.errors import FirewallError
 from defectory.files import digest_file
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.rle import encode
 
 SIZE_HW = (64, 96)

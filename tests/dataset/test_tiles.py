@@ -17,7 +17,9 @@ from defectory.dataset.tiles import choose_tiling, cut_tiles, finished
 from defectory.errors import ConfigError, FirewallError, ImageError, StageError
 from defectory.files import digest_file
 from defectory.geometry import is_thinner, resize_crop, resize_mask, width_px
-from defectory.imageio import ValueRange, load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
+from defectory.images.valuerange import ValueRange
 from defectory.rle import decode, decode_crop, encode
 
 SIZE_HW = (64, 96)

@@ -25,7 +25,7 @@ from defectory.formats.writers.base import ExportImage, ExportSet, Written
 from defectory.formats.writers.label_studio import pack_mask
 from defectory.formats.writers.registry import README_NAME, TABLE_NAME, WRITERS, write_export, writer_named
 from defectory.formats.writers.voc import voc_colour
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.rle import decode, encode
 
 SIZE_HW = (30, 44)

@@ -109,18 +109,20 @@ def image_file(name: str) -> Target:
 
 def read_image(path: Path, rng: random.Random) -> None:
     """Read an image in every way; the first refusal ends none of the others."""
-    from defectory import imageio
     from defectory.errors import DefectoryError
-    from defectory.valuerange import ValueRange
+    from defectory.images.facts import image_size_hw, measure_value_range, remarks_of
+    from defectory.images.frames import load_frame
+    from defectory.images.load import load_class_mask, load_image
+    from defectory.images.valuerange import ValueRange
 
     ranges = (None, ValueRange(low=0, high=4095), ValueRange(low=0.0, high=1.0))
     calls: list[Callable[[], object]] = [
-        lambda: imageio.load_image(path, rng.choice(ranges)),
-        lambda: imageio.image_size_hw(path),
-        lambda: imageio.remarks_of(path),
-        lambda: imageio.load_class_mask(path),
-        lambda: imageio.measure_value_range([path, path]),
-        lambda: imageio.load_frame(path),
+        lambda: load_image(path, rng.choice(ranges)),
+        lambda: image_size_hw(path),
+        lambda: remarks_of(path),
+        lambda: load_class_mask(path),
+        lambda: measure_value_range([path, path]),
+        lambda: load_frame(path),
     ]
     refused: DefectoryError | None = None
     for call in calls if rng.random() < 0.5 else rng.sample(calls, 2):
@@ -271,7 +273,7 @@ def read_values(root: Path, rng: random.Random) -> None:
     from defectory.dataset.check import check_dataset, write_contact_sheet
     from defectory.errors import DefectoryError
     from defectory.files import read_manifest
-    from defectory.folders import is_ours, read_marker
+    from defectory.folders.marker import is_ours, read_marker
 
     kinds: dict[str, type[Value]] = {
         "split.json": Split,

@@ -16,7 +16,7 @@ from defectory.artifacts.plan import Check
 from defectory.config.resolve import read_project_file
 from defectory.errors import AnnotationError, ConfigError, ImageError, InputError
 from defectory.formats.colours import value_names_of
-from defectory.imageio import load_image
+from defectory.images.load import load_image
 from defectory.textfile import read_text_file
 
 from .sets import defectory, images

@@ -12,7 +12,7 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import MaskBank, MaskBankEntry
 from defectory.errors import AnnotationError, OutputError
 from defectory.filenames import file_names_of
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.masks.expert import class_names_of_folders, read_folder, write_review
 from defectory.rle import encode
 

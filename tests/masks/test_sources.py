@@ -12,7 +12,7 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import MaskBank, MaskBankEntry
 from defectory.config.resolve import resolve
 from defectory.errors import AnnotationError, ConfigError
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.masks.config import MASK_SOURCES, MaskConfig
 from defectory.masks.expert import from_instances, read_folder, write_review
 from defectory.masks.sources import DrawnMask, ExpertMask, MaskMaterial, MaskSource, MaskSources

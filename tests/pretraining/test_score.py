@@ -10,7 +10,7 @@ import torch
 from defectory.artifacts.scores import BaseScores
 from defectory.errors import ConfigError, StageError
 from defectory.events import Progress
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.pretraining.config import ScoreConfig, StageConfig
 from defectory.pretraining.corpus import Corpus
 from defectory.pretraining.score import GRID_CAPTIONS, Named, accuracy, name_images

@@ -15,7 +15,7 @@ from defectory.engine.backbones.verify import verify
 from defectory.engine.training.events import Step, Validated
 from defectory.errors import ConfigError, OutputError, StageError
 from defectory.files import digest_folder, write_json
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.pretraining.config import PretrainConfig, StageConfig, WordConfig
 from defectory.pretraining.run import pretrain
 from defectory.pretraining.text import RESERVED_WORDS

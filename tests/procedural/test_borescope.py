@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from defectory.files import digest_folder
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.procedural.borescope import (
     CLASSES,
     SHOTS_PER_SCENE,

@@ -17,7 +17,7 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
 from defectory.artifacts.tiles import Tiling
 from defectory.evaluation.mask_metrics import coco_truth
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.rle import decode, encode
 from defectory.segmentation import predict
 from defectory.segmentation.predict import coco_results, predict_images, write_overlay

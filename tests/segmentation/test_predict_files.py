@@ -17,11 +17,12 @@ from PIL import Image
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
 from defectory.errors import ImageError, OutputError
-from defectory.imageio import ValueRange, encode_png, save_png
+from defectory.images.save import encode_png, save_png
+from defectory.images.tiff import encode_tiff
+from defectory.images.valuerange import ValueRange
 from defectory.segmentation import predict
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.training import train_segmenter, value_range_of
-from defectory.tiff import encode_tiff
 from defectory.tools.predict import Predicted, predict_files
 
 RANGE = ValueRange(low=0, high=4095)

@@ -13,7 +13,8 @@ import pytest
 from defectory.engine.training.data import augment, augmentation_of
 from defectory.errors import ConfigError, ImageError
 from defectory.events import StageEnded
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all, stages_of
 from defectory.stages.parts import drawings as drawings_module

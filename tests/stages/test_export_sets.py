@@ -19,11 +19,11 @@ from defectory.config.template import project_template
 from defectory.errors import ConfigError, FirewallError, OutputError, StageError
 from defectory.events import StageEnded
 from defectory.files import digest_file
-from defectory.folders import is_ours
+from defectory.folders.marker import is_ours
 from defectory.formats.raw import LoadOptions
 from defectory.formats.registry import load
 from defectory.formats.writers.registry import WRITERS, writer_named
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.rle import decode
 from defectory.runs.stage import Run
 from defectory.runs.store import RunStore

@@ -12,7 +12,8 @@ import pytest
 from defectory.drivers.palette import palette
 from defectory.errors import ImageError
 from defectory.events import StageEnded
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.runs.stage import Run
 from defectory.tools.drivers import extract_from_images
 

@@ -16,7 +16,8 @@ from defectory.artifacts.dataset import image_path
 from defectory.artifacts.plan import MaskOrigin
 from defectory.artifacts.tiles import TileSet
 from defectory.errors import FirewallError, ImageError, InputError, StageError
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.runs import layout
 from defectory.runs.stage import Run, Stage
 from defectory.stages import segment as segment_module

@@ -16,13 +16,16 @@ from defectory.errors import ConfigError, ImageError, OutputError
 from defectory.events import StageEnded
 from defectory.formats.coco import load_coco
 from defectory.geometry import distance_to
-from defectory.imageio import ValueRange, encode_png, load_frame, load_native, load_rgb, save_png
+from defectory.images.frames import load_frame, load_native
+from defectory.images.load import load_rgb
+from defectory.images.save import encode_png, save_png
+from defectory.images.tiff import encode_tiff
+from defectory.images.valuerange import ValueRange
 from defectory.rle import decode
 from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.stages.all import run_all
 from defectory.stages.parts.regions import tile_regions
-from defectory.tiff import encode_tiff
 from defectory.tools.insert import insert_into
 
 Opened = Callable[..., Run]

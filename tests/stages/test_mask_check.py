@@ -12,7 +12,8 @@ from PIL import Image
 
 from defectory.artifacts.plan import MaskBank
 from defectory.errors import AnnotationError
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.masks.sources import ExpertMask
 from defectory.runs.stage import Run
 from defectory.stages.parts import mask_supply

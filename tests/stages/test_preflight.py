@@ -19,7 +19,7 @@ from defectory.artifacts.tiles import TileSet
 from defectory.config.resolve import resolve
 from defectory.errors import InputError
 from defectory.events import Notice
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.procedural.borescope import write_dataset
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run

@@ -16,7 +16,7 @@ import pytest
 from defectory.artifacts.tiles import spread
 from defectory.errors import ConfigError, WeightsError
 from defectory.events import Progress, StageEnded
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.runs.graph import needed_for, states_of
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all, stages_of

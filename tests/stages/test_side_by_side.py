@@ -20,7 +20,7 @@ from defectory.artifacts.tiles import TileSet
 from defectory.errors import FirewallError, StageError
 from defectory.events import Progress, StageEnded
 from defectory.files import digest_file, digest_json, read_manifest
-from defectory.folders import record_files
+from defectory.folders.marker import record_files
 from defectory.runs.stage import Run
 from defectory.stages import all as all_module
 from defectory.stages.all import CHECKS, run_all, stages_of

@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from defectory import folders
 from defectory.cli.main import app
 from defectory.config.template import project_template
 from defectory.engine.backbones import known
 from defectory.errors import InputError, OutputError, StageError, WeightsError
 from defectory.events import Event, Notice, Progress, StageEnded, Work
 from defectory.files import MARKER_NAME, digest_file, read_manifest
-from defectory.folders import WORK_NAME, claim_folder, is_ours
+from defectory.folders.claims import claim_folder
+from defectory.folders.marker import is_ours
+from defectory.folders.swap import WORK_NAME
 from defectory.runs.sources import MissingSource, Sources, source_listing
 from defectory.runs.stage import Run, Stage
 from defectory.runs.store import RunStore
@@ -231,7 +232,7 @@ def test_the_old_outcome_stays_when_the_new_one_cannot_be_finished(
     assert digests(project) == before
     assert not (project.folder / WORK_NAME / "split").exists()
     # too small a disk is told before anything is written
-    monkeypatch.setattr(folders.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(
         OutputError,
         match=r"the disk has 0 MB free, but about [0-9]+ MB are needed beside the old outcome; free space; nothing was "

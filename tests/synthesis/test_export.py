@@ -11,7 +11,8 @@ import pytest
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Decision, Decisions, Fidelity, Job, MaskOrigin, Plan
 from defectory.files import digest_file
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.rle import encode
 from defectory.synthesis.export import export_synthetic
 from defectory.synthesis.full import draft_paths

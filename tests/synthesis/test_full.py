@@ -15,7 +15,7 @@ from defectory.condition.networks.controlnet import ControlNet
 from defectory.engine.backbones.load import load_base
 from defectory.engine.sampling.models import SamplingModels
 from defectory.files import digest_folder
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.rle import decode, encode
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.full import DraftInput, batches_of, draft_paths, synthesize

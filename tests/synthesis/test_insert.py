@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from defectory.imageio import encode_png, load_frame, load_native
+from defectory.images.frames import load_frame, load_native
+from defectory.images.save import encode_png
+from defectory.images.tiff import encode_tiff
+from defectory.images.valuerange import ValueRange
 from defectory.synthesis.export import Frame
 from defectory.synthesis.grain import add_grain
 from defectory.synthesis.insert import blend, feather, paste
-from defectory.tiff import encode_tiff
-from defectory.valuerange import ValueRange
 
 SIZE_HW = (48, 64)
 Mask = NDArray[np.bool_]

@@ -11,7 +11,8 @@ from defectory.api.project import RESERVED, Project
 from defectory.config.resolve import read_project_file, resolve
 from defectory.config.template import project_template
 from defectory.files import write_text
-from defectory.folders import claim_folder, record_files, require_claimable, require_unchanged
+from defectory.folders.claims import claim_folder, require_claimable
+from defectory.folders.marker import record_files, require_unchanged
 from defectory.procedural.borescope import write_dataset
 
 SOURCE = "borescope"

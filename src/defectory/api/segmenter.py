@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
-from defectory.imageio import ValueRange, load_image
+from defectory.images.load import load_image
+from defectory.images.valuerange import ValueRange
 from defectory.rle import box_xyxy, decode
 
 

@@ -9,7 +9,7 @@ from pydantic import PrivateAttr, field_validator, model_validator
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
-from defectory.imageio import ValueRange as ValueRange
+from defectory.images.valuerange import ValueRange
 
 MANIFEST = "dataset.json"
 

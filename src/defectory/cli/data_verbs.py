@@ -104,7 +104,7 @@ def import_data(
     """Copy annotated images into one data set folder. Images stay byte for byte what they were."""
     from defectory.cli.show import say, say_json
     from defectory.dataset.importer import import_dataset
-    from defectory.folders import require_replaceable
+    from defectory.folders.claims import require_replaceable
 
     config = _data_config(
         {
@@ -216,7 +216,7 @@ def check(
     from defectory.cli.show import say, say_json
     from defectory.dataset.check import check_dataset, write_contact_sheet
     from defectory.errors import InputError
-    from defectory.folders import require_new_or_ours
+    from defectory.folders.claims import require_new_or_ours
     from defectory.runs.layout import DATA
 
     if sheet is not None:

@@ -158,8 +158,8 @@ def compare(
 ) -> None:
     """Show train tiles beside their drivers of every kind, geometry brightened so that it can be seen."""
     from defectory.cli.show import say
-    from defectory.folders import require_new_or_ours
-    from defectory.imageio import save_png
+    from defectory.folders.claims import require_new_or_ours
+    from defectory.images.save import save_png
     from defectory.tools.drivers import compare_drivers
 
     require_new_or_ours(out)
@@ -185,7 +185,8 @@ def review_masks(
     from defectory.cli.show import say
     from defectory.config.template import path_from
     from defectory.errors import OutputError
-    from defectory.folders import is_empty, is_ours, require_replaceable
+    from defectory.folders.claims import is_empty, require_replaceable
+    from defectory.folders.marker import is_ours
     from defectory.tools.masks import review_masks as write
 
     if is_ours(out, kind="masks-review") and not is_empty(out):
@@ -210,8 +211,8 @@ def preview_masks(
 ) -> None:
     """Draw masks from the project's sources and look at them before anything is synthesized."""
     from defectory.cli.show import say, show_table
-    from defectory.folders import require_new_or_ours
-    from defectory.imageio import save_png
+    from defectory.folders.claims import require_new_or_ours
+    from defectory.images.save import save_png
     from defectory.tools.masks import preview_masks as preview
     from defectory.tools.masks import summary_of
 

@@ -49,7 +49,7 @@ def insert(
 ) -> None:
     """Draw defects of a trained project into images of your own, which stay as they are around them."""
     from defectory.cli.show import say, show_events
-    from defectory.folders import require_replaceable
+    from defectory.folders.claims import require_replaceable
     from defectory.memory import PeakMemory
 
     given = [*image, *(path for path in (project, mask, region, drawing) if path is not None)]

@@ -42,7 +42,7 @@ def open_project(
     """Open a project file with the settings of the command line and the environment."""
     from defectory.api.project import Project
     from defectory.errors import ConfigError
-    from defectory.imageio import IMAGE_SUFFIXES
+    from defectory.images.header import IMAGE_SUFFIXES
 
     if file.suffix.lower() in IMAGE_SUFFIXES:
         raise ConfigError(file, "is an image, but a project file is expected here", "give images with --image")

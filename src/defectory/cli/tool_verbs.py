@@ -67,7 +67,7 @@ def score_base(
     """Score a base on procedural images: how well samples match captions, and how close they are to images."""
     from defectory.cli.show import say, show_events
     from defectory.engine.backbones.known import resolve_base
-    from defectory.folders import require_claimable
+    from defectory.folders.claims import require_claimable
     from defectory.tools.pretrain import run_score, score_config
 
     config, base = score_config(override or []), resolve_base(name_or_path)
@@ -80,8 +80,8 @@ def score_base(
 def show_world(out: Annotated[Path, typer.Option("--out", help="Folder for the sheets.")] = Path("world")) -> None:
     """Draw sheets of the procedural world that bases are trained on, and of the borescope demo, unseen in training."""
     from defectory.cli.show import say
-    from defectory.folders import atomic_folder
-    from defectory.imageio import save_jpeg
+    from defectory.folders.swap import atomic_folder
+    from defectory.images.save import save_jpeg
     from defectory.procedural.gallery import SHEETS, borescope_sheet, world_sheet
 
     with atomic_folder(out, kind="world") as folder:
@@ -111,7 +111,7 @@ def pretrain_base(
     initial weights of the light segmenter.
     """
     from defectory.cli.show import say, show_events
-    from defectory.folders import require_claimable
+    from defectory.folders.claims import require_claimable
     from defectory.tools.pretrain import pretrain_config, run_pretrain
 
     config = pretrain_config(override or [], device=device, seed=seed)
@@ -140,7 +140,7 @@ def teach_base(
     """Teach a base one word of the procedural world. Other texts change by a few percent (decision 044)."""
     from defectory.cli.show import say, show_events
     from defectory.engine.backbones.known import resolve_base
-    from defectory.folders import require_claimable, require_replaceable
+    from defectory.folders.claims import require_claimable, require_replaceable
     from defectory.tools.pretrain import run_teach, word_config
 
     config, start = word_config(word, override or [], device=device), resolve_base(base)

@@ -37,7 +37,7 @@ from defectory.engine.training.noise import NoiseSchedule, generator_of, stratif
 from defectory.engine.training.phase import MemberSource, Phase, check_phase_tiles, make_ready, run_phase
 from defectory.events import Work
 from defectory.files import digest_folder, digest_json
-from defectory.folders import atomic_folder, remove_leftovers
+from defectory.folders.swap import atomic_folder, remove_leftovers
 
 DEFAULT_PROMPTS = PromptConfig()
 

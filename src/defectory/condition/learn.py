@@ -33,7 +33,7 @@ from defectory.engine.training.phase import MemberSource, Phase, check_phase_til
 from defectory.errors import InputError
 from defectory.events import Work
 from defectory.files import digest_folder, digest_json
-from defectory.folders import atomic_folder, remove_leftovers
+from defectory.folders.swap import atomic_folder, remove_leftovers
 
 LoadBackbone = Callable[[Path, torch.device], Backbone]
 """Maps phase 1's stage folder and a device to the backbone that knows the concept."""

@@ -20,7 +20,8 @@ from defectory.curation.fidelity import compare, drawn_map, iou, score_map
 from defectory.curation.realism import density_and_coverage
 from defectory.curation.tighten import tighten
 from defectory.drawing import contact_sheet, draw_outlines
-from defectory.imageio import load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.rle import area_px, decode, encode
 
 MIN_STD = 2.0

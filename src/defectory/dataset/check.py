@@ -17,7 +17,9 @@ from defectory.drawing import contact_sheet, draw_outlines, fitted_size_hw
 from defectory.errors import ImageError, InputError
 from defectory.files import digest_file, reason_of
 from defectory.geometry import resize_crop
-from defectory.imageio import ValueRange, load_rgb, save_png
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
+from defectory.images.valuerange import ValueRange
 from defectory.rle import Rle, area_px, decode_crop
 from defectory.terminal import printable
 

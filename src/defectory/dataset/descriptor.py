@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.errors import InputError
 from defectory.files import write_bytes
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 
 SIDE_PX = 256
 """Geometric mean of the sides of the resized copy that features are computed on, so that sizes are comparable."""

@@ -12,12 +12,12 @@ from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord
 from defectory.dataset.config import DataConfig
 from defectory.dataset.intake import Taken, take, without_copies
 from defectory.errors import AnnotationError, ConfigError, OutputError
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 from defectory.formats.coco import save_coco
 from defectory.formats.lookup import images_in, shown
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Rejected, Sieve, checked_size_hw
 from defectory.formats.registry import load
-from defectory.imageio import measure_value_range, remarks_of
+from defectory.images.facts import measure_value_range, remarks_of
 from defectory.rle import area_px
 from defectory.terminal import printable
 

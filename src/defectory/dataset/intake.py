@@ -14,7 +14,8 @@ import numpy as np
 from defectory.errors import AnnotationError, ImageError
 from defectory.filenames import file_name_of
 from defectory.formats.raw import RawImage, Sieve
-from defectory.imageio import IMAGE_SUFFIXES, load_rgb
+from defectory.images.header import IMAGE_SUFFIXES
+from defectory.images.load import load_rgb
 from defectory.terminal import printable
 
 _CHUNK_BYTES = 1 << 20

@@ -17,9 +17,12 @@ from defectory.artifacts.tiles import Part, Tile, TileInstance, TileSet, Tiling
 from defectory.dataset.config import TilingConfig
 from defectory.dataset.tile_plan import Cut, Patch, patches_of, plan_cuts, scaled_size_hw
 from defectory.errors import ConfigError, ImageError, StageError
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 from defectory.geometry import THIN_PX, is_thinner
-from defectory.imageio import MAX_PIXELS, ValueRange, load_rgb, save_png
+from defectory.images.faults import MAX_PIXELS
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
+from defectory.images.valuerange import ValueRange
 from defectory.rle import Rle, box_of, decode_crop, encode_crop
 
 FRAME_MIN_SCALE = 0.6

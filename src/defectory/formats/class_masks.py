@@ -12,8 +12,8 @@ from PIL import Image
 
 from defectory.errors import ImageError
 from defectory.formats.colours import ColourTable, Rgb, hex_of
-from defectory.imagefile import decode
-from defectory.imageio import save_png
+from defectory.images.decode import decode
+from defectory.images.save import save_png
 
 Kind = Literal["grey", "palette", "colour"]
 ValueMap = NDArray[np.uint8] | NDArray[np.uint16]

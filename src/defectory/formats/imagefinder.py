@@ -18,7 +18,7 @@ from defectory.errors import AnnotationError
 from defectory.formats.fields import shortened
 from defectory.formats.lookup import IMAGE_FOLDERS, child_folder, child_folders, is_file, is_folder
 from defectory.formats.raw import Sieve, is_litter, safe_image_path, walk_files
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 
 ANNOTATION_FOLDERS = ("annotations", "annotation", "labels", "json")
 MAX_SAMPLED_NAMES = 200

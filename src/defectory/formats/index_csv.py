@@ -26,7 +26,7 @@ from defectory.formats.masked import EVERY, MaskedImage, MaskedSet, MaskFile, re
 from defectory.formats.raw import LoadOptions, Part, RawDataset, Sieve
 from defectory.formats.registry import Format
 from defectory.formats.tables import Row, Table, read_header, read_table
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 
 TABLE_SUFFIXES = (".csv", ".tsv")
 ROLES = {

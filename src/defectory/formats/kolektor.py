@@ -29,7 +29,7 @@ from defectory.formats.mask_values import decide
 from defectory.formats.masked import EVERY, MaskedImage, MaskedSet, MaskFile, read_masked
 from defectory.formats.raw import LoadOptions, RawDataset, Sieve, walk_files
 from defectory.formats.registry import Format
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 
 LOOKED_AT_FILES = 20_000
 LOOKED_FOR = "its name with _mask, -mask, _label, _GT or _seg, beside it"

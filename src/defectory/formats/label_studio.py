@@ -23,7 +23,7 @@ from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, is_litter
 from defectory.formats.registry import Format
 from defectory.formats.shapes import ellipse_ring, notice_at, only_unusable, refuse_twice
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 from defectory.rle import Rle, encode
 from defectory.textfile import read_json_file, sniff_text
 

@@ -51,7 +51,7 @@ from defectory.formats.shapes import (
     refuse_twice,
     with_unlabelled,
 )
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 from defectory.rle import Rle, union
 from defectory.textfile import read_json_file, sniff_text
 

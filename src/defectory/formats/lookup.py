@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from defectory.errors import AnnotationError
 from defectory.formats.raw import LoadOptions, Part, Rejected, Sieve, is_litter, walk_files
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 from defectory.terminal import printable
 
 IMAGE_FOLDERS = (

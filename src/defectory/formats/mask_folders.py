@@ -34,7 +34,7 @@ from defectory.formats.mask_values import DEFAULT_CLASS, Reading, decide
 from defectory.formats.masked import MaskedImage, MaskedSet, MaskFile, read_masked, relative_name
 from defectory.formats.raw import LoadOptions, Part, RawDataset, Sieve, walk_files
 from defectory.formats.registry import Format
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 
 LOOKED_AT_FILES = 20_000
 MAX_NAMED_CLASSES = 24

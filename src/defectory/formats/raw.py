@@ -13,7 +13,8 @@ from PIL import Image
 
 from defectory.errors import AnnotationError, ImageError, InputError
 from defectory.files import MARKER_NAME
-from defectory.imageio import IMAGE_SUFFIXES, image_size_hw
+from defectory.images.facts import image_size_hw
+from defectory.images.header import IMAGE_SUFFIXES
 from defectory.rle import Rle
 
 T = TypeVar("T")

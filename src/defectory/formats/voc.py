@@ -43,7 +43,7 @@ from defectory.formats.raw import (
 )
 from defectory.formats.registry import Format
 from defectory.formats.shapes import notice_at, refuse_twice, with_unlabelled
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 from defectory.textfile import read_text_file, read_xml_file, sniff_text
 
 CLASS_FOLDERS = ("segmentationclass", "segmentationclasspng")

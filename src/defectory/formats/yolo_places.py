@@ -25,7 +25,7 @@ from defectory.formats.lookup import (
 )
 from defectory.formats.raw import LoadOptions, Part, Sieve
 from defectory.formats.yolo_yaml import DataYaml
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 from defectory.textfile import read_text_file
 
 

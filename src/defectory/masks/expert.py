@@ -13,10 +13,11 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import MaskBank
 from defectory.errors import AnnotationError
 from defectory.filenames import file_names_of, text_of
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 from defectory.formats.raw import is_litter
 from defectory.geometry import resize_mask
-from defectory.imageio import load_class_mask, save_png
+from defectory.images.load import load_class_mask
+from defectory.images.save import save_png
 from defectory.masks.perturb import cropped
 from defectory.masks.sources import ExpertMask
 from defectory.rle import decode, encode

@@ -18,7 +18,7 @@ from defectory.engine.training.loop import Trained, Validation, train
 from defectory.errors import StageError
 from defectory.events import Work
 from defectory.files import digest_json, write_json
-from defectory.folders import claim_folder
+from defectory.folders.claims import claim_folder
 from defectory.pretraining.config import StageConfig
 
 

@@ -21,8 +21,9 @@ from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.training.events import Validated
 from defectory.events import Work
 from defectory.files import write_json
-from defectory.folders import atomic_folder, folder_is_whole
-from defectory.imageio import save_png
+from defectory.folders.marker import folder_is_whole
+from defectory.folders.swap import atomic_folder
+from defectory.images.save import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig
 from defectory.pretraining.control import GeometryOf, train_control
 from defectory.pretraining.corpus import Corpus, make_corpus

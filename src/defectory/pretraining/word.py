@@ -29,8 +29,9 @@ from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError, OutputError
 from defectory.events import Work
 from defectory.files import MARKER_NAME, digest_folder, write_json
-from defectory.folders import atomic_folder, remove_ours, require_replaceable
-from defectory.imageio import save_png
+from defectory.folders.claims import require_replaceable
+from defectory.folders.swap import atomic_folder, remove_ours
+from defectory.images.save import save_png
 from defectory.pretraining.config import PretrainConfig, ScoreConfig, WordConfig
 from defectory.pretraining.corpus import Corpus, make_corpus
 from defectory.pretraining.diffusion import (

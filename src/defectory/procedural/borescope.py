@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.files import write_json
-from defectory.folders import atomic_folder
-from defectory.imageio import save_png
+from defectory.folders.swap import atomic_folder
+from defectory.images.save import save_png
 from defectory.procedural.noise import Field, coordinates, grain, streaks, value_noise
 
 CLASSES: tuple[str, ...] = ("hairline", "branched", "edge", "gouge", "burn")

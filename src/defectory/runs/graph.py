@@ -9,7 +9,7 @@ from typing import Any
 from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
 from defectory.files import digest_json, read_manifest
-from defectory.folders import read_marker
+from defectory.folders.marker import read_marker
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import Run, Stage, inputs_of, leaves_of, work_folder
 

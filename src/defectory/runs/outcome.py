@@ -24,24 +24,18 @@ from defectory.files import (
     reason_of,
     write_bytes,
 )
-from defectory.folders import (
-    WORK_NAME,
+from defectory.folders.claims import is_empty, require_replaceable, require_space
+from defectory.folders.marker import (
     Marker,
     files_of,
     in_threads,
-    is_empty,
     is_ours,
-    publish,
     read_marker,
     record_files,
-    recover,
-    remove_ours,
-    require_replaceable,
-    require_space,
     require_unchanged,
-    retire,
     write_marker,
 )
+from defectory.folders.swap import WORK_NAME, publish, recover, remove_ours, retire
 from defectory.lock import process_identity
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import Inputs, Run, Stage, inputs_of, work_folder

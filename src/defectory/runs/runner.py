@@ -10,7 +10,7 @@ from pathlib import Path
 from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
 from defectory.events import Event, Notice
-from defectory.folders import claim_folder
+from defectory.folders.claims import claim_folder
 from defectory.lock import run_lock
 from defectory.runs.executors import EXECUTORS, Batch
 from defectory.runs.graph import UP_TO_DATE, State, by_name, select, states_of

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from defectory.errors import ConfigError
-from defectory.folders import read_marker
+from defectory.folders.marker import read_marker
 from defectory.formats.raw import is_litter
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 
 SOURCE_KINDS = frozenset({"dataset", "export"})
 """Kinds of Defectory's own folders that may be a source or part of one."""

@@ -14,7 +14,7 @@ from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
 from defectory.events import Work
 from defectory.files import digest_json, read_manifest
-from defectory.folders import WORK_NAME
+from defectory.folders.swap import WORK_NAME
 from defectory.runs.sources import MissingSource, Sources
 from defectory.runs.store import RunStore
 

@@ -25,7 +25,7 @@ from defectory.curation.decide import FidelitySummary
 from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, load_descriptors
 from defectory.errors import StageError
 from defectory.files import MANIFEST_NAME, digest_file, read_manifest
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 

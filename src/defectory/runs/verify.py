@@ -8,7 +8,8 @@ from pathlib import Path
 
 from defectory.errors import StageError
 from defectory.files import BOOKKEEPING, MANIFEST_NAME, MARKER_NAME, digest_file, read_manifest
-from defectory.folders import SYSTEM_LITTER, files_of, in_threads, read_marker
+from defectory.folders.claims import SYSTEM_LITTER
+from defectory.folders.marker import files_of, in_threads, read_marker
 from defectory.runs.stage import Run, Stage, work_folder
 
 

@@ -17,7 +17,7 @@ from defectory.artifacts.annotation import Category
 from defectory.artifacts.tiles import Tiling
 from defectory.artifacts.value import Value
 from defectory.drawing import draw_outlines, write_text
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.rle import Rle, box_xyxy, decode, encode
 
 MAX_SIDE_PX = 1024

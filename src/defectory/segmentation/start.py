@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from defectory.errors import WeightsError
 from defectory.files import digest_file, write_json
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 from defectory.rle import encode
 from defectory.segmentation.data import SegmentationTile
 

@@ -21,8 +21,8 @@ from defectory.engine.training.schedule import Schedule
 from defectory.errors import FirewallError, WeightsError
 from defectory.events import Work
 from defectory.files import digest_file, digest_folder, digest_json, write_json
-from defectory.folders import remove_leftovers
-from defectory.imageio import ValueRange
+from defectory.folders.swap import remove_leftovers
+from defectory.images.valuerange import ValueRange
 from defectory.segmentation.arms import ARMS, Arm, batch_counts, first_steps
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationTile, draw_batch

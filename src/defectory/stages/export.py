@@ -9,7 +9,7 @@ from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.config.project import ProjectConfig
 from defectory.errors import StageError
 from defectory.events import Work
-from defectory.imageio import load_frame
+from defectory.images.frames import load_frame
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage

@@ -11,7 +11,7 @@ from defectory.dataset.check import check_dataset, write_contact_sheet
 from defectory.dataset.importer import import_dataset
 from defectory.events import Notice, Work
 from defectory.files import write_json
-from defectory.imageio import IMAGE_SUFFIXES
+from defectory.images.header import IMAGE_SUFFIXES
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage

@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Decision, Decisions, Job, Plan
 from defectory.files import canonical_json, digest_file, write_text
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 from defectory.formats.coco import save_coco
 from defectory.geometry import resize_mask
-from defectory.imageio import FrameImage, load_rgb, save_png
+from defectory.images.frames import FrameImage
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.rle import decode, encode
 from defectory.synthesis.full import draft_paths
 from defectory.synthesis.insert import paste

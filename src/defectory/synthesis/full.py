@@ -18,9 +18,9 @@ from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.errors import OutputError
 from defectory.files import DRAWN_NAME, digest_file, reason_of
-from defectory.folders import remove_leftovers
+from defectory.folders.swap import remove_leftovers
 from defectory.geometry import distance_to
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.grain import add_grain
 from defectory.synthesis.insert import blend, feather

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.geometry import distance_to
-from defectory.valuerange import ValueRange
+from defectory.images.valuerange import ValueRange
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

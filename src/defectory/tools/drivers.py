@@ -21,9 +21,11 @@ from defectory.engine.backbones.prompts import condition_prompt
 from defectory.errors import ImageError, InputError
 from defectory.events import Progress, Work
 from defectory.filenames import file_name_of
-from defectory.folders import atomic_folder, require_replaceable
+from defectory.folders.claims import require_replaceable
+from defectory.folders.swap import atomic_folder
 from defectory.formats.raw import image_files
-from defectory.imageio import load_class_mask, load_rgb, save_png
+from defectory.images.load import load_class_mask, load_rgb
+from defectory.images.save import save_png
 from defectory.runs import layout
 from defectory.runs.stage import Run
 from defectory.stages.parts.drawings import drawings_of

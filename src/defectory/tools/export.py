@@ -19,11 +19,14 @@ from defectory.artifacts.tiles import Tile
 from defectory.config.project import ProjectConfig
 from defectory.events import Event, Progress, StageEnded
 from defectory.files import canonical_json, digest_file, write_text
-from defectory.folders import atomic_folder, require_replaceable
+from defectory.folders.claims import require_replaceable
+from defectory.folders.swap import atomic_folder
 from defectory.formats.writers.base import ExportImage, ExportSet, Writer, Written
 from defectory.formats.writers.registry import write_export
-from defectory.imagefile import ORIENTATION
-from defectory.imageio import load_frame, load_rgb, save_png
+from defectory.images.decode import ORIENTATION
+from defectory.images.frames import load_frame
+from defectory.images.load import load_rgb
+from defectory.images.save import save_png
 from defectory.rle import decode, encode
 from defectory.runs import layout
 from defectory.runs.stage import Run

@@ -13,7 +13,7 @@ from defectory.drivers.extract import extract_driver
 from defectory.engine.devices import device_of
 from defectory.errors import ConfigError
 from defectory.events import Event, Progress, StageEnded
-from defectory.folders import require_replaceable
+from defectory.folders.claims import require_replaceable
 from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.runs.verify import Verified

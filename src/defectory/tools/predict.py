@@ -40,9 +40,10 @@ def predict_files(
     from defectory.errors import ImageError
     from defectory.filenames import file_name_of
     from defectory.files import write_json
-    from defectory.folders import atomic_folder, require_replaceable
+    from defectory.folders.claims import require_replaceable
+    from defectory.folders.swap import atomic_folder
     from defectory.formats.raw import Sieve
-    from defectory.imageio import load_image
+    from defectory.images.load import load_image
     from defectory.segmentation.predict import coco_results, predict_images, write_overlay
     from defectory.segmentation.training import load_segmenter, score_threshold_of, value_range_of
 
@@ -112,7 +113,7 @@ def _once(paths: list[Path]) -> list[Path]:
 
 def _files(paths: list[Path]) -> Iterator[Path]:
     from defectory.formats.raw import walk_files
-    from defectory.imageio import IMAGE_SUFFIXES, looks_like_image
+    from defectory.images.header import IMAGE_SUFFIXES, looks_like_image
 
     for path in paths:
         if not _is_folder(path):

@@ -14,7 +14,7 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import geometry_map
 from defectory.errors import ConfigError
 from defectory.events import Event, Notice, Progress, StageEnded
-from defectory.folders import claim_folder, require_replaceable
+from defectory.folders.claims import claim_folder, require_replaceable
 from defectory.pretraining.config import ON_ACCELERATOR, PretrainConfig, ScoreConfig, WordConfig
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def _save_grid(path: Path, grid: list[NDArray[np.uint8]], *, cell_px: int) -> No
     import textwrap
 
     from defectory.drawing import contact_sheet
-    from defectory.imageio import save_png
+    from defectory.images.save import save_png
     from defectory.pretraining.score import GRID_CAPTIONS
 
     pieces = [textwrap.wrap(caption.removeprefix("a "), 22) for caption in GRID_CAPTIONS]

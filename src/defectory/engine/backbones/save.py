@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from defectory.engine.backbones.files import DIGESTS_NAME
 from defectory.engine.backbones.parts import quiet
 from defectory.files import BOOKKEEPING, digest_file, write_json
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 
 _LIBRARIES = {
     "scheduler": "diffusers",

@@ -19,7 +19,7 @@ from torch.nn import functional
 from defectory.engine.tensors import images_to_tensor
 from defectory.errors import WeightsError
 from defectory.files import digest_file, write_json
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 
 CHANNELS = (24, 48, 96, 128)
 STRIDES = (2, 4, 8, 16)

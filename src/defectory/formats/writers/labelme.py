@@ -13,7 +13,7 @@ from defectory.artifacts.annotation import Instance
 from defectory.files import write_json
 from defectory.formats.outlines import rle_to_outlines
 from defectory.formats.writers.base import ExportSet, Writer, Written, save_images, without_crowds, without_empty
-from defectory.imageio import encode_png
+from defectory.images.save import encode_png
 from defectory.rle import box_of, decode_crop
 
 VERSION = "5.5.0"

@@ -18,7 +18,7 @@ from defectory.formats.writers.base import (
     without_crowds,
     without_empty,
 )
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 
 
 def write_masks(export: ExportSet, folder: Path) -> Written:

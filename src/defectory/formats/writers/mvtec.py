@@ -16,7 +16,7 @@ from defectory.formats.writers.base import (
     without_crowds,
     without_empty,
 )
-from defectory.imageio import save_png
+from defectory.images.save import save_png
 
 COMBINED = "combined"
 """MVTec AD's own name for images that show several kinds of defect."""

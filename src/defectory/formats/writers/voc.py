@@ -25,7 +25,7 @@ from defectory.formats.writers.base import (
     without_crowds,
     without_empty,
 )
-from defectory.imageio import encode_png
+from defectory.images.save import encode_png
 from defectory.rle import box_of
 
 MAX_VALUE = 254

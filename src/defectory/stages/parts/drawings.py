@@ -16,7 +16,8 @@ from defectory.dataset.tiles import frame_image, resize_image
 from defectory.drivers.config import DriverConfig
 from defectory.errors import ConfigError, ImageError
 from defectory.formats.raw import image_files
-from defectory.imageio import image_size_hw, load_rgb
+from defectory.images.facts import image_size_hw
+from defectory.images.load import load_rgb
 from defectory.runs.store import RunStore
 
 Image = NDArray[np.uint8]

@@ -11,7 +11,7 @@ from defectory.dataset.descriptor import ImageDescriptor, describe
 from defectory.dataset.duplicates import copies_of
 from defectory.errors import ImageError
 from defectory.files import digest_file
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.runs.store import DataFolder, RunStore
 
 

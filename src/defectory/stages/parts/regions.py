@@ -15,7 +15,7 @@ from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError, ImageError
 from defectory.formats.raw import image_files
 from defectory.geometry import resize_mask
-from defectory.imageio import load_rgb
+from defectory.images.load import load_rgb
 from defectory.runs.store import RunStore
 from defectory.stages.parts.drawings import require_size
 from defectory.stages.parts.pool import augmentation_of

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Instance
 from defectory.dataset.tiles import resize_image
 from defectory.geometry import resize_mask
-from defectory.imageio import ValueRange, load_rgb
+from defectory.images.load import load_rgb
+from defectory.images.valuerange import ValueRange
 from defectory.rle import Rle, decode, encode
 from defectory.runs import layout
 

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from defectory.errors import ConfigError, ImageError
 from defectory.formats.raw import image_files
-from defectory.imageio import FrameImage, image_size_hw, load_class_mask, load_frame, load_image, load_rgb
+from defectory.images.facts import image_size_hw
+from defectory.images.frames import FrameImage, load_frame
+from defectory.images.load import load_class_mask, load_image, load_rgb
 from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.stages.parts.drawings import named_files, require_size

@@ -12,9 +12,10 @@ from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Plan
 from defectory.drawing import contact_sheet, draw_outlines
 from defectory.filenames import file_name_of
-from defectory.folders import atomic_folder
+from defectory.folders.swap import atomic_folder
 from defectory.formats.coco import save_coco
-from defectory.imageio import load_rgb, save_jpeg
+from defectory.images.load import load_rgb
+from defectory.images.save import save_jpeg
 from defectory.rle import decode, encode
 from defectory.synthesis.export import Frame
 from defectory.synthesis.full import draft_paths
