@@ -141,13 +141,13 @@ def step(name: str, folder: Path, tile_px: int) -> str:
         dataset,
         split,
         tiling,
-        parts=("train", "pool", "val"),
+        subsets=("train", "pool", "val"),
         out=folder / "tiles",
         config=TilingConfig(),
         seed=0,
     )
     tiles = finished(cutting)
-    counts = ", ".join(f"{part} {len(tiles.of(part))}" for part in ("train", "pool", "val"))
+    counts = ", ".join(f"{subset} {len(tiles.of(subset))}" for subset in ("train", "pool", "val"))
     return f"{tiling.mode} mode, {tiling.tile_px} px: {counts}"
 
 

@@ -211,7 +211,7 @@ def unseen(run: Path, work: Path, *, fresh: int) -> list[Labelled]:
         }
     )
     cutting = cut_tiles(
-        folder, dataset, rest, tileset.tiling, parts=("test",), out=work / "unseen", config=TilingConfig(), seed=0
+        folder, dataset, rest, tileset.tiling, subsets=("test",), out=work / "unseen", config=TilingConfig(), seed=0
     )
     tiles = finished(cutting)
     return real_tiles(work / "unseen", tiles, dataset)

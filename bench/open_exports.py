@@ -54,7 +54,7 @@ def write_all(config: Path, out: Path) -> None:
             "labels": [[names[a["category_id"]], runs(mask)] for a, mask in zip(labels, masks, strict=True)],
         }
     for tile in project.store().tiles.tileset.tiles:
-        if tile.part == "pool" or (tile.part == "train" and tile.instances):
+        if tile.subset == "pool" or (tile.subset == "train" and tile.instances):
             height, width = tile.valid_hw
             truth[f"real-{tile.id}"] = {
                 "size_hw": [height, width],

@@ -267,14 +267,14 @@ def yolo(
 def roboflow(made: Made) -> str:
     """train, valid and test with images/ and labels/ each; the yaml's paths lead one folder too high."""
     for number, shot in enumerate(shots()):
-        part = "train" if number < 7 else "valid" if number < 9 else "test"
+        subset = "train" if number < 7 else "valid" if number < 9 else "test"
         stem = f"{shot.name}_jpg.rf.{number:032x}"
         made.write_image(
-            f"{part}/images/{stem}.jpg",
+            f"{subset}/images/{stem}.jpg",
             encoded(shot.pixels, "JPEG", quality=92),
             {n: shot.mask(n) for n, _ in shot.instances},
         )
-        made.write(f"{part}/labels/{stem}.txt", yolo_lines(shot))
+        made.write(f"{subset}/labels/{stem}.txt", yolo_lines(shot))
     made.write(
         "data.yaml",
         "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 2\nnames: ['scratch', 'dent']\n",

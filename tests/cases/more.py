@@ -95,11 +95,11 @@ def other_machine(made: Made) -> str:
     return coco(nothing, name="/home/anna/labels/upload/1/{}.png")(made)
 
 
-def parts(made: Made) -> str:
-    """One COCO file per part beside images/."""
+def subsets(made: Made) -> str:
+    """One COCO file per subset beside images/."""
     content = shots()
     write_images(made, content, folder="images/")
-    for part, some in (
+    for subset, some in (
         ("train", content[:6] + content[8:9]),
         ("val", [content[6], content[9]]),
         ("test", [content[7], content[10]]),
@@ -109,7 +109,7 @@ def parts(made: Made) -> str:
         names = {c["id"]: c["name"] for c in coco_of(some)["categories"]}
         for annotation in value["annotations"]:
             annotation["category_id"] = 1 + CLASSES.index(names[annotation["category_id"]])
-        made.write_json(f"annotations/instances_{part}.json", value)
+        made.write_json(f"annotations/instances_{subset}.json", value)
     return "."
 
 
@@ -452,7 +452,7 @@ MORE: tuple[Case, ...] = (
     Case("names in capitals in the JSON", "Windows", coco(capitals), Read(says=("lower case",))),
     Case("absolute paths of another machine", "labelled elsewhere", other_machine, Read(says=("path",))),
     Case("equal names in two folders", "two cameras", same_names, Read()),
-    Case("one COCO file per part", "train, val, test", parts, Read(says=("split",))),
+    Case("one COCO file per subset", "train, val, test", subsets, Read(says=("split",))),
     Case("files that no entry lists", "unlabelled images", unlisted, Read(says=("2 ",))),
     Case("one flat list as outline", "a script", coco(flat_list), Read()),
     Case("normalised outlines in COCO", "a converter", coco(normalised), Refused(("normalised",))),

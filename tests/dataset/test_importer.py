@@ -293,17 +293,20 @@ def test_nothing_but_crowd_is_remarked(tmp_path: Path) -> None:
 
 def test_a_split_of_the_data_is_kept_and_offered(tmp_path: Path) -> None:
     root = tmp_path / "set"
-    for number, (part, name) in enumerate((("train", "a.png"), ("train", "b.png"), ("val", "c.png"))):
+    for number, (subset, name) in enumerate((("train", "a.png"), ("train", "b.png"), ("val", "c.png"))):
         write_image(root / "images" / name, number)
         content = coco([name], labelled=1)
-        path = root / "annotations" / f"instances_{part}{name[0]}.json"
+        path = root / "annotations" / f"instances_{subset}{name[0]}.json"
         path.parent.mkdir(exist_ok=True)
         if name != "b.png":
-            path.with_name(f"instances_{part}.json").write_text(json.dumps(content))
+            path.with_name(f"instances_{subset}.json").write_text(json.dumps(content))
     result = imported(root, tmp_path / "out")
-    assert [record.part for record in result.dataset.images] == ["train", "val"]
+    assert [record.subset for record in result.dataset.images] == ["train", "val"]
     assert any("own split (train 1, val 1)" in remark for remark in result.remarks)
-    assert [record.part for record in imported(tmp_path / "out", tmp_path / "again").dataset.images] == ["train", "val"]
+    assert [record.subset for record in imported(tmp_path / "out", tmp_path / "again").dataset.images] == [
+        "train",
+        "val",
+    ]
 
 
 def test_deep_images_bring_their_range_along(tmp_path: Path) -> None:

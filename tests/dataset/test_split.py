@@ -27,7 +27,7 @@ SIZE_HW = (60, 84)
 MASK = np.zeros(SIZE_HW, bool)
 MASK[10:20, 30:44] = True
 Image = NDArray[np.uint8]
-# (group, category ids, part)
+# (group, category ids, subset)
 Row = tuple[str, Sequence[int], Any]
 
 
@@ -44,10 +44,10 @@ def dataset_of(rows: Sequence[Row]) -> Dataset:
             size_hw=SIZE_HW,
             sha256=f"{number}",
             group=group,
-            part=part,
+            subset=subset,
             instances=tuple(instance(c) for c in categories),
         )
-        for number, (group, categories, part) in enumerate(rows, start=1)
+        for number, (group, categories, subset) in enumerate(rows, start=1)
     )
     return Dataset(categories=tuple(Category(id=i, name=f"class{i}") for i in (1, 2, 3)), images=records)
 
@@ -67,7 +67,7 @@ def surface(seed: int, *, std: float = 30.0) -> Image:
 
 def on_disk(folder: Path, rows: Sequence[tuple[Image, str, Sequence[int], Any]]) -> Dataset:
     records: list[ImageRecord] = []
-    for number, (image, group, categories, part) in enumerate(rows, start=1):
+    for number, (image, group, categories, subset) in enumerate(rows, start=1):
         name = f"{number:03d}.png"
         save_png(folder / "images" / name, image)
         records.append(
@@ -77,7 +77,7 @@ def on_disk(folder: Path, rows: Sequence[tuple[Image, str, Sequence[int], Any]])
                 size_hw=(image.shape[0], image.shape[1]),
                 sha256=digest_file(folder / "images" / name),
                 group=group,
-                part=part,
+                subset=subset,
                 instances=tuple(instance(c) for c in categories),
             )
         )
@@ -102,14 +102,14 @@ rows_of_images = st.lists(
     fraction=st.sampled_from([0.01, 0.3, 1.0]),
     folds=st.sampled_from([None, 2, 3]),
 )
-def test_parts_are_disjoint_and_groups_are_never_cut(
+def test_subsets_are_disjoint_and_groups_are_never_cut(
     rows: list[Row], seed: int, fraction: float, folds: int | None
 ) -> None:
     dataset, split = split_blindly(rows, seed=seed, fraction=fraction, folds=folds, fold=1 if folds else 0)
     split.require_dataset(dataset, where=Path("split.json"))
-    parts = [{*split.train, *split.pool}, set(split.val), set(split.test)]
-    assert sum(len(part) for part in parts) == len(set[int]().union(*parts))
-    groups = [{dataset.image(i).group for i in part} for part in parts]
+    subsets = [{*split.train, *split.pool}, set(split.val), set(split.test)]
+    assert sum(len(subset) for subset in subsets) == len(set[int]().union(*subsets))
+    groups = [{dataset.image(i).group for i in subset} for subset in subsets]
     for place, one in enumerate(groups):
         assert not any(one & other for other in groups[place + 1 :])
     assert all(dataset.image(i).instances for i in split.train)
@@ -125,7 +125,7 @@ def test_a_group_is_a_group_whatever_its_name(group: str) -> None:
     rows = [(group, [1], None)] * 6 + [(f"g{i}", [1], None) for i in range(24)]
     dataset, split = split_blindly(rows)
     whole = {record.id for record in dataset.images if record.group == group}
-    assert any(whole <= set(part) for part in (split.train, split.val, split.test))
+    assert any(whole <= set(subset) for subset in (split.train, split.val, split.test))
 
 
 def test_many_groups_are_ordered_in_little_time() -> None:
@@ -170,10 +170,10 @@ def test_a_split_with_an_id_in_two_places_cannot_be(tmp_path: Path, changed: dic
     assert "split.json: not a valid Split (" in str(caught.value)
 
 
-@given(parts=st.lists(st.lists(st.integers(0, 30), max_size=6), min_size=4, max_size=4))
-def test_a_split_is_disjoint_or_refused(parts: list[list[int]]) -> None:
-    every = [i for part in parts for i in part]
-    fields = dict(zip(("train", "val", "test", "pool"), (tuple(part) for part in parts), strict=True))
+@given(subsets=st.lists(st.lists(st.integers(0, 30), max_size=6), min_size=4, max_size=4))
+def test_a_split_is_disjoint_or_refused(subsets: list[list[int]]) -> None:
+    every = [i for subset in subsets for i in subset]
+    fields = dict(zip(("train", "val", "test", "pool"), (tuple(subset) for subset in subsets), strict=True))
     if len(every) == len(set(every)):
         assert Split.model_validate(BASE | fields).test == fields["test"]
     else:
@@ -188,14 +188,14 @@ def test_a_split_that_was_edited_is_noticed(tmp_path: Path) -> None:
     split.save(path)
     assert Split.load(path) == split
     content = json.loads(path.read_text())
-    # moved, so that every part is disjoint still
+    # moved, so that every subset is disjoint still
     path.write_text(
         json.dumps(content | {"train": sorted(content["train"] + content["test"][:2]), "test": content["test"][2:]})
     )
     with pytest.raises(InputError, match="its content was changed after it was written") as caught:
         Split.load(path)
     assert "\n" not in str(caught.value)
-    # without the digest the groups tell: one image of a part moved
+    # without the digest the groups tell: one image of a subset moved
     rows = [(f"g{i // 2}", [1], None) for i in range(40)]
     dataset, split = split_blindly(rows)
     moved = split.model_dump() | {"train": (*split.train, split.test[0]), "test": split.test[1:]}
@@ -214,11 +214,11 @@ def test_a_split_belongs_to_one_data_set() -> None:
         split.require_dataset(Dataset(categories=dataset.categories, images=(edited, *dataset.images[1:])), where=where)
 
 
-def labelled(count: int, start: int = 0, *, part: Any = None) -> list[tuple[Image, str, Sequence[int], Any]]:
-    return [(surface(start + i), f"p{start + i}", [1 + i % 2], part) for i in range(count)]
+def labelled(count: int, start: int = 0, *, subset: Any = None) -> list[tuple[Image, str, Sequence[int], Any]]:
+    return [(surface(start + i), f"p{start + i}", [1 + i % 2], subset) for i in range(count)]
 
 
-def test_copies_of_low_contrast_stay_in_one_part(tmp_path: Path) -> None:
+def test_copies_of_low_contrast_stay_in_one_subset(tmp_path: Path) -> None:
     faint = surface(500, std=0.8)
     assert faint.std() < 6
     rows = [
@@ -274,7 +274,7 @@ def test_a_set_of_copies_alone_is_refused_in_one_line(tmp_path: Path) -> None:
         make_split(tmp_path, on_disk(tmp_path, rows), SplitConfig())
 
 
-def given_parts() -> list[Row]:
+def given_subsets() -> list[Row]:
     rows: list[Row] = [(f"t{i}", [1 + i % 2], "train") for i in range(10)] + [(f"v{i}", [1], "val") for i in range(4)]
     return [
         *rows,
@@ -285,16 +285,16 @@ def given_parts() -> list[Row]:
 
 
 def test_the_data_sets_own_split_is_kept() -> None:
-    dataset, split = split_blindly(given_parts(), from_data=True)
-    for part in ("train", "val", "test"):
-        assert set(getattr(split, part)) == {r.id for r in dataset.images if r.part == part and r.instances}
+    dataset, split = split_blindly(given_subsets(), from_data=True)
+    for subset in ("train", "val", "test"):
+        assert set(getattr(split, subset)) == {r.id for r in dataset.images if r.subset == subset and r.instances}
     assert set(split.pool) == {r.id for r in dataset.images if not r.instances}
     assert split.source == "data"
     split.require_dataset(dataset, where=Path("split.json"))
-    _, few = split_blindly(given_parts(), from_data=True, fraction=0.3)
+    _, few = split_blindly(given_subsets(), from_data=True, fraction=0.3)
     assert set(few.train) < set(split.train)
     assert (few.val, few.test) == (split.val, split.test)
-    _, drawn = split_blindly(given_parts())
+    _, drawn = split_blindly(given_subsets())
     assert any(
         "comes with its own split (train 13, val 4, test 5 images); split.from_data = true keeps it" in r
         for r in drawn.remarks
@@ -306,10 +306,10 @@ def test_the_data_sets_own_split_is_kept() -> None:
     ("rows", "config", "found"),
     [
         ([(f"g{i}", [1], None) for i in range(9)], {}, "the data set has no split of its own"),
-        ([(f"g{i}", [1], "test" if i % 2 else "train") for i in range(9)], {}, "the data set has no val part"),
-        ([(f"g{i}", [1], "train") for i in range(9)], {}, "has no val and no test part"),
-        (given_parts(), {"folds": 3}, "is set together with split.folds"),
-        ([(g, [] if p == "val" else c, p) for g, c, p in given_parts()], {}, "no image with a defect is left in val"),
+        ([(f"g{i}", [1], "test" if i % 2 else "train") for i in range(9)], {}, "the data set has no val subset"),
+        ([(f"g{i}", [1], "train") for i in range(9)], {}, "has no val and no test subset"),
+        (given_subsets(), {"folds": 3}, "is set together with split.folds"),
+        ([(g, [] if p == "val" else c, p) for g, c, p in given_subsets()], {}, "no image with a defect is left in val"),
     ],
 )
 def test_a_split_that_the_data_does_not_bring_is_one_line(rows: list[Row], config: dict[str, Any], found: str) -> None:
@@ -318,8 +318,8 @@ def test_a_split_that_the_data_does_not_bring_is_one_line(rows: list[Row], confi
     assert "\n" not in str(caught.value)
 
 
-def test_copies_across_given_parts_leave_train_and_never_test(tmp_path: Path) -> None:
-    rows = [*labelled(8, part="train"), *labelled(4, 100, part="val"), *labelled(4, 200, part="test")]
+def test_copies_across_given_subsets_leave_train_and_never_test(tmp_path: Path) -> None:
+    rows = [*labelled(8, subset="train"), *labelled(4, 100, subset="val"), *labelled(4, 200, subset="test")]
     crossing = [
         (surface(200)[:, ::-1].copy(), "a", [1], "train"),
         (surface(101)[1:-2, 2:].copy(), "b", [1], "train"),

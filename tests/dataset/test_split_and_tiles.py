@@ -60,13 +60,13 @@ def groups_of(dataset: Dataset, ids: tuple[int, ...]) -> set[str]:
     return {dataset.image(i).group for i in ids}
 
 
-def test_groups_never_straddle_parts_and_the_seed_decides(tmp_path: Path) -> None:
+def test_groups_never_straddle_subsets_and_the_seed_decides(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
     split = make_split(tmp_path, dataset, SplitConfig(), seed=3)
-    parts = [groups_of(dataset, ids) for ids in (split.train, split.val, split.test, split.pool)]
-    for index, first in enumerate(parts[:3]):
-        for second in parts[index + 1 :]:
-            assert not first & second or (index == 0 and second is parts[3])
+    subsets = [groups_of(dataset, ids) for ids in (split.train, split.val, split.test, split.pool)]
+    for index, first in enumerate(subsets[:3]):
+        for second in subsets[index + 1 :]:
+            assert not first & second or (index == 0 and second is subsets[3])
     assert make_split(tmp_path, dataset, SplitConfig(), seed=3).digest() == split.digest()
     assert make_split(tmp_path, dataset, SplitConfig(), seed=4).digest() != split.digest()
 

@@ -59,10 +59,10 @@ def split_of(dataset: Dataset, *, held_out: int = 2) -> Split:
 
 
 def cut(
-    folder: Path, dataset: Dataset, split: Split, tiling: Tiling, parts: tuple[str, ...], **limits: int
+    folder: Path, dataset: Dataset, split: Split, tiling: Tiling, subsets: tuple[str, ...], **limits: int
 ) -> tuple[Tile, ...]:
     cutting = cut_tiles(
-        folder, dataset, split, tiling, parts=parts, out=folder / "tiles", config=TilingConfig(**limits), seed=0
+        folder, dataset, split, tiling, subsets=subsets, out=folder / "tiles", config=TilingConfig(**limits), seed=0
     )
     return finished(cutting).tiles
 
@@ -77,7 +77,7 @@ def test_without_defect_free_images_the_pool_is_crops_of_train(tmp_path: Path) -
     # a frame of 96 would hold these images whole, and leave the pool empty
     assert choose_tiling(dataset, split, TilingConfig(), 96).mode == "tile"
     assert "since no image is defect-free" in choose_tiling(dataset, split, TilingConfig(), 96).reason
-    pool = [t for t in cut(tmp_path, dataset, split, native(32), ("train", "pool")) if t.part == "pool"]
+    pool = [t for t in cut(tmp_path, dataset, split, native(32), ("train", "pool")) if t.subset == "pool"]
     assert pool
     for tile in pool:
         assert tile.image_id in split.train
@@ -169,7 +169,7 @@ def test_pool_tiles_over_the_limit_are_never_written(
     dataset = make_dataset(tmp_path, free=free)
     split = split_of(dataset)
     every = {t.id: t for t in cut(tmp_path, dataset, split, native(32), ("train", "pool"))}
-    whole_pool = [t.id for t in every.values() if t.part == "pool"]
+    whole_pool = [t.id for t in every.values() if t.subset == "pool"]
     written: list[str] = []
 
     def save(path: Path, image: np.ndarray, *, durable: bool) -> None:
@@ -180,7 +180,7 @@ def test_pool_tiles_over_the_limit_are_never_written(
     limited = cut(tmp_path, dataset, split, native(32), ("train", "pool"), max_pool_tiles=7)
     assert written == [t.id for t in limited] or sorted(written) == sorted(t.id for t in limited)
     assert sorted(p.stem for p in (tmp_path / "tiles" / "images").iterdir()) == sorted(written)
-    pool = [t for t in limited if t.part == "pool"]
+    pool = [t for t in limited if t.subset == "pool"]
     assert [t.id for t in pool] == [whole_pool[i] for i in np.linspace(0, len(whole_pool) - 1, 7).round().astype(int)]
     assert all(every[t.id] == t for t in limited), "numbers do not depend on the limit"
 
@@ -200,7 +200,7 @@ def test_every_image_is_read_once_and_progress_counts_images(tmp_path: Path, mon
         dataset,
         split,
         native(32),
-        parts=("train", "pool", "val"),
+        subsets=("train", "pool", "val"),
         out=tmp_path / "tiles",
         config=TilingConfig(),
         seed=0,
@@ -219,7 +219,7 @@ def test_an_abandoned_cut_leaves_nothing(tmp_path: Path) -> None:
         dataset,
         split_of(dataset),
         native(32),
-        parts=("train",),
+        subsets=("train",),
         out=tmp_path / "out" / "tiles",
         config=TilingConfig(),
         seed=0,
@@ -250,7 +250,7 @@ def test_memory_is_that_of_one_image_and_one_mask(tmp_path: Path) -> None:
     try:
         # 1,600 px hold the image at scale .625, so that the width of every mask is measured
         assert choose_tiling(dataset, split, TilingConfig(), 1600).mode == "tile"
-        cuts = plan_cuts(dataset, split, native(256), parts=("train", "pool"), config=TilingConfig(), seed=0)
+        cuts = plan_cuts(dataset, split, native(256), subsets=("train", "pool"), config=TilingConfig(), seed=0)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -321,7 +321,7 @@ class LyingSplit(Split):
 
 def test_a_split_without_train_and_a_scale_past_all_memory_are_told(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path)
-    with pytest.raises(StageError, match="training part of the split holds no image"):
+    with pytest.raises(StageError, match="train subset holds no image"):
         choose_tiling(dataset, split_of(dataset).model_copy(update={"train": ()}), TilingConfig(), 32)
     large = dataset.model_copy(
         update={"images": tuple(r.model_copy(update={"size_hw": (1960, 2560)}) for r in dataset.images)}

@@ -392,22 +392,22 @@ def test_names_with_decomposed_letters_are_found(tmp_path: Path) -> None:
     "folders",
     ["annotations/instances_{}.json", "annotations/instances_{}2017.json", "{}/_annotations.coco.json", "{}.json"],
 )
-def test_one_file_per_part_keeps_the_parts(folders: str, tmp_path: Path) -> None:
+def test_one_file_per_subset_keeps_the_subsets(folders: str, tmp_path: Path) -> None:
     beside = folders.startswith("{}/")
-    for part, name in (("train", "p0"), ("valid" if beside else "val", "p1"), ("test", "p2")):
+    for subset, name in (("train", "p0"), ("valid" if beside else "val", "p1"), ("test", "p2")):
         content = coco_content()
         content["images"] = [image for image in content["images"] if image["file_name"] == f"{name}.png"]
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] == content["images"][0]["id"]]
-        write_json(tmp_path / folders.format(part), content)
-        write_images(tmp_path / part if beside else tmp_path / "images")
+        write_json(tmp_path / folders.format(subset), content)
+        write_images(tmp_path / subset if beside else tmp_path / "images")
     if beside:
-        for part, others in (("train", ("p1", "p2")), ("valid", ("p0", "p2")), ("test", ("p0", "p1"))):
+        for subset, others in (("train", ("p1", "p2")), ("valid", ("p0", "p2")), ("test", ("p0", "p1"))):
             for name in others:
-                (tmp_path / part / f"{name}.png").unlink()
+                (tmp_path / subset / f"{name}.png").unlink()
     raw = read(tmp_path)
     assert_as_drawn(raw)
-    assert [image.part for image in raw.images if Path(image.file_name).stem == "p0"] == ["train"]
-    assert {image.part for image in raw.images} == {"train", "val", "test"}
+    assert [image.subset for image in raw.images if Path(image.file_name).stem == "p0"] == ["train"]
+    assert {image.subset for image in raw.images} == {"train", "val", "test"}
     assert raw.class_names == ("scratch", "dent")
 
 
@@ -500,7 +500,8 @@ def test_what_is_saved_is_loaded_again_with_equal_masks_and_opens_in_pycocotools
         (2, Instance(category_id=2, rle=encode(truth()["p1"]), is_crowd=True)),
     ]
     images = [
-        (n, f"{name}.png", SIZE_HW, {"group": "g", "part": "val"}) for n, name in enumerate(("p0", "p1", "p2"), start=1)
+        (n, f"{name}.png", SIZE_HW, {"group": "g", "subset": "val"})
+        for n, name in enumerate(("p0", "p1", "p2"), start=1)
     ]
     save_coco(tmp_path / "a.json", [Category(id=1, name="scratch"), Category(id=2, name="dent")], images, instances)
     raw = load_coco(tmp_path / "a.json")
@@ -509,7 +510,7 @@ def test_what_is_saved_is_loaded_again_with_equal_masks_and_opens_in_pycocotools
         [instances[1][1].rle],
         [],
     ]
-    assert [image.part for image in raw.images] == ["val"] * 3
+    assert [image.subset for image in raw.images] == ["val"] * 3
     assert raw.images[1].instances[0].is_crowd
     truth_of = COCO(str(tmp_path / "a.json"))
     assert np.array_equal(truth_of.annToMask(truth_of.loadAnns([1])[0]).astype(bool), noise)

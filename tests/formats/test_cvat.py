@@ -78,7 +78,7 @@ def test_shapes_of_a_group_are_one_instance_and_group_0_is_none(tmp_path: Path) 
     assert len(read(write_cvat(tmp_path / "b", only_first(of_group(0)))).images[0].instances) == 2
 
 
-def test_subsets_are_parts(tmp_path: Path) -> None:
+def test_subsets_are_kept(tmp_path: Path) -> None:
     write_cvat(tmp_path)
     text = (tmp_path / "annotations.xml").read_text()
     (tmp_path / "annotations.xml").write_text(
@@ -86,7 +86,7 @@ def test_subsets_are_parts(tmp_path: Path) -> None:
             '<image id="1"', '<image subset="Validation" id="1"'
         )
     )
-    assert [image.part for image in read(tmp_path).images] == ["train", "val", None]
+    assert [image.subset for image in read(tmp_path).images] == ["train", "val", None]
 
 
 @pytest.mark.parametrize(

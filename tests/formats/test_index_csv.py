@@ -37,7 +37,7 @@ def test_rows_teach_what_values_are_called(tmp_path: Path) -> None:
     assert np.array_equal(union(images["images/p3.png"], "dent"), box(11, 3))
     assert images["images/p5.png"].is_defect_free
     assert [image.group for image in raw.images] == ["0", "0", "1", "1", "2", "2"]
-    assert [image.part for image in raw.images] == ["train"] * 4 + ["test"] * 2
+    assert [image.subset for image in raw.images] == ["train"] * 4 + ["test"] * 2
 
 
 def test_binary_masks_take_the_class_of_their_row(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ FAULTS = {
         rows("a,g0", header="image,mask,class,group") + "images/p0.png,masks/p0.png,a,g1\n",
         "another group",
     ),
-    "two parts": (
+    "two subsets": (
         rows("a,train", header="image,mask,class,split") + "images/p0.png,masks/p0.png,a,test\n",
-        "another part",
+        "another subset",
     ),
     "several classes for one value": (
         rows("a|b", "a", header="image,mask,classes"),

@@ -160,9 +160,9 @@ def test_two_files_of_one_image_are_refused(tmp_path: Path) -> None:
     assert "annotated twice" in refusal(root)
 
 
-def test_names_of_parts_are_kept(tmp_path: Path) -> None:
-    for part in ("train", "test"):
-        write_labelme(tmp_path / part)
+def test_names_of_subsets_are_kept(tmp_path: Path) -> None:
+    for subset in ("train", "test"):
+        write_labelme(tmp_path / subset)
     raw = read(tmp_path)
-    assert [image.part for image in raw.images] == ["test"] * 3 + ["train"] * 3
+    assert [image.subset for image in raw.images] == ["test"] * 3 + ["train"] * 3
     assert raw.images[0].file_name == "test/p0.png"

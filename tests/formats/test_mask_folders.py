@@ -180,22 +180,22 @@ def test_equal_names_in_two_folders_stay_two_images(tmp_path: Path) -> None:
     assert np.array_equal(union(images["line2/000.png"], "defect"), box(15, 4))
 
 
-@pytest.mark.parametrize("place", ["{part}/{kind}/{name}", "{kind}/{part}/{name}"])
-def test_folders_of_parts_are_the_data_own_split(tmp_path: Path, place: str) -> None:
-    for at, part in enumerate(("train", "valid", "test")):
+@pytest.mark.parametrize("place", ["{subset}/{kind}/{name}", "{kind}/{subset}/{name}"])
+def test_folders_of_subsets_are_the_data_own_split(tmp_path: Path, place: str) -> None:
+    for at, subset in enumerate(("train", "valid", "test")):
         for kind, content in (("images", picture(at)), ("masks", box(3 + at, 4))):
-            write(tmp_path / place.format(part=part, kind=kind, name="000.png"), content)
+            write(tmp_path / place.format(subset=subset, kind=kind, name="000.png"), content)
     raw = load(tmp_path)
-    assert [image.part for image in sorted(raw.images, key=lambda image: image.file_name)] == ["test", "train", "val"]
+    assert [image.subset for image in sorted(raw.images, key=lambda image: image.file_name)] == ["test", "train", "val"]
     assert len({image.file_name for image in raw.images}) == 3
     assert any("its own split" in remark for remark in raw.remarks)
 
 
-def test_classes_in_folders_of_parts(tmp_path: Path) -> None:
-    for part in ("train", "val"):
+def test_classes_in_folders_of_subsets(tmp_path: Path) -> None:
+    for subset in ("train", "val"):
         for at, kind in enumerate(("dent", "scratch")):
-            write(tmp_path / "images" / part / f"{at}.png", picture(at))
-            write(tmp_path / "masks" / part / kind / f"{at}.png", box(3 + at, 4))
+            write(tmp_path / "images" / subset / f"{at}.png", picture(at))
+            write(tmp_path / "masks" / subset / kind / f"{at}.png", box(3 + at, 4))
     raw = load(tmp_path)
     assert raw.class_names == ("dent", "scratch")
     assert len(raw.images) == 4

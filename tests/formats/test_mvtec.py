@@ -22,7 +22,7 @@ def test_classes_are_folders_and_good_images_the_pool(tmp_path: Path) -> None:
     }
     assert np.array_equal(union(by_name(raw)["test/scratch/001.png"], "scratch"), box(13, 4))
     assert len({image.group for image in raw.images}) == 12
-    assert {image.part for image in raw.images} == {None}
+    assert {image.subset for image in raw.images} == {None}
     assert any("not kept as a split" in remark for remark in raw.remarks)
 
 

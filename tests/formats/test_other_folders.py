@@ -34,7 +34,7 @@ class TestVisa:
             assert raw.layout == "VisA CSV (1cls.csv)"
             assert raw.class_names == ("anomaly",)
             assert [image.is_defect_free for image in raw.images] == [False] * 4 + [True] * 2
-            assert {image.part for image in raw.images} == {None}
+            assert {image.subset for image in raw.images} == {None}
             assert any("no defects in train" in remark for remark in raw.remarks)
 
     def test_folders_of_one_object_are_read_without_a_table(self, tmp_path: Path) -> None:
@@ -83,16 +83,17 @@ class TestMasksBesideImages:
         assert [image.is_defect_free for image in raw.images] == [False] * 4 + [True] * 2
         assert len({image.group for image in raw.images}) == 3
 
-    def test_kolektor_2_has_parts(self, tmp_path: Path) -> None:
-        for part in ("train", "test"):
+    def test_kolektor_2_has_subsets(self, tmp_path: Path) -> None:
+        for subset in ("train", "test"):
             for number in range(3):
-                write(tmp_path / part / f"1000{number}.png", picture(number))
+                write(tmp_path / subset / f"1000{number}.png", picture(number))
                 write(
-                    tmp_path / part / f"1000{number}_GT.png", box(3, 3 + number) if number else np.zeros(SIZE_HW, bool)
+                    tmp_path / subset / f"1000{number}_GT.png",
+                    box(3, 3 + number) if number else np.zeros(SIZE_HW, bool),
                 )
         raw = load(tmp_path)
         assert raw.layout.startswith("KolektorSDD2 ")
-        assert {image.part for image in raw.images} == {"train", "test"}
+        assert {image.subset for image in raw.images} == {"train", "test"}
         assert sum(image.is_defect_free for image in raw.images) == 2
         assert len({image.file_name for image in raw.images}) == 6
 

@@ -76,7 +76,7 @@ def test_255_is_the_class_where_it_is_the_only_value(tmp_path: Path) -> None:
     assert [len(image.instances) for image in raw.images] == [1, 1, 0]
 
 
-def test_lists_of_parts_are_kept_and_images_without_a_mask_are_not_defect_free(tmp_path: Path) -> None:
+def test_lists_of_subsets_are_kept_and_images_without_a_mask_are_not_defect_free(tmp_path: Path) -> None:
     root = write_voc(tmp_path)
     lists = root / "ImageSets" / "Segmentation"
     lists.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_lists_of_parts_are_kept_and_images_without_a_mask_are_not_defect_free(t
     (lists / "val.txt").write_text("p1\r\n")
     (root / "SegmentationClass" / "p2.png").unlink()
     raw = read(root)
-    assert [(image.file_name, image.part) for image in raw.images] == [("p0.png", "train"), ("p1.png", "val")]
+    assert [(image.file_name, image.subset) for image in raw.images] == [("p0.png", "train"), ("p1.png", "val")]
     assert any("p2.png" in remark for remark in raw.remarks)
     assert [image.is_defect_free for image in read(root, unlabelled="defect-free").images] == [False, False, True]
 

@@ -38,7 +38,7 @@ def test_outlines_are_read_and_empty_files_say_defect_free(tmp_path: Path) -> No
     assert raw.class_names == ("scratch", "dent")
     assert [image.is_defect_free for image in raw.images] == [False] * 4 + [True] * 2
     assert raw.remarks == ()
-    assert {image.part for image in raw.images} == {None}
+    assert {image.subset for image in raw.images} == {None}
 
 
 @pytest.mark.parametrize(
@@ -72,19 +72,19 @@ def test_images_and_labels_are_found_wherever_tools_put_them(
     assert load((tmp_path / at).parent).class_names == ("a",)
 
 
-def test_roboflow_parts_are_the_data_own_split_and_copies_one_group(tmp_path: Path) -> None:
-    for at, part in enumerate(("train", "valid", "test")):
+def test_roboflow_subsets_are_the_data_own_split_and_copies_one_group(tmp_path: Path) -> None:
+    for at, subset in enumerate(("train", "valid", "test")):
         for copy in range(2):
             stem = f"p{at}_jpg.rf.{copy}{'ab01' * 7}"
-            write(tmp_path / part / "images" / f"{stem}.jpg", picture(at))
-            write(tmp_path / part / "labels" / f"{stem}.txt", LINE)
+            write(tmp_path / subset / "images" / f"{stem}.jpg", picture(at))
+            write(tmp_path / subset / "labels" / f"{stem}.txt", LINE)
     write(
         tmp_path / "data.yaml",
         "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: 1\nnames: ['a']\n",
     )
     write(tmp_path / "README.roboflow.txt", "exported\n")
     raw = load(tmp_path / "data.yaml")
-    assert [image.part for image in raw.images] == ["train", "train", "val", "val", "test", "test"]
+    assert [image.subset for image in raw.images] == ["train", "train", "val", "val", "test", "test"]
     assert len({image.group for image in raw.images}) == 3
 
 
@@ -95,12 +95,12 @@ def test_names_with_composed_and_decomposed_letters_belong_together(tmp_path: Pa
     assert len(load(tmp_path).images) == 1
 
 
-def test_lists_of_images_are_parts(tmp_path: Path) -> None:
+def test_lists_of_images_are_subsets(tmp_path: Path) -> None:
     labelled(tmp_path, "images", "labels", None, count=4)
     write(tmp_path / "train.txt", "./images/y0.png\nimages/y1.png\r\n/home/anna/set/images/y2.png\n\n")
     write(tmp_path / "val.txt", "images\\y3.png\n")
     raw = load(write(tmp_path / "data.yaml", "names: {0: a}\ntrain: train.txt\nval: val.txt\n"))
-    assert [image.part for image in raw.images] == ["train", "train", "train", "val"]
+    assert [image.subset for image in raw.images] == ["train", "train", "train", "val"]
 
 
 def test_a_list_cannot_name_images_outside_the_set(tmp_path: Path) -> None:
@@ -115,9 +115,9 @@ def test_a_list_cannot_name_images_outside_the_set(tmp_path: Path) -> None:
     assert len(raw.rejected) == 2
 
 
-def test_images_named_in_two_parts_have_no_split(tmp_path: Path) -> None:
+def test_images_named_in_two_subsets_have_no_split(tmp_path: Path) -> None:
     raw = load(labelled(tmp_path, "images", "labels", "names: [a]\ntrain: images\nval: images\n"))
-    assert {image.part for image in raw.images} == {None}
+    assert {image.subset for image in raw.images} == {None}
     assert any("same images" in remark for remark in raw.remarks)
 
 
@@ -287,7 +287,7 @@ def test_a_count_that_differs_is_said(tmp_path: Path) -> None:
     assert any("nc is 1, names lists 2 classes" in remark for remark in raw.remarks)
 
 
-def test_a_part_that_is_not_there(tmp_path: Path) -> None:
+def test_a_subset_that_is_not_there(tmp_path: Path) -> None:
     path = labelled(tmp_path, "images", "labels", "names: [a]\ntrain: images\ntest: nowhere\n")
     assert any("'nowhere' does not exist" in remark for remark in load(path).remarks)
     write(path, "names: [a]\ntrain: nowhere\n")

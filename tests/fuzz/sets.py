@@ -113,10 +113,10 @@ def coco_rle(root: Path) -> Path:
 
 
 def coco_roboflow(root: Path) -> Path:
-    for part in ("train", "valid"):
+    for subset in ("train", "valid"):
         for n in range(5):
-            write(root / part / f"c{n}.png", picture(n + 10 * (part == "valid")))
-        write(root / part / "_annotations.coco.json", json.dumps(coco_value()))
+            write(root / subset / f"c{n}.png", picture(n + 10 * (subset == "valid")))
+        write(root / subset / "_annotations.coco.json", json.dumps(coco_value()))
     return root
 
 
@@ -332,12 +332,12 @@ def yolo(root: Path) -> Path:
     return root / "data.yaml"
 
 
-def yolo_parts(root: Path) -> Path:
-    for part in ("train", "valid"):
+def yolo_subsets(root: Path) -> Path:
+    for subset in ("train", "valid"):
         for n in range(3):
-            write(root / part / "images" / f"y{n}.jpg", encoded(picture(n + 5 * (part == "valid")), "JPEG"))
+            write(root / subset / "images" / f"y{n}.jpg", encoded(picture(n + 5 * (subset == "valid")), "JPEG"))
             write(
-                root / part / "labels" / f"y{n}.txt",
+                root / subset / "labels" / f"y{n}.txt",
                 f"{n % 2} 0.2 0.2 0.6 0.25 0.55 0.7 0.25 0.6\n0 0.1 0.1 0.3 0.1 0.2 0.4\n",
             )
     write(
@@ -416,7 +416,7 @@ SETS: dict[str, Callable[[Path], Path]] = {
     "severstal": severstal,
     "kolektor": kolektor,
     "yolo": yolo,
-    "yolo/parts": yolo_parts,
+    "yolo/subsets": yolo_subsets,
     "index-csv": index_csv,
     "masks": mask_folder,
     "masks/classes": class_folders,

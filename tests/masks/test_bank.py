@@ -5,7 +5,7 @@ import pytest
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.split import Split
-from defectory.artifacts.tiles import Part, Tile, TileInstance, TileSet, Tiling
+from defectory.artifacts.tiles import Subset, Tile, TileInstance, TileSet, Tiling
 from defectory.errors import FirewallError
 from defectory.masks.bank import build_bank
 from defectory.rle import area_px, encode
@@ -25,12 +25,12 @@ def numbered(instances: tuple[Instance, ...]) -> tuple[TileInstance, ...]:
     return tuple(TileInstance(**dict(instance), number=number) for number, instance in enumerate(instances))
 
 
-def tile(tile_id: str, image_id: int, part: Part, *instances: Instance) -> Tile:
+def tile(tile_id: str, image_id: int, subset: Subset, *instances: Instance) -> Tile:
     return Tile(
         id=tile_id,
         file_name=f"{tile_id}.png",
         image_id=image_id,
-        part=part,
+        subset=subset,
         offset_xy=(0, 0),
         scale=1,
         valid_hw=(32, 48),

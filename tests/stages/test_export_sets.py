@@ -145,9 +145,9 @@ def test_an_image_that_is_not_in_train_or_pool_stops_the_export(
     records = provenance(project.folder / "synthetic")
     # one that drafts are drawn on, or one that is exported itself
     image_id = records[0]["pool"]["image_id"] if real is None else split.train[0]
-    part = "pool" if image_id in split.pool else "train"
+    subset = "pool" if image_id in split.pool else "train"
     moved = split.model_copy(
-        update={part: tuple(i for i in getattr(split, part) if i != image_id), "test": (*split.test, image_id)}
+        update={subset: tuple(i for i in getattr(split, subset) if i != image_id), "test": (*split.test, image_id)}
     )
     monkeypatch.setattr(RunStore, "split", moved)
     if real == "images":

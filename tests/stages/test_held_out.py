@@ -41,9 +41,9 @@ def begin(stage: Stage, project: Run) -> object:
     return next(stage.run(project.store(), project.config, out))
 
 
-def held_out_file(project: Run, part: str, place: int = 0) -> Path:
+def held_out_file(project: Run, subset: str, place: int = 0) -> Path:
     return image_path(
-        (project.folder / "data"), project.store().data.dataset.image(getattr(project.store().split, part)[place])
+        (project.folder / "data"), project.store().data.dataset.image(getattr(project.store().split, subset)[place])
     )
 
 
@@ -63,18 +63,18 @@ COPIES: dict[str, Callable[[Pixels], Pixels]] = {
 }
 
 
-@pytest.mark.parametrize("part", ["val", "test"])
+@pytest.mark.parametrize("subset", ["val", "test"])
 @pytest.mark.parametrize("name", COPIES)
 def test_copies_of_held_out_images_are_refused(
-    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, part: str, name: str
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, subset: str, name: str
 ) -> None:
     project = open_tiny(*tiny_run[:2])
-    file = held_out_file(project, part)
+    file = held_out_file(project, subset)
     copy = tmp_path / "mine.bmp"
     Image.fromarray(np.ascontiguousarray(COPIES[name](load_rgb(file)))).save(copy)
     with pytest.raises(ImageError, match="is an image of validation or test, or a copy of one") as caught:
         require_not_held_out(project.store(), copy)
-    assert project.store().data.dataset.image(getattr(project.store().split, part)[0]).file_name in str(caught.value)
+    assert project.store().data.dataset.image(getattr(project.store().split, subset)[0]).file_name in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -90,9 +90,9 @@ def test_one_byte_more_makes_no_other_image(tiny_run: TinyRun, open_tiny: Opened
 
 def test_images_of_train_and_pool_and_new_ones_pass(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path) -> None:
     project = open_tiny(*tiny_run[:2])
-    for part in ("train", "pool"):
+    for subset in ("train", "pool"):
         for place in range(4):
-            require_not_held_out(project.store(), held_out_file(project, part, place))
+            require_not_held_out(project.store(), held_out_file(project, subset, place))
     save_png(tmp_path / "new.png", np.random.default_rng(3).integers(0, 255, (70, 95, 3)).astype(np.uint8))
     require_not_held_out(project.store(), tmp_path / "new.png")
     with pytest.raises(ImageError, match="no such image file"):
@@ -138,9 +138,9 @@ def test_a_tile_of_a_test_image_that_says_train_is_refused(
 ) -> None:
     project = without_manifests(tiny_run, open_tiny, tmp_path)
     whole, test_id = project.store().tiles.tileset, project.store().split.test[0]
-    for part in ("train", "pool"):
+    for subset in ("train", "pool"):
         place = next(
-            i for i, tile in enumerate(whole.tiles) if tile.part == part and (part == "pool" or tile.instances)
+            i for i, tile in enumerate(whole.tiles) if tile.subset == subset and (subset == "pool" or tile.instances)
         )
         tiles = [
             tile.model_copy(update={"image_id": test_id}) if i == place else tile for i, tile in enumerate(whole.tiles)

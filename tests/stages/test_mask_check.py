@@ -62,9 +62,9 @@ def test_masks_of_train_images_are_taken_and_those_of_validation_and_test_refuse
     path = coco_of(project, source, tmp_path / "train", set(split.train))
     supplied, _ = expert_masks(with_expert(tiny_run, open_tiny, path), bank_from_train(project))
     assert len(supplied) > 4
-    for part in (split.val, split.test):
-        folder = tmp_path / f"part-{part[0]}"
-        path = coco_of(project, source, folder, {part[0], *split.train})
+    for subset in (split.val, split.test):
+        folder = tmp_path / f"subset-{subset[0]}"
+        path = coco_of(project, source, folder, {subset[0], *split.train})
         renamed = json.loads(path.read_text())
         for image in renamed["images"]:  # under another name it is still the same image
             (folder / image["file_name"]).rename(folder / f"other-{image['id']}.png")

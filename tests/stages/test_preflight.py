@@ -116,21 +116,22 @@ def one_group(values: Values) -> Values:
     return with_records(values, lambda _record: {"group": "all"})
 
 
-def without_tiles(part: str, *, keep: bool) -> Edit:
+def without_tiles(subset: str, *, keep: bool) -> Edit:
     def edit(values: Values) -> Values:
         tiles = [
-            tile if tile.part != part else tile.model_copy(update={"instances": ()}) for tile in values.tileset.tiles
+            tile if tile.subset != subset else tile.model_copy(update={"instances": ()})
+            for tile in values.tileset.tiles
         ]
-        kept = tuple(tile for tile in tiles if keep or tile.part != part)
+        kept = tuple(tile for tile in tiles if keep or tile.subset != subset)
         return values._replace(tileset=values.tileset.model_copy(update={"tiles": kept}))
 
     return edit
 
 
-def without_defects_in(part: str) -> Edit:
+def without_defects_in(subset: str) -> Edit:
     def edit(values: Values) -> Values:
-        kept = tuple(i for i in getattr(values.split, part) if values.dataset.image(i).is_defect_free)
-        return values._replace(split=values.split.model_copy(update={part: kept}))
+        kept = tuple(i for i in getattr(values.split, subset) if values.dataset.image(i).is_defect_free)
+        return values._replace(split=values.split.model_copy(update={subset: kept}))
 
     return edit
 

@@ -192,7 +192,7 @@ def test_no_val_or_test_image_is_in_train_tiles_mask_bank_or_plan(tiny_run: Tiny
     kept_away = set(split["val"]) | set(split["test"])
     assert kept_away
     tiles = {t["id"]: t for t in json.loads((run / "tiles" / "tileset.json").read_text())["tiles"]}
-    assert not {t["image_id"] for t in tiles.values() if t["part"] in ("train", "pool")} & kept_away
+    assert not {t["image_id"] for t in tiles.values() if t["subset"] in ("train", "pool")} & kept_away
     assert not {t["image_id"] for t in tiles.values()} & set(split["test"])
     assert not {e["image_id"] for e in json.loads((run / "plan" / "bank.json").read_text())["entries"]} & kept_away
     for job in json.loads((run / "plan" / "plan.json").read_text())["jobs"]:

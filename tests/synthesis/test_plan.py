@@ -34,12 +34,12 @@ def numbered(instances: tuple[Instance, ...]) -> tuple[TileInstance, ...]:
     return tuple(TileInstance(**dict(instance), number=number) for number, instance in enumerate(instances))
 
 
-def tile(tile_id: str, image_id: int, part: Any, *instances: Instance) -> Tile:
+def tile(tile_id: str, image_id: int, subset: Any, *instances: Instance) -> Tile:
     return Tile(
         id=tile_id,
         file_name=f"{tile_id}.png",
         image_id=image_id,
-        part=part,
+        subset=subset,
         offset_xy=(0, 0),
         scale=1,
         valid_hw=SIZE_HW,

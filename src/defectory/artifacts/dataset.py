@@ -23,8 +23,8 @@ class ImageRecord(Value):
     sha256: str
     group: str
     instances: tuple[Instance, ...] = ()
-    part: Literal["train", "val", "test"] | None = None
-    """The image's part in the source's own split, if the source has one."""
+    subset: Literal["train", "val", "test"] | None = None
+    """The image's subset in the source's own split, if the source has one."""
 
     @field_validator("file_name")
     @classmethod

@@ -32,7 +32,7 @@ class MaskBankEntry(Value):
 
 
 class MaskBank(Value):
-    """The masks that may be used at synthesis, from the training split alone."""
+    """The masks that may be used at synthesis, from the train subset alone."""
 
     split_digest: str
     entries: tuple[MaskBankEntry, ...]

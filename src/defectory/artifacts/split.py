@@ -20,10 +20,11 @@ AGAIN = "do not edit it: run the stage `split` again"
 
 
 class Split(Value):
-    """Image ids of every part; no id is in two parts, and the pool holds defect-free images of train or of own groups.
+    """Image ids of every subset; no id is in two subsets.
 
-    If `pool_source` is `train_crops`, `pool` is empty and the pool consists of defect-free crops of train. The file
-    also stores a digest of its content, so that an edited file is rejected.
+    The pool holds defect-free images of train or of groups of their own. If `pool_source` is `train_crops`, `pool` is
+    empty and the pool consists of defect-free crops of train. The file also stores a digest of its content, so that an
+    edited file is rejected.
     """
 
     dataset_digest: str
@@ -62,15 +63,15 @@ class Split(Value):
         return split
 
     def _require_disjoint(self) -> None:
-        parts = {name: getattr(self, name) for name in ("train", "val", "test", "pool", "left_out_of_pool")}
-        for name, ids in parts.items():
+        subsets = {name: getattr(self, name) for name in ("train", "val", "test", "pool", "left_out_of_pool")}
+        for name, ids in subsets.items():
             twice = sorted(image_id for image_id, count in Counter(ids).items() if count > 1)
             if twice:
                 raise ValueError(f"{name} holds {_ids(twice)} twice")
-        names = list(parts)
+        names = list(subsets)
         for place, first in enumerate(names):
             for second in names[place + 1 :]:
-                shared = sorted(set(parts[first]) & set(parts[second]))
+                shared = sorted(set(subsets[first]) & set(subsets[second]))
                 if shared:
                     raise ValueError(f"{first} and {second} share {_ids(shared)}")
 
@@ -87,21 +88,21 @@ class Split(Value):
 
         Raises:
             InputError: the split contains images that are not in the data set, the data set has changed, or a group is
-                in several parts.
+                in several subsets.
         """
         group_of = {record.id: record.group for record in dataset.images}
         unknown = sorted({*self.train, *self.val, *self.test, *self.pool, *self.left_out_of_pool} - group_of.keys())
         if unknown:
             raise InputError(where, f"{_ids(unknown)} are not in the data set", AGAIN)
         if self.source == "drawn":
-            part_of: dict[str, str] = {}
-            for part, ids in (("train", (*self.train, *self.pool)), ("val", self.val), ("test", self.test)):
+            subset_of: dict[str, str] = {}
+            for subset, ids in (("train", (*self.train, *self.pool)), ("val", self.val), ("test", self.test)):
                 for image_id in ids:
-                    other = part_of.setdefault(group_of[image_id], part)
-                    if other != part:
+                    other = subset_of.setdefault(group_of[image_id], subset)
+                    if other != subset:
                         raise InputError(
                             where,
-                            f"group {group_of[image_id]!r} is in {other} and in {part} (image id {image_id})",
+                            f"group {group_of[image_id]!r} is in {other} and in {subset} (image id {image_id})",
                             AGAIN,
                         )
         if dataset.digest() != self.dataset_digest:
@@ -117,7 +118,7 @@ class Split(Value):
         forbidden = sorted(set(image_ids) - allowed)
         if forbidden:
             raise FirewallError(
-                f"{stage}: image ids {forbidden[:MAX_NAMED]} are not in train or pool; use only images of these parts"
+                f"{stage}: image ids {forbidden[:MAX_NAMED]} are not in train or pool; use only images of these subsets"
             )
 
 

@@ -11,7 +11,7 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.value import Value
 
 T = TypeVar("T")
-Part = Literal["train", "pool", "val", "test"]
+Subset = Literal["train", "pool", "val", "test"]
 
 
 class Tiling(Value):
@@ -42,7 +42,7 @@ class Tile(Value):
     id: str
     file_name: str
     image_id: int
-    part: Part
+    subset: Subset
     offset_xy: tuple[float, float]
     scale: float
     valid_hw: tuple[int, int]
@@ -62,9 +62,9 @@ class TileSet(Value):
     split_digest: str
     tiles: tuple[Tile, ...]
 
-    def of(self, part: Part) -> tuple[Tile, ...]:
-        """Return the tiles of one part, in order."""
-        return tuple(tile for tile in self.tiles if tile.part == part)
+    def of(self, subset: Subset) -> tuple[Tile, ...]:
+        """Return the tiles of one subset, in order."""
+        return tuple(tile for tile in self.tiles if tile.subset == subset)
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:

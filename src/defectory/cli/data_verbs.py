@@ -175,14 +175,14 @@ def _data_config(values: dict[str, Any]) -> DataConfig:
 def _summary(dataset: Dataset, skipped: list[tuple[str, str]]) -> dict[str, Any]:
     from collections import Counter
 
-    parts = Counter(record.part for record in dataset.images if record.part is not None)
+    subsets = Counter(record.subset for record in dataset.images if record.subset is not None)
     return {
         "images": len(dataset.images),
         "defect_free": sum(record.is_defect_free for record in dataset.images),
         "instances": sum(len(record.instances) for record in dataset.images),
         "classes": [category.name for category in dataset.categories],
         "layout": dataset.layout,
-        "parts": {part: parts[part] for part in ("train", "val", "test") if parts[part]},
+        "subsets": {subset: subsets[subset] for subset in ("train", "val", "test") if subsets[subset]},
         "value_range": None if dataset.value_range is None else [dataset.value_range.low, dataset.value_range.high],
         "remarks": list(dataset.remarks),
         "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
@@ -266,11 +266,11 @@ def _provenance(dataset: Dataset) -> dict[str, Any]:
 def _show_report(folder: Path, report: CheckReport, dataset: Dataset) -> None:
     from defectory.cli.show import show_table
 
-    parts = _summary(dataset, [])["parts"]
+    own_split = ", ".join(f"{subset} {count}" for subset, count in _summary(dataset, [])["subsets"].items())
     rows: list[tuple[str, object]] = [
         *((("layout", dataset.layout),) if dataset.layout else ()),
         ("images", f"{report.num_images} ({report.num_defect_free} defect-free)"),
-        *((("split of its own", ", ".join(f"{part} {count}" for part, count in parts.items())),) if parts else ()),
+        *((("split of its own", own_split),) if own_split else ()),
         ("instances", report.num_instances),
         ("groups", report.num_groups),
         *(

@@ -55,7 +55,7 @@ class SplitConfig(Section):
     """Number of folds for group k-fold instead of a hold-out."""
     fold: int = Field(default=0, ge=0)
     duplicate_similarity: float = Field(default=0.8, gt=0, le=1)
-    """Two images whose details, after alignment, correlate at least this much count as copies and stay in one part; 1
+    """Two images whose details, after alignment, correlate at least this much count as copies and stay in one subset; 1
     treats only images with equal pixels as copies.
     """
 

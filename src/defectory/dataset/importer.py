@@ -215,16 +215,16 @@ def _records(kept: Sequence[Taken], id_of: Mapping[str, int]) -> Iterable[ImageR
             instances=tuple(
                 Instance(category_id=id_of[i.class_name], rle=i.rle, is_crowd=i.is_crowd) for i in entry.image.instances
             ),
-            part=entry.image.part,
+            subset=entry.image.subset,
         )
 
 
 def _remarks_on(kept: Sequence[Taken], said: Sequence[str]) -> list[str]:
     """Return remarks on the data set as a whole: its own split, changed file names, only crowd regions."""
     remarks: list[str] = []
-    parts = Counter(entry.image.part for entry in kept if entry.image.part is not None)
-    if parts and not any("own split" in remark for remark in said):
-        counts = ", ".join(f"{part} {parts[part]}" for part in ("train", "val", "test") if parts[part])
+    subsets = Counter(entry.image.subset for entry in kept if entry.image.subset is not None)
+    if subsets and not any("own split" in remark for remark in said):
+        counts = ", ".join(f"{subset} {subsets[subset]}" for subset in ("train", "val", "test") if subsets[subset])
         remarks.append(f"the data set comes with its own split ({counts}); split.from_data = true keeps it")
     renamed = [entry for entry in kept if entry.file_name != entry.image.file_name]
     if renamed:
@@ -241,7 +241,7 @@ def _remarks_on(kept: Sequence[Taken], said: Sequence[str]) -> list[str]:
 
 def _write(folder: Path, dataset: Dataset) -> None:
     def extra(record: ImageRecord) -> dict[str, object]:
-        return {"group": record.group} if record.part is None else {"group": record.group, "part": record.part}
+        return {"group": record.group} if record.subset is None else {"group": record.group, "subset": record.subset}
 
     save_coco(
         folder / "annotations.json",

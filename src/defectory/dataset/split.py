@@ -52,16 +52,16 @@ def make_split(
     Args:
         folder: data set folder.
         dataset: its value.
-        config: shares and folds, or whether to use the data set's own parts.
+        config: shares and folds, or whether to use the data set's own subsets.
         seed: of the order of groups.
         descriptors: descriptor of each image id; None computes them.
 
     Raises:
-        ConfigError: there are too few groups for the requested parts, or the data set has no such parts.
+        ConfigError: there are too few groups for the requested subsets, or the data set has no such subsets.
         ImageError: an image cannot be read.
     """
     if config.from_data:
-        _require_parts(dataset, config)
+        _require_subsets(dataset, config)
     if descriptors is None:
         descriptors = dict(describe_images(folder, dataset))
     duplicates = find_duplicates(descriptors, threshold=config.duplicate_similarity)
@@ -71,9 +71,9 @@ def make_split(
 
 def _remarks(dataset: Dataset, config: SplitConfig, duplicates: Duplicates) -> list[str]:
     remarks: list[str] = []
-    brought = Counter(record.part for record in dataset.images if record.part is not None)
+    brought = Counter(record.subset for record in dataset.images if record.subset is not None)
     if brought and not config.from_data:
-        told = ", ".join(f"{part} {brought[part]}" for part in ("train", "val", "test") if brought[part])
+        told = ", ".join(f"{subset} {brought[subset]}" for subset in ("train", "val", "test") if brought[subset])
         remarks.append(f"the data set comes with its own split ({told} images); split.from_data = true keeps it")
     if duplicates.threshold > config.duplicate_similarity:
         remarks.append(
@@ -182,11 +182,11 @@ def _named(dataset: Dataset, ids: Sequence[int]) -> str:
     return names + (", ..." if len(ids) > MAX_NAMED else "")
 
 
-def _require_parts(dataset: Dataset, config: SplitConfig) -> None:
-    brought = Counter(record.part for record in dataset.images if record.part is not None)
-    missing = [part for part in ("train", "val", "test") if not brought[part]]
+def _require_subsets(dataset: Dataset, config: SplitConfig) -> None:
+    brought = Counter(record.subset for record in dataset.images if record.subset is not None)
+    missing = [subset for subset in ("train", "val", "test") if not brought[subset]]
     if missing:
-        told = "has no split of its own" if not brought else f"has no {' and no '.join(missing)} part"
+        told = "has no split of its own" if not brought else f"has no {' and no '.join(missing)} subset"
         raise ConfigError(
             "split.from_data", f"the data set {told}", "set split.from_data = false to draw a split by group"
         )
@@ -195,22 +195,22 @@ def _require_parts(dataset: Dataset, config: SplitConfig) -> None:
 
 
 def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks: list[str], *, seed: int) -> Split:
-    """Keep the data set's own parts; remove from train the copies of val and test, and from val those of test."""
+    """Keep the data set's own subsets; remove from train the copies of val and test, and from val those of test."""
     ids: dict[str | None, list[int]] = {}
     for record in dataset.images:
-        # images without a part, such as a folder of defect-free images, can only serve training
-        part = "train" if record.part is None and record.is_defect_free else record.part
-        ids.setdefault(part, []).append(record.id)
+        # images without a subset, such as a folder of defect-free images, can only serve training
+        subset = "train" if record.subset is None and record.is_defect_free else record.subset
+        ids.setdefault(subset, []).append(record.id)
     if None in ids:
         remarks.append(
-            f"{len(ids[None])} images with defects belong to no part of the data set's split and are not used"
+            f"{len(ids[None])} images with defects belong to no subset of the data set's split and are not used"
         )
     copies = _copies_between(ids, duplicates.pairs)
-    for part, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        crossing = copies[part, other]
+    for subset, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        crossing = copies[subset, other]
         if crossing:
             remarks.append(
-                f"{len(crossing)} images of {part} are copies of images of {other} and are left out of {part} "
+                f"{len(crossing)} images of {subset} are copies of images of {other} and are left out of {subset} "
                 f"({_named(dataset, crossing)})"
             )
     val = [image_id for image_id in ids["val"] if image_id not in copies["val", "test"]]
@@ -219,7 +219,7 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
     straddling = _straddling(dataset, {"train": train, "val": val, "test": ids["test"]})
     if straddling:
         remarks.append(
-            f"{len(straddling)} groups are in several parts of the data set's split "
+            f"{len(straddling)} groups are in several subsets of the data set's split "
             f"({', '.join(straddling[:MAX_NAMED])})"
         )
     labelled: Groups = {}
@@ -228,10 +228,10 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
         if not record.is_defect_free:
             labelled.setdefault(record.group, []).append(record)
     if not labelled or not any(dataset.image(image_id).instances for image_id in val):
-        part = "val" if labelled else "train"
+        subset = "val" if labelled else "train"
         raise ConfigError(
             "split.from_data",
-            f"no image with a defect is left in {part}",
+            f"no image with a defect is left in {subset}",
             "set split.from_data = false to draw a split by group",
         )
     chosen = _shortest(_interleave(labelled, seed), labelled, config.fraction)
@@ -259,25 +259,25 @@ def _given(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remark
 def _copies_between(
     ids: Mapping[str | None, Sequence[int]], pairs: Sequence[DuplicatePair]
 ) -> dict[tuple[str, str], list[int]]:
-    """Return the ids of images that are copies of images of another part.
+    """Return the ids of images that are copies of images of another subset.
 
-    The pairs of parts are train and val, train and test, val and test; the ids are of the former part.
+    The pairs of subsets are train and val, train and test, val and test; the ids are of the former subset.
     """
-    part_of = {image_id: part for part, members in ids.items() for image_id in members}
+    subset_of = {image_id: subset for subset, members in ids.items() for image_id in members}
     found: dict[tuple[str, str], set[int]] = {("train", "val"): set(), ("train", "test"): set(), ("val", "test"): set()}
     for pair in pairs:
         for one, other in ((pair.first, pair.second), (pair.second, pair.first)):
-            key = (part_of[one] or "", part_of[other] or "")
+            key = (subset_of[one] or "", subset_of[other] or "")
             if key in found:
                 found[key].add(one)
     return {key: sorted(members) for key, members in found.items()}
 
 
-def _straddling(dataset: Dataset, parts: Mapping[str, Sequence[int]]) -> list[str]:
+def _straddling(dataset: Dataset, subsets: Mapping[str, Sequence[int]]) -> list[str]:
     seen: dict[str, set[str]] = {}
-    for part, ids in parts.items():
+    for subset, ids in subsets.items():
         for image_id in ids:
-            seen.setdefault(dataset.image(image_id).group, set()).add(part)
+            seen.setdefault(dataset.image(image_id).group, set()).add(subset)
     return sorted(group for group, within in seen.items() if len(within) > 1)
 
 
@@ -329,7 +329,7 @@ def _test_groups(
 
 
 def _spread(ordered: list[str], share: float) -> list[str]:
-    """Return groups from evenly spaced positions of an interleaved order first, so that a part contains every class."""
+    """Return groups from evenly spaced positions of an interleaved order first, so that a subset has every class."""
     step = max(2, round(1 / share))
     return [ordered[i] for offset in range(step) for i in range(step - 1 - offset, len(ordered), step)]
 

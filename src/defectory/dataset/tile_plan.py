@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.artifacts.split import Split
-from defectory.artifacts.tiles import Part, Tiling
+from defectory.artifacts.tiles import Subset, Tiling
 from defectory.dataset.config import TilingConfig
 from defectory.geometry import resize_crop
 from defectory.rle import Rle, decode_crop
@@ -41,12 +41,12 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """The tiles to cut from one image for one part.
+    """The tiles to cut from one image for one subset.
 
     `corners` maps tile numbers to corners; tiles were numbered before any was left out.
     """
 
-    part: Part
+    subset: Subset
     record: ImageRecord
     corners: dict[int, Corner]
 
@@ -72,33 +72,33 @@ def scaled_size_hw(record: ImageRecord, tiling: Tiling) -> tuple[int, int]:
 
 
 def plan_cuts(
-    dataset: Dataset, split: Split, tiling: Tiling, *, parts: Sequence[Part], config: TilingConfig, seed: int
+    dataset: Dataset, split: Split, tiling: Tiling, *, subsets: Sequence[Subset], config: TilingConfig, seed: int
 ) -> list[Cut]:
     """Return the cuts in the order of the tile set; the pool has at most `config.max_pool_tiles`, sampled evenly.
 
     Args:
         dataset: images and instances.
-        split: part of each image.
+        split: subset of each image.
         tiling: mode, tile side and scale.
-        parts: parts to cut.
+        subsets: subsets to cut.
         config: limits.
         seed: seed of the tile positions.
     """
     ids = {"train": split.train, "pool": split.pool, "val": split.val, "test": split.test}
     cuts: list[Cut] = []
-    for part in parts:
-        sources = [*ids[part], *(split.train if part == "pool" and split.pool_source == "train_crops" else ())]
-        cuts += [_cut(dataset.image(image_id), part, tiling, config, seed) for image_id in sources]
+    for subset in subsets:
+        sources = [*ids[subset], *(split.train if subset == "pool" and split.pool_source == "train_crops" else ())]
+        cuts += [_cut(dataset.image(image_id), subset, tiling, config, seed) for image_id in sources]
     return _limited(cuts, config.max_pool_tiles)
 
 
-def _cut(record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, seed: int) -> Cut:
+def _cut(record: ImageRecord, subset: Subset, tiling: Tiling, config: TilingConfig, seed: int) -> Cut:
     if tiling.mode == "frame":
-        return Cut(part=part, record=record, corners={} if part == "pool" and record.instances else {0: (0, 0)})
+        return Cut(subset=subset, record=record, corners={} if subset == "pool" and record.instances else {0: (0, 0)})
     side, size_hw = tiling.tile_px, scaled_size_hw(record, tiling)
     rng = np.random.default_rng([3, seed, record.id])
     corners: list[Corner] = []
-    wants_around, wants_grid = part != "pool", not record.instances or part in ("pool", "test", "val")
+    wants_around, wants_grid = subset != "pool", not record.instances or subset in ("pool", "test", "val")
     grid = _Grid(size_hw, side)
     for patch in patches_of(record, size_hw):
         if wants_around and patch.mask.size:
@@ -107,7 +107,7 @@ def _cut(record: ImageRecord, part: Part, tiling: Tiling, config: TilingConfig, 
             grid.mark(patch)
     if wants_grid:
         corners += grid.free()
-    return Cut(part=part, record=record, corners=dict(enumerate(dict.fromkeys(corners))))
+    return Cut(subset=subset, record=record, corners=dict(enumerate(dict.fromkeys(corners))))
 
 
 def corner_around(patch: Patch, size_hw: tuple[int, int], side: int, rng: np.random.Generator) -> Corner:
@@ -163,14 +163,14 @@ def _starts(length: int, side: int) -> list[int]:
 
 def _limited(cuts: list[Cut], limit: int) -> list[Cut]:
     """Keep at most `limit` pool tiles, sampled evenly."""
-    total = sum(len(cut.corners) for cut in cuts if cut.part == "pool")
+    total = sum(len(cut.corners) for cut in cuts if cut.subset == "pool")
     if total <= limit:
         return cuts
     keep = set(np.linspace(0, total - 1, limit).round().astype(int).tolist())
     kept: list[Cut] = []
     before = 0
     for cut in cuts:
-        if cut.part == "pool":
+        if cut.subset == "pool":
             numbers = [number for place, number in enumerate(cut.corners, start=before) if place in keep]
             before += len(cut.corners)
             cut = replace(cut, corners={number: cut.corners[number] for number in numbers})

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
 from defectory.artifacts.split import Split
-from defectory.artifacts.tiles import Part, Tile, TileInstance, TileSet, Tiling
+from defectory.artifacts.tiles import Subset, Tile, TileInstance, TileSet, Tiling
 from defectory.dataset.config import TilingConfig
 from defectory.dataset.tile_plan import Cut, Patch, patches_of, plan_cuts, scaled_size_hw
 from defectory.errors import ConfigError, ImageError, StageError
@@ -69,8 +69,7 @@ def choose_tiling(dataset: Dataset, split: Split, config: TilingConfig, tile_px:
     records = [dataset.image(i) for i in split.train]
     if not records:
         raise StageError(
-            "the training part of the split holds no image; add labelled images, or lower split.val_share and "
-            "split.test_share"
+            "the train subset holds no image; add labelled images, or lower split.val_share and split.test_share"
         )
     long_image = float(np.median([max(record.size_hw) for record in records]))
     boxes = [box_of(instance.rle) for record in records for instance in record.instances]
@@ -125,12 +124,12 @@ def cut_tiles(
     split: Split,
     tiling: Tiling,
     *,
-    parts: Sequence[Part],
+    subsets: Sequence[Subset],
     out: Path,
     config: TilingConfig,
     seed: int,
 ) -> Generator[CutProgress, None, TileSet]:
-    """Cut the tiles of some parts of a split and write them; the generator returns their tile set.
+    """Cut the tiles of some subsets of a split and write them; the generator returns their tile set.
 
     The tiles are chosen before any image is read. Every image is read once, and only one image and one of its masks are
     in memory at a time.
@@ -138,9 +137,9 @@ def cut_tiles(
     Args:
         folder: data set folder.
         dataset: its value.
-        split: part of each image.
+        split: subset of each image.
         tiling: mode, tile side and scale.
-        parts: train and pool for training stages; val or test only for scoring.
+        subsets: train and pool for training stages; val or test only for scoring.
         out: folder, replaced as a whole: `tileset.json` and `images/`.
         config: limits.
         seed: seed of the tile positions.
@@ -152,8 +151,8 @@ def cut_tiles(
         ImageError: an image cannot be read, or its size differs from that at import.
         OutputError: `out` cannot be written.
     """
-    cuts = plan_cuts(dataset, split, tiling, parts=parts, config=config, seed=seed)
-    split.require_training_ids([cut.record.id for cut in cuts if cut.part in ("train", "pool")], stage="tiles")
+    cuts = plan_cuts(dataset, split, tiling, subsets=subsets, config=config, seed=seed)
+    split.require_training_ids([cut.record.id for cut in cuts if cut.subset in ("train", "pool")], stage="tiles")
     of_image: dict[int, list[int]] = {}
     for place, cut in enumerate(cuts):
         if cut.corners:
@@ -239,10 +238,10 @@ def _cut_image(image: Image, cut: Cut, tiling: Tiling, target: Path) -> list[Til
             square, valid_hw = cut_window(image, corner, tiling.tile_px)
             scale = tiling.scale
         tile = Tile(
-            id=f"{cut.part}-{cut.record.id:06d}-{number:03d}",
-            file_name=f"images/{cut.part}-{cut.record.id:06d}-{number:03d}.png",
+            id=f"{cut.subset}-{cut.record.id:06d}-{number:03d}",
+            file_name=f"images/{cut.subset}-{cut.record.id:06d}-{number:03d}.png",
             image_id=cut.record.id,
-            part=cut.part,
+            subset=cut.subset,
             offset_xy=(corner[1] / tiling.scale, corner[0] / tiling.scale),
             scale=scale,
             valid_hw=valid_hw,

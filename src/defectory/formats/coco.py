@@ -1,4 +1,4 @@
-"""COCO instances: one file, or one file per part of a split, in the layouts of the tools that write them."""
+"""COCO instances: one file, or one file per subset of a split, in the layouts of the tools that write them."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from defectory.formats.lookup import (
     group_of,
     is_file,
     is_folder,
-    part_of,
     settle_unlabelled,
+    subset_of,
 )
 from defectory.formats.outlines import rle_to_polygons
 from defectory.formats.raw import (
     LoadOptions,
-    Part,
     RawDataset,
     RawImage,
     RawInstance,
     Sieve,
+    Subset,
     checked_size_hw,
     is_litter,
 )
@@ -56,11 +56,11 @@ _KEYS = re.compile(r'"(images|annotations|categories|image_id)"\s*:')
 @dataclass(frozen=True, kw_only=True)
 class _Source:
     path: Path
-    part: Part | None = None
+    subset: Subset | None = None
 
 
 def load(path: Path, options: LoadOptions) -> RawDataset:
-    """Load a COCO instances file, or a folder with one file or one file per part of a split.
+    """Load a COCO instances file, or a folder with one file or one file per subset of a split.
 
     A listed image without annotations is defect-free; an image file that is not listed is left out with a remark.
 
@@ -81,7 +81,7 @@ def load(path: Path, options: LoadOptions) -> RawDataset:
     images: list[RawImage] = []
     for source, file, finder in zip(sources, files, finders, strict=True):
         prefix = _prefix(finder.root, base) if len(set(roots)) > 1 else ""
-        images += _images(file, source.part, finder, prefix, sieve)
+        images += _images(file, source.subset, finder, prefix, sieve)
     _refuse_same_files(images, path)
     found = {path for finder in finders for path in finder.found}
     images += _unlisted(images, found, {name for file in files for name in file.left_out_names}, base, options, sieve)
@@ -127,7 +127,7 @@ def recognise_defectory(path: Path) -> str | None:
 
 
 def recognise(path: Path) -> str | None:
-    """Recognise a COCO instances file, or a folder with one file or one file per part."""
+    """Recognise a COCO instances file, or a folder with one file or one file per subset."""
     sources = _sources(path)
     if sources and path == sources[0].path and not looks_like_coco(path):
         return None
@@ -195,11 +195,11 @@ def _sources(path: Path) -> list[_Source]:
         found = _chosen(_coco_files(place))
         if found:
             return found
-    # Roboflow: one file in the folder of each part, beside its images
+    # Roboflow: one file in the folder of each subset, beside its images
     found = [
-        _Source(path=file, part=part_of(folder.name))
+        _Source(path=file, subset=subset_of(folder.name))
         for folder in child_folders(path)
-        if part_of(folder.name) is not None
+        if subset_of(folder.name) is not None
         for file in _coco_files(folder)[:1]
     ]
     if found:
@@ -221,12 +221,13 @@ def _coco_files(folder: Path) -> list[Path]:
 def _chosen(files: Sequence[Path]) -> list[_Source]:
     """Choose among the COCO files of one folder.
 
-    Instances come before captions and keypoints; parts of a split belong together; otherwise a known file name decides.
+    Instances come before captions and keypoints; the subsets of a split belong together; otherwise a known file name
+    decides.
     """
     files = [file for file in files if file.name.lower().startswith("instances")] or list(files)
-    parts = [_part_in(file.stem) for file in files]
-    if len(files) > 1 and None not in parts and len(set(parts)) == len(parts):
-        return [_Source(path=file, part=_part_in(file.stem)) for file in files]
+    subsets = [_subset_in(file.stem) for file in files]
+    if len(files) > 1 and None not in subsets and len(set(subsets)) == len(subsets):
+        return [_Source(path=file, subset=_subset_in(file.stem)) for file in files]
     known = sorted(
         (file for file in files if file.name.lower() in KNOWN_NAMES),
         key=lambda file: KNOWN_NAMES.index(file.name.lower()),
@@ -234,16 +235,16 @@ def _chosen(files: Sequence[Path]) -> list[_Source]:
     return [_Source(path=file) for file in (known or files)[: 1 if known or len(files) == 1 else None]]
 
 
-def _part_in(stem: str) -> Part | None:
+def _subset_in(stem: str) -> Subset | None:
     for word in re.split(r"[^a-z]+", stem.lower()):
-        part = part_of(word)
-        if part is not None:
-            return part
+        subset = subset_of(word)
+        if subset is not None:
+            return subset
     return None
 
 
 def _root(source: _Source, file: CocoFile) -> Path:
-    hints = [source.path.stem.rsplit("_", 1)[-1], source.part or "", "valid" if source.part == "val" else ""]
+    hints = [source.path.stem.rsplit("_", 1)[-1], source.subset or "", "valid" if source.subset == "val" else ""]
     return choose_root(source.path.parent, [image.file_name for image in file.images], hints=hints)
 
 
@@ -260,27 +261,27 @@ def _layout(path: Path, sources: Sequence[_Source]) -> str:
     name = first.name.lower()
     by_name = {"_annotations.coco.json": "Roboflow", "result.json": "Label Studio", "instances_default.json": "CVAT"}
     tool = "FiftyOne" if name == "labels.json" and is_folder(first.parent / "data") else by_name.get(name)
-    parts = f", {len(sources)} files" if len(sources) > 1 else ""
+    several = f", {len(sources)} files" if len(sources) > 1 else ""
     place = (
         ""
         if first.parent == path or first == path
         else f" in {first.parent.name}/"
-        if len(sources) == 1 or parts
+        if len(sources) == 1 or several
         else ""
     )
     if len({source.path.parent for source in sources}) > 1:
         place = " in " + ", ".join(f"{source.path.parent.name}/" for source in sources)
-    return f"COCO instances{place}{parts}" + (f" ({tool} export)" if tool else "")
+    return f"COCO instances{place}{several}" + (f" ({tool} export)" if tool else "")
 
 
-def _images(file: CocoFile, part: Part | None, finder: ImageFinder, prefix: str, sieve: Sieve) -> list[RawImage]:
+def _images(file: CocoFile, subset: Subset | None, finder: ImageFinder, prefix: str, sieve: Sieve) -> list[RawImage]:
     images: list[RawImage] = []
     for entry in file.images:
         listed = file.annotations.get(entry.id, ())
         made = sieve.attempt(
             f"image {entry.id}",
             lambda entry=entry, listed=listed: _image(
-                file, entry, listed, finder, sieve, part=entry.part or part, prefix=prefix
+                file, entry, listed, finder, sieve, subset=entry.subset or subset, prefix=prefix
             ),
         )
         if made is not None:
@@ -295,7 +296,7 @@ def _image(
     finder: ImageFinder,
     sieve: Sieve,
     *,
-    part: Part | None,
+    subset: Subset | None,
     prefix: str,
 ) -> RawImage:
     where = f"{file.path}: image {shortened(entry.id)}"
@@ -314,7 +315,7 @@ def _image(
         group=group_of(PurePosixPath(name)) if entry.group is None else entry.group,
         instances=tuple(instances),
         is_defect_free=not annotations and entry.id not in file.damaged,
-        part=part,
+        subset=subset,
     )
 
 

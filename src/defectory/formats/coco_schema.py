@@ -21,7 +21,7 @@ from defectory.formats.fields import (
     text_of,
 )
 from defectory.formats.polygons import Notice, polygons_to_rle
-from defectory.formats.raw import Part, Sieve
+from defectory.formats.raw import Sieve, Subset
 from defectory.rle import Rle
 from defectory.textfile import read_json_file
 
@@ -37,7 +37,7 @@ class CocoImage:
     file_name: str
     stated_hw: tuple[int, int] | None
     group: str | None
-    part: Part | None
+    subset: Subset | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +163,13 @@ def _image(value: object, where: str) -> CocoImage:
     where = f"{where} (id {shortened(image_id)})"
     if file_name is None or not file_name.strip():
         raise AnnotationError(where, "has no file_name", "name the image's file")
-    part = entry.get("part")
+    subset = entry.get("subset")
     return CocoImage(
         id=image_id,
         file_name=file_name,
         stated_hw=size_hw_of(entry, where),
         group=group_of(entry, "group", where),
-        part=part if part in ("train", "val", "test") else None,
+        subset=subset if subset in ("train", "val", "test") else None,
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from defectory.errors import AnnotationError
 from defectory.formats.fields import length_px_of, number_of, shortened, size_hw_of
 from defectory.formats.imagefinder import ImageFinder, choose_root, remark_unlisted
-from defectory.formats.lookup import group_of, is_file, is_folder, part_of, part_of_path
+from defectory.formats.lookup import group_of, is_file, is_folder, subset_of, subset_of_path
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, is_litter
 from defectory.formats.registry import Format
@@ -40,7 +40,7 @@ class CvatImage:
 
     name: str
     stated_hw: tuple[int, int] | None
-    part: str
+    subset: str
     shapes: tuple[Element, ...]
     where: str
     place: str
@@ -144,7 +144,7 @@ def _entry(path: Path, element: Element, number: int, sieve: Sieve) -> CvatImage
     return CvatImage(
         name=name,
         stated_hw=size_hw_of(element.attrib, where),
-        part=element.get("subset") or "",
+        subset=element.get("subset") or "",
         shapes=tuple(child for child in element if child.tag in SHAPES),
         where=where,
         place=f"{path.name}: image {shortened(name)}",
@@ -172,7 +172,7 @@ def _image(entry: CvatImage, finder: ImageFinder, sieve: Sieve) -> RawImage:
         group=group_of(relative),
         instances=tuple(RawInstance(class_name=label, rle=union(rles)) for (label, _), rles in parts.items()),
         is_defect_free=not entry.shapes,
-        part=part_of(entry.part) or part_of_path(relative),
+        subset=subset_of(entry.subset) or subset_of_path(relative),
     )
 
 

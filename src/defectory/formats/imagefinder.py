@@ -151,7 +151,7 @@ def choose_root(annotation_folder: Path, names: Sequence[str], *, hints: Sequenc
         annotation_folder: folder of the annotation file; the data set is its parent if it is called `annotations` or
             similar.
         names: names of images, as written.
-        hints: names that the images' folder may have, for example the part of a split.
+        hints: names that the images' folder may have, for example the subset of a split.
     """
     plain = [name.replace("\\", "/") for name in names if "\0" not in name]
     sample = [

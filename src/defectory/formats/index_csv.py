@@ -1,4 +1,4 @@
-"""Index CSV: a table with image, mask and optionally class, group and part in each row."""
+"""Index CSV: a table with image, mask and optionally class, group and subset in each row."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from defectory.formats.lookup import (
     is_file,
     is_folder,
     is_good,
-    part_of,
+    subset_of,
 )
 from defectory.formats.mask_survey import Survey, survey_masks
 from defectory.formats.mask_values import DEFAULT_CLASS, Reading, decide
 from defectory.formats.masked import EVERY, MaskedImage, MaskedSet, MaskFile, read_masked
-from defectory.formats.raw import LoadOptions, Part, RawDataset, Sieve
+from defectory.formats.raw import LoadOptions, RawDataset, Sieve, Subset
 from defectory.formats.registry import Format
 from defectory.formats.tables import Row, Table, read_header, read_table
 from defectory.images.header import IMAGE_SUFFIXES
@@ -73,7 +73,7 @@ class Entry:
     says_good: bool
     """Whether the row says that the image is free of defects."""
     group: str
-    part: Part | None
+    subset: Subset | None
 
 
 @dataclass
@@ -231,7 +231,7 @@ def _entry(row: Row, table: Table) -> Entry:
         classes=() if good else tuple(dict.fromkeys(name for name in names if not is_good(name))),
         says_good=says_good,
         group=row.get("group"),
-        part=part_of(row.get("split")),
+        subset=subset_of(row.get("split")),
     )
 
 
@@ -328,9 +328,9 @@ def _check_rows(files: dict[str, _Files]) -> None:
             found.fault = found.fault or AnnotationError(
                 where, f"{name[:200]} is in another group in an earlier row", "correct the rows"
             )
-        elif len({entry.part for entry in found.entries}) > 1:
+        elif len({entry.subset for entry in found.entries}) > 1:
             found.fault = found.fault or AnnotationError(
-                where, f"{name[:200]} is in another part of the split in an earlier row", "correct the rows"
+                where, f"{name[:200]} is in another subset of the split in an earlier row", "correct the rows"
             )
         elif len({entry.says_good for entry in found.entries}) > 1:
             found.fault = found.fault or AnnotationError(
@@ -429,7 +429,7 @@ def _image(name: str, found: _Files, class_of: dict[Path, str], empty_may_be_goo
         name=name,
         group=next((row.group for row in found.entries if row.group), "") or group_of(PurePosixPath(name)),
         masks=tuple(MaskFile(path=mask, class_name=class_of.get(mask, "")) for mask in found.masks),
-        part=entry.part,
+        subset=entry.subset,
         says_good=all(row.says_good for row in found.entries),
         says_defect=any(row.classes for row in found.entries) and not empty_may_be_good,
         where=entry.row.where,

@@ -18,10 +18,10 @@ from defectory.formats.lookup import (
     images_in,
     is_folder,
     one_of,
-    part_of_path,
     refuse_orphans,
     shown,
     stem_key,
+    subset_of_path,
 )
 from defectory.formats.mask_folders import find_pairs
 from defectory.formats.mask_survey import survey_masks
@@ -111,7 +111,7 @@ def _image(path: Path, root: Path, masks: Sequence[Path], by_part: bool) -> Mask
         name=relative.as_posix(),
         group=relative.parent.as_posix() if by_part and len(relative.parts) > 1 else group_of(relative),
         masks=tuple(MaskFile(path=mask) for mask in masks),
-        part=part_of_path(relative),
+        subset=subset_of_path(relative),
         fault=refuse if len(masks) > 1 else None,
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 from defectory.errors import AnnotationError
 from defectory.formats.fields import Entry, described, entry_of, list_of, number_of, shortened, size_hw_of, text_of
 from defectory.formats.imagefinder import ImageFinder, choose_root, remark_unlisted
-from defectory.formats.lookup import group_of, is_file, is_folder, part_of_path, settle_unlabelled
+from defectory.formats.lookup import group_of, is_file, is_folder, settle_unlabelled, subset_of_path
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, is_litter
 from defectory.formats.registry import Format
@@ -278,7 +278,7 @@ def _image(task: Task, finder: ImageFinder, sieve: Sieve) -> RawImage:
         group=group_of(relative),
         instances=tuple(instances),
         is_defect_free=not results,
-        part=part_of_path(relative),
+        subset=subset_of_path(relative),
     )
 
 

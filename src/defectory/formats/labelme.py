@@ -29,7 +29,7 @@ from defectory.formats.fields import (
     text_of,
 )
 from defectory.formats.imagefinder import ImageFinder
-from defectory.formats.lookup import group_of, images_in, is_file, is_folder, part_of_path, shown
+from defectory.formats.lookup import group_of, images_in, is_file, is_folder, shown, subset_of_path
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import (
     LoadOptions,
@@ -259,7 +259,7 @@ def _image(file: LabelmeFile, path: Path, root: Path, sieve: Sieve) -> RawImage:
         group=group_of(relative),
         instances=tuple(RawInstance(class_name=label, rle=union(rles)) for (label, _), rles in parts.items()),
         is_defect_free=not file.shapes,
-        part=part_of_path(relative),
+        subset=subset_of_path(relative),
     )
 
 

@@ -1,6 +1,6 @@
 """Rules that folder formats share for finding what belongs to an image.
 
-They cover usual folder names, masks by stem, parts of a split, and images for which nothing is found.
+They cover usual folder names, masks by stem, subsets of a split, and images for which nothing is found.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from defectory.errors import AnnotationError
-from defectory.formats.raw import LoadOptions, Part, Rejected, Sieve, is_litter, walk_files
+from defectory.formats.raw import LoadOptions, Rejected, Sieve, Subset, is_litter, walk_files
 from defectory.images.header import IMAGE_SUFFIXES
 from defectory.terminal import printable
 
@@ -86,7 +86,7 @@ MASK_SUFFIXES = (
 )
 MASK_PREFIXES = ("mask_", "mask-", "label_", "gt_", "seg_")
 NUMBERED = re.compile(r"(.+?)(?:[_-](?:inst|instance|obj|object))?[_-]\d{1,6}")
-PARTS: Mapping[str, Part] = {
+SUBSETS: Mapping[str, Subset] = {
     "train": "train",
     "training": "train",
     "trn": "train",
@@ -105,14 +105,14 @@ def is_good(text: str) -> bool:
     return text.strip().lower() in GOOD_NAMES
 
 
-def part_of(text: str) -> Part | None:
-    """Return the part of a split that a folder name or a cell stands for, or None."""
-    return PARTS.get(text.strip().lower())
+def subset_of(text: str) -> Subset | None:
+    """Return the subset of a split that a folder name or a cell stands for, or None."""
+    return SUBSETS.get(text.strip().lower())
 
 
-def part_of_path(relative: PurePosixPath) -> Part | None:
-    """Return the part that the first folder of a relative path with such a name stands for, or None."""
-    return next((part for part in map(part_of, relative.parts[:-1]) if part is not None), None)
+def subset_of_path(relative: PurePosixPath) -> Subset | None:
+    """Return the subset that the first folder of a relative path with such a name stands for, or None."""
+    return next((subset for subset in map(subset_of, relative.parts[:-1]) if subset is not None), None)
 
 
 def group_of(relative: PurePosixPath) -> str:

@@ -23,16 +23,16 @@ from defectory.formats.lookup import (
     is_folder,
     is_good,
     one_of,
-    part_of,
-    part_of_path,
     refuse_orphans,
     shown,
     stem_key,
+    subset_of,
+    subset_of_path,
 )
 from defectory.formats.mask_survey import Survey, survey_masks
 from defectory.formats.mask_values import DEFAULT_CLASS, Reading, decide
 from defectory.formats.masked import MaskedImage, MaskedSet, MaskFile, read_masked, relative_name
-from defectory.formats.raw import LoadOptions, Part, RawDataset, Sieve, walk_files
+from defectory.formats.raw import LoadOptions, RawDataset, Sieve, Subset, walk_files
 from defectory.formats.registry import Format
 from defectory.images.header import IMAGE_SUFFIXES
 
@@ -68,7 +68,7 @@ class Pair:
     masks: Path
     prefix: str = ""
     """Prefix of the image names, if the source has several pairs."""
-    part: Part | None = None
+    subset: Subset | None = None
     only_top: bool = False
     """Only images directly in the folder count; the folder of masks lies beside them."""
 
@@ -129,12 +129,12 @@ def find_pairs(root: Path, options: LoadOptions) -> list[Pair]:
     masks = _mask_folder(root)
     images = options.image_root or child_folder(root, IMAGE_FOLDERS)
     if masks is not None and images is not None:
-        return _by_part(images, masks) or [Pair(images=images, masks=masks)]
+        return _by_subset(images, masks) or [Pair(images=images, masks=masks)]
     pairs: list[Pair] = []
     for folder in child_folders(root):
         inner, inner_masks = child_folder(folder, IMAGE_FOLDERS), _mask_folder(folder)
         if inner is not None and inner_masks is not None:
-            pairs.append(Pair(images=inner, masks=inner_masks, prefix=f"{folder.name}/", part=part_of(folder.name)))
+            pairs.append(Pair(images=inner, masks=inner_masks, prefix=f"{folder.name}/", subset=subset_of(folder.name)))
     if not pairs and masks is None and options.image_root is not None and _holds_images(root):
         return [Pair(images=options.image_root, masks=root)]
     if pairs or masks is None:
@@ -144,19 +144,19 @@ def find_pairs(root: Path, options: LoadOptions) -> list[Pair]:
     return []
 
 
-def _by_part(images: Path, masks: Path) -> list[Pair]:
+def _by_subset(images: Path, masks: Path) -> list[Pair]:
     """Return a pair for each of `images/train`, `images/val` and so on, if masks are laid out in the same way."""
     folders = child_folders(images)
     if (
         not folders
-        or any(part_of(folder.name) is None for folder in folders)
+        or any(subset_of(folder.name) is None for folder in folders)
         or any(_is_image(path) for path in _top_files(images))
     ):
         return []
     inner = {folder.name: child_folder(masks, (folder.name.lower(),)) for folder in folders}
     return (
         [
-            Pair(images=folder, masks=place, prefix=f"{folder.name}/", part=part_of(folder.name))
+            Pair(images=folder, masks=place, prefix=f"{folder.name}/", subset=subset_of(folder.name))
             for folder in folders
             if (place := inner[folder.name]) is not None
         ]
@@ -229,7 +229,7 @@ def _of_pair(
             name=f"{pair.prefix}{relative}",
             group=group_of(PurePosixPath(f"{pair.prefix}{relative}")),
             masks=tuple(masks.get(relative, ())),
-            part=pair.part or part_of_path(relative),
+            subset=pair.subset or subset_of_path(relative),
             fault=None if relative not in faults else _raiser(faults[relative]),
         )
         for relative, path in relatives.items()

@@ -16,7 +16,7 @@ from defectory.formats.components import component_rles, rles_by_value
 from defectory.formats.lookup import settle_unlabelled
 from defectory.formats.mask_survey import Survey
 from defectory.formats.mask_values import Reading, refuse_noisy
-from defectory.formats.raw import LoadOptions, Part, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw
+from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, Subset, checked_size_hw
 from defectory.rle import Rle, area_px, encode
 
 EVERY = "*"
@@ -42,7 +42,7 @@ class MaskedImage:
     """Its name in the data set, relative to the source's image root."""
     group: str
     masks: tuple[MaskFile, ...] = ()
-    part: Part | None = None
+    subset: Subset | None = None
     says_good: bool = False
     """Whether the data states that the image has no defects; a mask that shows one contradicts it."""
     says_defect: bool = False
@@ -92,7 +92,7 @@ def read_masked(found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawData
         made = sieve.attempt(image.name, lambda image=image: _read(image, found, options, sieve))
         if made is not None:
             images.append(made)
-    images = without_useless_parts(images, sieve)
+    images = without_useless_subsets(images, sieve)
     used = {instance.class_name for image in images for instance in image.instances}
     return RawDataset(
         class_names=tuple(
@@ -105,24 +105,24 @@ def read_masked(found: MaskedSet, options: LoadOptions, sieve: Sieve) -> RawData
     )
 
 
-def without_useless_parts(images: list[RawImage], sieve: Sieve) -> list[RawImage]:
-    """Drop the source's own split if its train part has no defects, as in anomaly detection sets; add a remark."""
-    parts = {image.part for image in images}
-    if len(parts - {None}) < 2:
-        return [image if image.part is None else replaced_part(image, None) for image in images]
-    counts = {part: sum(image.part == part for image in images) for part in ("train", "val", "test")}
-    if not any(image.part == "train" and image.instances for image in images):
+def without_useless_subsets(images: list[RawImage], sieve: Sieve) -> list[RawImage]:
+    """Drop the source's own split if its train subset has no defects, as in anomaly detection sets; add a remark."""
+    subsets = {image.subset for image in images}
+    if len(subsets - {None}) < 2:
+        return [image if image.subset is None else replaced_subset(image, None) for image in images]
+    counts = {subset: sum(image.subset == subset for image in images) for subset in ("train", "val", "test")}
+    if not any(image.subset == "train" and image.instances for image in images):
         sieve.remark(
             "the data set's own split has no defects in train, as is usual for anomaly detection; it is not offered"
         )
-        return [replaced_part(image, None) for image in images]
-    told = ", ".join(f"{count} {part}" for part, count in counts.items() if count)
+        return [replaced_subset(image, None) for image in images]
+    told = ", ".join(f"{count} {subset}" for subset, count in counts.items() if count)
     sieve.remark(f"the data set comes with its own split ({told}); split.from_data = true keeps it")
     return images
 
 
-def replaced_part(image: RawImage, part: Part | None) -> RawImage:
-    """Return an image with another part."""
+def replaced_subset(image: RawImage, subset: Subset | None) -> RawImage:
+    """Return an image with another subset."""
     return RawImage(
         path=image.path,
         file_name=image.file_name,
@@ -130,7 +130,7 @@ def replaced_part(image: RawImage, part: Part | None) -> RawImage:
         group=image.group,
         instances=image.instances,
         is_defect_free=image.is_defect_free,
-        part=part,
+        subset=subset,
     )
 
 
@@ -162,7 +162,7 @@ def _read(image: MaskedImage, found: MaskedSet, options: LoadOptions, sieve: Sie
         instances=tuple(instances),
         # an image without masks gets here only if the data or the import says that it has no defects
         is_defect_free=not drawn and not hidden and not (image.masks and image.says_defect),
-        part=image.part,
+        subset=image.subset,
     )
 
 

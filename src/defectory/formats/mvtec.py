@@ -26,7 +26,7 @@ from defectory.formats.masked import MaskedImage, MaskedSet, MaskFile, read_mask
 from defectory.formats.raw import LoadOptions, RawDataset, Sieve
 from defectory.formats.registry import Format
 
-PART_FOLDERS = ("train", "test", "validation", "val", "valid", "test_public")
+SUBSET_FOLDERS = ("train", "test", "validation", "val", "valid", "test_public")
 MASK_FOLDERS = ("ground_truth", "groundtruth", "gt", "masks")
 REMARK = "train/ and test/ of the source are not kept as a split: all of its defects are in test/"
 
@@ -70,17 +70,17 @@ def load_mvtec(root: Path, options: LoadOptions) -> RawDataset:
     masks_root = child_folder(root, MASK_FOLDERS)
     images: list[MaskedImage] = []
     folders = [
-        (part, kind)
-        for part in child_folders(root)
-        if part.name.lower() in PART_FOLDERS
-        for kind in child_folders(part)
+        (subset, kind)
+        for subset in child_folders(root)
+        if subset.name.lower() in SUBSET_FOLDERS
+        for kind in child_folders(subset)
     ]
     claimed: set[Path] = set()
-    for part, kind in folders:
+    for subset, kind in folders:
         if kind.name.lower() in MASK_FOLDERS:
             continue
-        place = masks_root or child_folder(part, MASK_FOLDERS)
-        images += _of_kind(root, part, kind, place, claimed, options, sieve)
+        place = masks_root or child_folder(subset, MASK_FOLDERS)
+        images += _of_kind(root, subset, kind, place, claimed, options, sieve)
     if masks_root is not None:
         refuse_orphans([path for path in images_in(masks_root, options, sieve) if path not in claimed], root, sieve)
     if not images:
@@ -99,7 +99,13 @@ def load_mvtec(root: Path, options: LoadOptions) -> RawDataset:
 
 
 def _of_kind(
-    root: Path, part: Path, kind: Path, masks_root: Path | None, claimed: set[Path], options: LoadOptions, sieve: Sieve
+    root: Path,
+    subset: Path,
+    kind: Path,
+    masks_root: Path | None,
+    claimed: set[Path],
+    options: LoadOptions,
+    sieve: Sieve,
 ) -> list[MaskedImage]:
     """Return the images of one folder, such as `test/scratch`, with their masks."""
     relatives = {PurePosixPath(path.relative_to(kind).as_posix()): path for path in images_in(kind, options, sieve)}
@@ -108,7 +114,7 @@ def _of_kind(
     masks: dict[PurePosixPath, list[MaskFile]] = {}
     faults: dict[PurePosixPath, AnnotationError] = {}
     # folders of train/ and test/ may share a name; masks belong to the images of test/
-    if folder is not None and (not good or part.name.lower().startswith("test")):
+    if folder is not None and (not good or subset.name.lower().startswith("test")):
         files = images_in(folder, options, sieve)
         by_image = {
             stem_key(inner.name): [path for path in files if path.is_relative_to(inner)]
@@ -130,8 +136,8 @@ def _of_kind(
     return [
         MaskedImage(
             path=path,
-            name=f"{part.name}/{kind.name}/{relative}",
-            group=group_of(PurePosixPath(f"{part.name}/{kind.name}/{relative}")),
+            name=f"{subset.name}/{kind.name}/{relative}",
+            group=group_of(PurePosixPath(f"{subset.name}/{kind.name}/{relative}")),
             masks=tuple(masks.get(relative, ())),
             says_good=good,
             says_defect=not good,
@@ -171,11 +177,11 @@ def _is_object(folder: Path) -> bool:
 
     In an object, train/ or test/ contains a folder of good images, and there are masks or a folder of defects.
     """
-    parts = [child for child in child_folders(folder) if child.name.lower() in PART_FOLDERS]
-    kinds = [kind.name for part in parts for kind in child_folders(part)]
+    subsets = [child for child in child_folders(folder) if child.name.lower() in SUBSET_FOLDERS]
+    kinds = [kind.name for subset in subsets for kind in child_folders(subset)]
     if not any(is_good(kind) for kind in kinds):
         return False
-    inner = any(child_folder(part, MASK_FOLDERS) is not None for part in parts)
+    inner = any(child_folder(subset, MASK_FOLDERS) is not None for subset in subsets)
     return child_folder(folder, MASK_FOLDERS) is not None or inner or any(not is_good(kind) for kind in kinds)
 
 

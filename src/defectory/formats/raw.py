@@ -18,7 +18,7 @@ from defectory.images.header import IMAGE_SUFFIXES
 from defectory.rle import Rle
 
 T = TypeVar("T")
-Part = Literal["train", "val", "test"]
+Subset = Literal["train", "val", "test"]
 Unlabelled = Literal["refuse", "defect-free", "skip"]
 LITTER_NAMES = frozenset(
     {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin", "system volume information", "__pycache__"}
@@ -57,8 +57,8 @@ class RawImage:
 
     False for an image whose defects were all left out: it is neither defective nor defect-free.
     """
-    part: Part | None = None
-    """The image's part in the source's own split, if the source has one."""
+    subset: Subset | None = None
+    """The image's subset in the source's own split, if the source has one."""
 
 
 @dataclass(frozen=True, kw_only=True)

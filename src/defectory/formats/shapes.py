@@ -10,7 +10,7 @@ import numpy as np
 
 from defectory.errors import AnnotationError
 from defectory.formats.fields import shortened
-from defectory.formats.lookup import group_of, part_of_path, settle_unlabelled
+from defectory.formats.lookup import group_of, settle_unlabelled, subset_of_path
 from defectory.formats.polygons import Notice
 from defectory.formats.raw import LoadOptions, RawImage, Sieve, checked_size_hw
 from defectory.rle import Rle, encode_crop
@@ -147,7 +147,7 @@ def with_unlabelled(
                     group=group_of(relative),
                     instances=(),
                     is_defect_free=True,
-                    part=part_of_path(relative),
+                    subset=subset_of_path(relative),
                 )
             )
     return [*images, *added]

@@ -20,9 +20,9 @@ from defectory.formats.lookup import (
     is_folder,
     is_good,
     one_of,
-    part_of,
     refuse_orphans,
     shown,
+    subset_of,
 )
 from defectory.formats.mask_survey import survey_masks
 from defectory.formats.mask_values import decide
@@ -101,7 +101,7 @@ def _of_table(root: Path, path: Path, options: LoadOptions) -> RawDataset:
             classes=() if good or not names else (ANOMALY,) if several else names,
             says_good=good,
             group="",
-            part=part_of(row.get("split")),
+            subset=subset_of(row.get("split")),
         )
 
     return load_rows(

@@ -26,18 +26,18 @@ from defectory.formats.lookup import (
     group_of,
     images_in,
     is_folder,
-    part_of,
-    part_of_path,
     shown,
+    subset_of,
+    subset_of_path,
 )
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import (
     LoadOptions,
-    Part,
     RawDataset,
     RawImage,
     RawInstance,
     Sieve,
+    Subset,
     checked_size_hw,
     walk_files,
 )
@@ -158,7 +158,7 @@ def _of_masks(base: Path, options: LoadOptions, sieve: Sieve) -> tuple[list[RawI
         raise AnnotationError(base, "no JPEGImages/ in it", "add the images, or give their folder (--image-root)")
     table = load_colour_table(options.class_colours) if options.class_colours is not None else find_colour_table([base])
     meaning = _Masks(table=table, listed=None if table is not None else find_value_names([base]))
-    parts = _parts(base)
+    subsets = _subsets(base)
     every = images_in(root, options, sieve)
     labelled = [image for image in every if image.stem in masks]
     for image in labelled:
@@ -181,7 +181,7 @@ def _of_masks(base: Path, options: LoadOptions, sieve: Sieve) -> tuple[list[RawI
                 objects.get(image.stem),
                 meaning,
                 options.min_area_px,
-                parts.get(image.stem),
+                subsets.get(image.stem),
             ),
         )
         if made is None:
@@ -216,20 +216,20 @@ def _raise_orphans(mask: Path, count: int) -> None:
     raise AnnotationError(mask, f"a mask without an image{more}", "add the image or remove the mask")
 
 
-def _parts(base: Path) -> dict[str, Part]:
-    """Return the part of each image from ImageSets/Segmentation/train.txt and so on."""
+def _subsets(base: Path) -> dict[str, Subset]:
+    """Return the subset of each image from ImageSets/Segmentation/train.txt and so on."""
     folder = child_folder(base, ["imagesets"])
     lists = None if folder is None else child_folder(folder, ["segmentation"]) or child_folder(folder, ["main"])
-    parts: dict[str, Part] = {}
+    subsets: dict[str, Subset] = {}
     for file in sorted(lists.glob("*.txt")) if lists is not None else ():
-        part = part_of(file.stem)
-        if part is not None:
-            parts |= {
-                PurePosixPath(line.split()[0]).name: part
+        subset = subset_of(file.stem)
+        if subset is not None:
+            subsets |= {
+                PurePosixPath(line.split()[0]).name: subset
                 for line in read_text_file(file).text.split("\n")
                 if line.strip()
             }
-    return parts
+    return subsets
 
 
 def _values(path: Path, meaning: _Masks) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
@@ -273,7 +273,7 @@ def _survey(mask: Path, objects: Path | None, xml: Path | None, meaning: _Masks)
 
 
 def _masked_image(
-    path: Path, root: Path, mask: Path, objects: Path | None, meaning: _Masks, min_area_px: int, part: Part | None
+    path: Path, root: Path, mask: Path, objects: Path | None, meaning: _Masks, min_area_px: int, subset: Subset | None
 ) -> RawImage:
     size_hw = checked_size_hw(path, None, path)
     values, ignored = _values(mask, meaning)
@@ -302,7 +302,7 @@ def _masked_image(
         group=group_of(relative),
         instances=tuple(instances),
         is_defect_free=not (values > 0).any(),
-        part=part,
+        subset=subset,
     )
 
 
@@ -424,7 +424,7 @@ def _xml_image(file: VocFile, base: Path, finder: ImageFinder, sieve: Sieve) -> 
         group=group_of(relative),
         instances=tuple(instances),
         is_defect_free=not file.objects,
-        part=part_of_path(relative),
+        subset=subset_of_path(relative),
     )
 
 

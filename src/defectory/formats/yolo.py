@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from defectory.errors import AnnotationError
 from defectory.formats.lookup import files_with, group_of, is_file, is_folder, refuse_orphans, settle_unlabelled, shown
-from defectory.formats.masked import replaced_part, without_useless_parts
+from defectory.formats.masked import replaced_subset, without_useless_subsets
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, walk_files
 from defectory.formats.registry import Format
@@ -94,11 +94,11 @@ def load_yolo(path: Path, options: LoadOptions) -> RawDataset:
             )
         lines = [line.strip() for line in read_text_file(listed).text.split("\n")]
         listed_names = names_of([line for line in lines if line], listed)
-        data = DataYaml(path=listed, names=listed_names, stated_count=None, root="", parts={})
+        data = DataYaml(path=listed, names=listed_names, stated_count=None, root="", subsets={})
     folder = path if is_folder(path) else path.parent
     root = find_root(data, folder, sieve)
     found = find_images(data, root, options, sieve)
-    if not found.parts:
+    if not found.subsets:
         raise AnnotationError(
             path, "no image file in the folders that it lists", "check path, train and val, or give --image-root"
         )
@@ -137,7 +137,7 @@ def _read(
         what="label file",
         looked_for="its name with .txt in labels/ in place of images/, and beside it",
     )
-    several = any(len(parts) > 1 for parts in found.parts.values())
+    several = any(len(subsets) > 1 for subsets in found.subsets.values())
     if several:
         sieve.remark(
             "train, val and test list the same images, so the data set has no split of its own", data.path.name
@@ -146,11 +146,11 @@ def _read(
     for path, name in names.items():
         if not labels[path] and options.unlabelled != "defect-free":
             continue
-        part = None if several else next(iter(found.parts[path]), None)
+        subset = None if several else next(iter(found.subsets[path]), None)
         made = sieve.attempt(name, partial(_image, path, name, labels[path], data, root, sieve))
         if made is not None:
-            images.append(replaced_part(made, part))
-    return without_useless_parts(images, sieve)
+            images.append(replaced_subset(made, subset))
+    return without_useless_subsets(images, sieve)
 
 
 def _image(path: Path, name: str, labels: Sequence[Path], data: DataYaml, root: Path, sieve: Sieve) -> RawImage:

@@ -20,10 +20,10 @@ from defectory.formats.lookup import (
     images_in,
     is_file,
     is_folder,
-    part_of,
-    part_of_path,
+    subset_of,
+    subset_of_path,
 )
-from defectory.formats.raw import LoadOptions, Part, Sieve
+from defectory.formats.raw import LoadOptions, Sieve, Subset
 from defectory.formats.yolo_yaml import DataYaml
 from defectory.images.header import IMAGE_SUFFIXES
 from defectory.textfile import read_text_file
@@ -31,18 +31,18 @@ from defectory.textfile import read_text_file
 
 @dataclass
 class FoundImages:
-    """The images of a data set, and the parts that list each one."""
+    """The images of a data set, and the subsets that list each one."""
 
-    parts: dict[Path, set[Part]] = field(default_factory=dict)
+    subsets: dict[Path, set[Subset]] = field(default_factory=dict)
 
-    def add(self, paths: Iterable[Path], part: Part | None) -> None:
-        """Add images of a part, or without a part."""
+    def add(self, paths: Iterable[Path], subset: Subset | None) -> None:
+        """Add images of a subset, or without a subset."""
         for path in paths:
-            self.parts.setdefault(path, set()).update(() if part is None else (part,))
+            self.subsets.setdefault(path, set()).update(() if subset is None else (subset,))
 
     def names(self, root: Path) -> Mapping[Path, str]:
         """Return a distinct name for each image, relative to the root, without `images/` if all images lie in it."""
-        paths = list(self.parts)
+        paths = list(self.subsets)
         if not all(path.is_relative_to(root) for path in paths):
             root = Path(os.path.commonpath([path.parent for path in paths]))
         relatives = {path: PurePosixPath(path.relative_to(root).as_posix()) for path in paths}
@@ -81,16 +81,16 @@ def find_images(data: DataYaml, root: Path, options: LoadOptions, sieve: Sieve) 
     if options.image_root is not None:
         found.add(images_in(options.image_root, options, sieve), None)
         return found
-    if not data.parts:
+    if not data.subsets:
         _add_usual(found, root, options, sieve)
         return found
-    for key, entries in data.parts.items():
+    for key, entries in data.subsets.items():
         for entry in entries:
             place = _find(root, data.path.parent, entry)
             if place is not None:
                 paths = images_in(place, options, sieve) if is_folder(place) else _listed(place, root, options, sieve)
-                found.add(paths, part_of(key))
-            elif key == "train" or len(data.parts) == 1:
+                found.add(paths, subset_of(key))
+            elif key == "train" or len(data.subsets) == 1:
                 raise AnnotationError(data.path, f"{key}: {entry[:120]!r} does not exist", "correct the entry, or path")
             else:
                 sieve.remark(f"{key}: {entry[:80]!r} does not exist and is skipped", data.path.name)
@@ -161,11 +161,11 @@ def _spelled(places: Iterable[Path], suffixes: Iterable[str]) -> Iterator[Path]:
 def _add_usual(found: FoundImages, root: Path, options: LoadOptions, sieve: Sieve) -> None:
     """Add images/, or train/images, valid/images and so on, or all images under the root."""
     images = child_folder(root, IMAGE_FOLDERS)
-    inner = [child_folder(folder, IMAGE_FOLDERS) for folder in child_folders(root) if part_of(folder.name)]
+    inner = [child_folder(folder, IMAGE_FOLDERS) for folder in child_folders(root) if subset_of(folder.name)]
     folders = [images] if images is not None else [folder for folder in inner if folder is not None]
     for folder in folders or [root]:
         for path in images_in(folder, options, sieve):
-            found.add([path], part_of_path(PurePosixPath(path.relative_to(root).as_posix())))
+            found.add([path], subset_of_path(PurePosixPath(path.relative_to(root).as_posix())))
 
 
 def _find(root: Path, beside: Path, entry: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""YOLO's `data.yaml`: class names by number and the folders of the parts, read as text without expanding anything."""
+"""YOLO's `data.yaml`: class names by number and the folders of the subsets, read as text without expanding anything."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DataYaml:
     """`nc`."""
     root: str
     """`path`, or empty."""
-    parts: Mapping[str, tuple[str, ...]]
+    subsets: Mapping[str, tuple[str, ...]]
     """Entries of `train`, `val` and `test`."""
 
 
@@ -59,8 +59,8 @@ def load_data_yaml(path: Path) -> DataYaml:
     root = content.get("path", "")
     if not isinstance(root, str):
         raise AnnotationError(path, f"path is {_kind(root)}, but a folder is expected", "correct path or leave it out")
-    parts: dict[str, tuple[str, ...]] = {}
-    for key, part in (("train", "train"), ("val", "val"), ("valid", "val"), ("validation", "val"), ("test", "test")):
+    subsets: dict[str, tuple[str, ...]] = {}
+    for key, subset in (("train", "train"), ("val", "val"), ("valid", "val"), ("validation", "val"), ("test", "test")):
         value = content.get(key)
         if value is None or value in ("", "null", "~", []):
             continue
@@ -71,13 +71,13 @@ def load_data_yaml(path: Path) -> DataYaml:
                 f"{key} is {_kind(value)}, but a folder, a list of folders or a list file is expected",
                 f"correct {key}",
             )
-        parts[part] = (*parts.get(part, ()), *entries)
+        subsets[subset] = (*subsets.get(subset, ()), *entries)
     return DataYaml(
         path=path,
         names=names,
         stated_count=None if count is None else int(count),
         root="" if root in ("null", "~") else root,
-        parts=parts,
+        subsets=subsets,
     )
 
 

@@ -13,7 +13,7 @@ def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskB
     """Collect the masks of all train instances, each from the tile that shows most of it.
 
     Args:
-        tileset: tiles of the run; only part `train` is used.
+        tileset: tiles of the run; only the train subset is used.
         split: its firewall checks every image.
         min_area_px: minimum area of a mask in the bank.
 

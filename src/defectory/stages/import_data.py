@@ -24,7 +24,7 @@ SOURCES = ("path", "image_root", "defect_free", "index", "class_colours")
 class Import(Stage):
     """Copies the user's images and labels into the run."""
 
-    VERSION = 1
+    VERSION = 2
     name, folder = "import", layout.DATA
     is_preparation = True
 

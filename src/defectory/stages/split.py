@@ -18,7 +18,7 @@ from defectory.runs.store import RunStore
 class Split(Stage):
     """Freezes the split, and keeps near-duplicates together."""
 
-    VERSION = 1
+    VERSION = 2
     name, folder = "split", layout.SPLIT
     is_preparation = True
 

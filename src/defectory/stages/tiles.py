@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from defectory.artifacts.tiles import Part, TileSet, Tiling
+from defectory.artifacts.tiles import Subset, TileSet, Tiling
 from defectory.config.project import ProjectConfig
 from defectory.dataset.tiles import choose_tiling, cut_tiles
 from defectory.events import Progress, Work
@@ -16,7 +16,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 
-VERSION = 3
+VERSION = 4
 """Version of both stages, which cut alike."""
 
 
@@ -42,8 +42,8 @@ class Tiles(Stage):
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Cut tiles around the defects of train and val, and over the pool."""
         tiling = choose_tiling(inputs.data.dataset, inputs.split, config.tiling, base_tile_px(config.base))
-        tileset = yield from _cut(inputs, config, tiling, parts=("train", "pool", "val"), out=out)
-        counts = Counter((tile.part, tile.is_defect_free) for tile in tileset.tiles)
+        tileset = yield from _cut(inputs, config, tiling, subsets=("train", "pool", "val"), out=out)
+        counts = Counter((tile.subset, tile.is_defect_free) for tile in tileset.tiles)
         found = f"train {counts['train', False]} with defects, pool {len(tileset.of('pool'))}"
         return f"{tiling.mode} mode, {tiling.reason}; {found}"
 
@@ -65,7 +65,7 @@ class TestTiles(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Cut test images like the others."""
-        tileset = yield from _cut(inputs, config, inputs.tiles.tileset.tiling, parts=("test",), out=out)
+        tileset = yield from _cut(inputs, config, inputs.tiles.tileset.tiling, subsets=("test",), out=out)
         return f"{len(tileset.tiles)} test tiles"
 
 
@@ -79,13 +79,15 @@ def base_tile_px(base: str) -> int:
     return sample * 2 ** (stages - 1)
 
 
-def _cut(inputs: RunStore, config: ProjectConfig, tiling: Tiling, *, parts: Sequence[Part], out: Path) -> Work[TileSet]:
+def _cut(
+    inputs: RunStore, config: ProjectConfig, tiling: Tiling, *, subsets: Sequence[Subset], out: Path
+) -> Work[TileSet]:
     cutting = cut_tiles(
         inputs.data.folder,
         inputs.data.dataset,
         inputs.split,
         tiling,
-        parts=parts,
+        subsets=subsets,
         out=out,
         config=config.tiling,
         seed=config.seed,

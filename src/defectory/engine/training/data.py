@@ -19,7 +19,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainingTile:
-    """A tile of the training part.
+    """A tile of the train subset.
 
     Attributes:
         id: the tile's id.
@@ -83,7 +83,7 @@ def check_tiles(tiles: Sequence[TrainingTile], *, multiple_px: int) -> None:
         InputError: there is no tile, sizes differ, or the base does not support the size.
     """
     if not tiles:
-        raise InputError("training tiles", "there are none", "check the split: its training part must hold images")
+        raise InputError("training tiles", "there are none", "check the split: its train subset must hold images")
     first = tiles[0].image.shape
     for tile in tiles:
         height, width = tile.image.shape[:2]

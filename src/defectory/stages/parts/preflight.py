@@ -130,12 +130,12 @@ def _require_train(cut: _Cut) -> None:
 
 
 def _require_classes_to_evaluate(cut: _Cut) -> None:
-    for part, ids in (("val", cut.split.val), ("test", cut.split.test)):
+    for subset, ids in (("val", cut.split.val), ("test", cut.split.test)):
         if not any(cut.instances_per_class(ids).values()):
             raise ConfigError(
                 "split",
-                f"{part} ({len(ids)} images) holds no instance, so nothing can be scored",
-                f"raise split.{part}_share, set another seed, or label more images",
+                f"{subset} ({len(ids)} images) holds no instance, so nothing can be scored",
+                f"raise split.{subset}_share, set another seed, or label more images",
             )
 
 
@@ -271,17 +271,18 @@ def _require_drivers(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None
 def _remarks(config: ProjectConfig, cut: _Cut) -> Iterable[str]:
     """Yield remarks on settings that work but may disappoint."""
     names = {category.id: category.name for category in cut.dataset.categories}
-    for part, ids in (("train", cut.split.train), ("val", cut.split.val), ("test", cut.split.test)):
+    for subset, ids in (("train", cut.split.train), ("val", cut.split.val), ("test", cut.split.test)):
         counts = cut.instances_per_class(ids)
         lacking = [names[i] for i, count in counts.items() if count == 0]
         if lacking:
-            consequence = "it is never learned" if part == "train" else "its scores there are missing"
+            consequence = "it is never learned" if subset == "train" else "its scores there are missing"
             yield (
-                f"{part} holds no instance of {', '.join(lacking)}: {consequence}; another seed or more labels may help"
+                f"{subset} holds no instance of {', '.join(lacking)}: {consequence}; "
+                "another seed or more labels may help"
             )
         few = [f"{names[i]} ({count})" for i, count in counts.items() if 0 < count < FEW]
-        if few and part != "train":
-            yield f"{part} holds few instances of {', '.join(few)}: scores of these classes say little"
+        if few and subset != "train":
+            yield f"{subset} holds few instances of {', '.join(few)}: scores of these classes say little"
     if config.masks.min_area_px > 1:
         tiny = [
             area
