@@ -50,6 +50,11 @@ class Outcome:
         return self.kind not in ("read", "refused")
 
 
+def _import_paths() -> list[str]:
+    """Return where a child finds these tests, and what this process was told to import from."""
+    return [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+
+
 class Plain(random.Random):
     """Draws the first of everything, and no chance comes true: options are those that a user has who gives none."""
 
@@ -256,7 +261,7 @@ def run_cases(some: Sequence[tuple[str, int]]) -> Iterator[Outcome]:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"},
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(_import_paths()), "OMP_NUM_THREADS": "1"},
             )
             assert process.stdin is not None
             json.dump(pending, process.stdin)
