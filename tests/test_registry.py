@@ -53,6 +53,16 @@ def test_installed_packages_add_theirs_and_a_broken_one_is_a_line(monkeypatch: p
             colours.get(broken)
 
 
+def test_one_of_ours_whose_package_is_missing_names_that_package() -> None:
+    colours = Registry[Any](
+        "colours", setting="paint.colour", builtin={"gold": "nowhere.at:all", "odd": "defectory.no:x"}
+    )
+    with pytest.raises(ConfigError, match=r"paint.colour 'gold': needs the package nowhere, .*; install nowhere"):
+        colours.get("gold")
+    with pytest.raises(ModuleNotFoundError, match="defectory"):
+        colours.get("odd")
+
+
 def test_work_is_done_to_its_end_for_its_value() -> None:
     def work() -> Work[int]:
         yield Progress(done=1, total=2)

@@ -9,6 +9,7 @@ DefectoryError                  exit code 1: a run failed
     ├── AnnotationError         an annotation file or one of its entries
     ├── ConfigError             a project file, an option or an environment variable
     ├── WeightsError            a base, a checkpoint or an adapter
+    │   └── PipelineError       a network that plain diffusers cannot draw with
     └── OutputError             an output folder that cannot be written or is full (a StageError too)
 
 Every message is one line: where, what was found, what to do. What it quotes from data cannot break the line or reach
@@ -82,6 +83,10 @@ class ConfigError(InputError):
 
 class WeightsError(InputError):
     """A base, checkpoint or adapter that cannot be used."""
+
+
+class PipelineError(WeightsError):
+    """A network that plain diffusers cannot draw with, so that there is no pipeline to write."""
 
 
 class OutputError(InputError, StageError):

@@ -39,7 +39,8 @@ class Registry(Generic[T]):
         """Return the thing of a name.
 
         Raises:
-            ConfigError: there is none, or an installed package's cannot be imported.
+            ConfigError: there is none, it needs a package that is missing, or an installed package's cannot be
+                imported.
         """
         if name in self._added:
             return self._added[name]
@@ -49,7 +50,7 @@ class Registry(Generic[T]):
 
     def _find(self, name: str) -> Any:
         if name in self._builtin:
-            return _imported(self._builtin[name])
+            return self._ours(name)
         if (point := self._installed().get(name)) is not None:
             return self._told(name, point.value, point.load)
         if ":" in name:
@@ -80,6 +81,16 @@ class Registry(Generic[T]):
     def _installed(self) -> dict[str, EntryPoint]:
         points = entry_points(group=f"defectory.{self.group}")
         return {point.name: point for point in points if point.name not in self._builtin}
+
+    def _ours(self, name: str) -> Any:
+        try:
+            return _imported(self._builtin[name])
+        except ModuleNotFoundError as error:
+            missing = (error.name or "").partition(".")[0]
+            if missing in ("", "defectory"):
+                raise
+            found = f"needs the package {missing}, which is not installed"
+            raise ConfigError(f"{self.setting} {name!r}", found, f"install {missing}, or choose another") from error
 
     def _told(self, name: str, place: str, load: Callable[[], Any]) -> Any:
         try:

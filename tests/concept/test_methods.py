@@ -88,10 +88,15 @@ def test_a_method_from_outside_is_trained_saved_and_drawn_with(
 
 def test_a_method_that_is_not_installed_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not known; choose among dreambooth"):
-        ConceptConfig(method="lora")
+        ConceptConfig(method="no-such-method")
     concept = Concept(
-        method="lora", instance_token="sks", class_noun="part", tone_words=True, base_digest="b", weights_digest="w"
+        method="no-such-method",
+        instance_token="sks",
+        class_noun="part",
+        tone_words=True,
+        base_digest="b",
+        weights_digest="w",
     )
     concept.save(tmp_path / "concept.json")
-    with pytest.raises(ConfigError, match=r"concept.method 'lora': is not known"):
+    with pytest.raises(ConfigError, match=r"concept.method 'no-such-method': is not known"):
         load_concept(tmp_path)

@@ -15,8 +15,8 @@ from defectory.condition.learn import learn_condition
 from defectory.condition.networks.controlnet import ControlNet, start_control
 from defectory.engine.backbones.embeddings import encode_prompts
 from defectory.engine.backbones.load import load_base
+from defectory.engine.backbones.parts import load_controlnet
 from defectory.engine.backbones.save import save_base_like
-from defectory.engine.backbones.sd1.model import load_controlnet
 from defectory.engine.training.config import TrainingConfig
 from defectory.errors import InputError, WeightsError
 from defectory.events import Progress

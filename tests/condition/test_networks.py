@@ -24,7 +24,7 @@ from defectory.engine.sampling.guidance import Guidance
 from defectory.engine.sampling.models import for_sampling
 from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.engine.training.config import TrainingConfig
-from defectory.errors import WeightsError
+from defectory.errors import PipelineError
 from defectory.events import finish
 
 Tiles = Callable[..., list[Any]]
@@ -34,7 +34,7 @@ TRAINING = TrainingConfig(num_steps=4, batch_size=4, variants_per_image=1, warmu
 class WeightPredictor:
     """A HyperNetwork: it predicts the bias of the denoiser's last layer from each driver's mean colour."""
 
-    folder: ClassVar[str] = "hypernetwork"
+    folder: ClassVar[str] = "outsider"
 
     def __init__(self, num_channels: int) -> None:
         self.module = nn.Linear(3, num_channels)
@@ -85,11 +85,11 @@ def concept(tiny_base_folder: Path, tmp_path: Path) -> Path:
 def test_a_network_from_outside_is_trained_saved_and_drawn_with(
     concept: Path, training_tiles: Tiles, tmp_path: Path
 ) -> None:
-    with CONDITION_NETWORKS.registered("hypernetwork", WeightPredictor):
+    with CONDITION_NETWORKS.registered("outsider", WeightPredictor):
         work = learn_condition(
             training_tiles(),
             concept=concept,
-            config=ConditionConfig(network="hypernetwork", training=TRAINING),
+            config=ConditionConfig(network="outsider", training=TRAINING),
             make_driver=lambda image, *_: image // 5,
             driver_digest="d",
             seed=1,
@@ -99,10 +99,10 @@ def test_a_network_from_outside_is_trained_saved_and_drawn_with(
         control = finish(work)
         backbone = load_adapted_base(concept)
         network = load_network(tmp_path / "control", backbone)
-        with pytest.raises(WeightsError, match="plain diffusers cannot draw with"):
+        with pytest.raises(PipelineError, match="plain diffusers cannot draw with"):
             finalize_pipeline(backbone, tmp_path / "control", tmp_path / "pipeline")
     assert Control.load(tmp_path / "control" / "control.json") == control
-    assert control.network == "hypernetwork"
+    assert control.network == "outsider"
     assert any(parameter.abs().max() > 0 for parameter in network.module.parameters())
     driver = np.full((32, 48, 3), 200, np.uint8)
 

@@ -17,8 +17,8 @@ from defectory.files import digest_folder
 def test_finished_pipeline_draws_in_plain_diffusers(tiny_base_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_base_folder / "controlnet", tmp_path / "control" / "controlnet")
     Control(concept_digest="c", driver_config_digest="d", weights_digest="w").save(tmp_path / "control/control.json")
-    digest = finalize_pipeline(load_base(tiny_base_folder), tmp_path / "control", tmp_path / "pipeline")
-    assert digest == digest_folder(tmp_path / "pipeline")
+    pipeline, digest = finalize_pipeline(load_base(tiny_base_folder), tmp_path / "control", tmp_path / "pipeline")
+    assert (pipeline, digest) == ("StableDiffusionControlNetPipeline", digest_folder(tmp_path / "pipeline"))
     for path in (tmp_path / "pipeline").rglob("*.safetensors"):
         assert {tensor.dtype for tensor in load_file(path).values() if tensor.is_floating_point()} == {torch.float32}
     script = f"""

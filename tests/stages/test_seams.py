@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from defectory.condition.networks import CONDITION_NETWORKS
 from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
 from defectory.events import Event, Progress, StageEnded, Work
@@ -19,6 +21,7 @@ from defectory.runs.stage import Run, Stage
 from defectory.runs.store import RunStore
 from defectory.runs.verify import verify_stage
 from defectory.stages.all import STAGES, run_all, stages_of
+from defectory.stages.finalize import Finalize
 
 Open = Callable[..., Run]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -46,6 +49,30 @@ class Brightness(Stage):
         return f"{len(levels)} drafts, {len(real)} tiles"
 
 
+class Faint:
+    """A condition network that adds a multiple of the driver's mean to the prediction."""
+
+    folder = "faint"
+
+    def __init__(self) -> None:
+        self.module = torch.nn.Linear(1, 1)
+
+    @classmethod
+    def start(cls, backbone: Any, *, init: str, seed: int) -> Faint:
+        return cls()
+
+    @classmethod
+    def load(cls, folder: Path, backbone: Any) -> Faint:
+        return cls()
+
+    def save(self, folder: Path) -> None:
+        (folder / "weights.json").write_text("{}")
+
+    def predict(self, backbone: Any, x: Any, timesteps: Any, context: Any, drivers: Any, *, scale: float = 1.0) -> Any:
+        shift = self.module(drivers.mean(dim=(1, 2, 3))[:, None])[..., None, None]
+        return backbone.predict(x, timesteps, context) + scale * shift
+
+
 @pytest.fixture
 def project(tiny_run: TinyRun, tmp_path: Path, open_tiny: Open) -> Run:
     folder, settings, _ = tiny_run
@@ -69,6 +96,17 @@ def test_a_stage_of_another_package_runs_after_what_it_reads_and_is_kept_up_to_d
         assert verify_stage(project, Brightness()).state == "damaged"
         assert made(project) == {"brightness"}
     assert "brightness" not in {stage.name for stage in stages_of(project.config)}
+
+
+def test_a_network_that_plain_diffusers_cannot_draw_with_does_not_stop_a_run(
+    project: Run, open_tiny: Open, tiny_run: TinyRun
+) -> None:
+    with CONDITION_NETWORKS.registered("faint", Faint):
+        run = open_tiny(project.folder.parent, tiny_run[1], "condition.network=faint")
+        ended = list(run_all(run, only=["learn-condition", "finalize"]))
+        assert verify_stage(run, Finalize()).state == "whole"
+    summary = next(e.summary for e in ended if isinstance(e, StageEnded) and e.stage == "finalize")
+    assert "no pipeline: the condition network is a Linear, which plain diffusers cannot draw with" in summary
 
 
 def test_a_stage_reads_only_what_it_declares(project: Run) -> None:

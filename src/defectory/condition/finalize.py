@@ -9,8 +9,8 @@ from defectory.engine.backbones.backbone import Backbone
 from defectory.files import digest_folder
 
 
-def finalize_pipeline(backbone: Backbone, control: Path, out: Path) -> str:
-    """Write the finished pipeline for plain diffusers, and return its digest.
+def finalize_pipeline(backbone: Backbone, control: Path, out: Path) -> tuple[str, str]:
+    """Write the finished pipeline for plain diffusers, and return the name of its class there and its digest.
 
     Args:
         backbone: that knows the concept.
@@ -18,8 +18,9 @@ def finalize_pipeline(backbone: Backbone, control: Path, out: Path) -> str:
         out: pipeline folder, replaced as a whole.
 
     Raises:
-        WeightsError: a part cannot be used, or diffusers has no pipeline for this network.
+        PipelineError: diffusers has no pipeline for this network.
+        WeightsError: a part cannot be used.
         StageError: `out` cannot be written.
     """
-    backbone.save_pipeline(out, controlnet=load_network(control, backbone).module)
-    return digest_folder(out)
+    pipeline = backbone.save_pipeline(out, controlnet=load_network(control, backbone).module)
+    return pipeline, digest_folder(out)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from defectory.config.project import ProjectConfig
+from defectory.errors import PipelineError
 from defectory.events import Work
 from defectory.runs import layout
 from defectory.runs.sources import Sources
@@ -29,10 +30,13 @@ class Finalize(Stage):
         return {}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Write the pipeline."""
+        """Write the pipeline; a network that plain diffusers cannot draw with leaves the folder empty."""
         from defectory.condition.finalize import finalize_pipeline
 
         yield from ()
         backbone = load_backbone(inputs.concept.folder, base=config.base)
-        digest = finalize_pipeline(backbone, inputs.control.folder, out)
-        return f"loads with StableDiffusionControlNetPipeline.from_pretrained, digest {digest[:12]}"
+        try:
+            pipeline, digest = finalize_pipeline(backbone, inputs.control.folder, out)
+        except PipelineError as error:
+            return f"no pipeline: the {error.where} is {error.found}"
+        return f"loads with {pipeline}.from_pretrained, digest {digest[:12]}"

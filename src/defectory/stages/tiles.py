@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,11 +71,9 @@ class TestTiles(Stage):
 def base_tile_px(base: str) -> int:
     """Return the side of a base's native tiles in pixels, without loading the base."""
     from defectory.engine.backbones.known import resolve_base
+    from defectory.engine.backbones.verify import verify_layout
 
-    folder = resolve_base(base)
-    sample = int(json.loads((folder / "unet" / "config.json").read_text())["sample_size"])
-    stages = len(json.loads((folder / "vae" / "config.json").read_text())["block_out_channels"])
-    return sample * 2 ** (stages - 1)
+    return verify_layout(resolve_base(base)).tile_px
 
 
 def _cut(

@@ -28,7 +28,14 @@ class Flux:
 
     def verify(self, folder: Path, *, weights: bool) -> BaseFacts:
         kind = "whole" if weights else "layout"
-        return BaseFacts(family=f"Flux, {kind}", tile_px=64, latent_factor=8, prediction_type="flow", text_width=8)
+        return BaseFacts(
+            family=f"Flux, {kind}",
+            tile_px=64,
+            latent_factor=8,
+            size_multiple_px=16,
+            prediction_type="flow",
+            text_width=8,
+        )
 
     def load(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> Backbone:
         return load_stable_diffusion(folder / "inside", device, dtype)

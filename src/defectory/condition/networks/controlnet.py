@@ -17,8 +17,8 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from defectory.engine.backbones.backbone import Backbone, Context, Residuals
+from defectory.engine.backbones.parts import load_controlnet
 from defectory.engine.backbones.save import save_model
-from defectory.engine.backbones.sd1.model import load_controlnet
 from defectory.errors import WeightsError
 
 
@@ -58,10 +58,10 @@ class ControlNet:
         skips, middle = control(
             latents,
             timesteps,
-            encoder_hidden_states=context.tokens,
             controlnet_cond=drivers,
             conditioning_scale=scale,
             return_dict=False,
+            **backbone.conditioning(latents, context),
         )
         return backbone.predict(latents, timesteps, context, residuals=Residuals(skips=skips, middle=middle))
 

@@ -113,6 +113,15 @@ class Backbone(Protocol):
         """Encode prompts in one batch, with gradients if the text encoders require them."""
         ...
 
+    def conditioning(self, latents: Tensor, context: Context) -> Mapping[str, Any]:
+        """Return the arguments that the denoiser, and a copy of its encoder, take besides latents and timesteps.
+
+        Args:
+            latents: float [B,C,h,w], for their size.
+            context: of B prompts.
+        """
+        ...
+
     def predict(
         self,
         latents: Tensor,
@@ -152,11 +161,11 @@ class Backbone(Protocol):
         """
         ...
 
-    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> None:
-        """Write a finished pipeline for plain diffusers.
+    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> str:
+        """Write a finished pipeline for plain diffusers, and return the name of its class there.
 
         Raises:
-            WeightsError: diffusers has no pipeline for this control network.
+            PipelineError: diffusers has no pipeline for this control network.
             StageError: `out` cannot be written.
         """
         ...

@@ -14,5 +14,7 @@ class BaseFacts(BaseModel):
     tile_px: int
     latent_factor: int
     """Image pixels per latent pixel and side."""
+    size_multiple_px: int
+    """Number that tile sides must be divisible by, pixels."""
     prediction_type: str
     text_width: int

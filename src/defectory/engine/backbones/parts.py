@@ -10,12 +10,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import SchedulerMixin
+from diffusers import ControlNetModel, SchedulerMixin
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
 
-from defectory.engine.backbones.files import read_json, weights_variant
+from defectory.engine.backbones.files import read_json, verify_part, weights_variant
 from defectory.engine.backbones.words import WORDS
 from defectory.errors import WeightsError
 
@@ -106,6 +106,18 @@ def load_part(kind: Any, folder: Path, device: torch.device | str, dtype: torch.
             "copy the model again",
         )
     return model.to(device).eval().requires_grad_(False)
+
+
+def load_controlnet(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> ControlNetModel:
+    """Check and load a control network's folder.
+
+    Raises:
+        WeightsError: the folder is incomplete, holds pickles, or its weights do not fit its configuration.
+    """
+    verify_part(folder)
+    return load_part(ControlNetModel, folder, device, dtype)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

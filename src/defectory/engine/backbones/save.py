@@ -5,26 +5,48 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from diffusers import ControlNetModel
 from safetensors import SafetensorError
 
 from defectory.engine.backbones.files import DIGESTS_NAME
 from defectory.engine.backbones.parts import quiet
+from defectory.errors import PipelineError
 from defectory.files import BOOKKEEPING, digest_file, write_json
 from defectory.folders.swap import atomic_folder
 
-_LIBRARIES = {
-    "scheduler": "diffusers",
-    "text_encoder": "transformers",
-    "tokenizer": "transformers",
-    "unet": "diffusers",
-    "vae": "diffusers",
-    "controlnet": "diffusers",
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How the bases of a family lie on disk.
+
+    Attributes:
+        parts: names of the parts of a base.
+        pipeline: diffusers' class for a base.
+        finished: diffusers' class for a base with a control network.
+        absent: names of optional parts that are never written.
+        settings: further entries of `model_index.json`.
+    """
+
+    parts: tuple[str, ...]
+    pipeline: str
+    finished: str
+    absent: tuple[str, ...] = ()
+    settings: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+STABLE_DIFFUSION = Layout(
+    parts=("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
+    pipeline="StableDiffusionPipeline",
+    finished="StableDiffusionControlNetPipeline",
+    absent=("safety_checker", "feature_extractor", "image_encoder"),
+    settings={"requires_safety_checker": False},
+)
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -69,9 +91,9 @@ def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> N
         fill_base_like(folder, temporary, replaced=replaced)
 
 
-def fill_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:
-    """Fill an empty folder like `save_base_like`."""
-    classes = _classes_of(folder)
+def fill_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any], layout: Layout = STABLE_DIFFUSION) -> None:
+    """Fill an empty folder like `save_base_like`, for a family of another layout too."""
+    classes = _classes_of(folder, layout)
     for part in classes:
         if part in replaced:
             save_model(replaced[part], out / part)
@@ -79,15 +101,32 @@ def fill_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> N
             shutil.copytree(folder / part, out / part)
     if (folder / "controlnet").is_dir():
         shutil.copytree(folder / "controlnet", out / "controlnet", dirs_exist_ok=True)
-    _write_index(out, "StableDiffusionPipeline", classes)
+    _write_index(out, layout.pipeline, classes, layout)
 
 
-def save_pipeline(models: Mapping[str, Any], out: Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Write a finished pipeline folder that plain diffusers opens as `StableDiffusionControlNetPipeline`.
+def require_controlnet(network: torch.nn.Module) -> None:
+    """Require a network that diffusers has a pipeline for.
+
+    Raises:
+        PipelineError: it is of another kind.
+    """
+    if not isinstance(network, ControlNetModel):
+        raise PipelineError(
+            "condition network",
+            f"a {type(network).__name__}, which plain diffusers cannot draw with",
+            "use `synthesize`, or train condition.network controlnet",
+        )
+
+
+def save_pipeline(
+    models: Mapping[str, Any], out: Path, *, layout: Layout = STABLE_DIFFUSION, dtype: torch.dtype = torch.float32
+) -> str:
+    """Write a finished pipeline folder for plain diffusers, and return the name of the class that opens it.
 
     Args:
-        models: the parts by name: unet, vae, text_encoder, tokenizer, scheduler, controlnet.
+        models: the parts of the layout by name, and `controlnet`.
         out: new folder, replaced as a whole.
+        layout: of the family.
         dtype: one precision for all parts, since plain loaders cast all parts except the text encoder.
 
     Raises:
@@ -96,18 +135,22 @@ def save_pipeline(models: Mapping[str, Any], out: Path, *, dtype: torch.dtype = 
     with atomic_folder(out, kind="base") as temporary:
         for part, model in models.items():
             save_model(model.to("cpu", dtype) if isinstance(model, torch.nn.Module) else model, temporary / part)
-        classes = {part: (_LIBRARIES[part], type(model).__name__) for part, model in models.items()}
-        _write_index(temporary, "StableDiffusionControlNetPipeline", classes)
+        classes = {part: (_library_of(model), type(model).__name__) for part, model in models.items()}
+        _write_index(temporary, layout.finished, classes, layout)
+    return layout.finished
 
 
-def _classes_of(folder: Path) -> dict[str, tuple[str, str]]:
+def _library_of(model: Any) -> str:
+    return type(model).__module__.partition(".")[0]
+
+
+def _classes_of(folder: Path, layout: Layout) -> dict[str, tuple[str, str]]:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-    parts = [part for part in _LIBRARIES if part != "controlnet"]
-    return {part: (str(index[part][0]), str(index[part][1])) for part in parts if part in index}
+    return {part: (str(index[part][0]), str(index[part][1])) for part in layout.parts if part in index}
 
 
-def _write_index(folder: Path, kind: str, classes: Mapping[str, tuple[str, str]]) -> None:
+def _write_index(folder: Path, kind: str, classes: Mapping[str, tuple[str, str]], layout: Layout) -> None:
     index: dict[str, object] = {part: list(names) for part, names in classes.items()}
-    index |= {part: [None, None] for part in ("safety_checker", "feature_extractor", "image_encoder")}
-    index |= {"_class_name": kind, "_diffusers_version": diffusers.__version__, "requires_safety_checker": False}
+    index |= {part: [None, None] for part in layout.absent}
+    index |= {"_class_name": kind, "_diffusers_version": diffusers.__version__, **layout.settings}
     write_json(folder / "model_index.json", index)

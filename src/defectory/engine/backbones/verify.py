@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from defectory.engine.backbones.facts import BaseFacts
-from defectory.engine.backbones.files import read_json as read_json
-from defectory.engine.backbones.files import verify_part as verify_part
 from defectory.engine.backbones.registry import family_of
 
 

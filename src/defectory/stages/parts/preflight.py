@@ -18,7 +18,7 @@ from defectory.config.project import ProjectConfig
 from defectory.drivers.extract import driver_maker
 from defectory.drivers.kinds import kind_of
 from defectory.engine.backbones.known import resolve_base
-from defectory.engine.backbones.verify import read_json, verify_layout
+from defectory.engine.backbones.verify import verify_layout
 from defectory.engine.devices import usable_device
 from defectory.errors import ConfigError, ImageError, InputError, StageError, WeightsError
 from defectory.masks.bank import build_bank
@@ -95,9 +95,7 @@ def _require_tile_size(config: ProjectConfig) -> None:
     if tile_px is None:
         return
     try:
-        folder = resolve_base(config.base)
-        factor = verify_layout(folder).latent_factor
-        multiple = factor * 2 ** (len(read_json(folder / "unet" / "config.json")["block_out_channels"]) - 1)
+        multiple = verify_layout(resolve_base(config.base)).size_multiple_px
     except WeightsError:
         return  # its disk may not be mounted; the stage that needs it reports this
     if tile_px % multiple:

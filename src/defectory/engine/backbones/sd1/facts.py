@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-
+from defectory.engine.backbones.configs import (
+    AutoencoderConfig,
+    SchedulerConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    read_config,
+)
 from defectory.engine.backbones.facts import BaseFacts
-from defectory.engine.backbones.files import read_json
 from defectory.engine.backbones.others import COPY_AGAIN, GIVE_ANOTHER, classes_of, index_of
 from defectory.errors import WeightsError
 
@@ -29,63 +32,6 @@ _FAMILY_BY_CHANNELS = {
 }
 """Maps the input channels of a UNet for four-channel latents to its family."""
 
-Size = Annotated[int, Field(ge=1, le=1 << 20, strict=True)]
-Few = Annotated[int, Field(ge=1, le=200, strict=True)]
-Names = Annotated[list[str], Field(min_length=1, max_length=16)]
-Widths = Annotated[list[Size], Field(min_length=1, max_length=16)]
-Config = TypeVar("Config", bound="_Config")
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True, allow_inf_nan=False)
-
-
-class UNetConfig(_Config):
-    """Settings of a UNet that are checked before it is loaded."""
-
-    sample_size: Size
-    in_channels: Size
-    out_channels: Size
-    block_out_channels: Widths
-    cross_attention_dim: Size
-    layers_per_block: Few | Annotated[list[Few], Field(max_length=16)] = 2
-    down_block_types: Names
-    up_block_types: Names
-    transformer_layers_per_block: Few | list[Any] = 1
-    addition_embed_type: str | None = None
-    class_embed_type: str | None = None
-    num_class_embeds: int | None = None
-    encoder_hid_dim: int | None = None
-    time_cond_proj_dim: int | None = None
-
-
-class AutoencoderConfig(_Config):
-    """Settings of an autoencoder that are checked before it is loaded."""
-
-    block_out_channels: Widths
-    latent_channels: Size
-    layers_per_block: Few = 1
-    scaling_factor: float | int = 0.18215
-
-
-class TextEncoderConfig(_Config):
-    """Settings of a text encoder that are checked before it is loaded."""
-
-    hidden_size: Size
-    vocab_size: Size
-    num_hidden_layers: Few
-    num_attention_heads: Few
-    intermediate_size: Size
-    max_position_embeddings: Size = 77
-
-
-class SchedulerConfig(_Config):
-    """Settings of a base's noise schedule that are checked before it is loaded."""
-
-    class_name: str = Field(alias="_class_name")
-    num_train_timesteps: Annotated[int, Field(ge=2, le=100_000, strict=True)] = 1000
-    prediction_type: str = "epsilon"
-
 
 def facts_of(folder: Path) -> BaseFacts:
     """Read a base folder's JSON files, and return its facts.
@@ -101,10 +47,10 @@ def facts_of(folder: Path) -> BaseFacts:
     for part in PARTS:
         if not (folder / part).is_dir():
             raise WeightsError(folder, f"the part {part}/ is missing", COPY_AGAIN)
-    unet = _read(UNetConfig, folder / "unet" / "config.json")
-    vae = _read(AutoencoderConfig, folder / "vae" / "config.json")
-    text = _read(TextEncoderConfig, folder / "text_encoder" / "config.json")
-    schedule = _read(SchedulerConfig, folder / "scheduler" / "scheduler_config.json")
+    unet = read_config(UNetConfig, folder / "unet" / "config.json")
+    vae = read_config(AutoencoderConfig, folder / "vae" / "config.json")
+    text = read_config(TextEncoderConfig, folder / "text_encoder" / "config.json")
+    schedule = read_config(SchedulerConfig, folder / "scheduler" / "scheduler_config.json")
     _refuse_other_networks(folder, unet, vae, schedule)
     if text.hidden_size != unet.cross_attention_dim:
         raise WeightsError(
@@ -117,6 +63,7 @@ def facts_of(folder: Path) -> BaseFacts:
         family="embedded" if unet.addition_embed_type == "text" else "Stable Diffusion",
         tile_px=unet.sample_size * factor,
         latent_factor=factor,
+        size_multiple_px=factor * 2 ** (len(unet.block_out_channels) - 1),
         prediction_type=schedule.prediction_type,
         text_width=text.hidden_size,
     )
@@ -165,25 +112,3 @@ def _refuse_other_networks(folder: Path, unet: UNetConfig, vae: AutoencoderConfi
         raise WeightsError(
             folder, f"its UNet predicts {schedule.prediction_type}, epsilon or v_prediction was expected", GIVE_ANOTHER
         )
-
-
-def _read(kind: type[Config], path: Path) -> Config:
-    content = read_json(path)
-    if content.get("quantization_config") is not None:
-        raise WeightsError(path.parent, "is quantized (quantization_config)", "give the base in its full precision")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else "its content"
-        found = (
-            "is missing"
-            if first["type"] == "missing"
-            else f"is {_short(content.get(key))}: {first['msg'][0].lower()}{first['msg'][1:]}"
-        )
-        raise WeightsError(path, f"{key} {found}", COPY_AGAIN) from None
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -14,11 +14,9 @@ from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from defectory.engine.backbones.backbone import Context, Residuals
-from defectory.engine.backbones.files import verify_part
-from defectory.engine.backbones.parts import load_part, load_scheduler, load_tokenizer
-from defectory.engine.backbones.save import fill_base_like, save_pipeline
+from defectory.engine.backbones.parts import load_controlnet, load_part, load_scheduler, load_tokenizer
+from defectory.engine.backbones.save import fill_base_like, require_controlnet, save_pipeline
 from defectory.engine.backbones.sd1.family import FAMILY
-from defectory.errors import WeightsError
 from defectory.files import digest_folder
 
 
@@ -88,6 +86,10 @@ class StableDiffusion:
         token_ids = torch.stack([self._tokens(prompt) for prompt in prompts])
         return Context(tokens=self.text_encoder(input_ids=token_ids).last_hidden_state)
 
+    def conditioning(self, latents: Tensor, context: Context) -> Mapping[str, Any]:  # noqa: ARG002
+        """Return the arguments of the UNet besides latents and timesteps."""
+        return {"encoder_hidden_states": context.tokens}
+
     def predict(
         self,
         latents: Tensor,
@@ -98,7 +100,7 @@ class StableDiffusion:
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict noise or velocity, float [B,C,h,w]."""
-        given: dict[str, Any] = {"encoder_hidden_states": context.tokens}
+        given = dict(self.conditioning(latents, context))
         if residuals is not None:
             given["down_block_additional_residuals"] = residuals.skips
             given["mid_block_additional_residual"] = residuals.middle
@@ -121,14 +123,9 @@ class StableDiffusion:
         """Write a base to an empty folder: these networks, and everything else from the folder `like`."""
         fill_base_like(like, folder, replaced={part: self.networks[part] for part in parts})
 
-    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> None:
+    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> str:
         """Write a finished pipeline that opens as `StableDiffusionControlNetPipeline`."""
-        if not isinstance(controlnet, ControlNetModel):
-            raise WeightsError(
-                "condition network",
-                f"a {type(controlnet).__name__}, which plain diffusers cannot draw with",
-                "use `synthesize`, or train condition.network controlnet",
-            )
+        require_controlnet(controlnet)
         parts: dict[str, Any] = {
             "vae": self.vae,
             "text_encoder": self.text_encoder,
@@ -137,7 +134,7 @@ class StableDiffusion:
             "scheduler": self.scheduler,
             "controlnet": controlnet,
         }
-        save_pipeline(parts, out)
+        return save_pipeline(parts, out)
 
     def _tokens(self, prompt: str) -> Tensor:
         """Return the token ids of a prompt, int64 [L], on the text encoder's device."""
@@ -175,15 +172,3 @@ def load_stable_diffusion(
         controlnet=controlnet,
         folder=folder,
     )
-
-
-def load_controlnet(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
-) -> ControlNetModel:
-    """Check and load a control network's folder.
-
-    Raises:
-        WeightsError: as for `load_stable_diffusion`.
-    """
-    verify_part(folder)
-    return load_part(ControlNetModel, folder, device, dtype)
