@@ -53,12 +53,11 @@ def make_project(folder: Path) -> None:
     from defectory.config.template import project_template
     from defectory.procedural.borescope import write_dataset
 
-    tiny = module_of("tiny_base", TESTS / "conftest.py")
-    settings = module_of("tiny_project", TESTS / "stages" / "conftest.py")
+    tiny = module_of("tiny", TESTS / "conftest.py")
     folder.mkdir(parents=True, exist_ok=True)
     tiny.make_tiny_base(folder / "base")
     write_dataset(folder / "source", seed=0, num_labelled=28, num_defect_free=12, size_hw=(64, 88))
-    values = settings.tiny_settings(Path("base"))
+    values = tiny.tiny_settings(Path("base"))
     values["num_processes"] = 1
     (folder / "project.toml").write_text(project_template(values))
     (folder / "notes.txt").write_text("two years of work\n")

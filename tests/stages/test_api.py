@@ -50,6 +50,11 @@ def test_a_finished_project_is_read_by_name(file: Path) -> None:
     assert {finding.state for finding in project.verify()} == {"whole"}
 
 
+def test_how_fast_a_run_works_makes_no_stage_run_again(file: Path) -> None:
+    project = Project.open(file, overrides={"num_processes": 2, "threads": 2, "executor": "in-process"})
+    assert {name for name, state in project.states().items() if state.state != "up to date"} == set()
+
+
 def test_a_changed_setting_says_what_it_changes_and_stages_run_until_a_name(file: Path) -> None:
     project = Project.open(file, overrides={"synthesis.num_images": 5})
     state = project.states()["plan"]

@@ -7,10 +7,10 @@ import io
 import os
 import sys
 import traceback
+from importlib import import_module
 
 import typer
 
-from defectory.cli import data_verbs, driver_verbs, export_verb, insert_verb, project_verbs, run_verbs, tool_verbs
 from defectory.cli.failures import INTERRUPTED
 from defectory.memory import keep_freed_memory
 
@@ -28,6 +28,18 @@ QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """No verb uses the network; these variables keep dependencies from using it."""
+
+VERBS = (
+    # in the order of `--help`
+    "project_verbs",
+    "insert_verb",
+    "export_verb",
+    "run_verbs",
+    "data_verbs",
+    "driver_verbs",
+    "tool_verbs",
+)
+"""Modules that define verbs. Each has a function `register`; the verbs import their work when they are called."""
 
 app = typer.Typer(
     name="defectory",
@@ -55,13 +67,8 @@ def _root(
     """
 
 
-project_verbs.register(app)
-insert_verb.register(app)
-export_verb.register(app)
-run_verbs.register(app)
-data_verbs.register(app)
-driver_verbs.register(app)
-tool_verbs.register(app)
+for module in VERBS:
+    import_module(f"defectory.cli.{module}").register(app)
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -55,6 +56,10 @@ class ProjectConfig(Section):
     """How independent segmenters are trained: `in-process` one after the other, `local-processes` side by side, `auto`
     side by side where a CPU has threads to spare.
     """
+
+    def of_results(self) -> dict[str, Any]:
+        """Return the settings that results depend on or show, JSON-compatible: all but place and speed of a run."""
+        return self.model_dump(mode="json", exclude={"out", "threads", "num_processes", "executor"})
 
     @field_validator("device")
     @classmethod

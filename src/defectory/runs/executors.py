@@ -2,33 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
-from defectory import errors
 from defectory.config.project import ProjectConfig
-from defectory.events import Event, Notice, Progress, StageEnded
-from defectory.memory import give_back_freed_memory, keep_freed_memory
+from defectory.events import Event
+from defectory.memory import give_back_freed_memory
 from defectory.registry import Registry
 from defectory.runs.outcome import make_work_root, run_stage
-from defectory.runs.sources import Sources
+from defectory.runs.served import Message, ServedStage, event_of, job_of
 from defectory.runs.stage import Run, Stage
 from defectory.runs.verify import Verified
 
 MAX_PROCESSES = 4
 """Most processes at a time; each takes a gigabyte or more. They pay even on two threads (decision 043)."""
-EVENTS: dict[str, type[Progress | Notice | StageEnded]] = {
-    kind.__name__: kind for kind in (Progress, Notice, StageEnded)
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +30,7 @@ class Batch:
         all_stages: of the run, by name.
         group_size: number of stages in the group, including those that do not have to run.
         verified: results already compared with their digests, including all that the stages read.
-        serve: code that a child process runs to serve one stage; see `serve_stage`.
+        serve: code that a child process runs to serve one stage; see `served.serve_stage`.
     """
 
     stages: Sequence[Stage]
@@ -112,104 +102,27 @@ def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
     num_processes, num_threads = _shares(run.config, batch)
     make_work_root(run)
     give_back_freed_memory()
-    config = run.config.model_copy(update={"threads": num_threads}).model_dump(mode="json")
-    waiting, running = list(batch.stages), dict[str, subprocess.Popen[bytes]]()
-    messages: _Messages = queue.Queue()
+    waiting, running = list(batch.stages), dict[str, ServedStage]()
+    messages: queue.Queue[tuple[str, Message | None]] = queue.Queue()
     try:
         while waiting or running:
             while waiting and len(running) < num_processes:
                 stage = waiting.pop(0)
-                job = {"config": config, "folder": str(run.folder), "sources": str(run.sources.folder)}
-                running[stage.name] = _start({**job, "stage": stage.name}, messages, batch.serve)
+                running[stage.name] = ServedStage(job_of(run, stage, num_threads=num_threads), batch.serve)
+                threading.Thread(target=_listen, args=(running[stage.name], messages), daemon=True).start()
             name, message = messages.get()
             if message is None:
-                _require_success(name, _end(running.pop(name)))
-            elif message["kind"] in EVENTS:
-                yield EVENTS[message["kind"]](**message["content"])
+                running.pop(name).kill()
             else:
-                raise getattr(errors, message["kind"])(*message["content"])
+                yield event_of(message)
     finally:
-        for process in running.values():
-            process.kill()
-            _end(process)
+        for served in running.values():
+            served.kill()
 
 
-_Messages = queue.Queue[tuple[str, dict[str, Any] | None]]
-
-
-def _start(job: dict[str, Any], messages: _Messages, serve: str) -> subprocess.Popen[bytes]:
-    # -P: otherwise python imports from the current folder first, and would run a user's scipy.py
-    process = subprocess.Popen([sys.executable, "-P", "-c", serve], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    output = process.stdout
-    # stays open; end of file shows the child that this process has ended
-    process.stdin.write(json.dumps(job).encode() + b"\n")
-    process.stdin.flush()
-
-    def listen() -> None:
-        try:
-            with output:
-                for line in output:
-                    messages.put((job["stage"], json.loads(line)))
-        finally:
-            messages.put((job["stage"], None))
-
-    threading.Thread(target=listen, daemon=True).start()
-    return process
-
-
-def _end(process: subprocess.Popen[bytes]) -> int:
-    code = process.wait()
-    assert process.stdin is not None
-    process.stdin.close()
-    return code
-
-
-def _require_success(name: str, code: int) -> None:
-    if code < 0:
-        raise errors.StageError(
-            f"{name}: its process was killed by signal {-code}, perhaps for lack of memory; run again to resume, with "
-            "num_processes=1 to use less"
-        )
-    if code > 0:
-        raise errors.StageError(f"{name}: its process ended with exit code {code}, see above; run again to resume")
-
-
-def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
-    """Run the stage requested on standard input, and write its events to standard output as JSON lines.
-
-    Args:
-        stages_of: returns the stages of a run by name.
-    """
-    # Ctrl-C reaches all processes of a terminal; the parent process decides
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    keep_freed_memory()
-    channel = os.fdopen(os.dup(1), "w")
-    # what a library prints is not an event
-    os.dup2(2, 1)
-    job = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-    def tell(kind: str, content: object) -> None:
-        print(json.dumps({"kind": kind, "content": content}), file=channel, flush=True)
-
-    run = Run(
-        config=ProjectConfig.model_validate(job["config"]),
-        folder=Path(job["folder"]),
-        sources=Sources(folder=Path(job["sources"])),
-    )
-    stages = stages_of(run)
+def _listen(served: ServedStage, messages: queue.Queue[tuple[str, Message | None]]) -> None:
     try:
-        for event in run_stage(run, stages[job["stage"]], stages, verified=Verified(trusted=True)):
-            tell(type(event).__name__, asdict(event))
-    except errors.InputError as error:
-        tell(type(error).__name__, [error.where, error.found, error.todo])
-    except errors.DefectoryError as error:
-        tell(type(error).__name__, [str(error)])
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(1)
+        for message in served.messages():
+            messages.put((served.name, message))
+    finally:
+        messages.put((served.name, None))

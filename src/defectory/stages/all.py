@@ -8,9 +8,9 @@ from defectory.config.project import ProjectConfig
 from defectory.drivers.kinds import kind_of
 from defectory.events import Event
 from defectory.registry import Registry
-from defectory.runs.executors import serve_stage
 from defectory.runs.graph import by_name, in_order
 from defectory.runs.runner import Checks, run_stages
+from defectory.runs.served import serve_stage
 from defectory.runs.stage import Run, Stage
 from defectory.stages.calibrate import Calibrate
 from defectory.stages.curate import Curate

@@ -22,8 +22,6 @@ from defectory.stages.parts.report_tables import appendix, arm_name, facts, meas
 from defectory.stages.parts.signatures import memorisation, signatures
 from defectory.stages.segment import stage_name
 
-NOT_SHOWN = frozenset({"out", "threads", "executor"})
-"""Settings that do not change any result."""
 SMOOTHED_STEPS = 20
 
 
@@ -43,7 +41,7 @@ class Report(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them."""
         drawings = {"files of drivers.drawings": sources.listing(config.drivers.drawings)}
-        return {**config.model_dump(mode="json", exclude=set(NOT_SHOWN)), **drawings}
+        return {**config.of_results(), **drawings}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Measure leakage and memorisation, and write the page."""

@@ -1,0 +1,144 @@
+"""One stage in a process of its own: how the job gets there, and how its events and errors come back, as JSON lines.
+
+The process ends when the one that started it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from defectory import errors
+from defectory.config.project import ProjectConfig
+from defectory.events import Event, Notice, Progress, StageEnded
+from defectory.memory import keep_freed_memory
+from defectory.runs.outcome import run_stage
+from defectory.runs.sources import Sources
+from defectory.runs.stage import Run, Stage
+from defectory.runs.verify import Verified
+
+Message = dict[str, Any]
+"""An event or an error: its class as `kind`, and its `content`."""
+EVENTS: dict[str, type[Progress | Notice | StageEnded]] = {
+    kind.__name__: kind for kind in (Progress, Notice, StageEnded)
+}
+
+
+def job_of(run: Run, stage: Stage, *, num_threads: int) -> dict[str, Any]:
+    """Return what a process needs to know to run a stage, JSON-compatible."""
+    config = run.config.model_copy(update={"threads": num_threads}).model_dump(mode="json")
+    return {"config": config, "folder": str(run.folder), "sources": str(run.sources.folder), "stage": stage.name}
+
+
+def event_of(message: Message) -> Event:
+    """Return the event of a message.
+
+    Raises:
+        DefectoryError: that the message holds.
+    """
+    if message["kind"] in EVENTS:
+        return EVENTS[message["kind"]](**message["content"])
+    raise getattr(errors, message["kind"])(*message["content"])
+
+
+class ServedStage:
+    """A process that runs one stage.
+
+    Args:
+        job: see `job_of`; run folder and sources must be reachable under the same paths.
+        serve: code that the process runs; see `serve_stage`.
+    """
+
+    def __init__(self, job: Mapping[str, Any], serve: str) -> None:
+        self.name = str(job["stage"])
+        # -P: otherwise python imports from the current folder first, and would run a user's scipy.py
+        command = [sys.executable, "-P", "-c", serve]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdin is not None
+        # stays open; end of file shows the child that this process has ended
+        self._process.stdin.write(json.dumps(job).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def messages(self) -> Iterator[Message]:
+        """Yield each message as it comes; the last one is an error where the process failed."""
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            # a process that was killed may leave half a line
+            yield from (json.loads(line) for line in output if line.endswith(b"\n"))
+        self._process.wait()
+        if (error := self._failure()) is not None:
+            yield {"kind": "StageError", "content": [error]}
+
+    def kill(self) -> None:
+        """End the process, if it has not ended yet."""
+        self._process.kill()
+        self._process.wait()
+        with suppress(BrokenPipeError):
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+
+    def _failure(self) -> str | None:
+        code = self._process.returncode
+        if code < 0:
+            return (
+                f"{self.name}: its process was killed by signal {-code}, perhaps for lack of memory; run again to "
+                "resume, with num_processes=1 to use less"
+            )
+        return f"{self.name}: its process ended with exit code {code}, see above; run again to resume" if code else None
+
+
+def served_messages(job: Mapping[str, Any], serve: str) -> Iterator[Message]:
+    """Run a stage in a process of its own and yield its messages; leaving the loop ends the process."""
+    served = ServedStage(job, serve)
+    try:
+        yield from served.messages()
+    finally:
+        served.kill()
+
+
+def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
+    """Run the stage requested on standard input, and write its events to standard output as JSON lines.
+
+    Args:
+        stages_of: returns the stages of a run by name.
+    """
+    # Ctrl-C reaches all processes of a terminal; the parent process decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keep_freed_memory()
+    channel = os.fdopen(os.dup(1), "w")
+    # what a library prints is not an event
+    os.dup2(2, 1)
+    job = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def tell(kind: str, content: object) -> None:
+        print(json.dumps({"kind": kind, "content": content}), file=channel, flush=True)
+
+    run = Run(
+        config=ProjectConfig.model_validate(job["config"]),
+        folder=Path(job["folder"]),
+        sources=Sources(folder=Path(job["sources"])),
+    )
+    stages = stages_of(run)
+    try:
+        for event in run_stage(run, stages[job["stage"]], stages, verified=Verified(trusted=True)):
+            tell(type(event).__name__, asdict(event))
+    except errors.InputError as error:
+        tell(type(error).__name__, [error.where, error.found, error.todo])
+    except errors.DefectoryError as error:
+        tell(type(error).__name__, [str(error)])
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(1)
