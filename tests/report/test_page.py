@@ -12,12 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from defectory.artifacts.next_step import NextStep
 from defectory.report.charts import line_chart, smooth, thin
 from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Signature, Table
 from defectory.report.page import render_report
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
 VOID = {"meta", "img", "br"}
+COMMAND = "defectory run 'my \"a\" <b>.toml' -o 'segmentation.seeds=[0,1,2]'"
+
+
+def signature(name: str, *, detected: bool | None, figure: str = "0.4, limit 0.5", advice: str = "train") -> Signature:
+    return Signature(name=name, detected=detected, figure=figure, evidence="0.4", advice=advice)
+
+
+def step(title: str = "Train longer", *, command: str = COMMAND, seconds: float | None = 240.0) -> NextStep:
+    return NextStep(title=title, why=f"Because {HOSTILE}.", command=command, seconds=seconds)
 
 
 class Balance(HTMLParser):
@@ -45,6 +55,9 @@ def content(**changes: object) -> ReportContent:
     values: dict[str, object] = {
         "title": f"demo {HOSTILE}",
         "outcome": Outcome(outcome="do not use it", sentence=f"No gain {HOSTILE}"),
+        "next_steps": [step()],
+        "project_file": 'my "a" <b>.toml',
+        "red_flags": [],
         "facts": [("train", "12 images")],
         "scores": [
             Table(title="Scores", columns=["arm", "mAP"], rows=[["real", "0.300"], [HOSTILE, "0.2"]], note="a note")
@@ -56,7 +69,8 @@ def content(**changes: object) -> ReportContent:
             )
         ],
         "signatures": [
-            Signature(name="control collapse", detected=d, evidence="0.4", advice="train") for d in (True, False, None)
+            signature(name, detected=detected)
+            for name, detected in (("control collapse", True), ("memorisation", False), ("driver leakage", None))
         ],
         "measures": [],
         "charts": [
@@ -76,10 +90,12 @@ def test_the_page_is_balanced_self_contained_and_says_the_outcome_first() -> Non
     assert parser.open == []
     assert len(parser.images) == 2
     assert all(uri.startswith("data:image/") for uri in parser.images)
-    assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "url(" not in page
     assert "http" not in page
-    assert page.index("do not use it") < page.index("Scores") < page.index("Pictures")
+    order = ("do not use it", ">What to do next<", ">Red flags<", ">Key facts<", ">Scores<", ">Pictures<")
+    places = [page.index(text) for text in order]
+    assert places == sorted(places)
 
 
 def test_texts_are_escaped() -> None:
@@ -90,7 +106,7 @@ def test_texts_are_escaped() -> None:
 
 def test_commands_in_advice_are_set_as_code() -> None:
     advice = f"run `defectory drivers tune {HOSTILE}`, then look"
-    page = render_report(content(signatures=[Signature(name="leak", detected=True, evidence="0.7", advice=advice)]))
+    page = render_report(content(signatures=[signature("leak", detected=True, advice=advice)]))
     assert "run <code>defectory drivers tune &lt;" in page
     assert "</code>, then look</td>" in page
     assert "<script" not in page
@@ -102,8 +118,48 @@ def test_three_states_of_a_signature_are_told_apart() -> None:
         assert f">{words}</td>" in page
 
 
+def test_each_step_shows_its_reason_its_time_and_a_command_that_can_be_copied() -> None:
+    page = render_report(content(next_steps=[step("One"), step("Two", seconds=None), step("Three", seconds=7200.0)]))
+    found = [html.unescape(text) for text in re.findall(r"<pre><code>(.*?)</code></pre>", page)]
+    assert found == [COMMAND] * 3
+    for words in ("One", "takes about 4 min", "Two", "Three", "takes about 2.0 hours"):
+        assert words in page
+    assert page.count("the command takes") == 2
+    assert "one command at a time" in page
+    assert "<b>.toml" not in page
+
+
+def test_a_setting_of_one_command_is_explained_only_where_a_command_has_one() -> None:
+    assert "holds for that command alone" in render_report(content())
+    assert "holds for that command alone" not in render_report(
+        content(next_steps=[step(command="defectory export p.toml")])
+    )
+
+
+def test_a_red_flag_shows_its_figure_and_leads_to_its_row() -> None:
+    signatures = [
+        signature("driver leakage", detected=True, figure="AUC 0.89, limit 0.65"),
+        signature("memorisation", detected=None, figure="fewer than 4 drafts"),
+        signature("control collapse", detected=False),
+    ]
+    page = render_report(content(signatures=signatures, red_flags=signatures[:2]))
+    first_screen = page[page.index(">Red flags<") : page.index(">Key facts<")]
+    for words in ("AUC 0.89, limit 0.65", "(cannot be told)", "fewer than 4 drafts"):
+        assert words in first_screen
+    assert "control collapse" not in first_screen
+    links = re.findall(r'href="#([^"]*)"', first_screen)
+    assert links == ["driver-leakage", "memorisation"]
+    assert all(page.count(f'id="{link}"') == 1 for link in links)
+
+
+def test_without_red_flags_the_page_says_so() -> None:
+    page = render_report(content())
+    assert "None found" in page[page.index(">Red flags<") : page.index(">Key facts<")]
+    assert 'id="failures"' in page
+
+
 def test_an_empty_report_still_renders() -> None:
-    page = render_report(content(scores=[], grids=[], charts=[], signatures=[], appendix=[]))
+    page = render_report(content(scores=[], grids=[], charts=[], signatures=[], appendix=[], next_steps=[]))
     parser = Balance()
     parser.feed(page)
     assert parser.open == []

@@ -6,7 +6,10 @@ import pytest
 
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import Leakage
-from defectory.stages.parts.signatures import signatures
+from defectory.report.content import Signature
+from defectory.stages.parts.signatures import Memorisation, red_flags, signatures
+
+LABELS = {"train": {"pit": 9}, "val": {"pit": 9, "burn": 7}, "test": {"pit": 5, "burn": 9}}
 
 
 def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:
 def test_weak_and_strong_defects_are_named_with_what_to_do(
     contrasts: dict[str, tuple[float, float, int]], detected: bool | None, advice: str
 ) -> None:
-    found = {s.name: s for s in signatures(scores(**contrasts), None, None, drivers=DriverConfig())}[
+    found = {s.name: s for s in signatures(scores(**contrasts), None, None, drivers=DriverConfig(), labels=LABELS)}[
         "defects too weak or too strong"
     ]
     assert found.detected is detected
@@ -53,9 +56,9 @@ def test_weak_and_strong_defects_are_named_with_what_to_do(
 )
 def test_leaking_drivers_are_named_with_the_option_that_helps(auc: float, blind: bool, advice: str | None) -> None:
     leak = Leakage(auc=auc, interval=(auc - 0.1, auc + 0.1), num_defective=40, num_defect_free=40)
-    found = {s.name: s for s in signatures(scores(), leak, None, drivers=DriverConfig(defect_blind=blind))}[
-        "driver leakage"
-    ]
+    found = {
+        s.name: s for s in signatures(scores(), leak, None, drivers=DriverConfig(defect_blind=blind), labels=LABELS)
+    }["driver leakage"]
     assert found.detected == (advice is not None)
     assert f"{auc:.2f}" in found.evidence
     assert advice is None or advice in found.advice
@@ -73,7 +76,74 @@ def test_leaking_drivers_are_named_with_the_option_that_helps(auc: float, blind:
 def test_an_arm_that_learnt_nothing_is_named(maps: dict[str, float], detected: bool | None) -> None:
     """A gain over a collapsed segmenter is no gain."""
     given = {**scores(), "arms": {arm: {"segm_map": value} for arm, value in maps.items()}}
-    found = {s.name: s for s in signatures(given, None, None, drivers=DriverConfig())}["segmenter collapse"]
+    found = {s.name: s for s in signatures(given, None, None, drivers=DriverConfig(), labels=LABELS)}[
+        "segmenter collapse"
+    ]
     assert found.detected is detected
     assert all(f"{arm} {value:.3f}" in found.evidence for arm, value in maps.items())
     assert ("real" in found.advice) == bool(detected)
+
+
+def judged(*, labels: dict[str, dict[str, int]] | None = None, **changes: Any) -> dict[str, Signature]:
+    """Judge a run in which nothing is wrong but the given."""
+    leak = Leakage(auc=changes.pop("auc", 0.5), interval=(0.4, 0.6), num_defective=40, num_defect_free=40)
+    copied = Memorisation(draft_to_train=1.0, train_to_train=1.0, copied_share=changes.pop("copied", 0.0))
+    given = {**scores(pit=(0.5, 0.5, 30)), "arms": {"real": {"segm_map": 0.3}}} | changes
+    found = signatures(given, leak, copied, drivers=DriverConfig(), labels=labels or LABELS)
+    return {s.name: s for s in found}
+
+
+def test_a_sound_run_has_no_red_flag_and_an_open_verdict_is_none() -> None:
+    assert red_flags(list(judged().values())) == []
+
+
+def test_every_planted_failure_is_a_red_flag_with_its_figure_and_limit() -> None:
+    found = judged(
+        auc=0.89,
+        copied=0.09,
+        labels={**LABELS, "test": {"pit": 2, "burn": 9}},
+        arms={"real": {"segm_map": 0.001}},
+        fidelity={"accepted_share": 0.12, "mean": 0.08, "shuffled": 0.02},
+        verdict={"outcome": "do not use it", "gain": -0.012},
+        defect_contrast=scores(pit=(0.2, 0.6, 30))["defect_contrast"],
+    )
+    assert {s.name: s.figure for s in red_flags(list(found.values()))} == {
+        "synthetic quality too poor": "12% of drafts accepted, limit 25%",
+        "no downstream gain": "gain in segm mAP -0.012, needed above 0",
+        "segmenter collapse": "segm mAP of real 0.001, limit 0.005",
+        "control collapse": "mean fidelity 0.08, limit 0.15",
+        "defects too weak or too strong": "contrast relative to train tiles: pit 0.33, limits 0.67 and 1.50",
+        "memorisation": "9% of drafts are near-copies of train tiles, limit 5%",
+        "driver leakage": "AUC 0.89, limit 0.65",
+        "few held-out defects": "test: pit 2, limit 5 of each class",
+    }
+
+
+def test_the_figure_of_poor_tones_and_of_masks_that_make_no_difference_names_the_limit_that_was_passed() -> None:
+    sets = {
+        f"{key}{floor}": value
+        for key, far in (("mean_wasserstein", 5.2), ("std_wasserstein", 1.0))
+        for floor, value in (("", far), ("_floor", 2.0))
+    }
+    fidelity = {"accepted_share": 0.8, "mean": 0.3, "shuffled": 0.2}
+    found = judged(image_sets={**sets, "kid": 0.1, "kid_floor": 0.1}, fidelity=fidelity)
+    assert found["synthetic quality too poor"].figure == "tones 2.6 times the floor, limit 2"
+    assert found["control collapse"].figure == "mean fidelity 0.30, limit 0.40"
+
+
+def test_what_could_not_be_measured_is_a_red_flag_that_says_why() -> None:
+    found = signatures(scores(), None, None, drivers=DriverConfig(), labels=LABELS)
+    flags = {s.name: s.figure for s in red_flags(found)}
+    assert flags == {
+        "segmenter collapse": "no segmenter was trained",
+        "defects too weak or too strong": "no class has 8 defects in both drafts and train tiles",
+        "memorisation": "fewer than 4 drafts or train tiles",
+        "driver leakage": "fewer than 10 tiles with defects, or without",
+    }
+
+
+def test_of_many_classes_the_first_screen_names_a_few() -> None:
+    labels = {**LABELS, "test": {f"class {number}": 2 for number in range(30)}}
+    found = judged(labels=labels)["few held-out defects"]
+    assert found.figure.endswith("class 4 2 and 25 more, limit 5 of each class")
+    assert "class 29 2" in found.evidence

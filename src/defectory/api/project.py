@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from defectory import __version__
 from defectory.artifacts.dataset import Dataset
+from defectory.artifacts.next_step import NextStep
 from defectory.artifacts.plan import Decisions, Plan
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
@@ -126,7 +127,8 @@ class Project:
     @cached_property
     def run_values(self) -> Run:
         """Return the project as a value for the run machinery."""
-        return Run(config=self.config, folder=self.run_folder, sources=Sources(folder=self.file.resolve().parent))
+        sources = Sources(folder=self.file.resolve().parent, command=self.resolved.command)
+        return Run(config=self.config, folder=self.run_folder, sources=sources)
 
     @property
     def store(self) -> RunStore:
@@ -251,6 +253,17 @@ class Project:
     def report(self) -> Path:
         """Return the report page."""
         return self.run_folder / layout.RUN_REPORT
+
+    @property
+    def next_steps(self) -> tuple[NextStep, ...]:
+        """Return what the report suggests to do next, the most useful first; commands work in the current folder."""
+        command = replace(self.resolved.command, file=str(self.file))
+        return tuple(
+            step.model_copy(
+                update={"command": command.text(step.verb, settings=step.settings, arguments=step.arguments)}
+            )
+            for step in self.store.next_steps
+        )
 
 
 def _names(names: str | Sequence[str]) -> list[str]:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from defectory.cli.options import PROJECT_FILE, JsonOption, OverrideOption, ProjectArgument, open_project, run_until
+from defectory.cli.options import (
+    PROJECT_FILE,
+    JsonOption,
+    OverrideOption,
+    PresetOption,
+    ProjectArgument,
+    open_project,
+    run_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +95,12 @@ def extract(
     say(f"{len(made)} drivers in {out}")
 
 
-def tune(project: ProjectArgument = PROJECT_FILE, override: OverrideOption = None, as_json: JsonOption = False) -> None:
+def tune(
+    project: ProjectArgument = PROJECT_FILE,
+    override: OverrideOption = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Choose driver constants: keep most of the surface's structure without telling which images had a defect."""
     from dataclasses import asdict
 
@@ -96,7 +109,7 @@ def tune(project: ProjectArgument = PROJECT_FILE, override: OverrideOption = Non
     from defectory.runs.layout import TUNED_DRIVERS
     from defectory.tools.drivers import tune_drivers
 
-    opened = open_project(project, overrides=override)
+    opened = open_project(project, overrides=override, preset=preset)
     found: list[Candidate] = []
 
     def events() -> Iterator[Event]:

@@ -83,6 +83,9 @@ def run_project(
     say(f"done in {format_seconds(time.monotonic() - began)}, at most {peak.gb:.1f} GB of memory")
     if "report" in names:
         say(f"report: {project.report}")
+        for step in project.next_steps[:1]:
+            say(f"next: {step.title}")
+            say(f"  {step.command}")
 
 
 def _show_states(project: Project, names: Sequence[str], *, as_json: bool) -> None:

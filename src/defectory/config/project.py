@@ -20,6 +20,9 @@ from defectory.masks.config import MaskConfig
 from defectory.segmentation.config import SegmentationConfig
 from defectory.synthesis.config import SynthesisConfig
 
+OF_PLACE_AND_SPEED = frozenset({"out", "threads", "num_processes", "executor"})
+"""Settings that say where a run lies and how fast it is; they change no result."""
+
 
 class ProjectConfig(Section):
     """Everything a run depends on."""
@@ -59,7 +62,7 @@ class ProjectConfig(Section):
 
     def of_results(self) -> dict[str, Any]:
         """Return the settings that results depend on or show, JSON-compatible: all but place and speed of a run."""
-        return self.model_dump(mode="json", exclude={"out", "threads", "num_processes", "executor"})
+        return self.model_dump(mode="json", exclude=set(OF_PLACE_AND_SPEED))
 
     @field_validator("device")
     @classmethod

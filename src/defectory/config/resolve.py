@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from defectory.artifacts.config import Section
+from defectory.config.command import CommandLine, parse
 from defectory.config.presets import PRESETS
 from defectory.config.project import ProjectConfig
 from defectory.config.settings import Setting, problem_of, takes_of
@@ -28,10 +28,11 @@ MAX_DOTS = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Resolved:
-    """A resolved configuration, and the origin of each value by dotted key."""
+    """A resolved configuration, the origin of each value by dotted key, and how to write a command that resolves it."""
 
     config: ProjectConfig
     origins: dict[str, str]
+    command: CommandLine
 
     def with_value(self, key: str, value: object) -> Resolved:
         """Return a copy with one top-level value replaced and its origin kept."""
@@ -130,7 +131,13 @@ def resolve(
     except ValidationError as error:
         raise _said_of(error, origins, source) from None
     everything = {key: origins.get(key, "default") for key in flatten(config.model_dump(mode="json"))}
-    return Resolved(config=config, origins=everything)
+    given = dict(layers)
+    command = CommandLine(
+        file=CommandLine.file if project_file is None else project_file.name,
+        preset=preset if preset != named else None,
+        settings={**given["environment"], **given["command line"]},
+    )
+    return Resolved(config=config, origins=everything, command=command)
 
 
 def _said_of(error: ValidationError, origins: Mapping[str, str], source: str) -> ConfigError:
@@ -145,6 +152,18 @@ def _said_of(error: ValidationError, origins: Mapping[str, str], source: str) ->
     if not isinstance(first.get("input"), Mapping):
         found = f"{found}, found {_short(first.get('input'))}"
     return ConfigError(where, found, "correct the value; `defectory init` shows the form")
+
+
+def with_settings(config: ProjectConfig, values: Mapping[str, Any]) -> ProjectConfig:
+    """Return a configuration with other values by dotted key.
+
+    Raises:
+        ValidationError: a value that no project file may have.
+    """
+    tree: Tree = config.model_dump(mode="json")
+    for key, value in values.items():
+        _put(tree, key, value)
+    return ProjectConfig.model_validate(tree)
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -228,14 +247,6 @@ def _parsed(text: str, setting: Setting | None) -> Any:
     ):
         return text if "number" not in setting.takes else value
     return value
-
-
-def parse(text: str) -> Any:
-    """Parse a text as JSON; return the text itself if it is not JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _put(tree: Tree, key: str, value: Any) -> None:

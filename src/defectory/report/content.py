@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from defectory.artifacts.next_step import NextStep
 from defectory.terminal import printable
 
 Image = NDArray[np.uint8]
@@ -74,20 +75,37 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """A way in which synthesis can fail: detected, not detected, or None if unknown."""
+    """A way in which synthesis can fail.
+
+    Attributes:
+        name: of the failure, unique on the page.
+        detected: whether it was detected; None if unknown.
+        figure: the figure that decides and its limit, or why nothing is known; short, for the first screen.
+        evidence: all figures.
+        advice: what to do about it, with commands between backticks.
+    """
 
     name: str
     detected: bool | None
+    figure: str
     evidence: str
     advice: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportContent:
-    """The whole content of a page, in display order."""
+    """The whole content of a page, in display order.
+
+    Attributes:
+        project_file: name of the file in whose folder the commands of the next steps work.
+        red_flags: those of `signatures` that belong on the first screen.
+    """
 
     title: str
     outcome: Outcome
+    next_steps: Sequence[NextStep]
+    project_file: str
+    red_flags: Sequence[Signature]
     facts: Sequence[tuple[str, str]]
     scores: Sequence[Table]
     grids: Sequence[Grid]

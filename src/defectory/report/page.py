@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,19 @@ def render_report(content: ReportContent) -> str:
     page = _environment().get_template("page.html.jinja")
     verdict_class = VERDICT_CLASSES.get(content.outcome.outcome, "open")
     return page.render(content=content, verdict_class=verdict_class, finding_words=FINDING_WORDS)
+
+
+def anchor(name: str) -> str:
+    """Return the id of the element with a name, for links within the page."""
+    return "-".join(re.findall(r"[a-z0-9]+", name.lower()))
+
+
+def about(seconds: float) -> str:
+    """Return a rough duration for the end of a sentence."""
+    if seconds < 60:
+        return "less than a minute"
+    minutes = seconds / 60
+    return f"about {minutes:.0f} min" if minutes < 90 else f"about {minutes / 60:.1f} hours"
 
 
 def write_report(content: ReportContent, path: Path) -> None:
@@ -64,6 +78,8 @@ def _environment() -> Environment:
     )
     environment.filters["picture_uri"] = picture_uri
     environment.filters["line_chart"] = _chart
+    environment.filters["anchor"] = anchor
+    environment.filters["about"] = about
     return environment
 
 

@@ -74,20 +74,27 @@ def run_where_it_pays(run: Run, batch: Batch) -> Iterator[Event]:
 
     Training one small network leaves most of a CPU's threads idle.
     """
+    pays = num_side_by_side(run.config, batch.group_size) > 1
+    yield from (run_in_local_processes if pays else run_in_process)(run, batch)
+
+
+def num_side_by_side(config: ProjectConfig, group_size: int) -> int:
+    """Return how many stages of a group run at a time. An executor of an installed package counts as one."""
     from defectory.engine.devices import device_of
 
-    on_cpu = device_of(run.config.device, threads=run.config.threads) == "cpu"
-    num_processes, _ = _shares(run.config, batch)
-    yield from (run_in_local_processes if on_cpu and num_processes > 1 else run_in_process)(run, batch)
+    if config.executor == "auto":
+        on_cpu = device_of(config.device, threads=config.threads) == "cpu"
+        return _shares(config, group_size)[0] if on_cpu else 1
+    return _shares(config, group_size)[0] if config.executor == "local-processes" else 1
 
 
-def _shares(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
+def _shares(config: ProjectConfig, group_size: int) -> tuple[int, int]:
     """Return the number of processes at a time and the threads of each."""
     import torch
 
     num_threads = config.threads or torch.get_num_threads()
     # counts the whole group: the number of threads decides the last bits of a result, however many stages are left
-    num_processes = min(batch.group_size, config.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
+    num_processes = min(group_size, config.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
     return num_processes, max(1, num_threads // num_processes)
 
 
@@ -99,7 +106,7 @@ def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
     Raises:
         DefectoryError: of the first stage that fails; the others stop, and resume on the next run.
     """
-    num_processes, num_threads = _shares(run.config, batch)
+    num_processes, num_threads = _shares(run.config, batch.group_size)
     make_work_root(run)
     give_back_freed_memory()
     waiting, running = list(batch.stages), dict[str, ServedStage]()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from defectory.config.command import CommandLine
 from defectory.errors import ConfigError
 from defectory.folders.marker import read_marker
 from defectory.formats.raw import is_litter
@@ -30,9 +31,11 @@ class Sources:
 
     Attributes:
         folder: of the project file.
+        command: how the project was opened, for commands that are shown to the user.
     """
 
     folder: Path
+    command: CommandLine = field(default_factory=CommandLine)
 
     def path(self, name: str) -> Path:
         """Return the path that a setting names."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.calibration import Calibration
 from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord, image_path
 from defectory.artifacts.difficulty import Difficulty
+from defectory.artifacts.next_step import NextStep
 from defectory.artifacts.plan import Decisions, Job, MaskBank, Plan
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Tile, TileSet
@@ -315,6 +316,12 @@ class RunStore:
     def report(self) -> Path:
         """Return the report page."""
         return self.path(layout.REPORT, layout.REPORT_FILE)
+
+    @property
+    def next_steps(self) -> tuple[NextStep, ...]:
+        """Return what the report suggests to do next, the most useful first."""
+        summary = self._once(layout.REPORT, layout.SUMMARY_FILE, _read_json)
+        return tuple(NextStep.model_validate(step) for step in summary.get("next", ()))
 
     def losses(self, phase: str) -> list[dict[str, float]]:
         """Return the losses of a training phase, one entry per step or validation.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
-from defectory.config.project import ProjectConfig
+from defectory.config.project import OF_PLACE_AND_SPEED, ProjectConfig
+from defectory.drivers.tune import candidates_of
 from defectory.events import Work
 from defectory.files import write_json
 from defectory.report.charts import smooth
@@ -16,10 +19,13 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.durations import Durations
+from defectory.stages.parts.label_counts import label_counts
 from defectory.stages.parts.leakage import leakage_of
+from defectory.stages.parts.next_steps import Situation, next_steps
 from defectory.stages.parts.report_grids import decision_grid, main_grid
 from defectory.stages.parts.report_tables import appendix, arm_name, facts, measures, score_tables
-from defectory.stages.parts.signatures import memorisation, signatures
+from defectory.stages.parts.signatures import memorisation, red_flags, signatures
 from defectory.stages.segment import stage_name
 
 SMOOTHED_STEPS = 20
@@ -28,7 +34,7 @@ SMOOTHED_STEPS = 20
 class Report(Stage):
     """Writes the report, a self-contained HTML file."""
 
-    VERSION = 2
+    VERSION = 3
     name, folder = "report", layout.REPORT
     copies = MappingProxyType({layout.REPORT_FILE: layout.RUN_REPORT})
 
@@ -39,22 +45,41 @@ class Report(Stage):
         return (*made, "curate", "test-tiles", "evaluate", *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on every setting, since the report shows all of them."""
+        """Depend on every setting, since the report shows all of them, and on how its commands open the project."""
         drawings = {"files of drivers.drawings": sources.listing(config.drivers.drawings)}
-        return {**config.of_results(), **drawings}
+        given = {key: value for key, value in sources.command.settings.items() if key not in OF_PLACE_AND_SPEED}
+        command = {"command": replace(sources.command, settings=given).text()}
+        return {**config.of_results(), **drawings, **command}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Measure leakage and memorisation, and write the page."""
         yield from ()
-        scores = inputs.scores
-        leak, copied = leakage_of(inputs, config), memorisation(inputs)
+        began, scores = time.monotonic(), inputs.scores
+        leak = leakage_of(inputs, config)
+        leak_seconds = time.monotonic() - began
+        copied, labels = memorisation(inputs), label_counts(inputs.data.dataset, inputs.split)
+        failures = signatures(scores, leak, copied, drivers=config.drivers, labels=labels)
+        recorded = {folder: float(manifest["info"]["seconds"]) for folder, manifest in inputs.manifests().items()}
+        situation = Situation(
+            config=config,
+            command=inputs.sources.command,
+            scores=scores,
+            signatures=failures,
+            labels=labels,
+            finished=recorded.keys(),
+            durations=_durations(inputs, config, recorded),
+            tune_seconds=leak_seconds * len(candidates_of(config.drivers, tile_px=inputs.tiles.tileset.tiling.tile_px)),
+        )
         content = ReportContent(
             title=f"{config.name}: does synthetic data help?",
             outcome=Outcome(outcome=scores["verdict"]["outcome"], sentence=scores["verdict"]["sentence"]),
+            next_steps=next_steps(situation),
+            project_file=inputs.sources.command.file,
+            red_flags=red_flags(failures),
             facts=facts(inputs, config),
             scores=score_tables(scores),
             grids=[main_grid(inputs), decision_grid(inputs, difference_threshold=config.curation.difference_threshold)],
-            signatures=signatures(scores, leak, copied, drivers=config.drivers),
+            signatures=failures,
             measures=measures(inputs, scores, leak, copied),
             charts=_charts(inputs, config),
             appendix=appendix(inputs, config),
@@ -69,10 +94,22 @@ class Report(Stage):
             "leakage_auc": None if leak is None else {"auc": leak.auc, "interval": leak.interval},
             "memorisation": likeness,
             "signatures": {s.name: s.detected for s in content.signatures},
+            "red_flags": [{"name": s.name, "detected": s.detected, "figure": s.figure} for s in content.red_flags],
+            "next": [step.model_dump(mode="json") for step in content.next_steps],
         }
         write_json(out / layout.SUMMARY_FILE, summary)
         found = [s.name for s in content.signatures if s.detected]
         return f"{layout.RUN_REPORT}; failures found: {', '.join(found) or 'none'}"
+
+
+def _durations(inputs: RunStore, config: ProjectConfig, recorded: Mapping[str, float]) -> Durations:
+    """Return the times of the run's stages, without those of segmenters that were skipped."""
+    from defectory.stages.all import stages_of  # which imports this module
+
+    segmenters = [inputs.segmenter(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
+    skipped = {s.folder.relative_to(inputs.folder).as_posix() for s in segmenters if s.skipped is not None}
+    trained = {folder: seconds for folder, seconds in recorded.items() if folder not in skipped}
+    return Durations(config=config, recorded=trained, stages_of=stages_of)
 
 
 def _charts(inputs: RunStore, config: ProjectConfig) -> list[Chart]:

@@ -43,7 +43,7 @@ C = TypeVar("C", bound=Section)
 
 
 def _with_overrides(config: C, overrides: Sequence[str]) -> C:
-    from defectory.config.resolve import parse
+    from defectory.config.command import parse
 
     tree: dict[str, Any] = config.model_dump(mode="json")
     for text in overrides:

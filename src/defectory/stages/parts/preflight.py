@@ -27,13 +27,12 @@ from defectory.masks.placement import place, site_of
 from defectory.rle import area_px, decode
 from defectory.runs.store import RunStore
 from defectory.stages.parts.drawings import drawings_of
+from defectory.stages.parts.label_counts import FEW, instances_per_class
 from defectory.stages.parts.mask_supply import Mask, expert_masks
 from defectory.stages.parts.regions import tile_regions
 
 MASKS_TRIED, TILES_TRIED = 6, 8
 """Masks (small and large) and pool tiles on which placement is tried."""
-FEW = 5
-"""With fewer instances of a class in val or test, its scores are a matter of luck."""
 
 
 def check_before_training(inputs: RunStore, config: ProjectConfig) -> tuple[str, ...]:
@@ -81,12 +80,7 @@ class _Cut:
 
     def instances_per_class(self, ids: Iterable[int]) -> dict[int, int]:
         """Count instances that are not crowds, for every class."""
-        counts = {category.id: 0 for category in self.dataset.categories}
-        for record in self.records(ids):
-            for instance in record.instances:
-                if not instance.is_crowd:
-                    counts[instance.category_id] += 1
-        return counts
+        return instances_per_class(self.dataset, ids)
 
 
 def _require_tile_size(config: ProjectConfig) -> None:

@@ -1,25 +1,37 @@
-"""Detects failure signatures of synthesis, each with its evidence and advice."""
+"""Detects failure signatures of a run, each with its figures and advice."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from defectory.drivers.config import DriverConfig
-from defectory.drivers.leakage import MAX_AUC, Leakage
+from defectory.drivers.leakage import FOLDS, MAX_AUC, Leakage
 from defectory.report.content import Signature
 from defectory.runs.store import RunStore
+from defectory.stages.parts.label_counts import FEW, Counts
 
-MAX_TILES = 200
+POOR_QUALITY = "synthetic quality too poor"
+NO_GAIN = "no downstream gain"
+SEGMENTER_COLLAPSE = "segmenter collapse"
+CONTROL_COLLAPSE = "control collapse"
+WRONG_CONTRAST = "defects too weak or too strong"
+MEMORISATION = "memorisation"
+DRIVER_LEAKAGE = "driver leakage"
+FEW_HELD_OUT = "few held-out defects"
+MAX_TILES, MIN_TILES = 200, 4
 TONE_RATIO = 2.0
 LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
 COLLAPSED_MAP = 0.005
 """Segm mAP below which a segmenter has learnt nothing."""
 COPY_RATIO = 0.5
+MAX_COPIED_SHARE = 0.05
 CONTRAST_RATIOS = (2 / 3, 1.5)
+MAX_NAMES = 5
 MIN_INSTANCES = 8
 """Contrast is not judged for classes with fewer real or synthetic defects."""
 
@@ -35,12 +47,12 @@ class Memorisation:
 
 
 def memorisation(inputs: RunStore) -> Memorisation | None:
-    """Measure how near drafts are to train tiles; None with fewer than four of either."""
+    """Measure how near drafts are to train tiles; None with fewer than `MIN_TILES` of either."""
     from defectory.engine.features.encoder import embed_images, load_encoder
 
     tiles = [t for t in inputs.tiles.tileset.of("train") if t.instances][:MAX_TILES]
     jobs = inputs.plan.jobs[:MAX_TILES]
-    if min(len(tiles), len(jobs)) < 4:
+    if min(len(tiles), len(jobs)) < MIN_TILES:
         return None
     encoder, _ = load_encoder()
     train = embed_images(encoder, [inputs.tiles.image(tile) for tile in tiles])
@@ -60,9 +72,17 @@ def memorisation(inputs: RunStore) -> Memorisation | None:
 
 
 def signatures(
-    scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None, *, drivers: DriverConfig
+    scores: dict[str, Any], leak: Leakage | None, copied: Memorisation | None, *, drivers: DriverConfig, labels: Counts
 ) -> list[Signature]:
-    """Judge every failure signature from the evaluation's scores, driver leakage and memorisation."""
+    """Judge every failure signature.
+
+    Args:
+        scores: of the stage `evaluate`.
+        leak: driver leakage; None if it could not be measured.
+        copied: memorisation; None if it could not be measured.
+        drivers: settings of the drivers.
+        labels: number of labelled instances by subset and class.
+    """
     return [
         _poor_quality(scores["fidelity"], scores["image_sets"]),
         _no_gain(scores["verdict"]),
@@ -71,22 +91,31 @@ def signatures(
         _wrong_contrast(scores["defect_contrast"]),
         _copied_tiles(copied),
         _driver_leakage(leak, drivers=drivers),
+        _few_held_out(labels),
     ]
 
 
+def red_flags(signatures: Sequence[Signature]) -> list[Signature]:
+    """Return what was detected, and what is unknown and matters; the verdict itself says that a gain is unknown."""
+    return [s for s in signatures if s.detected or (s.detected is None and s.name != NO_GAIN)]
+
+
 def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Signature:
-    poor: bool | None = fidelity["accepted_share"] < LOW_ACCEPTANCE
-    evidence = f"{fidelity['accepted_share']:.0%} of drafts accepted"
+    share = fidelity["accepted_share"]
+    figures = {f"{share:.0%} of drafts accepted, limit {LOW_ACCEPTANCE:.0%}": share < LOW_ACCEPTANCE}
+    evidence = f"{share:.0%} of drafts accepted"
     if sets is not None:
         ratios = [sets[f"{key}_wasserstein"] / max(sets[f"{key}_wasserstein_floor"], 1e-6) for key in ("mean", "std")]
-        poor = poor or max(ratios) > TONE_RATIO
+        figures[f"tones {max(ratios):.1f} times the floor, limit {TONE_RATIO:.0f}"] = max(ratios) > TONE_RATIO
         evidence += (
             f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); "
             f"KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
         )
+    poor = [figure for figure, is_poor in figures.items() if is_poor]
     return Signature(
-        name="synthetic quality too poor",
-        detected=poor,
+        name=POOR_QUALITY,
+        detected=bool(poor),
+        figure="; ".join(poor or figures),
         evidence=evidence,
         advice="Look at the pictures. Train both phases longer, or start from a larger base.",
     )
@@ -94,10 +123,12 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
 
 def _no_gain(verdict: dict[str, Any]) -> Signature:
     gain, outcome = verdict.get("gain"), verdict["outcome"]
+    told = "" if gain is None else f"gain in segm mAP {gain:+.3f}"
     return Signature(
-        name="no downstream gain",
+        name=NO_GAIN,
         detected=None if outcome == "not enough evidence" else outcome == "do not use it",
-        evidence="" if gain is None else f"gain in segm mAP {gain:+.3f}; {outcome}",
+        figure=told and f"{told}, needed above 0",
+        evidence=told and f"{told}; {outcome}",
         advice="Set at least three seeds to know. Without a gain, more annotated images help more than more "
         "synthetic ones.",
     )
@@ -106,9 +137,11 @@ def _no_gain(verdict: dict[str, Any]) -> Signature:
 def _segmenter_collapse(arms: dict[str, Any]) -> Signature:
     maps = {arm: own["segm_map"] for arm, own in arms.items()}
     collapsed = [arm for arm, value in maps.items() if value < COLLAPSED_MAP]
+    lowest = ", ".join(f"{arm} {maps[arm]:.3f}" for arm in collapsed) or f"{min(maps.values(), default=0):.3f}"
     return Signature(
-        name="segmenter collapse",
+        name=SEGMENTER_COLLAPSE,
         detected=bool(collapsed) if maps else None,
+        figure=f"segm mAP of {lowest}, limit {COLLAPSED_MAP}" if maps else "no segmenter was trained",
         evidence="segm mAP " + ", ".join(f"{arm} {value:.3f}" for arm, value in maps.items()) if maps else "",
         advice=(
             f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise "
@@ -122,61 +155,83 @@ def _segmenter_collapse(arms: dict[str, Any]) -> Signature:
 
 def _control_collapse(fidelity: dict[str, Any]) -> Signature:
     mean, shuffled = fidelity["mean"], fidelity["shuffled"]
+    limit = f"limit {LOW_FIDELITY}" if mean < LOW_FIDELITY or mean >= 2 * shuffled else f"limit {2 * shuffled:.2f}"
     return Signature(
-        name="control collapse",
+        name=CONTROL_COLLAPSE,
         detected=bool(mean < LOW_FIDELITY or mean < 2 * shuffled),
+        figure=f"mean fidelity {mean:.2f}, {limit}",
         evidence=f"mean fidelity {mean:.2f}, with labels shuffled {shuffled:.2f}",
         advice="Train phase 2 longer, raise condition.training.defect_weight, or raise condition.defect_free_share.",
     )
 
 
-def _wrong_contrast(defect_contrast: dict[str, Any]) -> Signature:
-    contrasts = {
+def contrast_ratios(defect_contrast: Mapping[str, Any]) -> tuple[dict[str, float], list[str], list[str]]:
+    """Return the ratio of synthetic to real contrast by class, the classes drawn too weak, and those too strong."""
+    ratios: dict[str, float] = {
         name: c["synthetic"] / max(c["real"], 1e-6)
         for name, c in defect_contrast.items()
         if min(c["num_synthetic"], c["num_real"]) >= MIN_INSTANCES
     }
-    pale = [name for name, ratio in contrasts.items() if ratio < CONTRAST_RATIOS[0]]
-    strong = [name for name, ratio in contrasts.items() if ratio > CONTRAST_RATIOS[1]]
+    weak = [name for name, ratio in ratios.items() if ratio < CONTRAST_RATIOS[0]]
+    return ratios, weak, [name for name, ratio in ratios.items() if ratio > CONTRAST_RATIOS[1]]
+
+
+def _wrong_contrast(defect_contrast: dict[str, Any]) -> Signature:
+    ratios, weak, strong = contrast_ratios(defect_contrast)
     advice = "Contrast of drafts follows synthesis.mask_guidance."
-    if pale or strong:
+    if weak or strong:
         changes = [
             f"{', '.join(names)}: set synthesis.mask_guidance {side} theirs in the table of contrasts"
-            for names, side in ((pale, "above"), (strong, "below"))
+            for names, side in ((weak, "above"), (strong, "below"))
             if names
         ]
         advice = "; ".join(changes) + "; a number holds for every class"
-    shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in contrasts.items())
+    wrong = _first_few([f"{name} {ratios[name]:.2f}" for name in weak + strong]) or "every class is near it"
+    limits = f"limits {CONTRAST_RATIOS[0]:.2f} and {CONTRAST_RATIOS[1]:.2f}"
+    shown = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
     return Signature(
-        name="defects too weak or too strong",
-        detected=bool(pale or strong) if contrasts else None,
-        evidence=f"{shown} times the contrast of train tiles" if contrasts else "",
+        name=WRONG_CONTRAST,
+        detected=bool(weak or strong) if ratios else None,
+        figure=f"contrast relative to train tiles: {wrong}, {limits}"
+        if ratios
+        else f"no class has {MIN_INSTANCES} defects in both drafts and train tiles",
+        evidence=f"{shown} times the contrast of train tiles" if ratios else "",
         advice=advice,
     )
 
 
+def _first_few(names: Sequence[str]) -> str:
+    """Join names for the first screen, which has no place for all classes of a large data set."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
 def _copied_tiles(copied: Memorisation | None) -> Signature:
-    evidence = ""
+    figure, evidence = f"fewer than {MIN_TILES} drafts or train tiles", ""
     if copied is not None:
+        figure = f"{copied.copied_share:.0%} of drafts are near-copies of train tiles, limit {MAX_COPIED_SHARE:.0%}"
         evidence = (
             f"{copied.copied_share:.0%} of drafts much nearer to a train tile than train tiles are to each "
             f"other; median distance {copied.draft_to_train:.2f} against {copied.train_to_train:.2f}"
         )
     return Signature(
-        name="memorisation",
-        detected=None if copied is None else copied.copied_share > 0.05,
+        name=MEMORISATION,
+        detected=None if copied is None else copied.copied_share > MAX_COPIED_SHARE,
+        figure=figure,
         evidence=evidence,
         advice="Shorten phase 1, raise concept.prior_loss_weight, or add training images.",
     )
 
 
 def _driver_leakage(leak: Leakage | None, *, drivers: DriverConfig) -> Signature:
-    evidence = ""
+    figure, evidence = f"fewer than {2 * FOLDS} tiles with defects, or without", ""
     if leak is not None:
+        figure = f"AUC {leak.auc:.2f}, limit {MAX_AUC:.2f}"
         evidence = f"AUC {leak.auc:.2f} ({leak.interval[0]:.2f} to {leak.interval[1]:.2f}); 0.5 is none"
     return Signature(
-        name="driver leakage",
+        name=DRIVER_LEAKAGE,
         detected=None if leak is None else leak.auc > MAX_AUC,
+        figure=figure,
         evidence=evidence,
         advice=(
             "`defectory drivers tune` finds constants with less leakage (usually a lower drivers.grid_px); "
@@ -184,4 +239,21 @@ def _driver_leakage(leak: Leakage | None, *, drivers: DriverConfig) -> Signature
             if drivers.defect_blind
             else "Set drivers.defect_blind = true, so that the labelled defect is filled before extraction."
         ),
+    )
+
+
+def _few_held_out(labels: Counts) -> Signature:
+    counts = {subset: labels[subset] for subset in ("val", "test")}
+    few = {subset: [f"{name} {n}" for name, n in of.items() if n < FEW] for subset, of in counts.items()}
+    told = "; ".join(f"{subset}: {', '.join(names)}" for subset, names in few.items() if names)
+    shown = "; ".join(f"{subset}: {_first_few(names)}" for subset, names in few.items() if names)
+    fewest = min((n for of in counts.values() for n in of.values()), default=0)
+    return Signature(
+        name=FEW_HELD_OUT,
+        detected=bool(told),
+        figure=f"{shown or fewest}, limit {FEW} of each class",
+        evidence=told or f"at least {fewest} of each class in val and in test",
+        advice="Scores of these classes are a matter of luck. Label more images of them."
+        if told
+        else "Every class can be scored.",
     )

@@ -1,0 +1,223 @@
+"""Chooses what to do next from a run's verdict, its failures and its labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from defectory.artifacts.next_step import NextStep
+from defectory.config.command import CommandLine
+from defectory.config.project import ProjectConfig
+from defectory.config.resolve import flatten, with_settings
+from defectory.report.content import Signature
+from defectory.runs import layout
+from defectory.stages.parts.durations import Durations
+from defectory.stages.parts.label_counts import Counts
+from defectory.stages.parts.remedies import REJECTED, REMEDIES, TOO_STRONG, TOO_WEAK, Remedy
+from defectory.stages.parts.signatures import (
+    COLLAPSED_MAP,
+    FEW_HELD_OUT,
+    LOW_ACCEPTANCE,
+    POOR_QUALITY,
+    WRONG_CONTRAST,
+    contrast_ratios,
+)
+
+MAX_STEPS, MAX_REMEDIES = 3, 2
+NEEDED_ARMS = ("real", "synthetic_then_real")
+MIN_SEEDS, ENOUGH_SEEDS, MAX_SEEDS = 3, 5, 12
+"""Fewest seeds of a verdict; seeds after which a gain that is not there is not looked for; most seeds suggested."""
+EXPORT_FORMAT, EXPORT_FOLDER = "coco", "synthetic-coco"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What a run knows at its end.
+
+    Attributes:
+        config: of the run.
+        command: how the project was opened.
+        scores: of the stage `evaluate`.
+        signatures: every failure signature.
+        labels: number of labelled instances by subset and class.
+        finished: folders of the finished stages.
+        durations: times of the run's stages.
+        tune_seconds: expected duration of `drivers tune`; None if it is not known.
+    """
+
+    config: ProjectConfig
+    command: CommandLine
+    scores: Mapping[str, Any]
+    signatures: Sequence[Signature]
+    labels: Counts
+    finished: Collection[str]
+    durations: Durations
+    tune_seconds: float | None = None
+
+    @cached_property
+    def present(self) -> dict[str, Any]:
+        """Return the value of every setting by dotted key."""
+        return flatten(self.config.model_dump(mode="json"))
+
+    def figure_of(self, failure: str) -> str | None:
+        """Return the figure of a detected failure; None if it was not detected."""
+        return next((s.figure for s in self.signatures if s.name == failure and s.detected), None)
+
+
+def next_steps(of: Situation) -> list[NextStep]:
+    """Return one to three steps, the most useful first.
+
+    Remedies of detected failures come before more seeds, since seeds of a faulty run are wasted, and more labels come
+    last, since they are a person's work. If the synthetic set helps, using it comes first.
+    """
+    outcome = of.scores["verdict"]["outcome"]
+    remedies = _remedies(of)
+    if outcome == "use it":
+        # a gain over an arm that learnt nothing is none
+        uses = [] if _has_collapsed(of) else _uses(of)
+        steps = [*uses, *remedies, *_labels_for_test(of)]
+    elif outcome == "do not use it":
+        worse = "Real images alone gave the better segmenter."
+        steps = [*remedies[:MAX_REMEDIES], *(_labels_for_test(of) or [_labels_for_train(of, worse)])]
+    else:
+        steps = [*remedies[:MAX_REMEDIES], *_evidence(of), *_labels_for_test(of)]
+    return (steps or [_labels_for_train(of, "No setting is known to help.")])[:MAX_STEPS]
+
+
+def _has_collapsed(of: Situation) -> bool:
+    arms = of.scores["arms"]
+    return any(arms[arm]["segm_map"] < COLLAPSED_MAP for arm in NEEDED_ARMS if arm in arms)
+
+
+def failures_of(of: Situation) -> dict[str, str]:
+    """Return the detected failures that `REMEDIES` knows with their figures, the most urgent first.
+
+    Few accepted drafts become their most frequent cause, and wrong contrast becomes its direction. If some classes
+    are too weak and others too strong, no one setting helps.
+    """
+    figures = {s.name: s.figure for s in of.signatures if s.detected}
+    causes = [cause for cause in of.scores["fidelity"]["rejected_by"] if cause != "not chosen"]
+    if POOR_QUALITY in figures and causes and of.scores["fidelity"]["accepted_share"] < LOW_ACCEPTANCE:
+        figures[f"{REJECTED}{causes[0]}"] = figures.pop(POOR_QUALITY)
+    if WRONG_CONTRAST in figures:
+        _, weak, strong = contrast_ratios(of.scores["defect_contrast"])
+        if not (weak and strong):
+            figures[TOO_WEAK if weak else TOO_STRONG] = figures[WRONG_CONTRAST]
+    return {name: figures[name] for name in REMEDIES if name in figures}
+
+
+def _remedies(of: Situation) -> list[NextStep]:
+    found: dict[str, NextStep] = {}
+    for failure, figure in failures_of(of).items():
+        remedy = next((remedy for remedy in REMEDIES[failure] if remedy.applies(of.present)), None)
+        if remedy is not None:
+            step = _step_of(remedy, of, figure)
+            # two failures may have one remedy
+            found.setdefault(step.command, step)
+    return list(found.values())
+
+
+def _step_of(remedy: Remedy, of: Situation, figure: str) -> NextStep:
+    settings, why = remedy.settings(of.present), remedy.why.replace("{figure}", figure)
+    if not settings:
+        seconds = of.tune_seconds if remedy.verb == "drivers tune" else None
+        return _step(of, title=remedy.title, why=why, verb=remedy.verb, seconds=seconds)
+    return _run_with(of, settings, title=remedy.title, why=why)
+
+
+def _run_with(of: Situation, settings: Mapping[str, Any], *, title: str, why: str) -> NextStep:
+    seconds = of.durations.of_change(with_settings(of.config, settings))
+    return _step(of, title=title, why=why, settings=settings, seconds=seconds)
+
+
+def _step(
+    of: Situation,
+    *,
+    title: str,
+    why: str,
+    verb: str = "run",
+    settings: Mapping[str, Any] | None = None,
+    arguments: tuple[str, ...] = (),
+    seconds: float | None,
+) -> NextStep:
+    return NextStep(
+        title=title,
+        why=why,
+        verb=verb,
+        settings=dict(settings or {}),
+        arguments=arguments,
+        command=of.command.text(verb, settings=settings, arguments=arguments),
+        seconds=seconds,
+    )
+
+
+def _uses(of: Situation) -> list[NextStep]:
+    """Return the steps that use what the run made."""
+    steps = [
+        _step(
+            of,
+            title="Export the synthetic set",
+            why="Train your segmenter on it first and on the real images afterwards, as the arm "
+            f"synthetic_then_real does. --format writes other formats than {EXPORT_FORMAT}.",
+            verb="export",
+            arguments=("--format", EXPORT_FORMAT, "--out", EXPORT_FOLDER),
+            seconds=of.durations.recorded.get(layout.SYNTHETIC),
+        )
+    ]
+    if layout.PIPELINE not in of.finished:
+        title, why = "Write the pipeline", "Plain diffusers loads it, to draw further images without Defectory."
+        steps.append(_step(of, title=title, why=why, verb="finalize", seconds=None))
+    return steps
+
+
+def _evidence(of: Situation) -> list[NextStep]:
+    """Return the step that may settle an open verdict."""
+    arms, seeds, verdict = of.config.segmentation.arms, of.config.segmentation.seeds, of.scores["verdict"]
+    missing = [arm for arm in NEEDED_ARMS if arm not in arms]
+    if missing:
+        why = "The verdict compares the arms real and synthetic_then_real, and not both were trained."
+        return [_run_with(of, {"segmentation.arms": [*arms, *missing]}, title="Train the missing arms", why=why)]
+    if any(arm not in of.scores["arms"] for arm in NEEDED_ARMS):
+        # skipped, since no draft was accepted; further seeds would be skipped too
+        return []
+    if len(seeds) < MIN_SEEDS:
+        why = f"The verdict needs {MIN_SEEDS} seeds and this run has {len(seeds)}: equal trainings differ by chance."
+        return [_more_seeds(of, MIN_SEEDS, why=why)]
+    gain, error = verdict.get("gain") or 0.0, verdict.get("standard_error") or 0.0
+    # the standard error shrinks with the root of the number of seeds; a gain counts from two of them
+    needed = math.floor(len(seeds) * (2 * error / gain) ** 2) + 1 if gain > 0 else ENOUGH_SEEDS
+    why = f"The gain {gain:+.3f} is within its noise (standard error {error:.3f})."
+    if gain > 0:
+        why += f" If the spread stays the same, it takes {needed} seeds to tell."
+    if len(seeds) < needed <= MAX_SEEDS:
+        return [_more_seeds(of, needed, why=why)]
+    return [] if _labels_for_test(of) else [_labels_for_train(of, why)]
+
+
+def _more_seeds(of: Situation, count: int, *, why: str) -> NextStep:
+    seeds = list(of.config.segmentation.seeds)
+    seeds += [seed for seed in range(count + len(seeds)) if seed not in seeds][: count - len(seeds)]
+    return _run_with(of, {"segmentation.seeds": seeds}, title=f"Train with {count} seeds", why=why)
+
+
+def _labels_for_test(of: Situation) -> list[NextStep]:
+    figure = of.figure_of(FEW_HELD_OUT)
+    if figure is None:
+        return []
+    why = f"Scores of classes with few held-out defects are a matter of luck ({figure})."
+    return [_after_labelling(of, title="Label more images for val and test", why=why)]
+
+
+def _labels_for_train(of: Situation, reason: str) -> NextStep:
+    counts = of.labels["train"]
+    rarest = min(counts, key=lambda name: counts[name])
+    title = f"Label more images, first of {rarest}" if len(counts) > 1 else "Label more images"
+    return _after_labelling(of, title=title, why=f"{reason} Train has {counts[rarest]} labelled defects of {rarest}.")
+
+
+def _after_labelling(of: Situation, *, title: str, why: str) -> NextStep:
+    told = f"{why} Add the images to the data set (data.path), then run again."
+    return _step(of, title=title, why=told, seconds=of.durations.of_everything())
