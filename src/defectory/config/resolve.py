@@ -238,6 +238,13 @@ def parse(text: str) -> Any:
         return text
 
 
+def texts_of(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Convert settings to `key=value` texts, as the command line takes them; texts stay as they are."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return list(overrides)
+
+
 def _put(tree: Tree, key: str, value: Any) -> None:
     *path, last = key.split(".")
     for part in path:
