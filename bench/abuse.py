@@ -50,7 +50,7 @@ def module_of(name: str, path: Path) -> ModuleType:
 
 def make_project(folder: Path) -> None:
     """A source, a base, a project file and a user's own files beside them."""
-    from defectory.config.template import project_template
+    from defectory import Project
     from defectory.procedural.borescope import write_dataset
 
     tiny = module_of("tiny", TESTS / "conftest.py")
@@ -59,7 +59,7 @@ def make_project(folder: Path) -> None:
     write_dataset(folder / "source", seed=0, num_labelled=28, num_defect_free=12, size_hw=(64, 88))
     values = tiny.tiny_settings(Path("base"))
     values["num_processes"] = 1
-    (folder / "project.toml").write_text(project_template(values))
+    Project.create(folder / "project.toml", data=folder / "source" / "annotations.json", preset=None, settings=values)
     (folder / "notes.txt").write_text("two years of work\n")
 
 

@@ -39,11 +39,10 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPTextModel
 
+from defectory import Project
 from defectory.artifacts.tiles import spread
 from defectory.concept.learn import learn_concept
 from defectory.concept.load import load_concept
-from defectory.config.project import ProjectConfig
-from defectory.config.resolve import resolve
 from defectory.engine.backbones.known import resolve_base
 from defectory.engine.backbones.prompts import class_prompt, condition_prompt
 from defectory.engine.backbones.save import save_base_like
@@ -59,12 +58,10 @@ from defectory.evaluation.image_metrics import kid
 from defectory.files import write_json
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
-from defectory.runs.sources import Sources
-from defectory.runs.stage import Run
-from defectory.stages.all import run_all
 from defectory.stages.calibrate import SAMPLER_VERSION
 from defectory.stages.parts.phase_tiles import phase_tiles
 from defectory.synthesis.grain import add_grain
+from projects import name_of, open_in
 
 Features = NDArray[np.float64]
 
@@ -85,14 +82,15 @@ def random_base(base: Path, out: Path, seed: int) -> Path:
     return out
 
 
-def prompt_of(config: ProjectConfig, tile: TrainingTile) -> str:
+def prompt_of(project: Project, tile: TrainingTile) -> str:
     """Give the prompt that phase 1 learns a tile with."""
+    config = project.config
     names = tile.class_names if config.concept.defect_words else ()
     tone = tile.tone if config.prompts.tone_words else ""
     return condition_prompt(config.prompts.instance_token, names, defect_noun=config.prompts.defect_noun, tone=tone)
 
 
-def samples_of(project: Run, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
+def samples_of(project: Project, concept: Path, prompts: list[str], out: Path, *, guidance: float) -> list[np.ndarray]:
     """Draw one image per prompt from a concept, or read those drawn before; guidance leads away from the class
     prompt.
     """
@@ -252,30 +250,28 @@ def compare(
     project_file: Path, work: Path, *, num_samples: int, num_real: int, rounds: int, overrides: list[str]
 ) -> dict[str, object]:
     """Train both starts on one project and compare what they draw."""
-    resolved = resolve(project_file=project_file, overrides=overrides)
-    config = resolved.config
-    project = Run(config=config, folder=work / config.name, sources=Sources(folder=project_file.parent))
-    for _ in run_all(project, only=["import", "split", "tiles", "test-tiles"]):
-        pass
-    device = device_of(project.config.device, threads=project.config.threads)
-    tiles, held_out = phase_tiles(project.store(), None)
-    test = project.store().test_tiles.tileset
+    project = open_in(work / name_of(project_file, overrides), project_file, overrides).run(until="test-tiles")
+    config, folder = project.config, project.run_folder
+    device = device_of(config.device, threads=config.threads)
+    tiles, held_out = phase_tiles(project.store, None)
+    test_folder = project.store.test_tiles
+    test = test_folder.tileset
     defective = spread([tile for tile in test.tiles if tile.instances], num_real)
     free = spread([tile for tile in test.tiles if not tile.instances], len(defective) // 2)
     # the names of defects are in the prompts, so that a third of all samples, too, are meant to have none
-    real = [load_rgb(project.folder / "test_tiles" / tile.file_name) for tile in [*defective, *free]]
-    group_of = {record.id: record.group for record in project.store().data.dataset.images}
+    real = [test_folder.image(tile) for tile in [*defective, *free]]
+    group_of = {record.id: record.group for record in project.dataset.images}
     groups = [group_of[tile.image_id] for tile in [*defective, *free]]
     base = resolve_base(config.base)
     guided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
     unguided: dict[str, list[np.ndarray]] = {"base": [], "random": []}
     drawn_for = spread(tiles, num_samples)
     drawn_for = [drawn_for[i % len(drawn_for)] for i in range(num_samples)]
-    prompts = [prompt_of(config, tile) for tile in drawn_for]
+    prompts = [prompt_of(project, tile) for tile in drawn_for]
     for seed in range(config.seed, config.seed + rounds):
-        starts = {"base": base, "random": random_base(base, (project.folder / f"random_base-seed{seed}"), seed)}
+        starts = {"base": base, "random": random_base(base, folder / f"random_base-seed{seed}", seed)}
         for name, start in starts.items():
-            out = project.folder / f"concept-{name}-seed{seed}"
+            out = folder / f"concept-{name}-seed{seed}"
             if not (out / "concept.json").is_file():
                 for _ in learn_concept(
                     tiles,
@@ -287,13 +283,13 @@ def compare(
                     out=out,
                     device=device,
                     held_out=held_out,
-                    cache=(project.folder / "cache"),
+                    cache=project.store.cache,
                 ):
                     pass
             sampler = f"{config.synthesis.scheduler}{config.synthesis.num_inference_steps}-rules{SAMPLER_VERSION}"
             for drawn, guidance in ((guided, config.synthesis.driver_guidance), (unguided, 1.0)):
-                folder = project.folder / f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}"
-                drawn[name] += keep_grey(samples_of(project, out, prompts, folder, guidance=guidance), tiles)
+                samples = folder / f"samples-{name}-seed{seed}-{sampler}-guided{guidance:g}"
+                drawn[name] += keep_grey(samples_of(project, out, prompts, samples, guidance=guidance), tiles)
     result: dict[str, object] = {
         "project": config.name,
         "train_tiles": len(tiles),

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from defectory.api.project import Project
+from defectory import Project
 from defectory.engine.backbones.known import resolve_base
 from defectory.engine.backbones.load import load_base
 from defectory.engine.tensors import images_to_tensor, tensor_to_images
-from defectory.images.load import load_rgb
 from defectory.stages.curate import checker_of
 
 Image = NDArray[np.uint8]
@@ -49,15 +48,11 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    project = Project.open(args.project).run_values
-    checker, backbone = checker_of(project.store(), project.config), load_base(resolve_base(project.config.base))
-    tiles = [tile for tile in project.store().tiles.tileset.of("train") if tile.instances]
+    project = Project.open(args.project)
+    checker, backbone = checker_of(project.store, project.config), load_base(resolve_base(project.config.base))
+    tiles = [tile for tile in project.tiles.of("train") if tile.instances]
     rng = np.random.default_rng(5)
-    made = [
-        (tile, changed(load_rgb(project.folder / "tiles" / tile.file_name), rng))
-        for tile in tiles
-        for _ in range(args.each)
-    ]
+    made = [(tile, changed(project.store.tiles.image(tile), rng)) for tile in tiles for _ in range(args.each)]
     passed: list[Image] = []
     with torch.no_grad():
         for start in range(0, len(made), BATCH_SIZE):
@@ -66,17 +61,14 @@ def main() -> None:
     found = [checker.originals.likeness(image, tile.valid_hw) for (tile, _), image in zip(made, passed, strict=True)]
     named = [like.value > checker.copy_limit for like in found]
     # other photographs of the same part show the same picture
-    dataset = project.store().data.dataset
+    dataset = project.dataset
     group_of = {f"train tile {tile.id}": dataset.image(tile.image_id).group for tile in tiles}
     right = [
         group_of.get(like.name) == group_of[f"train tile {tile.id}"]
         for like, (tile, _) in zip(found, made, strict=True)
     ]
-    test = project.store().test_tiles.tileset.tiles
-    real = [
-        checker.originals.likeness(load_rgb(project.folder / "test_tiles" / t.file_name), t.valid_hw).value
-        for t in test
-    ]
+    test = project.store.test_tiles
+    real = [checker.originals.likeness(test.image(tile), tile.valid_hw).value for tile in test.tileset.tiles]
     print(
         json.dumps(
             {

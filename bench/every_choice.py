@@ -17,18 +17,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.config.resolve import resolve
+from defectory import Project, StageEnded, review_masks
 from defectory.drawing import contact_sheet, draw_outlines
-from defectory.events import StageEnded
 from defectory.files import write_json
 from defectory.formats.coco import load_coco
 from defectory.images.load import load_rgb
 from defectory.images.save import save_jpeg, save_png
 from defectory.rle import decode
-from defectory.runs.sources import Sources
-from defectory.runs.stage import Run
-from defectory.stages.all import run_all
-from defectory.tools.masks import review_masks
+from projects import open_in
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "topology": ("drivers.kind=topology",),
@@ -48,7 +44,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "inpaint": ("synthesis.mode=inpaint", "drivers.kind=image"),
 }
 KEPT = ("data", "split", "tiles", "concept", "control", "calibration", "plan", "cache", "mask_model")
-STAGES = ("learn-condition", "plan", "calibrate", "synthesize", "curate", "export")
 SHOWN, CELL_PX = 6, 150
 LABEL_COLOUR = (60, 255, 90)
 
@@ -57,27 +52,23 @@ def run_choice(
     project_file: Path, name: str, work: Path, *, num_images: int, threads: int
 ) -> tuple[dict[str, object], list[NDArray[np.uint8]]]:
     """Run one choice and give its figures and pictures: drafts with their labels outlined."""
-    source = project_file.parent
     own = [*CHOICES[name], f"synthesis.num_images={num_images}", *([f"threads={threads}"] if threads else [])]
-    config = resolve(project_file=project_file, overrides=own).config
-    folder = work / name
+    project = open_in(work / name, project_file, own)
+    source, folder = Project.open(project_file, environment={}).run_folder, project.run_folder
+    project.save_settings()  # this makes the folder a run folder
     for kept in KEPT:
         if (source / kept).is_dir() and not (folder / kept).exists():
             shutil.copytree(source / kept, folder / kept, copy_function=os.link)
-    project = Run(config=config, folder=folder, sources=Sources(folder=source))
-    learned = ("learn-masks",) if config.masks.sources.diffusion else ()
     seconds: dict[str, float] = {}
-    for event in run_all(project, only=[*STAGES, *learned]):
+    for event in project.events(until="export"):
         if isinstance(event, StageEnded):
             seconds[event.stage] = round(event.seconds, 1)
             print(f"{name}: {event.stage} {event.seconds:.0f} s: {event.summary}", flush=True)
-    scores = json.loads((project.folder / "curation" / "fidelity.json").read_text())
+    scores = project.store.fidelity.model_dump(mode="json")
     figures: dict[str, object] = {
         key: scores[key] for key in ("mean", "per_class", "shuffled", "accepted_share", "num_drafts")
     } | {"seconds": seconds}
-    raw = load_coco(
-        (project.folder / "synthetic" / "annotations.json"), image_root=(project.folder / "synthetic" / "images")
-    )
+    raw = load_coco(project.synthetic / "annotations.json", image_root=project.synthetic / "images")
     cells = [
         draw_outlines(load_rgb(image.path), [(LABEL_COLOUR, decode(i.rle)) for i in image.instances], zoom=2)
         for image in raw.images[:SHOWN]
@@ -90,9 +81,8 @@ def prepare(project_file: Path) -> None:
     project file.
     """
     folder = project_file.parent
-    project = Run(config=resolve(project_file=project_file).config, folder=folder, sources=Sources(folder=folder))
     if not (folder / "expert").is_dir():
-        review_masks(project, folder / "expert")
+        review_masks(Project.open(project_file, environment={}), out=folder / "expert")
         for number, path in enumerate(sorted((folder / "expert").glob("*/*.png"))):
             path.rename(path.with_name(f"mine-{number:03d}.png"))
     if not (folder / "regions").is_dir():

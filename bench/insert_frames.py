@@ -17,24 +17,22 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.api.project import Project
+from defectory import Project, finish, insert
 from defectory.formats.coco import load_coco
 from defectory.geometry import distance_to
 from defectory.images.frames import load_native
 from defectory.images.save import save_png
 from defectory.rle import decode
-from defectory.runs.stage import Run
-from defectory.tools.insert import insert_into
 
 KINDS = ("grey", "rgb", "rgba", "grey16")
 
 
 def random_frame(
-    project: Run, kind: str, size_hw: tuple[int, int], rng: np.random.Generator
+    project: Project, kind: str, size_hw: tuple[int, int], rng: np.random.Generator
 ) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Give a pool tile in another size and depth, with noise in the levels that eight bits cannot hold."""
-    pool = project.store().tiles.tileset.of("pool")
-    tile = project.store().tiles.image(pool[int(rng.integers(len(pool)))])
+    pool = project.tiles.of("pool")
+    tile = project.store.tiles.image(pool[int(rng.integers(len(pool)))])
     rgb = cv2.resize(tile, size_hw[::-1], interpolation=cv2.INTER_CUBIC).astype(np.uint8)
     grey = rgb.mean(axis=2).round().astype(np.uint8)
     if kind == "grey":
@@ -44,13 +42,13 @@ def random_frame(
     return rgb if kind == "rgb" else np.dstack([rgb, rng.integers(0, 256, size_hw).astype(np.uint8)])
 
 
-def changed_beyond(project: Run, pixels: NDArray[np.generic], out: Path) -> tuple[int, int]:
+def changed_beyond(project: Project, pixels: NDArray[np.generic], out: Path) -> tuple[int, int]:
     """Give how many pixels changed beyond the margin, and how many within it."""
     (image,) = load_coco(out / "annotations.json", image_root=out / "images").images
     after = load_native(image.path)
     assert (after.shape, after.dtype) == (pixels.shape, pixels.dtype), "size or depth changed"
     changed = (after != pixels).reshape(*pixels.shape[:2], -1).any(axis=2)
-    tiling = project.store().tiles.tileset.tiling
+    tiling = project.tiles.tiling
     scale = min(tiling.scale, tiling.tile_px / max(pixels.shape[:2])) if tiling.mode == "frame" else tiling.scale
     # a label of half a pixel's uncertainty on either side, where tile and frame have not one scale
     beyond = distance_to(decode(image.instances[0].rle)) > project.config.synthesis.insert_margin_px / scale + (
@@ -68,7 +66,7 @@ def main() -> None:
     args = parser.parse_args()
     # two steps of the sampler: what is asked is what does not change
     overrides = [] if args.large else ["synthesis.num_inference_steps=2"]
-    project = Project.open(args.project, overrides=overrides).run_values
+    project = Project.open(args.project, overrides=overrides)
     counts: Counter[str] = Counter()
     touched, within, began = 0, 0, time.monotonic()
     for number in range(1 if args.large else args.frames):
@@ -78,8 +76,7 @@ def main() -> None:
         pixels = random_frame(project, kind, size_hw, rng)
         path, out = args.work / f"frame-{number:03d}.png", args.work / f"out-{number:03d}"
         save_png(path, pixels)
-        for _ in insert_into(project, path, out=out, count=1, class_name=None, region_file=None, seed=number):
-            pass
+        finish(insert(project, path, out=out, seed=number))
         beyond, inside = changed_beyond(project, pixels, out)
         touched, within = touched + (beyond > 0), within + (inside > 0)
         counts[kind] += 1

@@ -11,13 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from defectory.config.resolve import resolve
-from defectory.events import StageEnded
+from defectory import StageEnded, measure_leakage
 from defectory.files import write_json
-from defectory.runs.sources import Sources
-from defectory.runs.stage import Run
-from defectory.stages.all import run_all
-from defectory.stages.parts.leakage import leakage_of
+from projects import name_of, open_in
 
 
 def main() -> None:
@@ -30,16 +26,16 @@ def main() -> None:
     args = parser.parse_args()
     rows: list[dict[str, object]] = []
     for file in args.projects:
+        name = name_of(file, args.override)
         for kind in args.kinds:
             for blind in (True, False):
                 own = [*args.override, f"drivers.kind={kind}", f"drivers.defect_blind={json.dumps(blind)}"]
-                config = resolve(project_file=file, overrides=own).config
-                project = Run(config=config, folder=args.work / config.name, sources=Sources(folder=file.parent))
-                for event in run_all(project, only=["import", "split", "tiles"]):
+                project = open_in(args.work / name, file, own)
+                for event in project.events(until="tiles"):
                     if isinstance(event, StageEnded) and not event.skipped:
-                        print(f"{config.name}: {event.stage}: {event.summary}", flush=True)
-                found = leakage_of(project.store(), config)
-                row: dict[str, object] = {"project": config.name, "kind": kind, "defect_blind": blind}
+                        print(f"{name}: {event.stage}: {event.summary}", flush=True)
+                found = measure_leakage(project)
+                row: dict[str, object] = {"project": name, "kind": kind, "defect_blind": blind}
                 if found is not None:
                     row |= {
                         "auc": round(found.auc, 3),

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp, spearmanr
 
-from defectory.config.resolve import resolve
+from defectory import Project
 from defectory.geometry import width_px
 from defectory.masks.canvas import on_canvas
 from defectory.masks.diffusion import MAX_COPY_IOU, branches_of
@@ -30,9 +30,8 @@ from defectory.masks.perturb import cropped
 from defectory.masks.shapes import LineShape, measure
 from defectory.masks.sources import MaskSources
 from defectory.rle import decode
-from defectory.runs.sources import Sources
-from defectory.runs.stage import Run
 from defectory.stages.parts.mask_supply import bank_from_train, trained_mask_model
+from projects import open_in
 
 Mask = NDArray[np.bool_]
 SOURCES = ("bank", "statistical", "diffusion")
@@ -81,29 +80,24 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    def opened(source: str, **masks: object) -> Run:
+    def opened(source: str, **masks: object) -> Project:
         shares = [f"masks.sources.{name}={int(name == source)}" for name in SOURCES]
         own = [f"masks.{name}={json.dumps(value)}" for name, value in masks.items()]
-        config = resolve(project_file=args.project, overrides=[*shares, *own]).config
-        return Run(config=config, folder=args.run, sources=Sources(folder=args.project.parent))
+        return open_in(args.run, args.project, [*shares, *own])
 
     project = opened("bank")
-    bank, tileset, split = (
-        bank_from_train(project.store(), project.config),
-        project.store().tiles.tileset,
-        project.store().split,
-    )
+    bank, tileset, split = bank_from_train(project.store, project.config), project.tiles, project.split
     names = {category.id: category.name for category in tileset.categories}
     train = {k: [cropped(decode(e.mask.rle)) for e in bank.entries if e.category_id == k] for k in names}
     scale = tileset.tiling.scale
     unseen: dict[int, list[Mask]] = {k: [] for k in names}
     for image_id in (*split.val, *split.test):
-        for instance in project.store().data.dataset.image(image_id).instances:
+        for instance in project.dataset.image(image_id).instances:
             unseen[instance.category_id].append(_scaled(cropped(decode(instance.rle)), scale))
     classes = [k for k in names if train[k] and len(unseen[k]) >= MIN_HELD_OUT]
 
-    def drawn(of: Run, category_id: int, count: int) -> list[Mask]:
-        model = trained_mask_model(of.store(), of.config, bank)
+    def drawn(of: Project, category_id: int, count: int) -> list[Mask]:
+        model = trained_mask_model(of.store, of.config, bank)
         sources = MaskSources(bank, (), config=of.config.masks, names=names, diffusion=model)
         rng = np.random.default_rng([5, category_id])
         masks = [sources.draw(category_id, rng) for _ in range(count)]

@@ -28,15 +28,13 @@ Labels = dict[str, list[tuple[str, Mask]]]
 
 
 def write_all(config: Path, out: Path) -> None:
-    from defectory.api.project import Project
-    from defectory.formats.writers.registry import WRITERS, writer_named
+    from defectory import Project, export, export_formats
     from defectory.rle import Rle, decode
-    from defectory.tools.export import export_project
 
-    project = Project.open(config).run_values
-    names = {category.id: category.name for category in project.store().data.dataset.categories}
+    project = Project.open(config)
+    names = {category.id: category.name for category in project.dataset.categories}
     truth: dict[str, Any] = {}
-    stage = json.loads((project.folder / "synthetic" / "annotations.json").read_bytes())
+    stage = json.loads((project.synthetic / "annotations.json").read_bytes())
 
     def runs(mask: Mask) -> list[int]:
         flat = mask.T.reshape(-1)
@@ -53,15 +51,15 @@ def write_all(config: Path, out: Path) -> None:
             "size_hw": [about["height"], about["width"]],
             "labels": [[names[a["category_id"]], runs(mask)] for a, mask in zip(labels, masks, strict=True)],
         }
-    for tile in project.store().tiles.tileset.tiles:
+    for tile in project.tiles.tiles:
         if tile.subset == "pool" or (tile.subset == "train" and tile.instances):
             height, width = tile.valid_hw
             truth[f"real-{tile.id}"] = {
                 "size_hw": [height, width],
                 "labels": [[names[i.category_id], runs(decode(i.rle)[:height, :width])] for i in tile.instances],
             }
-    for name in WRITERS.names():
-        *_, last = export_project(project, writer_named(name), out / name, real="tiles")
+    for name in export_formats():
+        *_, last = export(project, name, out=out / name, with_real=True, real="tiles")
         print(name, "-", getattr(last, "summary", ""))
     (out / "truth.json").write_text(json.dumps(truth))
 

@@ -13,12 +13,33 @@ import json
 import statistics
 from pathlib import Path
 
-from defectory.config.resolve import resolve
-from defectory.events import StageEnded
+from defectory import Project, Segmenter, StageEnded
+from defectory.evaluation.mask_metrics import score_segmenter
 from defectory.files import write_json
-from defectory.runs.sources import Sources
-from defectory.runs.stage import Run
-from defectory.stages.all import run_all
+from defectory.rle import encode
+from projects import name_of, open_in
+
+
+def test_scores(project: Project, folder: Path) -> dict[str, float]:
+    """Score a trained segmenter on whole test images."""
+    segmenter, data = Segmenter.load(folder), project.store.data
+    number_of = {category.name: category.id for category in data.dataset.categories}
+    test = [data.dataset.image(image_id) for image_id in project.split.test]
+    results: list[dict[str, object]] = []
+    for record in test:
+        for found in segmenter.predict(data.path(record), min_score=0.0):
+            rle, (x0, y0, x1, y1) = encode(found.mask), found.box_xyxy
+            results.append(
+                {
+                    "image_id": record.id,
+                    "category_id": number_of[found.class_name],
+                    "score": found.score,
+                    "segmentation": {"size": list(rle.size_hw), "counts": rle.counts},
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                }
+            )
+    scores = score_segmenter(test, data.dataset.categories, results, score_threshold=segmenter.score_threshold)
+    return scores.model_dump(mode="json")
 
 
 def scores_from(
@@ -27,12 +48,11 @@ def scores_from(
     """Train the real arm from one start with every seed and give its test scores."""
     arm = 'segmentation.arms=["real"]'
     own = [arm, f"segmentation.seeds={json.dumps(seeds)}", f"segmentation.init={init}"]
-    config = resolve(project_file=project_file, overrides=[*overrides, *own]).config
-    project = Run(config=config, folder=work / config.name / init, sources=Sources(folder=project_file.parent))
-    for event in run_all(project, only=["import", "split", "tiles", *(f"segment-real-seed{seed}" for seed in seeds)]):
+    project = open_in(work / name_of(project_file, overrides) / init, project_file, [*overrides, *own])
+    for event in project.events(until="segment"):
         if isinstance(event, StageEnded):
             print(f"{init}: {event.stage}: {event.summary}", flush=True)
-    return [json.loads((project.folder / "segment" / f"real-seed{seed}" / "scores.json").read_text()) for seed in seeds]
+    return [test_scores(project, project.folder_of(f"segment-real-seed{seed}")) for seed in seeds]
 
 
 def compare(
@@ -42,7 +62,7 @@ def compare(
     by seed.
     """
     scores = {init: scores_from(project_file, work, init=init, seeds=seeds, overrides=overrides) for init in inits}
-    result: dict[str, object] = {"project": resolve(project_file=project_file).config.name, "seeds": seeds}
+    result: dict[str, object] = {"project": name_of(project_file, overrides), "seeds": seeds}
     for metric in ("segm_map", "ap50", "iou"):
         each = {init: [own[metric] for own in of] for init, of in scores.items()}
         first, *others = each

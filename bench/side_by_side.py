@@ -1,6 +1,6 @@
 """What it takes to train a project's segmenters one after the other, each on all threads, and several at once.
 
-On copies of a run whose drafts are curated, everything in turn, `--rounds` times. Run:
+On copies of a finished run, everything in turn, `--rounds` times. Run:
 `python bench/side_by_side.py PROJECT.toml --work FOLDER [--processes 1 2 3] [-o threads=2]`.
 """
 
@@ -12,36 +12,30 @@ import shutil
 import time
 from pathlib import Path
 
-from defectory.config.resolve import resolve
+from defectory import Project
 from defectory.memory import PeakMemory
-from defectory.runs.sources import Sources
-from defectory.runs.stage import Run
-from defectory.stages.all import run_all
+from projects import open_in
 
 
 def train(project_file: Path, work: Path, num_processes: int, overrides: list[str]) -> dict[str, object]:
     """Train all segmenters on a copy of the run; give the seconds, GB of memory and each one's test segm mAP."""
-    config = resolve(project_file=project_file, overrides=[*overrides, f"num_processes={num_processes}"]).config
     shutil.rmtree(work, ignore_errors=True)
     shutil.copytree(
-        project_file.parent / config.out,
+        Project.open(project_file, environment={}).run_folder,
         work,
         ignore=shutil.ignore_patterns("segment", "cache", "pipeline", "borescope"),
     )
-    project = Run(config=config, folder=work, sources=Sources(folder=project_file.parent))
+    project = open_in(work, project_file, [*overrides, f"num_processes={num_processes}"])
     began = time.monotonic()
     with PeakMemory() as peak:
-        for _ in run_all(project, only=["segment"]):
-            pass
-    scores = {
-        path.parent.name: json.loads(path.read_text())["segm_map"]
-        for path in sorted(work.glob("segment/*/scores.json"))
-    }
+        project.run(only="segment")
+    seconds = time.monotonic() - began
+    arms = project.run(only="evaluate").scores["arms"]
     return {
         "num_processes": num_processes,
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(seconds, 1),
         "gb": round(peak.gb, 2),
-        "segm_map": scores,
+        "segm_map": {arm: [of["segm_map"] for of in scores["per_seed"]] for arm, scores in arms.items()},
     }
 
 

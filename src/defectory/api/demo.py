@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from defectory.api.project import RESERVED, Project
-from defectory.config.resolve import read_project_file, resolve
+from defectory.config.resolve import read_project_file, resolve, texts_of
 from defectory.config.template import project_template
 from defectory.files import write_text
 from defectory.folders.claims import claim_folder, require_claimable
@@ -43,16 +43,29 @@ def write_demo(out: Path, preset: Preset, *, seed: int = 0) -> Path:
 
 
 def open_demo(
-    out: Path, preset: Preset, *, overrides: Sequence[str] = (), seed: int | None = None, device: str | None = None
+    out: Path | str | None = None,
+    preset: Preset = "demo",
+    *,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    seed: int | None = None,
+    device: str | None = None,
 ) -> Project:
     """Write the demo's data set and project file if they do not exist, and open the project.
+
+    Args:
+        out: folder of the demo and its run; None takes `runs/demo`, or `runs/demo-full`.
+        preset: `demo`, or `demo-full` with three seeds and longer phases.
+        overrides: settings that win over the file, as for `Project.open`.
+        seed: of the whole project.
+        device: `auto`, `cpu`, `cuda`, ...
 
     Raises:
         ConfigError: a wrong setting; nothing is written.
         OutputError: `out` is not empty and not a demo folder.
     """
     environment = {name: value for name, value in os.environ.items() if name not in RESERVED}
-    settings = [*overrides, *([f"seed={seed}"] if seed is not None else [])]
+    out = Path("runs") / preset if out is None else Path(out)
+    settings = [*texts_of(overrides), *([f"seed={seed}"] if seed is not None else [])]
     resolve(project=demo_project(preset), preset=preset, environment=environment, overrides=settings)
     require_claimable(out, kind="demo", also=("run",))
     return Project.open(write_demo(out, preset), overrides=overrides, seed=seed, device=device)

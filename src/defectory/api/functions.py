@@ -1,56 +1,26 @@
-"""Runs single steps of the method on arrays and files, without a run."""
+"""Runs single steps of the method on arrays, without a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.artifacts.dataset import MANIFEST, Dataset
 from defectory.artifacts.plan import Fidelity
 from defectory.curation.config import CurationConfig
 from defectory.curation.fidelity import score
-from defectory.dataset.config import DataConfig
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver as extract
-from defectory.errors import ConfigError, InputError
-from defectory.runs.store import DataFolder, RunStore
+from defectory.errors import InputError
+from defectory.runs.store import RunStore
 
 if TYPE_CHECKING:
     from defectory.api.project import Project
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-
-
-def load_dataset(source: Path | str, *, out: Path | str | None = None, **options: Any) -> DataFolder:
-    """Load a data set together with access to its images.
-
-    Args:
-        source: folder made by `defectory import` or, with `out`, an annotation file or folder of any known layout.
-        out: folder to import into: new, empty, or an earlier import.
-        options: further settings of the `data` section, for example `defect_free="good/"`.
-
-    Returns:
-        The data set as `.dataset`; `.image(record)` loads pixels.
-
-    Raises:
-        ConfigError: `source` has another layout and `out` is not given.
-        InputError: it cannot be read.
-    """
-    from defectory.dataset.importer import import_dataset
-
-    source = Path(source)
-    if out is None:
-        if not (source / MANIFEST).is_file():
-            raise ConfigError(source, "is not a Defectory data set folder", "give `out`, a folder to import it into")
-        return DataFolder(dataset=Dataset.load(source / MANIFEST), folder=source)
-    config = DataConfig(path=str(source.absolute()), **options)
-    dataset = import_dataset(config, Path(out), base_folder=Path.cwd()).dataset
-    return DataFolder(dataset=dataset, folder=Path(out))
 
 
 def extract_driver(

@@ -16,8 +16,8 @@ from defectory.artifacts.plan import Decisions, Plan
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.config.project import ProjectConfig
-from defectory.config.resolve import Resolved, resolve
-from defectory.config.template import write_project_file
+from defectory.config.resolve import Resolved, resolve, texts_of
+from defectory.config.template import path_from, write_project_file
 from defectory.errors import ConfigError
 from defectory.events import Event
 from defectory.lock import run_lock
@@ -94,6 +94,7 @@ class Project:
         defect_free: Path | str | None = None,
         preset: str | None = "cpu",
         every_setting: bool = False,
+        settings: Mapping[str, Any] | None = None,
         force: bool = False,
     ) -> Project:
         """Write a commented project file and open it.
@@ -104,10 +105,11 @@ class Project:
             defect_free: folder of further images, all without defects.
             preset: settings measured for a machine or purpose.
             every_setting: write all settings, not only those that matter most.
+            settings: further values to write, for example `{"synthesis.num_images": 50}`.
             force: replace a project file that is there.
 
         Raises:
-            ConfigError: the file is there, or a name cannot stand in it.
+            ConfigError: the file is there, a setting is unknown or wrong, or a name cannot stand in the file.
         """
         write_project_file(
             Path(file),
@@ -115,6 +117,7 @@ class Project:
             defect_free=None if defect_free is None else Path(defect_free),
             preset=preset,
             every_setting=every_setting,
+            settings=settings or {},
             force=force,
         )
         return cls.open(file, environment={})
@@ -155,9 +158,26 @@ class Project:
         """Return for each stage whether it has to run, and what changed if it has to run again."""
         return states_of(self.run_values, self._stages)
 
+    def to_run_again(self, stages: Sequence[str], *, min_seconds: float = 0.0) -> list[State]:
+        """Return the finished stages, among some, whose results would be replaced if these were run.
+
+        Args:
+            stages: names of stages.
+            min_seconds: stages that took less are left out.
+        """
+        try:
+            states = self.states()
+        except ConfigError:  # running them will say what is wrong before anything is replaced
+            return []
+        return [states[name] for name in stages if states[name].why and states[name].seconds >= min_seconds]
+
     def folder_of(self, stage: str) -> Path:
         """Return the folder of a stage's result."""
         return self.run_folder / next(of.folder for of in self._stages if of.name == stage)
+
+    def path_from(self, path: Path | str) -> str:
+        """Convert a path from the current folder to one that the project file can hold: relative to the file."""
+        return path_from(self.file, Path(path))
 
     def events(
         self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None
@@ -273,8 +293,7 @@ def _names(names: str | Sequence[str]) -> list[str]:
 def _texts(overrides: Mapping[str, Any] | Sequence[str], *, seed: int | None, device: str | None) -> list[str]:
     import json
 
-    given = overrides.items() if isinstance(overrides, Mapping) else ()
-    texts = [f"{key}={json.dumps(value)}" for key, value in given] or list(overrides)
+    texts = texts_of(overrides)
     texts += [f"seed={seed}"] if seed is not None else []
     return texts + ([f"device={json.dumps(device)}"] if device is not None else [])
 

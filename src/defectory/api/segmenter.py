@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,9 @@ from defectory.artifacts.tiles import Tiling
 from defectory.images.load import load_image
 from defectory.images.valuerange import ValueRange
 from defectory.rle import box_xyxy, decode
+
+if TYPE_CHECKING:
+    from defectory.tools.predict import Predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,3 +93,38 @@ class Segmenter:
                     name = self.categories[p.category_id - 1].name
                     found.append(Detection(class_name=name, score=p.score, mask=mask, box_xyxy=box_xyxy(mask)))
         return found
+
+
+def predict(
+    images: Path | str | Sequence[Path | str],
+    *,
+    segmenter: Path | str,
+    out: Path | str,
+    min_score: float | None = None,
+    device: str = "cpu",
+    skip_bad: bool = False,
+) -> Predicted:
+    """Find defects in image files, and write COCO results and overlays.
+
+    Args:
+        images: files, or folders of files.
+        segmenter: folder of a trained segmenter, for example `runs/demo/segment/real-seed0`.
+        out: folder that gets `predictions.json`, `images.json` and `overlays/`: new, empty, or an earlier prediction,
+            which is replaced as a whole.
+        min_score: weaker detections are not drawn; None uses the threshold chosen on validation.
+        device: where to predict.
+        skip_bad: leave out images that cannot be read, and list them.
+
+    Returns:
+        The number of images, why others were left out, and remarks on how images were read.
+
+    Raises:
+        InputError: no images, an image that cannot be read, or not a segmenter.
+        OutputError: `out` holds files that no prediction made.
+    """
+    from defectory.tools.predict import predict_files
+
+    files = [Path(image) for image in ([images] if isinstance(images, Path | str) else images)]
+    return predict_files(
+        files, segmenter=Path(segmenter), out=Path(out), min_score=min_score, device=device, skip_bad=skip_bad
+    )

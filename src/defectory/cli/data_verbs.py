@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from defectory.cli.options import DeviceOption, JsonOption
 
 if TYPE_CHECKING:
-    from defectory.artifacts.dataset import Dataset
-    from defectory.dataset.check import CheckReport
-    from defectory.dataset.config import DataConfig
+    from defectory.api.data import DataCheck
+    from defectory.errors import ConfigError
 
 FORMAT_NAMES = (
     "defectory",
@@ -32,6 +30,17 @@ FORMAT_NAMES = (
     "voc-xml",
 )
 """Names in the registry of formats, repeated here so that `--help` does not import it."""
+OPTION_OF = {
+    "format": "--format",
+    "image_root": "--image-root",
+    "defect_free": "--defect-free",
+    "index": "--index",
+    "min_area_px": "--min-area-px",
+    "unlabelled": "--unlabelled",
+    "mask_threshold": "--mask-threshold",
+    "class_colours": "--class-colours",
+}
+"""Maps a setting of the section `data` to the option of `import` that holds it."""
 MAX_LINES = 40
 """Most lines printed per kind of remark; `--json` prints all."""
 
@@ -102,91 +111,62 @@ def import_data(
     as_json: JsonOption = False,
 ) -> None:
     """Copy annotated images into one data set folder. Images stay byte for byte what they were."""
+    from defectory.api.data import import_data as import_from
+    from defectory.api.data import summary_of
     from defectory.cli.show import say, say_json
-    from defectory.dataset.importer import import_dataset
-    from defectory.folders.claims import require_replaceable
+    from defectory.errors import ConfigError
 
-    config = _data_config(
-        {
-            "path": source,
-            "format": kind,
-            "image_root": image_root,
-            "defect_free": defect_free,
-            "index": index,
-            "classes": classes or None,
-            "min_area_px": min_area_px,
-            "skip_bad": skip_bad,
-            "unlabelled": unlabelled,
-            "follow_links": follow_links,
-            "mask_threshold": mask_threshold,
-            "class_colours": class_colours,
-        }
-    )
-    require_replaceable(
-        out,
-        kind="dataset",
-        sources=[path for path in (source, image_root, defect_free, index, class_colours) if path is not None],
-    )
-    result = import_dataset(config, out)
-    summary = _summary(result.dataset, [(rejected.id, rejected.reason) for rejected in result.rejected])
+    try:
+        result = import_from(
+            source,
+            out=out,
+            format=kind,
+            image_root=image_root,
+            defect_free=defect_free,
+            index=index,
+            classes=classes or None,
+            min_area_px=min_area_px,
+            skip_bad=skip_bad,
+            unlabelled=unlabelled,
+            follow_links=follow_links,
+            mask_threshold=mask_threshold,
+            class_colours=class_colours,
+        )
+    except ConfigError as error:
+        raise _as_typed(error) from None
+    data, found = result.dataset, summary_of(result.dataset)
     if as_json:
-        say_json(summary)
+        say_json(
+            {
+                "images": found.num_images,
+                "defect_free": found.num_defect_free,
+                "instances": found.num_instances,
+                "classes": found.class_names,
+                "layout": data.layout,
+                "subsets": found.images_per_subset,
+                "value_range": None if data.value_range is None else [data.value_range.low, data.value_range.high],
+                "remarks": data.remarks,
+                "skipped": [{"id": rejected.id, "reason": rejected.reason} for rejected in result.rejected],
+            }
+        )
         return
-    say(f"recognised as {result.dataset.layout}")
+    say(f"recognised as {data.layout}")
     say(
-        f"{out}: {summary['images']} images ({summary['defect_free']} defect-free), {summary['instances']} instances "
-        f"of {', '.join(summary['classes'])}"
+        f"{out}: {found.num_images} images ({found.num_defect_free} defect-free), {found.num_instances} instances "
+        f"of {', '.join(found.class_names)}"
     )
-    _say_some([f"remark: {line}" for line in result.dataset.remarks])
+    _say_some([f"remark: {line}" for line in data.remarks])
     _say_some([f"skipped {rejected.id}: {rejected.reason}" for rejected in result.rejected])
 
 
-def _data_config(values: dict[str, Any]) -> DataConfig:
-    """Convert the options of `import` to configuration, and name a wrong option as it was typed."""
-    from pydantic import ValidationError
-
-    from defectory.dataset.config import DataConfig
+def _as_typed(error: ConfigError) -> ConfigError:
+    """Name a wrong setting of the section `data` as the option of `import` that it came from."""
     from defectory.errors import ConfigError
-    from defectory.formats.registry import format_named
 
-    if values["format"] != "auto":
-        try:
-            format_named(values["format"])
-        except ConfigError as error:
-            raise ConfigError(f"option --format {values['format']!r}", error.found, error.todo) from None
-    for key in ("image_root", "defect_free", "index", "class_colours"):
-        # a format that does not use the path would not check it
-        if values[key] is not None and not os.path.lexists(values[key]):
-            raise ConfigError(
-                f"option --{key.replace('_', '-')}", f"{values[key]}: no such file or folder", "check the path"
-            )
-    try:
-        return DataConfig.model_validate(
-            {key: str(value) if isinstance(value, Path) else value for key, value in values.items()}
-        )
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = f"option --{str(first['loc'][0]).replace('_', '-')}"
-        raise ConfigError(
-            option, f"{first['msg'][0].lower()}{first['msg'][1:]}", "see `defectory import --help`"
-        ) from None
-
-
-def _summary(dataset: Dataset, skipped: list[tuple[str, str]]) -> dict[str, Any]:
-    from collections import Counter
-
-    subsets = Counter(record.subset for record in dataset.images if record.subset is not None)
-    return {
-        "images": len(dataset.images),
-        "defect_free": sum(record.is_defect_free for record in dataset.images),
-        "instances": sum(len(record.instances) for record in dataset.images),
-        "classes": [category.name for category in dataset.categories],
-        "layout": dataset.layout,
-        "subsets": {subset: subsets[subset] for subset in ("train", "val", "test") if subsets[subset]},
-        "value_range": None if dataset.value_range is None else [dataset.value_range.low, dataset.value_range.high],
-        "remarks": list(dataset.remarks),
-        "skipped": [{"id": name, "reason": reason} for name, reason in skipped],
-    }
+    name, space, value = error.where.removeprefix("data.").partition(" ")
+    if not error.where.startswith("data.") or name not in OPTION_OF:
+        return error
+    return ConfigError(f"option {OPTION_OF[name]}{space}{value}", error.found, error.todo)
 
 
 def _say_some(lines: list[str]) -> None:
@@ -212,39 +192,30 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Print what a data set holds, list every problem, and write a contact sheet."""
-    from defectory.artifacts.dataset import MANIFEST, Dataset
+    from defectory.api.data import check_data
     from defectory.cli.show import say, say_json
-    from defectory.dataset.check import check_dataset, write_contact_sheet
-    from defectory.errors import InputError
-    from defectory.folders.claims import require_new_or_ours
-    from defectory.runs.layout import DATA
 
-    if sheet is not None:
-        require_new_or_ours(sheet)
-    if not (folder / MANIFEST).is_file():
-        if not (folder / DATA / MANIFEST).is_file():
-            _check_source(folder, sheet=sheet, as_json=as_json)
-            return
-        folder = folder / DATA
-    dataset = Dataset.load(folder / MANIFEST)
-    report = check_dataset(folder, dataset)
-    path, reason = sheet or folder / "contact_sheet.png", ""
-    try:
-        require_new_or_ours(path)
-        write_contact_sheet(folder, dataset, path)
-    except InputError as error:
-        if sheet is not None:
-            raise
-        # a data set on a read-only medium is still checked
-        reason = f"not written ({error.where}: {error.found}; --sheet FILE writes it elsewhere)"
+    found = check_data(folder, sheet=sheet)
     if as_json:
-        say_json(
-            {**report.model_dump(mode="json"), **_provenance(dataset), "contact_sheet": None if reason else str(path)}
-        )
+        value_range = None if found.value_range is None else [found.value_range.low, found.value_range.high]
+        picture = None if found.contact_sheet is None else str(found.contact_sheet)
+        report = found.report.model_dump(mode="json")
+        say_json({**report, "layout": found.layout, "value_range": value_range, "contact_sheet": picture})
         return
-    _show_report(folder, report, dataset)
-    _say_some([f"remark: {line}" for line in (*dataset.remarks, *report.problems)])
-    say(f"{_counted(len(dataset.remarks) + len(report.problems))}; contact sheet: {reason or path}")
+    _show_counts(found)
+    remarks, problems = list(found.report.remarks), list(found.report.problems)
+    if found.is_imported:
+        _say_some([f"remark: {line}" for line in (*remarks, *problems)])
+        reason = f"not written ({found.no_sheet}; --sheet FILE writes it elsewhere)"
+        say(f"{_counted(len(remarks) + len(problems))}; contact sheet: {found.contact_sheet or reason}")
+        return
+    _say_some([f"bad: {line}" for line in problems])
+    _say_some([f"remark: {line}" for line in remarks])
+    bad = f"; {len(problems)} bad entries, which import refuses without --skip-bad" if problems else ""
+    say(
+        f"{_counted(len(remarks))}{bad}; not imported yet: `defectory import {folder} --out FOLDER` also draws a "
+        "contact sheet"
+    )
 
 
 def _counts(instances: int, images: int) -> str:
@@ -255,20 +226,13 @@ def _counted(remarks: int) -> str:
     return f"{remarks or 'no'} remark{'' if remarks == 1 else 's'}"
 
 
-def _provenance(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "layout": dataset.layout,
-        "value_range": None if dataset.value_range is None else [dataset.value_range.low, dataset.value_range.high],
-        "remarks": list(dataset.remarks),
-    }
-
-
-def _show_report(folder: Path, report: CheckReport, dataset: Dataset) -> None:
+def _show_counts(found: DataCheck) -> None:
     from defectory.cli.show import show_table
 
-    own_split = ", ".join(f"{subset} {count}" for subset, count in _summary(dataset, [])["subsets"].items())
+    report = found.report
+    own_split = ", ".join(f"{subset} {count}" for subset, count in found.images_per_subset.items())
     rows: list[tuple[str, object]] = [
-        *((("layout", dataset.layout),) if dataset.layout else ()),
+        *((("layout", found.layout),) if found.layout else ()),
         ("images", f"{report.num_images} ({report.num_defect_free} defect-free)"),
         *((("split of its own", own_split),) if own_split else ()),
         ("instances", report.num_instances),
@@ -277,69 +241,12 @@ def _show_report(folder: Path, report: CheckReport, dataset: Dataset) -> None:
             (f"class {name}", _counts(count, report.images_per_class.get(name, 0)))
             for name, count in report.instances_per_class.items()
         ),
-        *((f"size {size} (height x width)", f"{count} images") for size, count in list(report.sizes_hw.items())[:8]),
+        *((f"size {size} (height x width)", f"{count} images") for size, count in report.sizes_hw.items()),
         *((f"instance area, quantile {q}", f"{area:.0f} px") for q, area in report.area_quantiles_px.items()),
     ]
-    if dataset.value_range is not None:
-        rows.append(("value range", f"{dataset.value_range.low:g} to {dataset.value_range.high:g} become 0 to 255"))
-    show_table(str(folder), ("what", "found"), rows)
-
-
-def _check_source(path: Path, *, sheet: Path | None, as_json: bool) -> None:
-    """Print the content of a data set that was never imported, without copying or writing anything."""
-    from collections import Counter
-
-    from defectory.cli.show import say, say_json, show_table
-    from defectory.errors import ConfigError
-    from defectory.formats.raw import LoadOptions
-    from defectory.formats.registry import load
-
-    if sheet is not None:
-        raise ConfigError(
-            "option --sheet",
-            f"{path} was not imported yet",
-            f"run `defectory import {path} --out FOLDER` and check that folder",
-        )
-    raw = load(path, LoadOptions(skip_bad=True))
-    instances = [instance for image in raw.images for instance in image.instances]
-    per_class = Counter(instance.class_name for instance in instances)
-    images = Counter(name for image in raw.images for name in {instance.class_name for instance in image.instances})
-    sizes = Counter(f"{image.size_hw[0]} x {image.size_hw[1]}" for image in raw.images)
-    rejected = [f"{entry.id}: {entry.reason}" for entry in raw.rejected]
-    free = sum(image.is_defect_free for image in raw.images)
-    if as_json:
-        say_json(
-            {
-                "layout": raw.layout,
-                "num_images": len(raw.images),
-                "num_defect_free": free,
-                "num_instances": len(instances),
-                "num_groups": len({image.group for image in raw.images}),
-                "instances_per_class": {name: per_class[name] for name in raw.class_names},
-                "images_per_class": {name: images[name] for name in raw.class_names},
-                "sizes_hw": dict(sizes.most_common(8)),
-                "problems": rejected,
-                "remarks": list(raw.remarks),
-                "contact_sheet": None,
-            }
-        )
-        return
-    rows: list[tuple[str, object]] = [
-        ("layout", raw.layout),
-        ("images", f"{len(raw.images)} ({free} defect-free)"),
-        ("instances", len(instances)),
-        ("groups", len({image.group for image in raw.images})),
-        *((f"class {name}", _counts(per_class[name], images[name])) for name in raw.class_names),
-        *((f"size {size} (height x width)", f"{count} images") for size, count in sizes.most_common(8)),
-    ]
-    show_table(str(path), ("what", "found"), rows)
-    _say_some([f"bad: {line}" for line in rejected])
-    _say_some([f"remark: {line}" for line in raw.remarks])
-    bad = f"; {len(rejected)} bad entries, which import refuses without --skip-bad" if rejected else ""
-    say(
-        f"{_counted(len(raw.remarks))}{bad}; not imported yet: `defectory import {path} --out FOLDER` also draws a "
-        "contact sheet"
-    )
+    if found.value_range is not None:
+        rows.append(("value range", f"{found.value_range.low:g} to {found.value_range.high:g} become 0 to 255"))
+    show_table(str(found.folder), ("what", "found"), rows)
 
 
 def predict(
@@ -367,12 +274,10 @@ def predict(
     ] = False,
 ) -> None:
     """Find defects in images: COCO results and overlays."""
+    from defectory.api.segmenter import predict as find_in
     from defectory.cli.show import say
-    from defectory.tools.predict import predict_files
 
-    done = predict_files(
-        images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad
-    )
+    done = find_in(images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad)
     for line in done.skipped:
         say(f"skipped {line}")
     for line in done.remarks:

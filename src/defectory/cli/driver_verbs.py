@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,11 +18,7 @@ from defectory.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from defectory.drivers.config import DriverConfig
-    from defectory.drivers.tune import Candidate
-    from defectory.events import Event
+    from defectory.api.drivers import TunedDrivers
 
 DRIVER_CONSTANTS = (
     "grid_px",
@@ -77,19 +73,14 @@ def extract(
     ] = Path("drivers"),
 ) -> None:
     """Extract drivers from images, or from the tiles of a project, as PNG files, with the prompts that go with them."""
+    from defectory.api.drivers import extract_drivers
     from defectory.cli.show import say
     from defectory.errors import ConfigError
-    from defectory.tools.drivers import extract_from_images, extract_from_tiles
 
     if subset not in ("train", "pool"):
         raise ConfigError("option --subset", f"is {subset!r}", "choose train or pool")
     opened = open_project(project, overrides=override) if project.is_file() or not images else None
-    run = None if opened is None else opened.run_values
-    if images:
-        made = extract_from_images(images, mask=mask, run=run, whole=whole, out=out)
-    else:
-        assert run is not None
-        made = extract_from_tiles(run, subset=subset, limit=limit, out=out)
+    made = extract_drivers(opened, images=images or (), mask=mask, subset=subset, limit=limit, whole=whole, out=out)
     for name, prompt in made[:MAX_PROMPTS] if images else ():
         say(f"{name}: {prompt}")
     say(f"{len(made)} drivers in {out}")
@@ -102,41 +93,27 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Choose driver constants: keep most of the surface's structure without telling which images had a defect."""
-    from dataclasses import asdict
-
-    from defectory.cli.show import say_json, show_events
-    from defectory.files import write_json
-    from defectory.runs.layout import TUNED_DRIVERS
-    from defectory.tools.drivers import tune_drivers
+    from defectory.api.drivers import tune_drivers
+    from defectory.cli.show import say_json, show_work
 
     opened = open_project(project, overrides=override, preset=preset)
-    found: list[Candidate] = []
-
-    def events() -> Iterator[Event]:
-        found.extend((yield from tune_drivers(opened.run_values)))
-
     run_until(opened, "tiles", as_json=as_json)
-    show_events(events(), as_json=as_json)
-    path = opened.run_folder / TUNED_DRIVERS
-    write_json(path, [{**asdict(c), "config": c.config.model_dump(mode="json")} for c in found])
-    best = found[0].config.model_dump(mode="json")
-    changed = {key: value for key, value in best.items() if value != getattr(opened.config.drivers, key)}
+    found = show_work(tune_drivers(opened), as_json=as_json)
     if as_json:
-        say_json({"event": "Tuned", "best": best, "changed": changed, "leaks": bool(found[0].leaks), "file": str(path)})
+        best, file = found.best.config.model_dump(mode="json"), str(found.file)
+        say_json({"event": "Tuned", "best": best, "changed": found.changed, "leaks": found.best.leaks, "file": file})
     else:
-        _show_candidates(found, opened.config.drivers, changed, config=project, path=path)
+        _show_choices(found, config=project)
 
 
-def _show_candidates(
-    found: list[Candidate], present: DriverConfig, changed: dict[str, Any], *, config: Path, path: Path
-) -> None:
+def _show_choices(found: TunedDrivers, *, config: Path) -> None:
     from defectory.cli.show import say, show_table
 
-    keys = [key for key in DRIVER_CONSTANTS if len({getattr(c.config, key) for c in found}) > 1]
-    shown = [("present", next(c for c in found if c.config == present))]
-    shown += [(f"{rank}", c) for rank, c in enumerate(found[:NUM_CANDIDATES_SHOWN], start=1)]
+    keys = [key for key in DRIVER_CONSTANTS if len({getattr(c.config, key) for c in found.choices}) > 1]
+    shown = [("present", found.present)]
+    shown += [(f"{rank}", c) for rank, c in enumerate(found.choices[:NUM_CANDIDATES_SHOWN], start=1)]
     show_table(
-        f"Drivers of kind {found[0].config.kind}: {len(found)} choices",
+        f"Drivers of kind {found.best.config.kind}: {len(found.choices)} choices",
         ("", *(key.removeprefix("threshold_") for key in keys), "explains", "leakage"),
         [
             (
@@ -154,13 +131,13 @@ def _show_candidates(
         "explains: share of grey-level variance that the geometry explains; leakage: AUC of had-a-defect against "
         "had-none, .5 means none"
     )
-    if found[0].leaks:
+    if found.best.leaks:
         say("every choice leaks: check that labels cover the whole defect, and that drivers.defect_blind is on")
     say(
         f"[drivers] of {config}: "
-        + (", ".join(f"{key} = {value}" for key, value in changed.items()) or "stays as it is")
+        + (", ".join(f"{key} = {value}" for key, value in found.changed.items()) or "stays as it is")
     )
-    say(f"all choices: {path}")
+    say(f"all choices: {found.file}")
 
 
 def compare(
@@ -170,15 +147,15 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Picture to write (PNG).")] = Path("drivers.png"),
 ) -> None:
     """Show train tiles beside their drivers of every kind, geometry brightened so that it can be seen."""
+    from defectory.api.drivers import compare_drivers
     from defectory.cli.show import say
     from defectory.folders.claims import require_new_or_ours
     from defectory.images.save import save_png
-    from defectory.tools.drivers import compare_drivers
 
     require_new_or_ours(out)
     opened = open_project(project, overrides=override)
     run_until(opened, "tiles")
-    save_png(out, compare_drivers(opened.run_values, num_tiles=num_tiles), software=True)
+    save_png(out, compare_drivers(opened, num_tiles=num_tiles), software=True)
     say(out)
 
 
@@ -195,24 +172,19 @@ def review_masks(
     """Write the training masks as PNG files for an expert to correct or add to; `masks.expert` of the project file
     reads them back.
     """
+    from defectory.api.masks import require_review_folder
+    from defectory.api.masks import review_masks as write
     from defectory.cli.show import say
-    from defectory.config.template import path_from
-    from defectory.errors import OutputError
-    from defectory.folders.claims import is_empty, require_replaceable
-    from defectory.folders.marker import is_ours
-    from defectory.tools.masks import review_masks as write
 
-    if is_ours(out, kind="masks-review") and not is_empty(out):
-        raise OutputError(out, "is there already and may hold corrections", "give another folder (--out)")
-    require_replaceable(out, kind="masks-review")
+    require_review_folder(out)
     opened = open_project(project, overrides=override)
     run_until(opened, "tiles")
-    count = write(opened.run_values, out)
+    count = write(opened, out=out)
     say(
         f"{count} masks in {out}, one folder per class; look at {out / 'sheet.png'}, correct files, add new ones, "
         "and set"
     )
-    say(f'masks.expert = "{path_from(project, out)}"')
+    say(f'masks.expert = "{opened.path_from(out)}"')
 
 
 def preview_masks(
@@ -223,16 +195,16 @@ def preview_masks(
     out: Annotated[Path, typer.Option("--out", help="Picture to write (PNG).")] = Path("masks.png"),
 ) -> None:
     """Draw masks from the project's sources and look at them before anything is synthesized."""
+    from defectory.api.masks import preview_masks as preview
     from defectory.cli.show import say, show_table
     from defectory.folders.claims import require_new_or_ours
     from defectory.images.save import save_png
-    from defectory.tools.masks import preview_masks as preview
-    from defectory.tools.masks import summary_of
 
     require_new_or_ours(out)
     opened = open_project(project, overrides=override)
-    run_until(opened, "learn-masks" if opened.config.masks.sources.diffusion > 0 else "tiles")
-    sheet, counts = preview(opened.run_values, per_class=per_class, seed=seed)
+    run_until(opened, "learn-masks" if "learn-masks" in opened.stages() else "tiles")
+    sheet, counts = preview(opened, per_class=per_class, seed=seed)
     save_png(out, sheet, software=True)
-    show_table("Masks", ("class", "drawn from"), summary_of(counts))
+    rows = [(name, ", ".join(f"{count} {kind}" for kind, count in sorted(of.items()))) for name, of in counts.items()]
+    show_table("Masks", ("class", "drawn from"), rows)
     say(out)

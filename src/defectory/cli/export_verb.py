@@ -75,25 +75,23 @@ def export(
 ) -> None:
     """Write the accepted drafts with their labels: in the run, or as a folder in a format that other tools open."""
     _require_together(kind=kind, out=out, with_real=with_real, real=real)
-    from defectory.formats.writers.registry import writer_named
+    from defectory.api.export import require_format
 
-    writer = None if kind is None else writer_named(kind)
+    if kind is not None:
+        require_format(kind)
     opened = open_project(project, overrides=override, preset=preset, seed=seed, device=device)
-    if writer is None or out is None:
+    if kind is None or out is None:
         run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
         return
+    from defectory.api.export import export as export_to
     from defectory.cli.show import show_events
-    from defectory.tools.export import default_form, export_project, require_export_folder
 
+    form = "images" if real == "images" else "tiles" if real == "tiles" else None
     # report errors before hours of training
-    require_export_folder(opened.run_values, out)
+    work = export_to(opened, kind, out=out, with_real=with_real, real=form)
     run_project(opened, until=["export"], dry_run=dry_run, yes=yes, as_json=as_json)
-    if dry_run:
-        return
-    form = None
-    if with_real:
-        form = "images" if real == "images" else "tiles" if real == "tiles" else default_form(opened.config)
-    show_events(export_project(opened.run_values, writer, out, real=form), as_json=as_json)
+    if not dry_run:
+        show_events(work, as_json=as_json)
 
 
 def _require_together(*, kind: str | None, out: Path | None, with_real: bool, real: str | None) -> None:

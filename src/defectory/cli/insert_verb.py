@@ -48,25 +48,13 @@ def insert(
     as_json: JsonOption = False,
 ) -> None:
     """Draw defects of a trained project into images of your own, which stay as they are around them."""
+    from defectory.api.insert import insert as insert_into
     from defectory.cli.show import say, show_events
-    from defectory.folders.claims import require_replaceable
     from defectory.memory import PeakMemory
-
-    given = [*image, *(path for path in (project, mask, region, drawing) if path is not None)]
-    require_replaceable(out, kind="insert", sources=given)
-    from defectory.tools.insert import insert_into
 
     opened = open_project(project, overrides=override, device=device)
     events = insert_into(
-        opened.run_values,
-        image,
-        out=out,
-        count=count,
-        class_name=class_name,
-        mask_file=mask,
-        region_file=region,
-        seed=seed,
-        drawing_file=drawing,
+        opened, image, out=out, count=count, class_name=class_name, mask=mask, region=region, drawing=drawing, seed=seed
     )
     with PeakMemory() as peak:
         show_events(events, as_json=as_json)

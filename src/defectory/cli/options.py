@@ -116,11 +116,7 @@ def _ask_before_replacing(project: Project, names: Sequence[str]) -> None:
     from defectory.cli.show import format_seconds, say
     from defectory.errors import ConfigError, InterruptedRun
 
-    try:
-        states = project.states()
-    except ConfigError:
-        return
-    lost = [states[name] for name in names if states[name].why and states[name].seconds >= ASK_FROM_SECONDS]
+    lost = project.to_run_again(names, min_seconds=ASK_FROM_SECONDS)
     if not lost:
         return
     told = "; ".join(f"{state.stage} ({format_seconds(state.seconds)}): {state.why}" for state in lost)

@@ -62,8 +62,7 @@ def demo(
     """Run everything on a procedural borescope data set: data, both phases, synthesis, curation, segmenters, report."""
     from defectory.api.demo import open_demo
 
-    preset = "demo-full" if full else "demo"
-    project = open_demo(out or Path("runs") / preset, preset, overrides=override or [], seed=seed, device=device)
+    project = open_demo(out, "demo-full" if full else "demo", overrides=override or [], seed=seed, device=device)
     run_project(project, dry_run=dry_run, yes=yes, as_json=as_json)
 
 
@@ -88,14 +87,15 @@ def init(
     """Write a commented project file."""
     from defectory.api.project import Project
     from defectory.cli.show import say
-    from defectory.config.template import path_from
 
-    Project.create(project, data=data, defect_free=defect_free, preset=preset, every_setting=every_setting, force=force)
+    made = Project.create(
+        project, data=data, defect_free=defect_free, preset=preset, every_setting=every_setting, force=force
+    )
     for option, path in (("--data", data), ("--defect-free", defect_free)):
         if path is not None and not path.expanduser().exists():
             say(
                 f"remark: {option} {path}: no such file or folder yet; `run` looks for it at "
-                f"{path_from(project, path)}, seen from {project}"
+                f"{made.path_from(path)}, seen from {project}"
             )
     say(f"{project} written; `defectory run {project}` does every stage")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -28,6 +28,7 @@ from defectory.terminal import printable
 if TYPE_CHECKING:
     from defectory.events import Event
 
+T = TypeVar("T")
 PLAIN_EVERY_S = 20.0
 MIN_COLUMN = 12
 MIN_COLUMN_OF_MANY = 18
@@ -66,6 +67,17 @@ def show_events(events: Iterable[Event], *, as_json: bool = False) -> None:
             _show_lines(events)
     except KeyboardInterrupt:
         raise InterruptedRun("interrupted; run the same command again to resume") from None
+
+
+def show_work(work: Generator[Event, None, T], *, as_json: bool = False) -> T:
+    """Show the events of long work as `show_events` does, and return its value."""
+    found: list[T] = []
+
+    def events() -> Iterator[Event]:
+        found.append((yield from work))
+
+    show_events(events(), as_json=as_json)
+    return found[0]
 
 
 def _show_bars(events: Iterable[Event], console: Console) -> None:

@@ -29,13 +29,13 @@ def _base() -> None:
 
 def list_bases() -> None:
     """List the bases known by name."""
+    from defectory.api.bases import list_bases as known
     from defectory.cli.show import say, show_table
-    from defectory.engine.backbones.known import KNOWN_BASES
 
     show_table(
         "Known bases",
         ("name", "tile px", "what", "licence"),
-        [(b.name, b.tile_px, b.description, b.licence) for b in KNOWN_BASES],
+        [(b.name, b.tile_px, b.description, b.licence) for b in known()],
     )
     say("Any other base: the path of a folder in Stable Diffusion layout (1.x or 2.x).")
 
@@ -44,12 +44,10 @@ def verify_base(
     name_or_path: Annotated[str, typer.Argument(help="`embedded`, or the path of a base.")] = "embedded",
 ) -> None:
     """Check that a base is complete and its family supported: parts, safetensors, tokenizer, digests."""
+    from defectory.api.bases import verify_base as verify
     from defectory.cli.show import say
-    from defectory.engine.backbones.known import resolve_base
-    from defectory.engine.backbones.verify import verify
 
-    folder = resolve_base(name_or_path)
-    facts = verify(folder)
+    folder, facts = verify(name_or_path)
     say(f"{folder}: whole; {facts.family}, tiles of {facts.tile_px} px, predicts {facts.prediction_type}")
 
 
@@ -65,31 +63,20 @@ def score_base(
     ] = None,
 ) -> None:
     """Score a base on procedural images: how well samples match captions, and how close they are to images."""
+    from defectory.api.bases import score_base as score
     from defectory.cli.show import say, show_events
-    from defectory.engine.backbones.known import resolve_base
-    from defectory.folders.claims import require_claimable
-    from defectory.tools.pretrain import run_score, score_config
 
-    config, base = score_config(override or []), resolve_base(name_or_path)
-    require_claimable(out, kind="base-score")
-    require_outside(base, out)
-    show_events(run_score(config, base=base, out=out))
+    show_events(score(name_or_path, out=out, overrides=override or ()))
     say(f"{out / 'scores.json'}, {out / 'samples.png'}")
 
 
 def show_world(out: Annotated[Path, typer.Option("--out", help="Folder for the sheets.")] = Path("world")) -> None:
     """Draw sheets of the procedural world that bases are trained on, and of the borescope demo, unseen in training."""
+    from defectory.api.bases import draw_world
     from defectory.cli.show import say
-    from defectory.folders.swap import atomic_folder
-    from defectory.images.save import save_jpeg
-    from defectory.procedural.gallery import SHEETS, borescope_sheet, world_sheet
 
-    with atomic_folder(out, kind="world") as folder:
-        for name in SHEETS:
-            save_jpeg(folder / f"{name}.jpg", world_sheet(name))
-        save_jpeg(folder / "borescope.jpg", borescope_sheet())
-    for name in (*SHEETS, "borescope"):
-        say(out / f"{name}.jpg")
+    for sheet in draw_world(out):
+        say(sheet)
 
 
 def pretrain_base(
@@ -110,15 +97,10 @@ def pretrain_base(
     The base consists of VAE, text encoder, UNet and control network. Its companions are the encoder behind KID and the
     initial weights of the light segmenter.
     """
+    from defectory.api.bases import pretrain_base as pretrain
     from defectory.cli.show import say, show_events
-    from defectory.folders.claims import require_claimable
-    from defectory.tools.pretrain import pretrain_config, run_pretrain
 
-    config = pretrain_config(override or [], device=device, seed=seed)
-    require_claimable(out, kind="pretrain")
-    if work is not None:
-        require_claimable(work, kind="pretrain-work")
-    show_events(run_pretrain(config, out=out, work=work or out / "work"))
+    show_events(pretrain(out=out, work=work, overrides=override or (), device=device, seed=seed))
     say(f'use it with `base = "{out / "base"}"` in a project file')
 
 
@@ -138,67 +120,17 @@ def teach_base(
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1 ...")] = "cpu",
 ) -> None:
     """Teach a base one word of the procedural world. Other texts change by a few percent (decision 044)."""
-    from defectory.cli.show import say, show_events
-    from defectory.engine.backbones.known import resolve_base
-    from defectory.folders.claims import require_claimable, require_replaceable
-    from defectory.tools.pretrain import run_teach, word_config
+    from defectory.api.bases import teach_base as teach
+    from defectory.cli.show import say, show_work
 
-    config, start = word_config(word, override or [], device=device), resolve_base(base)
-    require_replaceable(out, kind="base", sources=[start])
-    require_outside(start, out)
-    work = work or out.with_name(f"{out.name}.work")
-    require_claimable(work, kind="pretrain-work")
-    show_events(run_teach(config, base=start, out=out, work=work))
-    say(f"samples: {work / 'before.png'}, {work / 'after.png'}")
+    samples = show_work(teach(word, out=out, base=base, work=work, overrides=override or (), device=device))
+    say(f"samples: {samples / 'before.png'}, {samples / 'after.png'}")
     say(f'use it with `base = "{out}"` in a project file')
-
-
-def require_outside(base: Path, out: Path) -> None:
-    """Refuse to write into a base folder that must only be read.
-
-    Raises:
-        OutputError: `out` is the folder or lies in it.
-    """
-    from defectory.errors import OutputError
-
-    if out.resolve().is_relative_to(base.resolve()):
-        raise OutputError(out, f"lies in the base {base}, which is only read", "give another folder")
 
 
 def doctor() -> None:
     """Check whether this machine can run Defectory: versions, devices, memory, disk, embedded base."""
-    import os
-    import platform
-    import shutil
-    from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    from defectory import __version__
+    from defectory.api.machine import check_machine
     from defectory.cli.show import show_table
-    from defectory.engine.backbones.known import embedded_folder
-    from defectory.engine.backbones.verify import verify
 
-    def version_of(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "missing"
-
-    rows: list[tuple[str, str]] = [("defectory", __version__), ("python", platform.python_version())]
-    rows += [
-        (name, version_of(name)) for name in ("torch", "torchvision", "diffusers", "transformers", "faster-coco-eval")
-    ]
-    rows.append(("cpu", f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()}"))
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            found = torch.cuda.get_device_properties(index)
-            rows.append((f"cuda:{index}", f"{found.name}, {found.total_memory / 2**30:.0f} GiB"))
-    else:
-        rows.append(("gpu", "none; the embedded base runs on the CPU, Stable Diffusion needs a GPU"))
-    if hasattr(os, "sysconf"):
-        rows.append(("memory", f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"))
-    rows.append(("disk here", f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB free"))
-    verify(embedded_folder())
-    rows.append(("embedded base", "whole"))
-    show_table("Doctor", ("what", "found"), rows)
+    show_table("Doctor", ("what", "found"), list(check_machine().items()))

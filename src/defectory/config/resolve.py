@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -247,6 +248,13 @@ def _parsed(text: str, setting: Setting | None) -> Any:
     ):
         return text if "number" not in setting.takes else value
     return value
+
+
+def texts_of(overrides: Mapping[str, Any] | Sequence[str]) -> list[str]:
+    """Convert settings to `key=value` texts, as the command line takes them; texts stay as they are."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+    return list(overrides)
 
 
 def _put(tree: Tree, key: str, value: Any) -> None:

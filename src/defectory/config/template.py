@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,14 @@ def _text(value: Any) -> str:
 
 
 def write_project_file(
-    file: Path, *, data: Path, defect_free: Path | None, preset: str | None, every_setting: bool, force: bool
+    file: Path,
+    *,
+    data: Path,
+    defect_free: Path | None,
+    preset: str | None,
+    every_setting: bool,
+    settings: Mapping[str, Any],
+    force: bool,
 ) -> None:
     """Write a commented project file.
 
@@ -98,10 +106,12 @@ def write_project_file(
         defect_free: folder of further images, all without defects.
         preset: settings measured for a machine or purpose.
         every_setting: write all settings, not only those that matter most.
+        settings: further values to write, by dotted key or nested.
         force: replace a project file that is there.
 
     Raises:
-        ConfigError: the file exists, the preset is unknown, or a name cannot be written to a project file.
+        ConfigError: the file exists, the preset or a setting is unknown or wrong, or a name cannot be written to a
+            project file.
     """
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}", "no such preset", f"choose among {', '.join(PRESETS)}")
@@ -115,8 +125,11 @@ def write_project_file(
     sources = {"path": path_from(file, data)}
     if defect_free is not None:
         sources["defect_free"] = path_from(file, defect_free)
-    values: dict[str, Any] = {"name": name, "out": f"runs/{file_name_of(name)}", "data": sources}
-    # refuse a name that no project file can hold before anything is written
+    values = flatten({"name": name, "out": f"runs/{file_name_of(name)}", "data": sources}) | flatten(settings)
+    off = next((key for key, value in values.items() if value is None), None)
+    if off is not None:
+        raise ConfigError(off, "is None, which a project file cannot hold", "leave the setting out")
+    # refuse what no project file can hold before anything is written
     resolve(project={**values, "preset": preset})
     write_text(file, project_template(values, preset=preset, every_setting=every_setting))
 

@@ -16,6 +16,7 @@ from defectory.artifacts.value import Value
 from defectory.drawing import contact_sheet, draw_outlines, fitted_size_hw
 from defectory.errors import ImageError, InputError
 from defectory.files import digest_file, reason_of
+from defectory.formats.raw import RawDataset
 from defectory.geometry import resize_crop
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
@@ -130,6 +131,25 @@ def check_dataset(folder: Path, dataset: Dataset) -> CheckReport:
         area_quantiles_px=quantiles,
         remarks=dataset.remarks,
         problems=problems.lines(),
+    )
+
+
+def count_source(raw: RawDataset) -> CheckReport:
+    """Count what a data set contains that was read but not imported; its rejected entries are the problems."""
+    instances = Counter(instance.class_name for image in raw.images for instance in image.instances)
+    images = Counter(name for image in raw.images for name in {instance.class_name for instance in image.instances})
+    sizes = Counter(f"{image.size_hw[0]} x {image.size_hw[1]}" for image in raw.images)
+    return CheckReport(
+        num_images=len(raw.images),
+        num_defect_free=sum(image.is_defect_free for image in raw.images),
+        num_instances=instances.total(),
+        num_groups=len({image.group for image in raw.images}),
+        instances_per_class={name: instances[name] for name in raw.class_names},
+        images_per_class={name: images[name] for name in raw.class_names},
+        sizes_hw=dict(sizes.most_common(8)),
+        area_quantiles_px={},
+        remarks=raw.remarks,
+        problems=tuple(f"{entry.id}: {entry.reason}" for entry in raw.rejected),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,7 +56,7 @@ def default_form(config: ProjectConfig) -> RealForm:
     return "images" if config.synthesis.mode == "insert" else "tiles"
 
 
-def export_project(run: Run, writer: Writer, out: Path, *, real: RealForm | None) -> Iterator[Event]:
+def export_project(run: Run, writer: Writer, out: Path, *, real: RealForm | None) -> Generator[Event, None, None]:
     """Write the accepted drafts, and optionally the real training images, in one format.
 
     Only images of train and pool are exported, never those of val and test.

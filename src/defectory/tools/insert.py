@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -41,7 +41,7 @@ def insert_into(
     region_file: Path | None = None,
     drawing_file: Path | None = None,
     seed: int = 0,
-) -> Iterator[Event]:
+) -> Generator[Event, None, None]:
     """Write `count` copies of each frame to `out/images`, each with one more defect, with labels and a sheet.
 
     Pixels beyond the margin around a label stay unchanged. The networks are loaded once for all frames.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,8 +82,3 @@ def _framed(mask: Mask, side: int) -> NDArray[np.uint8]:
     top, left = (side - mask.shape[0]) // 2, (side - mask.shape[1]) // 2
     canvas[top : top + mask.shape[0], left : left + mask.shape[1]][mask] = 255
     return canvas
-
-
-def summary_of(counts: dict[str, dict[str, int]]) -> Sequence[tuple[str, str]]:
-    """List each class with the sources of its masks, for a table."""
-    return [(name, ", ".join(f"{count} {kind}" for kind, count in sorted(of.items()))) for name, of in counts.items()]

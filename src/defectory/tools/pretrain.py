@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,7 +76,7 @@ def score_config(overrides: Sequence[str]) -> ScoreConfig:
     return _with_overrides(ScoreConfig(), overrides)
 
 
-def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Iterator[Event]:
+def run_score(config: ScoreConfig, *, base: Path, out: Path) -> Generator[Event, None, None]:
     """Score a base on unseen procedural images, into `scores.json` and `samples.png` in `out`.
 
     A stopped run resumes, except for the samples, which are drawn again.
@@ -188,7 +188,7 @@ def _scores(
     )
 
 
-def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Iterator[Event]:
+def run_pretrain(config: PretrainConfig, *, out: Path, work: Path) -> Generator[Event, None, None]:
     """Pretrain into `out/base`, `out/encoder` and, for the light segmenter's initial weights, `out/segmenter`;
     resumable.
 
@@ -222,7 +222,7 @@ def word_config(word: str, overrides: Sequence[str], *, device: str) -> WordConf
     return _with_overrides(WordConfig(device=device), [f"word={word}", *overrides])
 
 
-def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Iterator[Event]:
+def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Generator[Event, None, None]:
     """Teach a base one word, and write the new base to `out`; resumable.
 
     Raises:
@@ -235,7 +235,7 @@ def run_teach(config: WordConfig, *, base: Path, out: Path, work: Path) -> Itera
     yield from _told(teach_word(config, base=base, work=work, out=out))
 
 
-def _told(events: Work[None]) -> Iterator[Event]:
+def _told(events: Work[None]) -> Generator[Event, None, None]:
     from defectory.engine.training.events import Checkpointed, Started, Validated
 
     began, stage, held_out = time.monotonic(), "", ""
