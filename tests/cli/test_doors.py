@@ -378,6 +378,8 @@ def test_a_base_is_taught_a_word_of_the_world_and_other_words_are_refused(defect
     done = defectory("base", "teach", "dent", "--out", out, *few, "-otraining.num_steps=2", "-otraining.batch_size=2")
     assert done.code == 0, done.err
     assert str(out) in done.out
+    assert f"samples: {out}.work/before.png, {out}.work/after.png" in done.out
+    assert (tmp_path / "taught.work" / "after.png").is_file()
     assert "whole" in defectory("base", "verify", out).out
 
     done = defectory("base", "teach", "rust", "--out", tmp_path / "no")

@@ -161,6 +161,11 @@ def test_a_wrong_option_of_import_names_itself(
     assert not Path("data").exists()
 
 
+def test_a_source_called_like_the_section_is_named_as_it_is(defectory: Cli, tmp_path: Path) -> None:
+    done = defectory("import", "data.json", "--out", tmp_path / "data")
+    assert (done.code, done.error_line) == (2, "error: data.json: no such file or folder; check data.path")
+
+
 def test_the_options_of_import_reach_the_loader(defectory: Cli, tmp_path: Path) -> None:
     for index in range(4):
         image = np.full((40, 56, 3), 90 + 9 * index, np.uint8)

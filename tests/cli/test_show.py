@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from rich.console import Console
@@ -62,3 +62,12 @@ def test_stages_side_by_side_have_a_bar_each_until_they_end() -> None:
                 wait_for({"segment-b"})
 
     show._show_bars(events(), console)  # pyright: ignore[reportPrivateUsage]
+
+
+def test_the_value_of_long_work_is_returned_after_its_events(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> Generator[Event, None, int]:
+        yield StageEnded(stage="tune", seconds=1.0, skipped=False, summary="done")
+        return 3
+
+    assert show.show_work(work()) == 3
+    assert "tune" in capsys.readouterr().out

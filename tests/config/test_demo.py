@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from defectory.api import demo
-from defectory.api.demo import PROJECT_FILE, write_demo
+from defectory.api.demo import PROJECT_FILE, open_demo, write_demo
 from defectory.errors import OutputError
 from defectory.folders.marker import is_ours
 
@@ -48,3 +48,11 @@ def test_an_edited_project_file_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=rf"{PROJECT_FILE}: was changed since Defectory wrote it"):
         write_demo(tmp_path / "demo", "demo-full")
     assert file.read_text().endswith("# my notes\n")
+
+
+def test_a_demo_has_a_folder_of_its_own_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    project = open_demo(overrides={"synthesis.num_images": 3}, seed=4)
+    assert project.file == Path("runs/demo/project.toml")
+    assert (project.config.synthesis.num_images, project.config.seed) == (3, 4)
+    assert open_demo(preset="demo-full").file == Path("runs/demo-full/project.toml")

@@ -1,1 +1,1 @@
-"""The public Python API behind `import defectory`. Command line and benchmarks use nothing else."""
+"""The public Python API behind `import defectory`. Command line and benches that run projects use nothing else."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -47,8 +46,13 @@ class Report(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them, and on how its commands open the project."""
         drawings = {"files of drivers.drawings": sources.listing(config.drivers.drawings)}
-        given = {key: value for key, value in sources.command.settings.items() if key not in OF_PLACE_AND_SPEED}
-        command = {"command": replace(sources.command, settings=given).text()}
+        opened = sources.command
+        # the values of settings are there already
+        command = {
+            "project file": opened.file,
+            "option --preset": opened.preset,
+            "set beside the file": sorted(opened.settings.keys() - OF_PLACE_AND_SPEED),
+        }
         return {**config.of_results(), **drawings, **command}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:

@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 import defectory
-from defectory import Project, Segmenter, StageEnded, extract_driver, load_dataset, score_fidelity, synthesize
-from defectory.config.template import project_template
+from defectory import Project, Segmenter, StageEnded, extract_driver, score_fidelity, synthesize
 from defectory.errors import ConfigError
-
-TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
-
-
-@pytest.fixture(scope="module")
-def file(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project file of a finished run."""
-    folder = tmp_path_factory.mktemp("api") / "copy"
-    shutil.copytree(tiny_run[0], folder)
-    (folder / "project.toml").write_text(project_template(tiny_run[1]))
-    return folder / "project.toml"
 
 
 def test_every_exported_name_is_there_and_importing_takes_no_torch() -> None:
@@ -35,6 +22,12 @@ def test_every_exported_name_is_there_and_importing_takes_no_torch() -> None:
         _ = defectory.paint  # type: ignore[attr-defined]
     code = "import sys, defectory; [getattr(defectory, n) for n in defectory.__all__]; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_the_reference_page_lists_every_name() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "index.md").read_text("utf-8")
+    spans = " ".join(re.findall(r"`([^`\n]+)`", page.partition("## Python")[2]))
+    assert set(defectory.__all__) - {"__version__"} <= set(re.findall(r"\w+", spans))
 
 
 def test_a_finished_project_is_read_by_name(file: Path) -> None:
@@ -80,6 +73,34 @@ def test_a_project_file_is_written_with_what_matters_or_with_everything(tmp_path
     assert len((tmp_path / "all.toml").read_text().splitlines()) > 4 * len(few.splitlines())
 
 
+def test_a_new_project_file_holds_the_settings_that_are_given(tmp_path: Path) -> None:
+    file = tmp_path / "project.toml"
+    given = {"synthesis.num_images": 7, "segmentation": {"arms": ["real"]}, "name": "vanes"}
+    made = Project.create(file, data="labels.json", settings=given)
+    for config in (made.config, Project.open(file, environment={}).config):
+        assert (config.name, config.synthesis.num_images, config.segmentation.arms) == ("vanes", 7, ("real",))
+    for wrong, said in (({"synthesis.images": 7}, "no such setting"), ({"threads": None}, "threads: is None")):
+        with pytest.raises(ConfigError, match=said):
+            Project.create(tmp_path / "wrong.toml", data="labels.json", settings=wrong)
+    assert not (tmp_path / "wrong.toml").exists()
+
+
+def test_a_project_says_which_finished_stages_would_be_replaced(file: Path) -> None:
+    changed = Project.open(file, overrides={"segmentation.num_steps": 5}, environment={})
+    segmenters = changed.stages(only="segment")
+    replaced = changed.to_run_again(segmenters)
+    assert [state.stage for state in replaced] == segmenters
+    assert replaced[0].why == "segmentation.num_steps: 4 -> 5"
+    assert changed.to_run_again(changed.stages(until="tiles")) == []
+    assert changed.to_run_again(segmenters, min_seconds=3600) == []
+
+
+def test_a_path_is_named_as_the_project_file_can_hold_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(file.parent / "source")
+    assert Project.open(file).path_from("images") == "source/images"
+    assert Project.open(file).path_from(Path("../masks")) == "masks"
+
+
 def test_one_image_is_drawn_from_a_driver_and_scored(file: Path) -> None:
     project = Project.open(file)
     job = project.plan.jobs[0]
@@ -118,14 +139,3 @@ def test_a_segmenter_predicts_a_file_and_an_array_alike(file: Path) -> None:
     same = segmenter.predict(project.store.data.image(record), min_score=0.0)
     assert [d.score for d in found] == [d.score for d in same]
     assert all(d.mask.shape == record.size_hw for d in found)
-
-
-def test_a_data_set_is_loaded_and_imported(file: Path, tmp_path: Path) -> None:
-    project = Project.open(file)
-    loaded = load_dataset(project.run_folder / "data")
-    assert loaded.dataset == project.dataset
-    with pytest.raises(ConfigError, match="give `out`"):
-        load_dataset(file.parent / "source")
-    imported = load_dataset(file.parent / "source" / "annotations.json", out=tmp_path / "data")
-    assert len(imported.dataset.images) == len(loaded.dataset.images)
-    assert imported.image(imported.dataset.images[0]).ndim == 3
