@@ -1,9 +1,8 @@
-"""Projects for the public API: a copy of the stages' tiny finished run, and one with more tiles."""
+"""Projects for the public API: a copy of the tiny finished run, and one with more tiles."""
 
 from __future__ import annotations
 
 import shutil
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,6 @@ import pytest
 
 from defectory import Project, StageEnded
 from defectory.procedural.borescope import write_dataset
-
-_SPEC = spec_from_file_location("tiny_project", Path(__file__).parents[1] / "stages" / "conftest.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-_MODULE = module_from_spec(_SPEC)
-_SPEC.loader.exec_module(_MODULE)
-
-tiny_run = _MODULE.tiny_run
 
 
 @pytest.fixture(scope="module")
