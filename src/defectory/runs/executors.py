@@ -77,18 +77,39 @@ def run_where_it_pays(run: Run, batch: Batch) -> Iterator[Event]:
     from defectory.engine.devices import device_of
 
     on_cpu = device_of(run.config.device, threads=run.config.threads) == "cpu"
-    num_processes, _ = _shares(run.config, batch)
-    yield from (run_in_local_processes if on_cpu and num_processes > 1 else run_in_process)(run, batch)
+    num_processes, _ = _shares_of(run.config, batch)
+    side_by_side = on_cpu and num_processes > 1
+    yield from (run_in_local_processes if side_by_side else run_in_process)(run, batch)
 
 
-def _shares(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
-    """Return the number of processes at a time and the threads of each."""
+def runs_side_by_side(config: ProjectConfig, num_processes: int, *, on_cpu: bool) -> bool:
+    """Return whether the executor of a project runs stages of a group side by side.
+
+    Args:
+        config: of the project.
+        num_processes: as from `shares`.
+        on_cpu: whether networks run on the CPU.
+    """
+    return config.executor == "local-processes" or (config.executor == "auto" and on_cpu and num_processes > 1)
+
+
+def shares(config: ProjectConfig, group_size: int, num_threads: int) -> tuple[int, int]:
+    """Return the number of processes at a time and the threads of each, for a group run side by side.
+
+    Args:
+        config: of the project.
+        group_size: number of stages in the group. All count: the number of threads decides the last bits of a result,
+            however many stages are left.
+        num_threads: of the run.
+    """
+    num_processes = min(group_size, config.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
+    return num_processes, max(1, num_threads // num_processes)
+
+
+def _shares_of(config: ProjectConfig, batch: Batch) -> tuple[int, int]:
     import torch
 
-    num_threads = config.threads or torch.get_num_threads()
-    # counts the whole group: the number of threads decides the last bits of a result, however many stages are left
-    num_processes = min(batch.group_size, config.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
-    return num_processes, max(1, num_threads // num_processes)
+    return shares(config, batch.group_size, config.threads or torch.get_num_threads())
 
 
 def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
@@ -99,7 +120,7 @@ def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
     Raises:
         DefectoryError: of the first stage that fails; the others stop, and resume on the next run.
     """
-    num_processes, num_threads = _shares(run.config, batch)
+    num_processes, num_threads = _shares_of(run.config, batch)
     make_work_root(run)
     give_back_freed_memory()
     waiting, running = list(batch.stages), dict[str, ServedStage]()
