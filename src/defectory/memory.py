@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
 import threading
+from pathlib import Path
 from types import TracebackType
 
 import psutil
@@ -14,6 +16,8 @@ import psutil
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
 """Options of `mallopt`, from glibc's malloc.h."""
 SAMPLE_EVERY_S = 0.5
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files that hold a container's memory limit, versions 2 and 1 of control groups; `max` or a huge number is none."""
 
 
 def keep_freed_memory() -> bool:
@@ -34,6 +38,15 @@ def give_back_freed_memory() -> None:
     """Return freed memory that was kept to the system, for other processes to use."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def machine_memory_bytes() -> int | None:
+    """Return the memory of this machine, or of the container this process runs in; None if it cannot be told."""
+    limits = [psutil.virtual_memory().total]
+    for path in CGROUP_LIMITS:
+        with contextlib.suppress(OSError, ValueError):
+            limits.append(int(path.read_text()))
+    return min((limit for limit in limits if limit > 0), default=None)
 
 
 class PeakMemory:

@@ -171,12 +171,13 @@ def test_resolved_configuration_is_saved_with_origins(
 ) -> None:
     file = tmp_path / "project.toml"
     file.write_text(
-        "preset = 'cpu'\nseed = 4\n[data]\npath = 'missing.json'\n[synthesis]\nnum_images = 5\nbatch_size = 2\n"
+        "preset = 'cpu'\nseed = 4\n[data]\npath = 'empty.json'\n[synthesis]\nnum_images = 5\nbatch_size = 2\n"
     )
+    (tmp_path / "empty.json").write_text("{}")
     monkeypatch.setenv("DEFECTORY_SYNTHESIS__BATCH_SIZE", "3")
     done = defectory("run", file, "--seed", "9")
     assert done.code == 2
-    assert "missing.json" in done.error_line
+    assert "empty.json" in done.error_line
     saved = json.loads((tmp_path / "runs" / "project" / "project.json").read_text())
     config, origins = saved["config"], saved["origins"]
     assert (config["seed"], origins["seed"]) == (9, "command line")
@@ -193,6 +194,7 @@ def test_an_output_folder_that_cannot_be_written_is_exit_code_2(defectory: Cli, 
     (tmp_path / "occupied").write_text("a file")
     file = tmp_path / "project.toml"
     file.write_text("out = 'occupied/run'\n[data]\npath = 'a.json'\n")
+    (tmp_path / "a.json").write_text("{}")
     done = defectory("run", file)
     assert done.code == 2
     assert "is a file, not a folder" in done.error_line
@@ -204,8 +206,9 @@ def test_a_full_disk_is_exit_code_2_and_leaves_nothing(
     import errno
     import os
 
-    file = tmp_path / "project.toml"
+    file, data = tmp_path / "project.toml", tmp_path / "a.json"
     file.write_text("[data]\npath = 'a.json'\n")
+    data.write_text("{}")
 
     def full(_descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,7 +217,7 @@ def test_a_full_disk_is_exit_code_2_and_leaves_nothing(
     done = defectory("run", file)
     assert done.code == 2
     assert "no space left on device" in done.error_line
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == [file]
+    assert {p for p in tmp_path.rglob("*") if p.is_file()} == {file, data}
 
 
 def test_interrupting_a_run_is_exit_code_130(defectory: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,6 +230,7 @@ def test_interrupting_a_run_is_exit_code_130(defectory: Cli, tmp_path: Path, mon
     monkeypatch.setattr(all_module, "run_all", interrupted)
     file = tmp_path / "project.toml"
     file.write_text("[data]\npath = 'a.json'\n")
+    (tmp_path / "a.json").write_text("{}")
     done = defectory("run", file)
     assert done.code == 130
     assert "again" in done.err

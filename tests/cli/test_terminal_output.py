@@ -94,9 +94,10 @@ def test_a_dry_run_with_json_prints_json_alone(defectory: Cli, tmp_path: Path) -
     file = tmp_path / "project.toml"
     file.write_text("[data]\npath = 'a.json'\n")
     for verb in (("run", file), ("synthesize", file), ("run", file, "--only", "segment")):
-        lines = [json.loads(line) for line in defectory(*verb, "--dry-run", "--json").out.splitlines()]
+        *lines, last = [json.loads(line) for line in defectory(*verb, "--dry-run", "--json").out.splitlines()]
         assert lines
         assert {line["event"] for line in lines} == {"StageState"}
+        assert last["event"] == "Estimate"
         assert {line["state"] for line in lines} == {"to be run"}
     assert defectory("run", file, "--only", "nothing", "--dry-run").code == 2
 

@@ -25,7 +25,8 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.runs.store import DataFolder, RunStore, TileFolder
 from defectory.stages import all as all_module
-from defectory.stages.all import CHECKS, run_all
+from defectory.stages.all import CHECKS, run_all, stages_of
+from defectory.stages.parts.before_all import check_before_all
 from defectory.stages.parts.preflight import check_before_training
 
 SIZE_HW = (64, 88)
@@ -44,7 +45,10 @@ Edit = Callable[[Values], Values]
 
 
 def check(project: Run) -> tuple[str, ...]:
-    return check_before_training(project.store(), project.config)
+    """What is checked before the first stage, as if every stage had to run, and before training."""
+    stages = stages_of(project.config)
+    remarks = check_before_all(project, stages, stages, {}, [stage.name for stage in stages])
+    return (*remarks, *check_before_training(project.store(), project.config))
 
 
 def settings_of(base: Path) -> dict[str, Any]:
@@ -162,7 +166,7 @@ def test_a_project_that_can_go_on_is_let_through_in_seconds(project_of: Callable
         ((), without_defects_in("test"), "test (", "split.test_share"),
         (("masks.min_area_px=100000",), None, "masks.min_area_px 100000", "lower it"),
         (("masks.regions=regions",), corner_regions, "no mask finds a place", "masks.regions"),
-        (("masks.regions=nowhere",), None, "no such folder", "folder"),
+        (("masks.regions=nowhere",), None, "no such file or folder", "masks.regions"),
         (("masks.expert=nowhere",), None, "nowhere", ""),
         (
             ("synthesis.max_images_per_tile=1", "synthesis.num_images=500"),
@@ -179,7 +183,7 @@ def test_a_project_that_can_go_on_is_let_through_in_seconds(project_of: Callable
         (("synthesis.focus=segmenter",), one_group, "all of one group", "synthesis.focus"),
         (("tiling.tile_px=45",), None, "no multiple of 8", "set it to 48"),
         (("device=cuda:99",), None, "cannot be used", "doctor"),
-        (("drivers.drawings=nowhere",), None, "no such folder", "drawings"),
+        (("drivers.drawings=nowhere",), None, "no such file or folder", "drivers.drawings"),
         (("drivers.kind=nothing",), None, "nothing", ""),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from defectory import __version__
 from defectory.artifacts.dataset import Dataset
@@ -20,14 +20,15 @@ from defectory.config.resolve import Resolved, resolve, texts_of
 from defectory.config.template import path_from, write_project_file
 from defectory.errors import ConfigError
 from defectory.events import Event
-from defectory.lock import run_lock
 from defectory.runs import layout
 from defectory.runs.graph import State, needed_for, select, states_of
-from defectory.runs.runner import claim_run
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run, Stage
 from defectory.runs.store import DraftFolder, RunStore
 from defectory.runs.verify import Finding, verify_run
+
+if TYPE_CHECKING:
+    from defectory.stages.parts.estimate.estimate import Estimate
 
 RESERVED = ("DEFECTORY_BASES", "DEFECTORY_DEBUG")
 """Variables with the prefix `DEFECTORY_` that are not settings."""
@@ -191,39 +192,64 @@ class Project:
             only: as for `stages`.
 
         Raises:
-            ConfigError: a setting that cannot work, or a stage without its inputs.
+            ConfigError: a setting, source or device that cannot work, a disk that is too small, or a stage without its
+                inputs.
             WeightsError: the base cannot be used.
             OutputError: the run folder holds files that Defectory did not write, or cannot be written.
             StageError: a stage failed, or another process writes into the run.
         """
         from defectory.stages.all import run_all
 
-        names = None if until is None and only is None else self.stages(until=until, only=only)
-        self.save_settings()
-        yield from run_all(self.run_values, only=names)
+        def save_settings() -> None:
+            self.resolved.save(self.run_folder / layout.SETTINGS, version=__version__)
+
+        yield from run_all(self.run_values, only=self._selected(until, only), claimed=save_settings)
+
+    def check(
+        self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None
+    ) -> tuple[str, ...]:
+        """Check what can be known before the first stage, and return remarks; `events` does so too. Nothing is written.
+
+        Args:
+            until: as for `stages`.
+            only: as for `stages`.
+
+        Raises:
+            ConfigError: a setting, a source or a device that cannot work, or a disk that is too small.
+            WeightsError: the base cannot be used.
+            OutputError: the run folder holds files that Defectory did not write, or cannot be written.
+        """
+        from defectory.runs.runner import check_stages
+        from defectory.stages.all import CHECKS
+
+        return check_stages(self.run_values, self._stages, checks=CHECKS, only=self._selected(until, only))
+
+    def estimate(
+        self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None
+    ) -> Estimate:
+        """Estimate seconds, memory and disk of the stages that would run; the others count as nothing.
+
+        Times this machine for about a quarter of a second, unless nothing has to run.
+
+        Args:
+            until: as for `stages`.
+            only: as for `stages`.
+
+        Raises:
+            ConfigError: an unknown stage, or a device that cannot be used.
+        """
+        from defectory.stages.parts.estimate.estimate import estimate_run
+
+        return estimate_run(self.run_values, self._stages, only=self._selected(until, only))
+
+    def _selected(self, until: str | Sequence[str] | None, only: str | Sequence[str] | None) -> list[str] | None:
+        return None if until is None and only is None else self.stages(until=until, only=only)
 
     def run(self, *, until: str | Sequence[str] | None = None, only: str | Sequence[str] | None = None) -> Project:
         """Run stages that are not up to date, silently, and return the project; errors as for `events`."""
         for _ in self.events(until=until, only=only):
             pass
         return self
-
-    def save_settings(self) -> None:
-        """Write every setting with its origin into the run folder.
-
-        Raises:
-            WeightsError: the base is damaged or its family is not supported; nothing is written.
-            OutputError: the run folder holds files that Defectory did not write, or cannot be written.
-        """
-        base = Path(self.config.base)
-        if base.is_dir():
-            from defectory.engine.backbones.verify import verify_layout
-
-            # a base that is missing now may not be needed
-            verify_layout(base)
-        claim_run(self.run_folder)
-        with run_lock(self.run_folder):
-            self.resolved.save(self.run_folder / layout.SETTINGS, version=__version__)
 
     def verify(self) -> list[Finding]:
         """Compare every file of the run with its digest, and return the finding of each stage."""

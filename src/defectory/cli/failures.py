@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Mapping
 
+from defectory.cli.hints import hint_of
 from defectory.errors import DefectoryError
 from defectory.terminal import printable
 
@@ -76,6 +77,12 @@ def _usage(error: BaseException) -> str:
     said = str(error.format_message()).strip().rstrip(".")  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
     command = getattr(context, "command_path", None) or "defectory"
+    option = getattr(error, "option_name", None)
+    if type(error).__name__ == "NoSuchOption" and option is not None:
+        names = {parameter.name for parameter in getattr(getattr(context, "command", None), "params", ())}
+        hint = hint_of(str(option), takes_settings={"project", "override"} <= names or command.endswith(" demo"))
+        if hint is not None:
+            return f"no such option: {option}; {hint}"
     return f"{said[:1].lower()}{said[1:]}; see `{command} --help`"
 
 

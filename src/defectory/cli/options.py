@@ -12,6 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from defectory.api.project import Project
+    from defectory.stages.parts.estimate.estimate import Estimate
 
 PROJECT_FILE = Path("project.toml")
 ProjectArgument = Annotated[Path, typer.Argument(help="Project file.", metavar="[PROJECT]")]
@@ -69,13 +70,15 @@ def run_project(
     from defectory.cli.show import format_seconds, say, show_events
     from defectory.memory import PeakMemory
 
-    began = time.monotonic()
     names = project.stages(until=until, only=only)
     if dry_run:
         _show_states(project, names, as_json=as_json)
         return
+    project.check(only=names)
+    _show_estimate(project.estimate(only=names), as_json=as_json)
     if not yes:
         _ask_before_replacing(project, names)
+    began = time.monotonic()
     with PeakMemory() as peak:
         show_events(project.events(until=until, only=only), as_json=as_json)
     if as_json:
@@ -91,19 +94,31 @@ def run_project(
 def _show_states(project: Project, names: Sequence[str], *, as_json: bool) -> None:
     from dataclasses import asdict
 
+    from defectory.cli.estimates import seconds_of
     from defectory.cli.show import say_json, show_table
 
-    states = project.states()
+    states, estimate = project.states(), project.estimate(only=names)
     rows: list[tuple[Any, ...]] = []
-    for name in names:
+    for name, estimated in zip(names, estimate.stages, strict=True):
         state, folder = states[name], project.folder_of(name)
         if as_json:
             say_json({"event": "StageState", **asdict(state), "folder": str(folder)})
-        rows.append((name, state.state, state.why, folder.relative_to(project.run_folder)))
+        rows.append((name, state.state, state.why, seconds_of(estimated), folder.relative_to(project.run_folder)))
     if not as_json:
         # folders are shown relative to the run folder, which the title names, to keep the table narrow
         title = f"{project.config.name}: what would be done in {project.run_folder}"
-        show_table(title, ("stage", "state", "why", "folder"), rows)
+        show_table(title, ("stage", "state", "why", "takes", "folder"), rows)
+    _show_estimate(estimate, as_json=as_json)
+
+
+def _show_estimate(estimate: Estimate, *, as_json: bool) -> None:
+    from defectory.cli.estimates import line_of, values_of
+    from defectory.cli.show import say, say_json
+
+    if as_json:
+        say_json({"event": "Estimate", **values_of(estimate)})
+    elif (line := line_of(estimate)) is not None:
+        say(line)
 
 
 def _ask_before_replacing(project: Project, names: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from defectory.artifacts.config import Section
 from defectory.config.command import CommandLine, parse
+from defectory.config.hints import either, keys_like, list_hint
 from defectory.config.presets import PRESETS
 from defectory.config.project import ProjectConfig
 from defectory.config.settings import Setting, problem_of, takes_of
@@ -122,9 +122,7 @@ def resolve(
                 raise ConfigError(where, *_unknown(key, settings))
             problem = problem_of(value, settings[key])
             if problem is not None:
-                raise ConfigError(
-                    where, f"{problem}, found {_short(value)}", "correct the value; `defectory init` shows the form"
-                )
+                raise ConfigError(where, f"{problem}, found {_short(value)}", _todo(value, settings[key], origin))
             origins[key] = where if origin == "environment" else origin
             _put(tree, key, value)
     try:
@@ -139,6 +137,13 @@ def resolve(
         settings={**given["environment"], **given["command line"]},
     )
     return Resolved(config=config, origins=everything, command=command)
+
+
+def _todo(value: object, setting: Setting, origin: str) -> str:
+    """Return how to correct a value of the wrong kind."""
+    if setting.takes & {"list"} and not setting.takes & {"text", "number"} and not isinstance(value, list | tuple):
+        return list_hint(setting.key, value, on_command_line=origin == "command line")
+    return "correct the value; `defectory init --all` shows the form"
 
 
 def _said_of(error: ValidationError, origins: Mapping[str, str], source: str) -> ConfigError:
@@ -272,13 +277,8 @@ def _unknown(key: str, settings: Mapping[str, Setting]) -> tuple[str, str]:
     parent = next((known for known in settings if key.startswith(f"{known}.")), None)
     if parent is not None:
         return f"no such setting: {parent} is one value, not a section", f"write `{parent.rpartition('.')[2]} = ...`"
-    last = key.rpartition(".")[2]
-    close = difflib.get_close_matches(key, settings, n=1, cutoff=0.5) or [
-        known
-        for known in settings
-        if known.rpartition(".")[2] in difflib.get_close_matches(last, [k.rpartition(".")[2] for k in settings], n=1)
-    ]
-    return "no such setting", f"did you mean {close[0]!r}?" if close else "`defectory init` lists every setting"
+    like = keys_like(key, settings)
+    return "no such setting", f"did you mean {either(like)}?" if like else "`defectory init --all` lists every setting"
 
 
 def _short(value: object) -> str:

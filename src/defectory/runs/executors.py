@@ -82,20 +82,39 @@ def num_side_by_side(config: ProjectConfig, group_size: int) -> int:
     """Return how many stages of a group run at a time. An executor of an installed package counts as one."""
     from defectory.engine.devices import device_of
 
-    if config.executor == "auto":
-        on_cpu = device_of(config.device, threads=config.threads) == "cpu"
-        return _shares(config, group_size)[0] if on_cpu else 1
-    return _shares(config, group_size)[0] if config.executor == "local-processes" else 1
+    num_processes, _ = shares(config, group_size, _num_threads(config))
+    on_cpu = device_of(config.device, threads=config.threads) == "cpu"
+    return num_processes if runs_side_by_side(config, num_processes, on_cpu=on_cpu) else 1
 
 
-def _shares(config: ProjectConfig, group_size: int) -> tuple[int, int]:
-    """Return the number of processes at a time and the threads of each."""
-    import torch
+def runs_side_by_side(config: ProjectConfig, num_processes: int, *, on_cpu: bool) -> bool:
+    """Return whether the executor of a project runs stages of a group side by side.
 
-    num_threads = config.threads or torch.get_num_threads()
-    # counts the whole group: the number of threads decides the last bits of a result, however many stages are left
+    Args:
+        config: of the project.
+        num_processes: as from `shares`.
+        on_cpu: whether networks run on the CPU.
+    """
+    return config.executor == "local-processes" or (config.executor == "auto" and on_cpu and num_processes > 1)
+
+
+def shares(config: ProjectConfig, group_size: int, num_threads: int) -> tuple[int, int]:
+    """Return the number of processes at a time and the threads of each, for a group run side by side.
+
+    Args:
+        config: of the project.
+        group_size: number of stages in the group. All count: the number of threads decides the last bits of a result,
+            however many stages are left.
+        num_threads: of the run.
+    """
     num_processes = min(group_size, config.num_processes or (MAX_PROCESSES if num_threads > 1 else 1))
     return num_processes, max(1, num_threads // num_processes)
+
+
+def _num_threads(config: ProjectConfig) -> int:
+    import torch
+
+    return config.threads or torch.get_num_threads()
 
 
 def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
@@ -106,7 +125,7 @@ def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
     Raises:
         DefectoryError: of the first stage that fails; the others stop, and resume on the next run.
     """
-    num_processes, num_threads = _shares(run.config, batch.group_size)
+    num_processes, num_threads = shares(run.config, batch.group_size, _num_threads(run.config))
     make_work_root(run)
     give_back_freed_memory()
     waiting, running = list(batch.stages), dict[str, ServedStage]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby, takewhile
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
 from defectory.events import Event, Notice
-from defectory.folders.claims import claim_folder
+from defectory.folders.claims import claim_folder, require_claimable
 from defectory.lock import run_lock
 from defectory.runs.executors import EXECUTORS, Batch
 from defectory.runs.graph import UP_TO_DATE, State, by_name, select, states_of
@@ -19,25 +19,50 @@ from defectory.runs.stage import Run, Stage
 from defectory.runs.store import RunStore
 from defectory.runs.verify import Verified
 
+ANOTHER_FOLDER = 'set `out` to a new folder, for example out = "runs/first"'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checks:
     """Checks that run before long work.
 
     Attributes:
-        before_all: checks the configuration alone, before anything is written; `reads_base` says whether the base will
-            be read. Raises ConfigError or WeightsError.
+        before_all: checks what can be known before the first stage and before anything is written, and returns remarks.
+            It gets the run, its stages, those asked for, the states of all, and the names of those that have to run.
+            Raises ConfigError or WeightsError.
         before_training: checks the results of preparation, and returns remarks. Raises ConfigError or InputError.
         serve: code that a child process runs to serve one stage.
     """
 
-    before_all: Callable[[ProjectConfig, bool], None]
+    before_all: Callable[[Run, Sequence[Stage], Sequence[Stage], Mapping[str, State], Collection[str]], tuple[str, ...]]
     before_training: Callable[[RunStore, ProjectConfig], tuple[str, ...]]
     serve: str
 
 
-def run_stages(
+def check_stages(
     run: Run, stages: Sequence[Stage], *, checks: Checks, only: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """Check what can be known before the first stage, and return remarks; arguments as for `run_stages`.
+
+    Raises:
+        ConfigError: an unknown stage, or something that a stage needs is missing or cannot work.
+        WeightsError: the base cannot be used.
+        OutputError: the run folder holds files that Defectory did not write, or cannot be written.
+    """
+    selected, states = list(stages) if only is None else select(stages, only), _states(run, stages)
+    stale = [stage.name for stage in selected if _is_stale(states, stage)]
+    remarks = checks.before_all(run, stages, selected, states, stale)
+    require_claimable(run.folder, kind="run", also=("demo",), todo=ANOTHER_FOLDER)
+    return remarks
+
+
+def run_stages(
+    run: Run,
+    stages: Sequence[Stage],
+    *,
+    checks: Checks,
+    only: Sequence[str] | None = None,
+    claimed: Callable[[], None] | None = None,
 ) -> Iterator[Event]:
     """Run all stages in order, or the named ones; skip stages that are up to date.
 
@@ -46,19 +71,23 @@ def run_stages(
         stages: of the run, in order.
         checks: run before long work.
         only: names of stages or groups; their inputs must exist.
+        claimed: is called once everything has been checked and the run folder is ours and locked.
 
     Raises:
-        ConfigError: an unknown stage, a stage without its inputs, or a setting that cannot work.
+        ConfigError: an unknown stage, a stage without its inputs, or a setting, source, device or disk that cannot
+            work.
         WeightsError: the base is incomplete; nothing has been written.
         OutputError: the run folder or a stage folder holds files that Defectory did not write.
         StageError: another process writes into the run, or an input of the named stages is damaged.
     """
     selected = list(stages) if only is None else select(stages, only)
-    readers = [stage for stage in selected if stage.reads_base]
-    states = _states(run, stages)
-    checks.before_all(run.config, any(_is_stale(states, stage) for stage in readers))
+    remarks = check_stages(run, stages, checks=checks, only=only)
     claim_run(run.folder)
     with run_lock(run.folder):
+        if claimed is not None:
+            claimed()
+        for remark in remarks:
+            yield Notice(stage="check", text=remark)
         for stage in selected:
             require_stage_folder(run, stage)
         yield from _Runner(run=run, stages=stages, selected=selected, checks=checks).events()
@@ -71,7 +100,7 @@ def claim_run(folder: Path) -> None:
     Raises:
         OutputError: it holds files that Defectory did not write.
     """
-    claim_folder(folder, kind="run", also=("demo",), todo='set `out` to a new folder, for example out = "runs/first"')
+    claim_folder(folder, kind="run", also=("demo",), todo=ANOTHER_FOLDER)
 
 
 def _states(run: Run, stages: Sequence[Stage]) -> dict[str, State]:

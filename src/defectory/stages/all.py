@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from defectory.config.project import ProjectConfig
-from defectory.drivers.kinds import kind_of
 from defectory.events import Event
 from defectory.registry import Registry
 from defectory.runs.graph import by_name, in_order
@@ -22,6 +21,7 @@ from defectory.stages.import_data import Import
 from defectory.stages.learn_concept import LearnConcept
 from defectory.stages.learn_condition import LearnCondition
 from defectory.stages.learn_masks import LearnMasks
+from defectory.stages.parts.before_all import check_before_all
 from defectory.stages.parts.preflight import check_before_training
 from defectory.stages.plan import Plan
 from defectory.stages.report import Report
@@ -64,9 +64,11 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
     return in_order(ours, [STAGES.get(name)() for name in STAGES.names()], config)
 
 
-def run_all(run: Run, *, only: Sequence[str] | None = None) -> Iterator[Event]:
+def run_all(
+    run: Run, *, only: Sequence[str] | None = None, claimed: Callable[[], None] | None = None
+) -> Iterator[Event]:
     """Run all stages of a run in order, or the named ones; see `defectory.runs.runner.run_stages`."""
-    yield from run_stages(run, stages_of(run.config), checks=CHECKS, only=only)
+    yield from run_stages(run, stages_of(run.config), checks=CHECKS, only=only, claimed=claimed)
 
 
 def serve() -> None:
@@ -78,17 +80,8 @@ def serve() -> None:
     serve_stage(named)
 
 
-def _check_before_all(config: ProjectConfig, reads_base: bool) -> None:
-    kind_of(config.drivers.kind)
-    if reads_base:
-        from defectory.engine.backbones.known import resolve_base
-        from defectory.engine.backbones.verify import verify
-
-        verify(resolve_base(config.base))
-
-
 CHECKS = Checks(
-    before_all=_check_before_all,
+    before_all=check_before_all,
     before_training=check_before_training,
     serve="from defectory.stages.all import serve; serve()",
 )

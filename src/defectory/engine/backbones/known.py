@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +10,11 @@ from pathlib import Path
 from defectory.errors import WeightsError
 
 EMBEDDED = "embedded"
+PUT_FOLDER = (
+    "copy the model's whole folder (model_index.json, unet/, vae/ ...) to this machine, set `base` to its path, and "
+    "check it with `defectory base verify PATH`"
+)
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,8 +83,8 @@ def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path
             return folder
         raise WeightsError(
             name_or_path,
-            "known by name, but its weights are not on this machine",
-            "give the path of its folder instead",
+            "known by name, but its weights are not on this machine, and nothing is downloaded",
+            PUT_FOLDER,
         )
     path = Path(name_or_path).expanduser()
     if path.is_file():
@@ -88,6 +94,20 @@ def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path
             "convert it with diffusers and give the folder",
         )
     if not path.is_dir():
+        hub_name = _hub_name(name_or_path)
+        if hub_name is not None:
+            raise WeightsError(path, f"no such folder, and {hub_name} is not downloaded from a model hub", PUT_FOLDER)
         names = ", ".join(base.name for base in KNOWN_BASES)
         raise WeightsError(path, f"neither a folder nor a known base ({names})", "check the path")
     return path
+
+
+def _hub_name(name_or_path: str) -> str | None:
+    """Return the `owner/model` that a missing path ends in; None if it cannot be a name on a model hub.
+
+    A project makes its base's path absolute, so the name is looked for at the end. Of a mistyped path the folder above
+    exists; of a name on a hub it does not.
+    """
+    path = Path(name_or_path).expanduser()
+    name = "/".join(path.parts[-2:])
+    return name if _HUB_NAME.fullmatch(name) and not path.parent.exists() else None

@@ -16,11 +16,7 @@ from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Tile, TileSet, spread
 from defectory.config.project import ProjectConfig
 from defectory.drivers.extract import driver_maker
-from defectory.drivers.kinds import kind_of
-from defectory.engine.backbones.known import resolve_base
-from defectory.engine.backbones.verify import verify_layout
-from defectory.engine.devices import usable_device
-from defectory.errors import ConfigError, ImageError, InputError, StageError, WeightsError
+from defectory.errors import ConfigError, ImageError, InputError, StageError
 from defectory.masks.bank import build_bank
 from defectory.masks.perturb import cropped
 from defectory.masks.placement import place, site_of
@@ -42,10 +38,6 @@ def check_before_training(inputs: RunStore, config: ProjectConfig) -> tuple[str,
         ConfigError: a later stage would certainly fail; the message names what to change.
         InputError: a later stage would refuse an expert mask, a region or a drawing.
     """
-    kind_of(config.drivers.kind)
-    if config.device != "auto":
-        usable_device(config.device)
-    _require_tile_size(config)
     try:
         cut = _Cut(dataset=inputs.data.dataset, split=inputs.split, tileset=inputs.tiles.tileset)
     except (InputError, StageError):
@@ -81,22 +73,6 @@ class _Cut:
     def instances_per_class(self, ids: Iterable[int]) -> dict[int, int]:
         """Count instances that are not crowds, for every class."""
         return instances_per_class(self.dataset, ids)
-
-
-def _require_tile_size(config: ProjectConfig) -> None:
-    """Require a tile side that the base's networks can halve often enough."""
-    tile_px = config.tiling.tile_px
-    if tile_px is None:
-        return
-    try:
-        multiple = verify_layout(resolve_base(config.base)).size_multiple_px
-    except WeightsError:
-        return  # its disk may not be mounted; the stage that needs it reports this
-    if tile_px % multiple:
-        near = max(multiple, round(tile_px / multiple) * multiple)
-        raise ConfigError(
-            "tiling.tile_px", f"{tile_px} is no multiple of {multiple}, which this base needs", f"set it to {near}"
-        )
 
 
 def _require_train(cut: _Cut) -> None:

@@ -1,0 +1,77 @@
+"""Measures how fast this machine trains, with a probe of about a quarter of a second."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+BATCH, CHANNELS, SIDE_PX = 8, 96, 32
+"""Of the probe: one convolution with its normalisation, as in the embedded base's denoiser."""
+MULTIPLY_ADDS = 3 * BATCH * CHANNELS**2 * 9 * SIDE_PX**2
+"""Of one step of the probe, forward and backward."""
+PROBE_S = 0.12
+LEAST_STEPS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Speed of a CPU in the probe's multiply-adds per second.
+
+    Attributes:
+        one: on one thread.
+        all: on all threads of a run.
+        num_threads: of a run.
+    """
+
+    one: float
+    all: float
+    num_threads: int
+
+
+def measure_speed(*, threads: int | None = None, mixed_precision: str = "bf16") -> Speed:
+    """Time the probe on one thread and on all threads of a run, as fast as it is while no other program interferes.
+
+    torch's number of threads is restored.
+
+    Args:
+        threads: of a run; None keeps torch's choice.
+        mixed_precision: `bf16` or `no`.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    num_threads = threads or before
+    try:
+        torch.set_num_threads(num_threads)
+        on_all = _multiply_adds_per_s(mixed_precision)
+        if num_threads == 1:
+            return Speed(one=on_all, all=on_all, num_threads=1)
+        torch.set_num_threads(1)
+        on_one = _multiply_adds_per_s(mixed_precision)
+        # on a busy machine the threads wait for each other, longer than a whole run would
+        return Speed(one=on_one, all=max(on_all, on_one), num_threads=num_threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _multiply_adds_per_s(mixed_precision: str) -> float:
+    import torch
+    from torch import nn
+
+    with torch.random.fork_rng(devices=[]):
+        layer = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.GroupNorm(16, CHANNELS), nn.SiLU())
+        pixels = torch.randn(BATCH, CHANNELS, SIDE_PX, SIDE_PX, requires_grad=True)
+
+    def step() -> float:
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16"):
+            maps = layer(pixels)
+        maps.float().mean().backward()
+        return time.perf_counter() - began
+
+    step()
+    ends, seconds = time.perf_counter() + PROBE_S, list[float]()
+    while time.perf_counter() < ends or len(seconds) < LEAST_STEPS:
+        seconds.append(step())
+    # the fastest step: the others were held up by other programs
+    return MULTIPLY_ADDS / min(seconds)

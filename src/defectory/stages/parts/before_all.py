@@ -1,0 +1,135 @@
+"""Checks everything that can be known before the first stage, before anything is written: settings, device, base,
+sources, disk and memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from defectory.config.project import ProjectConfig
+from defectory.drivers.kinds import kind_of
+from defectory.engine.backbones.known import is_known, resolve_base
+from defectory.engine.backbones.verify import verify, verify_layout
+from defectory.engine.devices import device_of, usable_device
+from defectory.errors import ConfigError, WeightsError
+from defectory.memory import machine_memory_bytes
+from defectory.runs.graph import State
+from defectory.runs.stage import Run, Stage
+from defectory.stages.parts.estimate.estimate import Estimate, estimate
+
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    "data.path": ("import",),
+    "data.image_root": ("import",),
+    "data.defect_free": ("import",),
+    "data.index": ("import",),
+    "data.class_colours": ("import",),
+    "masks.expert": ("learn-masks", "plan"),
+    "masks.regions": ("plan",),
+    "drivers.drawings": ("learn-condition", "calibrate", "synthesize"),
+}
+"""Settings that name the user's files or folders, and the stages that read them."""
+
+
+def check_before_all(
+    run: Run, stages: Sequence[Stage], selected: Sequence[Stage], states: Mapping[str, State], stale: Collection[str]
+) -> tuple[str, ...]:
+    """Check a project before the first stage, in seconds at most, and return remarks. Nothing is written.
+
+    Only what the stages that have to run need is checked: a source on a disk that is not mounted is no error for a
+    finished run.
+
+    Args:
+        run: settings and folders.
+        stages: of the run.
+        selected: the stages asked for.
+        states: of all stages, by name; empty if they cannot be told.
+        stale: names of the selected stages that have to run.
+
+    Raises:
+        ConfigError: a setting that cannot work, a source that is not there, a device that cannot be used, or a disk
+            that is too small.
+        WeightsError: the base is missing, damaged, or of a family that is not supported.
+    """
+    config = run.config
+    kind_of(config.drivers.kind)
+    for setting, readers in READ_BY.items():
+        if any(name in stale for name in readers):
+            _require_source(run, setting)
+    computes = any(not stage.is_preparation for stage in selected if stage.name in stale)
+    if computes and config.device not in ("auto", "cpu"):
+        usable_device(config.device)
+    if any(stage.reads_base for stage in selected if stage.name in stale):
+        verify(resolve_base(config.base))
+        _require_tile_size(config)
+    elif not is_known(config.base):
+        _verify_if_there(config.base)
+    if not stale:
+        return ()
+    found = _estimate_of_sizes(run, stages, selected, states, computes=computes)
+    _require_disk(found)
+    return tuple(_remarks(found))
+
+
+def _require_source(run: Run, setting: str) -> None:
+    section, _, name = setting.partition(".")
+    value = getattr(getattr(run.config, section), name)
+    if value is None:
+        return
+    path = run.sources.path(value)
+    try:
+        is_there = path.exists()
+    except (OSError, RuntimeError, ValueError):  # a link to itself
+        is_there = False
+    if not is_there:
+        raise ConfigError(
+            f"{setting} {path}", "no such file or folder", f"set {setting} to one that is there, or mount its disk"
+        )
+
+
+def _verify_if_there(base: str) -> None:
+    """Check family and configuration of a base that is not needed now; it may be missing."""
+    try:
+        folder = resolve_base(base)
+    except WeightsError:
+        return
+    verify_layout(folder)
+
+
+def _require_tile_size(config: ProjectConfig) -> None:
+    """Require a tile side that the base's networks can halve often enough."""
+    tile_px, multiple = config.tiling.tile_px, verify_layout(resolve_base(config.base)).size_multiple_px
+    if tile_px is not None and tile_px % multiple:
+        near = max(multiple, round(tile_px / multiple) * multiple)
+        found = f"{tile_px} is no multiple of {multiple}, which this base needs"
+        raise ConfigError("tiling.tile_px", found, f"set it to {near}")
+
+
+def _estimate_of_sizes(
+    run: Run, stages: Sequence[Stage], selected: Sequence[Stage], states: Mapping[str, State], *, computes: bool
+) -> Estimate:
+    config = run.config
+    # `auto` is looked up with torch, which takes seconds to load and which preparation alone does not need
+    device = device_of(config.device) if computes and config.device != "cpu" else "cpu"
+    return estimate(run, stages, selected, states, device=device, speed=None)
+
+
+def _require_disk(found: Estimate) -> None:
+    free, needed = found.free_bytes, found.disk_bytes
+    if free is not None and free < needed:
+        raise ConfigError(
+            found.folder,
+            f"its disk has {free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB are needed",
+            "free space, or set `out` to a folder on a larger disk; nothing was written",
+        )
+
+
+def _remarks(found: Estimate) -> list[str]:
+    has = machine_memory_bytes()
+    if has is None or found.memory_bytes <= has:
+        return []
+    peak = max(found.stages, key=lambda stage: stage.memory_bytes)
+    todo = "num_processes=1" if peak.is_side_by_side else "smaller batches (batch_size) or tiles (tiling.tile_px)"
+    return [
+        f"stage {peak.stage} needs about {found.memory_bytes / 1e9:.1f} GB of memory, this machine has "
+        f"{has / 1e9:.1f} GB; set {todo}"
+    ]

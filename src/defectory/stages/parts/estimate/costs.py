@@ -1,0 +1,135 @@
+"""What work costs, as measured; no machine's speed is in it.
+
+Networks are counted in multiply-adds of the probe (`engine.speed`), so that an estimate follows the machine. Other work
+is given in seconds on one thread of a machine whose probe makes `REFERENCE_SPEED`. Measured on 2026-11-28 on the
+borescope demo with one thread, in processor time, which other work on the machine changes little; with tiles of 128 and
+256 px where work grows with the tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+REFERENCE_SPEED = 79e9
+"""Multiply-adds per second of the probe on one thread of the machine that the seconds below were measured on."""
+SERIAL_SHARE = 0.32
+"""Share of small networks' time that further threads do not shorten: two train a segmenter 1.5 times as fast."""
+REFERENCE_PX = 128
+"""Side of the tiles that seconds per tile refer to; they grow with the tile's area."""
+
+TRAIN, MUON, PRIOR, DRAW, ENCODE = 1.32, 1.2, 1.3, 1.45, 1.42
+"""Time of one multiply-add in units of the probe's: training, a step of Muon, class images, drafts with their decoding,
+and latents of augmented tiles.
+"""
+RECOMPUTED = 4 / 3
+"""Gradient checkpointing runs forward twice."""
+PASSES = 3
+"""A training step costs three forward passes: one forward, and two products per layer backward."""
+
+LOADED_S = 1.5
+"""To load the networks of a stage, and to save them."""
+DRIVER_S = 0.0042
+"""To extract the driver of one tile."""
+IMPORTED_S, IMPORTED_S_PER_MP = 0.003, 0.007
+SPLIT_S, SPLIT_S_PER_MP = 0.04, 0.02
+"""Per image, and per million pixels of it."""
+TILE_S = 0.0035
+"""To cut and save one tile."""
+PLAN_S, PLANNED_S, DIFFUSION_MASK_S = 2.3, 0.04, 0.3
+"""For the mask bank; per draft; and per mask that the mask model draws."""
+MASK_MODEL_S, MASK_STEP_S, MASK_STEP_BATCH = 0.25, 0.36, 16
+"""Of the mask model: per training mask, and per step of so many masks."""
+REAL_TILE_S, CURATED_S = 0.02, 0.08
+"""Of curation: per real tile that the checks are fitted to, and per draft."""
+EXPORTED_S = 0.027
+REPORT_S = 6.0
+EVALUATED_S, COMPARED_S = 2.0, 0.012
+"""Of evaluation besides predictions: in all, and per image of the sets that are compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterCosts:
+    """Cost of one segmenter family. Seconds are of one thread, areas in tiles of `REFERENCE_PX`.
+
+    Attributes:
+        num_parameters: of the network.
+        step_s: of a training step, whatever the batch.
+        tile_s: of a tile in a step, whatever its size.
+        area_s: of a tile in a step, per area.
+        predicted_s: of a predicted image, with its scores.
+        predicted_area_s: of a predicted image, per area.
+        threshold_s: to choose the score threshold, per val image.
+        memory_bytes: of a training beside the process, without the batch.
+        tile_bytes: of a tile in a batch, whatever its size.
+        area_bytes: of a tile in a batch, per area.
+    """
+
+    num_parameters: int
+    step_s: float
+    tile_s: float
+    area_s: float
+    predicted_s: float
+    predicted_area_s: float
+    threshold_s: float
+    memory_bytes: float
+    tile_bytes: float
+    area_bytes: float
+
+
+SEGMENTERS: Mapping[str, SegmenterCosts] = {
+    "light": SegmenterCosts(
+        num_parameters=1_480_000,
+        step_s=0.055,
+        tile_s=0.019,
+        area_s=0.0157,
+        predicted_s=0.023,
+        predicted_area_s=0.0052,
+        threshold_s=0.07,
+        memory_bytes=80e6,
+        tile_bytes=5.4e6,
+        area_bytes=5.8e6,
+    ),
+    # measured at one tile size; it is taken to grow with the area
+    "resnet50": SegmenterCosts(
+        num_parameters=43_900_000,
+        step_s=0.0,
+        tile_s=0.2,
+        area_s=0.8,
+        predicted_s=0.3,
+        predicted_area_s=0.25,
+        threshold_s=0.1,
+        memory_bytes=930e6,
+        tile_bytes=20e6,
+        area_bytes=80e6,
+    ),
+}
+"""By name in `segmentation.model`. Other families have no estimate."""
+
+PROCESS_BYTES = 950e6
+"""Of a process that has loaded torch and diffusers."""
+PARENT_BYTES = 1400e6
+"""Of the run's own process while it waits for segmenters in others: what the phases left."""
+NETWORK_OVERHEAD_BYTES = 120e6
+ACTIVATION_BYTES, SCORE_BYTES = 5.8, 2.6
+"""Kept for the backward pass: per value that a layer returns, and per value of an attention map where attention is
+plain.
+"""
+WEIGHT_BYTES = 4
+COPIES_TRAINED = {"adamw": 6, "muon": 5}
+"""Tensors of a trained network's size: weights, gradients, moments, their average, and a copy while it is validated."""
+COPIES_SAVED = {"adamw": 4, "muon": 3}
+"""Of these, what a checkpoint holds. Two are on disk while the new one replaces the old one."""
+DECODED_COPIES = 4
+"""Maps of the decoder's largest block that are alive at once while drafts are decoded."""
+SPLIT_BYTES, CURATION_BYTES, PREDICTION_BYTES, REPORT_BYTES = 210e6, 530e6, 180e6, 480e6
+"""Of these stages beside the process."""
+
+DESCRIPTOR_FILE_BYTES = 38_000
+"""Per image of the split."""
+TILE_FILE_BYTES, DRAFT_FILE_BYTES, DRIVER_CACHE_BYTES = 1.8, 3.2, 0.45
+"""Per pixel of a tile: its file; image, counterfactual half and driver of a draft; a cached driver."""
+LATENT_BYTES = 2
+SEGMENTER_FILE_BYTES = 4
+SMALL_FILE_BYTES = 2e6
+"""Of stages that write tables, sheets and pages."""

@@ -1,0 +1,406 @@
+"""Reckons what each stage has to do: network work, other work, memory, and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from defectory.config.project import ProjectConfig
+from defectory.engine.backbones.workload import BaseWorkload, Workload
+from defectory.engine.training.config import TrainingConfig
+from defectory.runs.stage import Stage
+from defectory.stages.parts.estimate import costs
+from defectory.stages.parts.estimate.facts import DataFacts
+
+MAX_HELD_OUT = 32
+MAX_KID_TRAIN, MAX_KID_POOL = 600, 200
+CALIBRATION_LEVELS = 3
+GUIDED_SHARE = 0.7
+"""Share of the denoising steps in which drivers are guided."""
+FEW_TOKENS = 32 * 32
+"""Up to so many latent pixels attention is plain on a CPU, and keeps its maps."""
+CHUNK_LATENT_PX = {"cpu": 8 * 32 * 32}
+CHUNK_LATENT_PX_ELSEWHERE = 8 * 64 * 64
+NUM_FOLDS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """What work depends on.
+
+    Attributes:
+        config: of the project.
+        data: counts of the data.
+        base: cost of the base for one tile; None if it cannot be read.
+        copied_bytes: of the base's files that phase 1 copies.
+        tile_px: side of a tile.
+        on_cpu: whether networks run on the CPU.
+    """
+
+    config: ProjectConfig
+    data: DataFacts
+    base: BaseWorkload | None
+    copied_bytes: int
+    tile_px: int
+    on_cpu: bool
+
+    @property
+    def areas(self) -> float:
+        """Return the area of a tile in tiles of `costs.REFERENCE_PX`."""
+        return (self.tile_px / costs.REFERENCE_PX) ** 2
+
+    @property
+    def areas_per_image(self) -> float:
+        """Return the area of a typical image at its own resolution."""
+        return max(self.data.megapixels_per_image * 1e6 / costs.REFERENCE_PX**2, 0.25)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageWork:
+    """What one stage has to do.
+
+    Attributes:
+        multiply_adds: in units of the probe's, on all threads.
+        seconds: on one thread of the reference machine.
+        spread_seconds: the same, of work that further threads shorten.
+        on_device: whether its networks run on the run's device, so that only a CPU's time is known.
+        memory_bytes: of the process beside what every process takes.
+        device_bytes: of a GPU's memory.
+        file_bytes: of the result.
+        passing_bytes: of files that are removed before the stage ends.
+        cache_bytes: of files that stay in the cache.
+    """
+
+    multiply_adds: float = 0.0
+    seconds: float = 0.0
+    spread_seconds: float = 0.0
+    on_device: bool = False
+    memory_bytes: float = 0.0
+    device_bytes: float = 0.0
+    file_bytes: float = 0.0
+    passing_bytes: float = 0.0
+    cache_bytes: float = 0.0
+
+
+def work_of(stage: Stage, situation: Situation) -> StageWork | None:
+    """Reckon what a stage has to do; None for stages, methods and families of other packages.
+
+    Args:
+        stage: of the run.
+        situation: settings, data and base.
+    """
+    reckon = _WORK.get(stage.group or stage.name)
+    return None if reckon is None else reckon(situation)
+
+
+def _import(of: Situation) -> StageWork:
+    data = of.data
+    seconds = costs.IMPORTED_S * data.num_images + costs.IMPORTED_S_PER_MP * data.megapixels
+    return StageWork(seconds=seconds, file_bytes=data.image_bytes + costs.SMALL_FILE_BYTES)
+
+
+def _split(of: Situation) -> StageWork:
+    data = of.data
+    return StageWork(
+        seconds=costs.SPLIT_S * data.num_images + costs.SPLIT_S_PER_MP * data.megapixels,
+        memory_bytes=costs.SPLIT_BYTES,
+        file_bytes=costs.DESCRIPTOR_FILE_BYTES * data.num_images,
+    )
+
+
+def _cut(of: Situation, num_tiles: int, share_of_images: float) -> StageWork:
+    return StageWork(
+        seconds=costs.TILE_S * num_tiles * of.areas + costs.IMPORTED_S_PER_MP * of.data.megapixels * share_of_images,
+        file_bytes=costs.TILE_FILE_BYTES * num_tiles * of.tile_px**2,
+    )
+
+
+def _tiles(of: Situation) -> StageWork:
+    data, test = of.data, of.config.split.test_share
+    return _cut(of, data.num_defective + data.num_free + data.num_val_tiles, 1 - test)
+
+
+def _test_tiles(of: Situation) -> StageWork:
+    return _cut(of, round(of.data.num_test * max(1.0, of.areas_per_image / of.areas)), of.config.split.test_share)
+
+
+def _learn_concept(of: Situation) -> StageWork | None:
+    concept, base = of.config.concept, of.base
+    if base is None or concept.method != "dreambooth":
+        return None
+    training, trained = concept.training, base.denoiser
+    if concept.train_text_encoder:
+        trained += base.text_encoder
+    prior = concept.num_class_images if concept.prior_loss_weight > 0 else 0
+    work = _training(of, training, trained)
+    latents = _latents(of, base, training)
+    drawn = costs.PRIOR * prior * concept.prior_inference_steps * base.denoiser.multiply_adds
+    checked = _validation(of, training, base.denoiser)
+    kept = of.copied_bytes + costs.WEIGHT_BYTES * trained.num_parameters
+    return replace(
+        work,
+        multiply_adds=work.multiply_adds + latents.multiply_adds + drawn + checked,
+        file_bytes=kept + costs.LATENT_BYTES * prior * base.latent_values,
+        cache_bytes=latents.cache_bytes + costs.LATENT_BYTES * prior * base.latent_values,
+    )
+
+
+def _learn_condition(of: Situation) -> StageWork | None:
+    config, base = of.config, of.base
+    if base is None or config.condition.network != "controlnet":
+        return None
+    training, ours = config.condition.training, config.concept.training
+    work = _training(of, training, base.control, frozen=base.denoiser, passed=base.upper)
+    shared = (ours.variants_per_image, ours.mixed_precision) == (training.variants_per_image, training.mixed_precision)
+    latents = StageWork() if shared else _latents(of, base, training)
+    num_drivers = of.data.num_phase_tiles * training.variants_per_image + _held_out(of)
+    return replace(
+        work,
+        multiply_adds=work.multiply_adds
+        + latents.multiply_adds
+        + _validation(of, training, base.denoiser + base.control),
+        seconds=work.seconds + costs.DRIVER_S * num_drivers * of.areas,
+        file_bytes=costs.WEIGHT_BYTES * base.control.num_parameters,
+        cache_bytes=latents.cache_bytes + costs.DRIVER_CACHE_BYTES * num_drivers * of.tile_px**2,
+    )
+
+
+def _training(
+    of: Situation,
+    training: TrainingConfig,
+    trained: Workload,
+    *,
+    frozen: Workload | None = None,
+    passed: Workload | None = None,
+) -> StageWork:
+    """Reckon the steps of a phase.
+
+    Args:
+        of: settings, data and base.
+        training: of the phase.
+        trained: networks whose weights train.
+        frozen: networks that only run forward.
+        passed: the part of the frozen networks that gradients pass through.
+    """
+    frozen, passed = frozen or Workload(), passed or Workload()
+    per_tile = costs.PASSES * trained.multiply_adds + frozen.multiply_adds + passed.multiply_adds
+    if training.gradient_checkpointing:
+        per_tile *= costs.RECOMPUTED
+    tiles = training.num_steps * training.gradient_accumulation_steps * training.batch_size
+    steps = costs.MUON * training.num_steps * trained.muon_multiply_adds if training.optimizer == "muon" else 0
+    weights = costs.WEIGHT_BYTES * trained.num_parameters
+    still = costs.WEIGHT_BYTES * frozen.num_parameters
+    batch = training.batch_size * _kept_bytes(of, training, trained + passed)
+    state = costs.COPIES_TRAINED[training.optimizer] * weights + still + batch
+    return StageWork(
+        multiply_adds=costs.TRAIN * tiles * per_tile + steps,
+        seconds=costs.LOADED_S,
+        on_device=True,
+        memory_bytes=costs.NETWORK_OVERHEAD_BYTES + (state if of.on_cpu else weights + still),
+        device_bytes=0 if of.on_cpu else state,
+        passing_bytes=2 * costs.COPIES_SAVED[training.optimizer] * weights,
+    )
+
+
+def _kept_bytes(of: Situation, training: TrainingConfig, networks: Workload) -> float:
+    """Return the bytes that the backward pass of one tile keeps."""
+    if training.gradient_checkpointing:
+        return costs.ACTIVATION_BYTES * (networks.num_kept + networks.largest_block)
+    base = of.base
+    is_plain = of.on_cpu and base is not None and base.latent_px <= FEW_TOKENS
+    return costs.ACTIVATION_BYTES * networks.num_activations + (costs.SCORE_BYTES * networks.num_scores) * is_plain
+
+
+def _held_out(of: Situation) -> int:
+    return min(MAX_HELD_OUT, of.data.num_val_tiles)
+
+
+def _latents(of: Situation, base: BaseWorkload, training: TrainingConfig) -> StageWork:
+    count = of.data.num_phase_tiles * training.variants_per_image + _held_out(of)
+    return StageWork(
+        multiply_adds=costs.ENCODE * count * base.encoder.multiply_adds,
+        cache_bytes=costs.LATENT_BYTES * count * base.latent_values,
+    )
+
+
+def _validation(of: Situation, training: TrainingConfig, networks: Workload) -> float:
+    rounds = -(-training.num_steps // training.validate_every)
+    return costs.DRAW * rounds * _held_out(of) * networks.multiply_adds
+
+
+def _folds(of: Situation) -> StageWork | None:
+    segmentation = of.config.segmentation
+    num_steps = segmentation.fold_steps or segmentation.num_steps
+    one = _segmenter(of, num_steps=num_steps, num_validated=0)
+    if one is None:
+        return None
+    seconds = NUM_FOLDS * one.spread_seconds + 0.05 * of.data.num_defective * of.areas
+    return replace(one, spread_seconds=seconds, file_bytes=NUM_FOLDS * one.file_bytes)
+
+
+def _segment(of: Situation) -> StageWork | None:
+    segmentation = of.config.segmentation
+    rounds = -(-segmentation.num_steps // segmentation.validate_every)
+    num_val = min(of.data.num_val, segmentation.max_val_images)
+    return _segmenter(of, num_steps=segmentation.num_steps, num_validated=rounds * num_val, num_val=num_val)
+
+
+def _segmenter(of: Situation, *, num_steps: int, num_validated: int, num_val: int = 0) -> StageWork | None:
+    segmentation = of.config.segmentation
+    cost = costs.SEGMENTERS.get(segmentation.model)
+    if cost is None:
+        return None
+    batch_s = segmentation.batch_size * (cost.tile_s + cost.area_s * of.areas)
+    predicted_s = cost.predicted_s + cost.predicted_area_s * of.areas_per_image
+    state = cost.memory_bytes + segmentation.batch_size * (cost.tile_bytes + cost.area_bytes * of.areas)
+    weights = costs.SEGMENTER_FILE_BYTES * cost.num_parameters
+    return StageWork(
+        spread_seconds=num_steps * (cost.step_s + batch_s)
+        + num_validated * predicted_s
+        + num_val * (predicted_s + cost.threshold_s)
+        + costs.LOADED_S,
+        on_device=True,
+        memory_bytes=state if of.on_cpu else costs.NETWORK_OVERHEAD_BYTES,
+        device_bytes=0 if of.on_cpu else state,
+        file_bytes=weights,
+        passing_bytes=2 * costs.COPIES_SAVED["adamw"] * weights,
+    )
+
+
+def _learn_masks(of: Situation) -> StageWork:
+    diffusion = of.config.masks.diffusion
+    step_s = costs.MASK_STEP_S * diffusion.batch_size / costs.MASK_STEP_BATCH
+    return StageWork(
+        seconds=costs.MASK_MODEL_S * of.data.num_masks,
+        spread_seconds=diffusion.num_steps * step_s,
+        memory_bytes=costs.PREDICTION_BYTES,
+        file_bytes=costs.SMALL_FILE_BYTES,
+    )
+
+
+def _plan(of: Situation) -> StageWork:
+    shares = of.config.masks.sources.shares()
+    drawn = shares.get("diffusion", 0.0) / sum(shares.values())
+    per_draft = costs.PLANNED_S + costs.DIFFUSION_MASK_S * drawn
+    return StageWork(
+        seconds=costs.PLAN_S + per_draft * of.config.synthesis.num_images, file_bytes=costs.SMALL_FILE_BYTES
+    )
+
+
+def _calibrate(of: Situation) -> StageWork | None:
+    synthesis = of.config.synthesis
+    if synthesis.mask_guidance != "auto":
+        return StageWork()
+    num_drafts = min(synthesis.calibration_drafts, synthesis.num_images) * CALIBRATION_LEVELS
+    work = _drawing(of, num_drafts, num_halves=1)
+    return None if work is None else replace(work, file_bytes=0)
+
+
+def _synthesize(of: Situation) -> StageWork | None:
+    return _drawing(of, of.config.synthesis.num_images, num_halves=2)
+
+
+def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | None:
+    """Reckon drafts.
+
+    Args:
+        of: settings, data and base.
+        num_drafts: how many.
+        num_halves: 2 if each is drawn without its mask too.
+    """
+    synthesis, base = of.config.synthesis, of.base
+    if base is None or of.config.condition.network != "controlnet":
+        return None
+    guides_mask = synthesis.mask_guidance != 1.0 or synthesis.mask_spill != 1.0
+    guides_driver = GUIDED_SHARE if synthesis.driver_guidance > 1.0 else 0.0
+    steered = num_halves * (2 if synthesis.guidance_scale > 1.0 else 1) + max(float(guides_mask), guides_driver)
+    per_step = (
+        steered * (base.denoiser + base.control).multiply_adds
+        + guides_driver * num_halves * base.denoiser.multiply_adds
+    )
+    per_draft = synthesis.num_inference_steps * per_step + num_halves * base.decoder.multiply_adds
+    chunk_px = CHUNK_LATENT_PX["cpu"] if of.on_cpu else CHUNK_LATENT_PX_ELSEWHERE
+    chunk = max(1, chunk_px // base.latent_px)
+    weights = costs.WEIGHT_BYTES * (base.denoiser + base.control + base.decoder).num_parameters
+    state = weights + costs.DECODED_COPIES * costs.WEIGHT_BYTES * chunk * base.decoder.largest_block
+    return StageWork(
+        multiply_adds=costs.DRAW * num_drafts * per_draft,
+        seconds=costs.LOADED_S,
+        on_device=True,
+        memory_bytes=costs.NETWORK_OVERHEAD_BYTES + (state if of.on_cpu else weights),
+        device_bytes=0 if of.on_cpu else state,
+        file_bytes=costs.DRAFT_FILE_BYTES * num_drafts * of.tile_px**2,
+    )
+
+
+def _curate(of: Situation) -> StageWork:
+    data, fits = of.data, bool(of.config.curation.checks)
+    num_real = min(MAX_KID_TRAIN, data.num_defective) + min(MAX_KID_POOL, data.num_free)
+    real_s = costs.REAL_TILE_S * num_real * fits
+    return StageWork(
+        spread_seconds=(real_s + costs.CURATED_S * of.config.synthesis.num_images) * of.areas,
+        memory_bytes=costs.CURATION_BYTES,
+        file_bytes=costs.SMALL_FILE_BYTES,
+    )
+
+
+def _export(of: Situation) -> StageWork:
+    num_images = of.config.synthesis.num_images
+    per_image = of.areas_per_image if of.config.synthesis.mode == "insert" else of.areas
+    return StageWork(
+        seconds=costs.EXPORTED_S * num_images * per_image,
+        file_bytes=costs.TILE_FILE_BYTES * num_images * per_image * costs.REFERENCE_PX**2,
+    )
+
+
+def _finalize(of: Situation) -> StageWork | None:
+    base = of.base
+    if base is None:
+        return None
+    parts = base.denoiser + base.control + base.text_encoder + base.encoder + base.decoder
+    weights = costs.WEIGHT_BYTES * parts.num_parameters
+    return StageWork(seconds=costs.LOADED_S, memory_bytes=2 * weights, file_bytes=weights)
+
+
+def _evaluate(of: Situation) -> StageWork | None:
+    config, data = of.config, of.data
+    cost = costs.SEGMENTERS.get(config.segmentation.model)
+    if cost is None:
+        return None
+    num_segmenters = len(config.segmentation.arms) * len(config.segmentation.seeds)
+    most = config.evaluation.max_kid_tiles
+    compared = min(most, data.num_defective) + min(most, data.num_test) + min(most, config.synthesis.num_images)
+    predicted_s = cost.predicted_s + cost.predicted_area_s * of.areas_per_image
+    return StageWork(
+        spread_seconds=num_segmenters * data.num_test * predicted_s + costs.COMPARED_S * compared * of.areas,
+        seconds=costs.EVALUATED_S,
+        on_device=True,
+        memory_bytes=costs.PREDICTION_BYTES,
+        file_bytes=costs.SMALL_FILE_BYTES,
+    )
+
+
+def _report(_: Situation) -> StageWork:
+    return StageWork(spread_seconds=costs.REPORT_S, memory_bytes=costs.REPORT_BYTES, file_bytes=costs.SMALL_FILE_BYTES)
+
+
+_WORK: Mapping[str, Callable[[Situation], StageWork | None]] = {
+    "import": _import,
+    "split": _split,
+    "tiles": _tiles,
+    "learn-concept": _learn_concept,
+    "learn-condition": _learn_condition,
+    "folds": _folds,
+    "learn-masks": _learn_masks,
+    "plan": _plan,
+    "calibrate": _calibrate,
+    "synthesize": _synthesize,
+    "curate": _curate,
+    "export": _export,
+    "finalize": _finalize,
+    "segment": _segment,
+    "test-tiles": _test_tiles,
+    "evaluate": _evaluate,
+    "report": _report,
+}
+"""By name of the stage, or of its group."""
