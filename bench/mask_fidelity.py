@@ -40,7 +40,7 @@ from defectory.files import write_json
 from defectory.images.load import load_rgb
 from defectory.procedural.borescope import write_dataset
 from defectory.rle import decode
-from defectory.synthesis.full import draft_paths
+from defectory.synthesis.drafts import draft_paths
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]

@@ -14,8 +14,8 @@ from defectory.files import digest_file
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
 from defectory.rle import encode
+from defectory.synthesis.drafts import draft_paths
 from defectory.synthesis.export import export_synthetic
-from defectory.synthesis.full import draft_paths
 
 SIZE_HW, VALID_HW = (32, 48), (30, 40)
 

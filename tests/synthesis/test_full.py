@@ -18,7 +18,8 @@ from defectory.files import digest_folder
 from defectory.images.load import load_rgb
 from defectory.rle import decode, encode
 from defectory.synthesis.config import SynthesisConfig
-from defectory.synthesis.full import DraftInput, batches_of, draft_paths, synthesize
+from defectory.synthesis.drafts import draft_paths
+from defectory.synthesis.full import DraftInput, batches_of, synthesize
 
 SIZE_HW = (32, 48)
 VALID_HW = (32, 40)

@@ -29,6 +29,7 @@ from defectory.files import MANIFEST_NAME, digest_file, read_manifest
 from defectory.images.load import load_rgb
 from defectory.runs import layout
 from defectory.runs.sources import Sources
+from defectory.synthesis.drafts import draft_paths
 
 Image = NDArray[np.uint8]
 T = TypeVar("T")
@@ -100,7 +101,7 @@ class DraftFolder:
 
     def pair(self, job: Job) -> tuple[Path, Path]:
         """Return the files of a draft: with its mask and without."""
-        return self.folder / "images" / f"{job.id}.png", self.folder / "without" / f"{job.id}.png"
+        return draft_paths(self.folder, job.id)[:2]
 
     def image(self, job: Job) -> Image:
         """Load a draft, RGB uint8 [tile_px,tile_px,3]."""
@@ -112,7 +113,7 @@ class DraftFolder:
 
     def driver(self, job: Job) -> Image:
         """Load the driver of a draft."""
-        return load_rgb(self.folder / "drivers" / f"{job.id}.png")
+        return load_rgb(draft_paths(self.folder, job.id)[2])
 
 
 @dataclass(frozen=True, kw_only=True)

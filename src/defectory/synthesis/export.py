@@ -21,7 +21,7 @@ from defectory.images.frames import FrameImage
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
 from defectory.rle import decode, encode
-from defectory.synthesis.full import draft_paths
+from defectory.synthesis.drafts import draft_paths
 from defectory.synthesis.insert import paste
 
 

@@ -22,6 +22,7 @@ from defectory.folders.swap import remove_leftovers
 from defectory.geometry import distance_to
 from defectory.images.save import save_png
 from defectory.synthesis.config import SynthesisConfig
+from defectory.synthesis.drafts import draft_paths
 from defectory.synthesis.grain import add_grain
 from defectory.synthesis.insert import blend, feather
 
@@ -62,11 +63,6 @@ class DraftInput:
 def batches_of(plan: Plan, batch_size: int) -> list[tuple[Job, ...]]:
     """Split a plan into batches; a resumed run forms the same ones."""
     return [plan.jobs[start : start + batch_size] for start in range(0, len(plan.jobs), batch_size)]
-
-
-def draft_paths(out: Path, job_id: str) -> tuple[Path, Path, Path]:
-    """Return the files of a draft: image, its half without mask, driver."""
-    return out / "images" / f"{job_id}.png", out / "without" / f"{job_id}.png", out / "drivers" / f"{job_id}.png"
 
 
 def synthesize(

@@ -17,8 +17,8 @@ from defectory.formats.coco import save_coco
 from defectory.images.load import load_rgb
 from defectory.images.save import save_jpeg
 from defectory.rle import decode, encode
+from defectory.synthesis.drafts import draft_paths
 from defectory.synthesis.export import Frame
-from defectory.synthesis.full import draft_paths
 from defectory.tools.insertion.placement import Window
 from defectory.tools.insertion.targets import Target
 
