@@ -145,7 +145,7 @@ def test_comparison_and_leakage_see_drawings(project: Run) -> None:
     assert all(sample.drawing is not None for sample in [*defective, *free])
     sample = defective[0]
     other = np.ascontiguousarray(sample.image[::-1])
-    changed = type(sample)(image=other, masks=sample.masks, valid_hw=sample.valid_hw, drawing=sample.drawing)
+    changed = replace(sample, image=other)
     assert np.array_equal(sample.geometry(project.config.drivers), changed.geometry(project.config.drivers))
     assert compare_drivers(project, num_tiles=1).shape[1] > 7 * 160
 
