@@ -24,6 +24,11 @@ def test_every_exported_name_is_there_and_importing_takes_no_torch() -> None:
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
 
 
+def test_opening_a_project_takes_no_torch(file: Path) -> None:
+    code = f"import sys, defectory; defectory.Project.open({str(file)!r}).stages(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
 def test_the_reference_page_lists_every_name() -> None:
     page = (Path(__file__).parents[2] / "docs" / "reference" / "index.md").read_text("utf-8")
     spans = " ".join(re.findall(r"`([^`\n]+)`", page.partition("## Python")[2]))
