@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 BATCH, CHANNELS, SIDE_PX = 8, 96, 32
@@ -10,7 +11,7 @@ BATCH, CHANNELS, SIDE_PX = 8, 96, 32
 MULTIPLY_ADDS = 3 * BATCH * CHANNELS**2 * 9 * SIDE_PX**2
 """Of one step of the probe, forward and backward."""
 PROBE_S = 0.12
-LEAST_STEPS = 5
+LEAST_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,19 +43,21 @@ def measure_speed(*, threads: int | None = None, mixed_precision: str = "bf16") 
     before = torch.get_num_threads()
     num_threads = threads or before
     try:
-        torch.set_num_threads(num_threads)
-        on_all = _multiply_adds_per_s(mixed_precision)
-        if num_threads == 1:
-            return Speed(one=on_all, all=on_all, num_threads=1)
         torch.set_num_threads(1)
-        on_one = _multiply_adds_per_s(mixed_precision)
-        # on a busy machine the threads wait for each other, longer than a whole run would
-        return Speed(one=on_one, all=max(on_all, on_one), num_threads=num_threads)
+        # time of this thread alone, which other programs hardly change
+        one = _multiply_adds_per_s(mixed_precision, time.thread_time)
+        if num_threads == 1:
+            return Speed(one=one, all=one, num_threads=1)
+        torch.set_num_threads(num_threads)
+        # on a busy machine threads wait for each other, longer than they do in a whole run
+        return Speed(
+            one=one, all=max(one, _multiply_adds_per_s(mixed_precision, time.perf_counter)), num_threads=num_threads
+        )
     finally:
         torch.set_num_threads(before)
 
 
-def _multiply_adds_per_s(mixed_precision: str) -> float:
+def _multiply_adds_per_s(mixed_precision: str, clock: Callable[[], float]) -> float:
     import torch
     from torch import nn
 
@@ -63,11 +66,11 @@ def _multiply_adds_per_s(mixed_precision: str) -> float:
         pixels = torch.randn(BATCH, CHANNELS, SIDE_PX, SIDE_PX, requires_grad=True)
 
     def step() -> float:
-        began = time.perf_counter()
+        began = clock()
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16"):
             maps = layer(pixels)
         maps.float().mean().backward()
-        return time.perf_counter() - began
+        return clock() - began
 
     step()
     ends, seconds = time.perf_counter() + PROBE_S, list[float]()

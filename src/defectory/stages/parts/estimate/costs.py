@@ -27,7 +27,9 @@ RECOMPUTED = 4 / 3
 PASSES = 3
 """A training step costs three forward passes: one forward, and two products per layer backward."""
 
-LOADED_S = 1.5
+STARTED_S = 4.0
+"""To start a process that trains a segmenter beside others."""
+LOADED_S, LOADED_S_PER_PARAMETER = 0.3, 3e-8
 """To load the networks of a stage, and to save them."""
 DRIVER_S = 0.0042
 """To extract the driver of one tile."""
@@ -36,16 +38,17 @@ SPLIT_S, SPLIT_S_PER_MP = 0.04, 0.02
 """Per image, and per million pixels of it."""
 TILE_S = 0.0035
 """To cut and save one tile."""
-PLAN_S, PLANNED_S, DIFFUSION_MASK_S = 2.3, 0.04, 0.3
-"""For the mask bank; per draft; and per mask that the mask model draws."""
+BANK_S, PLANNED_S, DIFFUSION_MASK_S = 0.012, 0.04, 0.3
+"""Per mask of the bank; per draft; and per mask that the mask model draws."""
 MASK_MODEL_S, MASK_STEP_S, MASK_STEP_BATCH = 0.25, 0.36, 16
 """Of the mask model: per training mask, and per step of so many masks."""
 REAL_TILE_S, CURATED_S = 0.02, 0.08
 """Of curation: per real tile that the checks are fitted to, and per draft."""
 EXPORTED_S = 0.027
-REPORT_S = 6.0
-EVALUATED_S, COMPARED_S = 2.0, 0.012
-"""Of evaluation besides predictions: in all, and per image of the sets that are compared."""
+COMPARED_S = 0.02
+"""Of evaluation besides predictions: per image of the sets that are compared."""
+REPORTED_S = 0.025
+"""Of the report: per train tile and draft."""
 
 
 @dataclass(frozen=True, kw_only=True)

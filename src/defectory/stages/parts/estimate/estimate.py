@@ -226,7 +226,8 @@ class _Beside:
         """Return the seconds of one stage while the others run beside it."""
         serial = costs.SERIAL_SHARE
         spread = work.spread_seconds * (serial + (1 - serial) / self.num_threads)
-        own = work.multiply_adds / speed.all + (work.seconds + spread) * costs.REFERENCE_SPEED / speed.one
+        started = costs.STARTED_S if self.num_processes > 1 else 0.0
+        own = work.multiply_adds / speed.all + (work.seconds + spread + started) * costs.REFERENCE_SPEED / speed.one
         return own * max(1.0, self.num_processes * self.num_threads / self.all_threads)
 
     def memory_of(self, work: StageWork) -> float:

@@ -194,7 +194,7 @@ def _training(
     state = costs.COPIES_TRAINED[training.optimizer] * weights + still + batch
     return StageWork(
         multiply_adds=costs.TRAIN * tiles * per_tile + steps,
-        seconds=costs.LOADED_S,
+        seconds=_loaded_s(trained + frozen),
         on_device=True,
         memory_bytes=costs.NETWORK_OVERHEAD_BYTES + (state if of.on_cpu else weights + still),
         device_bytes=0 if of.on_cpu else state,
@@ -209,6 +209,10 @@ def _kept_bytes(of: Situation, training: TrainingConfig, networks: Workload) -> 
     base = of.base
     is_plain = of.on_cpu and base is not None and base.latent_px <= FEW_TOKENS
     return costs.ACTIVATION_BYTES * networks.num_activations + (costs.SCORE_BYTES * networks.num_scores) * is_plain
+
+
+def _loaded_s(networks: Workload) -> float:
+    return costs.LOADED_S + costs.LOADED_S_PER_PARAMETER * networks.num_parameters
 
 
 def _held_out(of: Situation) -> int:
@@ -283,7 +287,8 @@ def _plan(of: Situation) -> StageWork:
     drawn = shares.get("diffusion", 0.0) / sum(shares.values())
     per_draft = costs.PLANNED_S + costs.DIFFUSION_MASK_S * drawn
     return StageWork(
-        seconds=costs.PLAN_S + per_draft * of.config.synthesis.num_images, file_bytes=costs.SMALL_FILE_BYTES
+        seconds=costs.BANK_S * of.data.num_masks + per_draft * of.config.synthesis.num_images,
+        file_bytes=costs.SMALL_FILE_BYTES,
     )
 
 
@@ -321,11 +326,12 @@ def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | 
     per_draft = synthesis.num_inference_steps * per_step + num_halves * base.decoder.multiply_adds
     chunk_px = CHUNK_LATENT_PX["cpu"] if of.on_cpu else CHUNK_LATENT_PX_ELSEWHERE
     chunk = max(1, chunk_px // base.latent_px)
-    weights = costs.WEIGHT_BYTES * (base.denoiser + base.control + base.decoder).num_parameters
+    networks = base.denoiser + base.control + base.decoder
+    weights = costs.WEIGHT_BYTES * networks.num_parameters
     state = weights + costs.DECODED_COPIES * costs.WEIGHT_BYTES * chunk * base.decoder.largest_block
     return StageWork(
         multiply_adds=costs.DRAW * num_drafts * per_draft,
-        seconds=costs.LOADED_S,
+        seconds=_loaded_s(networks),
         on_device=True,
         memory_bytes=costs.NETWORK_OVERHEAD_BYTES + (state if of.on_cpu else weights),
         device_bytes=0 if of.on_cpu else state,
@@ -359,7 +365,7 @@ def _finalize(of: Situation) -> StageWork | None:
         return None
     parts = base.denoiser + base.control + base.text_encoder + base.encoder + base.decoder
     weights = costs.WEIGHT_BYTES * parts.num_parameters
-    return StageWork(seconds=costs.LOADED_S, memory_bytes=2 * weights, file_bytes=weights)
+    return StageWork(seconds=_loaded_s(parts), memory_bytes=2 * weights, file_bytes=weights)
 
 
 def _evaluate(of: Situation) -> StageWork | None:
@@ -373,15 +379,19 @@ def _evaluate(of: Situation) -> StageWork | None:
     predicted_s = cost.predicted_s + cost.predicted_area_s * of.areas_per_image
     return StageWork(
         spread_seconds=num_segmenters * data.num_test * predicted_s + costs.COMPARED_S * compared * of.areas,
-        seconds=costs.EVALUATED_S,
         on_device=True,
         memory_bytes=costs.PREDICTION_BYTES,
         file_bytes=costs.SMALL_FILE_BYTES,
     )
 
 
-def _report(_: Situation) -> StageWork:
-    return StageWork(spread_seconds=costs.REPORT_S, memory_bytes=costs.REPORT_BYTES, file_bytes=costs.SMALL_FILE_BYTES)
+def _report(of: Situation) -> StageWork:
+    shown = of.data.num_defective + of.config.synthesis.num_images
+    return StageWork(
+        spread_seconds=costs.REPORTED_S * shown * of.areas,
+        memory_bytes=costs.REPORT_BYTES,
+        file_bytes=costs.SMALL_FILE_BYTES,
+    )
 
 
 _WORK: Mapping[str, Callable[[Situation], StageWork | None]] = {
