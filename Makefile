@@ -13,7 +13,9 @@ demo: $(VENV)/.runtime
 demo-full: $(VENV)/.runtime
 	$(BIN)/defectory demo --full
 
-test: check pytest
+# pyright keeps one core busy for a minute, so tests begin beside it
+test: $(VENV)/.development
+	$(MAKE) --no-print-directory --jobs 2 check pytest
 
 check: $(VENV)/.development
 	$(BIN)/ruff check .
