@@ -296,7 +296,15 @@ def tiny_settings(base: Path) -> dict[str, Any]:
         "masks": {"min_area_px": 2},
         "synthesis": {"num_images": 8, "num_inference_steps": 2, "batch_size": 3, "calibration_drafts": 4},
         "curation": {"checks": [], "min_fidelity": 0.0, "max_stray_share": 1e6},
-        "segmentation": {"num_steps": 4, "batch_size": 2, "validate_every": 2, "checkpoint_every": 2, "model": "light"},
+        "segmentation": {
+            "num_steps": 4,
+            "batch_size": 2,
+            "validate_every": 2,
+            "checkpoint_every": 2,
+            "model": "light",
+            "input_px": 64,
+            "arms": ["real", "synthetic", "synthetic_then_real"],
+        },
         "evaluation": {"bootstrap_samples": 10},
     }
 

@@ -329,24 +329,24 @@ def test_the_shipped_base_is_whole_and_listed(defectory: Cli) -> None:
 
 def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path) -> None:
     from defectory.artifacts.annotation import Category
-    from defectory.artifacts.tiles import Tiling
     from defectory.rle import encode
     from defectory.segmentation.config import SegmentationConfig
-    from defectory.segmentation.data import SegmentationTile
+    from defectory.segmentation.data import SegmentationImage
+    from defectory.segmentation.sizing import Sizing
     from defectory.segmentation.training import train_segmenter
 
     mask = np.zeros((64, 64), bool)
     mask[20:40, 10:50] = True
     image = np.full((64, 64, 3), 180, np.uint8)
     image[mask] = 20
-    tile = SegmentationTile(id="t", image=image, instances=((1, encode(mask)),))
-    tiling = Tiling(mode="frame", tile_px=64, scale=1.0, reason="test")
+    tile = SegmentationImage(id="t", image=image, instances=((1, encode(mask)),))
+    sizing = Sizing(scale=1.0, input_px=64)
     for _ in train_segmenter(
         arm="real",
-        tiles={"real": [tile]},
+        images={"real": [tile]},
         validate=lambda _model: 0.0,
         categories=(Category(id=1, name="scratch"),),
-        tiling=tiling,
+        sizing=sizing,
         config=SegmentationConfig(num_steps=2, batch_size=1),
         seed=0,
         out=tmp_path / "segmenter",

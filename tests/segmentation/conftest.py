@@ -8,20 +8,20 @@ import numpy as np
 import pytest
 
 from defectory.rle import encode
-from defectory.segmentation.data import SegmentationTile
+from defectory.segmentation.data import SegmentationImage
 
 SIZE_HW = (48, 64)
 COLOURS = {1: (250, 120, 120), 2: (120, 120, 250)}
 
 
 @pytest.fixture
-def make_tiles() -> Callable[..., list[SegmentationTile]]:
+def make_tiles() -> Callable[..., list[SegmentationImage]]:
     """Tiles of 48x64 pixels (height x width), the first of two classes, then the other; `with_defect=False` leaves them
     empty.
     """
 
-    def make(prefix: str, count: int, *, seed: int = 0, with_defect: bool = True) -> list[SegmentationTile]:
-        tiles: list[SegmentationTile] = []
+    def make(prefix: str, count: int, *, seed: int = 0, with_defect: bool = True) -> list[SegmentationImage]:
+        tiles: list[SegmentationImage] = []
         for index in range(count):
             rng = np.random.default_rng([seed, index])
             image = rng.integers(40, 70, (*SIZE_HW, 3)).astype(np.uint8)
@@ -32,7 +32,7 @@ def make_tiles() -> Callable[..., list[SegmentationTile]]:
             if with_defect:
                 image[mask] = COLOURS[category_id]
             tiles.append(
-                SegmentationTile(
+                SegmentationImage(
                     id=f"{prefix}{index}", image=image, instances=((category_id, encode(mask)),) if with_defect else ()
                 )
             )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,53 +10,56 @@ import pytest
 from pydantic import ValidationError
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.tiles import Tiling
 from defectory.config.project import ProjectConfig
 from defectory.errors import ConfigError
 from defectory.events import finish
 from defectory.runs.sources import Sources
-from defectory.segmentation import data
-from defectory.segmentation.arms import ARMS, Arm, Phase, batch_counts, first_steps
+from defectory.segmentation import batches
+from defectory.segmentation.arms import ARMS, Arm, Phase, batch_shares, first_steps
 from defectory.segmentation.config import SegmentationConfig
-from defectory.segmentation.data import SegmentationTile
+from defectory.segmentation.data import SegmentationImage, members
+from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.training import train_segmenter
 from defectory.stages.segment import Segment
 
 CONFIG = SegmentationConfig(num_steps=4, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2)
-TILES = {"real": 5, "synthetic": 7, "defect_free": 9}
+NUM_IMAGES = {"real": 5, "synthetic": 7, "copy_paste": 3, "defect_free": 9}
 
 
-def counts(arm: Arm, *, batch_size: int = 8, num_tiles: dict[str, int] = TILES) -> list[dict[str, int]]:
-    return [
-        batch_counts(phase, name="x", settings=CONFIG, batch_size=batch_size, num_tiles=num_tiles)
-        for phase in arm.phases
-    ]
+def shares(arm: Arm, *, num_images: dict[str, int] = NUM_IMAGES) -> list[dict[str, float]]:
+    return [batch_shares(phase, name="x", settings=CONFIG, num_images=num_images) for phase in arm.phases]
 
 
-def test_ours_hold_the_same_share_of_defect_free_tiles() -> None:
-    assert counts(ARMS.get("real")) == [{"real": 6, "defect_free": 2}]
-    assert counts(ARMS.get("synthetic")) == [{"synthetic": 6, "defect_free": 2}]
-    assert counts(ARMS.get("synthetic_then_real")) == [
-        {"synthetic": 6, "defect_free": 2},
-        {"real": 6, "defect_free": 2},
-    ]
+@pytest.mark.parametrize("name", ARMS.names())
+def test_every_arm_of_ours_holds_the_same_share_of_defect_free_images(name: str) -> None:
+    for found in shares(ARMS.get(name)):
+        assert sum(found.values()) == pytest.approx(1)
+        assert found["defect_free"] == 0.25
+    assert ARMS.get(name).summary
 
 
-def test_without_defect_free_tiles_the_batch_is_full() -> None:
-    assert counts(ARMS.get("real"), num_tiles={"real": 2}) == [{"real": 8, "defect_free": 0}]
+def test_mixed_arms_hold_a_fixed_share_of_real_images_among_the_defective_and_end_on_real_alone() -> None:
+    for name, real in (("mixed_50", 0.5), ("mixed_75", 0.75), ("mixed_90", 0.9)):
+        mixed, last = shares(ARMS.get(name))
+        assert mixed["real"] / (mixed["real"] + mixed["synthetic"]) == pytest.approx(real)
+        assert last == pytest.approx({"real": 0.75, "defect_free": 0.25})
+        assert first_steps(ARMS.get(name), name=name, settings=CONFIG, num_steps=100) == (0, 80, 100)
+
+
+def test_without_defect_free_images_the_batch_is_full() -> None:
+    assert shares(ARMS.get("real"), num_images={"real": 2}) == [{"real": 1.0}]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5, 8])
-def test_every_batch_is_full_whatever_is_rounded(batch_size: int) -> None:
-    arm = Arm(
-        phases=(
-            Phase(sources={"real": "rest", "synthetic": 0.5, "defect_free": 0.5}, steps=0.5),
-            Phase(sources={"real": 0.34, "synthetic": 0.33, "defect_free": 0.33}, steps=0.5),
-        )
-    )
-    for found in counts(arm, batch_size=batch_size):
-        assert sum(found.values()) == batch_size
-        assert min(found.values()) >= 0
+def test_batches_are_full_and_hold_the_shares_over_many_steps(batch_size: int) -> None:
+    wanted = {"real": 0.675, "synthetic": 0.075, "defect_free": 0.25}
+    drawn = [members(wanted, batch_size=batch_size, step=step) for step in range(400)]
+    assert {len(batch) for batch in drawn} == {batch_size}
+    counts = Counter(source for batch in drawn for source in batch)
+    for source, share in wanted.items():
+        assert counts[source] / (400 * batch_size) == pytest.approx(share, abs=0.01)
+        per_batch = {batch.count(source) for batch in drawn}
+        assert max(per_batch) - min(per_batch) <= 1, "no batch is far from the shares"
 
 
 def test_phases_share_the_steps() -> None:
@@ -73,39 +77,39 @@ def test_phases_share_the_steps() -> None:
         ({"real": "rest", "synthetic": "rest"}, "let them add up to 1"),
         ({"real": "rest", "synthetic": 1.5}, "the share of synthetic is 1.5"),
         ({"real": "rest", "synthetic": "no_setting"}, "the share of synthetic is 'no_setting'"),
-        ({"real": "rest", "copy_paste": 0.5}, "arm x: no copy_paste tiles"),
+        ({"real": "rest", "drawn": 0.5}, "arm x: no drawn images"),
     ],
 )
 def test_what_is_no_batch_is_refused(sources: dict[str, Any], found: str) -> None:
     with pytest.raises(ConfigError, match=found):
-        counts(Arm(phases=(Phase(sources=sources),)))
+        shares(Arm(phases=(Phase(sources=sources),)))
 
 
-def test_an_arm_from_outside_trains(
-    make_tiles: Callable[..., list[SegmentationTile]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_arm_from_outside_trains_and_its_exposures_are_counted(
+    make_tiles: Callable[..., list[SegmentationImage]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    to_sample = data.to_sample
+    to_sample = batches.to_sample
 
-    def seen(tile: SegmentationTile, rng: Any) -> Any:
-        drawn.append(tile.id[:4])
-        return to_sample(tile, rng)
+    def seen(of: SegmentationImage, rng: Any, **how: Any) -> Any:
+        drawn.append(of.id[:4])
+        return to_sample(of, rng, **how)
 
-    monkeypatch.setattr(data, "to_sample", seen)
-    half = Arm(phases=(Phase(sources={"real": "rest", "synthetic": 0.5, "defect_free": "defect_free_share"}),))
-    with ARMS.registered("half", half):
-        config = SegmentationConfig.model_validate({**CONFIG.model_dump(), "arms": ["real", "half"]})
+    monkeypatch.setattr(batches, "to_sample", seen)
+    third = Arm(phases=(Phase(sources={"real": "rest", "synthetic": 2 / 3}),))
+    with ARMS.registered("third", third):
+        config = SegmentationConfig.model_validate({**CONFIG.model_dump(), "arms": ["real", "third"]})
         trained = finish(
             train_segmenter(
-                arm="half",
-                tiles={
+                arm="third",
+                images={
                     "real": make_tiles("real", 5),
                     "synthetic": make_tiles("made", 7, seed=1),
                     "defect_free": make_tiles("free", 9, with_defect=False),
                 },
                 validate=lambda _: 0.0,
                 categories=(Category(id=1, name="crack"), Category(id=2, name="pit")),
-                tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"),
+                sizing=Sizing(scale=1.0, input_px=64),
                 config=config,
                 seed=3,
                 out=tmp_path,
@@ -113,9 +117,12 @@ def test_an_arm_from_outside_trains(
         )
     assert drawn == ["real", "made", "made", "free"] * 4
     assert len(trained.losses) == 4
-    assert json.loads((tmp_path / "log.json").read_text())["arm"] == "half"
-    with pytest.raises(ValidationError, match="'half' is not one of real, synthetic, synthetic_then_real"):
-        SegmentationConfig.model_validate({"arms": ["half"]})
+    log = json.loads((tmp_path / "log.json").read_text())
+    assert log["arm"] == "third"
+    assert log["exposures"] == {"real": 4, "synthetic": 8, "defect_free": 4}
+    assert log["num_images"] == {"real": 5, "synthetic": 7, "defect_free": 9}
+    with pytest.raises(ValidationError, match="'third' is not one of real_plain, real_resampled, real, copy_paste"):
+        SegmentationConfig.model_validate({"arms": ["third"]})
 
 
 def test_a_changed_arm_makes_its_segmenters_stale() -> None:
@@ -129,6 +136,7 @@ def test_a_changed_arm_makes_its_segmenters_stale() -> None:
     first = keys(Arm(phases=(Phase(sources={"real": "rest"}),)))
     again = keys(Arm(phases=(Phase(sources={"real": "rest"}),)))
     other = keys(Arm(phases=(Phase(sources={"synthetic": "rest"}),)))
+    varied = keys(Arm(phases=(Phase(sources={"real": "rest"}),), augmentation="scale"))
     assert first == again
     assert first["real"] == other["real"]
-    assert first["twice"] != other["twice"]
+    assert len({first["twice"], other["twice"], varied["twice"]}) == 3

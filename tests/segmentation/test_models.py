@@ -10,20 +10,20 @@ from safetensors.torch import save_file
 
 from defectory.errors import WeightsError
 from defectory.rle import decode
-from defectory.segmentation.models.family import build_segmenter
+from defectory.segmentation.models.family import Build, build_segmenter
 from defectory.segmentation.start import (
     CLASS_HEADS,
     apply_start,
+    image_of_class_map,
     save_start,
-    split_tiles,
+    split_images,
     spread_rows,
-    tiles_of_class_map,
 )
 
 
 @pytest.mark.parametrize("kind", ["light", "resnet50"])
 def test_images_are_taken_as_they_are(kind: str) -> None:
-    model = build_segmenter(kind, 2, seed=0, init="random").eval()
+    model = build_segmenter(kind, Build(num_classes=2, init="random"), seed=0)[0].eval()
     for size_hw in ((40, 72), (90, 50)):
         images, _ = model.transform([torch.rand(3, *size_hw)])
         assert images.image_sizes == [size_hw]
@@ -35,16 +35,18 @@ def test_images_are_taken_as_they_are(kind: str) -> None:
 def test_random_weights_depend_on_the_seed_alone_and_leave_the_global_generator() -> None:
     torch.manual_seed(4)
     before = torch.get_rng_state()
-    first = build_segmenter("light", 3, seed=1, init="random").state_dict()
+    first = build_segmenter("light", Build(num_classes=3, init="random"), seed=1)[0].state_dict()
     assert torch.equal(torch.get_rng_state(), before)
-    again = build_segmenter("light", 3, seed=1, init="random").state_dict()
-    other = build_segmenter("light", 3, seed=2, init="random").state_dict()
+    again = build_segmenter("light", Build(num_classes=3, init="random"), seed=1)[0].state_dict()
+    other = build_segmenter("light", Build(num_classes=3, init="random"), seed=2)[0].state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
 def test_the_shipped_start_is_the_same_for_every_seed_and_class() -> None:
-    first, second = (build_segmenter("light", 3, seed=seed, init="segmenter").state_dict() for seed in (0, 1))
+    first, second = (
+        build_segmenter("light", Build(num_classes=3, init="segmenter"), seed=seed)[0].state_dict() for seed in (0, 1)
+    )
     assert all(torch.equal(first[name], second[name]) for name in first)
     scores = first["roi_heads.box_predictor.cls_score.weight"]
     assert scores.shape[0] == 4
@@ -56,7 +58,7 @@ def test_the_shipped_start_is_the_same_for_every_seed_and_class() -> None:
 def test_the_encoder_init_takes_the_shipped_encoder_and_trains_it() -> None:
     from defectory.engine.features.encoder import load_encoder
 
-    model = build_segmenter("light", 1, seed=0, init="encoder")
+    model = build_segmenter("light", Build(num_classes=1, init="encoder"), seed=0)[0]
     shipped = load_encoder()[0].state_dict()
     own = model.state_dict()
     assert all(torch.equal(own[f"backbone.encoder.{name}"], value) for name, value in shipped.items())
@@ -70,11 +72,11 @@ def test_rows_of_a_class_are_spread_with_four_rows_per_box() -> None:
 
 
 def test_a_saved_start_is_applied_and_a_damaged_one_refused(tmp_path: Path) -> None:
-    trained = build_segmenter("light", 1, seed=7, init="random")
+    trained = build_segmenter("light", Build(num_classes=1, init="random"), seed=7)[0]
     (tmp_path / "trained").mkdir()
     save_file(dict(trained.state_dict()), tmp_path / "trained" / "model.safetensors")
     save_start(tmp_path / "trained", tmp_path / "start")
-    model = build_segmenter("light", 2, seed=8, init="random")
+    model = build_segmenter("light", Build(num_classes=2, init="random"), seed=8)[0]
     apply_start(model, 2, tmp_path / "start")
     state = model.state_dict()
     for name, value in trained.state_dict().items():
@@ -96,9 +98,9 @@ def test_class_maps_become_one_instance_per_connected_region() -> None:
     class_map[20:28, 30:40] = 3
     class_map[8:12, 2:8] = 5
     class_map[0, 43] = 1  # too small
-    tile = tiles_of_class_map("t", np.zeros((30, 44, 3), np.uint8), class_map)
+    tile = image_of_class_map("t", np.zeros((30, 44, 3), np.uint8), class_map)
     masks = [decode(rle) for _, rle in tile.instances]
     assert sorted(int(mask.sum()) for mask in masks) == [24, 36, 80]
     assert {category_id for category_id, _ in tile.instances} == {1}
-    empty = tiles_of_class_map("e", tile.image, np.zeros((30, 44), np.uint8))
-    assert split_tiles([tile, empty]) == ([tile], [empty])
+    empty = image_of_class_map("e", tile.image, np.zeros((30, 44), np.uint8))
+    assert split_images([tile, empty]) == ([tile], [empty])

@@ -4,7 +4,6 @@ import io
 import warnings
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
-from defectory.artifacts.tiles import Tiling
 from defectory.evaluation.mask_metrics import coco_truth
 from defectory.images.load import load_rgb
 from defectory.rle import decode, encode
@@ -54,10 +52,6 @@ class FindsBright(nn.Module):
         ]
 
 
-def tiling(mode: Any = "tile", scale: float = 1.0, tile_px: int = 64) -> Tiling:
-    return Tiling(mode=mode, tile_px=tile_px, scale=scale, reason="test")
-
-
 def scene(size_hw: tuple[int, int], *boxes: tuple[int, int, int, int, int]) -> tuple[Image, list[NDArray[np.bool_]]]:
     image, masks = np.full((*size_hw, 3), 20, np.uint8), []
     for x0, y0, x1, y1, category_id in boxes:
@@ -70,22 +64,38 @@ def scene(size_hw: tuple[int, int], *boxes: tuple[int, int, int, int, int]) -> t
 
 def test_masks_come_in_the_frame_of_the_whole_image() -> None:
     image, masks = scene((50, 80), (4, 6, 24, 26, 1), (50, 30, 70, 40, 2))
-    (found,) = predict_images(FindsBright(), [(7, image)], tiling())
+    (found,) = predict_images(FindsBright(), [(7, image)], scale=1.0)
     assert [(p.image_id, p.category_id) for p in found] == [(7, 1), (7, 2)]
     assert all(np.array_equal(decode(p.rle), mask) for p, mask in zip(found, masks, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("mode", "scale", "seen_hw"), [("tile", 0.5, (60, 40)), ("tile", 2.0, (240, 160)), ("frame", 1.0, (64, 64))]
+    ("scale", "seen_hw"), [(0.5, (60, 40)), (2.0, (240, 160)), (0.3, (36, 24)), (1.37, (164, 110))]
 )
-def test_images_are_seen_at_the_tilings_scale(mode: str, scale: float, seen_hw: tuple[int, int]) -> None:
+def test_images_are_seen_at_the_scale(scale: float, seen_hw: tuple[int, int]) -> None:
     image, masks = scene((120, 80), (8, 16, 48, 56, 1))
     model = FindsBright()
-    (found,) = predict_images(model, [(0, image)], tiling(mode, scale))
+    (found,) = predict_images(model, [(0, image)], scale=scale)
     assert model.seen == [seen_hw]
     mask = decode(found[0].rle)
     assert mask.shape == (120, 80)
     assert (mask & masks[0]).sum() / (mask | masks[0]).sum() > 0.9
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.37, 2.0])
+def test_masks_are_resized_as_opencv_resizes_the_whole(scale: float) -> None:
+    rng = np.random.default_rng(4)
+    soft_hw = (round(90 * scale), round(120 * scale))
+    soft = np.zeros(soft_hw, np.float32)
+    height, width = soft_hw[0] // 3, soft_hw[1] // 2
+    soft[5 : 5 + height, 7 : 7 + width] = cv2.GaussianBlur(rng.random((height, width)).astype(np.float32), (5, 5), 0)
+    ratio_yx = soft_hw[0] / 90, soft_hw[1] / 120
+    mask, (y, x) = predict._at_native_size(soft, (0, 0), ratio_yx, (90, 120))
+    found = np.zeros((90, 120), bool)
+    found[y : y + mask.shape[0], x : x + mask.shape[1]] = mask
+    whole = cv2.resize(soft, (120, 90), interpolation=cv2.INTER_LINEAR) >= 0.5
+    assert whole.any()
+    assert (found != whole).mean() < 0.002
 
 
 def test_large_images_are_seen_in_windows_and_nothing_is_found_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +105,7 @@ def test_large_images_are_seen_in_windows_and_nothing_is_found_twice(monkeypatch
     # of them
     image, masks = scene((70, 150), (3, 4, 20, 20, 1), (44, 30, 60, 44, 2), (130, 55, 150, 70, 1), (25, 50, 125, 53, 1))
     model = FindsBright()
-    (found,) = predict_images(model, [(0, image)], tiling())
+    (found,) = predict_images(model, [(0, image)], scale=1.0)
     assert set(model.seen) == {(64, 64)}
     assert len(model.seen) > 4
     assert len(found) == 4
@@ -107,7 +117,7 @@ def test_neighbours_in_the_overlap_of_windows_stay_apart(monkeypatch: pytest.Mon
     monkeypatch.setattr(predict, "MAX_SIDE_PX", 64)
     monkeypatch.setattr(predict, "OVERLAP_PX", 24)
     image, masks = scene((40, 104), (42, 5, 52, 35, 1), (54, 5, 62, 35, 1))
-    (found,) = predict_images(FindsBright(), [(0, image)], tiling())
+    (found,) = predict_images(FindsBright(), [(0, image)], scale=1.0)
     assert {decode(p.rle).tobytes() for p in found} == {mask.tobytes() for mask in masks}
 
 
@@ -124,9 +134,9 @@ def test_windows_cover_every_pixel(length: int, monkeypatch: pytest.MonkeyPatch)
 
 def test_weak_detections_are_dropped_and_an_empty_image_gives_none() -> None:
     image, _ = scene((50, 80), (4, 6, 34, 36, 1), (60, 30, 64, 34, 2))  # scores 0.99 and 0.216
-    (found,) = predict_images(FindsBright(), [(0, image)], tiling(), min_score=0.3)
+    (found,) = predict_images(FindsBright(), [(0, image)], scale=1.0, min_score=0.3)
     assert [p.category_id for p in found] == [1]
-    assert list(predict_images(FindsBright(), [(0, scene((30, 40))[0])], tiling())) == [[]]
+    assert list(predict_images(FindsBright(), [(0, scene((30, 40))[0])], scale=1.0)) == [[]]
 
 
 def test_pycocotools_loads_the_results_and_a_perfect_segmenter_scores_one() -> None:
@@ -145,7 +155,7 @@ def test_pycocotools_loads_the_results_and_a_perfect_segmenter_scores_one() -> N
             )
         )
         images.append((number, image))
-    results = [row for found in predict_images(FindsBright(), images, tiling()) for row in coco_results(found)]
+    results = [row for found in predict_images(FindsBright(), images, scale=1.0) for row in coco_results(found)]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
         warnings.simplefilter("error")
         truth = COCO()
@@ -161,7 +171,7 @@ def test_pycocotools_loads_the_results_and_a_perfect_segmenter_scores_one() -> N
 
 def test_the_overlay_outlines_strong_predictions_and_leaves_the_rest(tmp_path: Path) -> None:
     image, masks = scene((80, 120), (30, 40, 70, 70, 1), (100, 10, 104, 14, 2))
-    (found,) = predict_images(FindsBright(), [(0, image)], tiling())
+    (found,) = predict_images(FindsBright(), [(0, image)], scale=1.0)
     write_overlay(tmp_path / "overlay.png", image, found, CATEGORIES, min_score=0.5)
     drawn = load_rgb(tmp_path / "overlay.png")
     assert drawn.shape == image.shape

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.tiles import Tiling
 from defectory.errors import ImageError, OutputError
 from defectory.images.save import encode_png, save_png
 from defectory.images.tiff import encode_tiff
 from defectory.images.valuerange import ValueRange
 from defectory.segmentation import predict
 from defectory.segmentation.config import SegmentationConfig
+from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.training import train_segmenter, value_range_of
 from defectory.tools.predict import Predicted, predict_files
 
@@ -33,11 +33,11 @@ SIZE_HW = (48, 64)
 def segmenters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Segmenters of two steps: of 8-bit images, and of a set whose range is that of 12 bits."""
     from defectory.rle import encode
-    from defectory.segmentation.data import SegmentationTile
+    from defectory.segmentation.data import SegmentationImage
 
     mask = np.zeros(SIZE_HW, bool)
     mask[20:34, 10:50] = True
-    tile = SegmentationTile(
+    tile = SegmentationImage(
         id="t", image=np.where(mask[..., None], 30, 120).astype(np.uint8).repeat(3, 2), instances=((1, encode(mask)),)
     )
     made: dict[str, Path] = {}
@@ -45,10 +45,10 @@ def segmenters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         made[name] = tmp_path_factory.mktemp("segmenter") / "segmenter"
         for _ in train_segmenter(
             arm="real",
-            tiles={"real": [tile]},
+            images={"real": [tile]},
             validate=lambda _: 0.0,
             categories=(Category(id=1, name="crack"),),
-            tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"),
+            sizing=Sizing(scale=1.0, input_px=64),
             config=SegmentationConfig(num_steps=2, batch_size=1),
             seed=0,
             out=made[name],

@@ -9,10 +9,10 @@ import pytest
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.split import Split
-from defectory.artifacts.tiles import Tiling
 from defectory.errors import FirewallError
 from defectory.segmentation.config import SegmentationConfig
-from defectory.segmentation.data import SegmentationTile
+from defectory.segmentation.data import SegmentationImage
+from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.training import train_segmenter
 
 SPLIT = Split(
@@ -24,30 +24,30 @@ def require(ids: Sequence[int], what: str) -> None:
     SPLIT.require_training_ids(ids, stage=what)
 
 
-def train(out: Path, tiles: dict[str, list[SegmentationTile]]) -> None:
+def train(out: Path, tiles: dict[str, list[SegmentationImage]]) -> None:
     categories = (Category(id=1, name="crack"), Category(id=2, name="pit"))
-    tiling = Tiling(mode="tile", tile_px=64, scale=1.0, reason="test")
+    sizing = Sizing(scale=1.0, input_px=64)
     config = SegmentationConfig(num_steps=2, batch_size=2, defect_free_share=0.5, validate_every=2, checkpoint_every=2)
     for _ in train_segmenter(
         arm="synthetic_then_real",
         validate=lambda _: 0.0,
         categories=categories,
-        tiling=tiling,
+        sizing=sizing,
         config=config,
         seed=0,
         out=out,
         require=require,
-        tiles=tiles,
+        images=tiles,
     ):
         pass
 
 
-def from_images(tiles: list[SegmentationTile], *ids: int) -> list[SegmentationTile]:
+def from_images(tiles: list[SegmentationImage], *ids: int) -> list[SegmentationImage]:
     return [replace(tile, image_ids=ids) for tile in tiles]
 
 
 def test_every_tile_must_come_from_train_or_pool(
-    make_tiles: Callable[..., list[SegmentationTile]], tmp_path: Path
+    make_tiles: Callable[..., list[SegmentationImage]], tmp_path: Path
 ) -> None:
     whole = {
         "real": from_images(make_tiles("real", 2), 1),
@@ -56,7 +56,7 @@ def test_every_tile_must_come_from_train_or_pool(
     }
     for name, tiles in whole.items():
         for ids, found in (((4,), r"image ids \[4\]"), ((1, 3), r"image ids \[3\]"), ((), "does not name its images")):
-            with pytest.raises(FirewallError, match=rf"tile {tiles[1].id}: {found}"):
+            with pytest.raises(FirewallError, match=rf"image {tiles[1].id}: {found}"):
                 train(tmp_path / "out", whole | {name: [tiles[0], *from_images(tiles[1:], *ids)]})
     assert not (tmp_path / "out").exists()
     train(tmp_path / "out", whole)

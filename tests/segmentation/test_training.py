@@ -10,25 +10,27 @@ import torch
 from safetensors.torch import load_file
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.tiles import Tiling
 from defectory.engine.training.events import Step, Validated
 from defectory.engine.training.loop import Trained
 from defectory.engine.training.schedule import learning_rate_at
 from defectory.errors import ConfigError, WeightsError
 from defectory.events import Work, finish
 from defectory.rle import decode
-from defectory.segmentation import data
+from defectory.segmentation import batches
 from defectory.segmentation.arms import ARMS, first_steps
 from defectory.segmentation.config import SegmentationConfig
-from defectory.segmentation.data import SegmentationTile
+from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.predict import predict_images
+from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.training import WARMUP_STEPS, load_segmenter, loop_settings, train_segmenter
 
-MakeTiles = Callable[..., list[SegmentationTile]]
+MakeTiles = Callable[..., list[SegmentationImage]]
 CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
-TILING = Tiling(mode="tile", tile_px=64, scale=1.0, reason="test")
+SIZING = Sizing(scale=1.0, input_px=64)
 BUILT_IN = ("real", "synthetic", "synthetic_then_real")
-CONFIG = SegmentationConfig(num_steps=6, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2)
+CONFIG = SegmentationConfig(
+    num_steps=6, batch_size=4, defect_free_share=0.25, ema_decay=0, validate_every=2, checkpoint_every=2
+)
 
 
 def train(
@@ -41,14 +43,14 @@ def train(
 ) -> Work[Trained]:
     return train_segmenter(
         arm=arm,
-        tiles={
+        images={
             "real": make_tiles("real", 5),
             "synthetic": make_tiles("made", 7, seed=1),
             "defect_free": make_tiles("free", 9, with_defect=False),
         },
         validate=validate,
         categories=CATEGORIES,
-        tiling=TILING,
+        sizing=SIZING,
         config=config,
         seed=3,
         out=out,
@@ -60,18 +62,18 @@ def test_all_arms_take_the_same_steps_and_the_same_defect_free_tiles(
 ) -> None:
     drawn: list[str] = []
     steps = 0
-    to_sample, adam_step = data.to_sample, torch.optim.AdamW.step
+    to_sample, adam_step = batches.to_sample, torch.optim.AdamW.step
 
-    def seen(tile: SegmentationTile, rng: Any) -> Any:
-        drawn.append(tile.id)
-        return to_sample(tile, rng)
+    def seen(of: SegmentationImage, rng: Any, **how: Any) -> Any:
+        drawn.append(of.id)
+        return to_sample(of, rng, **how)
 
     def counted(self: Any, *args: Any) -> Any:
         nonlocal steps
         steps += 1
         return adam_step(self, *args)
 
-    monkeypatch.setattr(data, "to_sample", seen)
+    monkeypatch.setattr(batches, "to_sample", seen)
     monkeypatch.setattr(torch.optim.AdamW, "step", counted)
     per_arm: dict[str, list[list[str]]] = {}
     for arm in BUILT_IN:
@@ -142,11 +144,11 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
     )
     losses = finish(train(make_tiles, tmp_path, "real", config=config)).losses
     assert sum(losses[-6:]) < 0.7 * sum(losses[:6])
-    model, categories, tiling = load_segmenter(tmp_path)
-    assert (categories, tiling) == (CATEGORIES, TILING)
+    model, categories, sizing = load_segmenter(tmp_path)
+    assert (categories, sizing) == (CATEGORIES, SIZING)
     tiles = make_tiles("real", 2)
     for tile, found in zip(
-        tiles, predict_images(model, ((i, t.image) for i, t in enumerate(tiles)), tiling), strict=True
+        tiles, predict_images(model, ((i, t.image) for i, t in enumerate(tiles)), scale=sizing.scale), strict=True
     ):
         assert found, "nothing found"
         mask, truth = decode(found[0].rle), decode(tile.instances[0][1])
@@ -155,26 +157,26 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
 
 
 def test_an_arm_without_its_tiles_is_refused(make_tiles: MakeTiles, tmp_path: Path) -> None:
-    def run(arm: str, tiles: dict[str, list[SegmentationTile]]) -> None:
+    def run(arm: str, tiles: dict[str, list[SegmentationImage]]) -> None:
         next(
             train_segmenter(
                 arm=arm,
-                tiles=tiles,
+                images=tiles,
                 validate=lambda _: 0.0,
                 categories=CATEGORIES,
-                tiling=TILING,
+                sizing=SIZING,
                 config=CONFIG,
                 seed=0,
                 out=tmp_path / "out",
             )
         )
 
-    with pytest.raises(ConfigError, match=r"arm synthetic: no synthetic tiles; check curation"):
+    with pytest.raises(ConfigError, match=r"arm synthetic: no synthetic images; check curation"):
         run("synthetic", {"real": make_tiles("real", 2), "synthetic": []})
-    with pytest.raises(ConfigError, match=r"arm real: no real tiles; add annotated images"):
+    with pytest.raises(ConfigError, match=r"arm real: no real images; add annotated images"):
         run("real", {"synthetic": make_tiles("made", 2)})
-    with pytest.raises(ConfigError, match=r"segmentation\.arms 'mixed': is not known"):
-        run("mixed", {})
+    with pytest.raises(ConfigError, match=r"segmentation\.arms 'twice': is not known"):
+        run("twice", {})
     assert not (tmp_path / "out").exists()
 
 
@@ -183,17 +185,17 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
         """
         import numpy as np
         from defectory.artifacts.annotation import Category
-        from defectory.artifacts.tiles import Tiling
-        from defectory.rle import encode
+                from defectory.rle import encode
         from defectory.segmentation.config import SegmentationConfig
-        from defectory.segmentation.data import SegmentationTile
+        from defectory.segmentation.data import SegmentationImage
+        from defectory.segmentation.sizing import Sizing
         from defectory.segmentation.training import train_segmenter
         def tiles(seed, with_defect=True):
             mask = np.zeros((48, 64), bool)
             mask[8:20, 10:40] = True
             images = np.random.default_rng(seed).integers(0, 255, (4, 48, 64, 3)).astype(np.uint8)
             instances = ((1, encode(mask)),) * with_defect
-            return [SegmentationTile(id=str(i), image=im, instances=instances) for i, im in enumerate(images)]
+            return [SegmentationImage(id=str(i), image=im, instances=instances) for i, im in enumerate(images)]
         def stage(out):
             out.mkdir(parents=True, exist_ok=True)
             (out / ".tmpQ3fx9a").write_bytes(b"left by a killed write of safetensors")
@@ -203,10 +205,10 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
             )
             for _ in train_segmenter(
                 arm="synthetic_then_real",
-                tiles={"real": tiles(0), "synthetic": tiles(1), "defect_free": tiles(2, False)},
+                images={"real": tiles(0), "synthetic": tiles(1), "defect_free": tiles(2, False)},
                 validate=lambda model: float(next(model.parameters()).detach().abs().sum()) % 1,
                 categories=(Category(id=1, name="crack"),),
-                tiling=Tiling(mode="tile", tile_px=64, scale=1.0, reason="test"), config=config, seed=5, out=out,
+                sizing=Sizing(scale=1.0, input_px=64), config=config, seed=5, out=out,
             ):
                 pass
         """
@@ -230,7 +232,7 @@ def test_a_run_resumes_from_its_checkpoint_unless_its_tiles_changed(make_tiles: 
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
 
-    def others(prefix: str, count: int, *, seed: int = 0, with_defect: bool = True) -> list[SegmentationTile]:
+    def others(prefix: str, count: int, *, seed: int = 0, with_defect: bool = True) -> list[SegmentationImage]:
         return make_tiles(prefix, count, seed=seed + 1, with_defect=with_defect)
 
     anew = [event for event in train(others, tmp_path / "other", "real") if isinstance(event, Step)]

@@ -71,7 +71,7 @@ def test_every_train_instance_is_judged_and_no_other(focused: Run) -> None:
 def test_segmenters_give_nothing_where_they_find_nothing(focused: Run) -> None:
     mask = np.zeros((32, 32), bool)
     mask[4:12, 4:12] = True
-    seen = FoldSegmenters([focused.store().fold(n) for n in range(NUM_FOLDS)], "cpu").defects(
+    seen = FoldSegmenters([focused.store().fold(n) for n in range(NUM_FOLDS)], "cpu", tile_scale=1.0).defects(
         np.full((32, 32, 3), 90, np.uint8)
     )
     assert best_ious(seen, [(1, mask), (2, mask)]) == [0.0, 0.0]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,6 @@ from PIL import Image
 
 from defectory.artifacts.dataset import image_path
 from defectory.artifacts.plan import MaskOrigin
-from defectory.artifacts.tiles import TileSet
 from defectory.errors import FirewallError, ImageError, InputError, StageError
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
@@ -26,7 +27,7 @@ from defectory.stages.evaluate import Evaluate
 from defectory.stages.export import Export
 from defectory.stages.folds import Folds
 from defectory.stages.parts.held_out import require_not_held_out
-from defectory.stages.parts.segmenter_tiles import training_tiles
+from defectory.stages.parts.segmenter_images import real_images, sizing_of
 from defectory.stages.segment import Segment
 
 TinyRun = tuple[Path, dict[str, Any], list[Any]]
@@ -35,10 +36,10 @@ Pixels = NDArray[np.uint8]
 
 
 def begin(stage: Stage, project: Run) -> object:
-    """Run a stage up to its first event."""
+    """Run a stage up to its second event; the first one of a segmenter says that images are loaded."""
     out = project.folder / "begun"
     out.mkdir(exist_ok=True)
-    return next(stage.run(project.store(), project.config, out))
+    return list(islice(stage.run(project.store(), project.config, out), 2))
 
 
 def held_out_file(project: Run, subset: str, place: int = 0) -> Path:
@@ -146,18 +147,24 @@ def test_a_tile_of_a_test_image_that_says_train_is_refused(
             tile.model_copy(update={"image_id": test_id}) if i == place else tile for i, tile in enumerate(whole.tiles)
         ]
         whole.model_copy(update={"tiles": tuple(tiles)}).save(project.folder / "tiles" / "tileset.json")
-        for stage in (Segment("real", 0), Folds()):
+        if subset == "train":
             with pytest.raises(FirewallError, match=rf"image ids \[{test_id}\] are not in train or pool"):
-                begin(stage, project)
-    TileSet.model_copy(whole, update={"split_digest": "of another"}).save(project.folder / "tiles" / "tileset.json")
-    with pytest.raises(StageError, match="the tiles were cut for another split"):
-        training_tiles(project.store(), stage="segment")
-    # what comes past the stage's own question meets the trainer's
+                begin(Folds(), project)
     whole.save(project.folder / "tiles" / "tileset.json")
-    defective, pool = training_tiles(project.store(), stage="segment")
-    forged = [tile.model_copy(update={"image_id": test_id}) for tile in defective[:1]]
-    monkeypatch.setattr(segment_module, "training_tiles", lambda _, *, stage: ([*forged, *defective], pool))
-    with pytest.raises(FirewallError, match=rf"segment-real-seed0, tile {forged[0].id}: image ids \[{test_id}\]"):
+
+
+def test_a_segmenter_trains_on_no_image_of_test_whatever_it_is_handed(
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = without_manifests(tiny_run, open_tiny, tmp_path)
+    store, test_id = project.store(), project.store().split.test[0]
+    real, free = real_images(store, sizing_of(store, input_px=64, scale=None), seed=0, stage="segment")
+    seen = {image_id for image in (*real, *free) for image_id in image.image_ids}
+    assert seen <= {*store.split.train, *store.split.pool}
+    assert seen & set(store.split.train)
+    forged = [replace(image, image_ids=(test_id,)) for image in real[:1]]
+    monkeypatch.setattr(segment_module, "real_images", lambda *_, **__: ([*forged, *real], free))
+    with pytest.raises(FirewallError, match=rf"segment-real-seed0, image {forged[0].id}: image ids \[{test_id}\]"):
         begin(Segment("real", 0), project)
 
 

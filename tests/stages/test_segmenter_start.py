@@ -12,7 +12,7 @@ from defectory.engine.features.encoder import ConvEncoder, save_encoder
 from defectory.events import Progress, StageEnded
 from defectory.files import digest_folder
 from defectory.pretraining.config import PretrainConfig
-from defectory.segmentation.models.family import build_segmenter
+from defectory.segmentation.models.family import Build, build_segmenter
 from defectory.segmentation.start import apply_start
 from defectory.tools.segmenter_start import run_segmenter_start
 
@@ -46,9 +46,11 @@ def test_every_arm_can_begin_with_the_start_that_a_pretraining_makes(encoder: Pa
     assert [(e.done, e.total) for e in steps if isinstance(e, Progress)] == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert isinstance(ended, StageEnded)
     assert ended.summary.startswith("held-out segm mAP")
-    model = build_segmenter("light", 3, seed=0, init="random")
+    model = build_segmenter("light", Build(num_classes=3, init="random"), seed=0)[0]
     apply_start(model, 3, tmp_path / "start")
-    begun = build_segmenter("light", 1, seed=RECIPE.seed, init="encoder", encoder_folder=encoder).state_dict()
+    begun = build_segmenter("light", Build(num_classes=1, init="encoder", encoder=encoder), seed=RECIPE.seed)[
+        0
+    ].state_dict()
     made = load_file(tmp_path / "start" / "model.safetensors")
     name = "backbone.encoder.stem.0.weight"
     assert torch.allclose(made[name].float(), begun[name], atol=0.02), "it begins with the encoder that it is given"

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.tiles import Tiling
 from defectory.images.load import load_image
 from defectory.images.valuerange import ValueRange
 from defectory.rle import box_xyxy, decode
@@ -44,12 +43,12 @@ class Segmenter:
         self,
         model: Any,
         categories: tuple[Category, ...],
-        tiling: Tiling,
         *,
+        scale: float,
         score_threshold: float,
         value_range: ValueRange | None,
     ) -> None:
-        self._model, self._tiling, self._value_range = model, tiling, value_range
+        self._model, self._scale, self._value_range = model, scale, value_range
         self.categories, self.score_threshold = categories, score_threshold
 
     @classmethod
@@ -62,11 +61,11 @@ class Segmenter:
         from defectory.segmentation.training import load_segmenter, score_threshold_of, value_range_of
 
         folder = Path(folder)
-        model, categories, tiling = load_segmenter(folder, device)
+        model, categories, sizing = load_segmenter(folder, device)
         return cls(
             model,
             tuple(categories),
-            tiling,
+            scale=sizing.scale,
             score_threshold=score_threshold_of(folder),
             value_range=value_range_of(folder),
         )
@@ -86,7 +85,7 @@ class Segmenter:
         pixels = image if isinstance(image, np.ndarray) else load_image(Path(image), self._value_range).rgb
         least = self.score_threshold if min_score is None else min_score
         found: list[Detection] = []
-        for predictions in predict_images(self._model, [(0, pixels)], self._tiling):
+        for predictions in predict_images(self._model, [(0, pixels)], scale=self._scale):
             for p in predictions:
                 if p.score >= least:
                     mask = decode(p.rle)

@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
             "training": {"num_steps": 200, **CONDITION_OF_DEMO, "variants_per_image": 4, "validate_every": 100}
         },
         "synthesis": {"num_images": 128, "num_inference_steps": 6, "calibration_drafts": 16},
-        "segmentation": {"num_steps": 240, **SEGMENTER_OF_DEMO, "validate_every": 60},
+        "segmentation": {"num_steps": 200, **SEGMENTER_OF_DEMO, "input_px": 160, "validate_every": 50},
     },
     "demo-full": {
         "drivers": DRIVERS_OF_DEMO,
@@ -36,7 +36,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "prompts": {"defect_noun": "crack"},
         "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}},
         "synthesis": {"num_images": 360, "num_inference_steps": 12},
-        "segmentation": {"num_steps": 600, **SEGMENTER_OF_DEMO, "validate_every": 100, "seeds": [0, 1, 2]},
+        "segmentation": {
+            "num_steps": 480,
+            **SEGMENTER_OF_DEMO,
+            "input_px": 160,
+            "validate_every": 80,
+            "seeds": [0, 1, 2],
+        },
     },
     "cpu": {
         "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
@@ -63,7 +69,13 @@ PRESETS: dict[str, dict[str, Any]] = {
             "driver_guidance": 1.0,
             "batch_size": 8,
         },
-        "segmentation": {"num_steps": 4000, "batch_size": 8, "validate_every": 500, "seeds": [0, 1, 2]},
+        "segmentation": {
+            "num_steps": 4000,
+            "batch_size": 8,
+            "input_px": 768,
+            "validate_every": 500,
+            "seeds": [0, 1, 2],
+        },
     },
 }
 """`demo` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU. `gpu-sd15`: Stable

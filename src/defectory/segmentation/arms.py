@@ -11,12 +11,10 @@ from defectory.registry import Registry
 
 REST = "rest"
 """The share that the other sources leave."""
-AT_RANDOM = frozenset({"defect_free"})
-"""Optional sources, drawn with replacement, since they may have more tiles than a training sees. All other sources that
-an arm names must have tiles, and each of these tiles comes once per epoch.
-"""
-WHAT_TO_DO = {"synthetic": "check curation's acceptance"}
-"""Advice if a required source has no tiles."""
+DEFECT_FREE = "defect_free"
+"""Source that takes part in every arm, with a share of the batch of its own."""
+WHAT_TO_DO = {"synthetic": "check curation's acceptance", "copy_paste": "check that the plan holds masks of train"}
+"""Advice if a source of an arm has no images."""
 
 Share = float | str
 """A number from 0 to 1, `REST`, or the name of a setting in section `segmentation`."""
@@ -27,8 +25,8 @@ class Phase:
     """A part of a training, with its own learning-rate schedule.
 
     Attributes:
-        sources: share of every batch by source: `real`, `synthetic` or `defect_free`, in the order of the batch. The
-            source with share `REST`, else the first one, gets the remainder of rounding.
+        sources: share of the *defective* images of every batch by source: `real`, `synthetic` or `copy_paste`. Together
+            with them, every batch holds `segmentation.defect_free_share` of defect-free images, if there are any.
         steps: share of the steps.
     """
 
@@ -41,43 +39,85 @@ class Arm:
     """A way to train a segmenter; all arms take the same number of optimiser steps.
 
     Attributes:
-        phases: in order. The best weights are taken from the last phase. Otherwise an arm that ends on real tiles could
-            equal one that never sees any.
+        phases: in order. The best weights are taken from the last phase. Otherwise an arm that ends on real images
+            could equal one that never sees any.
+        resampling: show images of rare classes more often.
+        augmentation: name of an augmentation policy; None takes `segmentation.augmentation`.
+        summary: what it does, in a few words for people.
     """
 
     phases: tuple[Phase, ...]
+    resampling: bool = True
+    augmentation: str | None = None
+    summary: str = ""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Return the names of all sources, each once."""
+        """Return the names of all sources of defective images, each once."""
         return tuple(dict.fromkeys(source for phase in self.phases for source in phase.sources))
 
-    def content(self) -> list[dict[str, object]]:
-        """Return the phases as JSON-compatible values, sources in their order."""
-        return [
+    def content(self) -> dict[str, object]:
+        """Return what the arm does as JSON-compatible values, sources in their order."""
+        phases = [
             {"sources": [list(pair) for pair in phase.sources.items()], "steps": phase.steps} for phase in self.phases
         ]
+        return {"phases": phases, "resampling": self.resampling, "augmentation": self.augmentation}
 
 
-WITH_DEFECT_FREE: Mapping[str, Share] = {"defect_free": "defect_free_share"}
-REAL = Arm(phases=(Phase(sources={"real": REST, **WITH_DEFECT_FREE}),))
-SYNTHETIC = Arm(phases=(Phase(sources={"synthetic": REST, **WITH_DEFECT_FREE}),))
-SYNTHETIC_THEN_REAL = Arm(
-    phases=(
-        Phase(sources={"synthetic": REST, **WITH_DEFECT_FREE}),
-        Phase(sources={"real": REST, **WITH_DEFECT_FREE}, steps="real_share_of_steps"),
+def _only(source: str) -> tuple[Phase, ...]:
+    return (Phase(sources={source: REST}),)
+
+
+def _mixed(real_share: Share) -> tuple[Phase, ...]:
+    """Mix real and synthetic images, and end on real ones alone."""
+    return (
+        Phase(sources={"real": real_share, "synthetic": REST}),
+        Phase(sources={"real": REST}, steps="final_real_share"),
     )
+
+
+PLAIN = Arm(phases=_only("real"), resampling=False, augmentation="flips", summary="real images, mild variation")
+RESAMPLED = Arm(phases=_only("real"), augmentation="flips", summary="real images, rare classes more often")
+REAL = Arm(phases=_only("real"), summary="real images, rare classes more often, varied")
+COPY_PASTE = Arm(
+    phases=(Phase(sources={"real": 0.5, "copy_paste": REST}), Phase(sources={"real": REST}, steps="final_real_share")),
+    summary="half of the defective images have a real defect pasted in",
+)
+MIXED = Arm(phases=_mixed("real_share"), summary="real and synthetic images in every batch")
+MIXED_50 = Arm(phases=_mixed(0.5), summary="half of the defective images real, half synthetic")
+MIXED_75 = Arm(phases=_mixed(0.75), summary="three quarters of the defective images real, the rest synthetic")
+MIXED_90 = Arm(phases=_mixed(0.9), summary="nine tenths of the defective images real, the rest synthetic")
+HYBRID = Arm(
+    phases=(
+        Phase(sources={"real": 0.5, "synthetic": 0.25, "copy_paste": REST}),
+        Phase(sources={"real": REST}, steps="final_real_share"),
+    ),
+    summary="half real, a quarter synthetic, a quarter with a real defect pasted in",
+)
+SYNTHETIC = Arm(phases=_only("synthetic"), summary="synthetic images alone")
+SYNTHETIC_THEN_REAL = Arm(
+    phases=(Phase(sources={"synthetic": REST}), Phase(sources={"real": REST}, steps="real_share_of_steps")),
+    summary="first synthetic, then real images (the paper)",
 )
 
 ARMS: Registry[Arm] = Registry(
     "arms",
     setting="segmentation.arms",
     builtin={
+        "real_plain": "defectory.segmentation.arms:PLAIN",
+        "real_resampled": "defectory.segmentation.arms:RESAMPLED",
         "real": "defectory.segmentation.arms:REAL",
+        "copy_paste": "defectory.segmentation.arms:COPY_PASTE",
+        "mixed": "defectory.segmentation.arms:MIXED",
+        "mixed_50": "defectory.segmentation.arms:MIXED_50",
+        "mixed_75": "defectory.segmentation.arms:MIXED_75",
+        "mixed_90": "defectory.segmentation.arms:MIXED_90",
+        "hybrid": "defectory.segmentation.arms:HYBRID",
         "synthetic": "defectory.segmentation.arms:SYNTHETIC",
         "synthetic_then_real": "defectory.segmentation.arms:SYNTHETIC_THEN_REAL",
     },
 )
+"""The ladder, in order of cost. Each rung holds what those before it have shown to help: resampling, variation."""
 
 
 def first_steps(arm: Arm, *, name: str, settings: Any, num_steps: int) -> tuple[int, ...]:
@@ -100,35 +140,25 @@ def first_steps(arm: Arm, *, name: str, settings: Any, num_steps: int) -> tuple[
     return tuple(result)
 
 
-def batch_counts(
-    phase: Phase, *, name: str, settings: Any, batch_size: int, num_tiles: Mapping[str, int]
-) -> dict[str, int]:
-    """Return the number of tiles of each source in a batch, in the order of the batch.
+def batch_shares(phase: Phase, *, name: str, settings: Any, num_images: Mapping[str, int]) -> dict[str, float]:
+    """Return the share of each source of a batch, in the order of the batch; defect-free images come last.
 
     Args:
         phase: its sources.
         name: of the arm, for messages.
         settings: section `segmentation`, which holds the named shares.
-        batch_size: tiles per batch.
-        num_tiles: of each source; empty sources in `AT_RANDOM` are left out, and the others fill the batch.
+        num_images: of each source; without defect-free images the others fill the batch.
 
     Raises:
-        ConfigError: a required source has no tiles, or the shares do not add up to 1.
+        ConfigError: a source has no images, or the shares do not add up to 1.
     """
     shares = _shares(phase.sources, settings, of=f"arm {name}, its batch")
     for source in shares:
-        if not num_tiles.get(source) and source not in AT_RANDOM:
-            raise ConfigError(f"arm {name}", f"no {source} tiles", WHAT_TO_DO.get(source, "add annotated images"))
-    filler = next((source for source, share in phase.sources.items() if share == REST), next(iter(phase.sources)))
-    counts, total = dict.fromkeys(shares, 0), 0.0
-    for source, share in shares.items():
-        if source != filler and num_tiles.get(source):
-            counts[source] = round(batch_size * (total + share)) - round(batch_size * total)
-            total += share
-    counts[filler] = batch_size - sum(counts.values())
-    if not num_tiles.get(filler):
-        raise ConfigError(f"arm {name}", f"no {filler} tiles to fill a batch with", "add defect-free images")
-    return counts
+        if not num_images.get(source):
+            raise ConfigError(f"arm {name}", f"no {source} images", WHAT_TO_DO.get(source, "add annotated images"))
+    free = float(settings.defect_free_share) if num_images.get(DEFECT_FREE) else 0.0
+    result = {source: share * (1 - free) for source, share in shares.items()}
+    return {**result, DEFECT_FREE: free} if free else result
 
 
 def _shares(shares: Mapping[str, Share], settings: Any, *, of: str) -> dict[str, float]:

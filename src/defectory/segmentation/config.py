@@ -11,6 +11,7 @@ from defectory.engine.config import MixedPrecision
 from defectory.registry import Registry
 from defectory.segmentation.arms import ARMS
 from defectory.segmentation.models.registry import SEGMENTERS
+from defectory.segmentation.policies import POLICIES
 
 Init = Literal["segmenter", "encoder", "random"]
 
@@ -19,12 +20,23 @@ class SegmentationConfig(Section):
     """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
     model: str = "light"
-    """Segmenter family: `light` (shipped weights), `resnet50` (random weights), a family of an installed package, or
-    `package.module:attribute`. `resnet50` needs far more than a few hundred steps to find anything (decision 036).
+    """Segmenter family: `light` (shipped weights), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
+    `weights`), a family of an installed package, or `package.module:attribute`.
     """
-    arms: tuple[str, ...] = ("real", "synthetic", "synthetic_then_real")
-    """Training arms: `real`, `synthetic`, `synthetic_then_real`, arms of installed packages, or
-    `package.module:attribute`.
+    weights: str | None = None
+    """File of initial weights for the families that have none of their own: `.pth` or `.safetensors` in torchvision's
+    layout, such as its COCO weights. None looks for them in torch's own download folder.
+    """
+    arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
+    """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `mixed`, `mixed_50`, `mixed_75`,
+    `mixed_90`, `hybrid`, `synthetic`, `synthetic_then_real`, arms of installed packages, or `package.module:attribute`.
+    """
+    input_px: int = Field(default=256, ge=64, le=4096)
+    """Longest side, in the pixels that the segmenter sees, of what it sees at once in training. Larger images are
+    shown in crops. Raise it as far as memory allows.
+    """
+    scale: float | None = Field(default=None, gt=0, le=8)
+    """Pixels that the segmenter sees per image pixel. None: whole images where defects stay wide enough, else crops.
     """
     num_steps: int = Field(default=400, ge=2)
     """Optimiser steps of each segmenter. Raise it if a segmenter learns nothing."""
@@ -33,17 +45,32 @@ class SegmentationConfig(Section):
     `num_steps`.
     """
     batch_size: int = Field(default=8, ge=1)
-    """Tiles per optimiser step."""
+    """Images per optimiser step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate."""
     weight_decay: float = Field(default=1e-3, ge=0)
     """Decoupled weight decay of the optimiser."""
+    ema_decay: float = Field(default=0.95, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what is validated and saved; 0 turns it off."""
     mixed_precision: MixedPrecision = "bf16"
     """Precision of the training step: `bf16`, or `no` for fp32 throughout. Prediction always runs in fp32."""
-    defect_free_share: float = Field(default=0.15, ge=0, lt=1)
-    """Share of defect-free real tiles in each batch, the same in every built-in arm."""
+    augmentation: str = "exposure"
+    """How training images are varied: `flips`, `exposure` (also contrast, blur and noise), `scale` (also zoom), `turns`
+    (also rotation; harmful where light comes from one side), a policy of an installed package, or
+    `package.module:attribute`.
+    """
+    resampling_threshold: float = Field(default=0.5, ge=0, le=1)
+    """Images of a class that fewer than this share of the defective images show are shown more often, by the square
+    root of the ratio. 0 turns it off.
+    """
+    defect_free_share: float = Field(default=0.25, ge=0, lt=1)
+    """Share of defect-free real images in each batch, the same in every arm."""
+    real_share: float = Field(default=0.5, gt=0, lt=1)
+    """Share of real images among the defective ones of a batch, in the arm `mixed`."""
+    final_real_share: float = Field(default=0.2, gt=0, lt=1)
+    """Share of the steps, at the end, in which arms that mix see real images alone."""
     real_share_of_steps: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the steps that the arm `synthetic_then_real` spends on real tiles at the end."""
+    """Share of the steps that the arm `synthetic_then_real` spends on real images at the end."""
     validate_every: int = Field(default=100, ge=1)
     """Steps between two validations."""
     checkpoint_every: int = Field(default=100, ge=1)
@@ -69,6 +96,11 @@ class SegmentationConfig(Section):
     @classmethod
     def _is_a_known_family(cls, value: str) -> str:
         return _known(value, SEGMENTERS)
+
+    @field_validator("augmentation")
+    @classmethod
+    def _is_a_known_policy(cls, value: str) -> str:
+        return _known(value, POLICIES)
 
     @field_validator("arms")
     @classmethod

@@ -1,32 +1,40 @@
-"""Makes training batches of segmenters from tiles with instances, as functions of (seed, step)."""
+"""The images that segmenters train on, and how each step's batch is drawn, as functions of (seed, step)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from defectory.rle import Rle, box_xyxy, decode
-from defectory.segmentation.arms import AT_RANDOM
+from defectory.rle import Rle, decode_crop
+
+Mask = NDArray[np.bool_]
+GOLDEN = 0.6180339887498949
+"""Its multiples, modulo 1, spread evenly."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentationTile:
-    """A training tile: RGB uint8 [H,W,3], and (category id, mask) per instance; no instances if defect-free.
+class SegmentationImage:
+    """A training image or a window of one: RGB uint8 [H,W,3], and (category id, mask) of each instance.
 
-    `image_ids` names the data set images that the tile shows parts of: the image it was cut from, or the sources of a
-    draft's background and masks. It is empty for tiles that belong to no data set.
+    `image_ids` names the data set images that it shows parts of: the image it was cut from, or the sources of a
+    draft's background and masks. It is empty for images that belong to no data set.
     """
 
     id: str
     image: NDArray[np.uint8]
     instances: tuple[tuple[int, Rle], ...] = ()
     image_ids: tuple[int, ...] = ()
+    _crops: list[tuple[Mask, tuple[int, int]]] = field(default_factory=list, repr=False, compare=False)
+
+    def crops(self) -> list[tuple[Mask, tuple[int, int]]]:
+        """Return the mask of each instance, cropped to its box, and the position (y, x) of its first pixel; cached."""
+        if len(self._crops) != len(self.instances):
+            self._crops[:] = [(mask, (y, x)) for _, rle in self.instances for mask, (x, y) in [decode_crop(rle)]]
+        return self._crops
 
     def digest(self) -> str:
         """Return the SHA-256 hex digest of image and instances."""
@@ -36,57 +44,55 @@ class SegmentationTile:
         return state.hexdigest()
 
 
-def to_sample(tile: SegmentationTile, rng: np.random.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """Convert a tile to torchvision's detection sample, randomly flipped and mildly re-exposed.
-
-    Returns:
-        image float32 [3,H,W] in [0,1], and boxes float [N,4] xyxy, labels int64 [N], masks uint8 [N,H,W].
-    """
-    flip_x, flip_y = rng.random(2) < 0.5
-    image = tile.image.astype(np.float32) / 255
-    image = np.clip((image - image.mean()) * rng.uniform(0.9, 1.1) + image.mean() + rng.uniform(-0.04, 0.04), 0, 1)
-    masks = [decode(rle) for _, rle in tile.instances]
-    step = (-1 if flip_y else 1, -1 if flip_x else 1)
-    image = image[:: step[0], :: step[1]]
-    masks = [mask[:: step[0], :: step[1]] for mask in masks]
-    boxes = [box_xyxy(mask) for mask in masks]
-    keep = [i for i, (x0, y0, x1, y1) in enumerate(boxes) if x1 > x0 and y1 > y0]
-    height, width = image.shape[:2]
-    stacked = np.stack([masks[i] for i in keep]) if keep else np.zeros((0, height, width), bool)
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), {
-        "boxes": torch.tensor([boxes[i] for i in keep], dtype=torch.float32).reshape(-1, 4),
-        "labels": torch.tensor([tile.instances[i][0] for i in keep], dtype=torch.int64),
-        "masks": torch.from_numpy(stacked.astype(np.uint8)),
-    }
-
-
-def draw_batch(
-    tiles: Mapping[str, Sequence[SegmentationTile]], counts: Mapping[str, int], *, seed: int, step: int
-) -> list[tuple[Tensor, dict[str, Tensor]]]:
-    """Draw one step's batch, a pure function of the arguments.
+class Draws:
+    """An endless sequence of image indices: all once per epoch, shuffled, rare classes more often if wished.
 
     Args:
-        tiles: by source.
-        counts: tiles of each source, in the order of the batch. Sources in `AT_RANDOM` are drawn with replacement, all
-            others without repeats in an epoch.
-        seed: of tiles and augmentation.
+        repeats: how often each image comes in an epoch on average, 1 or more each.
+        seed: of the order.
+    """
+
+    def __init__(self, repeats: Sequence[float], *, seed: int) -> None:
+        self._repeats, self._seed = np.asarray(repeats, np.float64), seed
+        self._drawn: list[int] = []
+        self._epochs = 0
+
+    def at(self, position: int) -> int:
+        """Return the index at a position, counted from 0."""
+        while position >= len(self._drawn):
+            rng = np.random.default_rng([72, self._seed, self._epochs])
+            whole = np.floor(self._repeats)
+            counts = (whole + (rng.random(len(whole)) < self._repeats - whole)).astype(int)
+            order = np.repeat(np.arange(len(counts)), counts)
+            self._drawn += rng.permutation(order).tolist()
+            self._epochs += 1
+        return self._drawn[position]
+
+
+def repeats_of(images: Sequence[SegmentationImage], *, threshold: float) -> list[float]:
+    """Return how often each image is repeated for the sake of its rarest class (Gupta et al. 2019, LVIS).
+
+    An image is repeated by the square root of `threshold` / f, where f is the share of the images that show the class;
+    at least once.
+    """
+    shown = [{category_id for category_id, _ in image.instances} for image in images]
+    count = {c: sum(c in classes for classes in shown) for c in set().union(*shown)} if shown else {}
+    return [
+        max((max(1.0, float(np.sqrt(threshold * len(images) / count[c]))) for c in classes), default=1.0)
+        for classes in shown
+    ]
+
+
+def members(shares: Mapping[str, float], *, batch_size: int, step: int) -> list[str]:
+    """Return the source of each member of a step's batch; over many steps the shares are exact.
+
+    Args:
+        shares: of each source, in the order of the batch; together 1.
+        batch_size: members.
         step: counted from 0.
     """
-    rng = np.random.default_rng([71, seed, step])
-    chosen: list[SegmentationTile] = []
-    for source, count in counts.items():
-        if count and source in AT_RANDOM:
-            indices = rng.integers(len(tiles[source]), size=count).tolist()
-        else:
-            indices = epoch_indices(len(tiles[source]), count, seed=seed, step=step) if count else []
-        chosen += [tiles[source][index] for index in indices]
-    return [to_sample(tile, rng) for tile in chosen]
-
-
-def epoch_indices(count: int, batch_size: int, *, seed: int, step: int) -> list[int]:
-    """Return the indices of one step: every tile once per epoch, shuffled per epoch."""
-    result: list[int] = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, place = divmod(position, count)
-        result.append(int(np.random.default_rng([72, seed, epoch]).permutation(count)[place]))
-    return result
+    ends = np.cumsum(list(shares.values()))
+    points = (np.arange(batch_size) + (0.5 + step * GOLDEN) % 1.0) / batch_size
+    places = np.minimum(np.searchsorted(ends, points * ends[-1], side="right"), len(ends) - 1)
+    names = list(shares)
+    return [names[int(place)] for place in places]

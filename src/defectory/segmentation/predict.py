@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from torchvision.ops import batched_nms
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.tiles import Tiling
 from defectory.artifacts.value import Value
 from defectory.drawing import draw_outlines, write_text
 from defectory.images.save import save_png
-from defectory.rle import Rle, box_xyxy, decode, encode
+from defectory.rle import Rle, box_of, box_xyxy, decode, encode, encode_crop
+from defectory.segmentation.windows import resized
 
 MAX_SIDE_PX = 1024
 """Larger scaled images are predicted in overlapping windows."""
@@ -49,14 +49,14 @@ class Prediction(Value):
 
 @torch.no_grad()
 def predict_images(
-    model: Any, images: Iterable[tuple[int, Image]], tiling: Tiling, *, min_score: float = 0.05
+    model: Any, images: Iterable[tuple[int, Image]], *, scale: float, min_score: float = 0.05
 ) -> Iterator[list[Prediction]]:
     """Predict whole images one after the other.
 
     Args:
         model: a segmenter.
         images: image id and RGB uint8 [H,W,3].
-        tiling: mode and scale the segmenter was trained at.
+        scale: pixels that the segmenter sees per image pixel.
         min_score: weaker detections are dropped.
 
     Yields:
@@ -64,44 +64,60 @@ def predict_images(
     """
     model.eval()
     for image_id, image in images:
-        yield _predict_one(model, image_id, image, tiling, min_score)
+        yield _predict_one(model, image_id, image, scale, min_score)
 
 
-def _predict_one(model: Any, image_id: int, image: Image, tiling: Tiling, min_score: float) -> list[Prediction]:
-    height, width = image.shape[:2]
-    scale = min(tiling.scale, tiling.tile_px / max(height, width)) if tiling.mode == "frame" else tiling.scale
-    size = (max(1, round(height * scale)), max(1, round(width * scale)))
-    shrink = cv2.INTER_AREA if size[0] < height else cv2.INTER_CUBIC
-    scaled = (
-        image
-        if size == (height, width)
-        else cv2.resize(image, (size[1], size[0]), interpolation=shrink).astype(np.uint8)
-    )
-    if tiling.mode == "frame":
-        scaled = np.pad(scaled, ((0, tiling.tile_px - size[0]), (0, tiling.tile_px - size[1]), (0, 0)))
+def _predict_one(model: Any, image_id: int, image: Image, scale: float, min_score: float) -> list[Prediction]:
+    size_hw, scaled = (image.shape[0], image.shape[1]), resized(image, scale)
+    # how much the sides really grew, after rounding
+    ratio_yx = scaled.shape[0] / size_hw[0], scaled.shape[1] / size_hw[1]
+    device = next(model.parameters()).device
     found: list[_Found] = []
     for y, x in _windows(scaled.shape[:2]):
         window = scaled[y : y + MAX_SIDE_PX, x : x + MAX_SIDE_PX]
-        device = next(model.parameters()).device
         output = model([torch.from_numpy(np.ascontiguousarray(window)).permute(2, 0, 1).float().to(device) / 255])[0]
+        top, left = round(y / ratio_yx[0]), round(x / ratio_yx[1])
+        bottom, right = round((y + window.shape[0]) / ratio_yx[0]), round((x + window.shape[1]) / ratio_yx[1])
+        seen = (left, top, min(size_hw[1], right), min(size_hw[0], bottom))
         for score, label, soft in zip(
             output["scores"].tolist(), output["labels"].tolist(), output["masks"][:, 0].cpu().numpy(), strict=True
         ):
             if score < min_score:
                 continue
-            full = np.zeros(scaled.shape[:2], np.float32)
-            full[y : y + window.shape[0], x : x + window.shape[1]] = soft
-            cut = full[: size[0], : size[1]]
-            back = cut if size == (height, width) else cv2.resize(cut, (width, height), interpolation=cv2.INTER_LINEAR)
-            mask = back >= 0.5
+            mask, corner_yx = _at_native_size(soft, (y, x), ratio_yx, size_hw)
             if mask.any():
-                sides = (x / scale, y / scale, (x + window.shape[1]) / scale, (y + window.shape[0]) / scale)
-                seen = (round(sides[0]), round(sides[1]), min(width, round(sides[2])), min(height, round(sides[3])))
                 # encoded at once, since the masks of a 20 MP image would fill the memory
-                found.append(
-                    _Found(score=float(score), label=int(label), box=box_xyxy(mask), rle=encode(mask), windows=(seen,))
-                )
+                rle = encode_crop(mask, (corner_yx[1], corner_yx[0]), size_hw)
+                found.append(_Found(score=float(score), label=int(label), box=box_of(rle), rle=rle, windows=(seen,)))
     return [Prediction(image_id=image_id, category_id=f.label, score=f.score, rle=f.rle) for f in _merge(found)]
+
+
+def _at_native_size(
+    soft: NDArray[np.float32], corner_yx: tuple[int, int], ratio_yx: tuple[float, float], size_hw: tuple[int, int]
+) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """Resize the part of a window's soft mask, float32 [h,w], that is not 0 to the image's own resolution.
+
+    Returns:
+        The mask, bool, and the position (y, x) of its first pixel in the image.
+    """
+    x0, y0, x1, y1 = box_xyxy(soft > 0)
+    if x1 <= x0:
+        return np.zeros((0, 0), bool), (0, 0)
+    # one more pixel on each side, since the resized border is soft
+    y0, x0, y1, x1 = max(0, y0 - 1), max(0, x0 - 1), min(soft.shape[0], y1 + 1), min(soft.shape[1], x1 + 1)
+    crop, (y, x) = np.ascontiguousarray(soft[y0:y1, x0:x1]), (corner_yx[0] + y0, corner_yx[1] + x0)
+    if ratio_yx == (1.0, 1.0):
+        return crop >= 0.5, (y, x)
+    top, left = int(y / ratio_yx[0]), int(x / ratio_yx[1])
+    bottom = min(size_hw[0], int(np.ceil((y + crop.shape[0]) / ratio_yx[0])))
+    right = min(size_hw[1], int(np.ceil((x + crop.shape[1]) / ratio_yx[1])))
+    # centres of pixels map onto each other, as in `cv2.resize`
+    matrix = np.array(
+        [[ratio_yx[1], 0, (left + 0.5) * ratio_yx[1] - 0.5 - x], [0, ratio_yx[0], (top + 0.5) * ratio_yx[0] - 0.5 - y]]
+    )
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    native = cv2.warpAffine(crop, matrix, (right - left, bottom - top), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(native) >= 0.5, (top, left)
 
 
 def _windows(size_hw: tuple[int, ...]) -> list[tuple[int, int]]:

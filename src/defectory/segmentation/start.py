@@ -21,7 +21,7 @@ from defectory.errors import WeightsError
 from defectory.files import digest_file, write_json
 from defectory.folders.swap import atomic_folder
 from defectory.rle import encode
-from defectory.segmentation.data import SegmentationTile
+from defectory.segmentation.data import SegmentationImage
 
 CLASS_NAME = "defect"
 CLASS_HEADS = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred", "roi_heads.mask_predictor.2")
@@ -34,14 +34,14 @@ def shipped_start() -> Path:
     return Path(str(files("defectory.segmentation") / "weights"))
 
 
-def tiles_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[np.uint8]) -> SegmentationTile:
-    """Convert a procedural image to a tile; the connected regions of each defect word become instances of class 1."""
+def image_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[np.uint8]) -> SegmentationImage:
+    """Convert a procedural image to a training image; each connected region of a defect word is an instance."""
     instances: list[tuple[int, Any]] = []
     for word in np.unique(class_map[class_map > 0]):
         count, labels = cv2.connectedComponents((class_map == word).astype(np.uint8), connectivity=8)
         regions = (labels == index for index in range(1, count))
         instances += [(1, encode(region)) for region in regions if region.sum() >= MIN_AREA_PX]
-    return SegmentationTile(id=name, image=image, instances=tuple(instances))
+    return SegmentationImage(id=name, image=image, instances=tuple(instances))
 
 
 def save_start(trained: Path, out: Path) -> None:
@@ -84,6 +84,6 @@ def spread_rows(rows_of_two: Tensor, rows: int, num_classes: int) -> Tensor:
     return torch.cat([background, *([defect] * num_classes)])
 
 
-def split_tiles(tiles: Sequence[SegmentationTile]) -> tuple[list[SegmentationTile], list[SegmentationTile]]:
-    """Split tiles into those with instances and those without."""
-    return [t for t in tiles if t.instances], [t for t in tiles if not t.instances]
+def split_images(images: Sequence[SegmentationImage]) -> tuple[list[SegmentationImage], list[SegmentationImage]]:
+    """Split images into those with instances and those without."""
+    return [i for i in images if i.instances], [i for i in images if not i.instances]

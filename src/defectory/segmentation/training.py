@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.tiles import Tiling
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.config import LoopSettings
 from defectory.engine.training.loop import Trained, Validation, train
@@ -23,10 +22,12 @@ from defectory.events import Work
 from defectory.files import digest_file, digest_folder, digest_json, write_json
 from defectory.folders.swap import remove_leftovers
 from defectory.images.valuerange import ValueRange
-from defectory.segmentation.arms import ARMS, Arm, batch_counts, first_steps
+from defectory.segmentation.arms import ARMS, Arm, first_steps
+from defectory.segmentation.batches import Batch, Batches, Images
 from defectory.segmentation.config import SegmentationConfig
-from defectory.segmentation.data import SegmentationTile, draw_batch
-from defectory.segmentation.models.family import build_segmenter
+from defectory.segmentation.data import SegmentationImage
+from defectory.segmentation.models.family import Build, build_segmenter
+from defectory.segmentation.sizing import BoxStatistics, Sizing, box_statistics
 
 WARMUP_STEPS = 20
 FINAL_LR_SHARE = 0.05
@@ -34,23 +35,21 @@ MAX_GRAD_NORM = 5.0
 NO_SCORE = -1.0
 """Best val score in the log if no validation counted."""
 
-Tiles = Mapping[str, Sequence[SegmentationTile]]
-"""Tiles by source: `real`, `synthetic` (accepted drafts), `defect_free`, and any other source of an arm."""
-Batch = list[tuple[Tensor, dict[str, Tensor]]]
-
 
 def train_segmenter(
     *,
     arm: str,
-    tiles: Tiles,
+    images: Images,
     validate: Callable[[nn.Module], float],
     categories: Sequence[Category],
-    tiling: Tiling,
+    sizing: Sizing,
     config: SegmentationConfig,
     seed: int,
     out: Path,
     device: str = "cpu",
     encoder: Path | None = None,
+    weights: Path | None = None,
+    boxes: BoxStatistics | None = None,
     value_range: ValueRange | None = None,
     require: Callable[[Sequence[int], str], None] | None = None,
     stage: str = "",
@@ -59,54 +58,68 @@ def train_segmenter(
 
     Args:
         arm: name in `ARMS`.
-        tiles: by source.
+        images: by source, at the scale of `sizing`.
         validate: returns the val segm mAP of the model; called at fixed steps.
         categories: classes.
-        tiling: stored with the weights, since prediction needs it.
+        sizing: stored with the weights, since prediction needs the scale.
         config: family, steps, batch, optimiser.
         seed: of weights, batches and augmentation.
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         device: where to train.
         encoder: folder of the encoder that `config.init = "encoder"` starts from; None means the shipped one.
+        weights: initial weights on disk, for families that take some.
+        boxes: sizes of the boxes to be found; None measures those of the real images.
         value_range: of the data set, stored with the weights, so that images of more than 8 bit are read alike in
             training and prediction.
-        require: called with a tile's image ids and its name; raises for ids that must not be trained on. The ids go
-            into the log. None for tiles that belong to no data set.
+        require: called with an image's image ids and its name; raises for ids that must not be trained on. The ids go
+            into the log. None for images that belong to no data set.
         stage: name in events and messages.
 
     Raises:
-        ConfigError: the arm or the family is unknown, or a source of the arm has no tiles.
-        FirewallError: a tile does not name its images, or `require` refuses one of them.
+        ConfigError: the arm or the family is unknown, or a source of the arm has no images.
+        FirewallError: an image does not name its images, or `require` refuses one of them.
         StageError: a loss is not finite, or `out` cannot be written.
+        WeightsError: initial weights cannot be used.
     """
-    image_ids = _required_ids([tile for group in tiles.values() for tile in group], require)
+    image_ids = _required_ids([image for group in images.values() for image in group], require)
     chosen = ARMS.get(arm)
     begins = first_steps(chosen, name=arm, settings=config, num_steps=config.num_steps)
-    batch_of = _batches(chosen, arm, begins, tiles, config, seed)
-    model = build_segmenter(config.model, len(categories), seed=seed, init=config.init, encoder_folder=encoder)
+    batches = Batches(chosen, arm, begins, images, config, seed)
+    boxes = boxes or boxes_of(images)
+    build = Build(num_classes=len(categories), boxes=boxes, init=config.init, encoder=encoder, weights=weights)
+    model, built = build_segmenter(config.model, build, seed=seed)
     model = model.to(device)
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     trained = yield from train(
         {name: value for name, value in model.named_parameters() if value.requires_grad},
-        batch_of,
+        batches.at,
         _loss_of(model, config, seed, device),
         config=loop_settings(begins, config),
         checkpoint=out / "checkpoint",
-        recipe=_recipe(chosen, tiles, config, encoder, num_classes=len(categories), seed=seed),
+        recipe=_recipe(chosen, images, config, encoder, built, num_classes=len(categories), seed=seed),
         validation=Validation(
             measure=lambda _step: validate(model), name="val mAP", keeps_best=True, best_after=begins[-2]
         ),
         buffers=dict(model.named_buffers()),
         stage=stage,
     )
-    _save(out, model, config.model, categories, tiling, value_range)
+    about = {
+        "kind": config.model,
+        "categories": [c.model_dump() for c in categories],
+        "sizing": sizing.model_dump(),
+        "built": built,
+        "value_range": None if value_range is None else value_range.model_dump(),
+    }
+    _save(out, model, about)
     log = {
         "arm": arm,
         "seed": seed,
         "losses": [round(loss, 6) for loss in trained.losses],
         "val_map": trained.validated,
         "best_val_map": NO_SCORE if trained.best is None else trained.best,
+        "exposures": batches.exposures,
+        "num_images": {source: len(group) for source, group in images.items()},
         "image_ids": image_ids,
     }
     write_json(out / "log.json", log)
@@ -114,21 +127,11 @@ def train_segmenter(
     return trained
 
 
-def _batches(
-    arm: Arm, name: str, begins: tuple[int, ...], tiles: Tiles, config: SegmentationConfig, seed: int
-) -> Callable[[int], tuple[int, Batch]]:
-    """Return a function that draws a step's batch, following the arm's phases."""
-    num_tiles = {source: len(group) for source, group in tiles.items()}
-    counts = [
-        batch_counts(phase, name=name, settings=config, batch_size=config.batch_size, num_tiles=num_tiles)
-        for phase in arm.phases
-    ]
-
-    def batch_of(step: int) -> tuple[int, Batch]:
-        phase = next(i for i, end in enumerate(begins[1:]) if step < end)
-        return step, draw_batch(tiles, counts[phase], seed=seed, step=step)
-
-    return batch_of
+def boxes_of(images: Images) -> BoxStatistics | None:
+    """Measure the boxes of the real images, or of all images if there are no real ones."""
+    sources = [images["real"]] if images.get("real") else list(images.values())
+    masks = [mask for group in sources for image in group for mask, _ in image.crops()]
+    return box_statistics([(float(mask.shape[0]), float(mask.shape[1])) for mask in masks])
 
 
 def _loss_of(
@@ -166,51 +169,45 @@ def loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSe
         fused=False,
         weight_decay=config.weight_decay,
         max_grad_norm=MAX_GRAD_NORM,
-        ema_decay=None,
+        ema_decay=config.ema_decay or None,
         checkpoint_every=config.checkpoint_every,
         validate_every=config.validate_every,
     )
 
 
 def _recipe(
-    arm: Arm, tiles: Tiles, config: SegmentationConfig, encoder: Path | None, *, num_classes: int, seed: int
+    arm: Arm,
+    images: Images,
+    config: SegmentationConfig,
+    encoder: Path | None,
+    built: Mapping[str, Any],
+    *,
+    num_classes: int,
+    seed: int,
 ) -> str:
     """Compute the digest of everything that the weights depend on."""
     return digest_json(
         {
-            "phases": arm.content(),
-            "tiles": {source: [tile.digest() for tile in tiles.get(source, ())] for source in arm.sources},
+            "arm": arm.content(),
+            "images": {source: [image.digest() for image in group] for source, group in images.items()},
             "config": config.of_one_training(),
             "encoder": None if encoder is None else digest_folder(encoder),
+            "built": built,
             "num_classes": num_classes,
             "seed": seed,
         }
     )
 
 
-def _save(
-    out: Path,
-    model: nn.Module,
-    kind: str,
-    categories: Sequence[Category],
-    tiling: Tiling,
-    value_range: ValueRange | None,
-) -> None:
+def _save(out: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
     weights = out / "model.safetensors"
     # tensors that share memory cannot be stored
     write_tensors(weights, {name: value.detach().cpu().clone() for name, value in model.state_dict().items()})
-    about = {
-        "kind": kind,
-        "categories": [c.model_dump() for c in categories],
-        "tiling": tiling.model_dump(),
-        "value_range": None if value_range is None else value_range.model_dump(),
-        "sha256": digest_file(weights),
-    }
-    write_json(out / "segmenter.json", about)
+    write_json(out / "segmenter.json", {**about, "sha256": digest_file(weights)})
 
 
-def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[Category, ...], Tiling]:
-    """Load a trained segmenter with its classes and tiling.
+def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[Category, ...], Sizing]:
+    """Load a trained segmenter with its classes and sizing.
 
     Raises:
         WeightsError: a part is missing, damaged or a pickle.
@@ -235,9 +232,9 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
     if digest_file(weights) != content["sha256"]:
         raise WeightsError(weights, "digest differs from segmenter.json", "copy the segmenter again")
     categories = tuple(Category.model_validate(c) for c in content["categories"])
-    model = build_segmenter(content["kind"], len(categories), seed=0, init="random")
+    model, _ = build_segmenter(content["kind"], Build(num_classes=len(categories), built=content["built"]), seed=0)
     model.load_state_dict(load_file(weights))
-    return model.to(device).eval(), categories, Tiling.model_validate(content["tiling"])
+    return model.to(device).eval(), categories, Sizing.model_validate(content["sizing"])
 
 
 def is_whole_segmenter(folder: Path) -> bool:
@@ -267,14 +264,16 @@ def value_range_of(folder: Path) -> ValueRange | None:
     return None if stored is None else ValueRange.model_validate(stored)
 
 
-def _required_ids(tiles: Sequence[SegmentationTile], require: Callable[[Sequence[int], str], None] | None) -> list[int]:
-    """Return the sorted ids of the tiles' images, after `require` has accepted each tile."""
+def _required_ids(
+    images: Sequence[SegmentationImage], require: Callable[[Sequence[int], str], None] | None
+) -> list[int]:
+    """Return the sorted ids of the images, after `require` has accepted each image."""
     if require is None:
         return []
-    for tile in tiles:
-        if not tile.image_ids:
+    for image in images:
+        if not image.image_ids:
             raise FirewallError(
-                f"tile {tile.id}: does not name its images; only images of train and pool may be trained on"
+                f"image {image.id}: does not name its images; only images of train and pool may be trained on"
             )
-        require(tile.image_ids, f"tile {tile.id}")
-    return sorted({image_id for tile in tiles for image_id in tile.image_ids})
+        require(image.image_ids, f"image {image.id}")
+    return sorted({image_id for image in images for image_id in image.image_ids})

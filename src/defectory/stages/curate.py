@@ -18,7 +18,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import ConceptFolder, RunStore
-from defectory.stages.folds import NUM_FOLDS, FoldSegmenters
+from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, tile_scale_of
 from defectory.stages.parts.sampling import load_backbone
 
 MAX_PRIOR_IMAGES = 64
@@ -101,7 +101,9 @@ def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
 
         difficulty, device = inputs.difficulty, device_of(config.device, threads=config.threads)
         agreement = Agreement(
-            overlap=FoldSegmenters([inputs.fold(number) for number in range(NUM_FOLDS)], device).overlap,
+            overlap=FoldSegmenters(
+                [inputs.fold(number) for number in range(NUM_FOLDS)], device, tile_scale=tile_scale_of(tiles.tileset)
+            ).overlap,
             expected=difficulty.expected_overlap,
             limit=1.0 - difficulty.overlap_limit(curation.agreement_quantile),
         )

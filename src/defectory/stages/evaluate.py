@@ -84,8 +84,8 @@ class Evaluate(Stage):
             if segmenter.skipped is None:
                 yield Progress(done=done, total=len(pairs), note=f"test images, {arm}, seed {seed}")
                 _require_unseen_test(inputs, segmenter, stage_name(arm, seed))
-                model, _, tiling = load_segmenter(segmenter.folder, device)
-                results = predict(model, data, test, tiling)
+                model, _, sizing = load_segmenter(segmenter.folder, device)
+                results = predict(model, data, test, sizing.scale)
                 write_json(out / layout.PREDICTIONS / f"{layout.segmenter_name(arm, seed)}.json", results)
                 scores = score_segmenter(
                     test, data.dataset.categories, results, score_threshold=score_threshold_of(segmenter.folder)

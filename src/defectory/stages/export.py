@@ -21,7 +21,7 @@ from defectory.synthesis.export import Frame, export_synthetic
 class Export(Stage):
     """Writes the synthetic set that segmenters train on and users receive."""
 
-    VERSION = 2
+    VERSION = 3
     name, folder = "export", layout.SYNTHETIC
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
@@ -51,6 +51,7 @@ class Export(Stage):
             pool_image_of=pool_image_of,
             image_ids_of=lambda job: image_ids[job.id],
             valid_hw_of=lambda job: pool.tile(job).valid_hw,
+            scale_of=lambda job: pool.tile(job).scale,
             frame_of=(lambda job: frame_of(data, pool, job)) if config.synthesis.mode == "insert" else None,
         )
         kept = written.num_without_outline

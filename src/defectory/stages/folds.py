@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Category, masks_of
 from defectory.artifacts.dataset import Dataset
 from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
-from defectory.artifacts.tiles import Tile, Tiling
+from defectory.artifacts.tiles import TileSet
 from defectory.config.project import ProjectConfig
 from defectory.curation.fidelity import iou
 from defectory.events import Progress, Work
@@ -21,7 +21,8 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.stages.parts.segmenter_tiles import segmentation_tiles, training_tiles
+from defectory.segmentation.sizing import Sizing
+from defectory.stages.parts.segmenter_images import real_images, sizing_of
 
 NUM_FOLDS = 2
 MIN_SCORE = 0.3
@@ -33,7 +34,7 @@ Defects = Sequence[tuple[int, Mask]]
 class Folds(Stage):
     """Trains a segmenter per fold of train, if `synthesis.focus` or the check `agreement` needs it."""
 
-    VERSION = 2
+    VERSION = 3
     name, folder = "folds", layout.FOLDS
     is_resumable = True
 
@@ -44,6 +45,7 @@ class Folds(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on how segmenters are trained, and on the seed."""
         return {
+            "files of segmentation.weights": sources.listing(config.segmentation.weights),
             "segmentation": {**config.segmentation.of_one_training(), "fold_steps": config.segmentation.fold_steps},
             "seed": config.seed,
         }
@@ -53,11 +55,13 @@ class Folds(Stage):
         from defectory.engine.devices import device_of
 
         tileset = inputs.tiles.tileset
-        defective, pool = training_tiles(inputs, stage=self.name)
-        fold_of = folds_of(inputs.data.dataset, defective, seed=config.seed)
+        defective = [tile for tile in tileset.of("train") if tile.instances]
+        inputs.split.require_training_ids((tile.image_id for tile in defective), stage=self.name)
+        fold_of = folds_of(inputs.data.dataset, inputs.split.train, seed=config.seed)
         device = device_of(config.device, threads=config.threads)
-        yield from self._train(inputs, config, defective, pool, fold_of, out=out, device=device)
-        segmenters = FoldSegmenters([out / layout.fold_folder(fold) for fold in range(NUM_FOLDS)], device)
+        yield from self._train(inputs, config, fold_of, out=out, device=device)
+        folders = [out / layout.fold_folder(fold) for fold in range(NUM_FOLDS)]
+        segmenters = FoldSegmenters(folders, device, tile_scale=tile_scale_of(tileset))
         found: dict[tuple[int, int], list[tuple[int, float]]] = {}
         overlaps: list[TileOverlap] = []
         for tile in defective:
@@ -85,39 +89,33 @@ class Folds(Stage):
         return f"IoU of what each fold left out: {shown}"
 
     def _train(
-        self,
-        inputs: RunStore,
-        config: ProjectConfig,
-        defective: Sequence[Tile],
-        pool: Sequence[Tile],
-        fold_of: Mapping[int, int],
-        *,
-        out: Path,
-        device: str,
+        self, inputs: RunStore, config: ProjectConfig, fold_of: Mapping[int, int], *, out: Path, device: str
     ) -> Work[None]:
         from defectory.engine.training.events import Step
         from defectory.segmentation.training import is_whole_segmenter, train_segmenter
 
-        tiles, split, segmentation = inputs.tiles, inputs.split, config.segmentation
+        split, segmentation = inputs.split, config.segmentation
         # only train may choose a checkpoint, so the last one is kept
         num_steps = segmentation.fold_steps or segmentation.num_steps
         segmentation = segmentation.model_copy(update={"num_steps": num_steps, "validate_every": num_steps})
-        free = segmentation_tiles(tiles, pool)
+        sizing = sizing_of(inputs, input_px=segmentation.input_px, scale=segmentation.scale)
         for fold in range(NUM_FOLDS):
             folder = out / layout.fold_folder(fold)
             if is_whole_segmenter(folder):
                 continue
-            seen = segmentation_tiles(tiles, [t for t in defective if fold_of[t.image_id] != fold])
+            left_out = {image_id for image_id, of in fold_of.items() if of == fold}
+            seen, free = real_images(inputs, sizing, seed=config.seed, stage=self.name, leave_out=left_out)
             for event in train_segmenter(
                 arm="real",
-                tiles={"real": seen, "defect_free": free},
+                images={"real": seen, "defect_free": free},
                 validate=lambda _: 0.0,
-                categories=tiles.tileset.categories,
-                tiling=tiles.tileset.tiling,
+                categories=inputs.data.dataset.categories,
+                sizing=sizing,
                 config=segmentation,
                 seed=config.seed,
                 out=folder,
                 device=device,
+                weights=None if segmentation.weights is None else inputs.sources.path(segmentation.weights),
                 require=lambda ids, what: split.require_training_ids(ids, stage=f"folds, {what}"),
             ):
                 if isinstance(event, Step):
@@ -126,9 +124,9 @@ class Folds(Stage):
                     )
 
 
-def folds_of(dataset: Dataset, tiles: Sequence[Tile], *, seed: int) -> dict[int, int]:
-    """Assign images to folds. Groups stay together, and each class is spread evenly over the folds."""
-    ids = sorted({tile.image_id for tile in tiles})
+def folds_of(dataset: Dataset, train: Sequence[int], *, seed: int) -> dict[int, int]:
+    """Assign images of train with defects to folds. Groups stay together; each class is spread evenly over folds."""
+    ids = sorted(image_id for image_id in train if dataset.image(image_id).instances)
     groups: dict[str, list[int]] = {}
     for image_id in ids:
         groups.setdefault(dataset.image(image_id).group, []).append(image_id)
@@ -154,15 +152,16 @@ class FoldSegmenters:
     Args:
         folders: of the trained segmenters.
         device: to predict on.
+        tile_scale: pixels of a tile per image pixel.
     """
 
-    def __init__(self, folders: Sequence[Path], device: str) -> None:
+    def __init__(self, folders: Sequence[Path], device: str, *, tile_scale: float) -> None:
         from defectory.segmentation.training import load_segmenter
 
-        loaded: list[tuple[Any, tuple[Category, ...], Tiling]] = [load_segmenter(path, device) for path in folders]
+        loaded: list[tuple[Any, tuple[Category, ...], Sizing]] = [load_segmenter(path, device) for path in folders]
         self._models = [model for model, _, _ in loaded]
-        # tiles already have the segmenters' scale
-        self._tiling = loaded[0][2].model_copy(update={"mode": "tile", "scale": 1.0})
+        # tiles were already resized when they were cut
+        self._scale = loaded[0][2].scale / tile_scale
 
     def defects(self, image: NDArray[np.uint8], *, folds: Sequence[int] = range(NUM_FOLDS)) -> list[Defects]:
         """Return the defects that each segmenter finds, as category id and mask bool [H,W].
@@ -176,12 +175,17 @@ class FoldSegmenters:
         return [
             [(p.category_id, decode(p.rle)) for p in predictions]
             for fold in folds
-            for predictions in predict_images(self._models[fold], [(0, image)], self._tiling, min_score=MIN_SCORE)
+            for predictions in predict_images(self._models[fold], [(0, image)], scale=self._scale, min_score=MIN_SCORE)
         ]
 
     def overlap(self, image: NDArray[np.uint8], labels: Defects) -> float:
         """Return the mean over all segmenters of `overlap` on a tile."""
         return overlap(self.defects(image), labels)
+
+
+def tile_scale_of(tileset: TileSet) -> float:
+    """Return the pixels of a tile per image pixel, in the middle if frames of unlike images differ."""
+    return float(np.median([tile.scale for tile in tileset.tiles]))
 
 
 def best_ious(seen: Sequence[Defects], labels: Defects) -> list[float]:

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defectory.artifacts.dataset import ImageRecord
-from defectory.artifacts.tiles import Tiling
 from defectory.config.project import ProjectConfig
 from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
-from defectory.events import Work
+from defectory.events import Progress, Work
 from defectory.files import write_json
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import DataFolder, RunStore
 from defectory.segmentation.arms import ARMS
-from defectory.stages.parts.segmenter_tiles import segmentation_tiles, training_tiles
-from defectory.stages.parts.synthetic_set import load_synthetic, synthetic_tiles
+from defectory.stages.parts.copy_paste import copy_paste_images
+from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
 
 if TYPE_CHECKING:
-    from defectory.segmentation.data import SegmentationTile
+    from defectory.segmentation.data import SegmentationImage
 
 GROUP = "segment"
 SEEDS_PER_PROJECT = 10_000
+NO_IMAGES = {"synthetic": "curation accepted no draft", "copy_paste": "no real defect could be pasted"}
 
 
 def stage_name(arm: str, seed: int) -> str:
@@ -45,7 +45,7 @@ class Segment(Stage):
         seed: of the training.
     """
 
-    VERSION = 2
+    VERSION = 3
     group = GROUP
     is_resumable = True
 
@@ -54,15 +54,17 @@ class Segment(Stage):
         self.name, self.folder = stage_name(arm, seed), layout.segmenter_folder(arm, seed)
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read images, split and tiles, and the synthetic set if the arm trains on it."""
-        return ("import", "split", "tiles", *(("export",) if uses_synthetic(self.arm) else ()))
+        """Read images and split, and the sets that the arm trains on."""
+        return ("import", "split", *(("export",) if uses_synthetic(self.arm) else ()))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on how segmenters are trained, on the arm's phases and on the seed."""
         return {
             "segmentation": config.segmentation.of_one_training(),
+            "files of segmentation.weights": sources.listing(config.segmentation.weights),
             "arm": ARMS.get(self.arm).content(),
             "seed": config.seed,
+            **(_pasting(config) if "copy_paste" in ARMS.get(self.arm).sources else {}),
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
@@ -71,38 +73,41 @@ class Segment(Stage):
         from defectory.engine.training.events import plain
         from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
 
-        data, split, tileset, segmentation = inputs.data, inputs.split, inputs.tiles.tileset, config.segmentation
-        device = device_of(config.device, threads=config.threads)
-        defective, pool = training_tiles(inputs, stage=self.name)
-        synthetic: list[SegmentationTile] = []
+        data, split, segmentation = inputs.data, inputs.split, config.segmentation
+        device, seed = device_of(config.device, threads=config.threads), training_seed(config.seed, self.seed)
+        sizing = sizing_of(inputs, input_px=segmentation.input_px, scale=segmentation.scale)
+        yield Progress(done=0, total=segmentation.num_steps, note="loading images")
+        real, free = real_images(inputs, sizing, seed=config.seed, stage=self.name)
+        images: dict[str, list[SegmentationImage]] = {"real": real, "defect_free": free}
         if uses_synthetic(self.arm):
-            images, value_range = load_synthetic(inputs.synthetic), data.dataset.value_range
-            synthetic = synthetic_tiles(images, tile_px=tileset.tiling.tile_px, value_range=value_range)
-            if not synthetic:
-                reason = "curation accepted no draft"
+            images["synthetic"] = made_images(inputs.synthetic, inputs, sizing, seed=config.seed)
+        if "copy_paste" in ARMS.get(self.arm).sources:
+            images["copy_paste"] = copy_paste_images(
+                real, free, count=config.synthesis.num_images, flip=config.augmentation.flip, seed=config.seed
+            )
+        for source, reason in NO_IMAGES.items():
+            if images.get(source) == []:
                 write_json(out / layout.SKIPPED_FILE, {"reason": reason})
                 return f"skipped: {reason}"
         val = _with_few_defect_free([data.dataset.image(i) for i in split.val], segmentation.max_val_images)
 
         def validate(model: Any) -> float:
-            results = predict(model, data, val, tileset.tiling)
+            results = predict(model, data, val, sizing.scale)
             # mAP does not depend on the threshold
             return score_segmenter(val, data.dataset.categories, results, score_threshold=0.5).segm_map
 
+        weights = segmentation.weights
         work = train_segmenter(
             arm=self.arm,
-            tiles={
-                "real": segmentation_tiles(inputs.tiles, defective),
-                "synthetic": synthetic,
-                "defect_free": segmentation_tiles(inputs.tiles, pool),
-            },
+            images=images,
             validate=validate,
             categories=data.dataset.categories,
-            tiling=tileset.tiling,
+            sizing=sizing,
             config=segmentation,
-            seed=training_seed(config.seed, self.seed),
+            seed=seed,
             out=out,
             device=device,
+            weights=None if weights is None else inputs.sources.path(weights),
             value_range=data.dataset.value_range,
             require=lambda ids, what: split.require_training_ids(ids, stage=f"{self.name}, {what}"),
         )
@@ -110,9 +115,14 @@ class Segment(Stage):
         threshold = segmentation.score_threshold
         if threshold is None:
             model, _, _ = load_segmenter(out, device)
-            threshold = best_score_threshold(val, predict(model, data, val, tileset.tiling))
+            threshold = best_score_threshold(val, predict(model, data, val, sizing.scale))
         record_score_threshold(out, threshold)
-        return f"validation segm mAP {trained.best or 0.0:.3f}, score threshold {threshold:.2f}"
+        seen = f"{sizing.reason}, scale {sizing.scale:.2f}"
+        return f"validation segm mAP {trained.best or 0.0:.3f}, score threshold {threshold:.2f}; {seen}"
+
+
+def _pasting(config: ProjectConfig) -> dict[str, object]:
+    return {"synthesis.num_images": config.synthesis.num_images, "augmentation.flip": config.augmentation.flip}
 
 
 def uses_synthetic(arm: str) -> bool:
@@ -120,12 +130,12 @@ def uses_synthetic(arm: str) -> bool:
     return "synthetic" in ARMS.get(arm).sources
 
 
-def predict(model: Any, data: DataFolder, records: Sequence[ImageRecord], tiling: Tiling) -> list[dict[str, object]]:
+def predict(model: Any, data: DataFolder, records: Sequence[ImageRecord], scale: float) -> list[dict[str, object]]:
     """Predict images of the data set, and return COCO results."""
     from defectory.segmentation.predict import coco_results, predict_images
 
     images: Iterator[tuple[int, Any]] = ((record.id, data.image(record)) for record in records)
-    return [row for found in predict_images(model, images, tiling) for row in coco_results(found)]
+    return [row for found in predict_images(model, images, scale=scale) for row in coco_results(found)]
 
 
 def _with_few_defect_free(records: Sequence[ImageRecord], limit: int) -> list[ImageRecord]:

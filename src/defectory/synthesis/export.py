@@ -92,6 +92,7 @@ def export_synthetic(
     pool_image_of: Callable[[Job], dict[str, object]],
     image_ids_of: Callable[[Job], tuple[int, ...]],
     valid_hw_of: Callable[[Job], tuple[int, int]],
+    scale_of: Callable[[Job], float],
     frame_of: Callable[[Job], Frame] | None = None,
 ) -> SyntheticSet:
     """Write the synthetic set: `images/`, `annotations.json` (RLE), `annotations_polygons.json`, `provenance.jsonl`.
@@ -105,6 +106,7 @@ def export_synthetic(
         pool_image_of: returns a job's pool image record for the provenance.
         image_ids_of: returns the ids of the images that a job's background and masks come from.
         valid_hw_of: image part of the tile; padding is cut off on export.
+        scale_of: returns the pixels of a job's tile per pixel of its pool image.
         frame_of: returns the frame that a job's tile was cut from, which the defect and labels are transferred to. None
             exports tiles.
 
@@ -136,6 +138,7 @@ def export_synthetic(
                 "sha256": digest_file(folder / "images" / picture.name),
                 "image_ids": list(image_ids_of(job)),
                 "pool": pool_image_of(job),
+                "scale": scale_of(job) if picture.window is None else 1.0,
                 "window": picture.window,
             }
             records.append(canonical_json(origin | _provenance(job, decision, plan, base_digest=base_digest)))

@@ -53,7 +53,7 @@ def predict_files(
             ", ".join(str(p) for p in images), "no images here", "give image files or folders that hold some"
         )
     require_replaceable(out, kind="predictions")
-    model, categories, tiling = load_segmenter(segmenter, device)
+    model, categories, sizing = load_segmenter(segmenter, device)
     value_range = value_range_of(segmenter)
     drawn_from = score_threshold_of(segmenter) if min_score is None else min_score
     records: list[dict[str, Any]] = []
@@ -67,7 +67,7 @@ def predict_files(
             for remark in loaded.remarks:
                 sieve.remark(remark, path)
             image = loaded.rgb
-            found = next(iter(predict_images(model, [(image_id, image)], tiling)))
+            found = next(iter(predict_images(model, [(image_id, image)], scale=sizing.scale)))
             records.append(
                 {"id": image_id, "file_name": _as_text(path), "height": image.shape[0], "width": image.shape[1]}
             )

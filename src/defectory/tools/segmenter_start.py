@@ -10,11 +10,11 @@ from typing import Any
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
-from defectory.artifacts.tiles import Tiling
 from defectory.evaluation.mask_metrics import score_segmenter
 from defectory.events import Event, StageEnded, Work
 from defectory.pretraining.config import PretrainConfig
 from defectory.segmentation.config import SegmentationConfig
+from defectory.segmentation.sizing import OWN_BOXES, Sizing
 
 STAGE = "segmenter"
 
@@ -48,7 +48,7 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     from defectory.engine.training.events import plain
     from defectory.pretraining.corpus import make_corpus
     from defectory.segmentation.predict import coco_results, predict_images
-    from defectory.segmentation.start import CLASS_NAME, split_tiles, tiles_of_class_map
+    from defectory.segmentation.start import CLASS_NAME, image_of_class_map, split_images
     from defectory.segmentation.training import train_segmenter
 
     recipe, categories = config.segmenter, (Category(id=1, name=CLASS_NAME),)
@@ -61,7 +61,7 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     )
 
     def tile(index: int) -> Any:
-        return tiles_of_class_map(f"{index:07d}", corpus.images[index], corpus.class_maps[index])
+        return image_of_class_map(f"{index:07d}", corpus.images[index], corpus.class_maps[index])
 
     held_out = range(config.num_images, len(corpus))
     records = [
@@ -75,17 +75,20 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
         )
         for index in held_out
     ]
-    tiling = Tiling(mode="tile", tile_px=config.tile_px, scale=1.0, reason="procedural images")
+    sizing = Sizing(scale=1.0, input_px=config.tile_px, reason="procedural images")
 
     def validate(model: Any) -> float:
-        found = predict_images(model, ((index, corpus.images[index]) for index in held_out), tiling)
+        found = predict_images(model, ((index, corpus.images[index]) for index in held_out), scale=sizing.scale)
         results = [row for detections in found for row in coco_results(detections)]
         # mAP does not use the threshold
         return score_segmenter(records, categories, results, score_threshold=0.5).segm_map
 
-    defective, free = split_tiles([tile(index) for index in range(min(recipe.num_images, config.num_images))])
+    defective, free = split_images([tile(index) for index in range(min(recipe.num_images, config.num_images))])
     segmentation = SegmentationConfig(
         init="encoder",
+        augmentation="flips",
+        resampling_threshold=0,
+        input_px=config.tile_px,
         num_steps=recipe.num_steps,
         batch_size=recipe.batch_size,
         learning_rate=recipe.learning_rate,
@@ -95,10 +98,11 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     )
     work = train_segmenter(
         arm="real",
-        tiles={"real": defective, "defect_free": free},
+        images={"real": defective, "defect_free": free},
         validate=validate,
         categories=categories,
-        tiling=tiling,
+        sizing=sizing,
+        boxes=OWN_BOXES,
         config=segmentation,
         seed=config.seed,
         out=out,

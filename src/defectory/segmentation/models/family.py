@@ -13,47 +13,72 @@ every step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from defectory.errors import ConfigError
 from defectory.segmentation.config import Init
 from defectory.segmentation.models.registry import SEGMENTERS
+from defectory.segmentation.sizing import BoxStatistics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """What a segmenter is built from.
+
+    Attributes:
+        num_classes: defect classes, background not counted.
+        boxes: sizes of the boxes to find, for families with anchors; None keeps a family's own.
+        init: initial weights, if the family has shipped ones.
+        encoder: folder of the encoder that `init = "encoder"` starts from; None means the shipped one.
+        weights: file or folder of initial weights on the user's disk; None means none was set.
+        built: what `describe` returned for the segmenter that is built again, to load trained weights into; None for a
+            new one.
+    """
+
+    num_classes: int
+    boxes: BoxStatistics | None = None
+    init: Init = "segmenter"
+    encoder: Path | None = None
+    weights: Path | None = None
+    built: Mapping[str, Any] | None = None
 
 
 class SegmenterFamily(Protocol):
     """A family builds segmenters of one kind."""
 
-    def build(self, num_classes: int, *, init: Init, encoder: Path | None) -> nn.Module:
-        """Build an untrained segmenter; random weights come from torch's global generator, which is seeded.
+    def build(self, build: Build) -> tuple[nn.Module, Mapping[str, Any]]:
+        """Build a segmenter; random weights come from torch's global generator, which is seeded.
 
-        Args:
-            num_classes: defect classes, background not counted.
-            init: initial weights; a family without shipped weights ignores it and starts from random ones.
-            encoder: folder of the encoder that `init = "encoder"` starts from; None means the shipped one.
+        Returns:
+            The segmenter, and what `Build.built` needs to build one of the same shape again, JSON-compatible.
+
+        Raises:
+            WeightsError: the weights on disk cannot be used.
         """
         ...
 
 
-def build_segmenter(
-    kind: str, num_classes: int, *, seed: int, init: Init = "segmenter", encoder_folder: Path | None = None
-) -> nn.Module:
-    """Build an untrained segmenter without changing the state of torch's global generator.
+def build_segmenter(kind: str, build: Build, *, seed: int) -> tuple[nn.Module, Mapping[str, Any]]:
+    """Build a segmenter of a family without changing the state of torch's global generator.
 
     Args:
         kind: name of its family.
-        num_classes: defect classes, background not counted.
+        build: what it is built from.
         seed: of the random weights.
-        init: initial weights, if the family has shipped ones: the shipped `segmenter` for procedural defects, the
-            shipped `encoder` alone, or `random` weights.
-        encoder_folder: the encoder that `init = "encoder"` uses in place of the shipped one.
 
     Raises:
-        ConfigError: the family is unknown.
+        ConfigError: the family is unknown, or takes no weights.
+        WeightsError: the weights on disk cannot be used.
     """
     family: SegmenterFamily = SEGMENTERS.get(kind)
+    if build.weights is not None and not getattr(family, "takes_weights", False):
+        raise ConfigError("segmentation.weights", f"the family {kind} has weights of its own", "leave the setting out")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return family.build(num_classes, init=init, encoder=encoder_folder)
+        return family.build(build)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from pathlib import Path
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from defectory.engine.features.encoder import CHANNELS, ConvEncoder, load_encoder
-from defectory.segmentation.config import Init
+from defectory.segmentation.models.anchors import anchors_for
+from defectory.segmentation.models.family import Build
 from defectory.segmentation.models.transform import AsTheyAre
+from defectory.segmentation.sizing import OWN_BOXES, BoxStatistics
 from defectory.segmentation.start import apply_start
 
 LEVELS = ("0", "1", "2")
+ANCHORS_PX = ((8.0, 12.0), (20.0, 32.0), (48.0, 72.0), (100.0, 100.0))
 PYRAMID = 64
 HIDDEN = 128
 BOX_POOL = 5
@@ -93,30 +96,34 @@ def _mask_predictor(num_classes: int) -> nn.Module:
 class Light:
     """The family of the light Mask R-CNN, the only one with shipped weights."""
 
-    def build(self, num_classes: int, *, init: Init, encoder: Path | None) -> MaskRCNN:
+    def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:
         """Build a segmenter from the shipped `segmenter`, from an `encoder` alone, or from `random` weights."""
-        own = load_encoder(encoder)[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()
+        boxes, init = build.boxes, build.init
+        if build.built is not None:
+            stored = build.built["boxes"]
+            boxes, init = None if stored is None else BoxStatistics.model_validate(stored), "random"
+        own = load_encoder(build.encoder)[0].requires_grad_(True).train() if init == "encoder" else ConvEncoder()
         model = MaskRCNN(
             LightBackbone(own),
-            rpn_anchor_generator=AnchorGenerator(((8, 12), (20, 32), (48, 72), (100,) * 2), ((0.33, 1.0, 3.0),) * 4),
-            rpn_pre_nms_top_n_train=200,
-            rpn_pre_nms_top_n_test=200,
-            rpn_post_nms_top_n_train=100,
-            rpn_post_nms_top_n_test=100,
+            rpn_anchor_generator=anchors_for(boxes, ANCHORS_PX, own_boxes=OWN_BOXES),
+            rpn_pre_nms_top_n_train=400,
+            rpn_pre_nms_top_n_test=400,
+            rpn_post_nms_top_n_train=150,
+            rpn_post_nms_top_n_test=150,
             rpn_batch_size_per_image=64,
             box_roi_pool=_pool(BOX_POOL),
             box_head=_BoxHead(),
-            box_predictor=_BoxPredictor(num_classes + 1),
+            box_predictor=_BoxPredictor(build.num_classes + 1),
             box_batch_size_per_image=32,
-            box_detections_per_img=20,
+            box_detections_per_img=50,
             mask_roi_pool=_pool(14),
             mask_head=_mask_head(),
-            mask_predictor=_mask_predictor(num_classes + 1),
+            mask_predictor=_mask_predictor(build.num_classes + 1),
         )
         model.transform = AsTheyAre(1, 1, [0.5] * 3, [0.5] * 3)
         if init == "segmenter":
-            apply_start(model, num_classes)
-        return model
+            apply_start(model, build.num_classes)
+        return model, {"boxes": None if boxes is None else boxes.model_dump()}
 
 
 FAMILY = Light()

@@ -12,6 +12,7 @@ SEGMENTERS: Registry[Any] = Registry(
     builtin={
         "light": "defectory.segmentation.models.light:FAMILY",
         "resnet50": "defectory.segmentation.models.resnet50:FAMILY",
+        "resnet50_v2": "defectory.segmentation.models.resnet50:FAMILY_V2",
     },
 )
 """Each is a `defectory.segmentation.models.family.SegmenterFamily`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -53,6 +54,13 @@ class Situation:
     def areas_per_image(self) -> float:
         """Return the area of a typical image at its own resolution."""
         return max(self.data.megapixels_per_image * 1e6 / costs.REFERENCE_PX**2, 0.25)
+
+    @property
+    def seen_areas(self) -> float:
+        """Return the area of a typical image as segmenters see it; thin defects may need more."""
+        segmentation, side = self.config.segmentation, math.sqrt(max(1.0, self.data.megapixels_per_image * 1e6))
+        scale = min(1.0, segmentation.input_px / side) if segmentation.scale is None else segmentation.scale
+        return max((side * scale / costs.REFERENCE_PX) ** 2, 0.25)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,9 +262,11 @@ def _segmenter(of: Situation, *, num_steps: int, num_validated: int, num_val: in
     cost = costs.SEGMENTERS.get(segmentation.model)
     if cost is None:
         return None
-    batch_s = segmentation.batch_size * (cost.tile_s + cost.area_s * of.areas)
-    predicted_s = cost.predicted_s + cost.predicted_area_s * of.areas_per_image
-    state = cost.memory_bytes + segmentation.batch_size * (cost.tile_bytes + cost.area_bytes * of.areas)
+    per_image = of.seen_areas
+    areas = min(per_image, (segmentation.input_px / costs.REFERENCE_PX) ** 2)
+    batch_s = segmentation.batch_size * (cost.tile_s + cost.area_s * areas)
+    predicted_s = cost.predicted_s + cost.predicted_area_s * per_image
+    state = cost.memory_bytes + segmentation.batch_size * (cost.tile_bytes + cost.area_bytes * areas)
     weights = costs.SEGMENTER_FILE_BYTES * cost.num_parameters
     return StageWork(
         spread_seconds=num_steps * (cost.step_s + batch_s)
@@ -376,7 +386,7 @@ def _evaluate(of: Situation) -> StageWork | None:
     num_segmenters = len(config.segmentation.arms) * len(config.segmentation.seeds)
     most = config.evaluation.max_kid_tiles
     compared = min(most, data.num_defective) + min(most, data.num_test) + min(most, config.synthesis.num_images)
-    predicted_s = cost.predicted_s + cost.predicted_area_s * of.areas_per_image
+    predicted_s = cost.predicted_s + cost.predicted_area_s * of.seen_areas
     return StageWork(
         spread_seconds=num_segmenters * data.num_test * predicted_s + costs.COMPARED_S * compared * of.areas,
         on_device=True,
