@@ -13,7 +13,7 @@ from defectory.curation.anomaly import learn_memory
 from defectory.curation.checks import Checker, Draft, Encoder, RealTile, reason_of
 from defectory.curation.config import CurationConfig
 from defectory.curation.novelty import Originals, copy_of, learn_limit
-from defectory.curation.realism import density_and_coverage, farthest_first, learn_real_tiles
+from defectory.curation.realism import farthest_first, learn_real_tiles
 from defectory.curation.tighten import tighten
 
 SIZE_HW = (64, 96)
@@ -144,17 +144,6 @@ def test_tiles_of_one_image_do_not_make_real_tiles_look_close() -> None:
     assert own is not None
     assert blind is not None
     assert own.limit > 100 * blind.limit
-
-
-def test_density_and_coverage_are_one_for_the_same_distribution_and_nought_far_away() -> None:
-    rng = np.random.default_rng(1)
-    real, same = rng.normal(size=(400, 4)), rng.normal(size=(400, 4))
-    density, coverage = density_and_coverage(same, real)
-    assert density == pytest.approx(1.0, abs=0.1)
-    assert coverage > 0.9
-    assert density_and_coverage(same + 50, real) == (0.0, 0.0)
-    # one mode alone is dense and covers little
-    assert density_and_coverage(same[:1].repeat(400, axis=0), real)[1] < 0.1
 
 
 def test_farthest_first_takes_one_of_each_cluster_before_a_second() -> None:

@@ -5,9 +5,20 @@ import pytest
 import torch
 from scipy import linalg
 from scipy.stats import wasserstein_distance
+from sklearn.metrics import mutual_info_score
 
+from defectory.engine.features.neighbourhoods import density_and_coverage
 from defectory.evaluation.config import EvaluationConfig
-from defectory.evaluation.image_metrics import fid, kid, kid_interval, score_image_sets, tones
+from defectory.evaluation.image_metrics import (
+    fid,
+    kid,
+    kid_interval,
+    l2_distance,
+    mutual_information_nats,
+    score_diversity,
+    score_image_sets,
+    tones,
+)
 
 
 def features(seed: int, count: int, *, dimension: int = 6, shift: float = 0.0) -> np.ndarray:
@@ -106,3 +117,52 @@ def test_scores_of_sets_carry_floors_and_wasserstein_is_scipys() -> None:
         )
     assert 40 < scores.mean_wasserstein < 60
     assert (scores.num_synthetic, scores.num_real) == (5, 7)
+    assert (scores.density, scores.coverage) == density_and_coverage(sets[0], sets[2])
+    assert (scores.density_train, scores.coverage_train) == density_and_coverage(sets[1], sets[2])
+
+
+def samples(seed: int, count: int, *, spread: float) -> list[np.ndarray]:
+    """Noisy versions of one picture, RGB uint8 [24,40,3]."""
+    rng = np.random.default_rng(seed)
+    picture = np.linspace(20, 220, 24 * 40).reshape(24, 40, 1).repeat(3, axis=2)
+    return [np.clip(rng.normal(picture, spread), 0, 255).astype(np.uint8) for _ in range(count)]
+
+
+def test_l2_distance_is_the_norm_at_512_pixels() -> None:
+    rng = np.random.default_rng(0)
+    first, second = (rng.integers(0, 256, (512, 512, 3), np.uint8) for _ in range(2))
+    expected = np.linalg.norm(first.astype(float).ravel() / 255 - second.astype(float).ravel() / 255)
+    assert l2_distance(first, second) == pytest.approx(expected, rel=1e-9)
+    # the same picture at another size is as far away
+    small = [np.full((24, 40, 3), level, np.uint8) for level in (100, 120)]
+    large = [np.full((48, 80, 3), level, np.uint8) for level in (100, 120)]
+    assert l2_distance(small[0], small[1]) == pytest.approx(l2_distance(large[0], large[1]))
+
+
+@pytest.mark.parametrize("spread", [1.0, 20.0, 80.0])
+def test_mutual_information_is_that_of_scikit_learn(spread: float) -> None:
+    first, second = samples(1, 2, spread=spread)
+    bins = [(image.astype(int).sum(axis=2) // 3 // 8).ravel() for image in (first, second)]
+    assert mutual_information_nats(first, second) == pytest.approx(mutual_info_score(bins[0], bins[1]), abs=1e-9)
+
+
+def test_diversity_is_the_mean_over_drivers_of_the_mean_over_pairs() -> None:
+    wide, narrow = samples(2, 3, spread=40.0), samples(3, 4, spread=5.0)
+    scores = score_diversity([wide, narrow, samples(4, 1, spread=9.0)])
+    assert scores is not None
+    means = [np.mean([l2_distance(of[i], of[j]) for i in range(len(of)) for j in range(i)]) for of in (wide, narrow)]
+    assert scores.l2 == pytest.approx(np.mean(means))
+    assert (scores.num_drivers, scores.num_samples) == (2, 7)
+    more, less = score_diversity([wide]), score_diversity([narrow])
+    assert more is not None
+    assert less is not None
+    assert more.l2 > less.l2
+    assert more.mutual_information_nats < less.mutual_information_nats
+
+
+def test_equal_samples_have_no_distance_and_single_samples_no_diversity() -> None:
+    image = samples(0, 1, spread=30.0)[0]
+    same = score_diversity([[image, image]])
+    assert same is not None
+    assert same.l2 == 0.0
+    assert score_diversity([[image], []]) is None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
-from defectory.evaluation.mask_metrics import coco_truth
+from defectory.evaluation.detection import coco_truth
 from defectory.images.load import load_rgb
 from defectory.rle import decode, encode
 from defectory.segmentation import predict

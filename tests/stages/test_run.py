@@ -49,7 +49,7 @@ def test_all_stages_run_and_leave_what_the_readme_promises(tiny_run: TinyRun) ->
     run = folder / "run"
     scores = json.loads((run / "scores.json").read_text())
     for arm in ("real", "synthetic", "synthetic_then_real"):
-        assert {"segm_map", "bbox_map", "ap50", "iou", "hausdorff"} <= set(scores[arm])
+        assert {"segm_map", "bbox_map", "ap50", "iou", "hausdorff", "pixel_ap", "hd95", "plant"} <= set(scores[arm])
     assert {"mean", "per_class", "shuffled"} <= set(scores["fidelity"])
     assert scores["image_sets"]["encoder"] == "embedded-v1"
     assert scores["image_sets"]["kid"] is not None

@@ -17,9 +17,9 @@ from defectory.artifacts.value import Value
 from defectory.curation.checks import Checker, Draft, reason_of
 from defectory.curation.config import CurationConfig
 from defectory.curation.fidelity import compare, drawn_map, iou, score_map
-from defectory.curation.realism import density_and_coverage
 from defectory.curation.tighten import tighten
 from defectory.drawing import contact_sheet, draw_outlines
+from defectory.engine.features.neighbourhoods import density_and_coverage
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
 from defectory.rle import area_px, decode, encode

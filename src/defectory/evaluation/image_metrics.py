@@ -1,7 +1,8 @@
-"""KID, FID and tones of image sets, computed on features of a named encoder (numpy, float64)."""
+"""How alike image sets are, on features of a named encoder, and how much samples of one driver differ (float64)."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,11 +10,16 @@ from numpy.typing import NDArray
 from scipy import linalg
 from scipy.stats import wasserstein_distance
 
-from defectory.artifacts.scores import ImageSetScores
+from defectory.artifacts.scores import DiversityScores, ImageSetScores
+from defectory.engine.features.neighbourhoods import density_and_coverage
 from defectory.evaluation.config import EvaluationConfig
 
 Features = NDArray[np.float64]
 Image = NDArray[np.uint8]
+L2_SIDE_PX = 512
+"""Side of the square image that L2 distances are scaled to, the paper's."""
+NUM_BINS = 32
+"""Bins of grey levels for mutual information; with more, few pixels share a cell and the estimate grows by chance."""
 
 
 def kid(first: Features, second: Features) -> float:
@@ -63,6 +69,54 @@ def tones(images: Sequence[Image]) -> tuple[Features, Features]:
     return np.array([g.mean() for g in grey]), np.array([g.std() for g in grey])
 
 
+def l2_distance(first: Image, second: Image) -> float:
+    """Return the Euclidean distance of two RGB images uint8 [H,W,3] with values 0..1, as if they had 512 x 512 pixels.
+
+    It is the root mean square difference times sqrt(3 * 512 * 512), so images of any size compare.
+    """
+    difference = (first.astype(np.float64) - second.astype(np.float64)) / 255
+    return float(np.sqrt(np.square(difference).mean() * 3)) * L2_SIDE_PX
+
+
+def mutual_information_nats(first: Image, second: Image) -> float:
+    """Return the mutual information of the grey levels of two RGB images uint8 [H,W,3], in nats, from 32 x 32 bins."""
+    one, two = (_grey_bins(image) for image in (first, second))
+    joint = np.bincount(one * NUM_BINS + two, minlength=NUM_BINS**2).reshape(NUM_BINS, NUM_BINS) / len(one)
+    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    seen = joint > 0
+    return max(0.0, float(np.sum(joint[seen] * np.log(joint[seen] / apart[seen]))))
+
+
+def score_diversity(samples: Sequence[Sequence[Image]]) -> DiversityScores | None:
+    """Measure how much samples of one driver differ, as in the paper's Table 3 (10 drivers, 10 samples each).
+
+    Every pair of samples of one driver is compared; the scores are means over drivers of the mean over its pairs.
+
+    Args:
+        samples: for each driver, samples RGB uint8 [H,W,3] of one size.
+
+    Returns:
+        The scores; drivers with a single sample are left out, and None stands for no driver with two.
+    """
+    drivers = [of for of in samples if len(of) > 1]
+    if not drivers:
+        return None
+    pairs = [list(itertools.combinations(of, 2)) for of in drivers]
+    return DiversityScores(
+        l2=float(np.mean([np.mean([l2_distance(a, b) for a, b in of]) for of in pairs])),
+        mutual_information_nats=float(
+            np.mean([np.mean([mutual_information_nats(a, b) for a, b in of]) for of in pairs])
+        ),
+        num_drivers=len(drivers),
+        num_samples=sum(len(of) for of in drivers),
+    )
+
+
+def _grey_bins(image: Image) -> NDArray[np.int64]:
+    grey = image.astype(np.int64).sum(axis=2) // 3
+    return grey.ravel() * NUM_BINS // 256
+
+
 def score_image_sets(
     *,
     synthetic: Sequence[Image],
@@ -88,6 +142,7 @@ def score_image_sets(
     mean_s, std_s = tones(synthetic)
     mean_r, std_r = tones(real_train)
     mean_t, std_t = tones(real_test)
+    (density, coverage), (density_train, coverage_train) = (density_and_coverage(of, test) for of in (made, train))
     return ImageSetScores(
         encoder=encoder_name,
         kid=kid(made, test),
@@ -96,6 +151,10 @@ def score_image_sets(
         # further digits depend on the number of threads that decompose the covariances
         fid=round(fid(made, test), 4),
         fid_floor=round(fid(train, test), 4),
+        density=density,
+        density_train=density_train,
+        coverage=coverage,
+        coverage_train=coverage_train,
         mean_wasserstein=float(wasserstein_distance(mean_s, mean_t)),
         mean_wasserstein_floor=float(wasserstein_distance(mean_r, mean_t)),
         std_wasserstein=float(wasserstein_distance(std_s, std_t)),

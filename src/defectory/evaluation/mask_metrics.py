@@ -1,24 +1,24 @@
-"""Segm and box mAP (COCO), IoU and Hausdorff distance on whole images."""
+"""All scores of a segmenter on whole images, and the score threshold."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.dataset import ImageRecord
-from defectory.artifacts.scores import SegmenterScores
-from defectory.rle import box_xyxy, decode
+from defectory.artifacts.scores import ClassScores, SegmenterScores
+from defectory.evaluation.borders import ThinScores, score_thin
+from defectory.evaluation.detection import Detection, coco_data_set, score_detection, truth_rows
+from defectory.evaluation.matching import Match, match_instances, pair_ious, without_crowds
+from defectory.evaluation.pixels import PixelCounts, PixelScores, count_pixels, score_pixels
+from defectory.evaluation.plant import Inspected, inspect, score_plant
+from defectory.evaluation.scenes import Region, Scene, check_results, detection, scenes_of
 
-Mask = NDArray[np.bool_]
-MATCH_IOU = 0.1
-"""Minimum IoU at which a prediction matches a true instance of its class."""
+ANY_CLASS = 0
+"""Stands for all classes taken as one; category ids begin at 1."""
 
 
 def score_segmenter(
@@ -34,27 +34,62 @@ def score_segmenter(
         images: true records.
         categories: classes.
         results: COCO results with RLE, in the coordinates of the whole image.
-        score_threshold: weaker detections are ignored for IoU and Hausdorff distance.
+        score_threshold: weaker detections are ignored for all but AP, AR and pixel scores.
 
     Returns:
-        The scores. If no image has a true instance, all are 0 and the Hausdorff distance is 1.
+        The scores. If no image has a true instance, all are 0 and the Hausdorff distances are 1.
+
+    Raises:
+        InputError: as for `check_results`.
     """
-    truth = coco_truth(images, categories)
-    num_instances = sum(not i.is_crowd for record in images for i in record.instances)
-    segm, per_class = _average_precision(truth, results, "segm", categories)
-    box, _ = _average_precision(truth, results, "bbox", categories)
-    ious, distances = _matched(images, [r for r in results if r["score"] >= score_threshold])
-    matched = [value for value in ious if value > 0]
+    check_results(images, results)
+    rows: list[dict[str, Any]] = []
+    matches: list[Match] = []
+    thin: dict[int, list[ThinScores]] = {}
+    pixels: dict[int, list[PixelCounts]] = {}
+    inspected: list[Inspected] = []
+    for scene in scenes_of(images, results):
+        kept = [region for region in scene.found if region.score >= score_threshold]
+        rows += truth_rows(scene)
+        matches += match_instances(scene, kept)
+        inspected.append(inspect(scene))
+        for category_id, scores in _thin(scene, kept).items():
+            thin.setdefault(category_id, []).append(scores)
+        for category_id, counts in _pixels(scene, categories).items():
+            pixels.setdefault(category_id, []).append(counts)
+    truth = coco_data_set(images, categories, rows)
+    segm, bbox = (score_detection(truth, categories, results, kind) for kind in ("segm", "bbox"))
+    per_pixel = {c: scores for c, of in pixels.items() if (scores := score_pixels(of)) is not None}
+    any_class = per_pixel.pop(ANY_CLASS, PixelScores(ap=0.0, f1_max=0.0))
+    per_class = {
+        c.name: _class_scores(c.id, matches, segm, bbox, per_pixel[c.id], thin[c.id])
+        for c in categories
+        if c.id in thin and c.id in per_pixel
+    }
+    every_thin = [scores for of in thin.values() for scores in of]
     return SegmenterScores(
-        segm_map=segm[0],
-        bbox_map=box[0],
-        ap50=segm[1],
-        iou=float(np.mean(ious)) if ious else 0.0,
-        iou_matched=float(np.mean(matched)) if matched else 0.0,
-        hausdorff=float(np.mean(distances)) if distances else 1.0,
+        segm_map=segm.map,
+        bbox_map=bbox.map,
+        ap50=segm.ap50,
+        bbox_ap50=bbox.ap50,
+        segm_ar100=segm.ar100,
+        bbox_ar100=bbox.ar100,
+        segm_map_by_size=segm.map_by_size,
+        bbox_map_by_size=bbox.map_by_size,
+        pixel_ap=_mean([scores.ap for scores in per_pixel.values()]),
+        pixel_f1_max=_mean([scores.f1_max for scores in per_pixel.values()]),
+        pixel_ap_any_class=any_class.ap,
+        pixel_f1_max_any_class=any_class.f1_max,
+        **_mask_scores(matches),
+        boundary_f1_2px=_mean([scores.boundary_f1_2px for scores in every_thin]),
+        cldice=_mean([scores.cldice for scores in every_thin]),
         score_threshold=score_threshold,
-        num_instances=num_instances,
-        per_class_segm_map=per_class,
+        num_instances=len(matches),
+        num_predictions=len(results),
+        num_predictions_at_threshold=sum(float(result["score"]) >= score_threshold for result in results),
+        per_class_segm_map={c.name: segm.per_class[c.id].map for c in categories if c.id in segm.per_class},
+        per_class=per_class,
+        plant=score_plant(inspected, {c.id: c.name for c in categories}, score_threshold=score_threshold),
     )
 
 
@@ -71,139 +106,81 @@ def best_score_threshold(
         results: COCO results with RLE.
         min_iou: minimum IoU of a correct detection.
     """
-    records = {record.id: record for record in images}
-    left = {r.id: [(i.category_id, decode(i.rle)) for i in r.instances if not i.is_crowd] for r in images}
+    left = {scene.record.id: list(scene.true) for scene in scenes_of(images, ())}
     num_true = sum(len(true) for true in left.values())
-    ranked = sorted((r for r in results if int(r["image_id"]) in records), key=lambda r: -float(r["score"]))
+    ranked = sorted((r for r in results if int(r["image_id"]) in left), key=lambda r: -float(r["score"]))
     best, threshold, right = 0.0, 0.5, 0
     for number, result in enumerate(ranked, start=1):
-        mask, candidates = _decode(result), left[int(result["image_id"])]
-        overlaps = [_iou(mask, other) if label == int(result["category_id"]) else 0.0 for label, other in candidates]
-        if overlaps and max(overlaps) >= min_iou:
-            candidates.pop(int(np.argmax(overlaps)))
+        candidates = left[int(result["image_id"])]
+        overlap = {t: value for (t, _), value in pair_ious(candidates, [detection(result)]).items()}
+        if overlap and max(overlap.values()) >= min_iou:
+            candidates.pop(max(overlap, key=lambda t: overlap[t]))
             right += 1
+        score, weaker = float(result["score"]), float(ranked[number]["score"]) if number < len(ranked) else 0.0
         f1 = 2 * right / (number + num_true)
-        if f1 > best:
-            weaker = float(ranked[number]["score"]) if number < len(ranked) else 0.0
-            best, threshold = f1, (float(result["score"]) + weaker) / 2
+        # no threshold lies between two equal scores
+        if f1 > best and weaker < score:
+            best, threshold = f1, (score + weaker) / 2
     return threshold
 
 
-def coco_truth(images: Sequence[ImageRecord], categories: Sequence[Category]) -> dict[str, Any]:
-    """Return the true instances as a COCO data set."""
-    annotations: list[dict[str, Any]] = []
-    for record in images:
-        for instance in record.instances:
-            mask = decode(instance.rle)
-            x0, y0, x1, y1 = box_xyxy(mask)
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": record.id,
-                    "category_id": instance.category_id,
-                    "segmentation": {"size": list(instance.rle.size_hw), "counts": instance.rle.counts},
-                    "area": int(mask.sum()),
-                    "bbox": [x0, y0, x1 - x0, y1 - y0],
-                    "iscrowd": int(instance.is_crowd),
-                }
-            )
+def _thin(scene: Scene, kept: Sequence[Region]) -> dict[int, ThinScores]:
+    """Score borders and skeletons of each class that the image has."""
+    counted = without_crowds(scene, kept)
     return {
-        "info": {},
-        "images": [
-            {"id": r.id, "file_name": r.file_name, "height": r.size_hw[0], "width": r.size_hw[1]} for r in images
-        ],
-        "annotations": annotations,
-        "categories": [{"id": c.id, "name": c.name} for c in categories],
+        category_id: score_thin(_of(scene.true, category_id), _of(counted, category_id))
+        for category_id in sorted({region.category_id for region in scene.true})
     }
 
 
-def _average_precision(
-    truth: dict[str, Any],
-    results: Sequence[Mapping[str, Any]],
-    kind: Literal["segm", "bbox"],
-    categories: Sequence[Category],
-) -> tuple[tuple[float, float], dict[str, float]]:
-    """Return (mAP, AP50) and the mAP per class.
-
-    Classes without true instances are left out; an empty list of results scores 0.
-    """
-    present = {a["category_id"] for a in truth["annotations"] if not a["iscrowd"]}
-    if not results or not present:
-        return (0.0, 0.0), {c.name: 0.0 for c in categories if c.id in present}
-    from faster_coco_eval import COCO, COCOeval_faster
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        api: Any = COCO(truth)
-        found = api.loadRes([dict(r) for r in results])
-        evaluation: Any = COCOeval_faster(api, found, iouType=kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
-    precision = np.asarray(evaluation.eval["precision"]).reshape(
-        evaluation.eval["counts"]
-    )  # [IoU, recall, class, area, max detections]
-    whole = precision[:, :, :, 0, -1]
-
-    def mean(values: NDArray[np.float64]) -> float:
-        valid = values[values > -1]
-        return float(valid.mean()) if valid.size else 0.0
-
-    per_class = {c.name: mean(whole[:, :, index]) for index, c in enumerate(categories) if c.id in present}
-    return (mean(whole), mean(whole[0])), per_class
+def _pixels(scene: Scene, categories: Sequence[Category]) -> dict[int, PixelCounts]:
+    """Count pixels for each class and for all classes as one."""
+    size_hw = scene.record.size_hw
+    counts = {
+        c.id: count_pixels(size_hw, _of(scene.true, c.id), _of(scene.crowds, c.id), _of(scene.found, c.id))
+        for c in categories
+    }
+    counts[ANY_CLASS] = count_pixels(size_hw, scene.true, scene.crowds, scene.found)
+    return counts
 
 
-def _matched(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
-    """Match each true instance with the best unused prediction of its class; return IoU and Hausdorff distances."""
-    by_image: dict[int, list[Mapping[str, Any]]] = {}
-    for result in results:
-        by_image.setdefault(int(result["image_id"]), []).append(result)
-    ious: list[float] = []
-    distances: list[float] = []
-    for record in images:
-        true = [(i.category_id, decode(i.rle)) for i in record.instances if not i.is_crowd]
-        found = [(int(r["category_id"]), _decode(r)) for r in by_image.get(record.id, [])]
-        pairs = sorted(
-            (
-                (_iou(mask, other), t, f)
-                for t, (label, mask) in enumerate(true)
-                for f, (category, other) in enumerate(found)
-                if label == category
-            ),
-            reverse=True,
-        )
-        partner: dict[int, int] = {}
-        for value, t, f in pairs:
-            if value >= MATCH_IOU and t not in partner and f not in partner.values():
-                partner[t] = f
-        diagonal = float(np.hypot(*record.size_hw))
-        for t, (_, mask) in enumerate(true):
-            other = found[partner[t]][1] if t in partner else None
-            ious.append(_iou(mask, other) if other is not None else 0.0)
-            distances.append(min(1.0, hausdorff_px(mask, other) / diagonal) if other is not None else 1.0)
-    return ious, distances
+def _of(regions: Sequence[Region], category_id: int) -> list[Region]:
+    return [region for region in regions if region.category_id == category_id]
 
 
-def _decode(result: Mapping[str, Any]) -> Mask:
-    from defectory.rle import Rle
+def _class_scores(
+    category_id: int,
+    matches: Sequence[Match],
+    segm: Detection,
+    bbox: Detection,
+    pixels: PixelScores,
+    thin: Sequence[ThinScores],
+) -> ClassScores:
+    own = [match for match in matches if match.category_id == category_id]
+    return ClassScores(
+        num_instances=len(own),
+        segm_map=segm.per_class[category_id].map,
+        segm_ap50=segm.per_class[category_id].ap50,
+        segm_ar100=segm.per_class[category_id].ar100,
+        bbox_map=bbox.per_class[category_id].map,
+        pixel_ap=pixels.ap,
+        pixel_f1_max=pixels.f1_max,
+        **_mask_scores(own),
+        boundary_f1_2px=_mean([scores.boundary_f1_2px for scores in thin]),
+        cldice=_mean([scores.cldice for scores in thin]),
+    )
 
-    coded = cast("Mapping[str, Any]", result["segmentation"])
-    size = coded["size"]
-    return decode(Rle(size_hw=(int(size[0]), int(size[1])), counts=coded["counts"]))
+
+def _mask_scores(matches: Sequence[Match]) -> dict[str, float]:
+    """Return the mean scores of masks; a missed instance counts with the scores of a missed one."""
+    return {
+        "iou": _mean([match.iou for match in matches]),
+        "iou_matched": _mean([match.iou for match in matches if match.iou > 0]),
+        "dice": _mean([match.dice for match in matches]),
+        "hausdorff": _mean([match.hausdorff for match in matches], empty=1.0),
+        "hd95": _mean([match.hd95 for match in matches], empty=1.0),
+    }
 
 
-def _iou(first: Mask, second: Mask) -> float:
-    union = int((first | second).sum())
-    return float((first & second).sum() / union) if union else 0.0
-
-
-def hausdorff_px(first: Mask, second: Mask) -> float:
-    """Return the symmetric Hausdorff distance in pixels of two masks bool [H,W].
-
-    It is infinite if only one mask is empty, and 0 if both are.
-    """
-    if not first.any() and not second.any():
-        return 0.0
-    if not first.any() or not second.any():
-        return float("inf")
-    to_first = cv2.distanceTransform((~first).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    to_second = cv2.distanceTransform((~second).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return float(max(to_second[first].max(), to_first[second].max()))
+def _mean(values: Sequence[float], *, empty: float = 0.0) -> float:
+    return float(np.mean(values)) if values else empty

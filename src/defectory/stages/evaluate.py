@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.annotation import Instance
-from defectory.artifacts.scores import DefectContrast, SegmenterScores
+from defectory.artifacts.scores import DefectContrast, PlantScores, SegmenterScores
 from defectory.config.project import ProjectConfig
 from defectory.errors import StageError
 from defectory.evaluation.contrast import score_contrast
 from defectory.evaluation.image_metrics import score_image_sets
 from defectory.evaluation.mask_metrics import score_segmenter
-from defectory.evaluation.verdict import SCORE_KEYS, verdict
+from defectory.evaluation.scenes import check_results
+from defectory.evaluation.verdict import verdict
 from defectory.events import Progress, Work
 from defectory.files import write_json
 from defectory.rle import decode
@@ -29,12 +30,33 @@ from defectory.stages.segment import predict, stage_name
 
 MIN_IMAGES = 4
 """Image sets with fewer images are not compared."""
+SCORE_KEYS = (
+    "segm_map",
+    "bbox_map",
+    "ap50",
+    "bbox_ap50",
+    "segm_ar100",
+    "bbox_ar100",
+    "pixel_ap",
+    "pixel_f1_max",
+    "pixel_ap_any_class",
+    "pixel_f1_max_any_class",
+    "iou",
+    "iou_matched",
+    "dice",
+    "hausdorff",
+    "hd95",
+    "boundary_f1_2px",
+    "cldice",
+)
+PLANT_KEYS = ("missed_defect_rate", "missed_image_rate", "false_alarms_per_100_good_images")
+"""Scores of a segmenter, and its plant figures, that are averaged over seeds."""
 
 
 class Evaluate(Stage):
     """Predicts test with every segmenter, and gathers all scores."""
 
-    VERSION = 2
+    VERSION = 3
     name, folder = "evaluate", layout.EVALUATION
     copies = MappingProxyType({layout.GATHERED_SCORES: layout.RUN_SCORES})
 
@@ -69,7 +91,7 @@ class Evaluate(Stage):
         # the run folder gets a copy of this file
         others = {key: value for key, value in scores.items() if key != "arms"}
         write_json(out / layout.GATHERED_SCORES, {**arms, **others})
-        return str(judged["sentence"])
+        return " ".join([str(judged["sentence"]), *_silent(arms)])
 
     def _score_arms(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[dict[str, Any]]:
         from defectory.engine.devices import device_of
@@ -86,6 +108,7 @@ class Evaluate(Stage):
                 _require_unseen_test(inputs, segmenter, stage_name(arm, seed))
                 model, _, sizing = load_segmenter(segmenter.folder, device)
                 results = predict(model, data, test, sizing.scale)
+                check_results(test, results)
                 write_json(out / layout.PREDICTIONS / f"{layout.segmenter_name(arm, seed)}.json", results)
                 scores = score_segmenter(
                     test, data.dataset.categories, results, score_threshold=score_threshold_of(segmenter.folder)
@@ -95,10 +118,26 @@ class Evaluate(Stage):
         return {
             arm: {
                 **{key: float(np.mean([getattr(s, key) for s in of])) for key in SCORE_KEYS},
+                "plant": _mean_plant([s.plant for s in of]),
                 "per_seed": [s.model_dump(mode="json") for s in of],
             }
             for arm, of in per_arm.items()
         }
+
+
+def _mean_plant(of: Sequence[PlantScores]) -> dict[str, float | None]:
+    """Return mean plant figures over seeds, None where there is nothing to count."""
+    means: dict[str, float | None] = {}
+    for key in PLANT_KEYS:
+        values = [value for plant in of if (value := getattr(plant, key)) is not None]
+        means[key] = float(np.mean(values)) if values else None
+    return means
+
+
+def _silent(arms: Mapping[str, Any]) -> list[str]:
+    """Return a sentence that names the arms with a segmenter that predicts nothing, if there are any."""
+    silent = [arm for arm, scores in arms.items() if any(not of["num_predictions"] for of in scores["per_seed"])]
+    return [f"No detection on any test image with at least one seed: {', '.join(silent)}."] if silent else []
 
 
 def _require_unseen_test(inputs: RunStore, segmenter: SegmenterFolder, name: str) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from defectory.artifacts.dataset import ImageRecord
 from defectory.config.project import ProjectConfig
-from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
+from defectory.evaluation.detection import segm_map
+from defectory.evaluation.mask_metrics import best_score_threshold
 from defectory.events import Progress, Work
 from defectory.files import write_json
 from defectory.runs import layout
@@ -92,9 +93,7 @@ class Segment(Stage):
         val = _with_few_defect_free([data.dataset.image(i) for i in split.val], segmentation.max_val_images)
 
         def validate(model: Any) -> float:
-            results = predict(model, data, val, sizing.scale)
-            # mAP does not depend on the threshold
-            return score_segmenter(val, data.dataset.categories, results, score_threshold=0.5).segm_map
+            return segm_map(val, data.dataset.categories, predict(model, data, val, sizing.scale))
 
         weights = segmentation.weights
         work = train_segmenter(

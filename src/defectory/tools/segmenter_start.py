@@ -10,7 +10,7 @@ from typing import Any
 
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
-from defectory.evaluation.mask_metrics import score_segmenter
+from defectory.evaluation.detection import segm_map
 from defectory.events import Event, StageEnded, Work
 from defectory.pretraining.config import PretrainConfig
 from defectory.segmentation.config import SegmentationConfig
@@ -80,8 +80,7 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
     def validate(model: Any) -> float:
         found = predict_images(model, ((index, corpus.images[index]) for index in held_out), scale=sizing.scale)
         results = [row for detections in found for row in coco_results(detections)]
-        # mAP does not use the threshold
-        return score_segmenter(records, categories, results, score_threshold=0.5).segm_map
+        return segm_map(records, categories, results)
 
     defective, free = split_images([tile(index) for index in range(min(recipe.num_images, config.num_images))])
     segmentation = SegmentationConfig(

@@ -27,6 +27,14 @@ SCORE_COLUMNS = (
     ("iou_matched", "IoU, matched"),
     ("hausdorff", "Hausdorff"),
 )
+SHAPE_COLUMNS = (
+    ("pixel_ap", "pixel AP"),
+    ("pixel_f1_max", "best pixel F1"),
+    ("dice", "Dice, missed count 0"),
+    ("hd95", "HD95"),
+    ("boundary_f1_2px", "boundary F1, 2 px"),
+    ("cldice", "clDice"),
+)
 
 
 def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
@@ -68,7 +76,18 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
         "Hausdorff distance is a share of the image diagonal, 1 for a missed defect; lower is better."
     )
     tables = [
-        Table(title="Segmenter, by arm", columns=["arm", *(name for _, name in SCORE_COLUMNS)], rows=rows, note=note)
+        Table(title="Segmenter, by arm", columns=["arm", *(name for _, name in SCORE_COLUMNS)], rows=rows, note=note),
+        _plant_table(scores["arms"]),
+        Table(
+            title="Pixels and shapes, by arm",
+            columns=["arm", *(name for _, name in SHAPE_COLUMNS)],
+            rows=[
+                [arm_name(arm), *(f"{values[key]:.3f}" for key, _ in SHAPE_COLUMNS)]
+                for arm, values in scores["arms"].items()
+            ],
+            note="Means over seeds. HD95 is a share of the image diagonal, 1 for a missed defect; lower is better. "
+            "Boundary F1 and clDice suit thin defects: they forgive a border that is a pixel or two off.",
+        ),
     ]
     classes = sorted(
         {
@@ -90,6 +109,42 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
     ]
     tables.append(Table(title="segm mAP per class", columns=["arm", *classes], rows=per_class))
     return tables
+
+
+def _plant_table(arms: dict[str, Any]) -> Table:
+    """Build the table of missed defects and false alarms at each segmenter's score threshold."""
+
+    def text(value: float | None, *, share: bool = True) -> str:
+        if value is None:
+            return "none to count"
+        return f"{value:.1%}" if share else f"{value:.1f}"
+
+    rows: list[list[str]] = []
+    for arm, values in arms.items():
+        plant, of = values["plant"], values["per_seed"]
+        rows.append(
+            [
+                arm_name(arm),
+                text(plant["missed_defect_rate"]),
+                text(plant["missed_image_rate"]),
+                text(plant["false_alarms_per_100_good_images"], share=False),
+                ", ".join(f"{seed['score_threshold']:.2f}" for seed in of),
+                ", ".join(str(seed["num_predictions_at_threshold"]) for seed in of),
+            ]
+        )
+    counts = next((values["per_seed"][0]["plant"] for values in arms.values()), None)
+    note = (
+        "An image is alarmed if it has a detection at or above the score threshold, chosen on validation unless the "
+        "project fixes it. A defect is missed if no such detection touches it. Means over seeds."
+    )
+    if counts is not None:
+        note += (
+            f" {counts['num_defects']} defects on {counts['num_defective_images']} images; "
+            f"{counts['num_good_images']} good images."
+        )
+    columns = ["missed defects", "defective images without alarm", "false alarms per 100 good images"]
+    columns += ["score threshold, by seed", "detections from it on, by seed"]
+    return Table(title="In the plant, by arm", columns=["arm", *columns], rows=rows, note=note)
 
 
 def arm_name(arm: str) -> str:
@@ -148,6 +203,8 @@ def _image_set_table(sets: dict[str, Any]) -> Table:
                 f"{sets['std_wasserstein']:.2f}",
                 f"{sets['std_wasserstein_floor']:.2f}",
             ],
+            ["density, more is better", f"{sets['density']:.2f}", f"{sets['density_train']:.2f}"],
+            ["coverage, more is better", f"{sets['coverage']:.2f}", f"{sets['coverage_train']:.2f}"],
         ],
         note=f"{sets['num_synthetic']} synthetic tiles, {sets['num_real']} real test tiles. Tones count as right up "
         "to twice the floor.",
