@@ -70,6 +70,7 @@ def exported(tmp_path: Path) -> tuple[Path, Plan]:
         pool_image_of=lambda job: {"image_id": 7, "file_name": f"{job.tile_id}.jpg"},
         image_ids_of=lambda job: (7, 9) if job.id else (),
         valid_hw_of=lambda _: VALID_HW,
+        scale_of=lambda _: 1.0,
     )
     assert (written.num_images, written.num_without_outline) == (2, 0)
     return tmp_path / "synthetic", plan

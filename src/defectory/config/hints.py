@@ -37,6 +37,8 @@ OTHER_WORDS: Mapping[str, str] = {
 COUNTED_BY_LISTS = frozenset({"segmentation.seeds"})
 """Settings whose list is often taken for a count."""
 MAX_NAMED = 4
+MAX_SHOWN = 120
+"""Longer corrections are not written out."""
 MAX_COUNTED = 10
 
 
@@ -93,7 +95,8 @@ def list_hint(key: str, value: object, *, on_command_line: bool) -> str:
     if key in COUNTED_BY_LISTS and isinstance(value, int) and 1 < value <= MAX_COUNTED:
         return f"write `{written(range(value))}` for {value} of them, or `{written([value])}` for {value} alone"
     items = [part.strip(" '\"") for part in value.strip("[] ").split(",")] if isinstance(value, str) else [value]
-    return f"write `{written([_number_or_text(item) for item in items])}`"
+    shown = written([_number_or_text(item) for item in items])
+    return f"write `{shown}`" if len(shown) <= MAX_SHOWN else f"write a list in brackets, as in `{written(['...'])}`"
 
 
 def _number_or_text(item: object) -> object:

@@ -13,6 +13,8 @@ from defectory.segmentation.arms import ARMS
 from defectory.segmentation.models.registry import SEGMENTERS
 from defectory.segmentation.policies import POLICIES
 
+MAX_TOLD = 60
+"""Longer wrong names are cut in messages."""
 Init = Literal["segmenter", "encoder", "random"]
 
 
@@ -111,5 +113,6 @@ class SegmentationConfig(Section):
 def _known(name: str, registry: Registry[Any]) -> str:
     """Return a name that a registry has, or may import."""
     if ":" not in name and name not in registry.names():
-        raise ValueError(f"{name!r} is not one of {', '.join(registry.names())}, nor `package.module:attribute`")
+        told = name if len(name) <= MAX_TOLD else f"{name[:MAX_TOLD]}..."
+        raise ValueError(f"{told!r} is not one of {', '.join(registry.names())}, nor `package.module:attribute`")
     return name
