@@ -56,16 +56,16 @@ class SegmentationConfig(Section):
     """Decay of the moving average of the weights, which is what is validated and saved; 0 turns it off."""
     mixed_precision: MixedPrecision = "bf16"
     """Precision of the training step: `bf16`, or `no` for fp32 throughout. Prediction always runs in fp32."""
-    augmentation: str = "exposure"
-    """How training images are varied: `flips`, `exposure` (also contrast, blur and noise), `scale` (also zoom), `turns`
+    augmentation: str = "flips"
+    """How training images are varied: `flips`, which suits a few hundred steps, `exposure` (also contrast, blur and noise), `scale` (also zoom), `turns`
     (also rotation; harmful where light comes from one side), a policy of an installed package, or
     `package.module:attribute`.
     """
-    resampling_threshold: float = Field(default=0.5, ge=0, le=1)
+    resampling_threshold: float = Field(default=0.2, ge=0, le=1)
     """Images of a class that fewer than this share of the defective images show are shown more often, by the square
     root of the ratio. 0 turns it off.
     """
-    defect_free_share: float = Field(default=0.25, ge=0, lt=1)
+    defect_free_share: float = Field(default=0.15, ge=0, lt=1)
     """Share of defect-free real images in each batch, the same in every arm."""
     real_share: float = Field(default=0.5, gt=0, lt=1)
     """Share of real images among the defective ones of a batch, in the arm `mixed`."""
