@@ -118,19 +118,21 @@ def learn_condition(
         held_out=held_out_batches(held_out_variants, schedule.num_timesteps, prompt_of, training.batch_size),
         training=training,
     )
-    content = {
+    named = {"concept": learned.weights_digest, "drivers": driver_digest, "defect_noun": defect_noun}
+    recipe = digest_json({**named, **_recipe(tiles, held_out, config), "flip": flip, "seed": seed})
+    yield from run_phase(phase, out=out, recipe=recipe)
+    return _save(network, config.network, learned, driver_digest=driver_digest, out=out)
+
+
+def _recipe(
+    tiles: Sequence[TrainingTile], held_out: Sequence[TrainingTile], config: ConditionConfig
+) -> dict[str, object]:
+    return {
         "phase": "condition",
         "tiles": [tile.digest() for tile in tiles],
         "held_out": [tile.digest() for tile in held_out],
-        "concept": learned.weights_digest,
-        "drivers": driver_digest,
         "config": config.model_dump(mode="json"),
-        "defect_noun": defect_noun,
-        "flip": flip,
-        "seed": seed,
     }
-    yield from run_phase(phase, out=out, recipe=digest_json(content))
-    return _save(network, config.network, learned, driver_digest=driver_digest, out=out)
 
 
 def _save(network: ConditionNetwork, name: str, learned: Concept, *, driver_digest: str, out: Path) -> Control:

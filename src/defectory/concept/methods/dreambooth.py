@@ -42,7 +42,14 @@ class DreamBooth:
         }
 
     @classmethod
-    def start(cls, backbone: Backbone, config: ConceptConfig, *, instance_token: str, seed: int) -> DreamBooth:  # noqa: ARG003
+    def start(
+        cls,
+        backbone: Backbone,
+        config: ConceptConfig,
+        *,
+        instance_token: str,
+        seed: int,  # noqa: ARG003
+    ) -> DreamBooth:
         """Let the backbone's own weights train."""
         return cls(backbone, config, instance_token=instance_token)
 
