@@ -15,6 +15,7 @@ from defectory.config.presets import PRESETS
 from defectory.config.resolve import flatten, resolve
 from defectory.curation.decide import CAUSES
 from defectory.drivers.leakage import Leakage
+from defectory.evaluation.statistics import scores_of_seeds
 from defectory.evaluation.verdict import verdict
 from defectory.stages.all import stages_of
 from defectory.stages.parts import remedies
@@ -28,6 +29,13 @@ LABELS = {"train": {"pit": 30, "burn": 9}, "val": {"pit": 8, "burn": 6}, "test":
 FIDELITY = {"accepted_share": 0.8, "mean": 0.6, "shuffled": 0.02, "rejected_by": {}}
 REAL = (0.30, 0.31, 0.32)
 BETTER, WORSE = (0.40, 0.41, 0.43), (0.20, 0.21, 0.23)
+
+
+def judge(arms: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The verdict on arms as the stage `evaluate` stores it."""
+    scores = scores_of_seeds({arm: [of["segm_map"] for of in own["per_seed"]] for arm, own in arms.items()})
+    judged = verdict([scores], uses_synthetic={"real": False, "synthetic": True, "synthetic_then_real": True})
+    return judged.model_dump(mode="json") | changes
 
 
 def situation(
@@ -52,7 +60,7 @@ def situation(
     }
     scores = {
         "arms": arms,
-        "verdict": verdict(arms),
+        "verdict": judge(arms),
         "fidelity": FIDELITY | (fidelity or {}),
         "image_sets": None,
         "defect_contrast": contrast or {},
@@ -106,27 +114,47 @@ def test_too_few_seeds_ask_for_three_and_keep_those_there_are() -> None:
 
 
 def test_a_missing_arm_is_trained() -> None:
-    of = situation('segmentation.arms=["synthetic","real"]')
+    of = situation('segmentation.arms=["real"]')
     of.scores["arms"].pop("synthetic_then_real")
-    of.scores["verdict"].update(verdict(of.scores["arms"]))
-    assert commands(of) == ["""run part.toml -o 'segmentation.arms=["synthetic","real","synthetic_then_real"]'"""]
+    of.scores["verdict"].update(judge(of.scores["arms"]))
+    assert commands(of) == ["""run part.toml -o 'segmentation.arms=["real","synthetic_then_real"]'"""]
+    of = situation('segmentation.arms=["synthetic"]')
+    of.scores["arms"].pop("real")
+    of.scores["verdict"].update(judge(of.scores["arms"]))
+    assert commands(of) == ["""run part.toml -o 'segmentation.arms=["synthetic","real"]'"""]
 
 
 def test_seeds_are_no_help_while_no_draft_is_accepted() -> None:
     none = {"accepted_share": 0.0, "rejected_by": {"blank": 90}}
     of = situation(both=(0.3,), real=(0.3,), fidelity=none)
     of.scores["arms"].pop("synthetic_then_real")
-    of.scores["verdict"].update(verdict(of.scores["arms"]))
+    of.scores["verdict"].update(judge(of.scores["arms"]))
     assert commands(of) == ["run part.toml -o concept.training.num_steps=800 -o condition.training.num_steps=1200"]
 
 
 def test_a_gain_within_its_noise_asks_for_as_many_seeds_as_would_tell() -> None:
-    # gains 0, .05 and .02: mean .0233, standard error .0145, and 3 * (2 * .0145 / .0233)^2 = 4.7
-    assert commands(situation(both=(0.30, 0.36, 0.34))) == ["run part.toml -o 'segmentation.seeds=[0,1,2,3,4]'"]
-    # gains -.02, .06 and .02 would take 16 seeds, which nobody trains
+    # gains .02, .06 and .035: mean .038, standard deviation .020; t(3) * .020 / sqrt(4) = .032 is less
+    assert commands(situation(both=(0.32, 0.37, 0.355))) == ["run part.toml -o 'segmentation.seeds=[0,1,2,3]'"]
+    # gains -.02, .06 and .02 would take more seeds than anybody trains
     (step,) = next_steps(situation(both=(0.28, 0.37, 0.34)))
     assert step.title == "Label more images, first of burn"
-    assert "it takes 16 seeds to tell" in step.why
+    assert "seeds to tell" in step.why
+
+
+def test_a_gain_that_too_few_test_images_hide_asks_for_test_images() -> None:
+    of = situation(both=(0.32, 0.33, 0.34))
+    of.scores["verdict"].update(outcome="not enough evidence", more_needed={"seeds": None, "images": 140})
+    (step,) = next_steps(of)
+    assert step.title == "Label more images for val and test"
+    assert "140 more test images" in step.why
+
+
+def test_a_set_that_changes_nothing_needs_labels() -> None:
+    of = situation(both=(0.301, 0.309, 0.32))
+    assert of.scores["verdict"]["outcome"] == "no worse and no better"
+    (step,) = next_steps(of)
+    assert step.title == "Label more images, first of burn"
+    assert "as good a segmenter" in step.why
 
 
 def test_a_set_that_helps_is_exported() -> None:

@@ -22,7 +22,9 @@ def escape(text: object, *, quote: bool = True) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The verdict (`use it`, `do not use it` or `not enough evidence`) and the reason in one sentence."""
+    """The verdict (`use it`, `no worse and no better`, `do not use it` or `not enough evidence`) and the reason in one
+    sentence.
+    """
 
     outcome: str
     sentence: str

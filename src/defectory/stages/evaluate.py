@@ -11,12 +11,15 @@ import numpy as np
 
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.scores import DefectContrast, PlantScores, SegmenterScores
+from defectory.artifacts.verdict import Verdict
 from defectory.config.project import ProjectConfig
 from defectory.errors import StageError
 from defectory.evaluation.contrast import score_contrast
 from defectory.evaluation.image_metrics import score_image_sets
 from defectory.evaluation.mask_metrics import score_segmenter
+from defectory.evaluation.match_tables import MatchTable, match_table
 from defectory.evaluation.scenes import check_results
+from defectory.evaluation.statistics import scores_of_tables
 from defectory.evaluation.verdict import verdict
 from defectory.events import Progress, Work
 from defectory.files import write_json
@@ -26,7 +29,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore, SegmenterFolder
 from defectory.stages.export import accepted_jobs
-from defectory.stages.segment import predict, stage_name
+from defectory.stages.segment import predict, stage_name, uses_synthetic
 
 MIN_IMAGES = 4
 """Image sets with fewer images are not compared."""
@@ -56,7 +59,7 @@ PLANT_KEYS = ("missed_defect_rate", "missed_image_rate", "false_alarms_per_100_g
 class Evaluate(Stage):
     """Predicts test with every segmenter, and gathers all scores."""
 
-    VERSION = 3
+    VERSION = 4
     name, folder = "evaluate", layout.EVALUATION
     copies = MappingProxyType({layout.GATHERED_SCORES: layout.RUN_SCORES})
 
@@ -76,8 +79,7 @@ class Evaluate(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Predict, score, and judge whether synthetic data helps."""
-        arms = yield from self._score_arms(inputs, config, out)
-        judged = verdict(arms)
+        arms, judged = yield from self._score_arms(inputs, config, out)
         scores = {
             "arms": arms,
             "fidelity": inputs.fidelity.model_dump(mode="json"),
@@ -85,15 +87,15 @@ class Evaluate(Stage):
             "defect_contrast": {
                 name: value.model_dump(mode="json") for name, value in _contrast(inputs, config).items()
             },
-            "verdict": judged,
+            "verdict": judged.model_dump(mode="json"),
         }
         write_json(out / layout.SCORES_FILE, scores)
         # the run folder gets a copy of this file
         others = {key: value for key, value in scores.items() if key != "arms"}
         write_json(out / layout.GATHERED_SCORES, {**arms, **others})
-        return " ".join([str(judged["sentence"]), *_silent(arms)])
+        return " ".join([judged.sentence, *_silent(arms)])
 
-    def _score_arms(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[dict[str, Any]]:
+    def _score_arms(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[tuple[dict[str, Any], Verdict]]:
         from defectory.engine.devices import device_of
         from defectory.segmentation.training import load_segmenter, score_threshold_of
 
@@ -101,6 +103,8 @@ class Evaluate(Stage):
         test = [data.dataset.image(i) for i in inputs.split.test]
         pairs = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
         per_arm: dict[str, list[SegmenterScores]] = {}
+        tables: dict[str, list[MatchTable]] = {}
+        validation: dict[str, list[float]] = {}
         for done, (arm, seed) in enumerate(pairs):
             segmenter = inputs.segmenter(arm, seed)
             if segmenter.skipped is None:
@@ -114,8 +118,10 @@ class Evaluate(Stage):
                     test, data.dataset.categories, results, score_threshold=score_threshold_of(segmenter.folder)
                 )
                 per_arm.setdefault(arm, []).append(scores)
+                tables.setdefault(arm, []).append(match_table(test, data.dataset.categories, results))
+                validation.setdefault(arm, []).append(float(segmenter.log["best_val_map"]))
         yield Progress(done=len(pairs), total=len(pairs))
-        return {
+        arms = {
             arm: {
                 **{key: float(np.mean([getattr(s, key) for s in of])) for key in SCORE_KEYS},
                 "plant": _mean_plant([s.plant for s in of]),
@@ -123,6 +129,12 @@ class Evaluate(Stage):
             }
             for arm, of in per_arm.items()
         }
+        judged = verdict(
+            [scores_of_tables(tables, [record.group for record in test], seed=config.seed)],
+            uses_synthetic={arm: uses_synthetic(arm) for arm in tables},
+            validation=validation,
+        )
+        return arms, judged
 
 
 def _mean_plant(of: Sequence[PlantScores]) -> dict[str, float | None]:

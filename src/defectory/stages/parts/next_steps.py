@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,24 +11,26 @@ from defectory.artifacts.next_step import NextStep
 from defectory.config.command import CommandLine
 from defectory.config.project import ProjectConfig
 from defectory.config.resolve import flatten, with_settings
+from defectory.evaluation.verdict import COLLAPSED_MAP, MIN_SEEDS
 from defectory.report.content import Signature
 from defectory.runs import layout
 from defectory.stages.parts.durations import Durations
 from defectory.stages.parts.label_counts import Counts
 from defectory.stages.parts.remedies import REJECTED, REMEDIES, TOO_STRONG, TOO_WEAK, Remedy
 from defectory.stages.parts.signatures import (
-    COLLAPSED_MAP,
     FEW_HELD_OUT,
     LOW_ACCEPTANCE,
     POOR_QUALITY,
     WRONG_CONTRAST,
     contrast_ratios,
 )
+from defectory.stages.segment import uses_synthetic
 
 MAX_STEPS, MAX_REMEDIES = 3, 2
-NEEDED_ARMS = ("real", "synthetic_then_real")
-MIN_SEEDS, ENOUGH_SEEDS, MAX_SEEDS = 3, 5, 12
-"""Fewest seeds of a verdict; seeds after which a gain that is not there is not looked for; most seeds suggested."""
+WITHOUT, WITH = "real", "synthetic_then_real"
+"""Arms that are suggested if none without, or none with synthetic data was trained."""
+MAX_SEEDS = 12
+"""Most seeds that are suggested; more of them take longer than labelling."""
 EXPORT_FORMAT, EXPORT_FOLDER = "coco", "synthetic-coco"
 
 
@@ -79,8 +80,9 @@ def next_steps(of: Situation) -> list[NextStep]:
         # a gain over an arm that learnt nothing is none
         uses = [] if _has_collapsed(of) else _uses(of)
         steps = [*uses, *remedies, *_labels_for_test(of)]
-    elif outcome == "do not use it":
-        worse = "Real images alone gave the better segmenter."
+    elif outcome in ("do not use it", "no worse and no better"):
+        better = "the better segmenter" if outcome == "do not use it" else "as good a segmenter"
+        worse = f"Training without synthetic data gave {better}."
         steps = [*remedies[:MAX_REMEDIES], *(_labels_for_test(of) or [_labels_for_train(of, worse)])]
     else:
         steps = [*remedies[:MAX_REMEDIES], *_evidence(of), *_labels_for_test(of)]
@@ -88,8 +90,9 @@ def next_steps(of: Situation) -> list[NextStep]:
 
 
 def _has_collapsed(of: Situation) -> bool:
-    arms = of.scores["arms"]
-    return any(arms[arm]["segm_map"] < COLLAPSED_MAP for arm in NEEDED_ARMS if arm in arms)
+    arms, verdict = of.scores["arms"], of.scores["verdict"]
+    compared = (verdict.get("reference"), verdict.get("candidate"))
+    return any(arms[arm]["segm_map"] < COLLAPSED_MAP for arm in compared if arm in arms)
 
 
 def failures_of(of: Situation) -> dict[str, str]:
@@ -160,8 +163,8 @@ def _uses(of: Situation) -> list[NextStep]:
         _step(
             of,
             title="Export the synthetic set",
-            why="Train your segmenter on it first and on the real images afterwards, as the arm "
-            f"synthetic_then_real does. --format writes other formats than {EXPORT_FORMAT}.",
+            why=f"Train your segmenter on it as the arm {of.scores['verdict'].get('candidate') or WITH} does. "
+            f"--format writes other formats than {EXPORT_FORMAT}.",
             verb="export",
             arguments=("--format", EXPORT_FORMAT, "--out", EXPORT_FOLDER),
             seconds=of.durations.recorded.get(layout.SYNTHETIC),
@@ -176,25 +179,36 @@ def _uses(of: Situation) -> list[NextStep]:
 def _evidence(of: Situation) -> list[NextStep]:
     """Return the step that may settle an open verdict."""
     arms, seeds, verdict = of.config.segmentation.arms, of.config.segmentation.seeds, of.scores["verdict"]
-    missing = [arm for arm in NEEDED_ARMS if arm not in arms]
+    sides = {uses_synthetic(arm) for arm in arms}
+    missing = [arm for arm, side in ((WITHOUT, False), (WITH, True)) if side not in sides]
     if missing:
-        why = "The verdict compares the arms real and synthetic_then_real, and not both were trained."
+        why = "The verdict compares arms without and with synthetic data, and only one kind was trained."
         return [_run_with(of, {"segmentation.arms": [*arms, *missing]}, title="Train the missing arms", why=why)]
-    if any(arm not in of.scores["arms"] for arm in NEEDED_ARMS):
+    if len({uses_synthetic(arm) for arm in of.scores["arms"]}) < 2:
         # skipped, since no draft was accepted; further seeds would be skipped too
         return []
     if len(seeds) < MIN_SEEDS:
         why = f"The verdict needs {MIN_SEEDS} seeds and this run has {len(seeds)}: equal trainings differ by chance."
         return [_more_seeds(of, MIN_SEEDS, why=why)]
-    gain, error = verdict.get("gain") or 0.0, verdict.get("standard_error") or 0.0
-    # the standard error shrinks with the root of the number of seeds; a gain counts from two of them
-    needed = math.floor(len(seeds) * (2 * error / gain) ** 2) + 1 if gain > 0 else ENOUGH_SEEDS
-    why = f"The gain {gain:+.3f} is within its noise (standard error {error:.3f})."
-    if gain > 0:
+    more, why = verdict.get("more_needed") or {}, _why_open(verdict)
+    if more.get("seeds") is not None:
+        needed = len(seeds) + more["seeds"]
         why += f" If the spread stays the same, it takes {needed} seeds to tell."
-    if len(seeds) < needed <= MAX_SEEDS:
-        return [_more_seeds(of, needed, why=why)]
-    return [] if _labels_for_test(of) else [_labels_for_train(of, why)]
+        if needed <= MAX_SEEDS:
+            return [_more_seeds(of, needed, why=why)]
+    if _labels_for_test(of):
+        return []
+    if more.get("images") is not None:
+        why += f" About {more['images']} more test images would tell."
+        return [_after_labelling(of, title="Label more images for val and test", why=why)]
+    return [_labels_for_train(of, why)]
+
+
+def _why_open(verdict: Mapping[str, Any]) -> str:
+    if verdict.get("interval") is None:
+        return "The gain is not known."
+    low, high = verdict["interval"]
+    return f"The gain {verdict['gain']:+.3f} is within its noise ({low:+.3f} to {high:+.3f})."
 
 
 def _more_seeds(of: Situation, count: int, *, why: str) -> NextStep:

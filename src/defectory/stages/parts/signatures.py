@@ -10,6 +10,7 @@ import numpy as np
 
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import FOLDS, MAX_AUC, Leakage
+from defectory.evaluation.verdict import COLLAPSED_MAP
 from defectory.report.content import Signature
 from defectory.runs.store import RunStore
 from defectory.stages.parts.label_counts import FEW, Counts
@@ -26,8 +27,6 @@ MAX_TILES, MIN_TILES = 200, 4
 TONE_RATIO = 2.0
 LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
-COLLAPSED_MAP = 0.005
-"""Segm mAP below which a segmenter has learnt nothing."""
 COPY_RATIO = 0.5
 MAX_COPIED_SHARE = 0.05
 CONTRAST_RATIOS = (2 / 3, 1.5)
@@ -122,11 +121,13 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
 
 
 def _no_gain(verdict: dict[str, Any]) -> Signature:
-    gain, outcome = verdict.get("gain"), verdict["outcome"]
+    gain, interval, outcome = verdict.get("gain"), verdict.get("interval"), verdict["outcome"]
     told = "" if gain is None else f"gain in segm mAP {gain:+.3f}"
+    if told and interval:
+        told += f" ({interval[0]:+.3f} to {interval[1]:+.3f})"
     return Signature(
         name=NO_GAIN,
-        detected=None if outcome == "not enough evidence" else outcome == "do not use it",
+        detected=None if outcome == "not enough evidence" else outcome != "use it",
         figure=told and f"{told}, needed above 0",
         evidence=told and f"{told}; {outcome}",
         advice="Set at least three seeds to know. Without a gain, more annotated images help more than more "
