@@ -57,9 +57,9 @@ class SegmentationConfig(Section):
     mixed_precision: MixedPrecision = "bf16"
     """Precision of the training step: `bf16`, or `no` for fp32 throughout. Prediction always runs in fp32."""
     augmentation: str = "flips"
-    """How training images are varied: `flips`, which suits a few hundred steps, `exposure` (also contrast, blur and noise), `scale` (also zoom), `turns`
-    (also rotation; harmful where light comes from one side), a policy of an installed package, or
-    `package.module:attribute`.
+    """How training images are varied: `flips`, which suits a few hundred steps, `exposure` (also contrast, blur and
+    noise), `scale` (also zoom), `turns` (also rotation; harmful where light comes from one side), a policy of an
+    installed package, or `package.module:attribute`.
     """
     resampling_threshold: float = Field(default=0.2, ge=0, le=1)
     """Images of a class that fewer than this share of the defective images show are shown more often, by the square
