@@ -117,7 +117,7 @@ def test_a_missing_arm_is_trained() -> None:
     of = situation('segmentation.arms=["real"]')
     of.scores["arms"].pop("synthetic_then_real")
     of.scores["verdict"].update(judge(of.scores["arms"]))
-    assert commands(of) == ["""run part.toml -o 'segmentation.arms=["real","synthetic_then_real"]'"""]
+    assert commands(of) == ["""run part.toml -o 'segmentation.arms=["real","mixed"]'"""]
     of = situation('segmentation.arms=["synthetic"]')
     of.scores["arms"].pop("real")
     of.scores["verdict"].update(judge(of.scores["arms"]))

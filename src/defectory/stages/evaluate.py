@@ -105,6 +105,7 @@ class Evaluate(Stage):
         per_arm: dict[str, list[SegmenterScores]] = {}
         tables: dict[str, list[MatchTable]] = {}
         validation: dict[str, list[float]] = {}
+        exposures: dict[str, dict[str, dict[str, int]]] = {}
         for done, (arm, seed) in enumerate(pairs):
             segmenter = inputs.segmenter(arm, seed)
             if segmenter.skipped is None:
@@ -120,11 +121,16 @@ class Evaluate(Stage):
                 per_arm.setdefault(arm, []).append(scores)
                 tables.setdefault(arm, []).append(match_table(test, data.dataset.categories, results))
                 validation.setdefault(arm, []).append(float(segmenter.log["best_val_map"]))
+                exposures[arm] = {
+                    source: {"shown": shown, "images": segmenter.log["num_images"][source]}
+                    for source, shown in segmenter.log["exposures"].items()
+                }
         yield Progress(done=len(pairs), total=len(pairs))
         arms = {
             arm: {
                 **{key: float(np.mean([getattr(s, key) for s in of])) for key in SCORE_KEYS},
                 "plant": _mean_plant([s.plant for s in of]),
+                "exposures": exposures[arm],
                 "per_seed": [s.model_dump(mode="json") for s in of],
             }
             for arm, of in per_arm.items()

@@ -27,7 +27,7 @@ from defectory.stages.parts.signatures import (
 from defectory.stages.segment import uses_synthetic
 
 MAX_STEPS, MAX_REMEDIES = 3, 2
-WITHOUT, WITH = "real", "synthetic_then_real"
+WITHOUT, WITH = "real", "mixed"
 """Arms that are suggested if none without, or none with synthetic data was trained."""
 MAX_SEEDS = 12
 """Most seeds that are suggested; more of them take longer than labelling."""

@@ -69,8 +69,8 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
                 ]
             )
     note = (
-        "Real test images, read once. All arms: the same number of steps, tiles and defect-free images; checkpoint "
-        "chosen on real validation images. "
+        "Real test images, read once. All arms: the same number of steps, and the same share of defect-free images; "
+        "checkpoint chosen on real validation images. "
         "IoU and Hausdorff distance count detections from a score on: the one with the best F1 on validation, unless "
         "the project fixes it. "
         "Hausdorff distance is a share of the image diagonal, 1 for a missed defect; lower is better."
@@ -108,7 +108,25 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
         for arm, values in scores["arms"].items()
     ]
     tables.append(Table(title="segm mAP per class", columns=["arm", *classes], rows=per_class))
-    return tables
+    return [*tables, _exposure_table(scores["arms"])]
+
+
+def _exposure_table(arms: dict[str, Any]) -> Table:
+    """Build the table of how often each arm was shown images of each source."""
+    sources = list(dict.fromkeys(source for values in arms.values() for source in values.get("exposures", {})))
+
+    def text(of: dict[str, int] | None) -> str:
+        return "none" if of is None else f"{of['shown']} times, {of['images']} images"
+
+    return Table(
+        title="What each training saw",
+        columns=["arm", *(arm_name(source) for source in sources)],
+        rows=[
+            [arm_name(arm), *(text(values.get("exposures", {}).get(source)) for source in sources)]
+            for arm, values in arms.items()
+        ],
+        note="One training of each arm. How often images of a source are shown matters more than how many there are.",
+    )
 
 
 def _plant_table(arms: dict[str, Any]) -> Table:
