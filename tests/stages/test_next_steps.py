@@ -287,15 +287,16 @@ def test_a_factor_keeps_integers_and_never_reaches_zero() -> None:
 
 def test_times_follow_from_the_stages_that_run_again() -> None:
     of = situation(both=(0.3,), real=(0.3,))
+    settings = ["executor=in-process", 'segmentation.arms=["real","synthetic","synthetic_then_real"]']
     durations = Durations(
-        config=resolve(project=DATA, overrides=["executor=in-process"]).config,
+        config=resolve(project=DATA, overrides=settings).config,
         recorded={"concept": 100.0, "control": 200.0, "drafts": 30.0, "evaluation": 9.0}
         | {f"segment/{arm}-seed0": seconds for arm, seconds in [("real", 40.0), ("synthetic", 50.0)]},
         stages_of=stages_of,
     )
 
     def seconds(*overrides: str) -> float | None:
-        return durations.of_change(resolve(project=DATA, overrides=["executor=in-process", *overrides]).config)
+        return durations.of_change(resolve(project=DATA, overrides=[*settings, *overrides]).config)
 
     # the third arm left no time, so the mean of the others stands for it
     assert durations.of_everything() == 100 + 200 + 30 + 9 + (40 + 50 + 45)
