@@ -14,7 +14,7 @@ from defectory.engine.training.events import Step, Validated
 from defectory.engine.training.loop import Trained
 from defectory.engine.training.schedule import learning_rate_at
 from defectory.errors import ConfigError, WeightsError
-from defectory.events import Work, finish
+from defectory.events import Notice, Work, finish
 from defectory.rle import decode
 from defectory.segmentation import batches
 from defectory.segmentation.arms import ARMS, first_steps
@@ -115,6 +115,17 @@ def test_the_checkpoint_with_the_best_val_score_is_kept(make_tiles: MakeTiles, t
     assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.9
 
 
+@pytest.mark.parametrize(("values", "told"), [((0.0, 0.0, 0.0), 1), ((0.0, 0.2, 0.3), 0), ((0.1, 0.0, 0.0), 1)])
+def test_a_training_that_finds_nothing_after_half_of_its_steps_says_so_once(
+    make_tiles: MakeTiles, tmp_path: Path, values: tuple[float, ...], told: int
+) -> None:
+    scores = iter(values)
+    events = list(train(make_tiles, tmp_path, "real", validate=lambda _: next(scores)))
+    notices = [event.text for event in events if isinstance(event, Notice)]
+    assert len(notices) == told
+    assert all("after 4 of 6 steps" in text and "segmentation.num_steps" in text for text in notices)
+
+
 def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_tiles: MakeTiles, tmp_path: Path) -> None:
     scores = iter([0.9, 0.2, 0.1])
     states: list[dict[str, torch.Tensor]] = []
@@ -185,7 +196,7 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
         """
         import numpy as np
         from defectory.artifacts.annotation import Category
-                from defectory.rle import encode
+        from defectory.rle import encode
         from defectory.segmentation.config import SegmentationConfig
         from defectory.segmentation.data import SegmentationImage
         from defectory.segmentation.sizing import Sizing

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from defectory.artifacts.annotation import Category
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.config import LoopSettings
+from defectory.engine.training.events import Validated
 from defectory.engine.training.loop import Trained, Validation, train
 from defectory.engine.training.schedule import Schedule
 from defectory.errors import FirewallError, WeightsError
-from defectory.events import Work
+from defectory.events import Notice, Work
 from defectory.files import digest_file, digest_folder, digest_json, write_json
 from defectory.folders.swap import remove_leftovers
 from defectory.images.valuerange import ValueRange
@@ -32,6 +34,8 @@ from defectory.segmentation.sizing import BoxStatistics, Sizing, box_statistics
 WARMUP_STEPS = 20
 FINAL_LR_SHARE = 0.05
 MAX_GRAD_NORM = 5.0
+COLLAPSED_MAP = 0.005
+"""Val segm mAP below which a segmenter has learnt next to nothing."""
 NO_SCORE = -1.0
 """Best val score in the log if no validation counted."""
 
@@ -91,7 +95,7 @@ def train_segmenter(
     model = model.to(device)
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
-    trained = yield from train(
+    training = train(
         {name: value for name, value in model.named_parameters() if value.requires_grad},
         batches.at,
         _loss_of(model, config, seed, device),
@@ -104,6 +108,7 @@ def train_segmenter(
         buffers=dict(model.named_buffers()),
         stage=stage,
     )
+    trained = yield from _telling_collapse(training, stage)
     about = {
         "kind": config.model,
         "categories": [c.model_dump() for c in categories],
@@ -125,6 +130,27 @@ def train_segmenter(
     write_json(out / "log.json", log)
     remove_checkpoint(out / "checkpoint")
     return trained
+
+
+def _telling_collapse(work: Work[Trained], stage: str) -> Work[Trained]:
+    """Pass on a training's events, and tell once if half of its steps have taught it nothing."""
+    is_told = False
+    with closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value
+            yield event
+            if isinstance(event, Validated) and not is_told and 2 * event.done >= event.total > event.done:
+                is_told = True
+                if event.value < COLLAPSED_MAP:
+                    text = (
+                        f"finds next to nothing on validation after {event.done} of {event.total} steps (segm mAP "
+                        f"{event.value:.3f}); more steps (segmentation.num_steps), a larger segmentation.scale or more "
+                        "labels may help"
+                    )
+                    yield Notice(text=text, stage=stage)
 
 
 def boxes_of(images: Images) -> BoxStatistics | None:
