@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import ImageRecord
 from defectory.errors import InputError
-from defectory.evaluation.mask_metrics import coco_truth, score_segmenter
+from defectory.evaluation.detection import coco_truth
+from defectory.evaluation.detection import segm_map as coco_segm_map
 from defectory.evaluation.match_tables import match_table, segm_map
 from defectory.rle import encode
 
@@ -97,9 +98,7 @@ def test_segm_map_is_cocos_on_images_as_they_are_and_repeated(seed: int, num_sco
     records, results = scene(seed, num_scores=num_scores)
     table = match_table(records, CATEGORIES, results)
     assert segm_map(table)[0] == pytest.approx(coco_map(records, results), abs=1e-9)
-    assert segm_map(table)[0] == pytest.approx(
-        score_segmenter(records, CATEGORIES, results, score_threshold=0.5).segm_map, abs=1e-9
-    )
+    assert segm_map(table)[0] == pytest.approx(coco_segm_map(records, CATEGORIES, results), abs=1e-9)
     copies = np.random.default_rng(seed).integers(0, 5, (6, len(records)))
     expected = [coco_map(*repeated(records, results, row)) for row in copies]
     assert max(expected) > 0.05
