@@ -44,6 +44,9 @@ def test_mixed_arms_hold_a_fixed_share_of_real_images_among_the_defective_and_en
         assert mixed["real"] / (mixed["real"] + mixed["synthetic"]) == pytest.approx(real)
         assert last == pytest.approx({"real": 0.75, "defect_free": 0.25})
         assert first_steps(ARMS.get(name), name=name, settings=CONFIG, num_steps=100) == (0, 80, 100)
+        # a new warm-up for the last fifth would undo what was learnt
+        assert not ARMS.get(name).restarts
+    assert ARMS.get("synthetic_then_real").restarts
 
 
 def test_without_defect_free_images_the_batch_is_full() -> None:

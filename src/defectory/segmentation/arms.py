@@ -22,7 +22,7 @@ Share = float | str
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A part of a training, with its own learning-rate schedule.
+    """A part of a training.
 
     Attributes:
         sources: share of the *defective* images of every batch by source: `real`, `synthetic` or `copy_paste`. Together
@@ -41,12 +41,14 @@ class Arm:
     Attributes:
         phases: in order. The best weights are taken from the last phase. Otherwise an arm that ends on real images
             could equal one that never sees any.
+        restarts: each phase has a learning-rate schedule of its own, from warm-up to decay; else all phases share one.
         resampling: show images of rare classes more often.
         augmentation: name of an augmentation policy; None takes `segmentation.augmentation`.
         summary: what it does, in a few words for people.
     """
 
     phases: tuple[Phase, ...]
+    restarts: bool = False
     resampling: bool = True
     augmentation: str | None = None
     summary: str = ""
@@ -61,7 +63,12 @@ class Arm:
         phases = [
             {"sources": [list(pair) for pair in phase.sources.items()], "steps": phase.steps} for phase in self.phases
         ]
-        return {"phases": phases, "resampling": self.resampling, "augmentation": self.augmentation}
+        return {
+            "phases": phases,
+            "restarts": self.restarts,
+            "resampling": self.resampling,
+            "augmentation": self.augmentation,
+        }
 
 
 def _only(source: str) -> tuple[Phase, ...]:
@@ -97,6 +104,7 @@ HYBRID = Arm(
 SYNTHETIC = Arm(phases=_only("synthetic"), summary="synthetic images alone")
 SYNTHETIC_THEN_REAL = Arm(
     phases=(Phase(sources={"synthetic": REST}), Phase(sources={"real": REST}, steps="real_share_of_steps")),
+    restarts=True,
     summary="first synthetic, then real images (the paper)",
 )
 

@@ -99,7 +99,7 @@ def train_segmenter(
         {name: value for name, value in model.named_parameters() if value.requires_grad},
         batches.at,
         _loss_of(model, config, seed, device),
-        config=loop_settings(begins, config),
+        config=loop_settings(begins if chosen.restarts else (0, begins[-1]), config),
         checkpoint=out / "checkpoint",
         recipe=_recipe(chosen, images, config, encoder, built, num_classes=len(categories), seed=seed),
         validation=Validation(
@@ -181,7 +181,7 @@ def _loss_of(
 
 
 def loop_settings(begins: tuple[int, ...], config: SegmentationConfig) -> LoopSettings:
-    """Return the loop's settings; each phase has its own schedule."""
+    """Return the loop's settings, with a schedule for each span between the given steps."""
     schedules = tuple(
         Schedule(
             num_steps=end - begin, peak=config.learning_rate, warmup_steps=WARMUP_STEPS, final_share=FINAL_LR_SHARE
