@@ -17,6 +17,7 @@ from defectory.runs.graph import State
 from defectory.runs.stage import Run, Stage
 from defectory.stages.parts.estimate.estimate import Estimate, estimate
 
+SEGMENTERS_GROUP = "segment"
 READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.path": ("import",),
     "data.image_root": ("import",),
@@ -58,6 +59,8 @@ def check_before_all(
     computes = any(not stage.is_preparation for stage in selected if stage.name in stale)
     if computes and config.device not in ("auto", "cpu"):
         usable_device(config.device)
+    if any(stage.group == SEGMENTERS_GROUP for stage in selected if stage.name in stale):
+        _require_weights(run)
     if any(stage.reads_base for stage in selected if stage.name in stale):
         verify(resolve_base(config.base))
         _require_tile_size(config)
@@ -68,6 +71,22 @@ def check_before_all(
     found = _estimate_of_sizes(run, stages, selected, states, computes=computes)
     _require_disk(found)
     return tuple(_remarks(found))
+
+
+def _require_weights(run: Run) -> None:
+    """Require that initial weights of segmenters are there, and that the family takes some."""
+    segmentation = run.config.segmentation
+    if segmentation.weights is None:
+        return
+    if segmentation.model == "light":
+        raise ConfigError(
+            "segmentation.weights",
+            "the family light has weights of its own",
+            'leave the setting out, or set segmentation.model = "resnet50"',
+        )
+    path = run.sources.path(segmentation.weights)
+    if not path.is_file():
+        raise ConfigError(f"segmentation.weights {path}", "no such file", "correct the path, or leave the setting out")
 
 
 def _require_source(run: Run, setting: str) -> None:
