@@ -63,7 +63,10 @@ def test_every_arm_can_begin_with_the_start_that_a_pretraining_makes(encoder: Pa
 
 def test_left_halfway_it_goes_on_and_ends_the_same(encoder: Path, tmp_path: Path) -> None:
     list(start(encoder, tmp_path / "whole"))
-    list(islice(start(encoder, tmp_path / "left"), 3))
+    left = start(encoder, tmp_path / "left")
+    steps = (event for event in left if isinstance(event, Progress))
+    assert [event.done for event in islice(steps, 3)] == [1, 2, 3]
+    left.close()
     assert not (tmp_path / "left" / "start").exists()
     first, *_ = list(start(encoder, tmp_path / "left"))
     assert first.done == 4, "from the checkpoint that leaving wrote after three steps"
