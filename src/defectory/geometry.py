@@ -93,6 +93,16 @@ def resize_mask(mask: NDArray[np.bool_], size_hw: tuple[int, int]) -> NDArray[np
     return half if half.any() else cover > 0
 
 
+def resize_image(image: NDArray[np.uint8], size_hw: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resize an image uint8 [H,W,3]; use area interpolation when shrinking."""
+    if image.shape[:2] == size_hw:
+        return image
+    shrink = size_hw[0] < image.shape[0]
+    return cv2.resize(
+        image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
+    ).astype(np.uint8)
+
+
 def resize_crop(
     crop: NDArray[np.bool_], corner_yx: tuple[int, int], size_hw: tuple[int, int], new_size_hw: tuple[int, int]
 ) -> tuple[NDArray[np.bool_], tuple[int, int]]:

@@ -68,6 +68,27 @@ def test_every_defect_of_a_large_image_lies_whole_in_a_window_and_free_windows_s
     assert [w.digest() for w in other] != [w.digest() for w in real]
 
 
+def test_a_crowd_is_neither_an_instance_nor_defect_free_ground() -> None:
+    image, instances = scene((700, 900), (20, 30, 60, 50), (300, 300, 600, 600))
+    crowd = instances[1][1]
+    _, free = cut_windows(
+        image,
+        instances[:1],
+        name="a",
+        image_ids=(1,),
+        sizing=Sizing(scale=1.0, input_px=64),
+        seed=0,
+        num_free=100,
+        crowds=[crowd],
+    )
+    assert free
+    assert all((window.image == 30).all() for window in free)
+    small, alone = scene((100, 120), (10, 20, 30, 60))
+    sizing = Sizing(scale=0.5, input_px=64)
+    none = cut_windows(small, (), name="b", image_ids=(2,), sizing=sizing, seed=0, num_free=3, crowds=[alone[0][1]])
+    assert none == ([], [])
+
+
 def test_a_defect_larger_than_a_window_is_shown_in_part() -> None:
     image, instances = scene((300, 1200), (20, 140, 1180, 150))
     (window,), _ = cut_windows(

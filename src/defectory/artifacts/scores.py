@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from defectory.artifacts.value import Value
 
+COLLAPSED_MAP = 0.005
+"""Segm mAP below which a segmenter has learnt nothing."""
+
 
 class PlantCurve(Value):
     """Plant figures at score thresholds 0, .01, ... 1; a list is None where there is nothing to count."""

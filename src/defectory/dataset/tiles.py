@@ -6,7 +6,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +17,7 @@ from defectory.dataset.config import TilingConfig
 from defectory.dataset.tile_plan import Cut, Patch, patches_of, plan_cuts, scaled_size_hw
 from defectory.errors import ConfigError, ImageError, StageError
 from defectory.folders.swap import atomic_folder
-from defectory.geometry import THIN_PX, is_thinner
+from defectory.geometry import THIN_PX, is_thinner, resize_image
 from defectory.images.faults import MAX_PIXELS
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
@@ -187,16 +186,6 @@ def frame_image(image: Image, tiling: Tiling) -> tuple[Image, tuple[int, int]]:
     canvas = np.zeros((side, side, 3), np.uint8)
     canvas[:height, :width] = resize_image(image, (height, width))
     return canvas, (height, width)
-
-
-def resize_image(image: Image, size_hw: tuple[int, int]) -> Image:
-    """Resize an image; use area interpolation when shrinking."""
-    if image.shape[:2] == size_hw:
-        return image
-    shrink = size_hw[0] < image.shape[0]
-    return cv2.resize(
-        image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
-    ).astype(np.uint8)
 
 
 def cut_window(image: Image, corner: tuple[int, int], side: int) -> tuple[Image, tuple[int, int]]:

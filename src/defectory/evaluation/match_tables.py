@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.dataset import ImageRecord
-from defectory.errors import InputError
+from defectory.evaluation.detection import MAX_DETECTIONS
+from defectory.evaluation.scenes import check_results
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -24,8 +25,6 @@ Flags = NDArray[np.bool_]
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)
 """Recalls at which COCO reads the precision."""
-MAX_DETECTIONS = 100
-"""COCO counts the best detections of a class in an image, at most this many."""
 CHUNK = 250
 """Resamples that are scored at once; more of them take more memory and no less time."""
 
@@ -73,17 +72,13 @@ def match_table(
         results: COCO results with RLE, in the coordinates of the whole image.
 
     Raises:
-        InputError: a result is of another image, or its score is not a finite number.
+        InputError: as for `check_results`.
     """
+    check_results(images, results)
     position = {record.id: index for index, record in enumerate(images)}
     found: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for result in results:
-        image_id, score = int(result["image_id"]), float(result["score"])
-        if image_id not in position:
-            raise InputError("results", f"image id {image_id} is not among the images", "predict the same images")
-        if not np.isfinite(score):
-            raise InputError("results", f"a score of image id {image_id} is {score}", "train that segmenter again")
-        found.setdefault((int(result["category_id"]), image_id), []).append(result)
+        found.setdefault((int(result["category_id"]), int(result["image_id"])), []).append(result)
     classes: dict[int, ClassMatches] = {}
     for category in categories:
         num_true = np.zeros(len(images), np.int64)

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from defectory.artifacts.scores import COLLAPSED_MAP
 from defectory.artifacts.verdict import ArmFigure, Interval, MoreNeeded, Outcome, Verdict
 from defectory.errors import InputError
 from defectory.evaluation.statistics import Estimate, Part, TestScores, arm_estimate, gain_estimate, holm
@@ -20,8 +21,6 @@ MIN_SEEDS = 3
 """The spread of two seeds is too uncertain: their 95% interval is 13 standard errors wide on each side."""
 EQUIVALENCE_MARGIN = 0.02
 """Segm mAP. A smaller difference is less than what training once more with another seed changes (about .03)."""
-COLLAPSED_MAP = 0.005
-"""Segm mAP below which a segmenter has learnt nothing."""
 NUM_DRAWS = 2000
 """Resamples of seeds for the bias of choosing arms."""
 MAX_FACTOR = 50

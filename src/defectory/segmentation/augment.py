@@ -10,7 +10,7 @@ from torch import Tensor
 
 from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.policies import Policy
-from defectory.segmentation.windows import MIN_AREA_PX, visible
+from defectory.segmentation.windows import is_sliver, visible
 
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
@@ -101,8 +101,7 @@ def _warped(
         shifted[:, 2] += matrix[:, :2] @ [x, y]
         soft = cv2.warpAffine(mask.astype(np.float32), shifted, (size_hw[1], size_hw[0]), flags=cv2.INTER_LINEAR)
         seen = soft >= 0.5
-        share = float(seen.sum()) / max(1.0, float(mask.sum()) * zoom**2)
-        if seen.sum() >= MIN_AREA_PX and (share >= 0.25 or seen.sum() >= 200):
+        if not is_sliver(int(seen.sum()), float(mask.sum()) * zoom**2):
             labels.append(label)
             masks.append(seen)
     return image.astype(np.uint8), labels, masks

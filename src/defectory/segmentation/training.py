@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category
+from defectory.artifacts.scores import COLLAPSED_MAP
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.config import LoopSettings
 from defectory.engine.training.events import Validated
@@ -34,8 +35,6 @@ from defectory.segmentation.sizing import BoxStatistics, Sizing, box_statistics
 WARMUP_STEPS = 20
 FINAL_LR_SHARE = 0.05
 MAX_GRAD_NORM = 5.0
-COLLAPSED_MAP = 0.005
-"""Val segm mAP below which a segmenter has learnt next to nothing."""
 NO_SCORE = -1.0
 """Best val score in the log if no validation counted."""
 
@@ -134,7 +133,7 @@ def train_segmenter(
 
 def _telling_collapse(work: Work[Trained], stage: str) -> Work[Trained]:
     """Pass on a training's events, and tell once if half of its steps have taught it nothing."""
-    is_told = False
+    is_judged = False
     with closing(work):
         while True:
             try:
@@ -142,8 +141,8 @@ def _telling_collapse(work: Work[Trained], stage: str) -> Work[Trained]:
             except StopIteration as end:
                 return end.value
             yield event
-            if isinstance(event, Validated) and not is_told and 2 * event.done >= event.total > event.done:
-                is_told = True
+            if isinstance(event, Validated) and not is_judged and 2 * event.done >= event.total > event.done:
+                is_judged = True
                 if event.value < COLLAPSED_MAP:
                     text = (
                         f"finds next to nothing on validation after {event.done} of {event.total} steps (segm mAP "

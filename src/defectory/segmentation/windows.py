@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.geometry import resize_crop
+from defectory.geometry import resize_crop, resize_image
 from defectory.rle import Rle, decode_crop, encode_crop
 from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.sizing import Sizing
@@ -24,14 +23,8 @@ Piece = tuple[int, Mask, tuple[int, int]]
 
 
 def resized(image: Image, scale: float) -> Image:
-    """Resize an image uint8 [H,W,3] by a factor; area interpolation when shrinking."""
-    size_hw = scaled_hw((image.shape[0], image.shape[1]), scale)
-    if size_hw == image.shape[:2]:
-        return image
-    shrink = size_hw[0] < image.shape[0]
-    return cv2.resize(
-        image, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_CUBIC
-    ).astype(np.uint8)
+    """Resize an image uint8 [H,W,3] by a factor."""
+    return resize_image(image, scaled_hw((image.shape[0], image.shape[1]), scale))
 
 
 def scaled_hw(size_hw: tuple[int, int], scale: float) -> tuple[int, int]:
@@ -48,6 +41,7 @@ def cut_windows(
     sizing: Sizing,
     seed: int,
     num_free: int = 0,
+    crowds: Sequence[Rle] = (),
 ) -> tuple[list[SegmentationImage], list[SegmentationImage]]:
     """Cut an image into windows around its defects, and into windows without any.
 
@@ -61,6 +55,7 @@ def cut_windows(
         sizing: scale and size of the input.
         seed: of the positions.
         num_free: most windows without a defect.
+        crowds: masks of regions of defects that are no instances; no window without a defect shows them.
 
     Returns:
         Windows with defects, and windows without.
@@ -71,7 +66,7 @@ def cut_windows(
     pieces = [piece for label, rle in instances if (piece := _piece(label, rle, size_hw)) is not None]
     if max(size_hw) <= side:
         whole = _window(scaled, pieces, (0, 0), side, f"{name}-000", image_ids)
-        return ([whole], []) if whole.instances else ([], [] if instances or not num_free else [whole])
+        return ([whole], []) if whole.instances else ([], [] if instances or crowds or not num_free else [whole])
     corners: list[tuple[int, int]] = []
     for _, mask, (y, x) in pieces:
         height, width = mask.shape
@@ -80,9 +75,10 @@ def cut_windows(
         ):
             corners.append(_corner_around(mask, (y, x), size_hw, side, rng))
     found = [_window(scaled, pieces, at, side, f"{name}-{i:03d}", image_ids) for i, at in enumerate(corners)]
+    avoided = [*pieces, *(piece for rle in crowds if (piece := _piece(0, rle, size_hw)) is not None)]
     free = [
         _window(scaled, (), at, side, f"{name}-free-{i:03d}", image_ids)
-        for i, at in enumerate(_free_corners(pieces, size_hw, side, num_free, rng))
+        for i, at in enumerate(_free_corners(avoided, size_hw, side, num_free, rng))
     ]
     return [window for window in found if window.instances], free
 
@@ -152,7 +148,9 @@ def visible(mask: Mask, corner_yx: tuple[int, int], size_hw: tuple[int, int]) ->
     part = mask[top - y : bottom - y, left - x : right - x]
     if part.size == mask.size:
         return part, (top, left)
-    area_px = int(part.sum())
-    if area_px < MIN_AREA_PX or (area_px < SLIVER_SHARE * mask.sum() and area_px < ALWAYS_KEPT_PX):
-        return None
-    return part, (top, left)
+    return None if is_sliver(int(part.sum()), float(mask.sum())) else (part, (top, left))
+
+
+def is_sliver(area_px: int, whole_px: float) -> bool:
+    """Check whether a part of an instance, of so many of its pixels, is too little to be one."""
+    return area_px < MIN_AREA_PX or (area_px < SLIVER_SHARE * whole_px and area_px < ALWAYS_KEPT_PX)

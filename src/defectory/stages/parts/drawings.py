@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from defectory.artifacts.dataset import Dataset
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Tile, Tiling
-from defectory.dataset.tiles import frame_image, resize_image
+from defectory.dataset.tiles import frame_image
 from defectory.drivers.config import DriverConfig
 from defectory.errors import ConfigError, ImageError
 from defectory.formats.raw import image_files
+from defectory.geometry import resize_image
 from defectory.images.facts import image_size_hw
 from defectory.images.load import load_rgb
 from defectory.runs.store import RunStore

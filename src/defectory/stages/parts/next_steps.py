@@ -8,10 +8,11 @@ from functools import cached_property
 from typing import Any
 
 from defectory.artifacts.next_step import NextStep
+from defectory.artifacts.scores import COLLAPSED_MAP
 from defectory.config.command import CommandLine
 from defectory.config.project import ProjectConfig
 from defectory.config.resolve import flatten, with_settings
-from defectory.evaluation.verdict import COLLAPSED_MAP, MIN_SEEDS
+from defectory.evaluation.verdict import MIN_SEEDS
 from defectory.report.content import Signature
 from defectory.runs import layout
 from defectory.stages.parts.durations import Durations

@@ -61,6 +61,7 @@ def real_images(
             sizing=sizing,
             seed=seed,
             num_free=num_free if image_id in pool or not pool else 0,
+            crowds=[i.rle for i in record.instances if i.is_crowd],
         )
         real += found
         free += without

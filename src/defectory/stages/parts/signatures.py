@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from defectory.artifacts.scores import COLLAPSED_MAP
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import FOLDS, MAX_AUC, Leakage
-from defectory.evaluation.verdict import COLLAPSED_MAP
 from defectory.report.content import Signature
 from defectory.runs.store import RunStore
 from defectory.stages.parts.label_counts import FEW, Counts

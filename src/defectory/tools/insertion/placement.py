@@ -12,6 +12,7 @@ from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Job, MaskOrigin, Plan
 from defectory.artifacts.tiles import Tiling
 from defectory.errors import ConfigError
+from defectory.geometry import resize_image
 from defectory.masks.placement import Site, site_of
 from defectory.rle import encode
 from defectory.runs.stage import Run
@@ -47,7 +48,7 @@ class Window:
 
 def window_at(image: Image, tiling: Tiling, corner_yx: tuple[int, int]) -> Window:
     """Cut the tile at an upper left corner, pixels, out of a frame; in frame mode, take the whole frame."""
-    from defectory.dataset.tiles import cut_window, frame_image, resize_image
+    from defectory.dataset.tiles import cut_window, frame_image
 
     if tiling.mode == "frame":
         tile, valid_hw = frame_image(image, tiling)

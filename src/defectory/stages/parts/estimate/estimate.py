@@ -25,7 +25,8 @@ from defectory.runs.graph import TO_RESUME, UP_TO_DATE, State, select, states_of
 from defectory.runs.stage import Run, Stage, work_folder
 from defectory.stages.parts.estimate import costs
 from defectory.stages.parts.estimate.facts import DataFacts, facts_of
-from defectory.stages.parts.estimate.work import Situation, StageWork, work_of
+from defectory.stages.parts.estimate.situation import Situation, StageWork
+from defectory.stages.parts.estimate.work import work_of
 
 CHECKPOINT = "checkpoint/state.safetensors"
 FILES_PER_DRAFT = 3

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from defectory.config.project import ProjectConfig
 from defectory.engine.backbones.workload import BaseWorkload, Workload
 from defectory.engine.training.config import TrainingConfig
 from defectory.runs.stage import Stage
 from defectory.stages.parts.estimate import costs
-from defectory.stages.parts.estimate.facts import DataFacts
+from defectory.stages.parts.estimate.situation import Situation, StageWork
 
 MAX_HELD_OUT = 32
 MAX_KID_TRAIN, MAX_KID_POOL = 600, 200
@@ -23,71 +21,6 @@ FEW_TOKENS = 32 * 32
 CHUNK_LATENT_PX = {"cpu": 8 * 32 * 32}
 CHUNK_LATENT_PX_ELSEWHERE = 8 * 64 * 64
 NUM_FOLDS = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Situation:
-    """What work depends on.
-
-    Attributes:
-        config: of the project.
-        data: counts of the data.
-        base: cost of the base for one tile; None if it cannot be read.
-        copied_bytes: of the base's files that phase 1 copies.
-        tile_px: side of a tile.
-        on_cpu: whether networks run on the CPU.
-    """
-
-    config: ProjectConfig
-    data: DataFacts
-    base: BaseWorkload | None
-    copied_bytes: int
-    tile_px: int
-    on_cpu: bool
-
-    @property
-    def areas(self) -> float:
-        """Return the area of a tile in tiles of `costs.REFERENCE_PX`."""
-        return (self.tile_px / costs.REFERENCE_PX) ** 2
-
-    @property
-    def areas_per_image(self) -> float:
-        """Return the area of a typical image at its own resolution."""
-        return max(self.data.megapixels_per_image * 1e6 / costs.REFERENCE_PX**2, 0.25)
-
-    @property
-    def seen_areas(self) -> float:
-        """Return the area of a typical image as segmenters see it; thin defects may need more."""
-        segmentation, side = self.config.segmentation, math.sqrt(max(1.0, self.data.megapixels_per_image * 1e6))
-        scale = min(1.0, segmentation.input_px / side) if segmentation.scale is None else segmentation.scale
-        return max((side * scale / costs.REFERENCE_PX) ** 2, 0.25)
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageWork:
-    """What one stage has to do.
-
-    Attributes:
-        multiply_adds: in units of the probe's, on all threads.
-        seconds: on one thread of the reference machine.
-        spread_seconds: the same, of work that further threads shorten.
-        on_device: whether its networks run on the run's device, so that only a CPU's time is known.
-        memory_bytes: of the process beside what every process takes.
-        device_bytes: of a GPU's memory.
-        file_bytes: of the result.
-        passing_bytes: of files that are removed before the stage ends.
-        cache_bytes: of files that stay in the cache.
-    """
-
-    multiply_adds: float = 0.0
-    seconds: float = 0.0
-    spread_seconds: float = 0.0
-    on_device: bool = False
-    memory_bytes: float = 0.0
-    device_bytes: float = 0.0
-    file_bytes: float = 0.0
-    passing_bytes: float = 0.0
-    cache_bytes: float = 0.0
 
 
 def work_of(stage: Stage, situation: Situation) -> StageWork | None:
