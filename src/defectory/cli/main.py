@@ -34,6 +34,7 @@ VERBS = (
     "project_verbs",
     "insert_verb",
     "export_verb",
+    "study_verb",
     "run_verbs",
     "data_verbs",
     "driver_verbs",

@@ -13,7 +13,9 @@ class ConceptConfig(Section):
     """Learn the concept (paper, section 3.1)."""
 
     method: str = "dreambooth"
-    """`dreambooth`, a method of an installed package, or `package.module:attribute`."""
+    """`dreambooth`, `none` (the base as it is, to see what a concept is worth), a method of an installed package, or
+    `package.module:attribute`.
+    """
     defect_words: bool = True
     """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws no defects. Turn it off
     for the paper's prompt.

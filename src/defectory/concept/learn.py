@@ -92,6 +92,9 @@ def learn_concept(
     variant_recipe = VariantRecipe.of(backbone, training, flip=flip, seed=seed)
     variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
     method = kind.start(backbone, config, instance_token=prompts.instance_token, seed=seed)
+    if not method.parameters:
+        (out / "log.jsonl").touch()
+        return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
     make_ready(backbone.denoiser, training=training, latents=variants[0].latents)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
     batches = _Batches(method, variants, config=config, prompts=prompts, seed=seed, schedule=schedule, prior=prior)

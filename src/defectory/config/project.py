@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from defectory.artifacts.config import Section
 from defectory.concept.config import ConceptConfig
 from defectory.condition.config import ConditionConfig
+from defectory.config.study import StudyConfig
 from defectory.curation.config import CurationConfig
 from defectory.dataset.config import DataConfig, SplitConfig, TilingConfig
 from defectory.drivers.config import DriverConfig
@@ -20,8 +21,8 @@ from defectory.masks.config import MaskConfig
 from defectory.segmentation.config import SegmentationConfig
 from defectory.synthesis.config import SynthesisConfig
 
-OF_PLACE_AND_SPEED = frozenset({"out", "threads", "num_processes", "executor"})
-"""Settings that say where a run lies and how fast it is; they change no result."""
+OF_PLACE_AND_SPEED = frozenset({"out", "threads", "num_processes", "executor", "study"})
+"""Settings that say where a run lies and how fast it is, and what studies do with it; they change no result."""
 
 
 class ProjectConfig(Section):
@@ -50,6 +51,7 @@ class ProjectConfig(Section):
     curation: CurationConfig = CurationConfig()
     segmentation: SegmentationConfig = SegmentationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    study: StudyConfig = StudyConfig()
     threads: int | None = Field(default=None, ge=1)
     """CPU threads to use; None leaves the number to torch."""
     num_processes: int | None = Field(default=None, ge=1)
@@ -95,6 +97,7 @@ class ProjectConfig(Section):
             "segmentation.arms": self.segmentation.arms,
             "segmentation.seeds": self.segmentation.seeds,
             "data.classes": self.data.classes,
+            "study.seeds": self.study.seeds,
         }
         for key, values in lists.items():
             if values is not None and (not values or len(set(values)) < len(values)):

@@ -25,6 +25,8 @@ PATHS = frozenset(
         "masks.expert",
         "masks.regions",
         "drivers.drawings",
+        "study.out",
+        "study.transfer_to",
     }
 )
 

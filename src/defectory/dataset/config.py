@@ -45,12 +45,18 @@ class DataConfig(Section):
 class SplitConfig(Section):
     """Settings of the frozen split."""
 
+    test_seed: int | None = Field(default=None, ge=0)
+    """Seed that draws test; None takes the project's. Set it to compare projects with other seeds on the same test
+    images.
+    """
     from_data: bool = False
     """Keep the split that the data set supplies (train, val, test folders or files) instead of drawing one."""
     val_share: float = Field(default=0.2, gt=0, lt=1)
     test_share: float = Field(default=0.2, gt=0, lt=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the labelled training images to use; val is drawn within it."""
+    num_labelled: int | None = Field(default=None, ge=1)
+    """PLACEHOLDER"""
     folds: int | None = Field(default=None, ge=2)
     """Number of folds for group k-fold instead of a hold-out."""
     fold: int = Field(default=0, ge=0)

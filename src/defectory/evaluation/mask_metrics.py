@@ -12,10 +12,12 @@ from defectory.artifacts.dataset import ImageRecord
 from defectory.artifacts.scores import ClassScores, SegmenterScores
 from defectory.evaluation.borders import ThinScores, score_thin
 from defectory.evaluation.detection import Detection, coco_data_set, score_detection, truth_rows
+from defectory.evaluation.match_tables import match_table
 from defectory.evaluation.matching import Match, match_instances, pair_ious, without_crowds
 from defectory.evaluation.pixels import PixelCounts, PixelScores, count_pixels, score_pixels
 from defectory.evaluation.plant import Inspected, inspect, score_plant
 from defectory.evaluation.scenes import Region, Scene, check_results, detection, scenes_of
+from defectory.evaluation.tables import ScoreTable, score_table
 
 ANY_CLASS = 0
 """Stands for all classes taken as one; category ids begin at 1."""
@@ -42,6 +44,34 @@ def score_segmenter(
     Raises:
         InputError: as for `check_results`.
     """
+    return _scored(images, categories, results, score_threshold)[0]
+
+
+def score_with_table(
+    images: Sequence[ImageRecord],
+    categories: Sequence[Category],
+    results: Sequence[Mapping[str, Any]],
+    *,
+    score_threshold: float,
+) -> tuple[SegmenterScores, ScoreTable]:
+    """Score COCO results as `score_segmenter` does, and keep what is known of each image, in the order of `images`."""
+    scores, pixels, inspected = _scored(images, categories, results, score_threshold)
+    table = score_table(
+        [record.id for record in images],
+        matches=match_table(images, categories, results),
+        pixels={c: of for c, of in pixels.items() if c != ANY_CLASS},
+        inspected=inspected,
+        score_threshold=score_threshold,
+    )
+    return scores, table
+
+
+def _scored(
+    images: Sequence[ImageRecord],
+    categories: Sequence[Category],
+    results: Sequence[Mapping[str, Any]],
+    score_threshold: float,
+) -> tuple[SegmenterScores, Mapping[int, Sequence[PixelCounts]], Sequence[Inspected]]:
     check_results(images, results)
     rows: list[dict[str, Any]] = []
     matches: list[Match] = []
@@ -67,7 +97,7 @@ def score_segmenter(
         if c.id in thin and c.id in per_pixel
     }
     every_thin = [scores for of in thin.values() for scores in of]
-    return SegmenterScores(
+    scores = SegmenterScores(
         segm_map=segm.map,
         bbox_map=bbox.map,
         ap50=segm.ap50,
@@ -91,6 +121,7 @@ def score_segmenter(
         per_class=per_class,
         plant=score_plant(inspected, {c.id: c.name for c in categories}, score_threshold=score_threshold),
     )
+    return scores, pixels, inspected
 
 
 def best_score_threshold(

@@ -7,8 +7,9 @@ little, so their part of the variance is estimated instead, and Student's t make
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from defectory.evaluation.match_tables import MatchTable, segm_map
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+T = TypeVar("T")
 LEVEL = 0.95
 """Confidence level of every interval."""
 NUM_RESAMPLES = 1000
@@ -132,11 +134,30 @@ def scores_of_tables(
     seed: int = 0,
     num_resamples: int = NUM_RESAMPLES,
 ) -> TestScores:
-    """Compute segm mAP of every arm and seed, on the test images and on resampled groups of them.
+    """Compute segm mAP of every arm and seed; see `resampled_scores`."""
+    first = next((table for of in tables.values() for table in of), None)
+    has_defects = np.zeros(len(groups), bool)
+    for matches in first.classes.values() if first is not None else ():
+        has_defects |= matches.num_true > 0
+    return resampled_scores(tables, segm_map, groups, has_defects=has_defects, seed=seed, num_resamples=num_resamples)
+
+
+def resampled_scores(
+    tables: Mapping[str, Sequence[T]],
+    score: Callable[[T, Ints | None], Floats],
+    groups: Sequence[str],
+    *,
+    has_defects: NDArray[np.bool_],
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+) -> TestScores:
+    """Compute a score of every arm and seed, on the test images and on resampled groups of them.
 
     Args:
         tables: a table for each seed of an arm, in the same order of seeds and of images.
+        score: of a table, on data sets with so many copies of each image, int [data sets, images].
         groups: of each image.
+        has_defects: whether each image has a true instance.
         seed: of the resamples.
         num_resamples: data sets that are drawn.
 
@@ -144,14 +165,11 @@ def scores_of_tables(
         InputError: arms differ in their number of seeds.
     """
     copies = resampled_groups(groups, num_resamples, seed=seed)
-    scores = scores_of_seeds({arm: [float(segm_map(t)[0]) for t in of] for arm, of in tables.items()})
+    scores = scores_of_seeds({arm: [float(score(t, None)[0]) for t in of] for arm, of in tables.items()})
     flat = [table for of in tables.values() for table in of]
     resampled = np.zeros((*scores.per_seed.shape, num_resamples))
     for index, table in zip(np.ndindex(scores.per_seed.shape), flat, strict=True):
-        resampled[index] = segm_map(table, copies)
-    has_defects = np.zeros(len(groups), bool)
-    for matches in flat[0].classes.values() if flat else ():
-        has_defects |= matches.num_true > 0
+        resampled[index] = score(table, copies)
     return TestScores(
         arms=scores.arms,
         per_seed=scores.per_seed,

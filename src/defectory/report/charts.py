@@ -7,7 +7,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from itertools import cycle
 from pathlib import Path
@@ -57,37 +57,59 @@ STYLE = {
 def line_chart(chart: Chart) -> str:
     """Draw a chart as an SVG element; points that are not finite are left out. Equal charts give equal text."""
     curves = [(c.name, [(x, y) for x, y in c.points if math.isfinite(x) and math.isfinite(y)]) for c in chart.curves]
+
+    def draw(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        title, across, up = (printable(text) for text in (chart.title, chart.x_label, chart.y_label))
+        axes = figure.add_subplot(title=title, xlabel=across, ylabel=up)
+        handles: list[Any] = []
+        for (_, points), colour, dashes in zip(curves, cycle(COLOURS), cycle(DASHES), strict=False):
+            line: dict[str, Any] = (
+                {"solid_capstyle": "round", "linewidth": 6} if len(points) == 1 else {"linestyle": dashes}
+            )
+            drawn = [*points, *points] if len(points) == 1 else thin(points)
+            axes.plot([x for x, _ in drawn], [y for _, y in drawn], color=colour, **line)
+            handles.append(Line2D([], [], color=colour, linestyle=dashes))
+        if any(points for _, points in curves):
+            names = [printable(name) for name, _ in curves]
+            figure.legend(handles, names, loc="outside lower left", ncols=3, frameon=False, handlelength=2.4)
+        else:
+            axes.set(xticks=[], yticks=[])
+            axes.text(0.5, 0.5, "no data", ha="center", transform=axes.transAxes)
+
+    return svg_element(chart.title, draw)
+
+
+def svg_element(title: str, draw: Callable[[Any], None], *, size_px: tuple[int, int] = SIZE_PX) -> str:
+    """Draw a matplotlib figure as an SVG element of a page, in the page's colours and font.
+
+    Args:
+        title: for readers of the screen.
+        draw: draws on the figure.
+        size_px: width and height.
+    """
     stream = io.StringIO()
     with _matplotlib():
         from matplotlib import style
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
-        from matplotlib.lines import Line2D
 
         with style.context(["default", STYLE]):
             # matplotlib writes 72 SVG units per inch
-            figure = Figure(figsize=(SIZE_PX[0] / 72, SIZE_PX[1] / 72), layout="constrained")
-            title, across, up = (printable(text) for text in (chart.title, chart.x_label, chart.y_label))
-            axes = figure.add_subplot(title=title, xlabel=across, ylabel=up)
-            handles: list[Any] = []
-            for (_, points), colour, dashes in zip(curves, cycle(COLOURS), cycle(DASHES), strict=False):
-                line: dict[str, Any] = (
-                    {"solid_capstyle": "round", "linewidth": 6} if len(points) == 1 else {"linestyle": dashes}
-                )
-                drawn = [*points, *points] if len(points) == 1 else thin(points)
-                axes.plot([x for x, _ in drawn], [y for _, y in drawn], color=colour, **line)
-                handles.append(Line2D([], [], color=colour, linestyle=dashes))
-            if any(points for _, points in curves):
-                names = [printable(name) for name, _ in curves]
-                figure.legend(handles, names, loc="outside lower left", ncols=3, frameon=False, handlelength=2.4)
-            else:
-                axes.set(xticks=[], yticks=[])
-                axes.text(0.5, 0.5, "no data", ha="center", transform=axes.transAxes)
+            figure = Figure(figsize=(size_px[0] / 72, size_px[1] / 72), layout="constrained")
+            draw(figure)
             FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None, "Format": None})
-    return _for_page(stream.getvalue(), chart.title)
+    return _for_page(stream.getvalue(), title, size_px)
 
 
-def _for_page(svg: str, title: str) -> str:
+def svg_file(element: str) -> str:
+    """Return the text of an SVG file of an element of a page, with colours of its own."""
+    text = element.replace("currentColor", "#222222").replace("var(--line)", "#cccccc")
+    return text.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1) + "\n"
+
+
+def _for_page(svg: str, title: str, size_px: tuple[int, int]) -> str:
     """Reduce an SVG file to an element of a page, in the page's colours and font.
 
     The result defines no ids and no style sheet, so that charts of one page cannot affect each other. Clip paths are
@@ -95,7 +117,7 @@ def _for_page(svg: str, title: str) -> str:
     """
     svg = re.sub(r"<(metadata|defs)>.*?</\1>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r"<[^<>]*>", lambda tag: _tag_for_page(tag[0]), svg)
-    opening = f'<svg class="chart" viewBox="0 0 {SIZE_PX[0]} {SIZE_PX[1]}" role="img" aria-label="{escape(title)}">'
+    opening = f'<svg class="chart" viewBox="0 0 {size_px[0]} {size_px[1]}" role="img" aria-label="{escape(title)}">'
     return opening + re.sub(r">\s+<", "><", svg[svg.index(">") + 1 :]).strip()
 
 

@@ -26,7 +26,7 @@ FINDING_WORDS = {True: ("yes", "detected"), False: ("no", "not detected"), None:
 
 def render_report(content: ReportContent) -> str:
     """Render the page as self-contained HTML."""
-    page = _environment().get_template("page.html.jinja")
+    page = environment().get_template("page.html.jinja")
     verdict_class = VERDICT_CLASSES.get(content.outcome.outcome, "open")
     return page.render(content=content, verdict_class=verdict_class, finding_words=FINDING_WORDS)
 
@@ -66,7 +66,8 @@ def picture_uri(image: Image) -> Markup:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the environment of all pages: escaping, filters and strict names."""
     environment = Environment(
         loader=PackageLoader("defectory.report"),
         autoescape=True,

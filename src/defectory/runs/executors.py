@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,7 +12,7 @@ from defectory.events import Event
 from defectory.memory import give_back_freed_memory
 from defectory.registry import Registry
 from defectory.runs.outcome import make_work_root, run_stage
-from defectory.runs.served import Message, ServedStage, event_of, job_of
+from defectory.runs.served import event_of, job_of, side_by_side
 from defectory.runs.stage import Run, Stage
 from defectory.runs.verify import Verified
 
@@ -128,27 +127,8 @@ def run_in_local_processes(run: Run, batch: Batch) -> Iterator[Event]:
     num_processes, num_threads = shares(run.config, batch.group_size, _num_threads(run.config))
     make_work_root(run)
     give_back_freed_memory()
-    waiting, running = list(batch.stages), dict[str, ServedStage]()
-    messages: queue.Queue[tuple[str, Message | None]] = queue.Queue()
-    try:
-        while waiting or running:
-            while waiting and len(running) < num_processes:
-                stage = waiting.pop(0)
-                running[stage.name] = ServedStage(job_of(run, stage, num_threads=num_threads), batch.serve)
-                threading.Thread(target=_listen, args=(running[stage.name], messages), daemon=True).start()
-            name, message = messages.get()
-            if message is None:
-                running.pop(name).kill()
-            else:
+    jobs = [job_of(run, stage, num_threads=num_threads) for stage in batch.stages]
+    with closing(side_by_side(jobs, batch.serve, num_processes=num_processes)) as messages:
+        for _, message in messages:
+            if message is not None:
                 yield event_of(message)
-    finally:
-        for served in running.values():
-            served.kill()
-
-
-def _listen(served: ServedStage, messages: queue.Queue[tuple[str, Message | None]]) -> None:
-    try:
-        for message in served.messages():
-            messages.put((served.name, message))
-    finally:
-        messages.put((served.name, None))

@@ -69,6 +69,11 @@ def segmenter_name(arm: str, seed: int) -> str:
     return f"{file_name_of(arm)}-seed{seed}"
 
 
+def score_table(arm: str, seed: int) -> str:
+    """Return the file of one segmenter's score table, relative to the folder of the evaluation."""
+    return f"tables/{segmenter_name(arm, seed)}.npz"
+
+
 def fold_folder(fold: int) -> str:
     """Return the folder of one fold's segmenter, relative to the folder of the folds."""
     return f"fold-{fold}"

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from defectory.errors import OutputError
 from defectory.events import Event, Notice, Progress, StageEnded, Work
@@ -36,11 +37,13 @@ from defectory.folders.marker import (
     write_marker,
 )
 from defectory.folders.swap import WORK_NAME, publish, recover, remove_ours, retire
-from defectory.lock import process_identity
+from defectory.lock import TurnLock, process_identity
+from defectory.runs.siblings import take_over, take_turn
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import Inputs, Run, Stage, inputs_of, work_folder
 from defectory.runs.verify import Finding, Verified
 
+T = TypeVar("T")
 KIND = "stage"
 MAX_SETTING = 200
 """Longest setting, in characters, that a manifest stores as text."""
@@ -83,13 +86,18 @@ def run_stage(
     _require_space(folder)
     mended = finding if stage.is_mendable and finding.state == "damaged" and inputs.describe(manifest) else None
     _prepare(run, stage, inputs, old=mended)
-    summary = ""
+    turn: TurnLock | None = None
     try:
+        turn = yield from _named(take_turn(run, inputs), stage.name)
         with in_progress(work):
-            view = run.store().view([of.folder for of in read], reader=stage.name)
-            summary = yield from _named(stage.run(view, run.config, work), stage.name)
+            taken = take_over(run, stage, inputs, work)
+            if taken is None:
+                view = run.store().view([of.folder for of in read], reader=stage.name)
+                summary = yield from _named(stage.run(view, run.config, work), stage.name)
+            else:
+                summary = taken.summary
             files = _digests(work)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - began if taken is None else taken.seconds
             finish_stage(
                 work,
                 inputs_digest=inputs.digest,
@@ -104,12 +112,15 @@ def run_stage(
         if not stage.is_resumable:
             remove_ours(work)
         raise
+    finally:
+        if turn is not None:
+            turn.release()
     verified.made(stage)
     yield from _copy_up(run, stage)
-    yield StageEnded(stage=stage.name, seconds=seconds, skipped=False, summary=summary)
+    yield StageEnded(stage=stage.name, seconds=seconds, skipped=taken is not None, summary=summary)
 
 
-def _named(work: Work[str], name: str) -> Work[str]:
+def _named(work: Work[T], name: str) -> Work[T]:
     """Pass on the events of a stage, with its name."""
     with contextlib.closing(work):
         while True:

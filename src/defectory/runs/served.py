@@ -1,4 +1,4 @@
-"""One stage in a process of its own: how the job gets there, and how its events and errors come back, as JSON lines.
+"""A job in a process of its own, mostly one stage: how it gets there, and how its events come back, as JSON lines.
 
 The process ends when the one that started it ends.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -50,12 +51,12 @@ def event_of(message: Message) -> Event:
     raise getattr(errors, message["kind"])(*message["content"])
 
 
-class ServedStage:
-    """A process that runs one stage.
+class ServedJob:
+    """A process that does one job, mostly a stage.
 
     Args:
-        job: see `job_of`; run folder and sources must be reachable under the same paths.
-        serve: code that the process runs; see `serve_stage`.
+        job: see `job_of`; its `stage` is its name. Run folder and sources must be reachable under the same paths.
+        serve: code that the process runs; see `serve_stage` and `serve_events`.
     """
 
     def __init__(self, job: Mapping[str, Any], serve: str) -> None:
@@ -98,11 +99,48 @@ class ServedStage:
 
 def served_messages(job: Mapping[str, Any], serve: str) -> Iterator[Message]:
     """Run a stage in a process of its own and yield its messages; leaving the loop ends the process."""
-    served = ServedStage(job, serve)
+    served = ServedJob(job, serve)
     try:
         yield from served.messages()
     finally:
         served.kill()
+
+
+def side_by_side(
+    jobs: Sequence[Mapping[str, Any]], serve: str, *, num_processes: int
+) -> Generator[tuple[str, Message | None]]:
+    """Do jobs in processes, some at a time, and yield each one's name and message; None ends a job.
+
+    The processes end with this one, however it ends, and when the loop is left. Messages of different jobs interleave.
+
+    Args:
+        jobs: in order; their names differ.
+        serve: as for `ServedJob`.
+        num_processes: at a time.
+    """
+    waiting, running = list(jobs), dict[str, ServedJob]()
+    messages: queue.Queue[tuple[str, Message | None]] = queue.Queue()
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                served = ServedJob(waiting.pop(0), serve)
+                running[served.name] = served
+                threading.Thread(target=_listen, args=(served, messages), daemon=True).start()
+            name, message = messages.get()
+            if message is None:
+                running.pop(name).kill()
+            yield name, message
+    finally:
+        for served in running.values():
+            served.kill()
+
+
+def _listen(served: ServedJob, messages: queue.Queue[tuple[str, Message | None]]) -> None:
+    try:
+        for message in served.messages():
+            messages.put((served.name, message))
+    finally:
+        messages.put((served.name, None))
 
 
 def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
@@ -110,6 +148,25 @@ def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
 
     Args:
         stages_of: returns the stages of a run by name.
+    """
+
+    def events(job: Mapping[str, Any]) -> Iterator[Event]:
+        run = Run(
+            config=ProjectConfig.model_validate(job["config"]),
+            folder=Path(job["folder"]),
+            sources=Sources(folder=Path(job["sources"])),
+        )
+        stages = stages_of(run)
+        yield from run_stage(run, stages[job["stage"]], stages, verified=Verified(trusted=True))
+
+    serve_events(events)
+
+
+def serve_events(events_of: Callable[[Mapping[str, Any]], Iterator[Event]]) -> None:
+    """Do the job requested on standard input, and write its events to standard output as JSON lines.
+
+    Args:
+        events_of: does a job and yields its events.
     """
     # Ctrl-C reaches all processes of a terminal; the parent process decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -123,14 +180,8 @@ def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
     def tell(kind: str, content: object) -> None:
         print(json.dumps({"kind": kind, "content": content}), file=channel, flush=True)
 
-    run = Run(
-        config=ProjectConfig.model_validate(job["config"]),
-        folder=Path(job["folder"]),
-        sources=Sources(folder=Path(job["sources"])),
-    )
-    stages = stages_of(run)
     try:
-        for event in run_stage(run, stages[job["stage"]], stages, verified=Verified(trusted=True)):
+        for event in events_of(job):
             tell(type(event).__name__, asdict(event))
     except errors.InputError as error:
         tell(type(error).__name__, [error.where, error.found, error.todo])

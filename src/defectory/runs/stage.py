@@ -18,6 +18,8 @@ from defectory.folders.swap import WORK_NAME
 from defectory.runs.sources import MissingSource, Sources
 from defectory.runs.store import RunStore
 
+SHARED_CACHE = ".cache"
+"""Folder of the cache of sibling runs, beside them."""
 CODE_VERSION = 4
 """Increment this when the results of all stages change for equal inputs."""
 
@@ -30,11 +32,13 @@ class Run:
         config: resolved configuration.
         folder: of the run.
         sources: paths of the configuration, relative to the project file.
+        siblings: folder of runs that share results, this one among them; None for a run of its own.
     """
 
     config: ProjectConfig
     folder: Path
     sources: Sources
+    siblings: Path | None = None
 
     def store(self) -> RunStore:
         """Return the results of the run's stages, all readable; what is parsed is kept."""
@@ -42,7 +46,8 @@ class Run:
 
     @cached_property
     def _store(self) -> RunStore:
-        return RunStore(self.folder, sources=self.sources)
+        cache = None if self.siblings is None else self.siblings / SHARED_CACHE
+        return RunStore(self.folder, sources=self.sources, cache=cache)
 
 
 class Stage(ABC):

@@ -139,18 +139,29 @@ class RunStore:
         sources: the user's files.
         readable: folders that may be read; None allows all.
         reader: the stage that reads, for messages.
+        cache: folder of the cache; None for that of the run.
     """
 
     def __init__(
-        self, folder: Path, *, sources: Sources, readable: Collection[str] | None = None, reader: str = ""
+        self,
+        folder: Path,
+        *,
+        sources: Sources,
+        readable: Collection[str] | None = None,
+        reader: str = "",
+        cache: Path | None = None,
     ) -> None:
         self.folder, self.sources = folder, sources
+        self.cache = cache or folder / layout.CACHE
+        """Folder of files that can be made again at any time: latents, class images, drivers."""
         self._readable, self._reader = readable, reader
         self._parsed: dict[str, tuple[object, object]] = {}
 
     def view(self, readable: Collection[str], *, reader: str) -> RunStore:
         """Return a view with only some readable folders; it shares parsed values with this store."""
-        view = RunStore(self.folder, sources=self.sources, readable=frozenset(readable), reader=reader)
+        view = RunStore(
+            self.folder, sources=self.sources, readable=frozenset(readable), reader=reader, cache=self.cache
+        )
         view._parsed = self._parsed
         return view
 
@@ -187,11 +198,6 @@ class RunStore:
         found = load(self.checked(stage_folder, name))
         self._parsed[key] = (state, found)
         return found
-
-    @property
-    def cache(self) -> Path:
-        """Return the folder of files that can be made again at any time: latents, class images, drivers."""
-        return self.folder / layout.CACHE
 
     @property
     def data(self) -> DataFolder:
@@ -312,6 +318,10 @@ class RunStore:
     def scores(self) -> dict[str, Any]:
         """Return all scores of the evaluation."""
         return self._once(layout.EVALUATION, layout.SCORES_FILE, _read_json)
+
+    def score_table(self, arm: str, seed: int) -> Path:
+        """Return the file of a segmenter's score table; see `evaluation.tables`."""
+        return self.checked(layout.EVALUATION, layout.score_table(arm, seed))
 
     @property
     def report(self) -> Path:

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.annotation import Instance
+from defectory.artifacts.plan import Job
 from defectory.artifacts.scores import DefectContrast, PlantScores, SegmenterScores
 from defectory.artifacts.verdict import Verdict
 from defectory.config.project import ProjectConfig
 from defectory.errors import StageError
 from defectory.evaluation.contrast import score_contrast
-from defectory.evaluation.image_metrics import score_image_sets
-from defectory.evaluation.mask_metrics import score_segmenter
-from defectory.evaluation.match_tables import MatchTable, match_table
+from defectory.evaluation.image_metrics import score_diversity, score_image_sets
+from defectory.evaluation.mask_metrics import score_with_table
+from defectory.evaluation.match_tables import MatchTable
 from defectory.evaluation.scenes import check_results
 from defectory.evaluation.statistics import scores_of_tables
 from defectory.evaluation.verdict import verdict
@@ -33,6 +34,8 @@ from defectory.stages.segment import predict, stage_name, uses_synthetic
 
 MIN_IMAGES = 4
 """Image sets with fewer images are not compared."""
+MAX_DRIVERS, MAX_SAMPLES = 10, 10
+"""Drivers, and drafts of each, that are compared for diversity, as in the paper."""
 SCORE_KEYS = (
     "segm_map",
     "bbox_map",
@@ -59,7 +62,7 @@ PLANT_KEYS = ("missed_defect_rate", "missed_image_rate", "false_alarms_per_100_g
 class Evaluate(Stage):
     """Predicts test with every segmenter, and gathers all scores."""
 
-    VERSION = 4
+    VERSION = 5
     name, folder = "evaluate", layout.EVALUATION
     copies = MappingProxyType({layout.GATHERED_SCORES: layout.RUN_SCORES})
 
@@ -84,6 +87,7 @@ class Evaluate(Stage):
             "arms": arms,
             "fidelity": inputs.fidelity.model_dump(mode="json"),
             "image_sets": _image_sets(inputs, config),
+            "diversity": _diversity(inputs),
             "defect_contrast": {
                 name: value.model_dump(mode="json") for name, value in _contrast(inputs, config).items()
             },
@@ -115,11 +119,12 @@ class Evaluate(Stage):
                 results = predict(model, data, test, sizing.scale)
                 check_results(test, results)
                 write_json(out / layout.PREDICTIONS / f"{layout.segmenter_name(arm, seed)}.json", results)
-                scores = score_segmenter(
+                scores, table = score_with_table(
                     test, data.dataset.categories, results, score_threshold=score_threshold_of(segmenter.folder)
                 )
+                table.save(out / layout.score_table(arm, seed))
                 per_arm.setdefault(arm, []).append(scores)
-                tables.setdefault(arm, []).append(match_table(test, data.dataset.categories, results))
+                tables.setdefault(arm, []).append(table.matches)
                 validation.setdefault(arm, []).append(float(segmenter.log["best_val_map"]))
                 exposures[arm] = {
                     source: {"shown": shown, "images": segmenter.log["num_images"][source]}
@@ -130,6 +135,7 @@ class Evaluate(Stage):
             arm: {
                 **{key: float(np.mean([getattr(s, key) for s in of])) for key in SCORE_KEYS},
                 "plant": _mean_plant([s.plant for s in of]),
+                "validation": validation[arm],
                 "exposures": exposures[arm],
                 "per_seed": [s.model_dump(mode="json") for s in of],
             }
@@ -193,6 +199,16 @@ def _image_sets(inputs: RunStore, config: ProjectConfig) -> dict[str, Any] | Non
         seed=config.seed,
     )
     return scores.model_dump(mode="json")
+
+
+def _diversity(inputs: RunStore) -> dict[str, Any] | None:
+    """Measure how much drafts of one driver differ, of all drafts before curation; None if each has its own driver."""
+    of_driver: dict[object, list[Job]] = {}
+    for job in inputs.plan.jobs:
+        of_driver.setdefault((job.tile_id, job.augmentation_seed, job.mask_sources), []).append(job)
+    shared = [jobs[:MAX_SAMPLES] for jobs in of_driver.values() if len(jobs) > 1][:MAX_DRIVERS]
+    scores = score_diversity([[inputs.drafts.image(job) for job in jobs] for jobs in shared])
+    return None if scores is None else scores.model_dump(mode="json")
 
 
 def _contrast(inputs: RunStore, config: ProjectConfig) -> dict[str, DefectContrast]:

@@ -27,7 +27,15 @@ from defectory.synthesis.plan import make_plan, plan_summary
 from defectory.tones import contrast_steps
 
 PLAN_SETTINGS = frozenset(
-    {"mode", "focus", "num_images", "augmentations_per_image", "max_seeds_per_driver", "max_images_per_tile"}
+    {
+        "mode",
+        "focus",
+        "num_images",
+        "num_drivers",
+        "augmentations_per_image",
+        "max_seeds_per_driver",
+        "max_images_per_tile",
+    }
 )
 """Settings of synthesis that decide what is drawn, not how."""
 

@@ -29,6 +29,10 @@ class SynthesisConfig(Section):
     """Augmented versions of each pool tile (paper: 10); 0 uses pool tiles unchanged."""
     max_seeds_per_driver: int = Field(default=15, ge=1)
     """Most images drawn from one driver (paper: 15)."""
+    num_drivers: int | None = Field(default=None, ge=1)
+    """Drivers that the drafts are drawn from; None takes as many as there are, up to one per draft. Set it to see how
+    much drafts of one driver differ.
+    """
     max_images_per_tile: int | None = Field(default=None, ge=1)
     """Most images drawn on one pool tile, all its versions together. The run stops if the pool is too small for it."""
     scheduler: Literal["base", "ddim", "ddpm", "euler", "dpm-solver"] = "dpm-solver"

@@ -169,6 +169,8 @@ def _weights(
 
 
 def _num_drivers(num_tiles: int, config: SynthesisConfig) -> int:
+    if config.num_drivers is not None:
+        return min(config.num_drivers, config.num_images)
     if config.max_images_per_tile is not None:
         # a limit per tile is kept by counting drivers, so each driver serves one image
         return config.num_images

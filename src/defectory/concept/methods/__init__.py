@@ -9,7 +9,10 @@ from defectory.registry import Registry
 CONCEPT_METHODS: Registry[Any] = Registry(
     "concept_methods",
     setting="concept.method",
-    builtin={"dreambooth": "defectory.concept.methods.dreambooth:DreamBooth"},
+    builtin={
+        "dreambooth": "defectory.concept.methods.dreambooth:DreamBooth",
+        "none": "defectory.concept.methods.none:NoConcept",
+    },
 )
 """Of classes that follow `methods.method.ConceptMethod`."""
 
