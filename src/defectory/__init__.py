@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from defectory.api.project import Project
     from defectory.api.segmenter import Segmenter, predict
     from defectory.events import Notice, Progress, StageEnded, finish
+    from defectory.studies.study import Study
 
 __version__ = "0.1.0"
 _HOMES = {
@@ -45,6 +46,7 @@ _HOMES = {
     "review_masks": "defectory.api.masks",
     "Project": "defectory.api.project",
     "Segmenter": "defectory.api.segmenter",
+    "Study": "defectory.studies.study",
     "predict": "defectory.api.segmenter",
     "Notice": "defectory.events",
     "Progress": "defectory.events",
@@ -58,6 +60,7 @@ __all__ = [
     "Project",
     "Segmenter",
     "StageEnded",
+    "Study",
     "__version__",
     "check_data",
     "check_machine",

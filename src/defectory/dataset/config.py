@@ -56,7 +56,7 @@ class SplitConfig(Section):
     fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of the labelled training images to use; val is drawn within it."""
     num_labelled: int | None = Field(default=None, ge=1)
-    """PLACEHOLDER"""
+    """Number of labelled training images, instead of a fraction."""
     folds: int | None = Field(default=None, ge=2)
     """Number of folds for group k-fold instead of a hold-out."""
     fold: int = Field(default=0, ge=0)

@@ -1,4 +1,4 @@
-"""Draws figures with their intervals: a row for each rung of a ladder, and curves over the amount of labelled images."""
+"""Draws figures with their intervals: a row for each rung of a ladder, or curves over the amount of labels."""
 
 from __future__ import annotations
 
@@ -60,9 +60,8 @@ def ladder_chart(title: str, label: str, bars: Sequence[Bar], *, level: float | 
             axes.plot((bar.mean,), (row,), "o", color=colour, markersize=7)
         if level is not None:
             axes.axvline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
-        axes.set(
-            yticks=range(len(bars)), yticklabels=[printable(bar.name) for bar in bars], ylim=(len(bars) - 0.4, -0.6)
-        )
+        axes.set_yticks(range(len(bars)), [printable(bar.name) for bar in bars])
+        axes.set_ylim(len(bars) - 0.4, -0.6)
 
     return svg_element(title, draw, size_px=(WIDTH_PX, AROUND_PX + ROW_PX * max(1, len(bars))))
 

@@ -253,10 +253,16 @@ def _image_figures(by_fold: ByFold) -> Iterable[ImageFigures]:
     for variant in variants:
         figures: dict[str, StudyScore] = {}
         for name, (part, key) in IMAGE_FIGURES.items():
-            values = [[(result.scores.get(part) or {}).get(key) for result in of[variant]] for of in by_fold.values()]
+            values = [[_of_part(result, part, key) for result in of[variant]] for of in by_fold.values()]
             if all(value is not None for of in values for value in of):
-                figures[name] = _study_score([scores_of_seeds({name: of}) for of in values], name)
+                of_seeds = [scores_of_seeds({name: [v for v in of if v is not None]}) for of in values]
+                figures[name] = _study_score(of_seeds, name)
         yield ImageFigures(variant=variant, figures=figures)
+
+
+def _of_part(result: CellResult, part: str, key: str) -> float | None:
+    value: Any = (result.scores.get(part) or {}).get(key)
+    return None if value is None else float(value)
 
 
 def _transferred(by_fold: ByFold, series: Mapping[str, tuple[str, str]]) -> Iterable[Series]:

@@ -14,7 +14,7 @@ from defectory.api.project import Project
 from defectory.artifacts.study import StudyOutcome
 from defectory.config.recipes import RECIPES
 from defectory.errors import ConfigError, DefectoryError, StageError
-from defectory.events import Event, Notice, Progress, StageEnded
+from defectory.events import Event, Notice, StageEnded
 from defectory.folders.claims import claim_folder, require_claimable
 from defectory.folders.swap import remove_ours
 from defectory.lock import run_lock
@@ -122,14 +122,15 @@ class Study:
             ConfigError: a setting of its variant is unknown or wrong.
         """
         return Project.open(
-            self.project.file, overrides=self._overrides_of(cell), preset=self.preset, device=self.device
+            self.project.file, overrides=self.overrides_of_cell(cell), preset=self.preset, device=self.device
         )
 
     def run_of(self, cell: Cell) -> Run:
         """Return the run of one cell, with its siblings."""
         return replace(self.project_of(cell).run_values, siblings=self.folder / CELLS)
 
-    def _overrides_of(self, cell: Cell) -> list[str]:
+    def overrides_of_cell(self, cell: Cell) -> list[str]:
+        """Return the settings of a cell, as texts of the command line."""
         own: dict[str, object] = {"out": f"{self.project.config.study.out}/{CELLS}/{cell.folder_name}"}
         if self.num_processes > 1:
             own |= {"threads": self._threads_of_one, "executor": "in-process"}
@@ -267,7 +268,7 @@ class _Running:
         return {
             "stage": cell.name,
             "file": str(study.project.file.resolve()),
-            "overrides": study._overrides_of(cell),
+            "overrides": study.overrides_of_cell(cell),
             "preset": study.preset,
             "device": study.device,
             "siblings": str(study.folder / CELLS),
@@ -293,7 +294,7 @@ class _Running:
         elif isinstance(event, StageEnded):
             self._done[cell.name] += 1
             yield self._changed(cell.name, "running", note=event.stage, share=self._done[cell.name] / self._num_stages)
-        elif isinstance(event, Progress):
+        else:
             within = event.done / max(1, event.total)
             share = min(1.0, (self._done[cell.name] + within) / self._num_stages)
             note = f"{event.stage} {event.done}/{event.total}"
