@@ -18,7 +18,8 @@ from defectory.terminal import printable
 if TYPE_CHECKING:
     from defectory.artifacts.study import StudyOutcome
     from defectory.events import Event
-    from defectory.studies.study import CellChanged, Study
+    from defectory.studies.running import CellChanged
+    from defectory.studies.study import Study
 
 PLAIN_EVERY_S = 60.0
 MAX_LINES = 24

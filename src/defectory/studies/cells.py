@@ -23,10 +23,12 @@ class Amount:
     Attributes:
         label: for people and folders.
         settings: that choose it.
+        count: number of labelled training images; None for a share or all.
     """
 
     label: str
     settings: Mapping[str, object]
+    count: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +61,7 @@ class Cell:
     @property
     def folder_name(self) -> str:
         """Return a name for its folder, without what other settings decide."""
-        return file_name_of(re.sub(r"[^a-z0-9.]+", "-", self.name.lower()).strip("-"))
+        return file_name_of(re.sub(r"[^a-z0-9.%]+", "-", self.name.lower()).strip("-"))
 
 
 def cells_of(config: ProjectConfig) -> list[Cell]:
@@ -85,11 +87,13 @@ def amounts_of(study: StudyConfig, recipe: Recipe) -> list[Amount]:
     """List the amounts of labelled images, ascending."""
     if study.fractions:
         shares = sorted(set(study.fractions) - {1.0})
-        amounts = [Amount(label=f"{share:.3g} of them", settings={"split.fraction": share}) for share in shares]
+        amounts = [Amount(label=f"{100 * share:.3g}%", settings={"split.fraction": share}) for share in shares]
         whole = 1.0 in study.fractions
     else:
         counts = sorted(set(study.num_labelled or recipe.num_labelled))
-        amounts = [Amount(label=f"{count} images", settings={"split.num_labelled": count}) for count in counts]
+        amounts = [
+            Amount(label=f"{count} images", settings={"split.num_labelled": count}, count=count) for count in counts
+        ]
         whole = False
     return amounts + ([Amount(label=ALL, settings={})] if whole or study.with_all or not amounts else [])
 

@@ -249,19 +249,32 @@ def _gains(
 
 
 def _image_figures(by_fold: ByFold) -> Iterable[ImageFigures]:
+    """Return the figures of each variant's drafts, and of images made elsewhere."""
     variants = dict.fromkeys(variant for of in by_fold.values() for variant in of)
     for variant in variants:
-        figures: dict[str, StudyScore] = {}
-        for name, (part, key) in IMAGE_FIGURES.items():
-            values = [[_of_part(result, part, key) for result in of[variant]] for of in by_fold.values()]
-            if all(value is not None for of in values for value in of):
-                of_seeds = [scores_of_seeds({name: [v for v in of if v is not None]}) for of in values]
-                figures[name] = _study_score(of_seeds, name)
-        yield ImageFigures(variant=variant, figures=figures)
+        scores = [[result.scores for result in of[variant]] for of in by_fold.values()]
+        yield ImageFigures(variant=variant, figures=_figures_of(scores))
+    first = next(iter(variants))
+    everywhere = [[result.scores.get("others", {}) for result in of[first]] for of in by_fold.values()]
+    for name in everywhere[0][0]:
+        yield ImageFigures(
+            variant=f"images of {name}", figures=_figures_of([[s[name] for s in of] for of in everywhere])
+        )
 
 
-def _of_part(result: CellResult, part: str, key: str) -> float | None:
-    value: Any = (result.scores.get(part) or {}).get(key)
+def _figures_of(scores: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, StudyScore]:
+    """Return figures of images from scores, by fold and seed; those that some of them lack are left out."""
+    figures: dict[str, StudyScore] = {}
+    for name, (part, key) in IMAGE_FIGURES.items():
+        values = [[_of_part(of_seed, part, key) for of_seed in of] for of in scores]
+        if all(value is not None for of in values for value in of):
+            of_seeds = [scores_of_seeds({name: [v for v in of if v is not None]}) for of in values]
+            figures[name] = _study_score(of_seeds, name)
+    return figures
+
+
+def _of_part(scores: Mapping[str, Any], part: str, key: str) -> float | None:
+    value: Any = (scores.get(part) or {}).get(key)
     return None if value is None else float(value)
 
 

@@ -12,15 +12,16 @@ from typing import Any
 from defectory.artifacts.value import Value
 from defectory.errors import StageError
 from defectory.evaluation.tables import ScoreTable
-from defectory.files import digest_json, write_json
+from defectory.files import MARKER_NAME, digest_json, write_json
 from defectory.folders.marker import is_ours
 from defectory.folders.swap import atomic_folder
 from defectory.runs import layout
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import CODE_VERSION, Run, Stage, leaves_of
+from defectory.studies.elsewhere import OTHERS, TRANSFER
 
 KIND = "cell"
-CELL_FILE, TABLES, TRANSFERRED = "cell.json", "tables", "transfer"
+CELL_FILE, TABLES = "cell.json", "tables"
 
 
 class CellFacts(Value):
@@ -50,13 +51,21 @@ class CellResult:
     """Tables of the same segmenters on another data set; empty if none is set."""
 
 
-def key_of(run: Run, stages: Sequence[Stage]) -> str:
-    """Return the digest of all settings, the state of all sources, and the versions of all stages of a cell."""
+def key_of(run: Run, stages: Sequence[Stage], beside: Mapping[str, object]) -> str:
+    """Return the digest of everything that decides a cell: settings, state of sources, versions of stages.
+
+    Args:
+        run: of the cell.
+        stages: of the cell.
+        beside: state of further sources, by name.
+    """
     known = {
         stage.name: {name: _plain(value) for name, value in leaves_of(stage.cache_key(run.config, run.sources)).items()}
         for stage in stages
     }
-    return digest_json([CODE_VERSION, {stage.name: [stage.VERSION, known[stage.name]] for stage in stages}])[:24]
+    versions = {stage.name: [stage.VERSION, known[stage.name]] for stage in stages}
+    others = {name: _plain(value) for name, value in beside.items()}
+    return digest_json([CODE_VERSION, versions, others])[:24]
 
 
 def _plain(value: object) -> object:
@@ -92,6 +101,10 @@ def keep_result(run: Run, folder: Path, *, name: str, seconds: float) -> None:
         (temporary / TABLES).mkdir()
         for arm in arms:
             shutil.copy2(store.score_table(arm, seed), temporary / TABLES / _table_name(arm))
+        if (transferred := run.folder / TRANSFER).is_dir():
+            shutil.copytree(transferred, temporary / TRANSFER, ignore=shutil.ignore_patterns(MARKER_NAME))
+        others = run.folder / OTHERS / layout.SCORES_FILE
+        scores = {**scores, "others": json.loads(others.read_bytes()) if others.is_file() else {}}
         write_json(temporary / layout.SCORES_FILE, scores)
         write_json(temporary / CELL_FILE, facts.model_dump(mode="json"))
 
@@ -109,7 +122,7 @@ def load_result(folder: Path) -> CellResult:
         raise StageError(f"{folder}: is damaged ({error}); remove it and run the study again") from None
     tables = {arm: ScoreTable.load(folder / TABLES / _table_name(arm)) for arm in facts.arms}
     transfer = {
-        arm: ScoreTable.load(path) for arm in facts.arms if (path := folder / TRANSFERRED / _table_name(arm)).is_file()
+        arm: ScoreTable.load(path) for arm in facts.arms if (path := folder / TRANSFER / _table_name(arm)).is_file()
     }
     return CellResult(facts=facts, scores=scores, tables=tables, transfer=transfer)
 

@@ -13,6 +13,7 @@ from defectory.events import Event
 from defectory.runs import layout
 from defectory.runs.served import serve_events
 from defectory.stages.all import run_all
+from defectory.studies.elsewhere import score_others, score_transfer
 
 
 def serve() -> None:
@@ -29,3 +30,7 @@ def _events(job: Mapping[str, Any]) -> Iterator[Event]:
         project.resolved.save(run.folder / layout.SETTINGS, version=__version__)
 
     yield from run_all(run, only=project.stages(until=job["until"]), claimed=save_settings)
+    if job["transfer_to"] is not None:
+        yield from score_transfer(run, Path(job["transfer_to"]))
+    if job["others"]:
+        yield from score_others(run, {name: Path(folder) for name, folder in job["others"].items()})

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,49 +11,23 @@ from typing import Any
 from defectory.api.project import Project
 from defectory.artifacts.study import StudyOutcome
 from defectory.config.recipes import RECIPES
-from defectory.errors import ConfigError, DefectoryError, StageError
-from defectory.events import Event, Notice, StageEnded
+from defectory.errors import ConfigError
+from defectory.events import Event, Notice
 from defectory.folders.claims import claim_folder, require_claimable
-from defectory.folders.swap import remove_ours
 from defectory.lock import run_lock
 from defectory.runs.executors import MAX_PROCESSES
-from defectory.runs.graph import by_name
-from defectory.runs.served import event_of, side_by_side
-from defectory.runs.stage import Run, Stage
-from defectory.stages.all import stages_of
+from defectory.runs.graph import UP_TO_DATE, states_of
+from defectory.runs.stage import Run
+from defectory.stages.all import run_all, stages_of
 from defectory.studies.cells import Cell, cells_of, overrides_of
 from defectory.studies.gather import gather
-from defectory.studies.results import has_result, keep_result, key_of, load_result
+from defectory.studies.results import has_result, key_of, load_result
+from defectory.studies.running import LAST_STAGE, CellChanged, Running, stages_until_scores
 from defectory.studies.writing import write_outcome
 
 KIND = "study"
 CELLS, RESULTS = "cells", "results"
-LAST_STAGE = "evaluate"
-SERVE = "from defectory.studies.serve import serve; serve()"
 ANOTHER_FOLDER = 'set `study.out` to a new folder, for example study.out = "runs/second-study"'
-
-
-@dataclass(frozen=True, kw_only=True)
-class CellChanged:
-    """A cell of a study begins, goes on, or ends.
-
-    Attributes:
-        cell: its name.
-        state: `running`, `finished`, `finished before` or `failed`.
-        note: the stage it is in, its scores, or why it failed.
-        share: how much of it is done, 0 to 1, by the number of its stages.
-        num_finished: cells of the study that are finished.
-        num_cells: cells of the study.
-        seconds_left: until all are finished; None before one is.
-    """
-
-    cell: str
-    state: str
-    note: str = ""
-    share: float = 0.0
-    num_finished: int = 0
-    num_cells: int = 0
-    seconds_left: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +73,7 @@ class Study:
         texts = [*texts_of(overrides), *([f"seed={seed}"] if seed is not None else [])]
         project = Project.open(file, overrides=texts, preset=preset, device=device)
         study = cls(project=project, overrides=tuple(texts), device=device, preset=preset)
-        for cell in study.cells:
+        for cell in study.all_cells:
             study.project_of(cell)
         return study
 
@@ -110,10 +82,66 @@ class Study:
         """Return the study's folder."""
         return self.project.file.resolve().parent / self.project.config.study.out
 
+    @property
+    def siblings(self) -> Path:
+        """Return the folder of the cells' runs."""
+        return self.folder / CELLS
+
+    @property
+    def transfer_to(self) -> Path | None:
+        """Return the other data set that segmenters are tested on."""
+        other = self.project.config.study.transfer_to
+        return None if other is None else self.project.run_values.sources.path(other)
+
+    @property
+    def others(self) -> Mapping[str, Path]:
+        """Return the folders of images made elsewhere, by their names."""
+        sources = self.project.run_values.sources
+        return {Path(name).name: sources.path(name) for name in self.project.config.study.others}
+
     @cached_property
-    def cells(self) -> tuple[Cell, ...]:
-        """Return all cells, in the order in which they are run."""
+    def all_cells(self) -> tuple[Cell, ...]:
+        """Return the cells that the settings ask for."""
         return tuple(cells_of(self.project.config))
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """Return the cells in the order in which they are run; amounts above what there is are left out, once known."""
+        most = self._num_labelled()
+        return tuple(c for c in self.all_cells if most is None or c.amount.count is None or c.amount.count < most)
+
+    def _whole_cell(self) -> Cell | None:
+        """Return the first cell with all labelled images; None if there is none, or their number does not matter."""
+        if all(cell.amount.count is None for cell in self.all_cells):
+            return None
+        return next((cell for cell in self.all_cells if not cell.amount.settings), None)
+
+    def _num_labelled(self) -> int | None:
+        """Return how many labelled images train has in all; None while that is not known."""
+        cell = self._whole_cell()
+        if cell is None:
+            return None
+        run = self.run_of(cell)
+        stages = stages_of(run.config)
+        try:
+            if states_of(run, stages)["split"].state != UP_TO_DATE:
+                return None
+        except ConfigError:
+            return None
+        data = run.store().data.dataset
+        return sum(not data.image(i).is_defect_free for i in run.store().split.train)
+
+    def _look_at_data(self) -> Iterator[Event]:
+        """Import and split the data, to know how many labelled images there are."""
+        cell = self._whole_cell()
+        if cell is not None and self._num_labelled() is None:
+            run = self.run_of(cell)
+            run.folder.parent.mkdir(parents=True, exist_ok=True)
+            yield from run_all(run, only=self.project_of(cell).stages(until="split"))
+        left_out = dict.fromkeys(c.amount.label for c in self.all_cells if c not in self.cells)
+        if left_out:
+            text = f"{', '.join(left_out)}: left out, train has {self._num_labelled()} labelled images in all"
+            yield Notice(stage="study", text=text)
 
     def project_of(self, cell: Cell) -> Project:
         """Open the project of one cell; nothing is written.
@@ -127,7 +155,7 @@ class Study:
 
     def run_of(self, cell: Cell) -> Run:
         """Return the run of one cell, with its siblings."""
-        return replace(self.project_of(cell).run_values, siblings=self.folder / CELLS)
+        return replace(self.project_of(cell).run_values, siblings=self.siblings)
 
     def overrides_of_cell(self, cell: Cell) -> list[str]:
         """Return the settings of a cell, as texts of the command line."""
@@ -140,7 +168,7 @@ class Study:
     def num_processes(self) -> int:
         """Return how many cells run side by side."""
         wanted = self.project.config.study.num_processes
-        return min(wanted or (MAX_PROCESSES if self._on_cpu else 1), self._num_threads, max(1, len(self.cells)))
+        return min(wanted or (MAX_PROCESSES if self._on_cpu else 1), self._num_threads, max(1, len(self.all_cells)))
 
     @cached_property
     def _on_cpu(self) -> bool:
@@ -161,7 +189,9 @@ class Study:
     def result_folder(self, cell: Cell) -> Path:
         """Return the folder of a cell's result, which is named after everything that decides it."""
         run = self.run_of(cell)
-        return self.folder / RESULTS / key_of(run, _stages(run))
+        beside = {"transfer_to": self.transfer_to, **self.others}
+        listings = {name: run.sources.listing(str(path)) for name, path in beside.items() if path is not None}
+        return self.folder / RESULTS / key_of(run, stages_until_scores(run), listings)
 
     def finished(self) -> list[Cell]:
         """Return the cells with a result, in order."""
@@ -175,6 +205,16 @@ class Study:
             OutputError: the study's folder holds files that Defectory did not write.
         """
         require_claimable(self.folder, kind=KIND, todo=ANOTHER_FOLDER)
+        config = self.project.config.study
+        if config.recipe == "transfer" and config.transfer_to is None:
+            raise ConfigError("study.transfer_to", "is not set", "name the data set that segmenters are tested on")
+        for setting, path in (
+            ("study.transfer_to", self.transfer_to),
+            *(("study.others", p) for p in self.others.values()),
+        ):
+            if path is not None and not path.exists():
+                raise ConfigError(f"{setting} {path}", "no such file or folder", "check the path")
+        require_cells(self)
         return self.project_of(self.cells[0]).check(until=LAST_STAGE)
 
     def events(self) -> Iterator[Event | CellChanged]:
@@ -191,7 +231,8 @@ class Study:
         self.check()
         claim_folder(self.folder, kind=KIND, todo=ANOTHER_FOLDER)
         with run_lock(self.folder):
-            yield from _Running(self).events()
+            yield from self._look_at_data()
+            yield from Running(self).events()
         self.write()
 
     def outcome(self) -> StudyOutcome:
@@ -221,115 +262,6 @@ class Study:
     def page(self) -> Path:
         """Return the page of the study."""
         return self.folder / f"{self.project.config.study.recipe}.html"
-
-
-def _stages(run: Run) -> list[Stage]:
-    """Return the stages of a cell, up to the scores."""
-    from defectory.runs.graph import needed_for
-
-    stages = stages_of(run.config)
-    named = by_name(stages)
-    return [named[name] for name in needed_for(stages, [LAST_STAGE], run.config)]
-
-
-class _Running:
-    """The cells that are left to run."""
-
-    def __init__(self, study: Study) -> None:
-        self._study = study
-        self._began = time.monotonic()
-        self._num_run = 0
-        self._failed: dict[str, str] = {}
-        self._finished = 0
-        self._done: dict[str, float] = {}
-
-    def events(self) -> Iterator[Event | CellChanged]:
-        study, left = self._study, dict[str, Cell]()
-        for cell in study.cells:
-            if has_result(study.result_folder(cell)):
-                self._finished += 1
-                yield self._changed(cell.name, "finished before", share=1.0)
-            else:
-                left[cell.name] = cell
-        jobs = [self._job(cell) for cell in left.values()]
-        self._left = len(jobs)
-        with closing(self._messages(jobs)) as messages:
-            for name, event in messages:
-                if event is None:
-                    yield from self._ended(left[name])
-                else:
-                    yield from self._told(left[name], event)
-        if self._failed and not self._finished:
-            name, why = next(iter(self._failed.items()))
-            raise StageError(f"every cell failed; {name}: {why}")
-
-    def _job(self, cell: Cell) -> dict[str, Any]:
-        study = self._study
-        return {
-            "stage": cell.name,
-            "file": str(study.project.file.resolve()),
-            "overrides": study.overrides_of_cell(cell),
-            "preset": study.preset,
-            "device": study.device,
-            "siblings": str(study.folder / CELLS),
-            "until": LAST_STAGE,
-        }
-
-    def _messages(self, jobs: Sequence[Mapping[str, Any]]) -> Generator[tuple[str, Event | DefectoryError | None]]:
-        with closing(side_by_side(jobs, SERVE, num_processes=self._study.num_processes)) as messages:
-            for name, message in messages:
-                try:
-                    yield name, None if message is None else event_of(message)
-                except DefectoryError as error:
-                    yield name, error
-
-    def _told(self, cell: Cell, event: Event | DefectoryError) -> Iterator[Event | CellChanged]:
-        names = [stage.name for stage in _stages(self._study.run_of(cell))] if cell.name not in self._done else []
-        if names:
-            self._done[cell.name], self._num_stages = 0.0, len(names)
-        if isinstance(event, DefectoryError):
-            self._failed[cell.name] = str(event)
-        elif isinstance(event, Notice):
-            yield Notice(stage=f"{cell.name}, {event.stage}", text=event.text)
-        elif isinstance(event, StageEnded):
-            self._done[cell.name] += 1
-            yield self._changed(cell.name, "running", note=event.stage, share=self._done[cell.name] / self._num_stages)
-        else:
-            within = event.done / max(1, event.total)
-            share = min(1.0, (self._done[cell.name] + within) / self._num_stages)
-            note = f"{event.stage} {event.done}/{event.total}"
-            yield self._changed(cell.name, "running", note=note, share=share)
-
-    def _ended(self, cell: Cell) -> Iterator[CellChanged]:
-        study = self._study
-        self._num_run += 1
-        if cell.name in self._failed:
-            yield self._changed(cell.name, "failed", note=self._failed[cell.name])
-            return
-        run = study.run_of(cell)
-        seconds = sum(float(of["info"]["seconds"]) for of in run.store().manifests().values())
-        keep_result(run, study.result_folder(cell), name=cell.name, seconds=seconds)
-        if study.project.config.study.keep == "results":
-            for stage in reversed(_stages(run)):
-                remove_ours(run.folder / stage.folder)
-        self._finished += 1
-        arms = run.store().scores["arms"] if study.project.config.study.keep == "runs" else {}
-        told = ", ".join(f"{arm} {scores['segm_map']:.3f}" for arm, scores in arms.items())
-        yield self._changed(cell.name, "finished", note=told, share=1.0)
-
-    def _changed(self, name: str, state: str, *, note: str = "", share: float = 0.0) -> CellChanged:
-        left = None
-        if self._num_run:
-            left = (time.monotonic() - self._began) / self._num_run * (self._left - self._num_run)
-        return CellChanged(
-            cell=name,
-            state=state,
-            note=note,
-            share=share,
-            num_finished=self._finished,
-            num_cells=len(self._study.cells),
-            seconds_left=left,
-        )
 
 
 def require_cells(study: Study) -> None:
