@@ -112,7 +112,7 @@ def step(name: str, folder: Path, tile_px: int) -> str:
     from defectory.dataset.check import check_dataset, write_contact_sheet
     from defectory.dataset.config import DataConfig, SplitConfig, TilingConfig
     from defectory.dataset.importer import import_dataset
-    from defectory.dataset.split import make_split
+    from defectory.dataset.split.make import make_split
     from defectory.dataset.tiles import choose_tiling, cut_tiles, finished
 
     data = folder / "data"

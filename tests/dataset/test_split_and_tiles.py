@@ -9,7 +9,7 @@ import pytest
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.dataset.config import SplitConfig
-from defectory.dataset.split import make_split
+from defectory.dataset.split.make import make_split
 from defectory.errors import FirewallError
 from defectory.files import digest_file
 from defectory.images.load import load_rgb

@@ -64,7 +64,7 @@ def use_set(path: Path, rng: random.Random) -> None:
     from defectory.dataset.check import check_dataset, write_contact_sheet
     from defectory.dataset.config import DataConfig, SplitConfig, TilingConfig
     from defectory.dataset.importer import import_dataset
-    from defectory.dataset.split import make_split
+    from defectory.dataset.split.make import make_split
     from defectory.dataset.tiles import choose_tiling, cut_tiles, finished
 
     work = path.parent / f"{path.name}.used" if path.is_dir() else path.parent.parent / f"{path.parent.name}.used"

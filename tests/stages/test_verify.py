@@ -61,7 +61,9 @@ def made(events: list[Event]) -> set[str]:
 
 
 def notices(events: list[Event]) -> dict[str, str]:
-    return {event.stage: event.text for event in events if isinstance(event, Notice) and event.stage != "check"}
+    """What each stage said first."""
+    found = [event for event in events if isinstance(event, Notice) and event.stage != "check"]
+    return {event.stage: event.text for event in reversed(found)}
 
 
 def flip(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from defectory.artifacts.config import Section
 
@@ -54,9 +54,19 @@ class SplitConfig(Section):
     val_share: float = Field(default=0.2, gt=0, lt=1)
     test_share: float = Field(default=0.2, gt=0, lt=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the labelled training images to use; val is drawn within it."""
+    """Share of the labelled training images to use; val is reduced alike, test stays."""
     num_labelled: int | None = Field(default=None, ge=1)
-    """Number of labelled training images, instead of a fraction."""
+    """Number of labelled training images to use, instead of a fraction, from as many groups as possible; val is reduced
+    alike.
+    """
+    num_per_class: int | None = Field(default=None, ge=1)
+    """Number of labelled training images of each class, instead of a fraction; an image with several classes counts for
+    each of them.
+    """
+    num_defect_free: int | None = Field(default=None, ge=0)
+    """Number of defect-free images to train and draw with, from as many groups as possible. None: all outside val and
+    test.
+    """
     folds: int | None = Field(default=None, ge=2)
     """Number of folds for group k-fold instead of a hold-out."""
     fold: int = Field(default=0, ge=0)
@@ -64,6 +74,14 @@ class SplitConfig(Section):
     """Two images whose details, after alignment, correlate at least this much count as copies and stay in one subset; 1
     treats only images with equal pixels as copies.
     """
+
+    @model_validator(mode="after")
+    def _says_once_how_much_is_labelled(self) -> SplitConfig:
+        told = {"fraction": self.fraction < 1, "num_labelled": self.num_labelled, "num_per_class": self.num_per_class}
+        several = [f"split.{name}" for name, value in told.items() if value]
+        if len(several) > 1:
+            raise ValueError(f"{' and '.join(several)} are set together; keep one of them")
+        return self
 
 
 class TilingConfig(Section):

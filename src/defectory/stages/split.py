@@ -7,7 +7,7 @@ from pathlib import Path
 
 from defectory.config.project import ProjectConfig
 from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, describe_images, save_descriptors
-from defectory.dataset.split import make_split
+from defectory.dataset.split.make import make_split
 from defectory.events import Progress, Work
 from defectory.runs import layout
 from defectory.runs.sources import Sources
@@ -18,7 +18,7 @@ from defectory.runs.store import RunStore
 class Split(Stage):
     """Freezes the split, and keeps near-duplicates together."""
 
-    VERSION = 2
+    VERSION = 3
     name, folder = "split", layout.SPLIT
     is_preparation = True
 

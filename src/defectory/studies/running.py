@@ -114,13 +114,8 @@ class Running:
                     yield name, error
 
     def _told(self, cell: Cell, event: Event | DefectoryError) -> Iterator[Event | CellChanged]:
-        names = (
-            [stage.name for stage in stages_until_scores(self._study.run_of(cell))]
-            if cell.name not in self._done
-            else []
-        )
-        if names:
-            self._done[cell.name], self._num_stages = 0.0, len(names)
+        if cell.name not in self._done:
+            self._done[cell.name], self._num_stages = 0, len(stages_until_scores(self._study.run_of(cell)))
         if isinstance(event, DefectoryError):
             self._failed[cell.name] = str(event)
         elif isinstance(event, Notice):

@@ -246,7 +246,7 @@ def _remarks(config: ProjectConfig, cut: _Cut) -> Iterable[str]:
             consequence = "it is never learned" if subset == "train" else "its scores there are missing"
             yield (
                 f"{subset} holds no instance of {', '.join(lacking)}: {consequence}; "
-                "another seed or more labels may help"
+                "more labelled images of it, from groups of their own, may help"
             )
         few = [f"{names[i]} ({count})" for i, count in counts.items() if 0 < count < FEW]
         if few and subset != "train":

@@ -39,6 +39,7 @@ class DataFacts:
         num_val: val images.
         num_test: test images.
         num_masks: instances of train.
+        num_classes: of the data set; 1 as long as no label has been read.
     """
 
     is_read: bool
@@ -51,6 +52,7 @@ class DataFacts:
     num_val: int
     num_test: int
     num_masks: int
+    num_classes: int = 1
 
     @property
     def megapixels_per_image(self) -> float:
@@ -116,19 +118,31 @@ def _split_up(config: ProjectConfig, whole: DataFacts) -> DataFacts:
     val, test = config.split.val_share, config.split.test_share
     if config.split.folds is not None:
         test = 1 / config.split.folds
-    train, per_mask = max(0.0, 1 - val - test) * config.split.fraction, config.tiling.tiles_per_instance
+    outside, per_mask = max(0.0, 1 - val - test), config.tiling.tiles_per_instance
+    labelled = _labelled_share(config, whole.num_defective * outside, whole.num_classes)
+    train, num_free = outside * labelled, round(whole.num_free * outside)
+    if config.split.num_defect_free is not None:
+        num_free = min(num_free, config.split.num_defect_free)
     return DataFacts(
         is_read=whole.is_read,
         num_images=whole.num_images,
         image_bytes=whole.image_bytes,
         megapixels=whole.megapixels,
         num_defective=round(whole.num_masks * train) * per_mask,
-        num_free=min(config.tiling.max_pool_tiles, round(whole.num_free * train)),
-        num_val_tiles=round(whole.num_masks * val) * per_mask + round(whole.num_free * val),
-        num_val=round(whole.num_images * val),
+        num_free=min(config.tiling.max_pool_tiles, num_free),
+        num_val_tiles=round(whole.num_masks * val * labelled) * per_mask + round(whole.num_free * val),
+        num_val=round((whole.num_defective * labelled + whole.num_free) * val),
         num_test=round(whole.num_images * test),
         num_masks=round(whole.num_masks * train),
     )
+
+
+def _labelled_share(config: ProjectConfig, num_labelled: float, num_classes: int) -> float:
+    """Return the share of the labelled training images that is used."""
+    wanted = config.split.num_labelled
+    if config.split.num_per_class is not None:
+        wanted = config.split.num_per_class * num_classes
+    return config.split.fraction if wanted is None else min(1.0, wanted / max(1.0, num_labelled))
 
 
 def _from_results(store: RunStore, config: ProjectConfig, guessed: DataFacts, *, has_tiles: bool) -> DataFacts:
@@ -145,6 +159,7 @@ def _from_results(store: RunStore, config: ProjectConfig, guessed: DataFacts, *,
         num_val=0,
         num_test=0,
         num_masks=sum(len(record.instances) for record in defective),
+        num_classes=len(dataset.categories),
     )
     if not has_tiles:
         return _split_up(config, whole)

@@ -17,7 +17,8 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.artifacts.split import Split
 from defectory.dataset.config import SplitConfig
-from defectory.dataset.split import MAX_TOLD, make_split
+from defectory.dataset.split.groups import MAX_TOLD
+from defectory.dataset.split.make import make_split
 from defectory.errors import ConfigError, InputError
 from defectory.files import digest_file
 from defectory.images.save import save_png

@@ -1,0 +1,1 @@
+"""The frozen split: stratified over whole groups, or taken from the data set."""
