@@ -19,7 +19,7 @@ from defectory.errors import ConfigError
         ("concept.num_steps", ["concept.training.num_steps"]),
         ("concept.token", ["prompts.instance_token"]),
         ("segmentation.num_processes", ["num_processes"]),
-        ("outt", ["out"]),
+        ("outt", ["out", "study.out"]),
         ("gpu", ["device"]),
         ("xyzzy", []),
     ],

@@ -49,6 +49,11 @@ def _is_cell(event: object) -> bool:
     return type(event).__name__ == "CellChanged"
 
 
+def _notice(event: object) -> str | None:
+    """Return the line of a notice; None for other events."""
+    return f"{getattr(event, 'stage', '')}: {getattr(event, 'text', '')}" if hasattr(event, "text") else None
+
+
 def _show_json(events: Iterable[Event | CellChanged]) -> bool:
     failed = False
     for event in events:
@@ -61,7 +66,8 @@ def _show_lines(events: Iterable[Event | CellChanged]) -> bool:
     failed, told = False, dict[str, float]()
     for event in events:
         if not _is_cell(event):
-            say(f"{asdict(event)['stage']}: {asdict(event).get('text', '')}")
+            if (text := _notice(event)) is not None:
+                say(text)
             continue
         cell = asdict(event)
         failed |= cell["state"] == "failed"
@@ -90,7 +96,8 @@ def _show_live(events: Iterable[Event | CellChanged], console: Console) -> bool:
     with Live(console=console, refresh_per_second=4, transient=False) as live:
         for event in events:
             if not _is_cell(event):
-                live.console.print(Text(printable(f"{asdict(event)['stage']}: {asdict(event).get('text', '')}")))
+                if (text := _notice(event)) is not None:
+                    live.console.print(Text(printable(text)), overflow="fold")
                 continue
             cell = asdict(event)
             failed |= cell["state"] == "failed"

@@ -79,4 +79,4 @@ def _show_cells(opened: Study, *, as_json: bool) -> None:
         say(remark)
     show_table(f"study in {opened.folder}", ("cell", "arms", "state"), rows)
     left = len(rows) - len(finished)
-    say(f"{left} of {len(rows)} cells to be run, {opened.num_processes} at a time")
+    say(f"{left} of {len(rows)} cells to be run, {opened.num_parallel} at a time")

@@ -47,7 +47,7 @@ class StudyConfig(Section):
     """
     transfer_to: str | None = None
     """Data set that the segmenters of every cell are tested on as well, for `transfer`; classes go by their names."""
-    num_processes: int | None = Field(default=None, ge=1)
+    num_parallel: int | None = Field(default=None, ge=1)
     """Cells trained side by side; None takes one per CPU thread, at most 4, and one on a GPU."""
     keep: Literal["runs", "results"] = "runs"
     """`runs` keeps what cells made, so that a further study takes it over. `results` keeps scores and predictions."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,7 +129,7 @@ class ScoreTable:
                 },
                 **{name: arrays[name] for name in ("num_defects", "num_missed", "is_good", "is_alarmed")},
             )
-        except (OSError, ValueError, KeyError, EOFError) as error:
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
             raise StageError(f"{path}: cannot be read ({error}); run the stage `evaluate` again") from None
 
 

@@ -106,7 +106,7 @@ class Running:
         }
 
     def _messages(self, jobs: Sequence[Mapping[str, Any]]) -> Generator[tuple[str, Event | DefectoryError | None]]:
-        with closing(side_by_side(jobs, SERVE, num_processes=self._study.num_processes)) as messages:
+        with closing(side_by_side(jobs, SERVE, num_processes=self._study.num_parallel)) as messages:
             for name, message in messages:
                 try:
                     yield name, None if message is None else event_of(message)

@@ -160,14 +160,14 @@ class Study:
     def overrides_of_cell(self, cell: Cell) -> list[str]:
         """Return the settings of a cell, as texts of the command line."""
         own: dict[str, object] = {"out": f"{self.project.config.study.out}/{CELLS}/{cell.folder_name}"}
-        if self.num_processes > 1:
+        if self.num_parallel > 1:
             own |= {"threads": self._threads_of_one, "executor": "in-process"}
         return [*self.overrides, *overrides_of({**cell.settings, **own})]
 
     @cached_property
-    def num_processes(self) -> int:
+    def num_parallel(self) -> int:
         """Return how many cells run side by side."""
-        wanted = self.project.config.study.num_processes
+        wanted = self.project.config.study.num_parallel
         return min(wanted or (MAX_PROCESSES if self._on_cpu else 1), self._num_threads, max(1, len(self.all_cells)))
 
     @cached_property
@@ -184,7 +184,7 @@ class Study:
 
     @property
     def _threads_of_one(self) -> int:
-        return max(1, self._num_threads // self.num_processes)
+        return max(1, self._num_threads // self.num_parallel)
 
     def result_folder(self, cell: Cell) -> Path:
         """Return the folder of a cell's result, which is named after everything that decides it."""
