@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from defectory.config.project import ProjectConfig
-from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, describe_images, save_descriptors
+from defectory.dataset.descriptor import (
+    DESCRIPTORS,
+    ImageDescriptor,
+    describe_images,
+    load_descriptors,
+    save_descriptors,
+)
 from defectory.dataset.split.make import make_split
+from defectory.errors import InputError
 from defectory.events import Progress, Work
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import RunStore
+from defectory.runs.store import DataFolder, RunStore
 
 
 class Split(Stage):
@@ -32,10 +40,8 @@ class Split(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Describe every image, find near-duplicates, and draw the split by groups."""
-        data, descriptors = inputs.data, dict[int, ImageDescriptor]()
-        for image_id, descriptor in describe_images(data.folder, data.dataset):
-            descriptors[image_id] = descriptor
-            yield Progress(done=len(descriptors), total=len(data.dataset.images), note="looking for near-duplicates")
+        data = inputs.data
+        descriptors = yield from _descriptors(data, inputs.cache)
         save_descriptors(out / DESCRIPTORS, descriptors, dataset_digest=data.dataset.digest())
         split = make_split(data.folder, data.dataset, config.split, seed=config.seed, descriptors=descriptors)
         split.save(out / layout.SPLIT_FILE)
@@ -46,3 +52,18 @@ class Split(Stage):
             + ("; pool from crops of train" if split.pool_source == "train_crops" else "")
             + "".join(f"; {remark}" for remark in split.remarks)
         )
+
+
+def _descriptors(data: DataFolder, cache: Path) -> Work[Mapping[int, ImageDescriptor]]:
+    """Describe every image, or read what a split of the same data set has described before."""
+    digest = data.dataset.digest()
+    file = cache / DESCRIPTORS.replace(".", f"-{digest[:16]}.", 1)
+    with suppress(InputError):
+        return load_descriptors(file, dataset_digest=digest)
+    descriptors: dict[int, ImageDescriptor] = {}
+    for image_id, descriptor in describe_images(data.folder, data.dataset):
+        descriptors[image_id] = descriptor
+        yield Progress(done=len(descriptors), total=len(data.dataset.images), note="looking for near-duplicates")
+    cache.mkdir(parents=True, exist_ok=True)
+    save_descriptors(file, descriptors, dataset_digest=digest)
+    return descriptors
