@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -55,7 +54,7 @@ def test_a_run_takes_over_everything_that_its_sibling_made_of_the_same(siblings:
         n: c for n, c in theirs.items() if not n.endswith("stage.json")
     }
     one = first.folder / "concept" / "concept.json"
-    assert os.stat(one).st_ino == os.stat(second.folder / "concept" / "concept.json").st_ino
+    assert one.stat().st_ino == (second.folder / "concept" / "concept.json").stat().st_ino
     assert all(event.skipped for event in ended(second).values())
 
 

@@ -11,7 +11,6 @@ from defectory.report.charts import COLOURS, DASHES, INK, svg_element
 from defectory.terminal import printable
 
 ROW_PX, AROUND_PX, WIDTH_PX = 26, 96, 560
-MARKERS = ("o", "s", "D", "^", "v", "P")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,9 +54,9 @@ def ladder_chart(title: str, label: str, bars: Sequence[Bar], *, level: float | 
             colour = colour_of[bar.group]
             if bar.interval is not None:
                 axes.plot(bar.interval, (row, row), color=colour, solid_capstyle="butt", linewidth=2.2)
-            if len(bar.single) > 1:
-                axes.plot(bar.single, [row + 0.24] * len(bar.single), ".", color=colour, markersize=4, alpha=0.7)
-            axes.plot((bar.mean,), (row,), "o", color=colour, markersize=7)
+            for single in bar.single if len(bar.single) > 1 else ():
+                _dot(axes, single, row + 0.26, colour=colour, size=3.5)
+            _dot(axes, bar.mean, row, colour=colour, size=9)
         if level is not None:
             axes.axvline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(bars)), [printable(bar.name) for bar in bars])
@@ -85,10 +84,9 @@ def amount_chart(title: str, x_label: str, y_label: str, curves: Sequence[tuple[
             # curves side by side, so that no interval hides another
             shift = 1.012 ** (number - (len(curves) - 1) / 2)
             xs, ys = [bar.x * shift for bar in bars], [bar.mean for bar in bars]
-            axes.plot(
-                xs, ys, color=colour, linestyle=dashes, marker=MARKERS[number % len(MARKERS)], label=printable(name)
-            )
+            axes.plot(xs, ys, color=colour, linestyle=dashes, label=printable(name))
             for x, bar in zip(xs, bars, strict=True):
+                _dot(axes, x, bar.mean, colour=colour, size=7)
                 if bar.interval is not None:
                     axes.plot((x, x), bar.interval, color=colour, linewidth=1.2, alpha=0.8)
         if ticks and ticks[0] > 0 and len(ticks) > 1:
@@ -99,3 +97,8 @@ def amount_chart(title: str, x_label: str, y_label: str, curves: Sequence[tuple[
         figure.legend(loc="outside lower left", ncols=3, frameon=False, handlelength=2.4)
 
     return svg_element(title, draw, size_px=(WIDTH_PX, 320))
+
+
+def _dot(axes: Any, x: float, y: float, *, colour: str, size: float) -> None:
+    # matplotlib draws markers through definitions, which elements of a page do not have
+    axes.plot((x, x), (y, y), color=colour, solid_capstyle="round", linewidth=size)
