@@ -73,7 +73,7 @@ def _after_o(hint: str) -> list[str]:
         ("segmentation.seeds=1", "`-o 'segmentation.seeds=[1]'`"),
         ("segmentation.arms=real", "`-o 'segmentation.arms=[\"real\"]'`"),
         ("segmentation.arms=[real,synthetic]", '`-o \'segmentation.arms=["real","synthetic"]\'`'),
-        ("outt=X", "did you mean 'out'?"),
+        ("outt=X", "did you mean 'out' or 'study.out'?"),
         ("num_images=5", "did you mean 'synthesis.num_images'?"),
         ("synthesis.num_imges=5", "did you mean 'synthesis.num_images'?"),
     ],

@@ -86,6 +86,14 @@ def test_a_method_from_outside_is_trained_saved_and_drawn_with(
     assert (drawn(learned) != drawn(before)).any()
 
 
+def test_no_concept_is_the_base_as_it_is(tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+    config = ConceptConfig(method="none", training=TRAINING)
+    concept = finish(learn_concept(training_tiles(), base=tiny_base_folder, config=config, seed=1, out=tmp_path))
+    assert (concept.method, concept.instance_token) == ("none", "sks")
+    np.testing.assert_array_equal(drawn(load_concept(tmp_path)), drawn(load_base(tiny_base_folder)))
+    assert (tmp_path / "log.jsonl").read_text() == ""
+
+
 def test_a_method_that_is_not_installed_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not known; choose among dreambooth"):
         ConceptConfig(method="no-such-method")

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 KEYS = set(defaults())
 SECTIONS = {key.rpartition(".")[0] for key in KEYS} - {""}
 NAMED = re.compile(rf"(?<![\w./])(?:{'|'.join(sorted({s.split('.')[0] for s in SECTIONS}))})(?:\.[a-z_]+)+(?![\w./(*])")
-FILES = {".md", ".png", ".jpg", ".yaml", ".yml", ".json", ".xml", ".py", ".csv"}
+FILES = {".md", ".png", ".jpg", ".yaml", ".yml", ".json", ".xml", ".py", ".csv", ".jinja"}
 PAST = ("docs/results", "docs/decisions")
 """Records of what was true on their day."""
 

@@ -147,6 +147,11 @@ def test_a_driver_serves_a_limited_number_of_jobs(num_images: int, num_pool: int
     assert plan_summary(plan)["drivers"] == len(sizes) >= min(num_images, num_pool * max(1, augmentations))
 
 
+def test_a_number_of_drivers_is_met_and_each_serves_as_many_jobs() -> None:
+    plan = plan_of(40, num_images=100, num_drivers=10)
+    assert sorted(len(ids) for ids in drivers_of(plan).values()) == [10] * 10
+
+
 def test_a_pool_tile_has_at_most_the_configured_versions() -> None:
     plan = plan_of(3, num_images=150, augmentations_per_image=4, max_seeds_per_driver=2)
     versions: dict[str, set[int | None]] = {}

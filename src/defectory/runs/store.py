@@ -320,7 +320,7 @@ class RunStore:
         return self._once(layout.EVALUATION, layout.SCORES_FILE, _read_json)
 
     def score_table(self, arm: str, seed: int) -> Path:
-        """Return the file of a segmenter's score table; see `evaluation.tables`."""
+        """Return the file of a segmenter's score table, as `evaluate` wrote it."""
         return self.checked(layout.EVALUATION, layout.score_table(arm, seed))
 
     @property
