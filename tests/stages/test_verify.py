@@ -106,7 +106,7 @@ def test_damage_of_every_kind_is_noticed_and_mended(project: Run) -> None:
     damaged = {
         finding.stage for finding in verify_run(project, stages_of(project.config)) if finding.state == "damaged"
     }
-    untouched = {"split", "finalize", "segment-synthetic-seed0", "segment-synthetic_then_real-seed0"}
+    untouched = {"split", "finalize", "certify", "segment-synthetic-seed0", "segment-synthetic_then_real-seed0"}
     assert damaged == {stage.name for stage in stages_of(project.config)} - untouched
 
     events = list(run_all(project))

@@ -28,6 +28,7 @@ from defectory.runs.store import DraftFolder, RunStore
 from defectory.runs.verify import Finding, verify_run
 
 if TYPE_CHECKING:
+    from defectory.stages.parts.certificate_check import CertificateCheck
     from defectory.stages.parts.estimate.estimate import Estimate
 
 RESERVED = ("DEFECTORY_BASES", "DEFECTORY_DEBUG")
@@ -254,6 +255,12 @@ class Project:
     def verify(self) -> list[Finding]:
         """Compare every file of the run with its digest, and return the finding of each stage."""
         return list(verify_run(self.run_values, self._stages))
+
+    def check_certificate(self) -> CertificateCheck | None:
+        """Check the split certificate from the files of the run; None if the run has none yet. Nothing is written."""
+        from defectory.stages.parts.certificate_check import check_certificate
+
+        return check_certificate(self.run_values)
 
     @property
     def dataset(self) -> Dataset:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.calibration import Calibration
+from defectory.artifacts.certificate import Certificate
 from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord, image_path
 from defectory.artifacts.difficulty import Difficulty
 from defectory.artifacts.next_step import NextStep
@@ -322,6 +323,15 @@ class RunStore:
     def score_table(self, arm: str, seed: int) -> Path:
         """Return the file of a segmenter's score table, as `evaluate` wrote it."""
         return self.checked(layout.EVALUATION, layout.score_table(arm, seed))
+
+    @property
+    def certificate(self) -> Certificate:
+        """Return the split certificate.
+
+        Raises:
+            InputError: it is missing, or was changed after it was sealed.
+        """
+        return self._once(layout.CERTIFICATE, layout.CERTIFICATE_FILE, Certificate.load)
 
     @property
     def report(self) -> Path:

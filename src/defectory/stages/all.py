@@ -12,6 +12,7 @@ from defectory.runs.runner import Checks, run_stages
 from defectory.runs.served import serve_stage
 from defectory.runs.stage import Run, Stage
 from defectory.stages.calibrate import Calibrate
+from defectory.stages.certify import Certify
 from defectory.stages.curate import Curate
 from defectory.stages.evaluate import Evaluate
 from defectory.stages.export import Export
@@ -59,6 +60,7 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
         *(Segment(arm, seed) for seed in segmentation.seeds for arm in segmentation.arms),
         TestTiles(),
         Evaluate(),
+        Certify(),
         Report(),
     )
     return in_order(ours, [STAGES.get(name)() for name in STAGES.names()], config)

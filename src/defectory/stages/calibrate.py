@@ -15,6 +15,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.sampling import sampling_models
 from defectory.stages.plan import PLAN_SETTINGS
@@ -26,7 +27,7 @@ SAMPLER_VERSION = 4
 class Calibrate(Stage):
     """Chooses mask guidance per class, so that defects stand out as much as in train tiles."""
 
-    VERSION = SAMPLER_VERSION
+    VERSION = 10 + SAMPLER_VERSION
     name, folder = "calibrate", layout.CALIBRATION
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
@@ -56,9 +57,11 @@ class Calibrate(Stage):
                 ClassCalibration(category_id=c.id, name=c.name, mask_guidance=fixed) for c in tileset.categories
             )
             CalibrationValue(classes=classes, **digests).save(out / layout.CALIBRATION_FILE)
+            record_images(out, reference=())
             return f"mask guidance {fixed:g} for every class, as set"
         classes = yield from self._measured(inputs, config)
         CalibrationValue(classes=classes, **digests).save(out / layout.CALIBRATION_FILE)
+        record_images(out, reference=(tile.image_id for tile in tileset.of("train") if tile.instances))
         return "mask guidance " + ", ".join(f"{c.name} {c.mask_guidance:.2f}" for c in classes)
 
     def _measured(self, inputs: RunStore, config: ProjectConfig) -> Work[tuple[ClassCalibration, ...]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.plan import Job
-from defectory.artifacts.tiles import spread
+from defectory.artifacts.tiles import Tile, spread
 from defectory.config.project import ProjectConfig
 from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, Encoder, RealTile
 from defectory.curation.decide import Scored, decide, write_contact_sheet
@@ -19,6 +19,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import ConceptFolder, RunStore
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, tile_scale_of
+from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.sampling import load_backbone
 
 MAX_PRIOR_IMAGES = 64
@@ -29,7 +30,7 @@ REPORT_EVERY = 20
 class Curate(Stage):
     """Accepts or rejects each draft, with a reason."""
 
-    VERSION = 6
+    VERSION = 7
     name, folder = "curate", layout.CURATION
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
@@ -54,6 +55,8 @@ class Curate(Stage):
             return valid_hw[job.tile_id]
 
         checker = checker_of(inputs, config) if config.curation.checks else None
+        references = _reference_tiles(inputs) if config.curation.checks else ()
+        record_images(out, reference=(tile.image_id for tile in references))
         for event in decide(
             plan, pair_of=drafts.pair, config=config.curation, checker=checker, valid_hw_of=valid_hw_of
         ):
@@ -77,8 +80,7 @@ def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
     Raises:
         FirewallError: a tile comes from an image that is not in train or pool.
     """
-    tiles, dataset = inputs.tiles, inputs.data.dataset
-    chosen = [*spread(tiles.tileset.of("train"), MAX_TRAIN), *spread(tiles.tileset.of("pool"), MAX_POOL)]
+    tiles, dataset, chosen = inputs.tiles, inputs.data.dataset, _reference_tiles(inputs)
     inputs.split.require_training_ids((tile.image_id for tile in chosen), stage="curate")
     real = [
         RealTile(
@@ -109,6 +111,12 @@ def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
         )
     prior = prior_images(inputs.concept, base=config.base)
     return Checker(real, prior, encoder=curation_encoder(), config=curation, seed=config.seed, agreement=agreement)
+
+
+def _reference_tiles(inputs: RunStore) -> list[Tile]:
+    """Return the real tiles that the checks are fitted to."""
+    tileset = inputs.tiles.tileset
+    return [*spread(tileset.of("train"), MAX_TRAIN), *spread(tileset.of("pool"), MAX_POOL)]
 
 
 def curation_encoder() -> Encoder:

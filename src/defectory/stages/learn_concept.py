@@ -12,7 +12,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.parts.base_digest import base_digest
-from defectory.stages.parts.phase_tiles import phase_tiles
+from defectory.stages.parts.phase_tiles import phase_tiles, record_phase_images
 from defectory.stages.parts.progress import with_note
 
 VARIANTS_VERSION = 3
@@ -22,7 +22,7 @@ VARIANTS_VERSION = 3
 class LearnConcept(Stage):
     """Adapts the base to the user's parts."""
 
-    VERSION = VARIANTS_VERSION
+    VERSION = 100 + VARIANTS_VERSION
     name, folder = "learn-concept", layout.CONCEPT
     is_resumable = reads_base = True
 
@@ -61,4 +61,6 @@ class LearnConcept(Stage):
                 cache=inputs.cache,
             )
         )
+        # class images are drawn from the prompt alone
+        record_phase_images(inputs, out, prior=())
         return f"digest {concept.weights_digest[:12]}, {note}"

@@ -16,7 +16,7 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.learn_concept import VARIANTS_VERSION
 from defectory.stages.parts.drawings import drawings_of
-from defectory.stages.parts.phase_tiles import phase_tiles
+from defectory.stages.parts.phase_tiles import phase_tiles, record_phase_images
 from defectory.stages.parts.progress import with_note
 from defectory.stages.parts.sampling import load_backbone
 
@@ -33,7 +33,7 @@ def driver_digest(config: ProjectConfig, num_classes: int) -> str:
 class LearnCondition(Stage):
     """Trains a control network on the frozen, adapted base."""
 
-    VERSION = 100 * DRIVERS_VERSION + VARIANTS_VERSION
+    VERSION = 1000 + 100 * DRIVERS_VERSION + VARIANTS_VERSION
     name, folder = "learn-condition", layout.CONTROL
     is_resumable = True
 
@@ -76,4 +76,5 @@ class LearnCondition(Stage):
                 load_backbone=partial(load_backbone, base=config.base),
             )
         )
+        record_phase_images(inputs, out)
         return f"digest {control.weights_digest[:12]}, {note}"

@@ -11,6 +11,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.mask_supply import bank_from_train, expert_masks, mask_model_of
 from defectory.stages.parts.progress import with_note
 
@@ -33,7 +34,7 @@ LEARNED_FROM = frozenset(
 class LearnMasks(Stage):
     """Trains a model that draws new masks, if `masks` gives it a share."""
 
-    VERSION = 1
+    VERSION = 2
     name, folder = "learn-masks", layout.MASK_MODEL
     is_resumable = True
 
@@ -57,4 +58,5 @@ class LearnMasks(Stage):
         device_of(config.device, threads=config.threads)
         _, bank = expert_masks(inputs, config, bank_from_train(inputs, config))
         digest, note = yield from with_note(mask_model_of(bank, config).learn(out))
+        record_images(out, training=(entry.image_id for entry in bank.entries))
         return f"digest {digest[:12]}, {note}"

@@ -23,7 +23,7 @@ from defectory.stages.parts.label_counts import label_counts
 from defectory.stages.parts.leakage import leakage_of
 from defectory.stages.parts.next_steps import Situation, next_steps
 from defectory.stages.parts.report_grids import decision_grid, main_grid
-from defectory.stages.parts.report_tables import appendix, arm_name, facts, measures, score_tables
+from defectory.stages.parts.report_tables import appendix, arm_name, certificate_table, facts, measures, score_tables
 from defectory.stages.parts.signatures import memorisation, red_flags, signatures
 from defectory.stages.segment import stage_name
 
@@ -33,7 +33,7 @@ SMOOTHED_STEPS = 20
 class Report(Stage):
     """Writes the report, a self-contained HTML file."""
 
-    VERSION = 3
+    VERSION = 4
     name, folder = "report", layout.REPORT
     copies = MappingProxyType({layout.REPORT_FILE: layout.RUN_REPORT})
 
@@ -41,7 +41,7 @@ class Report(Stage):
         """Read everything that is shown."""
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
         made = ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate", "synthesize")
-        return (*made, "curate", "test-tiles", "evaluate", *segmenters)
+        return (*made, "curate", "test-tiles", "evaluate", "certify", *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them, and on how its commands open the project."""
@@ -84,7 +84,7 @@ class Report(Stage):
             scores=score_tables(scores),
             grids=[main_grid(inputs), decision_grid(inputs, difference_threshold=config.curation.difference_threshold)],
             signatures=failures,
-            measures=measures(inputs, scores, leak, copied),
+            measures=[*measures(inputs, scores, leak, copied), certificate_table(inputs.certificate)],
             charts=_charts(inputs, config),
             appendix=appendix(inputs, config),
         )

@@ -18,6 +18,7 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import DataFolder, RunStore
 from defectory.segmentation.arms import ARMS
 from defectory.stages.parts.copy_paste import copy_paste_images
+from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Segment(Stage):
         seed: of the training.
     """
 
-    VERSION = 3
+    VERSION = 4
     group = GROUP
     is_resumable = True
 
@@ -116,6 +117,8 @@ class Segment(Stage):
             model, _, _ = load_segmenter(out, device)
             threshold = best_score_threshold(val, predict(model, data, val, sizing.scale))
         record_score_threshold(out, threshold)
+        seen_val = [record.id for record in val]
+        record_images(out, selection=seen_val, threshold=seen_val if segmentation.score_threshold is None else ())
         seen = f"{sizing.reason}, scale {sizing.scale:.2f}"
         return f"validation segm mAP {trained.best or 0.0:.3f}, score threshold {threshold:.2f}; {seen}"
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defectory.artifacts.annotation import masks_of
 from defectory.artifacts.tiles import Tile, spread
 from defectory.runs.store import RunStore
 from defectory.stages.parts.drawings import Drawings
+from defectory.stages.parts.images_used import record_images
 
 if TYPE_CHECKING:
     from defectory.engine.training.data import TrainingTile
@@ -26,13 +28,31 @@ def phase_tiles(inputs: RunStore, drawings: Drawings | None) -> tuple[list[Train
     Raises:
         FirewallError: a tile comes from an image that is not in train or pool.
     """
+    training, held_out = _chosen(inputs)
+    return _loaded(inputs, training, drawings), _loaded(inputs, held_out, drawings)
+
+
+def record_phase_images(inputs: RunStore, out: Path, **others: Iterable[int]) -> None:
+    """Record the images that a phase trained on, and those of its held-out loss.
+
+    Args:
+        inputs: of the stage.
+        out: folder of the phase.
+        others: ids of images that served further purposes.
+    """
+    training, held_out = _chosen(inputs)
+    ids = {"training": (tile.image_id for tile in training), "held_out": (tile.image_id for tile in held_out)}
+    record_images(out, **ids, **others)
+
+
+def _chosen(inputs: RunStore) -> tuple[list[Tile], list[Tile]]:
     tileset = inputs.tiles.tileset
     defective = [tile for tile in tileset.of("train") if tile.instances]
     free = [*tileset.of("pool"), *(tile for tile in tileset.of("train") if not tile.instances)]
     inputs.split.require_training_ids((tile.image_id for tile in [*defective, *free]), stage="training")
     free = spread(free, max(1, len(defective) // 2))
     held_out = [tile for tile in tileset.of("val") if tile.instances][:MAX_HELD_OUT]
-    return _loaded(inputs, [*defective, *free], drawings), _loaded(inputs, held_out, drawings)
+    return [*defective, *free], held_out
 
 
 def _loaded(inputs: RunStore, tiles: Iterable[Tile], drawings: Drawings | None) -> list[TrainingTile]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from defectory import __version__
+from defectory.artifacts.certificate import Certificate
 from defectory.artifacts.plan import Decisions
 from defectory.config.project import ProjectConfig
 from defectory.config.resolve import flatten
@@ -311,6 +312,27 @@ def _curation_tables(fidelity: FidelitySummary, decisions: Decisions) -> list[Ta
         rows.append(["likely cause of few accepted drafts", fidelity.likely_cause])
     tables.append(Table(title="Accepted and rejected, by origin and cause", columns=["", "value"], rows=rows))
     return tables
+
+
+def certificate_table(certificate: Certificate) -> Table:
+    """Build the table of which images each consumer used, and what is broken."""
+    found = "".join(f" Broken: {problem}." for problem in certificate.broken)
+    return Table(
+        title=f"Split certificate: the split {'holds' if certificate.verdict == 'holds' else 'is broken'}",
+        columns=["used by", "may use", "images", "result"],
+        rows=[
+            [
+                use.consumer,
+                " and ".join(use.may_use),
+                str(use.num_images),
+                "broken" if use.crossed or use.unread else "holds",
+            ]
+            for use in certificate.uses
+        ],
+        note=f"Read from the files of the run. {certificate.num_images} image files are as they were imported, unless "
+        f"named below; near-duplicates were searched from a similarity of {certificate.duplicate_threshold:.2f}. Seal "
+        f"{certificate.seal}; `defectory verify` checks it again.{found}",
+    )
 
 
 def appendix(inputs: RunStore, config: ProjectConfig) -> list[Table]:

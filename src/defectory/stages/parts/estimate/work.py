@@ -328,6 +328,11 @@ def _evaluate(of: Situation) -> StageWork | None:
     )
 
 
+def _certify(of: Situation) -> StageWork:
+    """Read every image file, and search for near-duplicates as the split does."""
+    return replace(_split(of), file_bytes=costs.SMALL_FILE_BYTES)
+
+
 def _report(of: Situation) -> StageWork:
     shown = of.data.num_defective + of.config.synthesis.num_images
     return StageWork(
@@ -354,6 +359,7 @@ _WORK: Mapping[str, Callable[[Situation], StageWork | None]] = {
     "segment": _segment,
     "test-tiles": _test_tiles,
     "evaluate": _evaluate,
+    "certify": _certify,
     "report": _report,
 }
 """By name of the stage, or of its group."""
