@@ -50,7 +50,11 @@ class Build:
 
 
 class SegmenterFamily(Protocol):
-    """A family builds segmenters of one kind."""
+    """A family builds segmenters of one kind.
+
+    A family may have attributes: `takes_weights`, whether `segmentation.weights` may be set, and `exports_onnx`,
+    whether its segmenters can be written as ONNX. Both count as false if they are missing.
+    """
 
     def build(self, build: Build) -> tuple[nn.Module, Mapping[str, Any]]:
         """Build a segmenter; random weights come from torch's global generator, which is seeded.

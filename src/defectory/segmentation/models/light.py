@@ -96,6 +96,8 @@ def _mask_predictor(num_classes: int) -> nn.Module:
 class Light:
     """The family of the light Mask R-CNN, the only one with shipped weights."""
 
+    exports_onnx = True
+
     def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:
         """Build a segmenter from the shipped `segmenter`, from an `encoder` alone, or from `random` weights."""
         boxes, init = build.boxes, build.init
