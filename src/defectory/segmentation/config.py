@@ -22,12 +22,14 @@ class SegmentationConfig(Section):
     """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
     model: str = "light"
-    """Segmenter family: `light` (shipped weights), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
-    `weights`), a family of an installed package, or `package.module:attribute`.
+    """Segmenter family: `light` (shipped weights), `efficientnet_lite0` (the extra `timm`), `resnet50` and
+    `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`), a family of an installed package, or
+    `package.module:attribute`.
     """
     weights: str | None = None
-    """File of initial weights for the families that have none of their own: `.pth` or `.safetensors` in torchvision's
-    layout, such as its COCO weights. None looks for them in torch's own download folder.
+    """Initial weights for the families that have none of their own: a file, `.pth` or `.safetensors`, in torchvision's
+    layout, such as its COCO weights, or a folder made by a pretraining for `efficientnet_lite0`. None looks for
+    torchvision's in torch's own download folder.
     """
     arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
     """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `mixed`, `mixed_50`, `mixed_75`,

@@ -85,8 +85,10 @@ def _require_weights(run: Run) -> None:
             'leave the setting out, or set segmentation.model = "resnet50"',
         )
     path = run.sources.path(segmentation.weights)
-    if not path.is_file():
-        raise ConfigError(f"segmentation.weights {path}", "no such file", "correct the path, or leave the setting out")
+    if not path.exists():
+        raise ConfigError(
+            f"segmentation.weights {path}", "no such file or folder", "correct the path, or leave the setting out"
+        )
 
 
 def _require_source(run: Run, setting: str) -> None:
