@@ -23,13 +23,13 @@ class SegmentationConfig(Section):
 
     model: str = "light"
     """Segmenter family: `light` (shipped weights), `efficientnet_lite0` (the extra `timm`), `resnet50` and
-    `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`), a family of an installed package, or
-    `package.module:attribute`.
+    `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`), `mask2former` (a folder of transformers as
+    `weights`), a family of an installed package, or `package.module:attribute`.
     """
     weights: str | None = None
     """Initial weights for the families that have none of their own: a file, `.pth` or `.safetensors`, in torchvision's
-    layout, such as its COCO weights, or a folder made by a pretraining for `efficientnet_lite0`. None looks for
-    torchvision's in torch's own download folder.
+    layout, such as its COCO weights; a folder of transformers for `mask2former`, or of a pretraining for
+    `efficientnet_lite0`. None looks for torchvision's in torch's own download folder.
     """
     arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
     """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `mixed`, `mixed_50`, `mixed_75`,

@@ -77,6 +77,12 @@ def _require_weights(run: Run) -> None:
     """Require that initial weights of segmenters are there, and that the family takes some."""
     segmentation = run.config.segmentation
     if segmentation.weights is None:
+        if segmentation.model == "mask2former":
+            raise ConfigError(
+                "segmentation.weights",
+                "is not set; the family mask2former has no weights of its own",
+                "name a folder with config.json and model.safetensors",
+            )
         return
     if segmentation.model == "light":
         raise ConfigError(
