@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from defectory.api.data import check_data, import_data, load_dataset
     from defectory.api.demo import open_demo
     from defectory.api.drivers import compare_drivers, extract_drivers, measure_leakage, tune_drivers
-    from defectory.api.export import export, export_formats
+    from defectory.api.export import export, export_formats, export_onnx
     from defectory.api.functions import extract_driver, score_fidelity, synthesize
     from defectory.api.insert import insert
     from defectory.api.machine import check_machine
@@ -37,6 +37,7 @@ _HOMES = {
     "tune_drivers": "defectory.api.drivers",
     "export": "defectory.api.export",
     "export_formats": "defectory.api.export",
+    "export_onnx": "defectory.api.export",
     "extract_driver": "defectory.api.functions",
     "score_fidelity": "defectory.api.functions",
     "synthesize": "defectory.api.functions",
@@ -67,6 +68,7 @@ __all__ = [
     "compare_drivers",
     "export",
     "export_formats",
+    "export_onnx",
     "extract_driver",
     "extract_drivers",
     "finish",

@@ -40,9 +40,11 @@ ELSEWHERE = {"drivers.kind": '"my_package:redness"'}
 """Values that name something of the reader's."""
 WITH_IT = {"inpaint": ['drivers.kind="image"']}
 """Settings that a value asks for, which the guides say."""
-RUNS_ELSEWHERE = {"plain-diffusers"}
-"""Its block takes a minute with a real base; the tests of a whole run execute it."""
-OTHER_PROGRAMS = {"build/bin/python", "python", "python3", "tar", "docker", "yolo", "labelme"}
+RUNS_ELSEWHERE = {"plain-diffusers", "export"}
+"""The first takes a minute with a real base, and the tests of a whole run execute it. The second needs an extra, and
+the tests of `export_onnx` execute it.
+"""
+OTHER_PROGRAMS = {"build/bin/python", "python", "python3", "pip", "tar", "docker", "yolo", "labelme"}
 OTHER_OPTIONS = {
     *("--build-arg", "--gpus"),  # docker
     *("--constraint", "--editable", "--extra-index-url", "--find-links", "--no-index"),  # pip

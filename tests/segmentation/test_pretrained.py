@@ -14,7 +14,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from defectory.errors import ConfigError, WeightsError
 from defectory.segmentation.models.anchors import anchors_for
 from defectory.segmentation.models.family import Build, build_segmenter
-from defectory.segmentation.models.light import ANCHORS_PX
+from defectory.segmentation.models.light_heads import ANCHORS_PX
 from defectory.segmentation.sizing import OWN_BOXES, BoxStatistics
 
 BOXES = BoxStatistics(small_px=6, large_px=400, elongation=5)

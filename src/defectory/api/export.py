@@ -1,4 +1,4 @@
-"""Exports a project's images for training in formats that other tools open."""
+"""Exports a project's images for training, and its segmenters, in formats that other tools open."""
 
 from __future__ import annotations
 
@@ -60,3 +60,39 @@ def export(
     require_export_folder(project.run_values, Path(out))
     form = (real or default_form(project.config)) if with_real else None
     return export_project(project.run_values, writer, Path(out), real=form)
+
+
+def export_onnx(project: Project, segmenter: str, *, out: Path | str) -> Generator[Event, None, None]:
+    """Write a trained segmenter as ONNX, checked against the segmenter itself on validation images.
+
+    Name, packages and `out` are checked now. The work is done while its events are read: loop over them, or use
+    `finish`.
+
+    Args:
+        project: with the segmenter trained by the time the events are read.
+        segmenter: its name, such as `real-seed0`.
+        out: folder that gets `segmenter.onnx` and `segmenter.json`: new, empty, or an earlier such export, which is
+            replaced as a whole.
+
+    Raises:
+        ConfigError: there is no such segmenter, its family cannot be written, or a package is missing.
+        OutputError: `out` holds files that no such export made.
+        StageError: the ONNX file finds something else than the segmenter; nothing is written.
+        WeightsError: the segmenter cannot be read.
+    """
+    from defectory.tools.export_onnx import export_onnx as work
+    from defectory.tools.export_onnx import require_onnx
+
+    require_onnx(project.run_values, segmenter, Path(out))
+    return work(project.run_values, segmenter, Path(out))
+
+
+def segmenter_stage(project: Project, segmenter: str) -> str:
+    """Return the name of the stage that trains a segmenter, such as `segment-real-seed0` for `real-seed0`.
+
+    Raises:
+        ConfigError: the project trains no such segmenter.
+    """
+    from defectory.tools.export_onnx import segmenter_stage as stage_of
+
+    return stage_of(project.run_values, segmenter).name

@@ -94,8 +94,10 @@ class ScoreConfig(Section):
 
 
 class SegmenterStartConfig(Section):
-    """How the light segmenter's start is trained."""
+    """How a light segmenter's start is trained."""
 
+    model: str = "light"
+    """Segmenter family: `light` or `efficientnet_lite0`."""
     num_images: int = Field(default=12000, ge=4)
     """Images to train on, taken from the start of the corpus."""
     num_steps: int = Field(default=3000, ge=2)

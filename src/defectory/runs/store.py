@@ -30,6 +30,7 @@ from defectory.files import MANIFEST_NAME, digest_file, read_manifest
 from defectory.images.load import load_rgb
 from defectory.runs import layout
 from defectory.runs.sources import Sources
+from defectory.segmentation.tuning import Tuning
 from defectory.synthesis.drafts import draft_paths
 
 Image = NDArray[np.uint8]
@@ -304,6 +305,11 @@ class RunStore:
     def pipeline(self) -> Path:
         """Return the folder of the finished pipeline, which diffusers loads."""
         return self.path(layout.PIPELINE)
+
+    @property
+    def tuning(self) -> Tuning:
+        """Return what validation chose for the training of segmenters."""
+        return self._once(layout.TUNING, layout.TUNING_FILE, Tuning.load)
 
     def segmenter(self, arm: str, seed: int) -> SegmenterFolder:
         """Return a trained segmenter."""

@@ -11,8 +11,10 @@ from defectory.engine.config import MixedPrecision
 from defectory.registry import Registry
 from defectory.segmentation.arms import ARMS
 from defectory.segmentation.models.registry import SEGMENTERS
-from defectory.segmentation.policies import POLICIES
+from defectory.segmentation.policies import AUTO, POLICIES
 
+TUNING = ("max_num_steps", "patience", "tuning_num_steps", "tuning_seeds")
+"""Settings by which validation chooses how segmenters are trained."""
 MAX_TOLD = 60
 """Longer wrong names are cut in messages."""
 Init = Literal["segmenter", "encoder", "random"]
@@ -22,12 +24,14 @@ class SegmentationConfig(Section):
     """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
     model: str = "light"
-    """Segmenter family: `light` (shipped weights), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
+    """Segmenter family: `light` (shipped weights), `efficientnet_lite0` (the extra `timm`), `resnet50` and
+    `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`), `mask2former` (a folder of transformers as
     `weights`), a family of an installed package, or `package.module:attribute`.
     """
     weights: str | None = None
-    """File of initial weights for the families that have none of their own: `.pth` or `.safetensors` in torchvision's
-    layout, such as its COCO weights. None looks for them in torch's own download folder.
+    """Initial weights for the families that have none of their own: a file, `.pth` or `.safetensors`, in torchvision's
+    layout, such as its COCO weights; a folder of transformers for `mask2former`, or of a pretraining for
+    `efficientnet_lite0`. None looks for torchvision's in torch's own download folder.
     """
     arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
     """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `mixed`, `mixed_50`, `mixed_75`,
@@ -42,6 +46,12 @@ class SegmentationConfig(Section):
     """
     num_steps: int = Field(default=400, ge=2)
     """Optimiser steps of each segmenter. Raise it if a segmenter learns nothing."""
+    max_num_steps: int | None = Field(default=None, ge=2)
+    """Set it to let validation choose `num_steps`: the real arm trains until `patience` validations in a row bring no
+    rise, at most so many steps, and every arm takes the number that was best. None keeps `num_steps`.
+    """
+    patience: int = Field(default=3, ge=1)
+    """Validations in a row without a rise that end the search for the number of steps."""
     fold_steps: int | None = Field(default=None, ge=2)
     """Optimiser steps of the fold segmenters, which serve `synthesis.focus` and the check `agreement`; None uses
     `num_steps`.
@@ -59,8 +69,12 @@ class SegmentationConfig(Section):
     augmentation: str = "flips"
     """How training images are varied: `flips`, which suits a few hundred steps, `exposure` (also contrast, blur and
     noise), `scale` (also zoom), `turns` (also rotation; harmful where light comes from one side), a policy of an
-    installed package, or `package.module:attribute`.
+    installed package, or `package.module:attribute`. `auto` lets validation choose among all of them.
     """
+    tuning_num_steps: int | None = Field(default=None, ge=2)
+    """Optimiser steps of each training that compares policies; None uses `num_steps`."""
+    tuning_seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
+    """Seeds of the trainings that choose policy and number of steps."""
     resampling_threshold: float = Field(default=0.2, ge=0, le=1)
     """Images of a class that fewer than this share of the defective images show are shown more often, by the square
     root of the ratio. 0 turns it off.
@@ -92,7 +106,11 @@ class SegmentationConfig(Section):
 
     def of_one_training(self) -> dict[str, object]:
         """Return the settings that decide how one segmenter is trained, JSON-compatible."""
-        return self.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps"})
+        return self.model_dump(mode="json", exclude={"arms", "seeds", "fold_steps", *TUNING})
+
+    def of_tuning(self) -> dict[str, object]:
+        """Return the settings by which validation chooses how segmenters are trained, JSON-compatible."""
+        return self.model_dump(mode="json", include=set(TUNING))
 
     @field_validator("model")
     @classmethod
@@ -102,7 +120,7 @@ class SegmentationConfig(Section):
     @field_validator("augmentation")
     @classmethod
     def _is_a_known_policy(cls, value: str) -> str:
-        return _known(value, POLICIES)
+        return value if value == AUTO else _known(value, POLICIES)
 
     @field_validator("arms")
     @classmethod

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from defectory.registry import Registry
 
+AUTO = "auto"
+"""In place of a policy's name: validation chooses."""
+DEFAULT = "flips"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:

@@ -1,4 +1,4 @@
-"""Initial weights of the light segmenter: one class, `defect`, learned from procedural images alone.
+"""Initial weights of the light segmenters: one class, `defect`, learned from procedural images alone.
 
 Every arm starts from the same weights. Users of larger Mask R-CNNs start from COCO weights for the same reason.
 """
@@ -44,38 +44,53 @@ def image_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[n
     return SegmentationImage(id=name, image=image, instances=tuple(instances))
 
 
-def save_start(trained: Path, out: Path) -> None:
-    """Write a one-class segmenter trained on procedural images as fp16 weights with their digest."""
-    state = load_file(trained / "model.safetensors")
+def save_start(trained: Path, out: Path, *, without: tuple[str, ...] = ()) -> None:
+    """Write a one-class segmenter trained on procedural images as fp16 weights with their digest.
+
+    Args:
+        trained: its folder.
+        out: folder, replaced.
+        without: tensors whose names begin with one of these are left out, since they come from elsewhere.
+    """
+    whole = load_file(trained / "model.safetensors")
+    state = {name: value for name, value in whole.items() if not without or not name.startswith(without)}
     with atomic_folder(out, kind="base") as folder:
         save_file({name: value.half().contiguous() for name, value in state.items()}, folder / "model.safetensors")
         write_json(folder / "config.json", {"class": CLASS_NAME, "sha256": digest_file(folder / "model.safetensors")})
 
 
-def apply_start(model: nn.Module, num_classes: int, folder: Path | None = None) -> None:
+def apply_start(
+    model: nn.Module, num_classes: int, folder: Path | None = None, *, without: tuple[str, ...] = ()
+) -> None:
     """Load the initial weights into a light segmenter; the rows of every class start as those of `defect`.
 
+    Args:
+        model: of one of the light families.
+        num_classes: defect classes, background not counted.
+        folder: of the initial weights; None means the shipped ones of the family `light`.
+        without: tensors whose names begin with one of these are not in the folder, and keep their values.
+
     Raises:
-        WeightsError: the weights are missing or do not match their digest.
+        WeightsError: the weights are missing, do not match their digest, or are of another family.
     """
+    todo = "reinstall defectory" if folder is None else "name a folder that a pretraining of this family made"
     folder = folder or shipped_start()
     weights, about = folder / "model.safetensors", folder / "config.json"
     if not weights.is_file() or not about.is_file():
-        raise WeightsError(
-            folder, "no segmenter start here (model.safetensors and config.json expected)", "reinstall defectory"
-        )
+        raise WeightsError(folder, "no segmenter start here (model.safetensors and config.json expected)", todo)
     if f'"{digest_file(weights)}"' not in about.read_text():
-        raise WeightsError(
-            weights, "digest differs from config.json", "reinstall defectory, the file is damaged or was changed"
-        )
+        raise WeightsError(weights, "digest differs from config.json, the file is damaged or was changed", todo)
     state = {name: value.float() for name, value in load_file(weights).items()}
+    own = {name: value for name, value in model.state_dict().items() if without and name.startswith(without)}
+    if {*own, *state} != {*model.state_dict()} or not own.keys().isdisjoint(state):
+        raise WeightsError(weights, "holds weights of another family", todo)
     for layer in CLASS_HEADS:
         rows = 4 if layer.endswith("bbox_pred") else 1
         for part in ("weight", "bias"):
             state[f"{layer}.{part}"] = spread_rows(state[f"{layer}.{part}"], rows, num_classes)
     # the chance of `defect` is shared among the classes
     state[f"{CLASS_HEADS[0]}.bias"][1:] -= float(np.log(num_classes))
-    model.load_state_dict(state)
+    model.load_state_dict({**own, **state})
 
 
 def spread_rows(rows_of_two: Tensor, rows: int, num_classes: int) -> Tensor:

@@ -55,6 +55,7 @@ def train_segmenter(
     boxes: BoxStatistics | None = None,
     value_range: ValueRange | None = None,
     require: Callable[[Sequence[int], str], None] | None = None,
+    frozen: tuple[str, ...] = (),
     stage: str = "",
 ) -> Work[Trained]:
     """Train a segmenter, and keep the weights with the best score on real val in the arm's last phase.
@@ -76,6 +77,7 @@ def train_segmenter(
             training and prediction.
         require: called with an image's image ids and its name; raises for ids that must not be trained on. The ids go
             into the log. None for images that belong to no data set.
+        frozen: parameters whose names begin with one of these stay as they are.
         stage: name in events and messages.
 
     Raises:
@@ -92,6 +94,9 @@ def train_segmenter(
     build = Build(num_classes=len(categories), boxes=boxes, init=config.init, encoder=encoder, weights=weights)
     model, built = build_segmenter(config.model, build, seed=seed)
     model = model.to(device)
+    for name, value in model.named_parameters():
+        if name.startswith(frozen):
+            value.requires_grad_(False)
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     training = train(

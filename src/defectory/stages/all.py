@@ -30,6 +30,7 @@ from defectory.stages.segment import Segment
 from defectory.stages.split import Split
 from defectory.stages.synthesize import Synthesize
 from defectory.stages.tiles import TestTiles, Tiles
+from defectory.stages.tune import Tune, needs_tuning
 
 STAGES: Registry[type[Stage]] = Registry("stages", setting="stages", builtin={})
 """Stages of installed packages. Each takes part in every run, right after the last stage that it reads."""
@@ -57,6 +58,7 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
         Curate(),
         Export(),
         Finalize(),
+        *((Tune(),) if needs_tuning(segmentation) else ()),
         *(Segment(arm, seed) for seed in segmentation.seeds for arm in segmentation.arms),
         TestTiles(),
         Evaluate(),

@@ -30,7 +30,8 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore, SegmenterFolder
 from defectory.stages.export import accepted_jobs
-from defectory.stages.segment import predict, stage_name, uses_synthetic
+from defectory.stages.parts.validation import predict
+from defectory.stages.segment import stage_name, uses_synthetic
 
 MIN_IMAGES = 4
 """Image sets with fewer images are not compared."""

@@ -21,6 +21,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.segmentation.policies import AUTO, DEFAULT
 from defectory.segmentation.sizing import Sizing
 from defectory.stages.parts.segmenter_images import real_images, sizing_of
 
@@ -97,7 +98,11 @@ class Folds(Stage):
         split, segmentation = inputs.split, config.segmentation
         # only train may choose a checkpoint, so the last one is kept
         num_steps = segmentation.fold_steps or segmentation.num_steps
-        segmentation = segmentation.model_copy(update={"num_steps": num_steps, "validate_every": num_steps})
+        # nor an augmentation policy
+        policy = DEFAULT if segmentation.augmentation == AUTO else segmentation.augmentation
+        segmentation = segmentation.model_copy(
+            update={"num_steps": num_steps, "validate_every": num_steps, "augmentation": policy}
+        )
         sizing = sizing_of(inputs, input_px=segmentation.input_px, scale=segmentation.scale)
         for fold in range(NUM_FOLDS):
             folder = out / layout.fold_folder(fold)

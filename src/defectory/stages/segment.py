@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from defectory.artifacts.dataset import ImageRecord
 from defectory.config.project import ProjectConfig
 from defectory.evaluation.detection import segm_map
 from defectory.evaluation.mask_metrics import best_score_threshold
@@ -15,28 +14,24 @@ from defectory.files import write_json
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import DataFolder, RunStore
+from defectory.runs.store import RunStore
 from defectory.segmentation.arms import ARMS
 from defectory.stages.parts.copy_paste import copy_paste_images
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
+from defectory.stages.parts.validation import predict, training_seed, val_records
+from defectory.stages.tune import as_tuned, needs_tuning
 
 if TYPE_CHECKING:
     from defectory.segmentation.data import SegmentationImage
 
 GROUP = "segment"
-SEEDS_PER_PROJECT = 10_000
 NO_IMAGES = {"synthetic": "curation accepted no draft", "copy_paste": "no real defect could be pasted"}
 
 
 def stage_name(arm: str, seed: int) -> str:
     """Return the name of the stage that trains one segmenter."""
     return f"segment-{arm}-seed{seed}"
-
-
-def training_seed(project_seed: int, seed: int) -> int:
-    """Return the seed of one training, which follows from the project's; no two projects' trainings share one."""
-    return project_seed * SEEDS_PER_PROJECT + seed
 
 
 class Segment(Stage):
@@ -56,8 +51,9 @@ class Segment(Stage):
         self.name, self.folder = stage_name(arm, seed), layout.segmenter_folder(arm, seed)
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read images and split, and the sets that the arm trains on."""
-        return ("import", "split", *(("export",) if uses_synthetic(self.arm) else ()))
+        """Read images and split, the sets that the arm trains on, and what validation chose if it chooses."""
+        tuned = ("tune",) if needs_tuning(config.segmentation) else ()
+        return ("import", "split", *tuned, *(("export",) if uses_synthetic(self.arm) else ()))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on how segmenters are trained, on the arm's phases and on the seed."""
@@ -75,7 +71,7 @@ class Segment(Stage):
         from defectory.engine.training.events import plain
         from defectory.segmentation.training import load_segmenter, record_score_threshold, train_segmenter
 
-        data, split, segmentation = inputs.data, inputs.split, config.segmentation
+        data, split, segmentation = inputs.data, inputs.split, as_tuned(config.segmentation, inputs)
         device, seed = device_of(config.device, threads=config.threads), training_seed(config.seed, self.seed)
         sizing = sizing_of(inputs, input_px=segmentation.input_px, scale=segmentation.scale)
         yield Progress(done=0, total=segmentation.num_steps, note="loading images")
@@ -91,7 +87,7 @@ class Segment(Stage):
             if images.get(source) == []:
                 write_json(out / layout.SKIPPED_FILE, {"reason": reason})
                 return f"skipped: {reason}"
-        val = _with_few_defect_free([data.dataset.image(i) for i in split.val], segmentation.max_val_images)
+        val = val_records(inputs, segmentation.max_val_images)
 
         def validate(model: Any) -> float:
             return segm_map(val, data.dataset.categories, predict(model, data, val, sizing.scale))
@@ -130,19 +126,3 @@ def _pasting(config: ProjectConfig) -> dict[str, object]:
 def uses_synthetic(arm: str) -> bool:
     """Check whether an arm trains on synthetic images."""
     return "synthetic" in ARMS.get(arm).sources
-
-
-def predict(model: Any, data: DataFolder, records: Sequence[ImageRecord], scale: float) -> list[dict[str, object]]:
-    """Predict images of the data set, and return COCO results."""
-    from defectory.segmentation.predict import coco_results, predict_images
-
-    images: Iterator[tuple[int, Any]] = ((record.id, data.image(record)) for record in records)
-    return [row for found in predict_images(model, images, scale=scale) for row in coco_results(found)]
-
-
-def _with_few_defect_free(records: Sequence[ImageRecord], limit: int) -> list[ImageRecord]:
-    """Return defective val images and at most as many defect-free ones, up to a limit."""
-    defective = [r for r in records if r.instances]
-    free = [r for r in records if not r.instances]
-    chosen = defective[: max(1, limit * 2 // 3)]
-    return chosen + free[: min(len(chosen), max(0, limit - len(chosen)))]

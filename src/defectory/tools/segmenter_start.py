@@ -1,4 +1,4 @@
-"""Trains the light segmenter's initial weights, the last part of a pretraining, on the base's own images."""
+"""Trains a light segmenter's initial weights, the last part of a pretraining, on the base's own images."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ STAGE = "segmenter"
 
 
 def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, out: Path) -> Iterator[Event]:
-    """Train the light segmenter's initial weights on procedural images, and write them; resumable.
+    """Train a light segmenter's initial weights on procedural images, and write them; resumable.
 
     Writes fp16 `model.safetensors` and `config.json`.
 
     Args:
         config: the recipe of the pretraining.
         work: its folder, which holds the corpus; the segmenter's checkpoint and trained weights are written there.
-        encoder: folder of the encoder the segmenter starts from.
+        encoder: folder of the encoder that the family `light` starts from.
         out: folder of the initial weights, replaced.
     """
+    from defectory.segmentation.models.family import kept_in_start
     from defectory.segmentation.start import save_start
     from defectory.segmentation.training import is_whole_segmenter
 
@@ -37,7 +38,7 @@ def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, ou
     log = trained / "log.json"  # written last
     if not (log.is_file() and is_whole_segmenter(trained)):
         yield from _train(config, corpus_folder=work / "corpus", encoder=encoder, out=trained)
-    save_start(trained, out)
+    save_start(trained, out, without=kept_in_start(config.segmenter.model))
     best = float(json.loads(log.read_text())["best_val_map"])
     yield StageEnded(
         stage=STAGE, seconds=time.monotonic() - began, skipped=False, summary=f"held-out segm mAP {best:.3f}"
@@ -47,6 +48,7 @@ def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, ou
 def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: Path) -> Work[None]:
     from defectory.engine.training.events import plain
     from defectory.pretraining.corpus import make_corpus
+    from defectory.segmentation.models.family import kept_in_start
     from defectory.segmentation.predict import coco_results, predict_images
     from defectory.segmentation.start import CLASS_NAME, image_of_class_map, split_images
     from defectory.segmentation.training import train_segmenter
@@ -84,6 +86,7 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
 
     defective, free = split_images([tile(index) for index in range(min(recipe.num_images, config.num_images))])
     segmentation = SegmentationConfig(
+        model=recipe.model,
         init="encoder",
         augmentation="flips",
         resampling_threshold=0,
@@ -107,6 +110,7 @@ def _train(config: PretrainConfig, *, corpus_folder: Path, encoder: Path, out: P
         out=out,
         device=config.device,
         encoder=encoder,
+        frozen=kept_in_start(recipe.model),
         stage=STAGE,
     )
     yield from plain(work)

@@ -50,7 +50,11 @@ class Build:
 
 
 class SegmenterFamily(Protocol):
-    """A family builds segmenters of one kind."""
+    """A family builds segmenters of one kind.
+
+    A family may have attributes: `takes_weights`, whether `segmentation.weights` may be set; `exports_onnx`, whether
+    its segmenters can be written as ONNX; `kept_in_start`, as the function of that name returns it.
+    """
 
     def build(self, build: Build) -> tuple[nn.Module, Mapping[str, Any]]:
         """Build a segmenter; random weights come from torch's global generator, which is seeded.
@@ -82,3 +86,12 @@ def build_segmenter(kind: str, build: Build, *, seed: int) -> tuple[nn.Module, M
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return family.build(build)
+
+
+def kept_in_start(kind: str) -> tuple[str, ...]:
+    """Return prefixes of the tensors that a family takes from elsewhere: its start neither trains nor holds them.
+
+    Raises:
+        ConfigError: the family is unknown.
+    """
+    return tuple(getattr(SEGMENTERS.get(kind), "kept_in_start", ()))

@@ -11,6 +11,8 @@ SEGMENTERS: Registry[Any] = Registry(
     setting="segmentation.model",
     builtin={
         "light": "defectory.segmentation.models.light:FAMILY",
+        "efficientnet_lite0": "defectory.segmentation.models.efficientnet:FAMILY",
+        "mask2former": "defectory.segmentation.models.mask2former:FAMILY",
         "resnet50": "defectory.segmentation.models.resnet50:FAMILY",
         "resnet50_v2": "defectory.segmentation.models.resnet50:FAMILY_V2",
     },

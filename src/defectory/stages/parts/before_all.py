@@ -77,6 +77,12 @@ def _require_weights(run: Run) -> None:
     """Require that initial weights of segmenters are there, and that the family takes some."""
     segmentation = run.config.segmentation
     if segmentation.weights is None:
+        if segmentation.model == "mask2former":
+            raise ConfigError(
+                "segmentation.weights",
+                "is not set; the family mask2former has no weights of its own",
+                "name a folder with config.json and model.safetensors",
+            )
         return
     if segmentation.model == "light":
         raise ConfigError(
@@ -85,8 +91,10 @@ def _require_weights(run: Run) -> None:
             'leave the setting out, or set segmentation.model = "resnet50"',
         )
     path = run.sources.path(segmentation.weights)
-    if not path.is_file():
-        raise ConfigError(f"segmentation.weights {path}", "no such file", "correct the path, or leave the setting out")
+    if not path.exists():
+        raise ConfigError(
+            f"segmentation.weights {path}", "no such file or folder", "correct the path, or leave the setting out"
+        )
 
 
 def _require_source(run: Run, setting: str) -> None:

