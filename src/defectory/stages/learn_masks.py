@@ -33,7 +33,7 @@ LEARNED_FROM = frozenset(
 class LearnMasks(Stage):
     """Trains a model that draws new masks, if `masks` gives it a share."""
 
-    VERSION = 1
+    VERSION = 2
     name, folder = "learn-masks", layout.MASK_MODEL
     is_resumable = True
 
@@ -42,10 +42,12 @@ class LearnMasks(Stage):
         return ("import", "split", "tiles")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the settings of `LEARNED_FROM`, an expert's files and the seed."""
+        """Depend on the settings of `LEARNED_FROM`, an expert's files, the mode of synthesis and the seed."""
         return {
             "masks": config.masks.model_dump(mode="json", include=set(LEARNED_FROM)),
             "files of masks.expert": sources.listing(config.masks.expert),
+            # insertion learns from whole masks alone
+            "synthesis": config.synthesis.model_dump(mode="json", include={"mode", "insert_margin_px"}),
             "seed": config.seed,
         }
 
