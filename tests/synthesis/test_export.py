@@ -13,7 +13,7 @@ from defectory.artifacts.plan import Check, Decision, Decisions, Fidelity, Job, 
 from defectory.files import digest_file
 from defectory.formats.coco import load_coco
 from defectory.geometry import distance_to
-from defectory.images.frames import load_frame, load_native
+from defectory.images.frames import FrameImage, load_frame, load_native
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
 from defectory.images.valuerange import ValueRange
@@ -200,9 +200,15 @@ def several(
             for n, job in enumerate(jobs)
         ),
     )
+    loaded: list[int] = []
+
+    def load(image_id: int) -> FrameImage:
+        loaded.append(image_id)
+        return load_frame(tmp_path / "pool.png", ValueRange(low=0, high=65535) if depth == 16 else None)
+
     source = FrameSource(
         image_id_of=lambda _: 7,
-        load=lambda _: load_frame(tmp_path / "pool.png", ValueRange(low=0, high=65535) if depth == 16 else None),
+        load=load,
         place=lambda job, image: Frame(
             image=image,
             tile=tile_of(job),
@@ -226,6 +232,7 @@ def several(
         scale_of=lambda _: 1.0,
         frames=source,
     )
+    assert loaded == [7], "a large image is loaded once, however many drafts it gets"
     return tmp_path / "synthetic", plan, pixels
 
 
