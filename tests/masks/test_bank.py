@@ -7,7 +7,7 @@ from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Subset, Tile, TileInstance, TileSet, Tiling
 from defectory.errors import FirewallError
-from defectory.masks.bank import build_bank
+from defectory.masks.bank import build_bank, whole_masks
 from defectory.rle import area_px, encode
 
 SPLIT = Split(
@@ -92,3 +92,19 @@ def test_an_instance_on_several_tiles_is_one_mask_and_the_wholest_view_of_it() -
         ("d", 2, 9),
     ]
     assert len({e.id for e in bank.entries}) == 3
+
+
+def test_masks_that_a_tile_cut_or_that_fill_one_are_no_whole_masks() -> None:
+    whole, cut, long = (
+        TileInstance(**dict(instance(1, area)), number=number, visible_share=share)
+        for number, (area, share) in enumerate([(10, 1.0), (9, 0.6), (40, 1.0)])
+    )
+    shown = tile("a", 1, "train").model_copy(update={"instances": (whole, cut, long)})
+    bank = build_bank(tileset(shown), SPLIT)
+    assert [entry.visible_share for entry in bank.entries] == [1.0, 0.6, 1.0]
+    assert [entry.number for entry in whole_masks(bank, most_px=30).entries] == [0]
+    elsewhere = shown.model_copy(
+        update={"id": "b", "instances": (cut.model_copy(update={"visible_share": 1.0, "rle": instance(1, 15).rle}),)}
+    )
+    bank = build_bank(tileset(shown, elsewhere), SPLIT)
+    assert [(e.number, e.tile_id) for e in whole_masks(bank, most_px=30).entries] == [(0, "a"), (1, "b")]

@@ -3,12 +3,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from defectory.masks.placement import (
     GAP_PX,
     NUM_CONTACTS,
     RELATIONS,
+    Sides,
     Site,
     borders_of,
     filled_where_cut,
@@ -17,6 +20,7 @@ from defectory.masks.placement import (
     relation_of,
     relation_shares,
     site_of,
+    site_of_square,
 )
 from defectory.rle import box_xyxy
 from defectory.surface import solid_pixels
@@ -253,3 +257,61 @@ def test_gaps_that_holes_cut_into_a_defect_are_filled() -> None:
     ring = (np.hypot(ys - 40, xs - 40) < 10) & ~hole
     assert np.array_equal(filled_where_cut(ring, borders), ring), "a crack around a hole is no disc"
     assert np.array_equal(filled_where_cut(around, borders_of(np.ones(PART_HW, bool))), around)
+
+
+@settings(deadline=None, max_examples=80)
+@given(seed=st.integers(0, 100_000), ends=st.tuples(*[st.booleans()] * 4), learned=st.booleans())
+def test_no_label_has_a_straight_run_along_the_border_of_its_square(
+    seed: int, ends: tuple[bool, bool, bool, bool], learned: bool
+) -> None:
+    own, margin_px = rng(seed), 6
+    height, width = SIZE_HW
+    mask = _blob(own)
+    image = np.full((*SIZE_HW, 3), 120, np.uint8)
+    image[15:20, 20:26] = 5
+    sides = Sides(top=ends[0], left=ends[1], bottom=ends[2], right=ends[3])
+    site = site_of_square(image, SIZE_HW, ends=sides, margin_px=margin_px)
+    taken = np.zeros(SIZE_HW, bool)
+    if learned:
+        placed = place_like(mask, np.full(len(RELATIONS), 1 / len(RELATIONS)), site=site, taken=taken, rng=own)
+    else:
+        placed = place(mask, size_hw=SIZE_HW, allowed=site.allowed, taken=taken, rng=own, within=site.within)
+    if placed is None:
+        return
+    assert not (placed & ~solid_pixels(image, SIZE_HW)).any()
+    # what reaches a side at all would be cut there
+    for open_side, line in zip(
+        ends,
+        (placed[:margin_px], placed[:, :margin_px], placed[height - margin_px :], placed[:, width - margin_px :]),
+        strict=True,
+    ):
+        assert open_side or not line.any()
+
+
+def _blob(own: np.random.Generator) -> NDArray[np.bool_]:
+    """A random connected mask of at most 44x60 pixels, cropped to its box."""
+    canvas = np.zeros((60, 80), np.uint8)
+    at = np.array([40.0, 30.0])
+    for _ in range(int(own.integers(2, 9))):
+        to = np.clip(at + own.normal(0, 9, 2), (8, 8), (72, 52))
+        start, end = at.round().astype(int).tolist(), to.round().astype(int).tolist()
+        cv2.line(canvas, start, end, 1, int(own.integers(1, 8)))
+        at = to
+    x0, y0, x1, y1 = box_xyxy(canvas > 0)
+    return (canvas > 0)[y0:y1, x0:x1]
+
+
+def test_a_mask_may_continue_beyond_the_border_of_the_image() -> None:
+    image = np.full((*SIZE_HW, 3), 120, np.uint8)
+    ends = Sides(top=True, left=False, bottom=False, right=False)
+    site = site_of_square(image, SIZE_HW, ends=ends, margin_px=6)
+    tall = np.ones((36, 4), bool)
+    found = [
+        place(
+            tall, size_hw=SIZE_HW, allowed=site.allowed, taken=np.zeros(SIZE_HW, bool), rng=rng(s), within=site.within
+        )
+        for s in range(30)
+    ]
+    placed = [mask for mask in found if mask is not None]
+    assert placed
+    assert all(mask[0].any() and not mask[-6:].any() for mask in placed)

@@ -202,8 +202,9 @@ def test_two_exports_of_one_run_are_the_same_bytes(project: Run, tmp_path: Path)
 
 def test_drafts_that_are_whole_frames_go_with_whole_images(tiny_run: TinyRun, open_tiny: Open) -> None:
     folder, settings, _ = tiny_run
-    assert default_form(open_tiny(folder, settings).config) == "tiles"
-    assert default_form(open_tiny(folder, settings, 'synthesis.mode="insert"').config) == "images"
+    for overrides, form in (((), "tiles"), (('synthesis.mode="insert"',), "images")):
+        project = open_tiny(folder, settings, *overrides)
+        assert default_form(project.store(), project.config) == form
 
 
 def test_a_damaged_draft_is_not_exported(tiny_run: TinyRun, open_tiny: Open, tmp_path: Path) -> None:

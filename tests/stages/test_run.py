@@ -74,7 +74,8 @@ def test_synthetic_set_loads_in_pycocotools_and_every_mask_matches_its_image(tin
             assert int(mask.sum()) == annotation["area"] > 0
     provenance = [json.loads(line) for line in (synthetic / "provenance.jsonl").read_text().splitlines()]
     assert len(provenance) == 8
-    assert all(record["seed"] is not None and record["prompt"] for record in provenance)
+    drafts = [draft for record in provenance for draft in record["drafts"]]
+    assert all(draft["seed"] is not None and draft["prompt"] for draft in drafts)
 
 
 def test_nothing_is_run_again_when_nothing_changed(copied_run: TinyRun, ran: Ran) -> None:

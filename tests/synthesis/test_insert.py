@@ -15,7 +15,7 @@ from defectory.images.tiff import encode_tiff
 from defectory.images.valuerange import ValueRange
 from defectory.synthesis.export import Frame
 from defectory.synthesis.grain import add_grain
-from defectory.synthesis.insert import blend, feather, paste
+from defectory.synthesis.insert import feather, paste, with_difference
 
 SIZE_HW = (48, 64)
 Mask = NDArray[np.bool_]
@@ -37,13 +37,16 @@ def test_a_drawing_counts_fully_on_its_label_and_not_at_all_at_the_margin() -> N
     assert ((ring > 0) & (ring < 1)).all()
 
 
-def test_a_tile_stays_itself_where_nothing_is_drawn() -> None:
+def test_a_tile_stays_itself_where_nothing_is_drawn_and_keeps_its_detail_where_something_is() -> None:
     rng = np.random.default_rng(0)
-    tile, drawn = (rng.integers(0, 256, (*SIZE_HW, 3)).astype(np.uint8) for _ in range(2))
+    tile, without = (rng.integers(60, 160, (*SIZE_HW, 3)).astype(np.uint8) for _ in range(2))
+    drawn = without.copy()
+    drawn[label_at()] -= 40
     share = feather(label_at(), 8)
-    result = blend(tile, drawn, share)
-    assert np.array_equal(result[share == 0], tile[share == 0])
-    assert np.array_equal(result[share == 1], drawn[share == 1])
+    result = with_difference(tile, drawn, without, share)
+    assert np.array_equal(result[label_at()], tile[label_at()] - 40)
+    assert np.array_equal(result[~label_at()], tile[~label_at()])
+    assert np.array_equal(with_difference(tile, without, without, share), tile)
 
 
 @settings(deadline=None, max_examples=100)
@@ -82,7 +85,8 @@ def test_an_eight_bit_colour_frame_at_the_tiles_scale_gets_the_tile_itself() -> 
     rng = np.random.default_rng(1)
     frame = rng.integers(0, 256, (90, 120, 3)).astype(np.uint8)
     before = frame[10:58, 30:94].copy()
-    after = blend(before, rng.integers(0, 256, before.shape).astype(np.uint8), feather(label_at(), 8))
+    drawn = rng.integers(0, 256, before.shape).astype(np.uint8)
+    after = with_difference(before, drawn, np.full_like(before, 90), feather(label_at(), 8))
     result = paste(frame, before=before, after=after, corner_yx=(10, 30), size_hw=SIZE_HW)
     assert np.array_equal(result[10:58, 30:94], after)
 

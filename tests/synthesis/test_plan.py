@@ -16,7 +16,7 @@ from defectory.masks.placement import Site, borders_of, place
 from defectory.masks.sources import MaskSources
 from defectory.rle import decode, encode
 from defectory.synthesis.config import SynthesisConfig
-from defectory.synthesis.plan import make_plan, plan_summary
+from defectory.synthesis.plan import PlanDigests, PlanMaterial, make_plan, plan_summary
 from defectory.tones import contrast_steps
 
 SIZE_HW = (40, 56)
@@ -92,10 +92,7 @@ def plan_of(
     **config: Any,
 ) -> Plan:
     masks = MaskSources(bank, (), config=MaskConfig(keep_place=keep_place), names={1: "crack", 2: "blowhole"})
-    return make_plan(
-        tileset(num_pool, train),
-        config=SynthesisConfig(**config),
-        seed=seed,
+    material = PlanMaterial(
         draw_mask=masks.draw,
         even_classes=even_classes,
         place=lambda mask, _class, site, taken, rng: place(
@@ -105,10 +102,14 @@ def plan_of(
         prompt_of=lambda names, tone: f"an image of a {tone} sks" + (" with " + " and ".join(names) if names else ""),
         tone_of=tone_of,
         tone_distance=tone_distance,
-        concept_digest="c",
-        control_digest="k",
-        driver_config_digest="d",
         keep_place=keep_place,
+    )
+    return make_plan(
+        tileset(num_pool, train),
+        config=SynthesisConfig(mode="full", **config),
+        seed=seed,
+        digests=PlanDigests(concept="c", control="k", driver_config="d"),
+        material=material,
     )
 
 

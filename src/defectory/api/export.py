@@ -54,11 +54,11 @@ def export(
         StageError: an input stage of the run is damaged.
     """
     from defectory.formats.writers.registry import writer_named
-    from defectory.tools.export import default_form, export_project, require_export_folder
+    from defectory.tools.export import export_project, require_export_folder
 
     writer = writer_named(format)
     require_export_folder(project.run_values, Path(out))
-    form = (real or default_form(project.config)) if with_real else None
+    form = (real or "as drafts") if with_real else None
     return export_project(project.run_values, writer, Path(out), real=form)
 
 

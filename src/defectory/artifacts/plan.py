@@ -29,6 +29,8 @@ class MaskBankEntry(Value):
     category_id: int
     mask: Instance
     """The mask in its tile's coordinates; with learned placement, cuts from holes of the part are filled."""
+    visible_share: float = 1.0
+    """Share of the instance's area that the tile shows, above 0 and at most 1."""
 
 
 class MaskBank(Value):
@@ -44,6 +46,8 @@ class Job(Value):
     id: str
     tile_id: str
     """Id of the pool tile."""
+    offset_xy: tuple[float, float] | None = None
+    """Place of the job's square on the tile's image, image pixels; None is the tile's own."""
     augmentation_seed: int | None
     """Seed of the pool tile's offline augmentation; None leaves the tile unchanged."""
     instances: tuple[Instance, ...]

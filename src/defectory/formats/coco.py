@@ -148,6 +148,7 @@ def save_coco(
     instances: Sequence[tuple[int, Instance]],
     *,
     polygons: bool = False,
+    extras: Sequence[Mapping[str, object]] = (),
 ) -> None:
     """Write a COCO instances file.
 
@@ -157,6 +158,7 @@ def save_coco(
         images: id, file name, size_hw and extra keys of each image.
         instances: image id and instance.
         polygons: write polygons instead of RLE if they reproduce the mask (see `outlines` for when they do not).
+        extras: extra keys of each instance; none if empty.
     """
     annotations: list[dict[str, object]] = []
     for number, (image_id, instance) in enumerate(instances, start=1):
@@ -171,6 +173,7 @@ def save_coco(
                 "area": area_px(instance.rle),
                 "bbox": [x0, y0, x1 - x0, y1 - y0],
                 "iscrowd": int(instance.is_crowd),
+                **(extras[number - 1] if extras else {}),
             }
         )
     write_json(

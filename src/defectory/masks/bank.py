@@ -6,7 +6,7 @@ from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import MaskBank, MaskBankEntry
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
-from defectory.rle import area_px
+from defectory.rle import area_px, box_of
 
 
 def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskBank:
@@ -40,6 +40,21 @@ def build_bank(tileset: TileSet, split: Split, *, min_area_px: int = 1) -> MaskB
                 number=instance.number,
                 category_id=instance.category_id,
                 mask=Instance(category_id=instance.category_id, rle=instance.rle),
+                visible_share=instance.visible_share,
             )
             best[key] = (instance.visible_share, entry)
     return MaskBank(split_digest=split.digest(), entries=tuple(entry for _, entry in best.values()))
+
+
+def whole_masks(bank: MaskBank, *, most_px: int) -> MaskBank:
+    """Return the bank without masks that a tile's border cut, and without those longer than `most_px`.
+
+    A mask that is cut ends in a straight line, which shows where it is placed on open ground.
+    """
+    kept = [entry for entry in bank.entries if entry.visible_share >= 1.0 and _length_px(entry) <= most_px]
+    return bank.model_copy(update={"entries": tuple(kept)})
+
+
+def _length_px(entry: MaskBankEntry) -> int:
+    x0, y0, x1, y1 = box_of(entry.mask.rle)
+    return max(x1 - x0, y1 - y0)

@@ -8,7 +8,7 @@ train does not become a crack in the open.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -24,6 +24,8 @@ NUM_CANDIDATES, NUM_RELATIONS_TRIED = 48, 3
 """Numbers of positions to try for one relation and of relations to try, before any position is accepted."""
 MARGIN_PX = 2
 """Width of the tile's border that stays free."""
+BEYOND_PX = 1 << 20
+"""Farther than any mask reaches."""
 GAP_PX = 2
 """Minimum gap between two defects, so that they do not merge."""
 TOUCH_PX, CONTACT_PX, NEAR_PX = 2.5, 3.5, 10.0
@@ -96,11 +98,32 @@ def borders_of(solid: Mask) -> Borders:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Whether the image ends at each side of a tile."""
+
+    top: bool
+    left: bool
+    bottom: bool
+    right: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Site:
-    """A tile as a place for defects: where they may lie, bool [H,W], and the part's borders."""
+    """A tile as a place for defects.
+
+    Attributes:
+        allowed: where they may lie, bool [H,W].
+        borders: of the part.
+        within: rectangle (y0, x0, y1, x1) that a mask's box must lie in; None allows cuts at the tile's border.
+    """
 
     allowed: Mask
     borders: Borders
+    within: tuple[int, int, int, int] | None = None
+
+    def limited_to(self, region: Mask | None) -> Site:
+        """Return the site with defects allowed only in a region bool [H,W]; None allows every place."""
+        return self if region is None else replace(self, allowed=self.allowed & region)
 
 
 def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
@@ -110,6 +133,32 @@ def site_of(image: NDArray[np.uint8], valid_hw: tuple[int, int]) -> Site:
     inner = slice(MARGIN_PX, valid_hw[0] - MARGIN_PX), slice(MARGIN_PX, valid_hw[1] - MARGIN_PX)
     allowed[inner] = solid[inner]
     return Site(allowed=allowed, borders=borders_of(solid))
+
+
+def site_of_square(image: NDArray[np.uint8], valid_hw: tuple[int, int], *, ends: Sides, margin_px: int) -> Site:
+    """Build a site from a square of a larger image, RGB uint8 [H,W,3], in which every mask lies whole.
+
+    A mask keeps `margin_px` to the square's sides, except where the image ends: there it may reach the border, or
+    continue beyond it.
+    """
+    solid = solid_pixels(image, valid_hw)
+    height, width = valid_hw
+    inner = (
+        0 if ends.top else margin_px,
+        0 if ends.left else margin_px,
+        height if ends.bottom else height - margin_px,
+        width if ends.right else width - margin_px,
+    )
+    allowed = np.zeros_like(solid)
+    part = slice(inner[0], inner[2]), slice(inner[1], inner[3])
+    allowed[part] = solid[part]
+    within = (
+        -BEYOND_PX if ends.top else inner[0],
+        -BEYOND_PX if ends.left else inner[1],
+        BEYOND_PX if ends.bottom else inner[2],
+        BEYOND_PX if ends.right else inner[3],
+    )
+    return Site(allowed=allowed, borders=borders_of(solid), within=within)
 
 
 def filled_where_cut(mask: Mask, borders: Borders) -> Mask:
@@ -200,7 +249,10 @@ def place_like(
                 y, x = own[int((own @ np.array([np.sin(angle), np.cos(angle)])).argmax())]
             else:
                 y, x = own[int(rng.integers(len(own)))]
-            result = _pasted(mask, int(ys[at] - y), int(xs[at] - x), size_hw) & allowed
+            corner_yx = int(ys[at] - y), int(xs[at] - x)
+            if not _lies_within(mask, corner_yx, site.within):
+                continue
+            result = _pasted(mask, *corner_yx, size_hw) & allowed
             # later candidates allow holes to cut off more of the mask
             loose = touches and candidate >= NUM_CANDIDATES // 2
             if (
@@ -209,10 +261,18 @@ def place_like(
                 and not _crowds(result, taken)
             ):
                 return result
-    return place(mask, size_hw=size_hw, allowed=allowed, taken=taken, rng=rng)
+    return place(mask, size_hw=size_hw, allowed=allowed, taken=taken, rng=rng, within=site.within)
 
 
-def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, rng: np.random.Generator) -> Mask | None:
+def place(
+    mask: Mask,
+    *,
+    size_hw: tuple[int, int],
+    allowed: Mask,
+    taken: Mask,
+    rng: np.random.Generator,
+    within: tuple[int, int, int, int] | None = None,
+) -> Mask | None:
     """Place a cropped mask on allowed pixels of a tile, clear of other defects.
 
     Args:
@@ -221,9 +281,11 @@ def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, r
         allowed: bool [H,W], where a defect may lie.
         taken: bool [H,W], where one already lies.
         rng: source of randomness.
+        within: rectangle that the mask's box must lie in, as for `Site`.
 
     Returns:
-        bool [H,W], or None if no position was found. A mask larger than the allowed window is cut at its border.
+        bool [H,W], or None if no position was found. A mask larger than the allowed window is cut at its border, unless
+        it must lie within a rectangle.
     """
     height, width = mask.shape
     ys, xs = np.nonzero(allowed)
@@ -243,6 +305,8 @@ def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, r
                 low_x - (width // 2 if loose else 0), max(low_x, high_x - (width // 2 if loose else width)) + 1
             )
         )
+        if not _lies_within(mask, (y, x), within):
+            continue
         result = _pasted(mask, y, x, size_hw) & allowed
         visible = int(result.sum())
         if visible < (0.4 if loose else 0.9) * mask.sum() or visible == 0:
@@ -251,6 +315,13 @@ def place(mask: Mask, *, size_hw: tuple[int, int], allowed: Mask, taken: Mask, r
             continue
         return result
     return None
+
+
+def _lies_within(mask: Mask, corner_yx: tuple[int, int], within: tuple[int, int, int, int] | None) -> bool:
+    if within is None:
+        return True
+    (y, x), (height, width) = corner_yx, mask.shape
+    return within[0] <= y and within[1] <= x and y + height <= within[2] and x + width <= within[3]
 
 
 def _crowds(mask: Mask, taken: Mask) -> bool:

@@ -15,6 +15,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.sampling import sampling_models
@@ -46,7 +47,7 @@ class Calibrate(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Draw a few drafts at several levels, and compare their contrast with that of train tiles."""
-        tileset, synthesis = inputs.tiles.tileset, config.synthesis
+        tileset, synthesis = inputs.tiles.tileset, synthesis_of(inputs, config)
         digests = {
             "concept_digest": inputs.concept.concept.weights_digest,
             "control_digest": inputs.control.control.weights_digest,
@@ -68,7 +69,7 @@ class Calibrate(Stage):
         from defectory.engine.devices import device_of
         from defectory.synthesis.calibrate import CalibrationDraft, calibrate, choose_drafts
 
-        tiles, synthesis = inputs.tiles, config.synthesis
+        tiles, synthesis = inputs.tiles, synthesis_of(inputs, config)
         defective = [tile for tile in tiles.tileset.of("train") if tile.instances]
         inputs.split.require_training_ids((tile.image_id for tile in defective), stage=self.name)
         real = contrasts_by_class(

@@ -19,6 +19,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import ConceptFolder, RunStore
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, tile_scale_of
+from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.sampling import load_backbone
 
@@ -94,7 +95,7 @@ def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:
         for tile in chosen
     ]
     curation = config.curation
-    if config.synthesis.mode == "insert":
+    if synthesis_of(inputs, config).mode == "insert":
         # the part of a tile that insertion keeps makes drafts on it alike
         curation = curation.model_copy(update={"checks": tuple(n for n in curation.checks if n != "duplicate")})
     agreement = None

@@ -9,19 +9,21 @@ from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.config.project import ProjectConfig
 from defectory.errors import StageError
 from defectory.events import Work
-from defectory.images.frames import load_frame
+from defectory.images.frames import FrameImage, load_frame
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import DataFolder, RunStore
+from defectory.runs.store import RunStore
+from defectory.stages.parts.drawing_mode import delivers_frames, synthesis_of, uses_squares
+from defectory.stages.parts.frame_sizes import frame_sizes
 from defectory.stages.parts.pool import PoolTiles, pool_tiles
-from defectory.synthesis.export import Frame, export_synthetic
+from defectory.synthesis.export import Frame, FrameSource, export_synthetic
 
 
 class Export(Stage):
     """Writes the synthetic set that segmenters train on and users receive."""
 
-    VERSION = 3
+    VERSION = 4
     name, folder = "export", layout.SYNTHETIC
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
@@ -29,8 +31,14 @@ class Export(Stage):
         return ("import", "split", "tiles", "learn-concept", "plan", "synthesize", "curate")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the mode of synthesis: tiles, or whole frames."""
-        return {"synthesis.mode": config.synthesis.mode, "augmentation": config.augmentation.model_dump(mode="json")}
+        """Depend on what is delivered: tiles, or whole images with several drafts each."""
+        delivered = {"mode", "insert_margin_px", "drafts_per_frame"}
+        return {
+            "synthesis": config.synthesis.model_dump(mode="json", include=delivered),
+            "masks.min_area_px": config.masks.min_area_px,
+            "augmentation": config.augmentation.model_dump(mode="json"),
+            "seed": config.seed,
+        }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Write images, labels as RLE and as polygons, and the provenance of each image."""
@@ -52,11 +60,43 @@ class Export(Stage):
             image_ids_of=lambda job: image_ids[job.id],
             valid_hw_of=lambda job: pool.tile(job).valid_hw,
             scale_of=lambda job: pool.tile(job).scale,
-            frame_of=(lambda job: frame_of(data, pool, job)) if config.synthesis.mode == "insert" else None,
+            frames=frame_source(inputs, config, pool),
         )
         kept = written.num_without_outline
         told = f"; {kept} instances have no outline and stay RLE" if kept else ""
-        return f"{written.num_images} images in {self.folder}/{layout.ANNOTATIONS}{told}"
+        drafts = f" with {written.num_drafts} drafts" if written.num_drafts > written.num_images else ""
+        return f"{written.num_images} images{drafts} in {self.folder}/{layout.ANNOTATIONS}{told}"
+
+
+def frame_source(inputs: RunStore, config: ProjectConfig, pool: PoolTiles) -> FrameSource | None:
+    """Return how drafts get into whole images; None if the delivered images are tiles.
+
+    Raises:
+        FirewallError: a pool image is not in train or pool.
+        StageError: a pool image shows defects.
+    """
+    data, synthesis, tiling = inputs.data, synthesis_of(inputs, config), inputs.tiles.tileset.tiling
+    if not delivers_frames(synthesis, inputs.split):
+        return None
+    image_ids = sorted({pool.tile(job).image_id for job in inputs.plan.jobs})
+    inputs.split.require_training_ids(image_ids, stage="export")
+    for image_id in image_ids:
+        record = data.dataset.image(image_id)
+        if record.instances:
+            raise StageError(f"export: pool image {record.file_name} shows defects; run the stage `split` again")
+
+    def load(image_id: int) -> FrameImage:
+        # kinds that cannot be written back unchanged, such as palettes, are written as RGB
+        return load_frame(data.path(data.dataset.image(image_id)), data.dataset.value_range, convert=True)
+
+    return FrameSource(
+        image_id_of=lambda job: pool.tile(job).image_id,
+        load=load,
+        place=lambda job, image: frame_of(pool, job, image),
+        margin_px=synthesis.insert_margin_px,
+        # a draft of a whole image holds all defects of an image already
+        sizes=frame_sizes(inputs, config) if uses_squares(synthesis, tiling) else None,
+    )
 
 
 def image_ids_of_jobs(inputs: RunStore) -> dict[str, tuple[int, ...]]:
@@ -91,12 +131,9 @@ def accepted_jobs(plan: Plan, decisions: Decisions) -> Sequence[Job]:
     ]
 
 
-def frame_of(data: DataFolder, pool: PoolTiles, job: Job) -> Frame:
-    """Return the frame that a job's pool tile was cut from."""
+def frame_of(pool: PoolTiles, job: Job, image: FrameImage) -> Frame:
+    """Return the frame of a job in its pool image."""
     tile = pool.tile(job)
-    record = data.dataset.image(tile.image_id)
-    # kinds that cannot be written back unchanged, such as palettes, are written as RGB
-    image = load_frame(data.path(record), data.dataset.value_range, convert=True)
     left, top = (round(offset) for offset in tile.offset_xy)
     height, width = (
         min(round(side / tile.scale), whole - at)

@@ -43,10 +43,12 @@ class LearnMasks(Stage):
         return ("import", "split", "tiles")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the settings of `LEARNED_FROM`, an expert's files and the seed."""
+        """Depend on the settings of `LEARNED_FROM`, an expert's files, the mode of synthesis and the seed."""
         return {
             "masks": config.masks.model_dump(mode="json", include=set(LEARNED_FROM)),
             "files of masks.expert": sources.listing(config.masks.expert),
+            # insertion learns from whole masks alone
+            "synthesis": config.synthesis.model_dump(mode="json", include={"mode", "insert_margin_px"}),
             "seed": config.seed,
         }
 

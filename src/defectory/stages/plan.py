@@ -6,24 +6,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.plan import Plan as PlanValue
 from defectory.artifacts.tiles import Tile
 from defectory.artifacts.weights import Concept
 from defectory.config.project import ProjectConfig
 from defectory.engine.backbones.prompts import condition_prompt
 from defectory.events import Work
 from defectory.files import write_json
-from defectory.masks.placement import RELATIONS, Site, site_of
+from defectory.masks.placement import RELATIONS, Site, site_of, site_of_square
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import RunStore, TileFolder
+from defectory.runs.store import RunStore
 from defectory.stages.learn_condition import driver_digest
+from defectory.stages.parts.drawing_mode import square_margin_px, synthesis_of, uses_squares
+from defectory.stages.parts.frame_sizes import frame_sizes
 from defectory.stages.parts.mask_supply import focus_weights, mask_supply
-from defectory.stages.parts.pool import pool_tiles
+from defectory.stages.parts.pool import corner_of, pool_tiles
 from defectory.stages.parts.regions import tile_regions
-from defectory.synthesis.plan import make_plan, plan_summary
+from defectory.synthesis.frame_plan import Squares, make_frame_plan
+from defectory.synthesis.plan import PlanDigests, PlanMaterial, make_plan, plan_summary
 from defectory.tones import contrast_steps
 
 PLAN_SETTINGS = frozenset(
@@ -35,6 +40,8 @@ PLAN_SETTINGS = frozenset(
         "augmentations_per_image",
         "max_seeds_per_driver",
         "max_images_per_tile",
+        "drafts_per_frame",
+        "insert_margin_px",
     }
 )
 """Settings of synthesis that decide what is drawn, not how."""
@@ -43,7 +50,7 @@ PLAN_SETTINGS = frozenset(
 class Plan(Stage):
     """Writes the plan and the mask bank that it draws from."""
 
-    VERSION = 9
+    VERSION = 10
     name, folder = "plan", layout.PLAN
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
@@ -87,39 +94,67 @@ class Plan(Stage):
         }
         write_json(out / layout.PLACEMENT_FILE, shares)
 
+        synthesis = synthesis_of(inputs, config)
+        squares = uses_squares(synthesis, tileset.tiling)
+        margin_px = square_margin_px(synthesis)
+
         def tile_as_site(tile: Tile, augmentation_seed: int | None) -> Site:
-            site = site_of(pool.image(tile, augmentation_seed), tile.valid_hw)
-            region = region_of(tile, augmentation_seed)
-            return site if region is None else Site(allowed=site.allowed & region, borders=site.borders)
+            image = pool.image(tile, augmentation_seed)
+            if squares:
+                site = site_of_square(image, tile.valid_hw, ends=pool.ends(tile), margin_px=margin_px)
+            else:
+                site = site_of(image, tile.valid_hw)
+            return site.limited_to(region_of(tile, augmentation_seed))
+
+        def image_of(tile: Tile) -> NDArray[np.uint8]:
+            return pool.image(tile, None) if tile.subset == "pool" else tiles.image(tile)
 
         focus = focus_weights(inputs, config)
 
         def weight_of(tile: Tile) -> float:
             return float(np.mean([(focus or {}).get((tile.image_id, i.number), 1.0) for i in tile.instances]))
 
-        plan = make_plan(
-            tileset,
-            config=config.synthesis,
-            seed=config.seed,
+        material = PlanMaterial(
             draw_mask=supply.sources.draw,
-            even_classes=config.masks.class_balance == "even",
-            weight_of=None if focus is None else weight_of,
             place=supply.place,
             site_of=tile_as_site,
             prompt_of=lambda names, tone: prompt_of(concept, names, tone, defect_noun=config.prompts.defect_noun),
-            tone_of=lambda tile: tone_of(tile, tiles, concept),
+            tone_of=lambda tile: tone_of(tile, image_of(tile), concept),
             tone_distance=contrast_steps,
-            concept_digest=concept.weights_digest,
-            control_digest=control.weights_digest,
-            driver_config_digest=driver_digest(config, len(tileset.categories)),
             keep_place=config.masks.keep_place,
+            even_classes=config.masks.class_balance == "even",
+            weight_of=None if focus is None else weight_of,
         )
+        digests = PlanDigests(
+            concept=concept.weights_digest,
+            control=control.weights_digest,
+            driver_config=driver_digest(config, len(tileset.categories)),
+        )
+        if squares:
+            plan = make_frame_plan(
+                tileset,
+                config=synthesis,
+                sizes=frame_sizes(inputs, config),
+                seed=config.seed,
+                digests=digests,
+                material=material,
+                squares=Squares(near=pool.square_near, corner_of=corner_of),
+            )
+        else:
+            plan = make_plan(tileset, config=synthesis, seed=config.seed, digests=digests, material=material)
         plan.save(out / layout.PLAN_FILE)
-        summary = plan_summary(plan)
-        return (
-            f"{summary['images']} images on {summary['drivers']} drivers of {summary['pool_tiles']} pool tiles; masks "
-            f"{summary['instances_per_class']}"
-        )
+        return _told(plan, inputs, squares=squares, left_out=supply.left_out)
+
+
+def _told(plan: PlanValue, inputs: RunStore, *, squares: bool, left_out: Mapping[str, int]) -> str:
+    summary = plan_summary(plan)
+    where = f"{summary['drivers']} drivers of {summary['pool_tiles']} pool tiles"
+    if squares:
+        image_of = {tile.id: tile.image_id for tile in inputs.tiles.tileset.of("pool")}
+        where = f"squares of {len({image_of[job.tile_id] for job in plan.jobs})} pool images"
+    cut = ", ".join(f"{name} {count}" for name, count in left_out.items() if count)
+    without = f"; left out as too large for a tile with its margin: {cut}" if cut else ""
+    return f"{summary['images']} drafts on {where}; masks {summary['instances_per_class']}{without}"
 
 
 def prompt_of(concept: Concept, names: Sequence[str], tone: str, *, defect_noun: str) -> str:
@@ -127,8 +162,8 @@ def prompt_of(concept: Concept, names: Sequence[str], tone: str, *, defect_noun:
     return condition_prompt(concept.instance_token, names, defect_noun=defect_noun, tone=tone)
 
 
-def tone_of(tile: Tile, tiles: TileFolder, concept: Concept) -> str:
-    """Return the words for a tile's tones; empty if the concept uses none."""
+def tone_of(tile: Tile, image: NDArray[np.uint8], concept: Concept) -> str:
+    """Return the words for the tones of a tile's image RGB uint8 [H,W,3]; empty if the concept uses none."""
     from defectory.engine.training.data import TrainingTile
 
     if not concept.tone_words:
@@ -136,6 +171,4 @@ def tone_of(tile: Tile, tiles: TileFolder, concept: Concept) -> str:
     masks = masks_of(tile.instances)
     # classes do not matter for tones
     names = ("",) * len(masks)
-    return TrainingTile(
-        id=tile.id, image=tiles.image(tile), instances=masks, class_names=names, valid_hw=tile.valid_hw
-    ).tone
+    return TrainingTile(id=tile.id, image=image, instances=masks, class_names=names, valid_hw=tile.valid_hw).tone

@@ -14,6 +14,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.calibrate import SAMPLER_VERSION
+from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.sampling import sampling_models
 
@@ -21,7 +22,8 @@ from defectory.stages.parts.sampling import sampling_models
 class Synthesize(Stage):
     """Draws all drafts of the plan."""
 
-    VERSION = SAMPLER_VERSION
+    # higher by one since insertion adds differences
+    VERSION = SAMPLER_VERSION + 1
     name, folder = "synthesize", layout.DRAFTS
     is_resumable = is_mendable = True
 
@@ -64,7 +66,7 @@ class Synthesize(Stage):
             models=sampling_models(inputs.concept, inputs.control, device, base=config.base),
             class_noun=inputs.concept.concept.class_noun,
             input_of=input_of,
-            config=config.synthesis,
+            config=synthesis_of(inputs, config),
             out=out,
         ):
             seconds = event.seconds

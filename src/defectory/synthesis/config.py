@@ -13,12 +13,18 @@ from defectory.engine.config import MixedPrecision
 class SynthesisConfig(Section):
     """How drafts are drawn from drivers of defect-free images and from shuffled, perturbed masks."""
 
-    mode: Literal["full", "insert", "inpaint"] = "full"
+    mode: Literal["auto", "full", "insert", "inpaint"] = "auto"
     """`full` draws the whole image from the driver (the paper). `insert` draws a defect into the pool image and leaves
-    its surroundings unchanged. `inpaint` is the paper's comparator and needs `drivers.kind = "image"`.
+    its surroundings unchanged. `inpaint` is the paper's comparator and needs `drivers.kind = "image"`. `auto` inserts
+    if images are cut into tiles, whole images are free of defects, and most defects fit into a tile (decision 052);
+    otherwise it draws in full.
     """
     insert_margin_px: int = Field(default=8, ge=2)
     """Margin around a label in tile pixels, for `insert`. Beyond it nothing changes."""
+    drafts_per_frame: Literal["auto"] | int = "auto"
+    """Most drafts in one delivered image, where images are cut into tiles and defects are inserted. `auto` gives images
+    as many defects as defective images of train have.
+    """
     focus: Literal["uniform", "segmenter"] = "uniform"
     """`segmenter` repeats masks, classes, sizes and places more often the worse the fold segmenters find them.
     `uniform` treats all alike.
@@ -62,7 +68,7 @@ class SynthesisConfig(Section):
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0)
     """Strength of the control network; 1 is as trained."""
     match_grain: bool = False
-    """Add the pool tile's fine grain to drafts that lack it. Inserted defects always get it."""
+    """Add the pool tile's fine grain to drafts that lack it. Inserted defects keep the tile's own."""
     mixed_precision: MixedPrecision = "bf16"
     """Precision of the networks: `bf16`, or `no` for fp32 throughout. Latents stay in fp32."""
     batch_size: int = Field(default=16, ge=1)
@@ -71,7 +77,15 @@ class SynthesisConfig(Section):
     @property
     def versions_per_tile(self) -> int:
         """Return the number of augmented versions per pool tile; 0 means the tile itself, as insertion needs it."""
+        assert self.mode != "auto", "decide the mode first"
         return 0 if self.mode == "insert" else self.augmentations_per_image
+
+    @field_validator("drafts_per_frame", mode="before")
+    @classmethod
+    def _auto_or_a_count(cls, value: object) -> object:
+        if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+            return value
+        raise ValueError("neither `auto` nor a whole number of at least 1")
 
     @field_validator("mask_guidance", mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from defectory.geometry import resize_mask
 from defectory.images.frames import FrameImage
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
-from defectory.rle import decode, encode
+from defectory.rle import Rle, decode, encode, encode_crop
 from defectory.synthesis.drafts import draft_paths
-from defectory.synthesis.insert import paste
+from defectory.synthesis.frames import Box, FrameSizes, change_boxes, share_frames
+from defectory.synthesis.insert import paste_into
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -53,8 +54,14 @@ class Frame:
 
     def with_defect(self, drawn: NDArray[np.uint8]) -> NDArray[Any]:
         """Return the frame with the changes of a tile, RGB uint8 [h,w,3]; other pixels keep their values."""
-        return paste(
-            self.pixels,
+        result = self.pixels.copy()
+        self.add_to(result, drawn)
+        return result
+
+    def add_to(self, pixels: NDArray[Any], drawn: NDArray[np.uint8]) -> None:
+        """Add the changes of a tile, RGB uint8 [h,w,3], to pixels of the frame's kind, in place."""
+        paste_into(
+            pixels,
             before=self.tile,
             after=drawn,
             corner_yx=self.corner_yx,
@@ -73,12 +80,44 @@ class Frame:
         result[y : y + self.size_hw[0], x : x + self.size_hw[1]] = resize_mask(mask, self.size_hw)
         return result
 
+    def label(self, mask: NDArray[np.bool_]) -> Rle:
+        """Return a mask of the tile's image part as a label of the frame."""
+        height, width = self.pixels.shape[:2]
+        y, x = self.corner_yx
+        return encode_crop(resize_mask(mask, self.size_hw), (x, y), (height, width))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameSource:
+    """How drafts get into whole images.
+
+    Attributes:
+        image_id_of: returns the id of a job's pool image.
+        load: loads the pool image with this id, as it is.
+        place: returns the frame of a job in its loaded pool image.
+        margin_px: of insertion, tile pixels.
+        sizes: how much each delivered image holds; None stands for one draft.
+    """
+
+    image_id_of: Callable[[Job], int]
+    load: Callable[[int], FrameImage]
+    place: Callable[[Job, FrameImage], Frame]
+    margin_px: int
+    sizes: FrameSizes | None
+
 
 @dataclass(frozen=True, kw_only=True)
 class SyntheticSet:
-    """Number of written images, and of instances that no outline can represent, which stay RLE among the polygons."""
+    """What was written.
+
+    Attributes:
+        num_images: of the set.
+        num_drafts: in these images.
+        num_without_outline: instances that no outline can represent, which stay RLE among the polygons.
+    """
 
     num_images: int
+    num_drafts: int
     num_without_outline: int
 
 
@@ -93,9 +132,12 @@ def export_synthetic(
     image_ids_of: Callable[[Job], tuple[int, ...]],
     valid_hw_of: Callable[[Job], tuple[int, int]],
     scale_of: Callable[[Job], float],
-    frame_of: Callable[[Job], Frame] | None = None,
+    frames: FrameSource | None = None,
 ) -> SyntheticSet:
     """Write the synthetic set: `images/`, `annotations.json` (RLE), `annotations_polygons.json`, `provenance.jsonl`.
+
+    Every accepted draft is in one image, which has the name of its first draft. The changes of drafts that share an
+    image do not overlap.
 
     Args:
         plan: what was drawn.
@@ -107,94 +149,156 @@ def export_synthetic(
         image_ids_of: returns the ids of the images that a job's background and masks come from.
         valid_hw_of: image part of the tile; padding is cut off on export.
         scale_of: returns the pixels of a job's tile per pixel of its pool image.
-        frame_of: returns the frame that a job's tile was cut from, which the defect and labels are transferred to. None
-            exports tiles.
+        frames: how defects and labels are transferred to whole images. None exports tiles.
 
     Returns:
         Numbers of what was written.
     """
     accepted = {d.job_id: d for d in decisions.decisions if d.status == "accepted"}
-    images: list[tuple[int, str, tuple[int, int], dict[str, object]]] = []
-    instances: list[tuple[int, Instance]] = []
-    records: list[str] = []
+    jobs = [job for job in plan.jobs if job.id in accepted]
     with atomic_folder(out, kind="export") as folder:
         (folder / "images").mkdir()
-        for job in plan.jobs:
-            if job.id not in accepted:
-                continue
-            number, decision = len(images) + 1, accepted[job.id]
-            picture = _export_picture(
-                job,
-                decision,
-                draft=draft_paths(drafts, job.id)[0],
-                images=folder / "images",
-                valid_hw=valid_hw_of(job),
-                frame=None if frame_of is None else frame_of(job),
-            )
-            images.append((number, picture.name, picture.size_hw, {}))
-            instances += [(number, instance) for instance in picture.instances]
-            origin = {
-                "image": picture.name,
-                "sha256": digest_file(folder / "images" / picture.name),
-                "image_ids": list(image_ids_of(job)),
-                "pool": pool_image_of(job),
-                "scale": scale_of(job) if picture.window is None else 1.0,
-                "window": picture.window,
-            }
-            records.append(canonical_json(origin | _provenance(job, decision, plan, base_digest=base_digest)))
+        writer = _Writer(
+            decisions=accepted, drafts=drafts, images=folder / "images", valid_hw_of=valid_hw_of, scale_of=scale_of
+        )
+        pictures = [writer.tile(job) for job in jobs] if frames is None else list(writer.frames(jobs, frames))
+        pictures.sort(key=lambda picture: picture.name)
+        images = [(number, picture.name, picture.size_hw, {}) for number, picture in enumerate(pictures, start=1)]
+        labels = [
+            (number, instance, {"draft": job_id})
+            for number, picture in enumerate(pictures, start=1)
+            for job_id, instance in picture.labels
+        ]
+        instances = [(number, instance) for number, instance, _ in labels]
+        extras = [extra for _, _, extra in labels]
         for file_name, polygons in (("annotations.json", False), ("annotations_polygons.json", True)):
-            save_coco(folder / file_name, plan.categories, images, instances, polygons=polygons)
+            save_coco(folder / file_name, plan.categories, images, instances, polygons=polygons, extras=extras)
+        made_by = {
+            "base_digest": base_digest,
+            "concept_digest": plan.concept_digest,
+            "control_digest": plan.control_digest,
+        }
+        records = [
+            canonical_json(
+                {
+                    "image": picture.name,
+                    "sha256": digest_file(folder / "images" / picture.name),
+                    "form": "tile" if frames is None else "frame",
+                    "image_ids": sorted({i for job in picture.jobs for i in image_ids_of(job)}),
+                    "pool": pool_image_of(picture.jobs[0]),
+                    "scale": picture.scale,
+                    "drafts": [_provenance(job, accepted[job.id], picture.windows.get(job.id)) for job in picture.jobs],
+                    **made_by,
+                }
+            )
+            for picture in pictures
+        ]
         write_text(folder / "provenance.jsonl", "".join(record + "\n" for record in records))
         outlined = json.loads((folder / "annotations_polygons.json").read_bytes())["annotations"]
     num_without_outline = sum(isinstance(annotation["segmentation"], dict) for annotation in outlined)
-    return SyntheticSet(num_images=len(images), num_without_outline=num_without_outline)
+    return SyntheticSet(num_images=len(images), num_drafts=len(jobs), num_without_outline=num_without_outline)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Picture:
-    """One written image: its file name, size, instances, and its window in the frame it was pasted into."""
+    """One written image: its file name, size and scale, its jobs, and their labels and windows by job id."""
 
     name: str
     size_hw: tuple[int, int]
-    instances: list[Instance]
-    window: dict[str, object] | None
+    scale: float
+    jobs: Sequence[Job]
+    labels: Sequence[tuple[str, Instance]]
+    windows: Mapping[str, dict[str, object]]
 
 
-def _export_picture(
-    job: Job, decision: Decision, *, draft: Path, images: Path, valid_hw: tuple[int, int], frame: Frame | None
-) -> _Picture:
-    """Write one accepted draft as a tile, or pasted into its frame."""
-    height, width = valid_hw
-    shown = np.ascontiguousarray(load_rgb(draft)[:height, :width])
-    labels = [(i.category_id, decode(i.rle)[:height, :width]) for i in decision.tightened or job.instances]
-    picture: NDArray[Any] = shown
-    window: dict[str, object] | None = None
-    if frame is None:
-        name = f"{job.id}.png"
-        save_png(images / name, picture)
-    else:
-        picture, name = frame.with_defect(shown), f"{job.id}{frame.suffix}"
-        labels = [(category_id, frame.placed(mask)) for category_id, mask in labels]
-        frame.save(images / name, picture)
-        window = {"corner_yx": frame.corner_yx, "size_hw": frame.size_hw, "tile_hw": (height, width)}
-    return _Picture(
-        name=name,
-        size_hw=(picture.shape[0], picture.shape[1]),
-        instances=[Instance(category_id=category_id, rle=encode(mask)) for category_id, mask in labels if mask.any()],
-        window=window,
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Writer:
+    """Writes the images of a synthetic set."""
+
+    decisions: Mapping[str, Decision]
+    drafts: Path
+    images: Path
+    valid_hw_of: Callable[[Job], tuple[int, int]]
+    scale_of: Callable[[Job], float]
+
+    def tile(self, job: Job) -> _Picture:
+        """Write one accepted draft as a tile."""
+        shown, name = self._drawn(job), f"{job.id}.png"
+        save_png(self.images / name, shown)
+        labels = [
+            (job.id, Instance(category_id=category_id, rle=encode(mask)))
+            for category_id, mask in self._labels(job)
+            if mask.any()
+        ]
+        size_hw = shown.shape[0], shown.shape[1]
+        return _Picture(name=name, size_hw=size_hw, scale=self.scale_of(job), jobs=(job,), labels=labels, windows={})
+
+    def frames(self, jobs: Sequence[Job], source: FrameSource) -> Iterator[_Picture]:
+        """Write accepted drafts in their pool images, each of which is loaded once."""
+        of_image: dict[int, list[Job]] = {}
+        for job in jobs:
+            of_image.setdefault(source.image_id_of(job), []).append(job)
+        for image_id, own in sorted(of_image.items()):
+            image = source.load(image_id)
+            places = {job.id: source.place(job, image) for job in own}
+            yield from (self._frame(group, places) for group in self._groups(image_id, own, places, source))
+
+    def _groups(
+        self, image_id: int, jobs: Sequence[Job], places: Mapping[str, Frame], source: FrameSource
+    ) -> list[list[Job]]:
+        if source.sizes is None:
+            return [[job] for job in jobs]
+
+        def boxes_of(job: Job) -> list[Box]:
+            frame = places[job.id]
+            return change_boxes(
+                # a tightened label is smaller than what was drawn
+                job.instances,
+                margin_px=source.margin_px,
+                corner_yx=frame.corner_yx,
+                valid_hw=self.valid_hw_of(job),
+                size_hw=frame.size_hw,
+            )
+
+        return share_frames(jobs, boxes_of, image_id=image_id, sizes=source.sizes)
+
+    def _frame(self, jobs: Sequence[Job], places: Mapping[str, Frame]) -> _Picture:
+        """Write one image with the changes of several drafts."""
+        first = places[jobs[0].id]
+        pixels, name = first.pixels.copy(), f"{jobs[0].id}{first.suffix}"
+        labels: list[tuple[str, Instance]] = []
+        windows: dict[str, dict[str, object]] = {}
+        for job in jobs:
+            frame = places[job.id]
+            frame.add_to(pixels, self._drawn(job))
+            labels += [
+                (job.id, Instance(category_id=category_id, rle=frame.label(mask)))
+                for category_id, mask in self._labels(job)
+                if mask.any()
+            ]
+            windows[job.id] = {"corner_yx": frame.corner_yx, "size_hw": frame.size_hw, "tile_hw": self.valid_hw_of(job)}
+        first.save(self.images / name, pixels)
+        size_hw = pixels.shape[0], pixels.shape[1]
+        return _Picture(name=name, size_hw=size_hw, scale=1.0, jobs=jobs, labels=labels, windows=windows)
+
+    def _drawn(self, job: Job) -> NDArray[np.uint8]:
+        height, width = self.valid_hw_of(job)
+        return np.ascontiguousarray(load_rgb(draft_paths(self.drafts, job.id)[0])[:height, :width])
+
+    def _labels(self, job: Job) -> list[tuple[int, NDArray[np.bool_]]]:
+        (height, width), tightened = self.valid_hw_of(job), self.decisions[job.id].tightened
+        return [(i.category_id, decode(i.rle)[:height, :width]) for i in tightened or job.instances]
 
 
-def _provenance(job: Job, decision: Decision, plan: Plan, *, base_digest: str) -> dict[str, object]:
+def _provenance(job: Job, decision: Decision, window: dict[str, object] | None) -> dict[str, object]:
     return {
+        "job": job.id,
         "tile": job.tile_id,
         "augmentation_seed": job.augmentation_seed,
+        "window": window,
         "masks": [source.model_dump() for source in job.mask_sources],
         "prompt": job.prompt,
         "seed": job.seed,
         "fidelity": decision.fidelity.iou,
         "checks": {check.name: round(check.value, 4) for check in decision.checks},
-        "base_digest": base_digest,
-        "concept_digest": plan.concept_digest,
-        "control_digest": plan.control_digest,
     }

@@ -24,7 +24,7 @@ from defectory.images.save import save_png
 from defectory.synthesis.config import SynthesisConfig
 from defectory.synthesis.drafts import draft_paths
 from defectory.synthesis.grain import add_grain
-from defectory.synthesis.insert import blend, feather
+from defectory.synthesis.insert import feather, with_difference
 
 Image = NDArray[np.uint8]
 
@@ -183,13 +183,16 @@ def _is_whole(path: Path, out: Path, listed: Mapping[str, str]) -> bool:
 def _finished_pair(
     drawn: Image, drawn_without: Image, item: DraftInput, job: Job, config: SynthesisConfig
 ) -> tuple[Image, Image]:
-    """Finish a draft and its counterfactual half: padding, grain, and pixels that insertion keeps."""
+    """Finish a draft and its counterfactual half: padding and grain; insertion adds the difference to the tile.
+
+    The half of an insertion is the tile itself: what both halves show is not inserted.
+    """
     image, without = _finished(drawn, item), _finished(drawn_without, item)
-    if config.match_grain or config.mode == "insert":
-        image, without = add_grain([image, without], tile=item.tile, valid_hw=item.valid_hw, seed=job.seed)
     if config.mode == "insert":
         share = feather(item.label, config.insert_margin_px)
-        image, without = blend(item.tile, image, share), blend(item.tile, without, share)
+        return with_difference(item.tile, image, without, share), item.tile
+    if config.match_grain:
+        image, without = add_grain([image, without], tile=item.tile, valid_hw=item.valid_hw, seed=job.seed)
     return image, without
 
 

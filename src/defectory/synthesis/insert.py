@@ -14,19 +14,28 @@ from defectory.images.valuerange import ValueRange
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 SOLID_PX = 1.5
-"""Up to this distance from the label the drawing counts fully, since the label's border is soft."""
+"""Up to this distance from the label the difference counts fully, since the label's border is soft."""
 
 
 def feather(label: Mask, margin_px: float) -> NDArray[np.float32]:
-    """Compute the share of a drawing to take, float32 [H,W]: 1 on and next to a label, exactly 0 at the margin."""
+    """Compute the share of a difference to add, float32 [H,W]: 1 on and next to a label, exactly 0 at the margin."""
     distance = distance_to(label)
     return np.clip((margin_px - distance) / max(margin_px - SOLID_PX, 1e-6), 0.0, 1.0).astype(np.float32)
 
 
-def blend(tile: Image, drawn: Image, share: NDArray[np.float32]) -> Image:
-    """Blend a drawing into a tile, RGB uint8 [H,W,3], by `share`, float32 [H,W]; where it is 0 the tile stays."""
-    mixed = tile + share[..., None] * (drawn.astype(np.float32) - tile)
-    return np.where(share[..., None] > 0, np.clip(np.round(mixed), 0, 255), tile).astype(np.uint8)
+def with_difference(tile: Image, drawn: Image, without: Image, share: NDArray[np.float32]) -> Image:
+    """Add to a tile what a mask made the network draw, so that everything else in it stays as it is.
+
+    Drawn as a whole, the surroundings of a defect would lose the part's holes, scratches and grain (decision 052).
+
+    Args:
+        tile: RGB uint8 [H,W,3].
+        drawn: drawn with the mask.
+        without: drawn from the same noise without it.
+        share: share of the difference to add, float32 [H,W]; where it is 0 the tile stays.
+    """
+    added = tile + share[..., None] * (drawn.astype(np.float32) - without)
+    return np.where(share[..., None] > 0, np.clip(np.round(added), 0, 255), tile).astype(np.uint8)
 
 
 def paste(
@@ -55,13 +64,27 @@ def paste(
     Returns:
         Same shape and type as the frame.
     """
+    result = frame.copy()
+    paste_into(result, before=before, after=after, corner_yx=corner_yx, size_hw=size_hw, value_range=value_range)
+    return result
+
+
+def paste_into(
+    frame: NDArray[Any],
+    *,
+    before: Image,
+    after: Image,
+    corner_yx: tuple[int, int],
+    size_hw: tuple[int, int],
+    value_range: ValueRange | None = None,
+) -> None:
+    """Do the same in the frame itself; arguments are as for `paste`."""
     change = after.astype(np.float32) - before.astype(np.float32)
     reached = (after != before).any(axis=2)
     if change.shape[:2] != size_hw:
         change = cv2.resize(change, (size_hw[1], size_hw[0]), interpolation=cv2.INTER_LINEAR)
         reached = cv2.resize(reached.astype(np.uint8), (size_hw[1], size_hw[0]), interpolation=cv2.INTER_NEAREST) > 0
-    result = frame.copy()
-    window = result[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
+    window = frame[corner_yx[0] : corner_yx[0] + size_hw[0], corner_yx[1] : corner_yx[1] + size_hw[1]]
     low, high, per_level = (
         (0.0, 255.0, 1.0) if value_range is None else (value_range.low, value_range.high, value_range.per_level)
     )
@@ -75,4 +98,3 @@ def paste(
         limits = np.iinfo(frame.dtype)
         new = np.clip(np.round(new), limits.min, limits.max)
     colours[reached] = new.astype(frame.dtype)
-    return result

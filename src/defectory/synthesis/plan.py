@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.artifacts.annotation import Instance
+from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Job, MaskOrigin, Plan
 from defectory.artifacts.tiles import Tile, TileSet
 from defectory.errors import ConfigError
@@ -44,7 +45,26 @@ REUSE_PER_STEP = 4
 """Drivers by which nearer pool tiles must lead before one that is a word of contrast farther is taken."""
 
 
-class _Mix(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class PlanDigests:
+    """Digests of what draws a plan."""
+
+    concept: str
+    control: str
+    driver_config: str
+
+    def plan(self, categories: tuple[Category, ...], jobs: Iterable[Job]) -> Plan:
+        """Return the plan of some jobs, in the order of their ids."""
+        return Plan(
+            concept_digest=self.concept,
+            control_digest=self.control,
+            driver_config_digest=self.driver_config,
+            categories=categories,
+            jobs=tuple(sorted(jobs, key=lambda job: job.id)),
+        )
+
+
+class Mix(NamedTuple):
     """The class of each defect on a train tile, and the tile's tone words."""
 
     tile: Tile
@@ -52,59 +72,63 @@ class _Mix(NamedTuple):
     tone: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlanMaterial:
+    """What a plan is made from, as functions.
+
+    Attributes:
+        draw_mask: draws a mask of a class.
+        place: places the mask on a tile.
+        site_of: maps a tile and an augmentation seed to the site for defects.
+        prompt_of: maps class names and tone words to a prompt; no class names mean the half without masks.
+        tone_of: returns the tone words of a tile.
+        tone_distance: how far apart two tones are, in words.
+        keep_place: masks keep their position on the source tile.
+        even_classes: take mixes with rare classes more often, so that all classes are equally frequent.
+        weight_of: sampling weight of a train tile's mix, above 0; None means uniform.
+    """
+
+    draw_mask: DrawMask
+    place: Place
+    site_of: Callable[[Tile, int | None], Site]
+    prompt_of: Callable[[Sequence[str], str], str]
+    tone_of: Callable[[Tile], str]
+    tone_distance: Callable[[str, str], int]
+    keep_place: bool = False
+    even_classes: bool = False
+    weight_of: Callable[[Tile], float] | None = None
+
+
 def make_plan(
-    tileset: TileSet,
-    *,
-    config: SynthesisConfig,
-    seed: int,
-    draw_mask: DrawMask,
-    place: Place,
-    site_of: Callable[[Tile, int | None], Site],
-    prompt_of: Callable[[Sequence[str], str], str],
-    tone_of: Callable[[Tile], str],
-    tone_distance: Callable[[str, str], int],
-    concept_digest: str,
-    control_digest: str,
-    driver_config_digest: str,
-    keep_place: bool = False,
-    even_classes: bool = False,
-    weight_of: Callable[[Tile], float] | None = None,
+    tileset: TileSet, *, config: SynthesisConfig, seed: int, digests: PlanDigests, material: PlanMaterial
 ) -> Plan:
     """Make a plan that pairs pool tiles, and augmented versions of them, with masks.
 
     Number, classes and tones of an image's defects follow the train tiles. The pool tile has similar tones, since a
     driver that contradicts the prompt makes bad images. One driver serves at most `max_seeds_per_driver` jobs, and only
-    one job if there are at least as many drivers as images.
+    one job if there are at least as many drivers as images. A job uses the tones of the train tile that provides its
+    classes.
 
     Args:
         tileset: pool tiles, and train tiles for the mix of classes and counts.
         config: how many images, augmentations and seeds.
         seed: of pool tiles, augmentations, masks and noise.
-        draw_mask: draws a mask of a class.
-        place: places the mask on a tile.
-        site_of: maps a tile and an augmentation seed to the site for defects.
-        prompt_of: maps class names and tone words to a prompt; no class names mean the half without masks.
-        tone_of: returns the tone words of a tile; a job uses those of the train tile that provides its classes.
-        tone_distance: how far apart two tones are, in words.
-        concept_digest: of the concept.
-        control_digest: of the control network.
-        driver_config_digest: of the driver configuration.
-        keep_place: masks keep their position on the source tile.
-        even_classes: take mixes with rare classes more often, so that all classes are equally frequent.
-        weight_of: sampling weight of a train tile's mix, above 0; None means uniform.
+        digests: of what draws the plan.
+        material: masks, sites, prompts and tones.
 
     Raises:
         ConfigError: no pool tile, too few of them for `max_images_per_tile`, or no mask.
     """
     pool = tileset.of("pool")
-    _check_pool(len(pool), config)
-    mixes = _mixes_of_train(tileset, tone_of)
-    weights = _weights(mixes, even_classes=even_classes, weight_of=weight_of)
-    chooser = _PoolChooser([tone_of(tile) for tile in pool], config, tone_distance, seed=seed)
+    check_pool(len(pool), config)
+    tone_of, prompt_of = material.tone_of, material.prompt_of
+    mixes = mixes_of_train(tileset, tone_of)
+    weights = mix_weights(mixes, even_classes=material.even_classes, weight_of=material.weight_of)
+    chooser = PoolChooser([tone_of(tile) for tile in pool], config, material.tone_distance, seed=seed)
     num_drivers = _num_drivers(len(pool), config)
 
-    def label(number: int, augmentation_seed: int | None, mix: _Mix, rng: np.random.Generator) -> _Label:
-        return _label(pool[number], augmentation_seed, mix, rng, draw_mask, place, site_of, keep_place)
+    def label(number: int, augmentation_seed: int | None, mix: Mix, rng: np.random.Generator) -> _Label:
+        return _label(pool[number], augmentation_seed, mix, rng, material)
 
     jobs: list[Job] = []
     for index in range(num_drivers):
@@ -122,16 +146,15 @@ def make_plan(
             seed=0,
         )
         jobs += _jobs_of_driver(shared, range(index, config.num_images, num_drivers), seed=seed)
-    return Plan(
-        concept_digest=concept_digest,
-        control_digest=control_digest,
-        driver_config_digest=driver_config_digest,
-        categories=tileset.categories,
-        jobs=tuple(sorted(jobs, key=lambda job: job.id)),
-    )
+    return digests.plan(tileset.categories, jobs)
 
 
-def _check_pool(num_tiles: int, config: SynthesisConfig) -> None:
+def check_pool(num_tiles: int, config: SynthesisConfig) -> None:
+    """Require enough pool tiles for a plan.
+
+    Raises:
+        ConfigError: there are not.
+    """
     if not num_tiles:
         raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
     most = config.max_images_per_tile
@@ -143,7 +166,7 @@ def _check_pool(num_tiles: int, config: SynthesisConfig) -> None:
         )
 
 
-def _mixes_of_train(tileset: TileSet, tone_of: Callable[[Tile], str]) -> list[_Mix]:
+def mixes_of_train(tileset: TileSet, tone_of: Callable[[Tile], str]) -> list[Mix]:
     """Return the mix of each train tile with a defect."""
     # if every defect is larger than a tile, parts of defects count
     for least in (MIN_VISIBLE_SHARE, 0.0):
@@ -151,14 +174,14 @@ def _mixes_of_train(tileset: TileSet, tone_of: Callable[[Tile], str]) -> list[_M
             (tile, tuple(i.category_id for i in tile.instances if i.visible_share >= least and not i.is_crowd))
             for tile in tileset.of("train")
         ]
-        mixes = [_Mix(tile, category_ids, tone_of(tile)) for tile, category_ids in shown if category_ids]
+        mixes = [Mix(tile, category_ids, tone_of(tile)) for tile, category_ids in shown if category_ids]
         if mixes:
             return mixes
     raise ConfigError("train tiles", "none shows a defect", "add annotated images")
 
 
-def _weights(
-    mixes: Sequence[_Mix], *, even_classes: bool, weight_of: Callable[[Tile], float] | None
+def mix_weights(
+    mixes: Sequence[Mix], *, even_classes: bool, weight_of: Callable[[Tile], float] | None
 ) -> NDArray[np.float64] | None:
     """Compute the probability of each mix; None means uniform."""
     weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
@@ -179,19 +202,28 @@ def _num_drivers(num_tiles: int, config: SynthesisConfig) -> int:
     return max(fewest, min(config.num_images, num_tiles * versions))
 
 
-class _PoolChooser:
+class PoolChooser:
     """Chooses pool tiles with tones like a mix's, and uses all of them evenly.
 
     Args:
         tones: of the pool tiles.
         config: of synthesis.
         tone_distance: how far apart two tones are, in words.
+        seed: of the order.
+        groups: of the tiles, used evenly in place of the tiles themselves.
     """
 
     def __init__(
-        self, tones: Sequence[str], config: SynthesisConfig, tone_distance: Callable[[str, str], int], *, seed: int
+        self,
+        tones: Sequence[str],
+        config: SynthesisConfig,
+        tone_distance: Callable[[str, str], int],
+        *,
+        seed: int,
+        groups: Sequence[int] | None = None,
     ) -> None:
         self._seed = seed
+        self._groups = np.arange(len(tones)) if groups is None else np.unique(groups, return_inverse=True)[1]
         self._tones, self._config, self._tone_distance = tones, config, tone_distance
         self._order = np.random.default_rng([41, seed]).permutation(len(tones))
         self._distances: dict[str, NDArray[np.int64]] = {}
@@ -199,16 +231,27 @@ class _PoolChooser:
 
     def take(self, tone: str) -> tuple[int, int | None]:
         """Choose a pool tile; return its number and the seed of its augmented version."""
-        if tone not in self._distances:
-            self._distances[tone] = np.array([self._tone_distance(tone, other) for other in self._tones])
-        costs = self._uses + REUSE_PER_STEP * self._distances[tone]
-        most = self._config.max_images_per_tile
-        if most is not None:
+        costs = self._uses[self._groups] + REUSE_PER_STEP * self._distances_to(tone)
+        if (most := self._config.max_images_per_tile) is not None:
             costs = np.where(self._drivers >= most, np.iinfo(np.int64).max, costs)
         number = int(self._order[int(costs[self._order].argmin())])
         version = self._version(number)
-        self._uses[number] += 1
+        self._uses[self._groups[number]] += 1
         return number, version
+
+    def take_of(self, numbers: Sequence[int], tone: str, rng: np.random.Generator) -> int | None:
+        """Choose one of some pool tiles, by tone and evenly; None if each has served as often as it may."""
+        most = self._config.max_images_per_tile
+        left = [number for number in rng.permutation(list(numbers)) if most is None or self._drivers[number] < most]
+        if not left:
+            return None
+        costs = self._drivers[left] + REUSE_PER_STEP * self._distances_to(tone)[left]
+        return int(left[int(costs.argmin())])
+
+    def _distances_to(self, tone: str) -> NDArray[np.int64]:
+        if tone not in self._distances:
+            self._distances[tone] = np.array([self._tone_distance(tone, other) for other in self._tones])
+        return self._distances[tone]
 
     def count_driver(self, number: int) -> None:
         """Count a driver that uses a tile."""
@@ -222,12 +265,12 @@ class _PoolChooser:
 
 
 def _first_that_fits(
-    mixes: Sequence[_Mix],
+    mixes: Sequence[Mix],
     weights: NDArray[np.float64] | None,
-    chooser: _PoolChooser,
-    label: Callable[[int, int | None, _Mix, np.random.Generator], _Label],
+    chooser: PoolChooser,
+    label: Callable[[int, int | None, Mix, np.random.Generator], _Label],
     rng: np.random.Generator,
-) -> tuple[_Mix, int, int | None, _Label]:
+) -> tuple[Mix, int, int | None, _Label]:
     """Draw mixes and pool tiles until a mask fits; return mix, tile number, augmentation seed and label."""
     for _ in range(TRIES):
         mix = mixes[int(rng.integers(len(mixes)) if weights is None else rng.choice(len(mixes), p=weights))]
@@ -246,26 +289,19 @@ def _jobs_of_driver(shared: Job, numbers: Iterable[int], *, seed: int) -> list[J
 
 
 def _label(
-    tile: Tile,
-    augmentation_seed: int | None,
-    mix: _Mix,
-    rng: np.random.Generator,
-    draw_mask: DrawMask,
-    place: Place,
-    site_of: Callable[[Tile, int | None], Site],
-    keep_place: bool,
+    tile: Tile, augmentation_seed: int | None, mix: Mix, rng: np.random.Generator, material: PlanMaterial
 ) -> _Label:
     """Make the label of one driver; empty if no mask finds a place."""
-    site = site_of(tile, augmentation_seed)
+    site = material.site_of(tile, augmentation_seed)
     taken = np.zeros_like(site.allowed)
     instances: list[Instance] = []
     sources: list[MaskOrigin] = []
     for category_id in mix.category_ids:
-        drawn = draw_mask(category_id, rng)
+        drawn = material.draw_mask(category_id, rng)
         if drawn is None:
             continue
         mask, source = drawn
-        placed = mask & site.allowed if keep_place else place(mask, category_id, site, taken, rng)
+        placed = mask & site.allowed if material.keep_place else material.place(mask, category_id, site, taken, rng)
         if placed is None or not placed.any() or (placed & taken).any():
             continue
         taken |= placed
@@ -298,6 +334,6 @@ def plan_summary(plan: Plan) -> dict[str, object]:
     return {
         "images": len(plan.jobs),
         "pool_tiles": len({job.tile_id for job in plan.jobs}),
-        "drivers": len({(job.tile_id, job.augmentation_seed, job.mask_sources) for job in plan.jobs}),
+        "drivers": len({(job.tile_id, job.offset_xy, job.augmentation_seed, job.mask_sources) for job in plan.jobs}),
         "instances_per_class": dict(Counter(names[i.category_id] for job in plan.jobs for i in job.instances)),
     }

@@ -33,6 +33,7 @@ from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.runs.verify import Verified
 from defectory.stages.all import stages_of
+from defectory.stages.parts.drawing_mode import delivers_frames, synthesis_of
 from defectory.stages.parts.synthetic_set import load_synthetic
 
 KIND = "export"
@@ -51,12 +52,14 @@ class _Entry:
     image_ids: tuple[int, ...]
 
 
-def default_form(config: ProjectConfig) -> RealForm:
-    """Return the form of real images that matches the drafts: `images` for whole frames, else `tiles`."""
-    return "images" if config.synthesis.mode == "insert" else "tiles"
+def default_form(inputs: RunStore, config: ProjectConfig) -> RealForm:
+    """Return the form of real images that matches the synthetic set: `images` for whole images, else `tiles`."""
+    return "images" if delivers_frames(synthesis_of(inputs, config), inputs.split) else "tiles"
 
 
-def export_project(run: Run, writer: Writer, out: Path, *, real: RealForm | None) -> Generator[Event, None, None]:
+def export_project(
+    run: Run, writer: Writer, out: Path, *, real: RealForm | Literal["as drafts"] | None
+) -> Generator[Event, None, None]:
     """Write the accepted drafts, and optionally the real training images, in one format.
 
     Only images of train and pool are exported, never those of val and test.
@@ -66,7 +69,8 @@ def export_project(run: Run, writer: Writer, out: Path, *, real: RealForm | None
         writer: of the format.
         out: folder, replaced as a whole if an earlier export made it.
         real: None leaves real images out; `tiles` adds train tiles with defects and pool tiles, as the segmenters see
-            them; `images` adds whole train and pool images, byte for byte.
+            them; `images` adds whole train and pool images, byte for byte; `as drafts` is the one that matches the
+            synthetic set.
 
     Raises:
         FirewallError: an image of val or test, or an unknown one, would be exported.
@@ -77,9 +81,10 @@ def export_project(run: Run, writer: Writer, out: Path, *, real: RealForm | None
     require_export_folder(run, out)
     stages, inputs = stages_of(run.config), run.store()
     Verified().require(run, [stage for stage in stages if stage.name in READS])
+    form = default_form(inputs, run.config) if real == "as drafts" else real
     entries = [
         *_drafts(inputs),
-        *(() if real is None else _real_tiles(inputs) if real == "tiles" else _real_images(inputs)),
+        *(() if form is None else _real_tiles(inputs) if form == "tiles" else _real_images(inputs)),
     ]
     inputs.split.require_training_ids(
         (image_id for entry in entries for image_id in entry.image_ids), stage=f"export --format {writer.name}"
@@ -142,8 +147,8 @@ def _drafts(inputs: RunStore) -> Iterator[_Entry]:
             save=partial(_copy, of.path),
             source=str(record["pool"]["file_name"]),
             group=group_of[int(record["pool"]["image_id"])],
-            fidelity=record["fidelity"],
-            checks=record["checks"],
+            fidelity=of.fidelity,
+            checks=of.checks,
         )
         yield _Entry(image=image, record=record, image_ids=of.image_ids)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from defectory.config.project import ProjectConfig
 from defectory.errors import AnnotationError, ConfigError
 from defectory.files import digest_file
 from defectory.formats.coco import load_coco
-from defectory.masks.bank import build_bank
+from defectory.masks.bank import build_bank, whole_masks
 from defectory.masks.expert import class_names_of_folders, from_instances, mask_files, read_folder
 from defectory.masks.placement import (
     Site,
@@ -30,6 +31,7 @@ from defectory.masks.placement import (
 from defectory.masks.sources import ExpertMask, MaskModel, MaskSources
 from defectory.rle import decode, encode
 from defectory.runs.store import RunStore
+from defectory.stages.parts.drawing_mode import longest_whole_px, synthesis_of, uses_squares
 from defectory.stages.parts.held_out import held_out_images
 from defectory.surface import solid_pixels
 
@@ -44,15 +46,36 @@ FOCUS_FLOOR = 0.1
 
 
 def bank_from_train(inputs: RunStore, config: ProjectConfig) -> MaskBank:
-    """Build the mask bank from train tiles.
+    """Build the mask bank from train tiles; if drafts are squares of larger images, of masks that fit whole.
 
     Raises:
-        ConfigError: train has no mask.
+        ConfigError: train has no mask, or none that fits.
     """
-    bank = build_bank(inputs.tiles.tileset, inputs.split, min_area_px=config.masks.min_area_px)
+    tileset = inputs.tiles.tileset
+    bank = build_bank(tileset, inputs.split, min_area_px=config.masks.min_area_px)
     if not bank.entries:
         raise ConfigError("mask bank", "no mask in train", "add annotated images")
-    return bank
+    synthesis = synthesis_of(inputs, config)
+    if not uses_squares(synthesis, tileset.tiling):
+        return bank
+    return require_whole(bank, most_px=longest_whole_px(synthesis, tileset.tiling))
+
+
+def require_whole(bank: MaskBank, *, most_px: int) -> MaskBank:
+    """Return the bank of the masks that fit whole into a square, at most so many pixels long.
+
+    Raises:
+        ConfigError: none does.
+    """
+    kept = whole_masks(bank, most_px=most_px)
+    if not kept.entries:
+        raise ConfigError(
+            "mask bank",
+            f"each of {len(bank.entries)} defects of train is longer than {most_px} px or cut by its tile, so none can "
+            "be inserted whole",
+            "set a larger tiling.tile_px, a smaller tiling.scale, or synthesis.mode full",
+        )
+    return kept
 
 
 def expert_masks(inputs: RunStore, config: ProjectConfig, bank: MaskBank) -> tuple[tuple[ExpertMask, ...], MaskBank]:
@@ -132,11 +155,15 @@ def trained_mask_model(inputs: RunStore, config: ProjectConfig, bank: MaskBank) 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSupply:
-    """The masks that a run may use, and their placement on a part."""
+    """The masks that a run may use, and their placement on a part.
+
+    `left_out` is the number of train masks by class that do not fit whole into a square; empty if cuts are allowed.
+    """
 
     bank: MaskBank
     sources: MaskSources
     shares: dict[int, np.ndarray]
+    left_out: Mapping[str, int]
 
     def place(self, mask: Mask, category_id: int, site: Site, taken: Mask, rng: np.random.Generator) -> Mask | None:
         """Place a mask of a class on a tile, bool [H,W]; None if it fits nowhere.
@@ -145,18 +172,28 @@ class MaskSupply:
         """
         if category_id in self.shares:
             return place_like(mask, self.shares[category_id], site=site, taken=taken, rng=rng)
-        return place(mask, size_hw=(taken.shape[0], taken.shape[1]), allowed=site.allowed, taken=taken, rng=rng)
+        size_hw = taken.shape[0], taken.shape[1]
+        return place(mask, size_hw=size_hw, allowed=site.allowed, taken=taken, rng=rng, within=site.within)
 
 
-def mask_supply(inputs: RunStore, config: ProjectConfig) -> MaskSupply:
+def mask_supply(inputs: RunStore, config: ProjectConfig, *, whole_px: int | None = None) -> MaskSupply:
     """Build the mask bank, the mask sources and the learned placement from train.
+
+    Args:
+        inputs: of the stage.
+        config: of the project.
+        whole_px: take only masks that no tile cut and that are at most so long, also if the run itself takes others.
 
     Raises:
         ConfigError: train has no mask, or an expert's cannot be used.
     """
     bank = bank_from_train(inputs, config)
+    left_out = _left_out(inputs, config, bank)
     supplied, bank = expert_masks(inputs, config, bank)
-    diffusion, focus = trained_mask_model(inputs, config, bank), focus_weights(inputs, config)
+    # the model has learned from the run's own bank
+    diffusion = trained_mask_model(inputs, config, bank)
+    bank = bank if whole_px is None else require_whole(bank, most_px=whole_px)
+    focus = focus_weights(inputs, config)
     weights = (
         {} if focus is None else {entry.id: focus.get((entry.image_id, entry.number), 1.0) for entry in bank.entries}
     )
@@ -165,7 +202,16 @@ def mask_supply(inputs: RunStore, config: ProjectConfig) -> MaskSupply:
         shares, bank = _placement_in_train(inputs, bank, weights)
     names = {category.id: category.name for category in inputs.tiles.tileset.categories}
     sources = MaskSources(bank, supplied, config=config.masks, names=names, diffusion=diffusion, weights=weights)
-    return MaskSupply(bank=bank, sources=sources, shares=shares)
+    return MaskSupply(bank=bank, sources=sources, shares=shares, left_out=left_out)
+
+
+def _left_out(inputs: RunStore, config: ProjectConfig, bank: MaskBank) -> dict[str, int]:
+    """Count the masks of train by class that a run's bank does not hold."""
+    tileset = inputs.tiles.tileset
+    every = build_bank(tileset, inputs.split, min_area_px=config.masks.min_area_px)
+    counts = Counter(entry.category_id for entry in every.entries)
+    counts.subtract(entry.category_id for entry in bank.entries)
+    return {category.name: counts[category.id] for category in tileset.categories}
 
 
 def _placement_in_train(

@@ -19,12 +19,14 @@ from defectory.drivers.extract import driver_maker
 from defectory.errors import ConfigError, ImageError, InputError, StageError
 from defectory.masks.bank import build_bank
 from defectory.masks.perturb import cropped
-from defectory.masks.placement import place, site_of
+from defectory.masks.placement import place, site_of, site_of_square
 from defectory.rle import area_px, decode
 from defectory.runs.store import RunStore
+from defectory.stages.parts.drawing_mode import resolved_synthesis, square_margin_px, uses_squares
 from defectory.stages.parts.drawings import drawings_of
 from defectory.stages.parts.label_counts import FEW, instances_per_class
-from defectory.stages.parts.mask_supply import Mask, expert_masks
+from defectory.stages.parts.mask_supply import Mask, bank_from_train, expert_masks
+from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.regions import tile_regions
 
 MASKS_TRIED, TILES_TRIED = 6, 8
@@ -150,7 +152,7 @@ def _require_masks(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None:
             f"all {len(areas)} masks of train tiles are smaller; the largest has {max(areas)} px",
             "lower it, or raise tiling.scale",
         )
-    new, bank = expert_masks(inputs, config, bank)
+    new, bank = expert_masks(inputs, config, bank_from_train(inputs, config))
     _require_enough_masks(config, cut, len(bank.entries), len(new))
     if not masks.keep_place:
         _require_place(inputs, config, cut, bank.entries)
@@ -158,16 +160,17 @@ def _require_masks(inputs: RunStore, config: ProjectConfig, cut: _Cut) -> None:
 
 def _require_enough_masks(config: ProjectConfig, cut: _Cut, in_bank: int, of_expert: int) -> None:
     """Require enough masks for the planned drivers, if a limit on their reuse is set."""
-    masks, synthesis = config.masks, config.synthesis
+    masks, synthesis = config.masks, resolved_synthesis(config, cut.tileset, cut.split)
     if masks.max_uses is None or any(
         share > 0 for name, share in masks.sources.shares().items() if name not in ("bank", "expert")
     ):
         return
     usable = (in_bank if masks.sources.bank > 0 else 0) + (of_expert if masks.sources.expert > 0 else 0)
     versions = max(1, synthesis.versions_per_tile)
-    drivers = max(
-        -(-synthesis.num_images // synthesis.max_seeds_per_driver), min(synthesis.num_images, len(cut.pool) * versions)
-    )
+    fewest = -(-synthesis.num_images // synthesis.max_seeds_per_driver)
+    drivers = max(fewest, min(synthesis.num_images, len(cut.pool) * versions))
+    if uses_squares(synthesis, cut.tileset.tiling):
+        drivers = synthesis.num_images
     if usable * masks.max_uses < drivers:
         raise ConfigError(
             f"masks.max_uses {masks.max_uses}",
@@ -178,7 +181,8 @@ def _require_enough_masks(config: ProjectConfig, cut: _Cut, in_bank: int, of_exp
 
 def _require_place(inputs: RunStore, config: ProjectConfig, cut: _Cut, entries: Sequence[MaskBankEntry]) -> None:
     """Require that at least one mask fits on a pool tile."""
-    region_of = tile_regions(inputs, config)
+    region_of, synthesis = tile_regions(inputs, config), resolved_synthesis(config, cut.tileset, cut.split)
+    pool = pool_tiles(inputs, config) if uses_squares(synthesis, cut.tileset.tiling) else None
     tiles = [tile for tile in cut.pool if _is_allowed(tile, region_of)]
     if not tiles:
         raise ConfigError(
@@ -192,22 +196,18 @@ def _require_place(inputs: RunStore, config: ProjectConfig, cut: _Cut, entries: 
     looked_at = 0
     for tile, mask in product(spread(tiles, TILES_TRIED), tried):
         try:
-            site = site_of(inputs.tiles.image(tile), tile.valid_hw)
+            image = inputs.tiles.image(tile)
         except ImageError:
             return  # damaged after it was cut; the stage that reads it reports this
         looked_at += 1
-        region = region_of(tile, None)
-        allowed = site.allowed if region is None else site.allowed & region
-        if (
-            place(
-                mask,
-                size_hw=(allowed.shape[0], allowed.shape[1]),
-                allowed=allowed,
-                taken=np.zeros_like(allowed),
-                rng=rng,
-            )
-            is not None
-        ):
+        if pool is None:
+            site = site_of(image, tile.valid_hw)
+        else:
+            margin_px = square_margin_px(synthesis)
+            site = site_of_square(image, tile.valid_hw, ends=pool.ends(tile), margin_px=margin_px)
+        allowed = site.limited_to(region_of(tile, None)).allowed
+        size_hw, taken = (allowed.shape[0], allowed.shape[1]), np.zeros_like(allowed)
+        if place(mask, size_hw=size_hw, allowed=allowed, taken=taken, rng=rng, within=site.within) is not None:
             return
     smallest = "x".join(str(side) for side in tried[0].shape)
     raise ConfigError(

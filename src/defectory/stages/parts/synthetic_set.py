@@ -41,8 +41,24 @@ class SyntheticImage:
 
     @property
     def is_frame(self) -> bool:
-        """Return whether it is a whole image with an inserted defect, in that image's depth and range."""
-        return self.provenance["window"] is not None
+        """Return whether it is a whole image with inserted defects, in that image's depth and range."""
+        return self.provenance["form"] == "frame"
+
+    @property
+    def drafts(self) -> tuple[Mapping[str, Any], ...]:
+        """Return what is recorded of each draft in it."""
+        return tuple(self.provenance["drafts"])
+
+    @property
+    def fidelity(self) -> float:
+        """Return the fidelity of its least faithful draft."""
+        return min(float(draft["fidelity"]) for draft in self.drafts)
+
+    @property
+    def checks(self) -> dict[str, float]:
+        """Return the highest figure of each check over its drafts, since a check passes up to its limit."""
+        names = dict.fromkeys(name for draft in self.drafts for name in draft["checks"])
+        return {name: max(float(d["checks"][name]) for d in self.drafts if name in d["checks"]) for name in names}
 
 
 def load_synthetic(folder: Path) -> list[SyntheticImage]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,11 +14,12 @@ from defectory.artifacts.plan import Job, MaskOrigin, Plan
 from defectory.artifacts.tiles import Tiling
 from defectory.errors import ConfigError
 from defectory.geometry import resize_image
-from defectory.masks.placement import Site, site_of
+from defectory.masks.placement import Sides, Site, site_of, site_of_square
 from defectory.rle import encode
 from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.stages.learn_condition import driver_digest
+from defectory.stages.parts.drawing_mode import SQUARE_EXTRA_PX, longest_whole_px, square_margin_px
 from defectory.stages.parts.drawings import on_tile
 from defectory.stages.parts.mask_supply import mask_supply
 from defectory.stages.parts.regions import region_window
@@ -121,7 +123,10 @@ class Placer:
 
     def __init__(self, inputs: RunStore, run: Run, class_name: str | None) -> None:
         tileset = inputs.tiles.tileset
-        self._tiling, self._supply = tileset.tiling, mask_supply(inputs, run.config)
+        self._tiling, self._margin_px = tileset.tiling, square_margin_px(run.config.synthesis)
+        # a frame of the user's may be larger than a tile, whatever the run draws
+        whole_px = longest_whole_px(run.config.synthesis, self._tiling) if self._tiling.mode == "tile" else None
+        self._supply = mask_supply(inputs, run.config, whole_px=whole_px)
         self._ids = {c.name: c.id for c in tileset.categories}
         self._class_name = class_name
         self._frequent = [i.category_id for tile in tileset.of("train") for i in tile.instances if not i.is_crowd]
@@ -132,7 +137,7 @@ class Placer:
             return self._by_mask(target, target.mask)
         for _ in range(TRIES):
             window = _window_anywhere(target.image, self._tiling, rng)
-            site = site_of(window.tile, window.valid_hw)
+            site = self._site_of(window, (target.image.shape[0], target.image.shape[1]))
             if target.region is not None:
                 shown = region_window(
                     target.region,
@@ -141,7 +146,7 @@ class Placer:
                     valid_hw=window.valid_hw,
                     tile_px=self._tiling.tile_px,
                 )
-                site = Site(allowed=site.allowed & shown, borders=site.borders)
+                site = site.limited_to(shown)
             if self._class_name is not None:
                 category_id = self._ids[self._class_name]
             else:
@@ -156,14 +161,30 @@ class Placer:
             target.file, f"no place for a defect in {TRIES} tries", "allow a larger region, or another class"
         )
 
+    def _site_of(self, window: Window, size_hw: tuple[int, int]) -> Site:
+        """Return a window of a frame as a place for a whole defect, clear of the sides where the frame continues."""
+        if self._tiling.mode == "frame":
+            return site_of(window.tile, window.valid_hw)
+        (top, left), (height, width) = window.corner_yx, window.size_hw
+        ends = Sides(top=top <= 0, left=left <= 0, bottom=top + height >= size_hw[0], right=left + width >= size_hw[1])
+        return site_of_square(window.tile, window.valid_hw, ends=ends, margin_px=self._margin_px)
+
     def _by_mask(self, target: Target, values: NDArray[np.int32]) -> Placed:
         """Return the window around a user's mask, and the part of the mask inside it."""
         rows, columns = (np.flatnonzero(values.any(axis=axis)) for axis in (1, 0))
         side = round(self._tiling.tile_px / self._tiling.scale)
         height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
-        if self._tiling.mode == "tile" and max(height, width) > side:
+        # both sides of a mask need room, except along a side on which the tile shows the whole frame
+        room = side - 2 * ceil((self._margin_px - SQUARE_EXTRA_PX) / self._tiling.scale)
+        too_long = any(
+            length > (side if whole <= side else room)
+            for length, whole in zip((height, width), values.shape, strict=True)
+        )
+        if self._tiling.mode == "tile" and too_long:
             raise ConfigError(
-                target.file, f"its mask is {height}x{width} px, a tile shows {side} px", "give a smaller mask"
+                target.file,
+                f"its mask is {height}x{width} px, a tile shows {room} px and a margin around them",
+                "give a smaller mask",
             )
         corner = [
             int(np.clip((first + last + 1 - side) // 2, 0, max(0, length - side)))

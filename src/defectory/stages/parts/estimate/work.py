@@ -311,8 +311,10 @@ def _curate(of: Situation) -> StageWork:
 
 
 def _export(of: Situation) -> StageWork:
-    num_images = of.config.synthesis.num_images
-    per_image = of.areas_per_image if of.config.synthesis.mode == "insert" else of.areas
+    # `auto` is decided by the tiles, which are not known yet: reckon with images that hold one draft each
+    synthesis, num_images = of.config.synthesis, of.config.synthesis.num_images
+    whole = synthesis.mode == "insert" or (synthesis.mode == "auto" and of.config.tiling.mode != "frame")
+    per_image = max(of.areas_per_image, of.areas) if whole else of.areas
     return StageWork(
         seconds=costs.EXPORTED_S * num_images * per_image,
         file_bytes=costs.TILE_FILE_BYTES * num_images * per_image * costs.REFERENCE_PX**2,
