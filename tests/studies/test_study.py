@@ -9,12 +9,12 @@ import pytest
 
 from defectory import Notice, Project, StageEnded, Study
 from defectory.errors import ConfigError, OutputError
-from defectory.studies.running import CellChanged
+from defectory.studies.running import CellChanged, stages_until_scores
 
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 OF_STUDY = {
     "study.seeds": [0, 1],
-    "study.arms": ["real_plain", "real"],
+    "study.arms": ["real", "mixed"],
     "study.num_labelled": [8, 500],
     "study.num_parallel": 1,
 }
@@ -65,6 +65,17 @@ def test_a_study_that_is_stopped_goes_on_and_trains_nothing_twice(file: Path) ->
     assert states(Study.open(file, overrides={"study.num_labelled": [8], "study.recipe": "scarcity"})) == [
         ("8 images, seed 0", "finished before"),
         ("8 images, seed 1", "finished before"),
+    ]
+
+
+def test_arms_without_drafts_need_no_generator(file: Path) -> None:
+    study = Study.open(file, overrides={"study.arms": ["real_plain", "copy_paste"], "study.seeds": [0]})
+    assert [stage.name for stage in stages_until_scores(study.run_of(study.cells[0]))] == [
+        "import",
+        "split",
+        "segment-real_plain-seed0",
+        "segment-copy_paste-seed0",
+        "evaluate",
     ]
 
 

@@ -37,6 +37,7 @@ MIN_IMAGES = 4
 """Image sets with fewer images are not compared."""
 MAX_DRIVERS, MAX_SAMPLES = 10, 10
 """Drivers, and drafts of each, that are compared for diversity, as in the paper."""
+NO_DRAFTS: dict[str, Any] = {"fidelity": None, "image_sets": None, "diversity": None, "defect_contrast": {}}
 SCORE_KEYS = (
     "segm_map",
     "bbox_map",
@@ -70,7 +71,8 @@ class Evaluate(Stage):
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
         """Read images, tiles, drafts, decisions and every segmenter."""
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
-        return ("import", "split", "tiles", "test-tiles", "plan", "synthesize", "curate", *segmenters)
+        drafts = ("tiles", "test-tiles", "plan", "synthesize", "curate") if _uses_drafts(config) else ()
+        return ("import", "split", *drafts, *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the evaluation section and on the list of segmenters."""
@@ -86,12 +88,7 @@ class Evaluate(Stage):
         arms, judged = yield from self._score_arms(inputs, config, out)
         scores = {
             "arms": arms,
-            "fidelity": inputs.fidelity.model_dump(mode="json"),
-            "image_sets": _image_sets(inputs, config),
-            "diversity": _diversity(inputs),
-            "defect_contrast": {
-                name: value.model_dump(mode="json") for name, value in _contrast(inputs, config).items()
-            },
+            **(_scores_of_drafts(inputs, config) if _uses_drafts(config) else NO_DRAFTS),
             "verdict": judged.model_dump(mode="json"),
         }
         write_json(out / layout.SCORES_FILE, scores)
@@ -148,6 +145,20 @@ class Evaluate(Stage):
             validation=validation,
         )
         return arms, judged
+
+
+def _uses_drafts(config: ProjectConfig) -> bool:
+    """Return whether any arm needs drafts; a comparison of arms without them needs no generator."""
+    return any(uses_synthetic(arm) for arm in config.segmentation.arms)
+
+
+def _scores_of_drafts(inputs: RunStore, config: ProjectConfig) -> dict[str, Any]:
+    return {
+        "fidelity": inputs.fidelity.model_dump(mode="json"),
+        "image_sets": _image_sets(inputs, config),
+        "diversity": _diversity(inputs),
+        "defect_contrast": {name: value.model_dump(mode="json") for name, value in _contrast(inputs, config).items()},
+    }
 
 
 def _mean_plant(of: Sequence[PlantScores]) -> dict[str, float | None]:

@@ -59,6 +59,8 @@ class Report(Stage):
         """Measure leakage and memorisation, and write the page."""
         yield from ()
         began, scores = time.monotonic(), inputs.scores
+        if scores["fidelity"] is None:  # no arm uses drafts, so `evaluate` has not looked at them
+            scores = {**scores, "fidelity": inputs.fidelity.model_dump(mode="json")}
         leak = leakage_of(inputs, config)
         leak_seconds = time.monotonic() - began
         copied, labels = memorisation(inputs), label_counts(inputs.data.dataset, inputs.split)
