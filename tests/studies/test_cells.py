@@ -27,7 +27,9 @@ def test_the_cells_of_the_scarcity_recipe_vary_labels_and_seeds_on_the_same_test
     assert {cell.settings["split.test_seed"] for cell in cells} == {7}
     assert [cell.settings["seed"] for cell in cells[:4]] == [3, 4, 3, 4]
     assert cells[0].settings["split.num_labelled"] == 5
-    assert "split.num_labelled" not in cells[-1].settings
+    # all of them, whatever the project itself uses
+    assert (cells[-1].settings["split.num_labelled"], cells[-1].settings["split.fraction"]) == (None, 1.0)
+    assert "split.num_labelled" not in cells_of(config_of(recipe="ladder"))[0].settings
 
 
 def test_shares_take_the_place_of_numbers_and_the_whole_is_a_point_of_its_own() -> None:

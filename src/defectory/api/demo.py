@@ -54,7 +54,7 @@ def open_demo(
 
     Args:
         out: folder of the demo and its run; None takes `runs/demo`, or `runs/demo-full`.
-        preset: `demo`, or `demo-full` with three seeds and longer phases.
+        preset: `demo`, or `demo-full` with longer phases, for a study.
         overrides: settings that win over the file, as for `Project.open`.
         seed: of the whole project.
         device: `auto`, `cpu`, `cuda`, ...

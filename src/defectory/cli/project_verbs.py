@@ -49,7 +49,7 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     full: Annotated[
-        bool, typer.Option("--full", help="Three seeds and longer phases; some 70 minutes on one core.")
+        bool, typer.Option("--full", help="Longer phases, then a study: three seeds, four amounts of labels; hours.")
     ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/demo, or runs/demo-full.")] = None,
     override: OverrideOption = None,
@@ -64,6 +64,12 @@ def demo(
 
     project = open_demo(out, "demo-full" if full else "demo", overrides=override or [], seed=seed, device=device)
     run_project(project, dry_run=dry_run, yes=yes, as_json=as_json)
+    if full:
+        from defectory.cli.study_verb import run_study
+        from defectory.studies.study import Study
+
+        study = Study.open(project.file, overrides=override or [], seed=seed, device=device)
+        run_study(study, dry_run=dry_run, as_json=as_json)
 
 
 def init(

@@ -45,12 +45,18 @@ def study(
 
     Stop it at any time; the same command goes on. What a study of the same folder has trained is not trained again.
     """
-    from defectory.cli.show import say, say_json
-    from defectory.cli.study_show import show_outcome, show_study
     from defectory.studies.study import Study
 
     overrides = [*(override or []), *([f"study.recipe={recipe}"] if recipe is not None else [])]
     opened = Study.open(project, overrides=overrides, preset=preset, seed=seed, device=device)
+    run_study(opened, dry_run=dry_run, as_json=as_json)
+
+
+def run_study(opened: Study, *, dry_run: bool = False, as_json: bool = False) -> None:
+    """Run a study and show its outcome, or show its cells; exit code 1 if one fails."""
+    from defectory.cli.show import say, say_json
+    from defectory.cli.study_show import show_outcome, show_study
+
     if dry_run:
         _show_cells(opened, as_json=as_json)
         return

@@ -14,6 +14,8 @@ from defectory.errors import ConfigError
 from defectory.filenames import file_name_of
 
 ALL = "all"
+EVERYTHING: Mapping[str, object] = {"split.fraction": 1.0, "split.num_labelled": None, "split.num_per_class": None}
+"""Settings of all labelled images, whatever the project says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +86,23 @@ def cells_of(config: ProjectConfig) -> list[Cell]:
 
 
 def amounts_of(study: StudyConfig, recipe: Recipe) -> list[Amount]:
-    """List the amounts of labelled images, ascending."""
+    """List the amounts of labelled images, ascending; without any, the project's own is the only one."""
     if study.fractions:
         shares = sorted(set(study.fractions) - {1.0})
-        amounts = [Amount(label=f"{100 * share:.3g}%", settings={"split.fraction": share}) for share in shares]
-        whole = 1.0 in study.fractions
+        amounts = [
+            Amount(label=f"{100 * share:.3g}%", settings={**EVERYTHING, "split.fraction": share}) for share in shares
+        ]
+        with_all = study.with_all or 1.0 in study.fractions
     else:
         counts = sorted(set(study.num_labelled or recipe.num_labelled))
         amounts = [
-            Amount(label=f"{count} images", settings={"split.num_labelled": count}, count=count) for count in counts
+            Amount(label=f"{count} images", settings={**EVERYTHING, "split.num_labelled": count}, count=count)
+            for count in counts
         ]
-        whole = False
-    return amounts + ([Amount(label=ALL, settings={})] if whole or study.with_all or not amounts else [])
+        with_all = study.with_all
+    if not amounts:
+        return [Amount(label=ALL, settings={})]
+    return amounts + ([Amount(label=ALL, settings=EVERYTHING)] if with_all else [])
 
 
 def variants_of(study: StudyConfig, recipe: Recipe) -> list[Variant]:

@@ -73,7 +73,9 @@ class Running:
     def events(self) -> Iterator[Event | CellChanged]:
         """Run the cells, several at a time, and yield what changes; see `Study.events`."""
         study, left = self._study, dict[str, Cell]()
-        for cell in study.cells:
+        cells = study.cells
+        self._num_cells = len(cells)
+        for cell in cells:
             if has_result(study.result_folder(cell)):
                 self._finished += 1
                 yield self._changed(cell.name, "finished before", share=1.0)
@@ -156,6 +158,6 @@ class Running:
             note=note,
             share=share,
             num_finished=self._finished,
-            num_cells=len(self._study.cells),
+            num_cells=self._num_cells,
             seconds_left=left,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from defectory.runs.executors import MAX_PROCESSES
 from defectory.runs.graph import UP_TO_DATE, states_of
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all, stages_of
-from defectory.studies.cells import Cell, cells_of, overrides_of
+from defectory.studies.cells import EVERYTHING, Cell, cells_of, overrides_of
 from defectory.studies.gather import gather
 from defectory.studies.results import has_result, key_of, load_result
 from defectory.studies.running import LAST_STAGE, CellChanged, Running, stages_until_scores
@@ -45,6 +45,7 @@ class Study:
     overrides: tuple[str, ...] = ()
     device: str | None = None
     preset: str | None = None
+    _known: dict[str, int] = field(default_factory=lambda: dict[str, int](), repr=False)
 
     @classmethod
     def open(
@@ -114,10 +115,15 @@ class Study:
         """Return the first cell with all labelled images; None if there is none, or their number does not matter."""
         if all(cell.amount.count is None for cell in self.all_cells):
             return None
-        return next((cell for cell in self.all_cells if not cell.amount.settings), None)
+        return next((cell for cell in self.all_cells if cell.amount.settings == EVERYTHING), None)
 
     def _num_labelled(self) -> int | None:
         """Return how many labelled images train has in all; None while that is not known."""
+        if "labelled" not in self._known and (count := self._counted()) is not None:
+            self._known["labelled"] = count
+        return self._known.get("labelled")
+
+    def _counted(self) -> int | None:
         cell = self._whole_cell()
         if cell is None:
             return None
