@@ -162,7 +162,7 @@ def test_verbs_print_through_one_door() -> None:
     """A bare print, or rich's, would let a name through raw."""
     folder = Path(defectory.cli.__file__).parent
     for file in folder.glob("*.py"):
-        if file.name in ("show.py", "main.py"):
+        if file.name in ("show.py", "study_show.py", "main.py"):
             continue
         calls = [node.func for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)]
         names = {call.id for call in calls if isinstance(call, ast.Name)} | {
