@@ -101,6 +101,7 @@ def test_damage_of_every_kind_is_noticed_and_mended(project: Run) -> None:
     (project.folder / "segment" / "real-seed0" / "log.json").write_text("{}")
     flip(project.folder / "test_tiles" / "tileset.json")
     (project.folder / "evaluation" / MARKER_NAME).write_text("{")
+    flip(project.folder / "best_segmenter" / "card.json")
     (project.folder / "report" / MARKER_NAME).unlink()
 
     damaged = {

@@ -13,6 +13,7 @@ from defectory import __version__
 from defectory.artifacts.dataset import Dataset
 from defectory.artifacts.next_step import NextStep
 from defectory.artifacts.plan import Decisions, Plan
+from defectory.artifacts.segmenter_card import SegmenterCard
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.config.project import ProjectConfig
@@ -301,6 +302,16 @@ class Project:
     def scores(self) -> dict[str, Any]:
         """Return all scores of the evaluation."""
         return self.store.scores
+
+    @property
+    def best_segmenter(self) -> Path:
+        """Return the folder of the best segmenter, for `Segmenter.load`; `segmenter_card` says what it does."""
+        return self.run_folder / layout.BEST_SEGMENTER
+
+    @property
+    def segmenter_card(self) -> SegmenterCard | None:
+        """Return what is known of the best segmenter; None if no segmenter was trained."""
+        return self.store.segmenter_card
 
     @property
     def report(self) -> Path:

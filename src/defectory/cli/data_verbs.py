@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from defectory.cli.options import DeviceOption, JsonOption
+from defectory.cli.options import PROJECT_FILE, DeviceOption, JsonOption, open_project
 
 if TYPE_CHECKING:
     from defectory.api.data import DataCheck
@@ -252,11 +252,14 @@ def _show_counts(found: DataCheck) -> None:
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     segmenter: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--segmenter", "-m", help="Folder of a trained segmenter, for example runs/demo/segment/real-seed0."
+            "--segmenter",
+            "-m",
+            help="Folder of a trained segmenter, for example runs/demo/best_segmenter, or a project file, whose best "
+            "segmenter is taken. Default: project.toml.",
         ),
-    ],
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for predictions.json and overlays.")] = Path("predictions"),
     min_score: Annotated[
         float | None,
@@ -277,9 +280,25 @@ def predict(
     from defectory.api.segmenter import predict as find_in
     from defectory.cli.show import say
 
-    done = find_in(images, segmenter=segmenter, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad)
+    folder = _segmenter_folder(segmenter)
+    done = find_in(images, segmenter=folder, out=out, min_score=min_score, device=device or "cpu", skip_bad=skip_bad)
     for line in done.skipped:
         say(f"skipped {line}")
     for line in done.remarks:
         say(f"note: {line}")
     say(f"{done.num_images} images; {out / 'predictions.json'} and overlays in {out / 'overlays'}")
+
+
+def _segmenter_folder(given: Path | None) -> Path:
+    """Return the folder of a segmenter, or that of the best segmenter of a project.
+
+    Raises:
+        ConfigError: none is given and there is no project file here, or the project file is wrong.
+    """
+    from defectory.errors import ConfigError
+
+    if given is None and not PROJECT_FILE.is_file():
+        raise ConfigError(PROJECT_FILE, "no such file", "name a segmenter's folder or a project file with --segmenter")
+    if given is not None and given.suffix != ".toml":
+        return given
+    return open_project(given or PROJECT_FILE).best_segmenter

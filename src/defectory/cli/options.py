@@ -84,6 +84,10 @@ def run_project(
     if as_json:
         return
     say(f"done in {format_seconds(time.monotonic() - began)}, at most {peak.gb:.1f} GB of memory")
+    if "best-segmenter" in names:
+        card = project.segmenter_card
+        told = "no segmenter was trained" if card is None else f"{project.best_segmenter} ({card.words})"
+        say(f"best segmenter: {told}")
     if "report" in names:
         say(f"report: {project.report}")
         for step in project.next_steps[:1]:

@@ -22,6 +22,7 @@ TUNING = "segmenter_tuning"
 SEGMENTERS = "segment"
 EVALUATION = "evaluation"
 CERTIFICATE = "certificate"
+BEST_SEGMENTER = "best_segmenter"
 REPORT = "report"
 
 CACHE = "cache"
@@ -63,6 +64,8 @@ IMAGES_USED = "images_used.json"
 """Which images a stage used, by purpose."""
 REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"
+CARD_FILE = "card.json"
+README = "README.md"
 
 
 def segmenter_folder(arm: str, seed: int) -> str:

@@ -20,6 +20,7 @@ from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord, image_pa
 from defectory.artifacts.difficulty import Difficulty
 from defectory.artifacts.next_step import NextStep
 from defectory.artifacts.plan import Decisions, Job, MaskBank, Plan
+from defectory.artifacts.segmenter_card import SegmenterCard
 from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import Tile, TileSet
 from defectory.artifacts.weights import Concept, Control
@@ -338,6 +339,18 @@ class RunStore:
             InputError: it is missing, or was changed after it was sealed.
         """
         return self._once(layout.CERTIFICATE, layout.CERTIFICATE_FILE, Certificate.load)
+
+    @property
+    def segmenter_card(self) -> SegmenterCard | None:
+        """Return the card of the best segmenter; None if no segmenter was trained.
+
+        Raises:
+            InputError: the best segmenter was not exported yet.
+        """
+        is_made = self.path(layout.BEST_SEGMENTER, layout.README).is_file()
+        if is_made and not self.path(layout.BEST_SEGMENTER, layout.CARD_FILE).exists():
+            return None
+        return self._once(layout.BEST_SEGMENTER, layout.CARD_FILE, SegmenterCard.load)
 
     @property
     def report(self) -> Path:

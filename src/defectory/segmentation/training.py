@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from itertools import pairwise
@@ -22,7 +23,7 @@ from defectory.engine.training.loop import Trained, Validation, train
 from defectory.engine.training.schedule import Schedule
 from defectory.errors import FirewallError, WeightsError
 from defectory.events import Notice, Work
-from defectory.files import digest_file, digest_folder, digest_json, write_json
+from defectory.files import atomic_path, digest_file, digest_folder, digest_json, write_json
 from defectory.folders.swap import remove_leftovers
 from defectory.images.valuerange import ValueRange
 from defectory.segmentation.arms import ARMS, Arm, first_steps
@@ -35,6 +36,8 @@ from defectory.segmentation.sizing import BoxStatistics, Sizing, box_statistics
 WARMUP_STEPS = 20
 FINAL_LR_SHARE = 0.05
 MAX_GRAD_NORM = 5.0
+FILES = ("model.safetensors", "segmenter.json")
+"""What a trained segmenter consists of."""
 NO_SCORE = -1.0
 """Best val score in the log if no validation counted."""
 
@@ -267,6 +270,17 @@ def load_segmenter(folder: Path, device: str = "cpu") -> tuple[nn.Module, tuple[
     return model.to(device).eval(), categories, Sizing.model_validate(content["sizing"])
 
 
+def copy_segmenter(folder: Path, out: Path) -> None:
+    """Copy what `load_segmenter` needs of a trained segmenter.
+
+    Raises:
+        OutputError: `out` cannot be written.
+    """
+    for name in FILES:
+        with atomic_path(out / name) as path:
+            shutil.copyfile(folder / name, path)
+
+
 def is_whole_segmenter(folder: Path) -> bool:
     """Check whether a folder holds a trained segmenter with the weights that its description names."""
     try:
@@ -286,6 +300,18 @@ def record_score_threshold(folder: Path, threshold: float) -> None:
 def score_threshold_of(folder: Path) -> float:
     """Return a segmenter's score threshold; 0.5 if none was stored."""
     return float(json.loads((folder / "segmenter.json").read_text()).get("score_threshold", 0.5))
+
+
+def digest_of_weights(folder: Path) -> str:
+    """Return the SHA-256 hex digest of a segmenter's weights."""
+    return str(json.loads((folder / "segmenter.json").read_text())["sha256"])
+
+
+def initial_weights_of(folder: Path) -> str | None:
+    """Return name and digest of the file of weights that training started from; None if they are the family's own."""
+    weights = json.loads((folder / "segmenter.json").read_text())["built"].get("weights")
+    is_file = isinstance(weights, dict) and "file" in weights
+    return f"{weights['file']} (SHA-256 {weights['sha256'][:16]})" if is_file else None
 
 
 def value_range_of(folder: Path) -> ValueRange | None:

@@ -11,6 +11,7 @@ from defectory.runs.graph import by_name, in_order
 from defectory.runs.runner import Checks, run_stages
 from defectory.runs.served import serve_stage
 from defectory.runs.stage import Run, Stage
+from defectory.stages.best_segmenter import BestSegmenter
 from defectory.stages.calibrate import Calibrate
 from defectory.stages.certify import Certify
 from defectory.stages.curate import Curate
@@ -63,6 +64,7 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
         TestTiles(),
         Evaluate(),
         Certify(),
+        BestSegmenter(),
         Report(),
     )
     return in_order(ours, [STAGES.get(name)() for name in STAGES.names()], config)

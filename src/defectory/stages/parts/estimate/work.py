@@ -352,6 +352,13 @@ def _certify(of: Situation) -> StageWork:
     return replace(_split(of), file_bytes=costs.SMALL_FILE_BYTES)
 
 
+def _best_segmenter(of: Situation) -> StageWork | None:
+    cost = costs.SEGMENTERS.get(of.config.segmentation.model)
+    if cost is None:
+        return None
+    return StageWork(seconds=costs.LOADED_S, file_bytes=costs.SEGMENTER_FILE_BYTES * cost.num_parameters)
+
+
 def _report(of: Situation) -> StageWork:
     shown = of.data.num_defective + of.config.synthesis.num_images
     return StageWork(
@@ -380,6 +387,7 @@ _WORK: Mapping[str, Callable[[Situation], StageWork | None]] = {
     "test-tiles": _test_tiles,
     "evaluate": _evaluate,
     "certify": _certify,
+    "best-segmenter": _best_segmenter,
     "report": _report,
 }
 """By name of the stage, or of its group."""
