@@ -38,7 +38,7 @@ def test_the_reference_page_lists_every_name() -> None:
 def test_a_finished_project_is_read_by_name(file: Path) -> None:
     project = Project.open(file)
     assert {state.state for state in project.states().values()} == {"up to date"}
-    assert [event.skipped for event in project.events() if isinstance(event, StageEnded)] == [True] * 18
+    assert [event.skipped for event in project.events() if isinstance(event, StageEnded)] == [True] * 19
     assert len(project.plan.jobs) == len(project.decisions.decisions) == 8
     assert project.drafts.image(project.plan.jobs[0]).shape == (32, 32, 3)
     assert set(project.split.train) <= {record.id for record in project.dataset.images}

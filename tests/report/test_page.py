@@ -15,6 +15,7 @@ import pytest
 from defectory.artifacts.next_step import NextStep
 from defectory.report.charts import line_chart, smooth, thin
 from defectory.report.content import Cell, Chart, Curve, Grid, Outcome, ReportContent, Signature, Table
+from defectory.report.intervals import Bar, ladder_chart
 from defectory.report.page import render_report
 
 HOSTILE = '<script>alert("x")</script> & "quotes"'
@@ -55,10 +56,12 @@ def content(**changes: object) -> ReportContent:
     values: dict[str, object] = {
         "title": f"demo {HOSTILE}",
         "outcome": Outcome(outcome="do not use it", sentence=f"No gain {HOSTILE}"),
+        "use": [f"Use `best_segmenter` {HOSTILE}."],
         "next_steps": [step()],
         "project_file": 'my "a" <b>.toml',
         "red_flags": [],
         "facts": [("train", "12 images")],
+        "figures": [ladder_chart("Ladder", "segm mAP", [Bar(name=HOSTILE, mean=0.3, interval=(0.2, 0.4))])],
         "scores": [
             Table(title="Scores", columns=["arm", "mAP"], rows=[["real", "0.300"], [HOSTILE, "0.2"]], note="a note")
         ],
@@ -78,6 +81,7 @@ def content(**changes: object) -> ReportContent:
                 title="Loss", x_label="step", y_label="loss", curves=[Curve(name="train", points=[(1, 2.0), (2, 1.0)])]
             )
         ],
+        "made": [Table(title="Cost", columns=["stage", "seconds"], rows=[["all", "7"]])],
         "appendix": [Table(title="Settings", columns=["key", "value"], rows=[["seed", "0"]])],
     }
     return ReportContent(**(values | changes))  # type: ignore[arg-type]
@@ -93,7 +97,15 @@ def test_the_page_is_balanced_self_contained_and_says_the_outcome_first() -> Non
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
     assert "url(" not in page
     assert "http" not in page
-    order = ("do not use it", ">What to do next<", ">Red flags<", ">Key facts<", ">Scores<", ">Pictures<")
+    order = (
+        "do not use it",
+        ">What to use<",
+        ">What to do next<",
+        ">Red flags<",
+        ">Key facts<",
+        ">Scores<",
+        ">Pictures<",
+    )
     places = [page.index(text) for text in order]
     assert places == sorted(places)
 
@@ -102,6 +114,7 @@ def test_texts_are_escaped() -> None:
     page = render_report(content())
     assert "<script" not in page
     assert page.count("&lt;script&gt;") >= 4
+    assert "Use <code>best_segmenter</code> &lt;" in page
 
 
 def test_commands_in_advice_are_set_as_code() -> None:
@@ -159,7 +172,9 @@ def test_without_red_flags_the_page_says_so() -> None:
 
 
 def test_an_empty_report_still_renders() -> None:
-    page = render_report(content(scores=[], grids=[], charts=[], signatures=[], appendix=[], next_steps=[]))
+    page = render_report(
+        content(use=[], figures=[], scores=[], grids=[], charts=[], signatures=[], made=[], appendix=[], next_steps=[])
+    )
     parser = Balance()
     parser.feed(page)
     assert parser.open == []

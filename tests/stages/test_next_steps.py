@@ -134,7 +134,10 @@ def test_seeds_are_no_help_while_no_draft_is_accepted() -> None:
 
 def test_a_gain_within_its_noise_asks_for_as_many_seeds_as_would_tell() -> None:
     # gains .02, .06 and .035: mean .038, standard deviation .020; t(3) * .020 / sqrt(4) = .032 is less
-    assert commands(situation(both=(0.32, 0.37, 0.355))) == ["run part.toml -o 'segmentation.seeds=[0,1,2,3]'"]
+    assert commands(situation(both=(0.32, 0.37, 0.355))) == [
+        "run part.toml -o 'segmentation.seeds=[0,1,2,3]'",
+        "study part.toml -o 'study.seeds=[0,1,2,3]'",
+    ]
     # gains -.02, .06 and .02 would take more seeds than anybody trains
     (step,) = next_steps(situation(both=(0.28, 0.37, 0.34)))
     assert step.title == "Label more images, first of burn"

@@ -99,19 +99,25 @@ class ReportContent:
     """The whole content of a page, in display order.
 
     Attributes:
+        use: what to use, a sentence or two each, with commands and names of folders between backticks.
         project_file: name of the file in whose folder the commands of the next steps work.
         red_flags: those of `signatures` that belong on the first screen.
+        figures: charts of the scores, as SVG elements.
+        made: what the run cost, and what it takes to make it again.
     """
 
     title: str
     outcome: Outcome
+    use: Sequence[str]
     next_steps: Sequence[NextStep]
     project_file: str
     red_flags: Sequence[Signature]
     facts: Sequence[tuple[str, str]]
+    figures: Sequence[str]
     scores: Sequence[Table]
     grids: Sequence[Grid]
     signatures: Sequence[Signature]
     measures: Sequence[Table]
     charts: Sequence[Chart]
+    made: Sequence[Table]
     appendix: Sequence[Table]

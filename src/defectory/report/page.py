@@ -28,7 +28,7 @@ def render_report(content: ReportContent) -> str:
     """Render the page as self-contained HTML."""
     page = environment().get_template("page.html.jinja")
     verdict_class = VERDICT_CLASSES.get(content.outcome.outcome, "open")
-    return page.render(content=content, verdict_class=verdict_class, finding_words=FINDING_WORDS)
+    return page.render(content=content, verdict_class=verdict_class, finding_words=FINDING_WORDS, svg=Markup)
 
 
 def anchor(name: str) -> str:

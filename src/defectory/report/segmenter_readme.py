@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from defectory.artifacts.segmenter_card import SegmenterCard, TrainedOn
+from defectory.terminal import printable
 
 SCORES = {
     "segm_map": "segm mAP",
@@ -24,9 +25,9 @@ def segmenter_readme(card: SegmenterCard) -> str:
     """Write the README of a segmenter's folder, in Markdown."""
     return "\n\n".join(
         [
-            f"# Segmenter of the project {card.project}",
+            f"# Segmenter of the project {printable(card.project)}",
             *([_warning(card)] if card.finds_nothing else []),
-            f"It finds defects of these classes in images: {', '.join(card.classes)}.",
+            f"It finds defects of these classes in images: {', '.join(map(printable, card.classes))}.",
             *_figures(card),
             "## Why this one",
             f"Arm {card.arm}, seed {card.seed}. {card.why}",
@@ -44,7 +45,8 @@ def segmenter_readme(card: SegmenterCard) -> str:
 def no_segmenter_readme(project: str, reasons: list[str]) -> str:
     """Write the README of a folder without a segmenter: none was trained."""
     told = "; ".join(reasons) or "the project trains none"
-    return f"# No segmenter of the project {project}\n\nNo segmenter was trained: {told}. The report says what to do.\n"
+    title = f"# No segmenter of the project {printable(project)}"
+    return f"{title}\n\nNo segmenter was trained: {told}. The report says what to do.\n"
 
 
 def _warning(card: SegmenterCard) -> str:
@@ -75,7 +77,9 @@ def _how_to_use(card: SegmenterCard) -> list[str]:
         "```python\nfrom defectory import Segmenter\n\n"
         'for found in Segmenter.load("best_segmenter").predict("image.png"):\n'
         "    print(found.class_name, found.score, found.box_xyxy)\n```",
-        f"It sees {card.scale:g} pixels per image pixel; images may have any size. {_value_range(card)} "
+        "In the project's folder, `defectory export --onnx "
+        f"{card.arm}-seed{card.seed} --out onnx` writes it for use without Defectory and torch, if its family can.",
+        f"It sees images of any size, at the scale {card.scale:g}. {_value_range(card)} "
         "`--min-score` and `min_score` replace the score threshold: a lower one finds more and alarms more.",
     ]
 

@@ -64,6 +64,8 @@ IMAGES_USED = "images_used.json"
 """Which images a stage used, by purpose."""
 REPORT_FILE = "report.html"
 SUMMARY_FILE = "summary.json"
+LADDER_FILE = "ladder.svg"
+SCORES_TABLE = "scores.csv"
 CARD_FILE = "card.json"
 README = "README.md"
 

@@ -327,6 +327,11 @@ class RunStore:
         """Return all scores of the evaluation."""
         return self._once(layout.EVALUATION, layout.SCORES_FILE, _read_json)
 
+    def predictions(self, arm: str, seed: int) -> list[dict[str, Any]]:
+        """Return what a segmenter found on test images, as COCO results with RLE."""
+        name = f"{layout.PREDICTIONS}/{layout.segmenter_name(arm, seed)}.json"
+        return self._once(layout.EVALUATION, name, _read_list)
+
     def score_table(self, arm: str, seed: int) -> Path:
         """Return the file of a segmenter's score table, as `evaluate` wrote it."""
         return self.checked(layout.EVALUATION, layout.score_table(arm, seed))
@@ -414,6 +419,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise StageError(f"{path}: is damaged; `defectory run` makes it anew")
     return content
+
+
+def _read_list(path: Path) -> list[dict[str, Any]]:
+    return json.loads(path.read_bytes())
 
 
 def _read_lines(path: Path) -> list[dict[str, float]]:

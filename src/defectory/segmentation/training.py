@@ -38,6 +38,8 @@ FINAL_LR_SHARE = 0.05
 MAX_GRAD_NORM = 5.0
 FILES = ("model.safetensors", "segmenter.json")
 """What a trained segmenter consists of."""
+WEIGHT_KEYS = ("file", "files", "folder")
+"""Under which of these a family keeps the names of the weights that it started from."""
 NO_SCORE = -1.0
 """Best val score in the log if no validation counted."""
 
@@ -307,11 +309,12 @@ def digest_of_weights(folder: Path) -> str:
     return str(json.loads((folder / "segmenter.json").read_text())["sha256"])
 
 
-def initial_weights_of(folder: Path) -> str | None:
-    """Return name and digest of the file of weights that training started from; None if they are the family's own."""
-    weights = json.loads((folder / "segmenter.json").read_text())["built"].get("weights")
-    is_file = isinstance(weights, dict) and "file" in weights
-    return f"{weights['file']} (SHA-256 {weights['sha256'][:16]})" if is_file else None
+def initial_weights_of(folder: Path) -> tuple[str, ...]:
+    """Return names of the weights from elsewhere that training started from; none if they are the family's own."""
+    built = json.loads((folder / "segmenter.json").read_text())["built"]
+    parts = [part for part in (built.get("encoder"), built.get("weights")) if isinstance(part, dict)]
+    named = [[part[key]] if key != "files" else list(part[key]) for part in parts for key in WEIGHT_KEYS if key in part]
+    return tuple(str(name) for names in named for name in names)
 
 
 def value_range_of(folder: Path) -> ValueRange | None:

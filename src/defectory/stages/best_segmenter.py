@@ -153,10 +153,10 @@ def _initial_weights(config: ProjectConfig, copy: Path) -> str:
     from defectory.segmentation.training import initial_weights_of
 
     weights = initial_weights_of(copy)
-    if weights is not None:
+    if weights:
         return (
-            f"Training started from {weights}, on your disk. The licence of these weights, and of the images that they "
-            "were made from, holds for this segmenter too: look it up before you pass it on."
+            f"Training started from {', '.join(weights)}, which Defectory did not make. The licence of these weights, "
+            "and of the images that they were made from, holds for this segmenter too; look it up before you share it."
         )
     if config.segmentation.model == "light":
         return OWN_WEIGHTS[config.segmentation.init]

@@ -1,4 +1,4 @@
-"""Stage evaluate: scores every segmenter on test, and is the only stage that opens test images."""
+"""Stage evaluate: scores every segmenter on test. Only it and the report, which shows a few, open test images."""
 
 from __future__ import annotations
 

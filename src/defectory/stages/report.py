@@ -10,9 +10,9 @@ from types import MappingProxyType
 from defectory.config.project import OF_PLACE_AND_SPEED, ProjectConfig
 from defectory.drivers.tune import candidates_of
 from defectory.events import Work
-from defectory.files import write_json
-from defectory.report.charts import smooth
-from defectory.report.content import Chart, Curve, Outcome, ReportContent
+from defectory.files import write_json, write_text
+from defectory.report.charts import line_chart, svg_file
+from defectory.report.content import Outcome, ReportContent
 from defectory.report.page import write_report
 from defectory.runs import layout
 from defectory.runs.sources import Sources
@@ -22,12 +22,21 @@ from defectory.stages.parts.durations import Durations
 from defectory.stages.parts.label_counts import label_counts
 from defectory.stages.parts.leakage import leakage_of
 from defectory.stages.parts.next_steps import Situation, next_steps
+from defectory.stages.parts.report_charts import ladder, plant_chart, training_charts
+from defectory.stages.parts.report_details import cost_table, missed_table, reproduce_table, scores_csv, size_table
+from defectory.stages.parts.report_first import what_to_use
 from defectory.stages.parts.report_grids import decision_grid, main_grid
-from defectory.stages.parts.report_tables import appendix, arm_name, certificate_table, facts, measures, score_tables
+from defectory.stages.parts.report_predictions import prediction_grids
+from defectory.stages.parts.report_tables import (
+    appendix,
+    certificate_table,
+    exposure_table,
+    facts,
+    measures,
+    score_tables,
+)
 from defectory.stages.parts.signatures import memorisation, red_flags, signatures
 from defectory.stages.segment import stage_name
-
-SMOOTHED_STEPS = 20
 
 
 class Report(Stage):
@@ -41,7 +50,7 @@ class Report(Stage):
         """Read everything that is shown."""
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
         made = ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate", "synthesize")
-        return (*made, "curate", "test-tiles", "evaluate", "certify", *segmenters)
+        return (*made, "curate", "test-tiles", "evaluate", "certify", "best-segmenter", *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them, and on how its commands open the project."""
@@ -76,21 +85,35 @@ class Report(Stage):
             durations=_durations(inputs, config, recorded),
             tune_seconds=leak_seconds * len(candidates_of(config.drivers, tile_px=inputs.tiles.tileset.tiling.tile_px)),
         )
+        card, drawn = inputs.segmenter_card, ladder(scores)
         content = ReportContent(
             title=f"{config.name}: does synthetic data help?",
             outcome=Outcome(outcome=scores["verdict"]["outcome"], sentence=scores["verdict"]["sentence"]),
             next_steps=next_steps(situation),
             project_file=inputs.sources.command.file,
+            use=what_to_use(card, scores, inputs.sources.command),
             red_flags=red_flags(failures),
             facts=facts(inputs, config),
-            scores=score_tables(scores),
-            grids=[main_grid(inputs), decision_grid(inputs, difference_threshold=config.curation.difference_threshold)],
+            figures=[drawn, line_chart(plant_chart(scores, card))],
+            scores=[*score_tables(scores), missed_table(scores), size_table(scores)],
+            grids=[
+                *prediction_grids(inputs, scores, card),
+                main_grid(inputs),
+                decision_grid(inputs, difference_threshold=config.curation.difference_threshold),
+            ],
             signatures=failures,
-            measures=[*measures(inputs, scores, leak, copied), certificate_table(inputs.certificate)],
-            charts=_charts(inputs, config),
+            measures=[exposure_table(scores), *measures(inputs, scores, leak, copied)],
+            charts=training_charts(inputs, config),
+            made=[
+                certificate_table(inputs.certificate),
+                cost_table(inputs),
+                reproduce_table(inputs, base=Path(config.base).name, seed=config.seed),
+            ],
             appendix=appendix(inputs, config),
         )
         write_report(content, out / layout.REPORT_FILE)
+        write_text(out / layout.LADDER_FILE, svg_file(drawn))
+        write_text(out / layout.SCORES_TABLE, scores_csv(scores, _seeds_of(inputs, config)))
         likeness = (
             None
             if copied is None
@@ -108,6 +131,15 @@ class Report(Stage):
         return f"{layout.RUN_REPORT}; failures found: {', '.join(found) or 'none'}"
 
 
+def _seeds_of(inputs: RunStore, config: ProjectConfig) -> dict[str, list[int]]:
+    """Return the seeds of every arm that was trained, in the order of its scores."""
+    segmentation = config.segmentation
+    return {
+        arm: [seed for seed in segmentation.seeds if inputs.segmenter(arm, seed).skipped is None]
+        for arm in segmentation.arms
+    }
+
+
 def _durations(inputs: RunStore, config: ProjectConfig, recorded: Mapping[str, float]) -> Durations:
     """Return the times of the run's stages, without those of segmenters that were skipped."""
     from defectory.stages.all import stages_of  # which imports this module
@@ -116,30 +148,3 @@ def _durations(inputs: RunStore, config: ProjectConfig, recorded: Mapping[str, f
     skipped = {s.folder.relative_to(inputs.folder).as_posix() for s in segmenters if s.skipped is not None}
     trained = {folder: seconds for folder, seconds in recorded.items() if folder not in skipped}
     return Durations(config=config, recorded=trained, stages_of=stages_of)
-
-
-def _charts(inputs: RunStore, config: ProjectConfig) -> list[Chart]:
-    charts: list[Chart] = []
-    for title, phase in (("Learn the concept", "concept"), ("Learn the condition", "control")):
-        lines = inputs.losses(phase)
-        losses = [line["loss"] for line in lines if "loss" in line]
-        held_out = [(line["step"], line["held_out_loss"]) for line in lines if "held_out_loss" in line]
-        curves = [Curve(name=f"train, mean of {SMOOTHED_STEPS}", points=smooth(losses, SMOOTHED_STEPS))]
-        curves += [Curve(name="held out, unweighted", points=held_out)] if held_out else []
-        charts.append(Chart(title=title, x_label="step", y_label="loss", curves=curves))
-    losses_of: list[Curve] = []
-    maps_of: list[Curve] = []
-    seed = config.segmentation.seeds[0]
-    for arm in config.segmentation.arms:
-        segmenter = inputs.segmenter(arm, seed)
-        if segmenter.skipped is None:
-            log = segmenter.log
-            losses_of.append(Curve(name=arm_name(arm), points=smooth(log["losses"], SMOOTHED_STEPS)))
-            maps_of.append(Curve(name=arm_name(arm), points=[(step, value) for step, value in log["val_map"]]))
-    loss_label = f"loss, mean of {SMOOTHED_STEPS}"
-    validation = f"Segmenter on real validation, seed {seed}"
-    return [
-        *charts,
-        Chart(title=f"Segmenter, seed {seed}", x_label="step", y_label=loss_label, curves=losses_of),
-        Chart(title=validation, x_label="step", y_label="segm mAP", curves=maps_of),
-    ]

@@ -196,7 +196,7 @@ def _evidence(of: Situation) -> list[NextStep]:
         needed = len(seeds) + more["seeds"]
         why += f" If the spread stays the same, it takes {needed} seeds to tell."
         if needed <= MAX_SEEDS:
-            return [_more_seeds(of, needed, why=why)]
+            return [_more_seeds(of, needed, why=why), _study(of, needed)]
     if _labels_for_test(of):
         return []
     if more.get("images") is not None:
@@ -216,6 +216,20 @@ def _more_seeds(of: Situation, count: int, *, why: str) -> NextStep:
     seeds = list(of.config.segmentation.seeds)
     seeds += [seed for seed in range(count + len(seeds)) if seed not in seeds][: count - len(seeds)]
     return _run_with(of, {"segmentation.seeds": seeds}, title=f"Train with {count} seeds", why=why)
+
+
+def _study(of: Situation, count: int) -> NextStep:
+    """Return the step that trains everything anew with each seed, which seeds of one run do not."""
+    whole = of.durations.of_everything()
+    return _step(
+        of,
+        title=f"Or find out with a study of {count} seeds",
+        why="Seeds of a run share one set of drafts. A study makes everything anew with each, so that its verdict "
+        "holds for other drafts too.",
+        verb="study",
+        settings={"study.seeds": list(range(count))},
+        seconds=None if whole is None else whole * count,
+    )
 
 
 def _labels_for_test(of: Situation) -> list[NextStep]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
 def score_tables(scores: dict[str, Any]) -> list[Table]:
     """Build the tables of every arm's scores and of segm mAP per class."""
     rows: list[list[str]] = []
-    scores = scores | {"arms": _in_order(scores)}
+    scores = scores | {"arms": in_order(scores)}
     for arm, values in scores["arms"].items():
         rows.append([arm_name(arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
         if len(values["per_seed"]) > 1:
@@ -110,17 +111,18 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
         for arm, values in scores["arms"].items()
     ]
     tables.append(Table(title="segm mAP per class", columns=["arm", *classes], rows=per_class))
-    return [*tables, _exposure_table(scores["arms"])]
+    return tables
 
 
-def _in_order(scores: dict[str, Any]) -> dict[str, Any]:
+def in_order(scores: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arms in the order of the project, which a JSON file with sorted keys does not keep."""
     arms, named = scores["arms"], [figure["arm"] for figure in scores["verdict"].get("arms", ())]
     return {arm: arms[arm] for arm in dict.fromkeys((*named, *arms)) if arm in arms}
 
 
-def _exposure_table(arms: dict[str, Any]) -> Table:
+def exposure_table(scores: Mapping[str, Any]) -> Table:
     """Build the table of how often each arm was shown images of each source."""
+    arms = in_order(scores)
     sources = list(dict.fromkeys(source for values in arms.values() for source in values.get("exposures", {})))
 
     def text(of: dict[str, int] | None) -> str:
