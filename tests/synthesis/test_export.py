@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from defectory.artifacts.annotation import Category, Instance
+from defectory.artifacts.doubt import DraftDoubt
 from defectory.artifacts.plan import Check, Decision, Decisions, Fidelity, Job, MaskOrigin, Plan
 from defectory.files import digest_file
 from defectory.formats.coco import load_coco
@@ -149,7 +150,12 @@ OFFSETS = ((3, 2), (3, 2), (43, 30), (3, 2))
 
 
 def several(
-    tmp_path: Path, *, depth: int, reverse: bool = False, accept: tuple[int, ...] = (0, 1, 2, 3)
+    tmp_path: Path,
+    *,
+    depth: int,
+    reverse: bool = False,
+    accept: tuple[int, ...] = (0, 1, 2, 3),
+    doubts: dict[str, DraftDoubt] | None = None,
 ) -> tuple[Path, Plan, np.ndarray]:
     """Export four drafts on one frame: two clear of each other, one on a square elsewhere, one on top of the first."""
     jobs = [
@@ -231,6 +237,7 @@ def several(
         valid_hw_of=lambda _: SIZE_HW,
         scale_of=lambda _: 1.0,
         frames=source,
+        doubts=doubts,
     )
     assert loaded == [7], "a large image is loaded once, however many drafts it gets"
     return tmp_path / "synthetic", plan, pixels
@@ -296,3 +303,29 @@ def test_a_rejected_draft_leaves_its_place_to_a_later_one(tmp_path: Path) -> Non
     folder, _, _ = several(tmp_path, depth=8, accept=(1, 2, 3))
     (line,) = (folder / "provenance.jsonl").read_text().splitlines()
     assert [draft["job"] for draft in json.loads(line)["drafts"]] == ["000001", "000002", "000003"]
+
+
+def test_what_is_doubtful_lies_beside_the_annotations_in_the_coordinates_of_the_frame(tmp_path: Path) -> None:
+    doubted = mask(2, 3, 9, 8)
+    doubts = {
+        f"{n:06d}": DraftDoubt(
+            job_id=f"{n:06d}", ignore=encode(doubted if n == 1 else np.zeros(SIZE_HW, bool)), is_doubtful=(n == 2,)
+        )
+        for n in range(4)
+    }
+    plain, plan, pixels = several(tmp_path / "plain", depth=8)
+    folder, _, _ = several(tmp_path / "doubted", depth=8, doubts=doubts)
+    assert not (plain / "ignore.json").exists()
+    for name in ("annotations.json", "annotations_polygons.json", "provenance.jsonl"):
+        assert (plain / name).read_bytes() == (folder / name).read_bytes(), "labels stay as they are"
+    (row,) = json.loads((folder / "ignore.json").read_bytes())["images"]
+    annotations = json.loads((folder / "annotations.json").read_bytes())["annotations"]
+    assert [a["draft"] for a in annotations if a["id"] in row["doubtful_annotation_ids"]] == ["000002"]
+    assert (row["image_id"], row["file_name"]) == (1, "000000.png")
+    first, second = load_synthetic(folder)
+    assert first.ignore is not None
+    x, y = (int(at) for at in plan.jobs[1].offset_xy or (0, 0))
+    expected = np.zeros(pixels.shape, bool)
+    expected[y : y + SIZE_HW[0], x : x + SIZE_HW[1]] = doubted
+    assert np.array_equal(decode(first.ignore), expected)
+    assert (first.is_doubtful, second.ignore, second.is_doubtful) == ((False, False, True), None, (False,))

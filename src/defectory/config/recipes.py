@@ -73,6 +73,9 @@ ABLATION = Recipe(
             settings={"curation.checks": [], "curation.min_fidelity": 0.0, "curation.max_stray_share": 1e6},
         ),
         Variant(name="targeted", settings={"synthesis.focus": "segmenter"}),
+        Variant(name="ignore difference", settings={"curation.ignore": ["difference"]}),
+        Variant(name="ignore segmenter", settings={"curation.ignore": ["segmenter"]}),
+        Variant(name="ignore both", settings={"curation.ignore": ["difference", "segmenter"]}),
     ),
 )
 DRIVERS_TIMES_SAMPLES: dict[str, object] = {

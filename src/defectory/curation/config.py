@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from defectory.artifacts.config import Section
+from defectory.artifacts.doubt import Witness
 from defectory.artifacts.plan import CheckName
 
 ALL_CHECKS: tuple[CheckName, ...] = ("exposure", "blur", "clipping", "anomaly", "realism", "novelty", "duplicate")
+
+
+DOUBT_SETTINGS = frozenset({"ignore", "doubt_fidelity", "doubt_multiple"})
+"""Settings that change what is ignored, but no decision."""
 
 
 class CurationConfig(Section):
@@ -35,3 +40,20 @@ class CurationConfig(Section):
     """
     keep_share: float | None = Field(default=None, gt=0, le=1)
     """Keep at most this share of each class's drafts: those with the best fidelity (and agreement, if checked)."""
+    ignore: tuple[Witness, ...] = ()
+    """Witnesses whose doubtful pixels and boxes are left out of training: `difference` (what was drawn disagrees with
+    the label) and `segmenter` (segmenters trained on other real images do). Off until a study shows a gain.
+    `segmenter` first trains segmenters on folds of train, which takes a while.
+    """
+    doubt_fidelity: float = Field(default=0.5, ge=0, le=1)
+    """Witness `difference`: an instance whose own fidelity is lower is doubtful."""
+    doubt_multiple: float = Field(default=2.0, ge=1)
+    """Witness `segmenter`: a pixel or an instance is doubtful if its loss exceeds this many times the mean of its
+    class.
+    """
+
+    @field_validator("ignore")
+    @classmethod
+    def _sorted(cls, value: tuple[Witness, ...]) -> tuple[Witness, ...]:
+        # the order has no meaning
+        return tuple(sorted(set(value)))

@@ -18,6 +18,7 @@ from defectory.artifacts.calibration import Calibration
 from defectory.artifacts.certificate import Certificate
 from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord, image_path
 from defectory.artifacts.difficulty import Difficulty
+from defectory.artifacts.doubt import Doubts
 from defectory.artifacts.next_step import NextStep
 from defectory.artifacts.plan import Decisions, Job, MaskBank, Plan
 from defectory.artifacts.segmenter_card import SegmenterCard
@@ -291,6 +292,13 @@ class RunStore:
     def decisions(self) -> Decisions:
         """Return the decision on each draft."""
         return self._once(layout.CURATION, layout.DECISIONS_FILE, Decisions.load)
+
+    @property
+    def doubts(self) -> Doubts | None:
+        """Return what is doubtful in the accepted drafts; None if nothing is ignored."""
+        if not self.path(layout.CURATION, layout.DOUBT_FILE).is_file():
+            return None
+        return self._once(layout.CURATION, layout.DOUBT_FILE, Doubts.load)
 
     @property
     def fidelity(self) -> FidelitySummary:

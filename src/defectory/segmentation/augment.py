@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defectory.rle import decode
 from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.policies import Policy
 from defectory.segmentation.windows import is_sliver, visible
@@ -15,6 +16,8 @@ from defectory.segmentation.windows import is_sliver, visible
 Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Sample = tuple[Tensor, dict[str, Tensor]]
+Shown = tuple[Image, list[int], list[Mask], Mask]
+"""Image, numbers of the instances that it shows, their masks, and the pixels to ignore."""
 
 
 def to_sample(of: SegmentationImage, rng: np.random.Generator, *, policy: Policy, input_px: int) -> Sample:
@@ -23,36 +26,45 @@ def to_sample(of: SegmentationImage, rng: np.random.Generator, *, policy: Policy
     The crop shows at least a part of a random instance, if the image has any.
 
     Returns:
-        image float32 [3,H,W] in [0,1], and boxes float [N,4] xyxy, labels int64 [N], masks uint8 [N,H,W].
+        image float32 [3,H,W] in [0,1], and boxes float [N,4] xyxy, labels int64 [N], masks uint8 [N,H,W]. If anything
+        in it is doubtful, also ignore uint8 [H,W] and is_doubtful bool [N].
     """
     zoom = float(np.exp(rng.uniform(-np.log(policy.zoom), np.log(policy.zoom)))) if policy.zoom > 1 else 1.0
     angle = rng.uniform(-policy.rotation_degrees, policy.rotation_degrees) if policy.rotation_degrees else 0.0
     if zoom == 1.0 and angle == 0.0:
-        image, labels, masks = _cropped(of, input_px, rng)
+        image, shown, masks, ignore = _cropped(of, input_px, rng)
     else:
-        image, labels, masks = _warped(of, input_px, rng, zoom=zoom, angle_degrees=angle)
+        image, shown, masks, ignore = _warped(of, input_px, rng, zoom=zoom, angle_degrees=angle)
     if policy.quarter_turns:
         turns = int(rng.integers(4))
         image, masks = np.rot90(image, turns), [np.rot90(mask, turns) for mask in masks]
+        ignore = np.rot90(ignore, turns)
     if policy.flip:
         flip_x, flip_y = rng.random(2) < 0.5
         steps = (slice(None, None, -1 if flip_y else 1), slice(None, None, -1 if flip_x else 1))
-        image, masks = image[steps], [mask[steps] for mask in masks]
-    return _tensors(_exposed(np.ascontiguousarray(image), policy, rng), labels, masks)
+        image, masks, ignore = image[steps], [mask[steps] for mask in masks], ignore[steps]
+    flags = of.is_doubtful or (False,) * len(of.instances)
+    labels, doubtful = [of.instances[i][0] for i in shown], [flags[i] for i in shown]
+    return _tensors(_exposed(np.ascontiguousarray(image), policy, rng), labels, masks, doubtful, ignore)
 
 
-def _cropped(of: SegmentationImage, input_px: int, rng: np.random.Generator) -> tuple[Image, list[int], list[Mask]]:
+def _cropped(of: SegmentationImage, input_px: int, rng: np.random.Generator) -> Shown:
     whole_hw = (of.image.shape[0], of.image.shape[1])
     size_hw = (min(input_px, whole_hw[0]), min(input_px, whole_hw[1]))
     top, left = _corner(of, size_hw, rng)
-    labels: list[int] = []
+    shown: list[int] = []
     masks: list[Mask] = []
-    for (label, _), (mask, (y, x)) in zip(of.instances, of.crops(), strict=True):
+    for index, (mask, (y, x)) in enumerate(of.crops()):
         seen = visible(mask, (y - top, x - left), size_hw)
         if seen is not None:
-            labels.append(label)
+            shown.append(index)
             masks.append(_on_canvas(*seen, size_hw))
-    return of.image[top : top + size_hw[0], left : left + size_hw[1]], labels, masks
+    ignore = _ignored(of)[top : top + size_hw[0], left : left + size_hw[1]]
+    return of.image[top : top + size_hw[0], left : left + size_hw[1]], shown, masks, ignore
+
+
+def _ignored(of: SegmentationImage) -> Mask:
+    return np.zeros(of.image.shape[:2], bool) if of.ignore is None else decode(of.ignore)
 
 
 def _corner(of: SegmentationImage, size_hw: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
@@ -81,7 +93,7 @@ def _on_canvas(part: Mask, corner_yx: tuple[int, int], size_hw: tuple[int, int])
 
 def _warped(
     of: SegmentationImage, input_px: int, rng: np.random.Generator, *, zoom: float, angle_degrees: float
-) -> tuple[Image, list[int], list[Mask]]:
+) -> Shown:
     """Crop an image after it was zoomed and turned; beyond its border the border's pixels are repeated."""
     height, width = of.image.shape[:2]
     size_hw = (min(input_px, max(1, round(height * zoom))), min(input_px, max(1, round(width * zoom))))
@@ -94,17 +106,21 @@ def _warped(
     image = cv2.warpAffine(
         of.image, matrix, (size_hw[1], size_hw[0]), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
     )
-    labels: list[int] = []
+    shown: list[int] = []
     masks: list[Mask] = []
-    for (label, _), (mask, (y, x)) in zip(of.instances, of.crops(), strict=True):
+    for index, (mask, (y, x)) in enumerate(of.crops()):
         shifted = matrix.copy()
         shifted[:, 2] += matrix[:, :2] @ [x, y]
         soft = cv2.warpAffine(mask.astype(np.float32), shifted, (size_hw[1], size_hw[0]), flags=cv2.INTER_LINEAR)
         seen = soft >= 0.5
         if not is_sliver(int(seen.sum()), float(mask.sum()) * zoom**2):
-            labels.append(label)
+            shown.append(index)
             masks.append(seen)
-    return image.astype(np.uint8), labels, masks
+    ignore = np.zeros(size_hw, bool)
+    if of.ignore is not None:
+        whole = decode(of.ignore).astype(np.float32)
+        ignore = cv2.warpAffine(whole, matrix, (size_hw[1], size_hw[0]), flags=cv2.INTER_LINEAR) >= 0.5
+    return image.astype(np.uint8), shown, masks, np.asarray(ignore)
 
 
 def _exposed(image: Image, policy: Policy, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -123,7 +139,9 @@ def _exposed(image: Image, policy: Policy, rng: np.random.Generator) -> NDArray[
     return np.clip(values, 0, 1).astype(np.float32)
 
 
-def _tensors(image: NDArray[np.float32], labels: list[int], masks: list[Mask]) -> Sample:
+def _tensors(
+    image: NDArray[np.float32], labels: list[int], masks: list[Mask], doubtful: list[bool], ignore: Mask
+) -> Sample:
     boxes: list[tuple[int, int, int, int]] = []
     kept: list[int] = []
     for index, mask in enumerate(masks):
@@ -133,8 +151,13 @@ def _tensors(image: NDArray[np.float32], labels: list[int], masks: list[Mask]) -
             boxes.append((int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1))
     height, width = image.shape[:2]
     stacked = np.stack([masks[i] for i in kept]) if kept else np.zeros((0, height, width), bool)
-    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), {
+    target = {
         "boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
         "labels": torch.tensor([labels[i] for i in kept], dtype=torch.int64),
         "masks": torch.from_numpy(np.ascontiguousarray(stacked).astype(np.uint8)),
     }
+    flags = [doubtful[i] for i in kept]
+    if ignore.any() or any(flags):
+        target["ignore"] = torch.from_numpy(np.ascontiguousarray(ignore).astype(np.uint8))
+        target["is_doubtful"] = torch.tensor(flags, dtype=torch.bool)
+    return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1), target

@@ -53,8 +53,8 @@ class SegmentationConfig(Section):
     patience: int = Field(default=3, ge=1)
     """Validations in a row without a rise that end the search for the number of steps."""
     fold_steps: int | None = Field(default=None, ge=2)
-    """Optimiser steps of the fold segmenters, which serve `synthesis.focus` and the check `agreement`; None uses
-    `num_steps`.
+    """Optimiser steps of the fold segmenters, which serve `synthesis.focus`, the check `agreement` and
+    `curation.ignore`; None uses `num_steps`.
     """
     batch_size: int = Field(default=8, ge=1)
     """Images per optimiser step."""

@@ -21,14 +21,22 @@ class SegmentationImage:
     """A training image or a window of one: RGB uint8 [H,W,3], and (category id, mask) of each instance.
 
     `image_ids` names the data set images that it shows parts of: the image it was cut from, or the sources of a
-    draft's background and masks. It is empty for images that belong to no data set.
+    draft's background and masks. It is empty for images that belong to no data set. `ignore` holds the pixels that
+    training ignores, None if there are none; `is_doubtful` has a flag per instance, and is empty if none is doubtful.
     """
 
     id: str
     image: NDArray[np.uint8]
     instances: tuple[tuple[int, Rle], ...] = ()
     image_ids: tuple[int, ...] = ()
+    ignore: Rle | None = None
+    is_doubtful: tuple[bool, ...] = ()
     _crops: list[tuple[Mask, tuple[int, int]]] = field(default_factory=list, repr=False, compare=False)
+
+    @property
+    def has_doubt(self) -> bool:
+        """Return whether a pixel or an instance is doubtful."""
+        return self.ignore is not None or any(self.is_doubtful)
 
     def crops(self) -> list[tuple[Mask, tuple[int, int]]]:
         """Return the mask of each instance, cropped to its box, and the position (y, x) of its first pixel; cached."""
@@ -37,9 +45,12 @@ class SegmentationImage:
         return self._crops
 
     def digest(self) -> str:
-        """Return the SHA-256 hex digest of image and instances."""
+        """Return the SHA-256 hex digest of image, instances and what is doubtful."""
         instances = [(category_id, rle.size_hw, rle.counts) for category_id, rle in self.instances]
         state = hashlib.sha256(repr((self.image.shape, instances)).encode())
+        if self.has_doubt:
+            ignored = None if self.ignore is None else (self.ignore.size_hw, self.ignore.counts)
+            state.update(repr((ignored, self.is_doubtful)).encode())
         state.update(np.ascontiguousarray(self.image).tobytes())
         return state.hexdigest()
 

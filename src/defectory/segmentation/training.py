@@ -30,7 +30,7 @@ from defectory.segmentation.arms import ARMS, Arm, first_steps
 from defectory.segmentation.batches import Batch, Batches, Images
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationImage
-from defectory.segmentation.models.family import Build, build_segmenter
+from defectory.segmentation.models.family import Build, build_segmenter, require_heeding
 from defectory.segmentation.sizing import BoxStatistics, Sizing, box_statistics
 
 WARMUP_STEPS = 20
@@ -86,12 +86,15 @@ def train_segmenter(
         stage: name in events and messages.
 
     Raises:
-        ConfigError: the arm or the family is unknown, or a source of the arm has no images.
+        ConfigError: the arm or the family is unknown, a source of the arm has no images, or an image has doubtful
+            pixels that the family cannot ignore.
         FirewallError: an image does not name its images, or `require` refuses one of them.
         StageError: a loss is not finite, or `out` cannot be written.
         WeightsError: initial weights cannot be used.
     """
     image_ids = _required_ids([image for group in images.values() for image in group], require)
+    if any(image.has_doubt for group in images.values() for image in group):
+        require_heeding(config.model)
     chosen = ARMS.get(arm)
     begins = first_steps(chosen, name=arm, settings=config, num_steps=config.num_steps)
     batches = Batches(chosen, arm, begins, images, config, seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,17 @@ Image = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Piece = tuple[int, Mask, tuple[int, int]]
 """Category id, mask bool [h,w] cropped to its box, and the position (y, x) of its first pixel."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Doubt:
+    """What training ignores in an image: pixels, and a flag per instance; empty for none."""
+
+    ignore: Rle | None = None
+    is_doubtful: tuple[bool, ...] = ()
+
+
+NO_DOUBT = Doubt()
 
 
 def resized(image: Image, scale: float) -> Image:
@@ -42,6 +54,7 @@ def cut_windows(
     seed: int,
     num_free: int = 0,
     crowds: Sequence[Rle] = (),
+    doubt: Doubt = NO_DOUBT,
 ) -> tuple[list[SegmentationImage], list[SegmentationImage]]:
     """Cut an image into windows around its defects, and into windows without any.
 
@@ -56,6 +69,7 @@ def cut_windows(
         seed: of the positions.
         num_free: most windows without a defect.
         crowds: masks of regions of defects that are no instances; no window without a defect shows them.
+        doubt: pixels and instances that training ignores.
 
     Returns:
         Windows with defects, and windows without.
@@ -63,9 +77,15 @@ def cut_windows(
     rng = np.random.default_rng([73, seed, *image_ids])
     scaled = resized(image, sizing.scale)
     size_hw, side = (scaled.shape[0], scaled.shape[1]), sizing.input_px * WINDOW_INPUTS
-    pieces = [piece for label, rle in instances if (piece := _piece(label, rle, size_hw)) is not None]
+    found_pieces = [_piece(label, rle, size_hw) for label, rle in instances]
+    pieces = [piece for piece in found_pieces if piece is not None]
+    flags = doubt.is_doubtful or (False,) * len(instances)
+    unclear = _Unclear(
+        piece=None if doubt.ignore is None else _piece(0, doubt.ignore, size_hw),
+        flags=tuple(flag for flag, piece in zip(flags, found_pieces, strict=True) if piece is not None),
+    )
     if max(size_hw) <= side:
-        whole = _window(scaled, pieces, (0, 0), side, f"{name}-000", image_ids)
+        whole = _window(scaled, pieces, (0, 0), side, f"{name}-000", image_ids, unclear)
         return ([whole], []) if whole.instances else ([], [] if instances or crowds or not num_free else [whole])
     corners: list[tuple[int, int]] = []
     for _, mask, (y, x) in pieces:
@@ -74,10 +94,10 @@ def cut_windows(
             top <= y and left <= x and y + height <= top + side and x + width <= left + side for top, left in corners
         ):
             corners.append(_corner_around(mask, (y, x), size_hw, side, rng))
-    found = [_window(scaled, pieces, at, side, f"{name}-{i:03d}", image_ids) for i, at in enumerate(corners)]
+    found = [_window(scaled, pieces, at, side, f"{name}-{i:03d}", image_ids, unclear) for i, at in enumerate(corners)]
     avoided = [*pieces, *(piece for rle in crowds if (piece := _piece(0, rle, size_hw)) is not None)]
     free = [
-        _window(scaled, (), at, side, f"{name}-free-{i:03d}", image_ids)
+        _window(scaled, (), at, side, f"{name}-free-{i:03d}", image_ids, _Unclear())
         for i, at in enumerate(_free_corners(avoided, size_hw, side, num_free, rng))
     ]
     return [window for window in found if window.instances], free
@@ -124,31 +144,65 @@ def _free_corners(
     return [free[int(i)] for i in sorted(rng.permutation(len(free))[:count])]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Unclear:
+    """The doubt about the pieces of a scaled image."""
+
+    piece: Piece | None = None
+    flags: tuple[bool, ...] = ()
+
+
 def _window(
-    image: Image, pieces: Sequence[Piece], corner: tuple[int, int], side: int, name: str, image_ids: tuple[int, ...]
+    image: Image,
+    pieces: Sequence[Piece],
+    corner: tuple[int, int],
+    side: int,
+    name: str,
+    image_ids: tuple[int, ...],
+    unclear: _Unclear,
 ) -> SegmentationImage:
     (top, left) = corner
     shown = np.ascontiguousarray(image[top : top + side, left : left + side])
     size_hw = (shown.shape[0], shown.shape[1])
-    instances = [
-        (label, encode_crop(part, (x, y), size_hw))
-        for label, mask, at in pieces
-        if (seen := visible(mask, (at[0] - top, at[1] - left), size_hw)) is not None
-        for part, (y, x) in [seen]
-    ]
-    return SegmentationImage(id=name, image=shown, instances=tuple(instances), image_ids=image_ids)
+    instances: list[tuple[int, Rle]] = []
+    flags: list[bool] = []
+    for (label, mask, at), flag in zip(pieces, unclear.flags, strict=True):
+        seen = visible(mask, (at[0] - top, at[1] - left), size_hw)
+        if seen is not None:
+            part, (y, x) = seen
+            instances.append((label, encode_crop(part, (x, y), size_hw)))
+            flags.append(flag)
+    ignore: Rle | None = None
+    if unclear.piece is not None:
+        _, mask, at = unclear.piece
+        seen = cut(mask, (at[0] - top, at[1] - left), size_hw)
+        if seen is not None and seen[0].any():
+            ignore = encode_crop(seen[0], (seen[1][1], seen[1][0]), size_hw)
+    return SegmentationImage(
+        id=name,
+        image=shown,
+        instances=tuple(instances),
+        image_ids=image_ids,
+        ignore=ignore,
+        is_doubtful=tuple(flags) if any(flags) else (),
+    )
 
 
 def visible(mask: Mask, corner_yx: tuple[int, int], size_hw: tuple[int, int]) -> tuple[Mask, tuple[int, int]] | None:
     """Return the part of a cropped mask that lies in a window at (0, 0), and its position; None for a sliver."""
+    seen = cut(mask, corner_yx, size_hw)
+    if seen is None or seen[0].size == mask.size:
+        return seen
+    return None if is_sliver(int(seen[0].sum()), float(mask.sum())) else seen
+
+
+def cut(mask: Mask, corner_yx: tuple[int, int], size_hw: tuple[int, int]) -> tuple[Mask, tuple[int, int]] | None:
+    """Return the part of a cropped mask that lies in a window at (0, 0), and its position; None if there is none."""
     (y, x), (height, width) = corner_yx, mask.shape
     top, left, bottom, right = max(0, y), max(0, x), min(size_hw[0], y + height), min(size_hw[1], x + width)
     if top >= bottom or left >= right:
         return None
-    part = mask[top - y : bottom - y, left - x : right - x]
-    if part.size == mask.size:
-        return part, (top, left)
-    return None if is_sliver(int(part.sum()), float(mask.sum())) else (part, (top, left))
+    return mask[top - y : bottom - y, left - x : right - x], (top, left)
 
 
 def is_sliver(area_px: int, whole_px: float) -> bool:

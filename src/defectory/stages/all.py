@@ -18,7 +18,7 @@ from defectory.stages.curate import Curate
 from defectory.stages.evaluate import Evaluate
 from defectory.stages.export import Export
 from defectory.stages.finalize import Finalize
-from defectory.stages.folds import Folds
+from defectory.stages.folds import Folds, needs_folds
 from defectory.stages.import_data import Import
 from defectory.stages.learn_concept import LearnConcept
 from defectory.stages.learn_condition import LearnCondition
@@ -43,7 +43,6 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
     Raises:
         ConfigError: an installed package's stage reads an unknown stage.
     """
-    needs_folds = config.synthesis.focus == "segmenter" or "agreement" in config.curation.checks
     segmentation = config.segmentation
     ours = (
         Import(),
@@ -51,7 +50,7 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
         Tiles(),
         LearnConcept(),
         LearnCondition(),
-        *((Folds(),) if needs_folds else ()),
+        *((Folds(),) if needs_folds(config) else ()),
         *((LearnMasks(),) if config.masks.sources.diffusion > 0 else ()),
         Plan(),
         Calibrate(),

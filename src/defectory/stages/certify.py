@@ -15,6 +15,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.folds import needs_folds
 from defectory.stages.parts.image_uses import image_uses
 from defectory.stages.segment import stage_name
 
@@ -29,10 +30,9 @@ class Certify(Stage):
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
         """Read the files of every stage that used images."""
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
-        needs_folds = config.synthesis.focus == "segmenter" or "agreement" in config.curation.checks
         return (
             *("import", "split", "tiles", "learn-concept", "learn-condition"),
-            *(("folds",) if needs_folds else ()),
+            *(("folds",) if needs_folds(config) else ()),
             *(("learn-masks",) if config.masks.sources.diffusion > 0 else ()),
             *("plan", "calibrate", "curate", "export", *segmenters, "test-tiles", "evaluate"),
         )

@@ -12,6 +12,7 @@ from defectory.artifacts.plan import Job
 from defectory.artifacts.tiles import Tile, spread
 from defectory.config.project import ProjectConfig
 from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, Encoder, RealTile
+from defectory.curation.config import DOUBT_SETTINGS
 from defectory.curation.decide import Scored, decide, write_contact_sheet
 from defectory.events import Progress, Work
 from defectory.runs import layout
@@ -19,6 +20,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import ConceptFolder, RunStore
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, tile_scale_of
+from defectory.stages.parts.doubt import doubts_of
 from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.sampling import load_backbone
@@ -35,14 +37,15 @@ class Curate(Stage):
     name, folder = "curate", layout.CURATION
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read plan, drafts and real tiles, and folds for the check `agreement`."""
-        agrees = "agreement" in config.curation.checks
-        return ("import", "split", "tiles", "learn-concept", "plan", "synthesize", *(("folds",) if agrees else ()))
+        """Read plan, drafts and real tiles, and folds for the check `agreement` and the witness `segmenter`."""
+        judged = "agreement" in config.curation.checks or "segmenter" in config.curation.ignore
+        return ("import", "split", "tiles", "learn-concept", "plan", "synthesize", *(("folds",) if judged else ()))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the curation section, the mode of synthesis and the seed."""
+        unused = None if config.curation.ignore else set(DOUBT_SETTINGS)
         return {
-            "curation": config.curation.model_dump(mode="json"),
+            "curation": config.curation.model_dump(mode="json", exclude=unused),
             "synthesis.mode": config.synthesis.mode,
             "seed": config.seed,
         }
@@ -71,7 +74,12 @@ class Curate(Stage):
             write_contact_sheet(plan, decisions, pair_of=drafts.pair, out=out / layout.CONTACT_SHEET)
             told = f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f})"
             cause = f"; likely cause: {summary.likely_cause}" if summary.likely_cause else ""
-            return f"{told}, {summary.accepted_share:.0%} accepted{cause}"
+            doubt = ""
+            if config.curation.ignore:
+                doubts = yield from doubts_of(inputs, config, decisions)
+                doubts.save(out / layout.DOUBT_FILE)
+                doubt = f"; {doubts.summary()}"
+            return f"{told}, {summary.accepted_share:.0%} accepted{doubt}{cause}"
         return "no draft"
 
 

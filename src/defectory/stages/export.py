@@ -41,7 +41,7 @@ class Export(Stage):
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
-        """Write images, labels as RLE and as polygons, and the provenance of each image."""
+        """Write images, labels as RLE and as polygons, the provenance of each image, and what training ignores."""
         yield from ()
         data, pool = inputs.data, pool_tiles(inputs, config)
 
@@ -49,7 +49,7 @@ class Export(Stage):
             record = data.dataset.image(pool.tile(job).image_id)
             return {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256}
 
-        image_ids = image_ids_of_jobs(inputs)
+        image_ids, doubts = image_ids_of_jobs(inputs), inputs.doubts
         written = export_synthetic(
             inputs.plan,
             inputs.decisions,
@@ -61,11 +61,13 @@ class Export(Stage):
             valid_hw_of=lambda job: pool.tile(job).valid_hw,
             scale_of=lambda job: pool.tile(job).scale,
             frames=frame_source(inputs, config, pool),
+            doubts=None if doubts is None else doubts.by_job(),
         )
         kept = written.num_without_outline
         told = f"; {kept} instances have no outline and stay RLE" if kept else ""
+        doubtful = f"; {layout.IGNORE_FILE}: {doubts.summary()}" if doubts is not None else ""
         drafts = f" with {written.num_drafts} drafts" if written.num_drafts > written.num_images else ""
-        return f"{written.num_images} images{drafts} in {self.folder}/{layout.ANNOTATIONS}{told}"
+        return f"{written.num_images} images{drafts} in {self.folder}/{layout.ANNOTATIONS}{told}{doubtful}"
 
 
 def frame_source(inputs: RunStore, config: ProjectConfig, pool: PoolTiles) -> FrameSource | None:

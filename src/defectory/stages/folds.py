@@ -14,6 +14,7 @@ from defectory.artifacts.dataset import Dataset
 from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
 from defectory.artifacts.tiles import TileSet
 from defectory.config.project import ProjectConfig
+from defectory.curation.doubt import Detection
 from defectory.curation.fidelity import iou
 from defectory.events import Progress, Work
 from defectory.rle import decode
@@ -33,7 +34,7 @@ Defects = Sequence[tuple[int, Mask]]
 
 
 class Folds(Stage):
-    """Trains a segmenter per fold of train, if `synthesis.focus` or the check `agreement` needs it."""
+    """Trains a segmenter per fold of train, if a setting needs it; see `needs_folds`."""
 
     VERSION = 3
     name, folder = "folds", layout.FOLDS
@@ -49,6 +50,7 @@ class Folds(Stage):
             "files of segmentation.weights": sources.listing(config.segmentation.weights),
             "segmentation": {**config.segmentation.of_one_training(), "fold_steps": config.segmentation.fold_steps},
             "seed": config.seed,
+            **({"pool": "left out"} if _leaves_out_pool(config) else {}),
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
@@ -109,6 +111,9 @@ class Folds(Stage):
             if is_whole_segmenter(folder):
                 continue
             left_out = {image_id for image_id, of in fold_of.items() if of == fold}
+            if _leaves_out_pool(config):
+                # the images that drafts are drawn on
+                left_out |= set(split.pool)
             seen, free = real_images(inputs, sizing, seed=config.seed, stage=self.name, leave_out=left_out)
             for event in train_segmenter(
                 arm="real",
@@ -127,6 +132,17 @@ class Folds(Stage):
                     yield Progress(
                         done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}"
                     )
+
+
+def needs_folds(config: ProjectConfig) -> bool:
+    """Return whether a run needs the fold segmenters."""
+    curation = config.curation
+    return config.synthesis.focus == "segmenter" or "agreement" in curation.checks or "segmenter" in curation.ignore
+
+
+def _leaves_out_pool(config: ProjectConfig) -> bool:
+    """Return whether no fold trains on the pool, so that the backgrounds of drafts are new to every fold."""
+    return "segmenter" in config.curation.ignore
 
 
 def folds_of(dataset: Dataset, train: Sequence[int], *, seed: int) -> dict[int, int]:
@@ -181,6 +197,16 @@ class FoldSegmenters:
             [(p.category_id, decode(p.rle)) for p in predictions]
             for fold in folds
             for predictions in predict_images(self._models[fold], [(0, image)], scale=self._scale, min_score=MIN_SCORE)
+        ]
+
+    def detections(self, image: NDArray[np.uint8], *, folds: Sequence[int]) -> list[list[Detection]]:
+        """Return everything that each segmenter of these folds detects on a tile, weak detections too."""
+        from defectory.segmentation.predict import predict_images
+
+        return [
+            [Detection(category_id=p.category_id, score=p.score, rle=p.rle) for p in predictions]
+            for fold in folds
+            for predictions in predict_images(self._models[fold], [(0, image)], scale=self._scale)
         ]
 
     def overlap(self, image: NDArray[np.uint8], labels: Defects) -> float:

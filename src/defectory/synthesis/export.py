@@ -12,15 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Instance
+from defectory.artifacts.doubt import DraftDoubt
 from defectory.artifacts.plan import Decision, Decisions, Job, Plan
-from defectory.files import canonical_json, digest_file, write_text
+from defectory.files import canonical_json, digest_file, write_json, write_text
 from defectory.folders.swap import atomic_folder
 from defectory.formats.coco import save_coco
 from defectory.geometry import resize_mask
 from defectory.images.frames import FrameImage
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
-from defectory.rle import Rle, decode, encode, encode_crop
+from defectory.rle import Rle, decode, encode, encode_crop, union
 from defectory.synthesis.drafts import draft_paths
 from defectory.synthesis.frames import Box, FrameSizes, change_boxes, share_frames
 from defectory.synthesis.insert import paste_into
@@ -133,11 +134,12 @@ def export_synthetic(
     valid_hw_of: Callable[[Job], tuple[int, int]],
     scale_of: Callable[[Job], float],
     frames: FrameSource | None = None,
+    doubts: Mapping[str, DraftDoubt] | None = None,
 ) -> SyntheticSet:
     """Write the synthetic set: `images/`, `annotations.json` (RLE), `annotations_polygons.json`, `provenance.jsonl`.
 
-    Every accepted draft is in one image, which has the name of its first draft. The changes of drafts that share an
-    image do not overlap.
+    With doubts it also writes `ignore.json`. Every accepted draft is in one image, which has the name of its first
+    draft. The changes of drafts that share an image do not overlap.
 
     Args:
         plan: what was drawn.
@@ -150,6 +152,7 @@ def export_synthetic(
         valid_hw_of: image part of the tile; padding is cut off on export.
         scale_of: returns the pixels of a job's tile per pixel of its pool image.
         frames: how defects and labels are transferred to whole images. None exports tiles.
+        doubts: what training is to ignore, by job id; None writes no `ignore.json`.
 
     Returns:
         Numbers of what was written.
@@ -159,20 +162,23 @@ def export_synthetic(
     with atomic_folder(out, kind="export") as folder:
         (folder / "images").mkdir()
         writer = _Writer(
-            decisions=accepted, drafts=drafts, images=folder / "images", valid_hw_of=valid_hw_of, scale_of=scale_of
+            decisions=accepted,
+            doubts=doubts or {},
+            drafts=drafts,
+            images=folder / "images",
+            valid_hw_of=valid_hw_of,
+            scale_of=scale_of,
         )
         pictures = [writer.tile(job) for job in jobs] if frames is None else list(writer.frames(jobs, frames))
         pictures.sort(key=lambda picture: picture.name)
         images = [(number, picture.name, picture.size_hw, {}) for number, picture in enumerate(pictures, start=1)]
-        labels = [
-            (number, instance, {"draft": job_id})
-            for number, picture in enumerate(pictures, start=1)
-            for job_id, instance in picture.labels
-        ]
-        instances = [(number, instance) for number, instance, _ in labels]
-        extras = [extra for _, _, extra in labels]
+        labels = [(number, label) for number, picture in enumerate(pictures, start=1) for label in picture.labels]
+        instances = [(number, label.instance) for number, label in labels]
+        extras = [{"draft": label.job_id} for _, label in labels]
         for file_name, polygons in (("annotations.json", False), ("annotations_polygons.json", True)):
             save_coco(folder / file_name, plan.categories, images, instances, polygons=polygons, extras=extras)
+        if doubts is not None:
+            write_json(folder / "ignore.json", _ignored(pictures))
         made_by = {
             "base_digest": base_digest,
             "concept_digest": plan.concept_digest,
@@ -199,16 +205,46 @@ def export_synthetic(
     return SyntheticSet(num_images=len(images), num_drafts=len(jobs), num_without_outline=num_without_outline)
 
 
+def _ignored(pictures: Sequence[_Picture]) -> dict[str, object]:
+    """Return the content of `ignore.json`; images and annotations have the ids of `annotations.json`."""
+    rows: list[dict[str, object]] = []
+    first = 1
+    for number, picture in enumerate(pictures, start=1):
+        doubtful = [first + place for place, label in enumerate(picture.labels) if label.is_doubtful]
+        first += len(picture.labels)
+        ignore = picture.ignore
+        if ignore is not None or doubtful:
+            rows.append(
+                {
+                    "image_id": number,
+                    "file_name": picture.name,
+                    "ignore": None if ignore is None else {"size": list(ignore.size_hw), "counts": ignore.counts},
+                    "doubtful_annotation_ids": doubtful,
+                }
+            )
+    return {"images": rows}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Label:
+    """One written instance, and whether it is doubtful."""
+
+    job_id: str
+    instance: Instance
+    is_doubtful: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Picture:
-    """One written image: its file name, size and scale, its jobs, and their labels and windows by job id."""
+    """One written image: its file name, size and scale, its jobs, their labels, windows by job id, ignored pixels."""
 
     name: str
     size_hw: tuple[int, int]
     scale: float
     jobs: Sequence[Job]
-    labels: Sequence[tuple[str, Instance]]
+    labels: Sequence[_Label]
     windows: Mapping[str, dict[str, object]]
+    ignore: Rle | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +252,7 @@ class _Writer:
     """Writes the images of a synthetic set."""
 
     decisions: Mapping[str, Decision]
+    doubts: Mapping[str, DraftDoubt]
     drafts: Path
     images: Path
     valid_hw_of: Callable[[Job], tuple[int, int]]
@@ -225,13 +262,16 @@ class _Writer:
         """Write one accepted draft as a tile."""
         shown, name = self._drawn(job), f"{job.id}.png"
         save_png(self.images / name, shown)
-        labels = [
-            (job.id, Instance(category_id=category_id, rle=encode(mask)))
-            for category_id, mask in self._labels(job)
-            if mask.any()
-        ]
-        size_hw = shown.shape[0], shown.shape[1]
-        return _Picture(name=name, size_hw=size_hw, scale=self.scale_of(job), jobs=(job,), labels=labels, windows={})
+        size_hw, ignored = (shown.shape[0], shown.shape[1]), self._ignored(job)
+        return _Picture(
+            name=name,
+            size_hw=size_hw,
+            scale=self.scale_of(job),
+            jobs=(job,),
+            labels=self._placed(job, encode),
+            windows={},
+            ignore=None if ignored is None else encode(ignored),
+        )
 
     def frames(self, jobs: Sequence[Job], source: FrameSource) -> Iterator[_Picture]:
         """Write accepted drafts in their pool images, each of which is loaded once."""
@@ -266,28 +306,49 @@ class _Writer:
         """Write one image with the changes of several drafts."""
         first = places[jobs[0].id]
         pixels, name = first.pixels.copy(), f"{jobs[0].id}{first.suffix}"
-        labels: list[tuple[str, Instance]] = []
+        labels: list[_Label] = []
+        ignored: list[Rle] = []
         windows: dict[str, dict[str, object]] = {}
         for job in jobs:
             frame = places[job.id]
             frame.add_to(pixels, self._drawn(job))
-            labels += [
-                (job.id, Instance(category_id=category_id, rle=frame.label(mask)))
-                for category_id, mask in self._labels(job)
-                if mask.any()
-            ]
+            labels += self._placed(job, frame.label)
+            doubt = self._ignored(job)
+            if doubt is not None:
+                ignored.append(frame.label(doubt))
             windows[job.id] = {"corner_yx": frame.corner_yx, "size_hw": frame.size_hw, "tile_hw": self.valid_hw_of(job)}
         first.save(self.images / name, pixels)
         size_hw = pixels.shape[0], pixels.shape[1]
-        return _Picture(name=name, size_hw=size_hw, scale=1.0, jobs=jobs, labels=labels, windows=windows)
+        return _Picture(
+            name=name,
+            size_hw=size_hw,
+            scale=1.0,
+            jobs=jobs,
+            labels=labels,
+            windows=windows,
+            ignore=union(ignored) if ignored else None,
+        )
 
     def _drawn(self, job: Job) -> NDArray[np.uint8]:
         height, width = self.valid_hw_of(job)
         return np.ascontiguousarray(load_rgb(draft_paths(self.drafts, job.id)[0])[:height, :width])
 
-    def _labels(self, job: Job) -> list[tuple[int, NDArray[np.bool_]]]:
+    def _placed(self, job: Job, encoded: Callable[[NDArray[np.bool_]], Rle]) -> list[_Label]:
+        """Return the labels of a job that its image shows, encoded for the image."""
         (height, width), tightened = self.valid_hw_of(job), self.decisions[job.id].tightened
-        return [(i.category_id, decode(i.rle)[:height, :width]) for i in tightened or job.instances]
+        instances, doubt = tightened or job.instances, self.doubts.get(job.id)
+        flags = (False,) * len(instances) if doubt is None else doubt.is_doubtful
+        return [
+            _Label(job_id=job.id, instance=Instance(category_id=of.category_id, rle=encoded(mask)), is_doubtful=flag)
+            for of, flag in zip(instances, flags, strict=True)
+            if (mask := decode(of.rle)[:height, :width]).any()
+        ]
+
+    def _ignored(self, job: Job) -> NDArray[np.bool_] | None:
+        """Return the ignored pixels of a job's image part, bool [h,w]; None if there are none."""
+        doubt = self.doubts.get(job.id)
+        mask = None if doubt is None else decode(doubt.ignore)
+        return mask if mask is not None and mask.any() else None
 
 
 def _provenance(job: Job, decision: Decision, window: dict[str, object] | None) -> dict[str, object]:

@@ -87,6 +87,7 @@ class EfficientNetLite0:
     takes_weights = True
 
     exports_onnx = True
+    heeds_ignore = True
     kept_in_start = (ENCODER,)
 
     def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:

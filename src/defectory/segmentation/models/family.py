@@ -3,7 +3,9 @@
 A segmenter follows torchvision's convention for detection modules. Images are float [3,H,W] in [0,1], of any size.
 
 - In training mode, `model(images, targets)` returns a dict of scalar losses, which are summed. A target holds `boxes`
-  float [N,4] (xyxy, pixels), `labels` int64 [N] (category ids, from 1) and `masks` uint8 [N,H,W]; N may be 0.
+  float [N,4] (xyxy, pixels), `labels` int64 [N] (category ids, from 1) and `masks` uint8 [N,H,W]; N may be 0. If the
+  family heeds ignore, a target may also hold `ignore` uint8 [H,W] and `is_doubtful` bool [N], both or neither: pixels
+  and instances without a loss.
 - In evaluation mode, `model(images)` returns a dict per image: `scores` float [N], `labels` int64 [N] and `masks` float
   [N,1,H,W] in [0,1].
 
@@ -53,7 +55,8 @@ class SegmenterFamily(Protocol):
     """A family builds segmenters of one kind.
 
     A family may have attributes: `takes_weights`, whether `segmentation.weights` may be set; `exports_onnx`, whether
-    its segmenters can be written as ONNX; `kept_in_start`, as the function of that name returns it.
+    its segmenters can be written as ONNX; `heeds_ignore`, whether it leaves out what targets call doubtful;
+    `kept_in_start`, as the function of that name returns it.
     """
 
     def build(self, build: Build) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -86,6 +89,17 @@ def build_segmenter(kind: str, build: Build, *, seed: int) -> tuple[nn.Module, M
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return family.build(build)
+
+
+def require_heeding(kind: str) -> None:
+    """Require that a family leaves doubtful pixels and instances out of its losses.
+
+    Raises:
+        ConfigError: the family is unknown, or learns from all of them.
+    """
+    if not getattr(SEGMENTERS.get(kind), "heeds_ignore", False):
+        found = f"the family {kind} cannot leave doubtful pixels out of its loss"
+        raise ConfigError("curation.ignore", found, "set it to [], or set another segmentation.model")
 
 
 def kept_in_start(kind: str) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ class Light:
     """The family of the light Mask R-CNN, whose weights are shipped."""
 
     exports_onnx = True
+    heeds_ignore = True
 
     def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:
         """Build a segmenter from the shipped `segmenter`, from an `encoder` alone, or from `random` weights."""

@@ -7,6 +7,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.ops import MultiScaleRoIAlign
 
 from defectory.segmentation.models.anchors import anchors_for
+from defectory.segmentation.models.ignore import heed_ignore
 from defectory.segmentation.models.transform import AsTheyAre
 from defectory.segmentation.sizing import OWN_BOXES, BoxStatistics
 
@@ -50,7 +51,7 @@ def light_mask_rcnn(backbone: nn.Module, num_classes: int, boxes: BoxStatistics 
         mask_predictor=_mask_predictor(num_classes + 1),
     )
     model.transform = AsTheyAre(1, 1, [0.5] * 3, [0.5] * 3)
-    return model
+    return heed_ignore(model)
 
 
 class _BoxHead(nn.Module):

@@ -10,6 +10,7 @@ from torchvision.models.detection import MaskRCNN, maskrcnn_resnet50_fpn, maskrc
 from defectory.files import digest_file
 from defectory.segmentation.models.anchors import anchors_for
 from defectory.segmentation.models.family import Build
+from defectory.segmentation.models.ignore import heed_ignore
 from defectory.segmentation.models.pretrained import apply_weights, found_weights, freeze_norms
 from defectory.segmentation.models.transform import AsTheyAre
 from defectory.segmentation.sizing import BoxStatistics
@@ -32,6 +33,7 @@ class ResNet50:
 
     takes_weights = True
     exports_onnx = True
+    heeds_ignore = True
 
     def __init__(self, name: str, make: Callable[..., MaskRCNN], *, file_name: str, eps: float | None) -> None:
         self._name, self._make, self.file_name, self._eps = name, make, file_name, eps
@@ -57,7 +59,7 @@ class ResNet50:
             about["weights"] = {"file": weights.name, "sha256": digest_file(weights), "new_layers": list(new)}
         elif build.built is not None:
             about["weights"] = build.built["weights"]
-        return model, about
+        return heed_ignore(model), about
 
 
 FAMILY = ResNet50("resnet50", maskrcnn_resnet50_fpn, file_name="maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", eps=0.0)

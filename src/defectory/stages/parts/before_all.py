@@ -61,6 +61,7 @@ def check_before_all(
         usable_device(config.device)
     if any(stage.group == SEGMENTERS_GROUP for stage in selected if stage.name in stale):
         _require_weights(run)
+        _require_heeding(config)
     if any(stage.reads_base for stage in selected if stage.name in stale):
         verify(resolve_base(config.base))
         _require_tile_size(config)
@@ -95,6 +96,13 @@ def _require_weights(run: Run) -> None:
         raise ConfigError(
             f"segmentation.weights {path}", "no such file or folder", "correct the path, or leave the setting out"
         )
+
+
+def _require_heeding(config: ProjectConfig) -> None:
+    """Require a family that can leave out doubtful pixels; families of other packages are asked before training."""
+    if config.curation.ignore and config.segmentation.model == "mask2former":
+        found = "the family mask2former cannot leave doubtful pixels out of its loss"
+        raise ConfigError("curation.ignore", found, "set it to [], or set another segmentation.model")
 
 
 def _require_source(run: Run, setting: str) -> None:

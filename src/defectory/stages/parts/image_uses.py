@@ -16,7 +16,7 @@ from defectory.errors import InputError
 from defectory.files import digest_file, read_manifest
 from defectory.runs import layout
 from defectory.runs.store import RunStore
-from defectory.stages.folds import NUM_FOLDS
+from defectory.stages.folds import NUM_FOLDS, needs_folds
 from defectory.stages.segment import stage_name
 
 LEARNING: tuple[UsableSubset, ...] = ("train", "pool")
@@ -101,7 +101,7 @@ def _uses(run: _Reader, config: ProjectConfig) -> Iterator[ImageUse]:
     for name, folder in (("concept", layout.CONCEPT), ("control", layout.CONTROL)):
         yield run.use(name, LEARNING, (folder, layout.IMAGES_USED, _recorded("training")))
         yield run.use(f"{name}, held-out loss", CHOOSING, (folder, layout.IMAGES_USED, _recorded("held_out")))
-    if config.synthesis.focus == "segmenter" or "agreement" in config.curation.checks:
+    if needs_folds(config):
         logs = [f"{layout.fold_folder(fold)}/{layout.SEGMENTER_LOG}" for fold in range(NUM_FOLDS)]
         judged = (layout.FOLDS, layout.DIFFICULTY_FILE, _difficulty)
         yield run.use("fold segmenters", LEARNING, *((layout.FOLDS, log, _log) for log in logs), judged)

@@ -22,6 +22,7 @@ from defectory.masks.perturb import cropped
 from defectory.masks.placement import place, site_of, site_of_square
 from defectory.rle import area_px, decode
 from defectory.runs.store import RunStore
+from defectory.stages.folds import needs_folds
 from defectory.stages.parts.drawing_mode import resolved_synthesis, square_margin_px, uses_squares
 from defectory.stages.parts.drawings import drawings_of
 from defectory.stages.parts.label_counts import FEW, instances_per_class
@@ -111,14 +112,15 @@ def _require_classes_to_evaluate(cut: _Cut) -> None:
 
 def _require_folds(config: ProjectConfig, cut: _Cut) -> None:
     """Require that each fold leaves something to train on, if folds are trained."""
-    if config.synthesis.focus != "segmenter" and "agreement" not in config.curation.checks:
+    if not needs_folds(config):
         return
     groups = {cut.dataset.image(tile.image_id).group for tile in cut.defective}
     if len(groups) < 2:
         raise ConfigError(
             "train",
             "its defects are all of one group, which cannot be divided into folds",
-            "label images of further groups, or leave out synthesis.focus segmenter and the check `agreement`",
+            "label images of further groups, or leave out synthesis.focus segmenter, the check `agreement` and "
+            "the witness `segmenter` of curation.ignore",
         )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from defectory import __version__
 from defectory.artifacts.certificate import Certificate
+from defectory.artifacts.doubt import Doubts
 from defectory.artifacts.plan import Decisions
 from defectory.config.project import ProjectConfig
 from defectory.config.resolve import flatten
@@ -185,6 +186,8 @@ def measures(
 ) -> list[Table]:
     """Build the tables of fidelity, curation, image sets, contrast, leakage and memorisation."""
     tables = [_fidelity_table(inputs.fidelity), *_curation_tables(inputs.fidelity, inputs.decisions)]
+    if inputs.doubts is not None:
+        tables.append(_doubt_table(inputs.doubts))
     if scores["image_sets"] is not None:
         tables.append(_image_set_table(scores["image_sets"]))
     if scores["defect_contrast"]:
@@ -208,6 +211,20 @@ def _fidelity_table(fidelity: FidelitySummary) -> Table:
     return Table(
         title=f"Counterfactual fidelity of {fidelity.num_drafts} drafts, before curation",
         columns=["", "mean IoU", "accepted"],
+        rows=rows,
+    )
+
+
+def _doubt_table(doubts: Doubts) -> Table:
+    rows = [
+        ["ignored pixels", f"{doubts.ignored_share:.2%}"],
+        ["doubtful instances", f"{doubts.num_doubtful} of {doubts.num_instances}"],
+    ]
+    if "segmenter" in doubts.witnesses:
+        rows.append(["drafts that no segmenter may judge", f"{doubts.num_unjudged} of {len(doubts.drafts)}"])
+    return Table(
+        title=f"What training ignores in the accepted drafts (witnesses: {', '.join(doubts.witnesses)})",
+        columns=["", "value"],
         rows=rows,
     )
 

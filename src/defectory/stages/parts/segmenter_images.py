@@ -36,7 +36,7 @@ def real_images(
         sizing: scale and size of the input.
         seed: of the positions of windows.
         stage: name for messages.
-        leave_out: ids of images of train that are not used.
+        leave_out: ids of images of train and pool that are not used.
 
     Raises:
         FirewallError: an image is not in train or pool, whatever list names it.
@@ -45,7 +45,8 @@ def real_images(
     from defectory.segmentation.windows import cut_windows
 
     data, split = inputs.data, inputs.split
-    pool = [] if split.pool_source == "train_crops" else spread(split.pool, MAX_DEFECT_FREE)
+    free_ids = () if split.pool_source == "train_crops" else split.pool
+    pool = spread([image_id for image_id in free_ids if image_id not in leave_out], MAX_DEFECT_FREE)
     train = [image_id for image_id in split.train if image_id not in leave_out]
     split.require_training_ids([*train, *pool], stage=stage)
     num_free = -(-MAX_DEFECT_FREE // max(1, len(pool) or len(train)))
@@ -76,7 +77,7 @@ def made_images(folder: Path, inputs: RunStore, sizing: Sizing, *, seed: int) ->
 
 
 def _made(folder: Path, inputs: RunStore, sizing: Sizing, seed: int) -> Iterator[SegmentationImage]:
-    from defectory.segmentation.windows import cut_windows
+    from defectory.segmentation.windows import Doubt, cut_windows
 
     value_range = inputs.data.dataset.value_range
     for of in load_synthetic(folder):
@@ -89,5 +90,6 @@ def _made(folder: Path, inputs: RunStore, sizing: Sizing, seed: int) -> Iterator
             image_ids=of.image_ids,
             sizing=own,
             seed=seed,
+            doubt=Doubt(ignore=of.ignore, is_doubtful=of.is_doubtful),
         )
         yield from found

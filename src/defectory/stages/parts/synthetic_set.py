@@ -22,12 +22,16 @@ class SyntheticImage:
         size_hw: of the image, pixels.
         instances: its labels.
         provenance: what it was made from.
+        ignore: pixels that training ignores; None if there are none.
+        is_doubtful: for each instance, whether training ignores it.
     """
 
     path: Path
     size_hw: tuple[int, int]
     instances: tuple[Instance, ...]
     provenance: Mapping[str, Any]
+    ignore: Rle | None = None
+    is_doubtful: tuple[bool, ...] = ()
 
     @property
     def image_ids(self) -> tuple[int, ...]:
@@ -62,20 +66,39 @@ class SyntheticImage:
 
 
 def load_synthetic(folder: Path) -> list[SyntheticImage]:
-    """Load the synthetic set from `annotations.json` (COCO, RLE) and `provenance.jsonl`."""
+    """Load the synthetic set from `annotations.json` (COCO, RLE), `provenance.jsonl` and, if there, `ignore.json`."""
     content = json.loads((folder / layout.ANNOTATIONS).read_bytes())
     lines = (folder / layout.PROVENANCE).read_text(encoding="utf-8").splitlines()
     records = {record["image"]: record for record in map(json.loads, lines)}
+    ignored, doubtful = _ignored(folder)
     instances: dict[int, list[Instance]] = {}
+    flags: dict[int, list[bool]] = {}
     for row in content["annotations"]:
         rle = Rle(size_hw=tuple(row["segmentation"]["size"]), counts=row["segmentation"]["counts"])
         instances.setdefault(row["image_id"], []).append(Instance(category_id=row["category_id"], rle=rle))
+        flags.setdefault(row["image_id"], []).append(row["id"] in doubtful)
     return [
         SyntheticImage(
             path=folder / layout.IMAGES / about["file_name"],
             size_hw=(about["height"], about["width"]),
             instances=tuple(instances.get(about["id"], ())),
             provenance=records[about["file_name"]],
+            ignore=ignored.get(about["id"]),
+            is_doubtful=tuple(flags.get(about["id"], ())),
         )
         for about in content["images"]
     ]
+
+
+def _ignored(folder: Path) -> tuple[dict[int, Rle], set[int]]:
+    """Return the ignored pixels by image id, and the ids of doubtful annotations; nothing without the file."""
+    path = folder / layout.IGNORE_FILE
+    if not path.is_file():
+        return {}, set()
+    rows = json.loads(path.read_bytes())["images"]
+    pixels = {
+        row["image_id"]: Rle(size_hw=tuple(row["ignore"]["size"]), counts=row["ignore"]["counts"])
+        for row in rows
+        if row["ignore"] is not None
+    }
+    return pixels, {number for row in rows for number in row["doubtful_annotation_ids"]}
