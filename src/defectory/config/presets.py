@@ -12,8 +12,8 @@ CONDITION_OF_DEMO: dict[str, Any] = {**CONDITION_ON_CPU, "optimizer": "muon", "l
 """The same with Muon (decision 025), measured only on the borescope demo."""
 SEGMENTER_OF_DEMO: dict[str, Any] = {"learning_rate": 2e-3}
 """For the light segmenter on the borescope demo; too high a learning rate for other data (decisions 014 and 054)."""
-SPLIT_OF_DEMO: dict[str, Any] = {"num_labelled": 24, "test_share": 0.3}
-"""A user's case: a few dozen labelled images. The others would be there too; test has more, to tell more."""
+SPLIT_OF_DEMO: dict[str, Any] = {"num_labelled": 24}
+"""A user's case: two dozen labelled images of the parts, and many more without a defect."""
 
 DRIVERS_OF_DEMO: dict[str, Any] = {"kind": "grey"}
 """Measured only on the borescope demo (decision 031)."""

@@ -125,7 +125,8 @@ def compare(model: nn.Module, path: Path, images: Iterable[Image]) -> Agreement:
     for number, image in enumerate(images, start=1):
         pixels = as_input(image)
         own = {name: value.numpy() for name, value in model([pixels])[0].items()}
-        other = dict(zip(OUTPUTS, session.run(None, {INPUT: pixels.numpy()}), strict=True))
+        outputs: Any = session.run(None, {INPUT: pixels.numpy()})
+        other: Found = dict(zip(OUTPUTS, outputs, strict=True))
         pairs = _paired(own, other)
         if pairs is None:
             raise StageError(

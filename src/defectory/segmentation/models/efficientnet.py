@@ -43,7 +43,7 @@ class EfficientNetBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        encoder = timm.create_model(NAME, pretrained=False, features_only=True, out_indices=MAPS)
+        encoder: Any = timm.create_model(NAME, pretrained=False, features_only=True, out_indices=MAPS)
         self.encoder = freeze_batch_norm_2d(encoder)
         for name, value in self.encoder.named_parameters():
             value.requires_grad_(not name.startswith(FROZEN))
