@@ -14,7 +14,7 @@ from defectory.artifacts.annotation import Category
 from defectory.events import finish
 from defectory.runs.stage import Run
 from defectory.segmentation.training import load_segmenter
-from defectory.stages.parts.report_tables import score_tables
+from defectory.stages.parts.report_tables import exposure_table
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
 from defectory.stages.segment import Segment
 
@@ -70,7 +70,7 @@ def test_synthetic_images_are_seen_at_the_scale_of_real_ones(project: Run) -> No
 
 
 def test_the_report_says_what_each_training_saw(project: Run) -> None:
-    (table,) = [t for t in score_tables(project.store().scores) if t.title == "What each training saw"]
+    table = exposure_table(project.store().scores)
     rows = {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
     assert set(rows) == {"real", "synthetic", "synthetic then real"}
     assert rows["real"]["synthetic"] == "none"

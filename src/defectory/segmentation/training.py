@@ -78,8 +78,7 @@ def train_segmenter(
         encoder: folder of the encoder that `config.init = "encoder"` starts from; None means the shipped one.
         weights: initial weights on disk, for families that take some.
         boxes: sizes of the boxes to be found; None measures those of the real images.
-        value_range: of the data set, stored with the weights, so that images of more than 8 bit are read alike in
-            training and prediction.
+        value_range: of the data set, stored with the weights, so that images are read alike in training and prediction.
         require: called with an image's image ids and its name; raises for ids that must not be trained on. The ids go
             into the log. None for images that belong to no data set.
         frozen: parameters whose names begin with one of these stay as they are.
@@ -92,19 +91,14 @@ def train_segmenter(
         StageError: a loss is not finite, or `out` cannot be written.
         WeightsError: initial weights cannot be used.
     """
-    image_ids = _required_ids([image for group in images.values() for image in group], require)
-    if any(image.has_doubt for group in images.values() for image in group):
-        require_heeding(config.model)
+    image_ids = _checked(images, config.model, require)
     chosen = ARMS.get(arm)
     begins = first_steps(chosen, name=arm, settings=config, num_steps=config.num_steps)
     batches = Batches(chosen, arm, begins, images, config, seed)
     boxes = boxes or boxes_of(images)
     build = Build(num_classes=len(categories), boxes=boxes, init=config.init, encoder=encoder, weights=weights)
     model, built = build_segmenter(config.model, build, seed=seed)
-    model = model.to(device)
-    for name, value in model.named_parameters():
-        if name.startswith(frozen):
-            value.requires_grad_(False)
+    model = _frozen_from(model.to(device), frozen)
     out.mkdir(parents=True, exist_ok=True)
     remove_leftovers(out)
     training = train(
@@ -114,9 +108,7 @@ def train_segmenter(
         config=loop_settings(begins if chosen.restarts else (0, begins[-1]), config),
         checkpoint=out / "checkpoint",
         recipe=_recipe(chosen, images, config, encoder, built, num_classes=len(categories), seed=seed),
-        validation=Validation(
-            measure=lambda _step: validate(model), name="val mAP", keeps_best=True, best_after=begins[-2]
-        ),
+        validation=_validation(lambda _step: validate(model), best_after=begins[-2]),
         buffers=dict(model.named_buffers()),
         stage=stage,
     )
@@ -129,19 +121,39 @@ def train_segmenter(
         "value_range": None if value_range is None else value_range.model_dump(),
     }
     _save(out, model, about)
-    log = {
-        "arm": arm,
-        "seed": seed,
+    write_json(out / "log.json", _log(trained, batches, images) | {"arm": arm, "seed": seed, "image_ids": image_ids})
+    remove_checkpoint(out / "checkpoint")
+    return trained
+
+
+def _checked(images: Images, model: str, require: Callable[[Sequence[int], str], None] | None) -> Sequence[int]:
+    """Check that images may be trained on, and that the family heeds their doubt; return the ids of their images."""
+    every = [image for group in images.values() for image in group]
+    if any(image.has_doubt for image in every):
+        require_heeding(model)
+    return _required_ids(every, require)
+
+
+def _frozen_from(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
+    """Keep the parameters whose names begin with one of these as they are."""
+    for name, value in model.named_parameters():
+        if name.startswith(frozen):
+            value.requires_grad_(False)
+    return model
+
+
+def _validation(measure: Callable[[int], float], *, best_after: int) -> Validation:
+    return Validation(measure=measure, name="val mAP", keeps_best=True, best_after=best_after)
+
+
+def _log(trained: Trained, batches: Batches, images: Images) -> dict[str, object]:
+    return {
         "losses": [round(loss, 6) for loss in trained.losses],
         "val_map": trained.validated,
         "best_val_map": NO_SCORE if trained.best is None else trained.best,
         "exposures": batches.exposures,
         "num_images": {source: len(group) for source, group in images.items()},
-        "image_ids": image_ids,
     }
-    write_json(out / "log.json", log)
-    remove_checkpoint(out / "checkpoint")
-    return trained
 
 
 def _telling_collapse(work: Work[Trained], stage: str) -> Work[Trained]:

@@ -200,9 +200,13 @@ def export_synthetic(
             for picture in pictures
         ]
         write_text(folder / "provenance.jsonl", "".join(record + "\n" for record in records))
-        outlined = json.loads((folder / "annotations_polygons.json").read_bytes())["annotations"]
-    num_without_outline = sum(isinstance(annotation["segmentation"], dict) for annotation in outlined)
+        num_without_outline = _num_without_outline(folder / "annotations_polygons.json")
     return SyntheticSet(num_images=len(images), num_drafts=len(jobs), num_without_outline=num_without_outline)
+
+
+def _num_without_outline(file: Path) -> int:
+    annotations = json.loads(file.read_bytes())["annotations"]
+    return sum(isinstance(annotation["segmentation"], dict) for annotation in annotations)
 
 
 def _ignored(pictures: Sequence[_Picture]) -> dict[str, object]:
