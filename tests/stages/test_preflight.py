@@ -23,7 +23,8 @@ from defectory.images.save import save_png
 from defectory.procedural.borescope import write_dataset
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
-from defectory.runs.store import DataFolder, RunStore, TileFolder
+from defectory.runs.store import RunStore
+from defectory.runs.stored import DataFolder, TileFolder
 from defectory.stages import all as all_module
 from defectory.stages.all import CHECKS, run_all, stages_of
 from defectory.stages.parts.before_all import check_before_all

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
+from defectory.artifacts.certificate import Certificate, CertifiedUse
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import Leakage
 from defectory.report.content import Signature
-from defectory.stages.parts.signatures import Memorisation, red_flags, signatures
+from defectory.stages.parts.signatures import Memorisation, red_flags, signatures, split_signature
 
 LABELS = {"train": {"pit": 9}, "val": {"pit": 9, "burn": 7}, "test": {"pit": 5, "burn": 9}}
 
@@ -152,3 +153,17 @@ def test_of_many_classes_the_first_screen_names_a_few() -> None:
     found = judged(labels=labels)["few held-out defects"]
     assert found.figure.endswith("class 4 2 and 25 more, limit 5 of each class")
     assert "class 29 2" in found.evidence
+
+
+@pytest.mark.parametrize(("crossed", "detected"), [((), False), (("test image 7",), True)])
+def test_a_broken_certificate_is_a_red_flag(crossed: tuple[str, ...], detected: bool) -> None:
+    use = CertifiedUse(
+        consumer="mask bank", may_use=("train",), num_images=3, images_digest="i", files=(), crossed=crossed
+    )
+    certificate = Certificate(
+        dataset_digest="d", split_digest="s", num_images=9, num_compared=9, duplicate_threshold=0.8, uses=(use,)
+    )
+    found = split_signature(certificate)
+    assert found.detected is detected
+    assert [flag.name for flag in red_flags([found])] == (["split broken"] if detected else [])
+    assert ("mask bank: test image 7" in found.evidence) is detected

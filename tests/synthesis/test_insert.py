@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,10 +16,16 @@ from defectory.images.tiff import encode_tiff
 from defectory.images.valuerange import ValueRange
 from defectory.synthesis.export import Frame
 from defectory.synthesis.grain import add_grain
-from defectory.synthesis.insert import feather, paste, with_difference
+from defectory.synthesis.insert import feather, paste_into, with_difference
 
 SIZE_HW = (48, 64)
 Mask = NDArray[np.bool_]
+
+
+def paste(frame: NDArray[Any], **arguments: Any) -> NDArray[Any]:
+    changed = frame.copy()
+    paste_into(changed, **arguments)
+    return changed
 
 
 def label_at(y: int = 20, x: int = 25) -> Mask:

@@ -16,7 +16,7 @@ from defectory.dataset.config import DataConfig
 from defectory.errors import ConfigError, InputError
 from defectory.folders.claims import require_new_or_ours, require_replaceable
 from defectory.runs.layout import CONTACT_SHEET, DATA
-from defectory.runs.store import DataFolder
+from defectory.runs.stored import DataFolder
 
 if TYPE_CHECKING:
     from defectory.dataset.check import CheckReport

@@ -25,7 +25,8 @@ from defectory.runs import layout
 from defectory.runs.graph import State, needed_for, select, states_of
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run, Stage
-from defectory.runs.store import DraftFolder, RunStore
+from defectory.runs.store import RunStore
+from defectory.runs.stored import DraftFolder
 from defectory.runs.verify import Finding, verify_run
 
 if TYPE_CHECKING:

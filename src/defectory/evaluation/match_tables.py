@@ -6,9 +6,9 @@ resample then costs a few cumulative sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from defectory.evaluation.scenes import check_results
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
+T = TypeVar("T")
 
 IOU_THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 RECALLS: Floats = np.linspace(0.0, 1.0, 101)
@@ -108,16 +109,39 @@ def segm_map(table: MatchTable, copies: NDArray[np.integer[Any]] | None = None) 
     Returns:
         Segm mAP, float [data sets].
     """
-    wanted = np.ones((1, table.num_images), np.int64) if copies is None else np.asarray(copies, np.int64)
-    result = np.zeros(len(wanted))
-    for begin in range(0, len(wanted), CHUNK):
-        part = wanted[begin : begin + CHUNK]
+    wanted = copies_or_one_each(copies, table.num_images)
+    classes = [(matches, matches.num_true) for matches in table.classes.values()]
+    return mean_over_classes(classes, wanted, _average_precision, chunk=CHUNK)
+
+
+def copies_or_one_each(copies: NDArray[np.integer[Any]] | None, num_images: int) -> Ints:
+    """Return the copies of each image, int [data sets, images]; None stands for the images as they are."""
+    return np.ones((1, num_images), np.int64) if copies is None else np.asarray(copies, np.int64)
+
+
+def mean_over_classes(
+    classes: Sequence[tuple[T, Ints]], copies: Ints, score: Callable[[T, Ints, Ints], Floats], *, chunk: int
+) -> Floats:
+    """Compute the mean of a score over the classes that a data set shows; 0 for one that shows none.
+
+    Args:
+        classes: what is known of each class, and what is true of it in each image, int [images].
+        copies: number of copies of each image, int [data sets, images].
+        score: of a class, from what is known, copies, and what is true in each data set, int [data sets].
+        chunk: data sets that are scored at once.
+
+    Returns:
+        The mean, float [data sets].
+    """
+    result = np.zeros(len(copies))
+    for begin in range(0, len(copies), chunk):
+        part = copies[begin : begin + chunk]
         total, num_present = np.zeros(len(part)), np.zeros(len(part))
-        for matches in table.classes.values():
-            num_true = part @ matches.num_true
-            total += np.where(num_true > 0, _average_precision(matches, part, num_true), 0.0)
+        for known, true_of_image in classes:
+            num_true = part @ true_of_image
+            total += np.where(num_true > 0, score(known, part, num_true), 0.0)
             num_present += num_true > 0
-        result[begin : begin + CHUNK] = total / np.maximum(num_present, 1)
+        result[begin : begin + chunk] = total / np.maximum(num_present, 1)
     return result
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.errors import StageError
-from defectory.evaluation.match_tables import ClassMatches, MatchTable, segm_map
+from defectory.evaluation.match_tables import ClassMatches, MatchTable, copies_or_one_each, mean_over_classes, segm_map
 from defectory.evaluation.pixels import PixelCounts
 from defectory.evaluation.plant import Inspected
 
@@ -160,17 +160,8 @@ def table_segm_map(table: ScoreTable, copies: Ints | None = None) -> Floats:
 
 def table_pixel_ap(table: ScoreTable, copies: Ints | None = None) -> Floats:
     """Compute the mean pixel AP over classes with a defect pixel, as `SegmenterScores.pixel_ap`; 0 without any."""
-    wanted = _copies(table, copies)
-    result = np.zeros(len(wanted))
-    for begin in range(0, len(wanted), CHUNK):
-        part = wanted[begin : begin + CHUNK]
-        total, num_present = np.zeros(len(part)), np.zeros(len(part))
-        for pixels in table.pixels.values():
-            num_true = part @ pixels.num_true_px
-            total += np.where(num_true > 0, _pixel_ap(pixels, part, num_true), 0.0)
-            num_present += num_true > 0
-        result[begin : begin + CHUNK] = total / np.maximum(num_present, 1)
-    return result
+    classes = [(pixels, pixels.num_true_px) for pixels in table.pixels.values()]
+    return mean_over_classes(classes, _copies(table, copies), _pixel_ap, chunk=CHUNK)
 
 
 def table_missed_rate(table: ScoreTable, copies: Ints | None = None) -> Floats:
@@ -196,7 +187,7 @@ TABLE_SCORES = {
 
 
 def _copies(table: ScoreTable, copies: Ints | None) -> Ints:
-    return np.ones((1, len(table.image_ids)), np.int64) if copies is None else np.asarray(copies, np.int64)
+    return copies_or_one_each(copies, len(table.image_ids))
 
 
 def _pixel_ap(pixels: ClassPixels, copies: Ints, num_true: Ints) -> Floats:

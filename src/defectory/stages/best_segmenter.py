@@ -15,7 +15,8 @@ from defectory.report.segmenter_readme import no_segmenter_readme, segmenter_rea
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import RunStore, SegmenterFolder
+from defectory.runs.store import RunStore
+from defectory.runs.stored import SegmenterFolder
 from defectory.segmentation.arms import ARMS
 from defectory.stages.parts.best_segmenter import Choice, choose_segmenter
 from defectory.stages.segment import stage_name, uses_synthetic

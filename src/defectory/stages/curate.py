@@ -18,7 +18,8 @@ from defectory.events import Progress, Work
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import ConceptFolder, RunStore
+from defectory.runs.store import RunStore
+from defectory.runs.stored import ConceptFolder
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, tile_scale_of
 from defectory.stages.parts.doubt import doubts_of
 from defectory.stages.parts.drawing_mode import synthesis_of

@@ -28,7 +28,8 @@ from defectory.rle import decode
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import RunStore, SegmenterFolder
+from defectory.runs.store import RunStore
+from defectory.runs.stored import SegmenterFolder
 from defectory.stages.export import accepted_jobs
 from defectory.stages.parts.validation import predict
 from defectory.stages.segment import stage_name, uses_synthetic

@@ -35,14 +35,14 @@ from defectory.stages.parts.report_tables import (
     measures,
     score_tables,
 )
-from defectory.stages.parts.signatures import memorisation, red_flags, signatures
+from defectory.stages.parts.signatures import memorisation, red_flags, signatures, split_signature
 from defectory.stages.segment import stage_name
 
 
 class Report(Stage):
     """Writes the report, a self-contained HTML file."""
 
-    VERSION = 4
+    VERSION = 5
     name, folder = "report", layout.REPORT
     copies = MappingProxyType({layout.REPORT_FILE: layout.RUN_REPORT})
 
@@ -74,6 +74,7 @@ class Report(Stage):
         leak_seconds = time.monotonic() - began
         copied, labels = memorisation(inputs), label_counts(inputs.data.dataset, inputs.split)
         failures = signatures(scores, leak, copied, drivers=config.drivers, labels=labels)
+        failures.append(split_signature(inputs.certificate))
         recorded = {folder: float(manifest["info"]["seconds"]) for folder, manifest in inputs.manifests().items()}
         situation = Situation(
             config=config,

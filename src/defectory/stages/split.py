@@ -20,7 +20,8 @@ from defectory.events import Progress, Work
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
-from defectory.runs.store import DataFolder, RunStore
+from defectory.runs.store import RunStore
+from defectory.runs.stored import DataFolder
 
 
 class Split(Stage):

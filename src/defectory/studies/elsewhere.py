@@ -27,7 +27,7 @@ from defectory.lock import TurnLock
 from defectory.runs import layout
 from defectory.runs.siblings import TURNS
 from defectory.runs.stage import Run
-from defectory.runs.store import DataFolder
+from defectory.runs.stored import DataFolder
 from defectory.stages.evaluate import MAX_DRIVERS, MAX_SAMPLES, MIN_IMAGES
 from defectory.stages.segment import predict
 

@@ -220,6 +220,8 @@ class Study:
         ):
             if path is not None and not path.exists():
                 raise ConfigError(f"{setting} {path}", "no such file or folder", "check the path")
+        if len(self.others) < len(config.others):
+            raise ConfigError("study.others", "two folders have one name", "rename one of them")
         require_cells(self)
         return self.project_of(self.cells[0]).check(until=LAST_STAGE)
 

@@ -38,37 +38,6 @@ def with_difference(tile: Image, drawn: Image, without: Image, share: NDArray[np
     return np.where(share[..., None] > 0, np.clip(np.round(added), 0, 255), tile).astype(np.uint8)
 
 
-def paste(
-    frame: NDArray[Any],
-    *,
-    before: Image,
-    after: Image,
-    corner_yx: tuple[int, int],
-    size_hw: tuple[int, int],
-    value_range: ValueRange | None = None,
-) -> NDArray[Any]:
-    """Transfer a tile's changes into the frame it was cut from, at the frame's resolution, depth and range.
-
-    The change is added, so that a frame with more detail than the tile keeps it. Pixels outside the change keep their
-    values. No value leaves the range unless it was outside before.
-
-    Args:
-        frame: [H,W], or [H,W,C] of grey and alpha, RGB or RGBA, of integers or floats; of an alpha channel nothing
-            changes.
-        before: the tile's image part, RGB uint8 [h,w,3].
-        after: the same with the defect.
-        corner_yx: of the window the tile was cut from, frame pixels.
-        size_hw: of that window.
-        value_range: of frames of more than 8 bit: what a tile shows as 0 and as 255. None stands for 0 and 255.
-
-    Returns:
-        Same shape and type as the frame.
-    """
-    result = frame.copy()
-    paste_into(result, before=before, after=after, corner_yx=corner_yx, size_hw=size_hw, value_range=value_range)
-    return result
-
-
 def paste_into(
     frame: NDArray[Any],
     *,
@@ -78,7 +47,20 @@ def paste_into(
     size_hw: tuple[int, int],
     value_range: ValueRange | None = None,
 ) -> None:
-    """Do the same in the frame itself; arguments are as for `paste`."""
+    """Transfer a tile's changes into the frame it was cut from, at the frame's resolution, depth and range.
+
+    The change is added, so that a frame with more detail than the tile keeps it. Pixels outside the change keep their
+    values. No value leaves the range unless it was outside before.
+
+    Args:
+        frame: changed in place; [H,W], or [H,W,C] of grey and alpha, RGB or RGBA, of integers or floats; of an alpha
+            channel nothing changes.
+        before: the tile's image part, RGB uint8 [h,w,3].
+        after: the same with the defect.
+        corner_yx: of the window the tile was cut from, frame pixels.
+        size_hw: of that window.
+        value_range: of frames of more than 8 bit: what a tile shows as 0 and as 255. None stands for 0 and 255.
+    """
     change = after.astype(np.float32) - before.astype(np.float32)
     reached = (after != before).any(axis=2)
     if change.shape[:2] != size_hw:

@@ -32,7 +32,7 @@ DIVISOR = 32
 """Sides are padded to a multiple of this."""
 MAX_DETECTIONS = 100
 MIN_SCORE = 0.05
-TODO = "name a folder made by `save_pretrained`, with config.json and model.safetensors"
+NAME_A_FOLDER = "name a folder made by `save_pretrained`, with config.json and model.safetensors"
 
 
 class Segmenter(nn.Module):
@@ -147,10 +147,12 @@ class Mask2Former:
 def _folder_of(build: Build) -> Path:
     if build.weights is None:
         raise WeightsError(
-            "segmentation.weights", "is not set, and the family mask2former has no weights of its own", TODO
+            "segmentation.weights", "is not set, and the family mask2former has no weights of its own", NAME_A_FOLDER
         )
     if not build.weights.is_dir():
-        raise WeightsError(build.weights, "is no folder on this machine; names are not looked up on the network", TODO)
+        raise WeightsError(
+            build.weights, "is no folder on this machine; names are not looked up on the network", NAME_A_FOLDER
+        )
     return build.weights
 
 
@@ -158,10 +160,11 @@ def _config_of(folder: Path, num_classes: int) -> Mask2FormerConfig:
     """Return the configuration for a number of classes, after a check that it needs nothing but the folder."""
     path = folder / CONFIG
     if not path.is_file():
-        raise WeightsError(folder, f"has no {CONFIG}", TODO)
+        raise WeightsError(folder, f"has no {CONFIG}", NAME_A_FOLDER)
     content = _json(path)
     if content.get("model_type") != "mask2former":
-        raise WeightsError(path, f"is of the model type {content.get('model_type')!r}, not 'mask2former'", TODO)
+        kind = content.get("model_type")
+        raise WeightsError(path, f"is of the model type {kind!r}, not 'mask2former'", NAME_A_FOLDER)
     if content.get("backbone") or content.get("use_pretrained_backbone"):
         raise WeightsError(path, "names a backbone that would be downloaded", "save the model with its backbone_config")
     kept = {name: value for name, value in content.items() if name not in ("id2label", "label2id", "num_labels")}
@@ -169,7 +172,7 @@ def _config_of(folder: Path, num_classes: int) -> Mask2FormerConfig:
         return Mask2FormerConfig.from_dict({**kept, "num_labels": num_classes})
     except Exception as error:  # transformers checks little of a configuration by itself
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise WeightsError(path, f"cannot be used ({reason})", TODO) from None
+        raise WeightsError(path, f"cannot be used ({reason})", NAME_A_FOLDER) from None
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -187,7 +190,7 @@ def _weight_files(folder: Path) -> list[Path]:
     names = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else [WEIGHTS]
     for name in names:
         if Path(name).name != name:
-            raise WeightsError(index, f"names a file outside the folder, {name}", TODO)
+            raise WeightsError(index, f"names a file outside the folder, {name}", NAME_A_FOLDER)
         if not (folder / name).is_file():
             pickles = sorted(path.name for path in folder.glob("*.bin"))
             found = f"has no {name}" + (f"; {pickles[0]} is a pickle, which can run code; refused" if pickles else "")
@@ -221,7 +224,7 @@ def _load(config: Mask2FormerConfig, files: list[Path], folder: Path) -> tuple[A
         )
     except Exception as error:  # transformers checks little of a configuration by itself
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise WeightsError(folder, f"cannot be loaded ({reason})", TODO) from None
+        raise WeightsError(folder, f"cannot be loaded ({reason})", NAME_A_FOLDER) from None
     finally:
         logging.set_verbosity(level)
     net, found = loaded

@@ -12,7 +12,8 @@ from defectory.dataset.duplicates import copies_of
 from defectory.errors import ImageError
 from defectory.files import digest_file
 from defectory.images.load import load_rgb
-from defectory.runs.store import DataFolder, RunStore
+from defectory.runs.store import RunStore
+from defectory.runs.stored import DataFolder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,8 @@ from defectory.drivers.config import DriverConfig
 from defectory.drivers.extract import extract_driver
 from defectory.geometry import Augmentation, border_of
 from defectory.masks.placement import Sides
-from defectory.runs.store import RunStore, TileFolder
+from defectory.runs.store import RunStore
+from defectory.runs.stored import TileFolder
 from defectory.stages.parts.drawings import Drawings, drawings_of
 
 Image = NDArray[np.uint8]

@@ -16,7 +16,8 @@ from defectory.curation.tighten import tighten
 from defectory.drawing import draw_outlines
 from defectory.drivers.palette import palette
 from defectory.report.content import Cell, Grid
-from defectory.runs.store import DraftFolder, RunStore
+from defectory.runs.store import RunStore
+from defectory.runs.stored import DraftFolder
 
 NUM_CELLS = 8
 TIGHT_COLOUR = (80, 160, 255)

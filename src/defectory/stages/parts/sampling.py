@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from defectory.runs.store import ConceptFolder, ControlFolder
+from defectory.runs.stored import ConceptFolder, ControlFolder
 
 if TYPE_CHECKING:
     import torch

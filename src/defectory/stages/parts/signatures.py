@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from defectory.artifacts.certificate import Certificate
 from defectory.artifacts.scores import COLLAPSED_MAP
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import FOLDS, MAX_AUC, Leakage
@@ -23,6 +24,7 @@ WRONG_CONTRAST = "defects too weak or too strong"
 MEMORISATION = "memorisation"
 DRIVER_LEAKAGE = "driver leakage"
 FEW_HELD_OUT = "few held-out defects"
+SPLIT_BROKEN = "split broken"
 MAX_TILES, MIN_TILES = 200, 4
 TONE_RATIO = 2.0
 LOW_FIDELITY = 0.15
@@ -92,6 +94,21 @@ def signatures(
         _driver_leakage(leak, drivers=drivers),
         _few_held_out(labels),
     ]
+
+
+def split_signature(certificate: Certificate) -> Signature:
+    """Judge the split certificate: whether an image of val or test, or a copy of one, was used where it may not be."""
+    broken = certificate.broken
+    more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+    return Signature(
+        name=SPLIT_BROKEN,
+        detected=bool(broken),
+        figure=f"{broken[0]}{more}" if broken else f"none of {len(certificate.uses)} uses crosses the split",
+        evidence="; ".join(broken) or f"{len(certificate.uses)} uses and {certificate.num_images} image files checked",
+        advice="Do not trust the scores. `defectory verify` names every finding; then run the project in a new folder."
+        if broken
+        else "Scores are of images that nothing was trained on.",
+    )
 
 
 def red_flags(signatures: Sequence[Signature]) -> list[Signature]:

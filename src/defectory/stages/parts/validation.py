@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from defectory.artifacts.dataset import ImageRecord
-from defectory.runs.store import DataFolder, RunStore
+from defectory.runs.store import RunStore
+from defectory.runs.stored import DataFolder
 
 SEEDS_PER_PROJECT = 10_000
 
