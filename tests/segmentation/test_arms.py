@@ -23,7 +23,7 @@ from defectory.segmentation.training import train_segmenter
 from defectory.stages.segment import Segment
 
 CONFIG = SegmentationConfig(num_steps=4, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2)
-NUM_IMAGES = {"real": 5, "synthetic": 7, "copy_paste": 3, "defect_free": 9}
+NUM_IMAGES = {"real": 5, "synthetic": 7, "copy_paste": 3, "procedural": 4, "defect_free": 9}
 
 
 def shares(arm: Arm, *, num_images: dict[str, int] = NUM_IMAGES) -> list[dict[str, float]]:

@@ -36,7 +36,8 @@ def project(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path) -> Run:
         ("copy_paste", {"real": 18, "copy_paste": 12}),
         ("mixed", {"real": 18, "synthetic": 12}),
         ("mixed_75", {"real": 24, "synthetic": 6}),
-        ("hybrid", {"real": 18, "synthetic": 6, "copy_paste": 6}),
+        ("procedural", {"real": 18, "procedural": 12}),
+        ("hybrid", {"real": 18, "synthetic": 6, "copy_paste": 3, "procedural": 3}),
     ],
 )
 def test_an_arm_is_shown_the_sources_that_it_names(

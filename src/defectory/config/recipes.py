@@ -7,7 +7,17 @@ from dataclasses import dataclass, field
 
 from defectory.registry import Registry
 
-LADDER = ("real_plain", "real_resampled", "real", "copy_paste", "mixed_50", "mixed_75", "mixed_90", "hybrid")
+LADDER = (
+    "real_plain",
+    "real_resampled",
+    "real",
+    "copy_paste",
+    "procedural",
+    "mixed_50",
+    "mixed_75",
+    "mixed_90",
+    "hybrid",
+)
 RUNGS = ("real", "copy_paste", "mixed")
 
 

@@ -18,6 +18,7 @@ SOURCES = {
     "defect_free": "real images without defects",
     "synthetic": "synthetic images",
     "copy_paste": "real images with a real defect pasted in",
+    "procedural": "real images with a procedural defect rendered in",
 }
 
 

@@ -13,7 +13,11 @@ REST = "rest"
 """The share that the other sources leave."""
 DEFECT_FREE = "defect_free"
 """Source that takes part in every arm, with a share of the batch of its own."""
-WHAT_TO_DO = {"synthetic": "check curation's acceptance", "copy_paste": "check that the plan holds masks of train"}
+WHAT_TO_DO = {
+    "synthetic": "check curation's acceptance",
+    "copy_paste": "check that the plan holds masks of train",
+    "procedural": "check that train holds defects clear of the image border",
+}
 """Advice if a source of an arm has no images."""
 
 Share = float | str
@@ -25,8 +29,9 @@ class Phase:
     """A part of a training.
 
     Attributes:
-        sources: share of the *defective* images of every batch by source: `real`, `synthetic` or `copy_paste`. Together
-            with them, every batch holds `segmentation.defect_free_share` of defect-free images, if there are any.
+        sources: share of the *defective* images of every batch by source: `real`, `synthetic`, `copy_paste` or
+            `procedural`. Together with them, every batch holds `segmentation.defect_free_share` of defect-free images,
+            if there are any.
         steps: share of the steps.
     """
 
@@ -90,16 +95,20 @@ COPY_PASTE = Arm(
     phases=(Phase(sources={"real": 0.5, "copy_paste": REST}), Phase(sources={"real": REST}, steps="final_real_share")),
     summary="half of the defective images have a real defect pasted in",
 )
+PROCEDURAL = Arm(
+    phases=(Phase(sources={"real": 0.5, "procedural": REST}), Phase(sources={"real": REST}, steps="final_real_share")),
+    summary="half of the defective images have a procedural defect rendered in",
+)
 MIXED = Arm(phases=_mixed("real_share"), summary="real and synthetic images in every batch")
 MIXED_50 = Arm(phases=_mixed(0.5), summary="half of the defective images real, half synthetic")
 MIXED_75 = Arm(phases=_mixed(0.75), summary="three quarters of the defective images real, the rest synthetic")
 MIXED_90 = Arm(phases=_mixed(0.9), summary="nine tenths of the defective images real, the rest synthetic")
 HYBRID = Arm(
     phases=(
-        Phase(sources={"real": 0.5, "synthetic": 0.25, "copy_paste": REST}),
+        Phase(sources={"real": 0.5, "synthetic": 0.25, "copy_paste": 0.125, "procedural": REST}),
         Phase(sources={"real": REST}, steps="final_real_share"),
     ),
-    summary="half real, a quarter synthetic, a quarter with a real defect pasted in",
+    summary="half real, a quarter synthetic, a quarter with real defects pasted or procedural ones rendered in",
 )
 SYNTHETIC = Arm(phases=_only("synthetic"), summary="synthetic images alone")
 SYNTHETIC_THEN_REAL = Arm(
@@ -116,6 +125,7 @@ ARMS: Registry[Arm] = Registry(
         "real_resampled": "defectory.segmentation.arms:RESAMPLED",
         "real": "defectory.segmentation.arms:REAL",
         "copy_paste": "defectory.segmentation.arms:COPY_PASTE",
+        "procedural": "defectory.segmentation.arms:PROCEDURAL",
         "mixed": "defectory.segmentation.arms:MIXED",
         "mixed_50": "defectory.segmentation.arms:MIXED_50",
         "mixed_75": "defectory.segmentation.arms:MIXED_75",

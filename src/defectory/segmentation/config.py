@@ -34,8 +34,9 @@ class SegmentationConfig(Section):
     `efficientnet_lite0`. None looks for torchvision's in torch's own download folder.
     """
     arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
-    """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `mixed`, `mixed_50`, `mixed_75`,
-    `mixed_90`, `hybrid`, `synthetic`, `synthetic_then_real`, arms of installed packages, or `package.module:attribute`.
+    """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `procedural`, `mixed`, `mixed_50`,
+    `mixed_75`, `mixed_90`, `hybrid`, `synthetic`, `synthetic_then_real`, arms of installed packages, or
+    `package.module:attribute`.
     """
     input_px: int = Field(default=256, ge=64, le=4096)
     """Longest side, in the pixels that the segmenter sees, of what it sees at once in training. Larger images are

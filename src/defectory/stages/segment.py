@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.segmentation.arms import ARMS
-from defectory.stages.parts.copy_paste import copy_paste_images
+from defectory.stages.parts.copy_paste import copy_paste_images, procedural_images
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
 from defectory.stages.parts.validation import predict, training_seed, val_records
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
     from defectory.segmentation.data import SegmentationImage
 
 GROUP = "segment"
-NO_IMAGES = {"synthetic": "curation accepted no draft", "copy_paste": "no real defect could be pasted"}
+NO_IMAGES = {
+    "synthetic": "curation accepted no draft",
+    "copy_paste": "no real defect could be pasted",
+    "procedural": "no procedural defect could be rendered",
+}
+SHAPE_SETTINGS = ("rotate_degrees", "scale_range", "shear", "flip", "elastic_px", "thickness_share")
+"""Settings of masks that the shapes of procedural defects depend on."""
 
 
 def stage_name(arm: str, seed: int) -> str:
@@ -62,7 +68,7 @@ class Segment(Stage):
             "files of segmentation.weights": sources.listing(config.segmentation.weights),
             "arm": ARMS.get(self.arm).content(),
             "seed": config.seed,
-            **(_pasting(config) if "copy_paste" in ARMS.get(self.arm).sources else {}),
+            **_making(config, ARMS.get(self.arm).sources),
         }
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
@@ -79,10 +85,7 @@ class Segment(Stage):
         images: dict[str, list[SegmentationImage]] = {"real": real, "defect_free": free}
         if uses_synthetic(self.arm):
             images["synthetic"] = made_images(inputs.synthetic, inputs, sizing, seed=config.seed)
-        if "copy_paste" in ARMS.get(self.arm).sources:
-            images["copy_paste"] = copy_paste_images(
-                real, free, count=config.synthesis.num_images, flip=config.augmentation.flip, seed=config.seed
-            )
+        images |= _made_of_real(self.arm, real, free, config)
         for source, reason in NO_IMAGES.items():
             if images.get(source) == []:
                 write_json(out / layout.SKIPPED_FILE, {"reason": reason})
@@ -119,8 +122,25 @@ class Segment(Stage):
         return f"validation segm mAP {trained.best or 0.0:.3f}, score threshold {threshold:.2f}; {seen}"
 
 
-def _pasting(config: ProjectConfig) -> dict[str, object]:
-    return {"synthesis.num_images": config.synthesis.num_images, "augmentation.flip": config.augmentation.flip}
+def _making(config: ProjectConfig, sources: Sequence[str]) -> dict[str, object]:
+    """Return the settings that an arm's pasted or rendered defects depend on."""
+    pasting: dict[str, object] = {"augmentation.flip": config.augmentation.flip} if "copy_paste" in sources else {}
+    if "procedural" in sources:
+        pasting["masks"] = config.masks.model_dump(mode="json", include=set(SHAPE_SETTINGS))
+    return {**pasting, "synthesis.num_images": config.synthesis.num_images} if pasting else {}
+
+
+def _made_of_real(
+    arm: str, real: Sequence[SegmentationImage], free: Sequence[SegmentationImage], config: ProjectConfig
+) -> dict[str, list[SegmentationImage]]:
+    """Make the images of an arm that need no generator, by source."""
+    count, seed, sources = config.synthesis.num_images, config.seed, ARMS.get(arm).sources
+    made: dict[str, list[SegmentationImage]] = {}
+    if "copy_paste" in sources:
+        made["copy_paste"] = copy_paste_images(real, free, count=count, flip=config.augmentation.flip, seed=seed)
+    if "procedural" in sources:
+        made["procedural"] = procedural_images(real, free, count=count, masks=config.masks, seed=seed)
+    return made
 
 
 def uses_synthetic(arm: str) -> bool:
