@@ -37,6 +37,8 @@ class Cutout:
         mask: bool [h,w].
         spread: standard deviation of the surroundings, in grey levels.
         image_ids: ids of the images that it comes from.
+        is_added: the difference is added to each pixel, whose texture shows through; else to the mean of the
+            surroundings, so that the defect covers what it is pasted on.
     """
 
     category_id: int
@@ -44,6 +46,7 @@ class Cutout:
     mask: Mask
     spread: float
     image_ids: tuple[int, ...]
+    is_added: bool = False
 
 
 def cutouts_of(of: SegmentationImage) -> list[Cutout]:
@@ -128,7 +131,8 @@ def pasted(image: Image, cutout: Cutout, corner_yx: tuple[int, int], *, keep: Ma
     surroundings = window[around] if around.sum() >= 8 else window.reshape(-1, 3)
     gain = np.clip(float(surroundings.mean(axis=1).std()) / max(cutout.spread, 1e-3), 1 / MAX_GAIN, MAX_GAIN)
     share = np.clip(1 - distance / BLEND_PX, 0, 1) * ~keep[inside]
-    new = surroundings.mean(axis=0) + cutout.difference[own] * np.float32(np.sqrt(gain))
+    ground = window if cutout.is_added else surroundings.mean(axis=0)
+    new = ground + cutout.difference[own] * np.float32(np.sqrt(gain))
     mixed = window + share[..., None].astype(np.float32) * (new - window)
     result = image.copy()
     result[inside] = np.clip(np.round(mixed), 0, 255).astype(np.uint8)
