@@ -11,7 +11,8 @@ import pytest
 
 from defectory.errors import ConfigError, FirewallError
 from defectory.events import StageEnded
-from defectory.rle import decode
+from defectory.formats.writers.registry import writer_named
+from defectory.rle import box_xyxy, decode
 from defectory.runs.stage import Run
 from defectory.segmentation.sizing import Sizing
 from defectory.stages import all as stages
@@ -22,6 +23,7 @@ from defectory.stages.parts.before_all import check_before_all
 from defectory.stages.parts.report_tables import _doubt_table
 from defectory.stages.parts.segmenter_images import made_images
 from defectory.stages.parts.synthetic_set import load_synthetic
+from defectory.tools.export import export_project
 
 Opened = Callable[..., Run]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -105,6 +107,28 @@ def test_what_curation_doubts_reaches_the_windows_that_segmenters_train_on(doubt
     losses = json.loads((doubted.folder / "segment" / "synthetic-seed0" / "log.json").read_bytes())["losses"]
     assert losses
     assert all(np.isfinite(losses))
+
+
+def test_an_export_holds_what_training_ignores_by_file_class_and_box(doubted: Run, tmp_path: Path) -> None:
+    store, out = doubted.store(), tmp_path / "out"
+    for _ in export_project(doubted, writer_named("yolo"), out, real=None):
+        pass
+    rows = {Path(row["image"]).name: row for row in json.loads((out / "ignore.json").read_bytes())["images"]}
+    names = {category.id: category.name for category in store.data.dataset.categories}
+    loaded = {f"synthetic-{of.path.name}": of for of in load_synthetic(store.synthetic)}
+    told = {name for name, of in loaded.items() if of.ignore is not None or any(of.is_doubtful)}
+    assert rows.keys() == told
+    for name, row in rows.items():
+        of = loaded[name]
+        assert (out / row["image"]).is_file()
+        expected = [
+            (names[i.category_id], list(box_xyxy(decode(i.rle))))
+            for i, flag in zip(of.instances, of.is_doubtful, strict=True)
+            if flag
+        ]
+        assert [(of["class"], of["box_xyxy"]) for of in row["doubtful"]] == expected
+        if of.ignore is not None:
+            assert row["ignore"] == {"size": list(of.ignore.size_hw), "counts": of.ignore.counts}
 
 
 def test_the_report_counts_what_is_ignored(doubted: Run) -> None:

@@ -146,6 +146,14 @@ def test_variants_are_series_of_their_own_and_compared_with_the_first() -> None:
     assert ("mixed, weak", "mixed") in {(gain.series, gain.reference) for gain in point.gains}
 
 
+def test_each_rung_of_a_ladder_is_compared_with_the_rung_below() -> None:
+    shares = {"real_plain": 0.2, "real": 0.3, "copy_paste": 0.5, "mixed": 0.4}
+    (point,) = study(shares, arms=list(shares), seeds=[0, 1, 2]).points
+    pairs = {(gain.series, gain.reference) for gain in point.gains}
+    assert {("real", "real_plain"), ("copy_paste", "real"), ("mixed", "copy_paste")} <= pairs
+    assert len(point.gains) == len(pairs) * len({gain.score for gain in point.gains}), "no pair twice"
+
+
 def test_files_hold_every_figure_and_the_page_is_whole(tmp_path: Path) -> None:
     outcome = study({"real": 0.3, "mixed": 0.7}, recipe="scarcity", num_labelled=[8], seeds=[0, 1, 2])
     claim_folder(tmp_path, kind="study")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ from defectory.studies.cells import Amount, Cell
 from defectory.studies.results import CellResult
 
 COMPARED = tuple(TABLE_SCORES)
+LADDER = "ladder"
+"""Recipe whose arms are rungs in order."""
 IMAGE_FIGURES = {
     "fidelity": ("fidelity", "mean"),
     "accepted": ("fidelity", "accepted_share"),
@@ -69,7 +72,7 @@ def gather(
     """
     remarks = list(remarks)
     amounts = {cell.amount.label: cell.amount for cell in cells}
-    points = [_point(amount, cells, found, remarks) for amount in amounts.values()]
+    points = [_point(amount, cells, found, remarks, climbs=recipe == LADDER) for amount in amounts.values()]
     return StudyOutcome(
         project=project,
         recipe=recipe,
@@ -82,7 +85,9 @@ def gather(
     )
 
 
-def _point(amount: Amount, cells: Sequence[Cell], found: Mapping[Cell, CellResult], remarks: list[str]) -> Point:
+def _point(
+    amount: Amount, cells: Sequence[Cell], found: Mapping[Cell, CellResult], remarks: list[str], *, climbs: bool
+) -> Point:
     of_point = [cell for cell in cells if cell.amount.label == amount.label]
     done = [cell for cell in of_point if cell in found]
     empty = Point(label=amount.label, num_labelled=0, num_cells=len(of_point), num_finished=len(done))
@@ -112,7 +117,7 @@ def _point(amount: Amount, cells: Sequence[Cell], found: Mapping[Cell, CellResul
         update={
             "num_labelled": float(np.mean([result.facts.num_labelled for result in results])),
             "series": tuple(_series(by_fold, folds, arm, variant) for arm, variant in series.values()),
-            "gains": tuple(_gains(folds, series, judged.reference)),
+            "gains": tuple(_gains(folds, series, judged.reference, climbs=climbs)),
             "images": tuple(_image_figures(by_fold)),
             "verdict": judged,
             "transfer": tuple(_transferred(by_fold, series)),
@@ -224,14 +229,24 @@ def _interval(estimate: Estimate, folds: Sequence[TestScores]) -> tuple[float, f
 
 
 def _gains(
-    folds: Mapping[str, Sequence[TestScores]], series: Mapping[str, tuple[str, str]], reference: str | None
+    folds: Mapping[str, Sequence[TestScores]],
+    series: Mapping[str, tuple[str, str]],
+    reference: str | None,
+    *,
+    climbs: bool,
 ) -> Iterable[Gain]:
-    """Compare each series with the reference of the verdict, and variants of an arm with the first one."""
+    """Compare each series with the reference of the verdict, and variants of an arm with the first one.
+
+    If the study climbs a ladder, each rung is compared with the rung below as well.
+    """
     first_of: dict[str, str] = {}
     for name, (arm, _) in series.items():
         first_of.setdefault(arm, name)
     pairs = [(name, reference) for name in series if reference is not None and name != reference]
     pairs += [(name, first_of[arm]) for name, (arm, _) in series.items() if name != first_of[arm]]
+    if climbs:
+        names = list(series)
+        pairs += [(name, below) for below, name in pairwise(names) if series[name][1] == series[below][1]]
     pairs = list(dict.fromkeys(pairs))
     for score, of in folds.items():
         estimates = [gain_estimate(of, name, other) for name, other in pairs]

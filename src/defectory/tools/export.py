@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from defectory.artifacts.dataset import Dataset, ImageRecord
 from defectory.artifacts.tiles import Tile
 from defectory.config.project import ProjectConfig
 from defectory.events import Event, Progress, StageEnded
-from defectory.files import canonical_json, digest_file, write_text
+from defectory.files import canonical_json, digest_file, write_json, write_text
 from defectory.folders.claims import require_replaceable
 from defectory.folders.swap import atomic_folder
 from defectory.formats.writers.base import ExportImage, ExportSet, Writer, Written
@@ -27,14 +27,14 @@ from defectory.images.decode import ORIENTATION
 from defectory.images.frames import load_frame
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
-from defectory.rle import decode, encode
+from defectory.rle import box_of, decode, encode
 from defectory.runs import layout
 from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.runs.verify import Verified
 from defectory.stages.all import stages_of
 from defectory.stages.parts.drawing_mode import delivers_frames, synthesis_of
-from defectory.stages.parts.synthetic_set import load_synthetic
+from defectory.stages.parts.synthetic_set import SyntheticImage, load_synthetic
 
 KIND = "export"
 READS = ("import", "split", "tiles", "plan", "export")
@@ -45,11 +45,12 @@ RealForm = Literal["tiles", "images"]
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """An image of the export, its provenance, and the data set images it shows parts of."""
+    """An image of the export, its provenance, the data set images it shows parts of, and what training ignores."""
 
     image: ExportImage
     record: dict[str, Any]
     image_ids: tuple[int, ...]
+    ignored: dict[str, Any] | None = None
 
 
 def default_form(inputs: RunStore, config: ProjectConfig) -> RealForm:
@@ -96,6 +97,8 @@ def export_project(
         written = write_export(writer, export, folder)
         lines = [_line(folder, written, entry, digests) for entry in entries if entry.image.name in written.paths]
         write_text(folder / layout.PROVENANCE, "".join(line + "\n" for line in lines))
+        if (inputs.synthetic / layout.IGNORE_FILE).is_file():
+            write_json(folder / layout.IGNORE_FILE, {"images": list(_ignored(entries, written))})
         yield Progress(stage=name, done=len(entries), total=len(entries))
     yield StageEnded(
         stage=name, seconds=time.monotonic() - began, skipped=False, summary=_summary(entries, written, out)
@@ -132,11 +135,30 @@ def _line(folder: Path, written: Written, entry: _Entry, digests: dict[str, str]
     )
 
 
+def _ignored(entries: Sequence[_Entry], written: Written) -> Iterator[dict[str, Any]]:
+    """Yield what training ignores in each image of the export that has something doubtful."""
+    for entry in entries:
+        if entry.ignored is not None and entry.image.name in written.paths:
+            yield {"image": written.paths[entry.image.name], **entry.ignored}
+
+
+def _doubt(of: SyntheticImage, names: Mapping[int, str]) -> dict[str, Any] | None:
+    """Return what training ignores in a synthetic image; None if nothing is doubtful."""
+    flags = of.is_doubtful or (False,) * len(of.instances)
+    doubtful = [instance for instance, flag in zip(of.instances, flags, strict=True) if flag]
+    if of.ignore is None and not doubtful:
+        return None
+    pixels = None if of.ignore is None else {"size": list(of.ignore.size_hw), "counts": of.ignore.counts}
+    boxes = [(names[instance.category_id], box_of(instance.rle)) for instance in doubtful]
+    return {"ignore": pixels, "doubtful": [{"class": name, "box_xyxy": list(box)} for name, box in boxes]}
+
+
 def _drafts(inputs: RunStore) -> Iterator[_Entry]:
     """Yield the accepted drafts as the stage `export` wrote them."""
     for name in (layout.ANNOTATIONS, layout.PROVENANCE):
         inputs.checked(layout.SYNTHETIC, name)
     group_of = {record.id: record.group for record in inputs.data.dataset.images}
+    names = {category.id: category.name for category in inputs.data.dataset.categories}
     for of in load_synthetic(inputs.synthetic):
         record = dict(of.provenance)
         image = ExportImage(
@@ -150,7 +172,7 @@ def _drafts(inputs: RunStore) -> Iterator[_Entry]:
             fidelity=of.fidelity,
             checks=of.checks,
         )
-        yield _Entry(image=image, record=record, image_ids=of.image_ids)
+        yield _Entry(image=image, record=record, image_ids=of.image_ids, ignored=_doubt(of, names))
 
 
 def _real_tiles(inputs: RunStore) -> Iterator[_Entry]:
