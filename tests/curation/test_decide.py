@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Category, Instance
 from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.curation.config import CurationConfig
-from defectory.curation.decide import FidelitySummary, Scored, decide, write_contact_sheet
+from defectory.curation.decide import FidelitySummary, Scored, decide, join_summaries, write_contact_sheet
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
 from defectory.rle import decode, encode
@@ -236,3 +236,21 @@ def test_a_run_that_is_mostly_rejected_names_the_likely_cause(drafts: Drafts) ->
     assert summary.rejected_by == {"not drawn": 6}
     assert summary.likely_cause is not None
     assert "raise synthesis.mask_guidance" in summary.likely_cause
+
+
+def test_the_summary_of_rounds_is_that_of_all_drafts(tmp_path: Path) -> None:
+    drafts = Drafts(tmp_path)
+    crack, pit = rectangle(10, 10, 40, 20), rectangle(60, 30, 74, 44)
+    for number in range(7):
+        shown = [crack] if number % 3 else []
+        drafts.add([(1, crack), (2, pit)] if number == 4 else [(1, crack)], [*shown, *([pit] if number == 4 else [])])
+    plan, decisions, whole = drafts.decided()
+    jobs, parts = drafts.jobs, list[FidelitySummary]()
+    for own in (jobs[:3], jobs[3:]):
+        drafts.jobs = own
+        parts.append(drafts.decided()[2])
+    joined = join_summaries(plan, decisions, parts)
+    of_rounds = {"shuffled", "tightened_iou", "density", "coverage"}
+    assert joined.model_dump(exclude=of_rounds) == whole.model_dump(exclude=of_rounds)
+    low, high = sorted(of.shuffled for of in parts)
+    assert low <= joined.shuffled <= high

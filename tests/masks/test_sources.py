@@ -220,3 +220,21 @@ def test_annotations_of_an_expert_become_masks_of_their_class(tmp_path: Path) ->
     assert (found[0].id, found[0].category_id, found[0].mask.shape) == ("a-0", 2, (7, 7))
     with pytest.raises(AnnotationError, match="no training example"):
         from_instances([("a-0", "stain", square(7))], **common)
+
+
+def test_masks_of_weight_zero_are_not_drawn_unless_the_class_has_no_others() -> None:
+    bank = MaskBank(split_digest="", entries=(entry(0, 1, 4), entry(1, 1, 6), entry(2, 2, 5), entry(3, 2, 8)))
+    weights = {"train-0": 2.0, "train-1": 0.0, "train-2": 0.0, "train-3": 0.0}
+    sources, rng = MaskSources(bank, (), config=MaskConfig(), names=NAMES, weights=weights), np.random.default_rng(0)
+    drawn = {c: {d[1].bank_id for _ in range(30) if (d := sources.draw(c, rng)) is not None} for c in (1, 2)}
+    assert drawn == {1: {"train-0"}, 2: {"train-2", "train-3"}}
+
+
+def test_what_earlier_rounds_took_counts_for_the_limit_of_uses() -> None:
+    bank = MaskBank(split_digest="", entries=(entry(0, 1, 4), entry(1, 1, 6)))
+    sources = MaskSources(bank, (), config=MaskConfig(max_uses=3), names=NAMES, used={"train-0": 3, "train-1": 2})
+    drawn = sources.draw(1, np.random.default_rng(0))
+    assert drawn is not None
+    assert drawn[1].bank_id == "train-1"
+    with pytest.raises(ConfigError, match=r"masks\.max_uses 3"):
+        sources.draw(1, np.random.default_rng(1))

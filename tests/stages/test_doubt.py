@@ -85,7 +85,7 @@ def test_a_judge_that_trained_on_an_image_of_a_draft_stops_curation(
     monkeypatch.setattr(doubt, "judges_of", lambda *_: tuple(range(NUM_FOLDS)))
     store = doubted.store()
     with pytest.raises(FirewallError, match="which the draft was made from"):
-        list(doubt.doubts_of(store, doubted.config, store.decisions))
+        list(doubt.doubts_of(store, doubted.config, store.decisions, plan=store.plan, drafts=store.drafts))
 
 
 def test_what_curation_doubts_reaches_the_windows_that_segmenters_train_on(doubted: Run) -> None:

@@ -71,7 +71,7 @@ def exported(tmp_path: Path) -> tuple[Path, Plan]:
     written = export_synthetic(
         plan,
         decisions,
-        drafts=tmp_path / "drafts",
+        draft_of=lambda job: draft_paths(tmp_path / "drafts", job.id)[0],
         out=tmp_path / "synthetic",
         base_digest="bb",
         pool_image_of=lambda job: {"image_id": 7, "file_name": f"{job.tile_id}.jpg"},
@@ -229,7 +229,7 @@ def several(
     export_synthetic(
         plan,
         decisions,
-        drafts=tmp_path / "drafts",
+        draft_of=lambda job: draft_paths(tmp_path / "drafts", job.id)[0],
         out=tmp_path / "synthetic",
         base_digest="bb",
         pool_image_of=lambda _: {"image_id": 7, "file_name": "pool.png"},

@@ -80,7 +80,13 @@ def draw(category_id: int, rng: np.random.Generator) -> tuple[Mask, MaskOrigin]:
 
 
 def plan_of(
-    num_images: int = 6, *, draw_mask: Any = draw, sizes: FrameSizes | None = None, seed: int = 0, **config: Any
+    num_images: int = 6,
+    *,
+    draw_mask: Any = draw,
+    sizes: FrameSizes | None = None,
+    seed: int = 0,
+    earlier: tuple[Job, ...] = (),
+    **config: Any,
 ) -> Plan:
     material = PlanMaterial(
         draw_mask=draw_mask,
@@ -100,6 +106,7 @@ def plan_of(
         digests=PlanDigests(concept="c", control="k", driver_config="d"),
         material=material,
         squares=Squares(near=near, corner_of=corner_of),
+        earlier=earlier,
     )
 
 
@@ -180,3 +187,14 @@ def test_masks_that_never_fit_are_named_in_one_line() -> None:
 def test_a_tile_serves_as_often_as_it_may() -> None:
     uses = Counter(job.tile_id for job in plan_of(max_images_per_tile=3).jobs)
     assert max(uses.values()) <= 3
+
+
+def test_a_further_round_continues_ids_seeds_and_the_use_of_images() -> None:
+    first = plan_of(num_images=6).jobs
+    second = plan_of(num_images=6, earlier=first).jobs
+    both = (*first, *second)
+    assert [job.id for job in both] == [f"{number:06d}" for number in range(len(both))]
+    assert len({job.seed for job in both}) == len(both)
+    runs = Counter(image_of(of[0]) for of in runs_of(Plan(**{**dict(plan_of(num_images=6)), "jobs": both})))
+    assert max(runs.values()) - min(runs.values()) <= 1, "images are used evenly over both rounds"
+    assert plan_of(num_images=6, earlier=first) == plan_of(num_images=6, earlier=first)

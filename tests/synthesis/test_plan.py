@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import Category, Instance
-from defectory.artifacts.plan import MaskBank, MaskBankEntry, Plan
+from defectory.artifacts.plan import Job, MaskBank, MaskBankEntry, Plan
 from defectory.artifacts.tiles import Tile, TileInstance, TileSet, Tiling
 from defectory.errors import ConfigError
 from defectory.masks.config import MaskConfig
@@ -16,7 +16,7 @@ from defectory.masks.placement import Site, borders_of, place
 from defectory.masks.sources import MaskSources
 from defectory.rle import decode, encode
 from defectory.synthesis.config import SynthesisConfig
-from defectory.synthesis.plan import PlanDigests, PlanMaterial, make_plan, plan_summary
+from defectory.synthesis.plan import PlanDigests, PlanMaterial, make_plan, mix_weights, mixes_of_train, plan_summary
 from defectory.tones import contrast_steps
 
 SIZE_HW = (40, 56)
@@ -89,6 +89,7 @@ def plan_of(
     tone_distance: Any = lambda tone, other: 0,
     even_classes: bool = False,
     seed: int = 0,
+    earlier: tuple[Job, ...] = (),
     **config: Any,
 ) -> Plan:
     masks = MaskSources(bank, (), config=MaskConfig(keep_place=keep_place), names={1: "crack", 2: "blowhole"})
@@ -110,6 +111,7 @@ def plan_of(
         seed=seed,
         digests=PlanDigests(concept="c", control="k", driver_config="d"),
         material=material,
+        earlier=earlier,
     )
 
 
@@ -284,3 +286,31 @@ def test_the_summary_counts() -> None:
     assert (summary["images"], summary["pool_tiles"], summary["drivers"]) == (20, 4, 4)
     per_class: Any = summary["instances_per_class"]
     assert sum(per_class.values()) == sum(len(job.instances) for job in plan.jobs)
+
+
+def test_a_further_round_continues_ids_and_has_seeds_of_its_own() -> None:
+    settings: dict[str, Any] = {"num_images": 20, "augmentations_per_image": 2, "max_seeds_per_driver": 4}
+    first = plan_of(**settings).jobs
+    second = plan_of(**settings, earlier=first).jobs
+    assert [job.id for job in (*first, *second)] == [f"{number:06d}" for number in range(40)]
+    assert len({job.seed for job in (*first, *second)}) == 40
+    drawn = [{source.perturbation_seed for job in jobs for source in job.mask_sources} for jobs in (first, second)]
+    assert not drawn[0] & drawn[1]
+
+
+def test_the_limit_per_pool_tile_holds_over_all_rounds_and_tiles_stay_even() -> None:
+    settings: dict[str, Any] = {"num_images": 8, "max_images_per_tile": 6, "augmentations_per_image": 3}
+    first = plan_of(4, **settings).jobs
+    second = plan_of(4, **settings, earlier=first).jobs
+    third = plan_of(4, **settings, earlier=(*first, *second)).jobs
+    assert Counter(job.tile_id for job in (*first, *second, *third)) == {f"p{i}": 6 for i in range(4)}
+    with pytest.raises(ConfigError, match="4 pool tiles give 24 images at 6 each"):
+        plan_of(4, **settings, earlier=(*first, *second, *third))
+
+
+def test_mixes_of_weight_zero_are_not_taken_unless_all_are_zero() -> None:
+    mixes = mixes_of_train(tileset(1), lambda _: "")
+    found = mix_weights(mixes, even_classes=False, weight_of=lambda tile: float(tile.id == "t3"))
+    assert found is not None
+    assert found.tolist() == [0, 0, 0, 1]
+    assert mix_weights(mixes, even_classes=False, weight_of=lambda _: 0.0) is None

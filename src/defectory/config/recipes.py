@@ -83,6 +83,7 @@ ABLATION = Recipe(
             settings={"curation.checks": [], "curation.min_fidelity": 0.0, "curation.max_stray_share": 1e6},
         ),
         Variant(name="targeted", settings={"synthesis.focus": "segmenter"}),
+        Variant(name="rounds", settings={"synthesis.rounds": 3}),
         Variant(name="ignore difference", settings={"curation.ignore": ["difference"]}),
         Variant(name="ignore segmenter", settings={"curation.ignore": ["segmenter"]}),
         Variant(name="ignore both", settings={"curation.ignore": ["difference", "segmenter"]}),

@@ -130,6 +130,10 @@ class Checker:
         self._seen: list[Thumbnail] = []
         self._features: list[Features] = []
 
+    def remember(self, image: Image, valid_hw: tuple[int, int]) -> None:
+        """Let later drafts be compared with one that another checker has judged, for the check `duplicate`."""
+        self._seen.append(thumbnail(image, valid_hw))
+
     def _wants(self, name: CheckName) -> bool:
         return name in self._config.checks
 

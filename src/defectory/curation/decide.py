@@ -287,6 +287,36 @@ def _summary(
     )
 
 
+def join_summaries(plan: Plan, decisions: Decisions, summaries: Sequence[FidelitySummary]) -> FidelitySummary:
+    """Return the summary of several rounds of drafts.
+
+    What decisions do not tell is the mean of the rounds. Coverage is the highest of them, since all drafts together
+    cover at least as much.
+
+    Args:
+        plan: of all rounds.
+        decisions: on their drafts, in plan order.
+        summaries: of the rounds.
+    """
+
+    def mean(values: Sequence[float | None], weights: Sequence[float]) -> float | None:
+        known = [(value, weight) for value, weight in zip(values, weights, strict=True) if value is not None]
+        total = sum(weight for _, weight in known)
+        return sum(value * weight for value, weight in known) / total if total else None
+
+    counts = [of.num_drafts for of in summaries]
+    accepted = [of.num_drafts * of.accepted_share for of in summaries]
+    coverage = [of.coverage for of in summaries if of.coverage is not None]
+    return _summary(plan, decisions, [], [], None).model_copy(
+        update={
+            "shuffled": mean([of.shuffled for of in summaries], counts) or 0.0,
+            "tightened_iou": mean([of.tightened_iou for of in summaries], counts),
+            "density": mean([of.density for of in summaries], accepted),
+            "coverage": max(coverage, default=None),
+        }
+    )
+
+
 def _means(values: dict[str, list[float]] | dict[str, list[bool]]) -> dict[str, float]:
     return {name: float(np.mean(of)) for name, of in sorted(values.items())}
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -75,6 +75,7 @@ class MaskMaterial:
         diffusion: the trained model, where `diffusion` has a share.
         weights: how often entries of the bank are taken, by id, where sizes are not set by severity; 1 where nothing is
             said.
+        used: how often entries and files were taken in earlier rounds, by id.
     """
 
     bank: MaskBank
@@ -83,6 +84,7 @@ class MaskMaterial:
     names: Mapping[int, str]
     diffusion: MaskModel | None
     weights: Mapping[str, float]
+    used: Mapping[str, int] = field(default_factory=lambda: dict[str, int]())
 
 
 MakeMaskSource = Callable[[MaskMaterial], MaskSource]
@@ -99,6 +101,7 @@ class MaskSources:
         names: class name by category id, for messages.
         diffusion: the trained model, where it has a share.
         weights: as in `MaskMaterial`.
+        used: as in `MaskMaterial`.
 
     Raises:
         ConfigError: a source is not known, or its package cannot be imported.
@@ -113,9 +116,16 @@ class MaskSources:
         names: Mapping[int, str],
         diffusion: MaskModel | None = None,
         weights: Mapping[str, float] | None = None,
+        used: Mapping[str, int] | None = None,
     ) -> None:
         material = MaskMaterial(
-            bank=bank, expert=expert, config=config, names=names, diffusion=diffusion, weights=dict(weights or {})
+            bank=bank,
+            expert=expert,
+            config=config,
+            names=names,
+            diffusion=diffusion,
+            weights=dict(weights or {}),
+            used=dict(used or {}),
         )
         self._shares = {name: share for name, share in config.sources.shares().items() if share > 0}
         self._sources = {name: MASK_SOURCES.get(name)(material) for name in self._shares}
@@ -203,7 +213,7 @@ class _Stock:
         if of.config.severity != ALL_SIZES:
             for kept in self._masks.values():
                 kept.sort(key=lambda mask: size_of(mask.mask, of.config.severity_by))
-        self._uses: Counter[str] = Counter()
+        self._uses: Counter[str] = Counter(of.used)
 
     def has(self, category_id: int) -> bool:
         return category_id in self._masks
@@ -227,7 +237,8 @@ class _Stock:
             )
         if self._config.severity == ALL_SIZES and self._weights:
             weights = np.array([self._weights.get(ids[i], 1.0) for i in places])
-            place = places[int(rng.choice(len(places), p=weights / weights.sum()))]
+            shares = weights / weights.sum() if weights.any() else None
+            place = places[int(rng.choice(len(places), p=shares))]
         elif self._config.severity == ALL_SIZES:
             place = places[int(rng.integers(len(places)))]
         else:

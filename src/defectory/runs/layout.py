@@ -16,6 +16,7 @@ PLAN = "plan"
 CALIBRATION = "calibration"
 DRAFTS = "drafts"
 CURATION = "curation"
+ROUNDS = "rounds"
 SYNTHETIC = "synthetic"
 PIPELINE = "pipeline"
 TUNING = "segmenter_tuning"
@@ -48,6 +49,10 @@ CALIBRATION_FILE = "calibration.json"
 DECISIONS_FILE = "decisions.json"
 FIDELITY_FILE = "fidelity.json"
 DOUBT_FILE = "doubt.json"
+TARGETS_FILE = "targets.json"
+ROUND_DRAFTS = "drafts"
+ROUND_SET = "set"
+"""Folders of a further round, in the folder of the round: its drafts, and those so far while segmenters are trained."""
 CONTACT_SHEET = "contact_sheet.png"
 CHECK_FILE = "check.json"
 REJECTED_FILE = "rejected.json"
@@ -72,6 +77,11 @@ CARD_FILE = "card.json"
 README = "README.md"
 
 
+def round_folder(number: int) -> str:
+    """Return the folder of a further round of drafts, from 2, relative to the run."""
+    return f"{ROUNDS}/{number}"
+
+
 def segmenter_folder(arm: str, seed: int) -> str:
     """Return the folder of one trained segmenter, relative to the run."""
     return f"{SEGMENTERS}/{segmenter_name(arm, seed)}"
@@ -85,6 +95,11 @@ def segmenter_name(arm: str, seed: int) -> str:
 def score_table(arm: str, seed: int) -> str:
     """Return the file of one segmenter's score table, relative to the folder of the evaluation."""
     return f"tables/{segmenter_name(arm, seed)}.npz"
+
+
+def validation_folder(arm: str) -> str:
+    """Return the folder of a segmenter that is compared on validation, relative to the folder of a further round."""
+    return f"validation-{arm}"
 
 
 def fold_folder(fold: int) -> str:

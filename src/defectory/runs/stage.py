@@ -47,7 +47,7 @@ class Run:
     @cached_property
     def _store(self) -> RunStore:
         cache = None if self.siblings is None else self.siblings / SHARED_CACHE
-        return RunStore(self.folder, sources=self.sources, cache=cache)
+        return RunStore(self.folder, sources=self.sources, cache=cache, num_rounds=self.config.synthesis.rounds)
 
 
 class Stage(ABC):

@@ -6,7 +6,7 @@ A stage gets a view of the store that can read only its declared inputs.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,19 +22,22 @@ from defectory.artifacts.next_step import NextStep
 from defectory.artifacts.plan import Decisions, MaskBank, Plan
 from defectory.artifacts.segmenter_card import SegmenterCard
 from defectory.artifacts.split import Split
+from defectory.artifacts.targets import Targets
 from defectory.artifacts.tiles import TileSet
 from defectory.artifacts.weights import Concept, Control
-from defectory.curation.decide import FidelitySummary
+from defectory.curation.decide import FidelitySummary, join_summaries
 from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, load_descriptors
 from defectory.errors import StageError
 from defectory.files import MANIFEST_NAME, digest_file, read_manifest
 from defectory.runs import layout
+from defectory.runs.joined import join_decisions, join_doubts, join_plans
 from defectory.runs.sources import Sources
 from defectory.runs.stored import ConceptFolder, ControlFolder, DataFolder, DraftFolder, SegmenterFolder, TileFolder
 from defectory.segmentation.tuning import Tuning
 
 Image = NDArray[np.uint8]
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 class RunStore:
@@ -46,6 +49,7 @@ class RunStore:
         readable: folders that may be read; None allows all.
         reader: the stage that reads, for messages.
         cache: folder of the cache; None for that of the run.
+        num_rounds: rounds of drafts that the run is to draw. Further rounds are read as far as they are there.
     """
 
     def __init__(
@@ -56,17 +60,23 @@ class RunStore:
         readable: Collection[str] | None = None,
         reader: str = "",
         cache: Path | None = None,
+        num_rounds: int = 1,
     ) -> None:
         self.folder, self.sources = folder, sources
         self.cache = cache or folder / layout.CACHE
         """Folder of files that can be made again at any time: latents, class images, drivers."""
-        self._readable, self._reader = readable, reader
+        self._readable, self._reader, self._num_rounds = readable, reader, num_rounds
         self._parsed: dict[str, tuple[object, object]] = {}
 
     def view(self, readable: Collection[str], *, reader: str) -> RunStore:
         """Return a view with only some readable folders; it shares parsed values with this store."""
         view = RunStore(
-            self.folder, sources=self.sources, readable=frozenset(readable), reader=reader, cache=self.cache
+            self.folder,
+            sources=self.sources,
+            readable=frozenset(readable),
+            reader=reader,
+            cache=self.cache,
+            num_rounds=self._num_rounds,
         )
         view._parsed = self._parsed
         return view
@@ -103,6 +113,16 @@ class RunStore:
             return value
         found = load(self.checked(stage_folder, name))
         self._parsed[key] = (state, found)
+        return found
+
+    def _joined(self, name: str, parts: Sequence[T], join: Callable[[], V]) -> V:
+        """Join values with `join`, and cache the result until one of them is loaded anew."""
+        key = f"{name} of {len(parts)}"
+        known: Any = self._parsed.get(key)
+        if known is not None and all(one is other for one, other in zip(known[0], parts, strict=True)):
+            return known[1]
+        found = join()
+        self._parsed[key] = (tuple(parts), found)
         return found
 
     @property
@@ -172,8 +192,48 @@ class RunStore:
 
     @property
     def plan(self) -> Plan:
-        """Return the plan."""
-        return self._once(layout.PLAN, layout.PLAN_FILE, Plan.load)
+        """Return the plan, of all rounds that may be read."""
+        return self._plan_of([self._plan_in(layout.PLAN), *(self._plan_in(folder) for folder in self._drawn_rounds())])
+
+    def _plan_in(self, folder: str) -> Plan:
+        return self._once(folder, layout.PLAN_FILE, Plan.load)
+
+    def _plan_of(self, plans: Sequence[Plan]) -> Plan:
+        return self._joined("plan", plans, lambda: join_plans(plans))
+
+    @property
+    def rounds(self) -> tuple[Targets, ...]:
+        """Return what each further round found, in order: every round that the reading stage has declared.
+
+        Where everything may be read, these are the rounds that are there and follow the plan that is there.
+        """
+        return tuple(self._rounds().values())
+
+    def _rounds(self) -> dict[str, Targets]:
+        """Return what each further round found, by its folder."""
+        folders = [layout.round_folder(number) for number in range(2, self._num_rounds + 1)]
+        found: dict[str, Targets] = {}
+        if self._readable is not None:
+            return {f: self._targets_in(f) for f in folders if f in self._readable}
+        plans: list[Plan] = []
+        for folder in folders:
+            if not self.path(folder, layout.TARGETS_FILE).is_file():
+                break
+            plans = plans or [self._plan_in(layout.PLAN)]
+            plan, targets = self._plan_of(plans), self._targets_in(folder)
+            # a round after another plan is out of date
+            if targets.earlier_digest != self._joined("digest", [plan, *plans], plan.digest):
+                break
+            found[folder] = targets
+            plans += [] if targets.is_over else [self._plan_in(folder)]
+        return found
+
+    def _targets_in(self, folder: str) -> Targets:
+        return self._once(folder, layout.TARGETS_FILE, Targets.load)
+
+    def _drawn_rounds(self) -> list[str]:
+        """Return the folders of the further rounds that drew drafts."""
+        return [folder for folder, targets in self._rounds().items() if not targets.is_over]
 
     @property
     def bank(self) -> MaskBank:
@@ -187,25 +247,44 @@ class RunStore:
 
     @property
     def drafts(self) -> DraftFolder:
-        """Return the drafts."""
-        return DraftFolder(folder=self.path(layout.DRAFTS))
+        """Return the drafts, of all rounds that may be read."""
+        later = {
+            job.id: self.path(folder, layout.ROUND_DRAFTS)
+            for folder in self._drawn_rounds()
+            for job in self._plan_in(folder).jobs
+        }
+        return DraftFolder(folder=self.path(layout.DRAFTS), later=later)
 
     @property
     def decisions(self) -> Decisions:
-        """Return the decision on each draft."""
-        return self._once(layout.CURATION, layout.DECISIONS_FILE, Decisions.load)
+        """Return the decision on each draft, of all rounds that may be read."""
+        found = self._in_each_round(layout.DECISIONS_FILE, Decisions.load)
+        if len(found) == 1:
+            return found[0]
+        return self._joined("decisions", found, lambda: join_decisions(self.plan, found))
+
+    def _in_each_round(self, name: str, load: Callable[[Path], T]) -> list[T]:
+        """Return what curation wrote under a name, for each round that drew drafts."""
+        return [self._once(folder, name, load) for folder in (layout.CURATION, *self._drawn_rounds())]
 
     @property
     def doubts(self) -> Doubts | None:
         """Return what is doubtful in the accepted drafts; None if nothing is ignored."""
         if not self.path(layout.CURATION, layout.DOUBT_FILE).is_file():
             return None
-        return self._once(layout.CURATION, layout.DOUBT_FILE, Doubts.load)
+        found = self._in_each_round(layout.DOUBT_FILE, Doubts.load)
+        if len(found) == 1:
+            return found[0]
+        return self._joined("doubts", found, lambda: join_doubts(self.plan, found))
 
     @property
     def fidelity(self) -> FidelitySummary:
-        """Return the fidelity of all drafts."""
-        return self._once(layout.CURATION, layout.FIDELITY_FILE, FidelitySummary.load)
+        """Return the fidelity of all drafts, of all rounds that may be read."""
+        found = self._in_each_round(layout.FIDELITY_FILE, FidelitySummary.load)
+        if len(found) == 1:
+            return found[0]
+        plan, decisions = self.plan, self.decisions
+        return self._joined("fidelity", [*found, decisions], lambda: join_summaries(plan, decisions, found))
 
     @property
     def synthetic(self) -> Path:

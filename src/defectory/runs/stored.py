@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,13 +81,23 @@ class ControlFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftFolder:
-    """Drafts by job id: each an image, the same without its mask, and the driver."""
+    """Drafts by job id: each an image, the same without its mask, and the driver.
+
+    Attributes:
+        folder: of the first round.
+        later: folder of each draft of a further round, by job id.
+    """
 
     folder: Path
+    later: Mapping[str, Path] = field(default_factory=lambda: dict[str, Path]())
+
+    def paths(self, job: Job) -> tuple[Path, Path, Path]:
+        """Return the files of a draft: with its mask, without, and the driver."""
+        return draft_paths(self.later.get(job.id, self.folder), job.id)
 
     def pair(self, job: Job) -> tuple[Path, Path]:
         """Return the files of a draft: with its mask and without."""
-        return draft_paths(self.folder, job.id)[:2]
+        return self.paths(job)[:2]
 
     def image(self, job: Job) -> Image:
         """Load a draft, RGB uint8 [tile_px,tile_px,3]."""
@@ -99,7 +109,7 @@ class DraftFolder:
 
     def driver(self, job: Job) -> Image:
         """Load the driver of a draft."""
-        return load_rgb(draft_paths(self.folder, job.id)[2])
+        return load_rgb(self.paths(job)[2])
 
 
 @dataclass(frozen=True, kw_only=True)

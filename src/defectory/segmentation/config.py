@@ -55,7 +55,7 @@ class SegmentationConfig(Section):
     """Validations in a row without a rise that end the search for the number of steps."""
     fold_steps: int | None = Field(default=None, ge=2)
     """Optimiser steps of the fold segmenters, which serve `synthesis.focus`, the check `agreement` and
-    `curation.ignore`; None uses `num_steps`.
+    `curation.ignore`, and of all segmenters of `synthesis.rounds`; None uses `num_steps`.
     """
     batch_size: int = Field(default=8, ge=1)
     """Images per optimiser step."""

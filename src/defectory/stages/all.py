@@ -27,6 +27,7 @@ from defectory.stages.parts.before_all import check_before_all
 from defectory.stages.parts.preflight import check_before_training
 from defectory.stages.plan import Plan
 from defectory.stages.report import Report
+from defectory.stages.rounds import Round
 from defectory.stages.segment import Segment
 from defectory.stages.split import Split
 from defectory.stages.synthesize import Synthesize
@@ -56,6 +57,7 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
         Calibrate(),
         Synthesize(),
         Curate(),
+        *(Round(number) for number in range(2, config.synthesis.rounds + 1)),
         Export(),
         Finalize(),
         *((Tune(),) if needs_tuning(segmentation) else ()),

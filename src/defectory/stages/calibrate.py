@@ -38,7 +38,7 @@ class Calibrate(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on how synthesis draws, and on drivers."""
         return {
-            "synthesis": config.synthesis.model_dump(mode="json", exclude=set(PLAN_SETTINGS)),
+            "synthesis": config.synthesis.model_dump(mode="json", exclude={*PLAN_SETTINGS, "rounds"}),
             "drivers": config.drivers.model_dump(mode="json"),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
             "augmentation": config.augmentation.model_dump(mode="json"),

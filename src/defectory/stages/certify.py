@@ -16,6 +16,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.folds import needs_folds
+from defectory.stages.parts.further_rounds import further_rounds
 from defectory.stages.parts.image_uses import image_uses
 from defectory.stages.segment import stage_name
 
@@ -34,7 +35,8 @@ class Certify(Stage):
             *("import", "split", "tiles", "learn-concept", "learn-condition"),
             *(("folds",) if needs_folds(config) else ()),
             *(("learn-masks",) if config.masks.sources.diffusion > 0 else ()),
-            *("plan", "calibrate", "curate", "export", *segmenters, "test-tiles", "evaluate"),
+            *("plan", "calibrate", "curate", *further_rounds(config), "export"),
+            *(*segmenters, "test-tiles", "evaluate"),
         )
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from defectory.artifacts.plan import Job
+from defectory.artifacts.plan import Job, Plan
 from defectory.artifacts.tiles import Tile, spread
 from defectory.config.project import ProjectConfig
 from defectory.curation.checks import MAX_POOL, MAX_TRAIN, Agreement, Checker, Encoder, RealTile
 from defectory.curation.config import DOUBT_SETTINGS
 from defectory.curation.decide import Scored, decide, write_contact_sheet
 from defectory.events import Progress, Work
+from defectory.images.load import load_rgb
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.runs.stored import ConceptFolder
+from defectory.runs.stored import ConceptFolder, DraftFolder
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, tile_scale_of
 from defectory.stages.parts.doubt import doubts_of
 from defectory.stages.parts.drawing_mode import synthesis_of
@@ -53,35 +54,61 @@ class Curate(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Score, decide, and write a contact sheet."""
-        plan, drafts = inputs.plan, inputs.drafts
-        valid_hw = {tile.id: tile.valid_hw for tile in inputs.tiles.tileset.of("pool")}
+        record_images(out, reference=reference_ids(inputs, config))
+        return (yield from curate_drafts(inputs, config, inputs.plan, inputs.drafts, out))
 
-        def valid_hw_of(job: Job) -> tuple[int, int]:
-            return valid_hw[job.tile_id]
 
-        checker = checker_of(inputs, config) if config.curation.checks else None
-        references = _reference_tiles(inputs) if config.curation.checks else ()
-        record_images(out, reference=(tile.image_id for tile in references))
-        for event in decide(
-            plan, pair_of=drafts.pair, config=config.curation, checker=checker, valid_hw_of=valid_hw_of
-        ):
-            if isinstance(event, Scored):
-                if event.done % REPORT_EVERY == 0 or event.done == event.total:
-                    yield Progress(done=event.done, total=event.total)
-                continue
-            decisions, summary = event
-            decisions.save(out / layout.DECISIONS_FILE)
-            summary.save(out / layout.FIDELITY_FILE)
-            write_contact_sheet(plan, decisions, pair_of=drafts.pair, out=out / layout.CONTACT_SHEET)
-            told = f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f})"
-            cause = f"; likely cause: {summary.likely_cause}" if summary.likely_cause else ""
-            doubt = ""
-            if config.curation.ignore:
-                doubts = yield from doubts_of(inputs, config, decisions)
-                doubts.save(out / layout.DOUBT_FILE)
-                doubt = f"; {doubts.summary()}"
-            return f"{told}, {summary.accepted_share:.0%} accepted{doubt}{cause}"
-        return "no draft"
+def curate_drafts(
+    inputs: RunStore,
+    config: ProjectConfig,
+    plan: Plan,
+    drafts: DraftFolder,
+    out: Path,
+    *,
+    earlier: Sequence[tuple[Job, Path]] = (),
+) -> Work[str]:
+    """Decide on the drafts of a round, write a contact sheet, and return one line for people.
+
+    Args:
+        inputs: of the stage.
+        config: of the project.
+        plan: of the round.
+        drafts: of the round.
+        out: folder of the files.
+        earlier: drafts of all rounds before and their image files, which the check `duplicate` knows.
+    """
+    valid_hw = {tile.id: tile.valid_hw for tile in inputs.tiles.tileset.of("pool")}
+
+    def valid_hw_of(job: Job) -> tuple[int, int]:
+        return valid_hw[job.tile_id]
+
+    checker = checker_of(inputs, config) if config.curation.checks else None
+    if checker is not None and "duplicate" in config.curation.checks:
+        for job, path in earlier:
+            checker.remember(load_rgb(path), valid_hw_of(job))
+    for event in decide(plan, pair_of=drafts.pair, config=config.curation, checker=checker, valid_hw_of=valid_hw_of):
+        if isinstance(event, Scored):
+            if event.done % REPORT_EVERY == 0 or event.done == event.total:
+                yield Progress(done=event.done, total=event.total)
+            continue
+        decisions, summary = event
+        decisions.save(out / layout.DECISIONS_FILE)
+        summary.save(out / layout.FIDELITY_FILE)
+        write_contact_sheet(plan, decisions, pair_of=drafts.pair, out=out / layout.CONTACT_SHEET)
+        told = f"fidelity {summary.mean:.3f} (labels shuffled {summary.shuffled:.3f})"
+        cause = f"; likely cause: {summary.likely_cause}" if summary.likely_cause else ""
+        doubt = ""
+        if config.curation.ignore:
+            doubts = yield from doubts_of(inputs, config, decisions, plan=plan, drafts=drafts)
+            doubts.save(out / layout.DOUBT_FILE)
+            doubt = f"; {doubts.summary()}"
+        return f"{told}, {summary.accepted_share:.0%} accepted{doubt}{cause}"
+    return "no draft"
+
+
+def reference_ids(inputs: RunStore, config: ProjectConfig) -> list[int]:
+    """Return the ids of the images that the checks are fitted to."""
+    return [tile.image_id for tile in _reference_tiles(inputs)] if config.curation.checks else []
 
 
 def checker_of(inputs: RunStore, config: ProjectConfig) -> Checker:

@@ -31,6 +31,7 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.runs.stored import SegmenterFolder
 from defectory.stages.export import accepted_jobs
+from defectory.stages.parts.further_rounds import further_rounds
 from defectory.stages.parts.validation import predict
 from defectory.stages.segment import stage_name, uses_synthetic
 
@@ -72,8 +73,8 @@ class Evaluate(Stage):
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
         """Read images, tiles, drafts, decisions and every segmenter."""
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
-        drafts = ("tiles", "test-tiles", "plan", "synthesize", "curate") if _uses_drafts(config) else ()
-        return ("import", "split", *drafts, *segmenters)
+        made = ("tiles", "test-tiles", "plan", "synthesize", "curate", *further_rounds(config))
+        return ("import", "split", *(made if _uses_drafts(config) else ()), *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the evaluation section and on the list of segmenters."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from defectory.artifacts.plan import Decisions, Job, Plan
@@ -16,8 +16,9 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.parts.drawing_mode import delivers_frames, synthesis_of, uses_squares
 from defectory.stages.parts.frame_sizes import frame_sizes
+from defectory.stages.parts.further_rounds import further_rounds
 from defectory.stages.parts.pool import PoolTiles, pool_tiles
-from defectory.synthesis.export import Frame, FrameSource, export_synthetic
+from defectory.synthesis.export import Frame, FrameSource, SyntheticSet, export_synthetic
 
 
 class Export(Stage):
@@ -28,7 +29,7 @@ class Export(Stage):
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
         """Read images, pool tiles, plan, drafts and decisions."""
-        return ("import", "split", "tiles", "learn-concept", "plan", "synthesize", "curate")
+        return ("import", "split", "tiles", "learn-concept", "plan", "synthesize", "curate", *further_rounds(config))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on what is delivered: tiles, or whole images with several drafts each."""
@@ -43,31 +44,48 @@ class Export(Stage):
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Write images, labels as RLE and as polygons, the provenance of each image, and what training ignores."""
         yield from ()
-        data, pool = inputs.data, pool_tiles(inputs, config)
-
-        def pool_image_of(job: Job) -> dict[str, object]:
-            record = data.dataset.image(pool.tile(job).image_id)
-            return {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256}
-
-        image_ids, doubts = image_ids_of_jobs(inputs), inputs.doubts
-        written = export_synthetic(
-            inputs.plan,
-            inputs.decisions,
-            drafts=inputs.drafts.folder,
-            out=out,
-            base_digest=inputs.concept.concept.base_digest,
-            pool_image_of=pool_image_of,
-            image_ids_of=lambda job: image_ids[job.id],
-            valid_hw_of=lambda job: pool.tile(job).valid_hw,
-            scale_of=lambda job: pool.tile(job).scale,
-            frames=frame_source(inputs, config, pool),
-            doubts=None if doubts is None else doubts.by_job(),
-        )
+        written, doubts = write_set(inputs, config, out), inputs.doubts
         kept = written.num_without_outline
         told = f"; {kept} instances have no outline and stay RLE" if kept else ""
         doubtful = f"; {layout.IGNORE_FILE}: {doubts.summary()}" if doubts is not None else ""
         drafts = f" with {written.num_drafts} drafts" if written.num_drafts > written.num_images else ""
         return f"{written.num_images} images{drafts} in {self.folder}/{layout.ANNOTATIONS}{told}{doubtful}"
+
+
+def write_set(
+    inputs: RunStore, config: ProjectConfig, out: Path, *, only: Collection[str] | None = None
+) -> SyntheticSet:
+    """Write the synthetic set of the accepted drafts that the stage may read.
+
+    Args:
+        inputs: of the stage.
+        config: of the project.
+        out: folder of the set, replaced as a whole.
+        only: ids of the drafts to write, as far as they are accepted; None writes all.
+    """
+    data, pool = inputs.data, pool_tiles(inputs, config)
+
+    def pool_image_of(job: Job) -> dict[str, object]:
+        record = data.dataset.image(pool.tile(job).image_id)
+        return {"image_id": record.id, "file_name": record.file_name, "sha256": record.sha256}
+
+    image_ids, decisions, doubts, drafts = image_ids_of_jobs(inputs), inputs.decisions, inputs.doubts, inputs.drafts
+    if only is not None:
+        written = tuple(decision for decision in decisions.decisions if decision.job_id in only)
+        decisions = decisions.model_copy(update={"decisions": written})
+    return export_synthetic(
+        inputs.plan,
+        decisions,
+        draft_of=lambda job: drafts.pair(job)[0],
+        out=out,
+        base_digest=inputs.concept.concept.base_digest,
+        pool_image_of=pool_image_of,
+        image_ids_of=lambda job: image_ids[job.id],
+        valid_hw_of=lambda job: pool.tile(job).valid_hw,
+        scale_of=lambda job: pool.tile(job).scale,
+        frames=frame_source(inputs, config, pool),
+        doubts=None if doubts is None else doubts.by_job(),
+    )
 
 
 def frame_source(inputs: RunStore, config: ProjectConfig, pool: PoolTiles) -> FrameSource | None:
@@ -101,8 +119,12 @@ def frame_source(inputs: RunStore, config: ProjectConfig, pool: PoolTiles) -> Fr
     )
 
 
-def image_ids_of_jobs(inputs: RunStore) -> dict[str, tuple[int, ...]]:
+def image_ids_of_jobs(inputs: RunStore, jobs: Sequence[Job] | None = None) -> dict[str, tuple[int, ...]]:
     """Return, by job id, the ids of the images that provide the background and the masks.
+
+    Args:
+        inputs: of the stage.
+        jobs: whose images are returned; None takes those of the plan.
 
     Raises:
         StageError: a job names a tile or a mask that is not from train or pool.
@@ -111,7 +133,7 @@ def image_ids_of_jobs(inputs: RunStore) -> dict[str, tuple[int, ...]]:
     background = {tile.id: tile.image_id for subset in ("train", "pool") for tile in tileset.of(subset)}
     bank = {entry.id: entry.image_id for entry in inputs.bank.entries}
     found: dict[str, tuple[int, ...]] = {}
-    for job in inputs.plan.jobs:
+    for job in inputs.plan.jobs if jobs is None else jobs:
         masks = [source.bank_id for source in job.mask_sources if source.kind == "bank"]
         named = [("tile", job.tile_id, background), *(("mask", name, bank) for name in masks)]
         for what, name, known in named:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +22,13 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.policies import AUTO, DEFAULT
 from defectory.segmentation.sizing import Sizing
 from defectory.stages.parts.segmenter_images import real_images, sizing_of
+
+if TYPE_CHECKING:
+    from defectory.segmentation.data import SegmentationImage
 
 NUM_FOLDS = 2
 MIN_SCORE = 0.3
@@ -57,81 +61,124 @@ class Folds(Stage):
         """Train on all folds but one, and score every train instance with the segmenter that has not seen it."""
         from defectory.engine.devices import device_of
 
-        tileset = inputs.tiles.tileset
-        defective = [tile for tile in tileset.of("train") if tile.instances]
-        inputs.split.require_training_ids((tile.image_id for tile in defective), stage=self.name)
+        # the images that drafts are drawn on
+        pool = inputs.split.pool if _leaves_out_pool(config) else ()
         fold_of = folds_of(inputs.data.dataset, inputs.split.train, seed=config.seed)
         device = device_of(config.device, threads=config.threads)
-        yield from self._train(inputs, config, fold_of, out=out, device=device)
-        folders = [out / layout.fold_folder(fold) for fold in range(NUM_FOLDS)]
-        segmenters = FoldSegmenters(folders, device, tile_scale=tile_scale_of(tileset))
-        found: dict[tuple[int, int], list[tuple[int, float]]] = {}
-        overlaps: list[TileOverlap] = []
-        for tile in defective:
-            image, labels = inputs.tiles.image(tile), masks_of(tile.instances)
-            seen = segmenters.defects(image, folds=[fold_of[tile.image_id]])
-            category_ids = tuple(i.category_id for i in tile.instances)
-            overlaps.append(TileOverlap(tile_id=tile.id, category_ids=category_ids, overlap=overlap(seen, labels)))
-            for instance, best in zip(tile.instances, best_ious(seen, labels), strict=True):
-                if not instance.is_crowd:
-                    found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, best))
-        difficulty = Difficulty(
-            split_digest=inputs.split.digest(),
-            num_folds=NUM_FOLDS,
-            instances=tuple(
-                InstanceDifficulty(
-                    image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([best for _, best in of]))
-                )
-                for (image_id, number), of in sorted(found.items())
-            ),
-            tiles=tuple(overlaps),
-        )
+        yield from train_folds(inputs, config, fold_of, out=out, device=device, stage=self.name, leave_out=pool)
+        difficulty = judge_train(inputs, fold_of, out=out, device=device, stage=self.name)
         difficulty.save(out / layout.DIFFICULTY_FILE)
-        names = {c.id: c.name for c in tileset.categories}
+        names = {c.id: c.name for c in inputs.tiles.tileset.categories}
         shown = ", ".join(f"{names[c]} {best:.2f}" for c, best in difficulty.per_class().items())
         return f"IoU of what each fold left out: {shown}"
 
-    def _train(
-        self, inputs: RunStore, config: ProjectConfig, fold_of: Mapping[int, int], *, out: Path, device: str
-    ) -> Work[None]:
-        from defectory.engine.training.events import Step
-        from defectory.segmentation.training import is_whole_segmenter, train_segmenter
 
-        split, segmentation = inputs.split, config.segmentation
-        # only train may choose a checkpoint, so the last one is kept
-        num_steps = segmentation.fold_steps or segmentation.num_steps
-        # nor an augmentation policy
-        policy = DEFAULT if segmentation.augmentation == AUTO else segmentation.augmentation
-        segmentation = segmentation.model_copy(
-            update={"num_steps": num_steps, "validate_every": num_steps, "augmentation": policy}
-        )
-        sizing = sizing_of(inputs, input_px=segmentation.input_px, scale=segmentation.scale)
-        for fold in range(NUM_FOLDS):
-            folder = out / layout.fold_folder(fold)
-            if is_whole_segmenter(folder):
-                continue
-            left_out = {image_id for image_id, of in fold_of.items() if of == fold}
-            if _leaves_out_pool(config):
-                # the images that drafts are drawn on
-                left_out |= set(split.pool)
-            seen, free = real_images(inputs, sizing, seed=config.seed, stage=self.name, leave_out=left_out)
-            for event in train_segmenter(
-                arm="real",
-                images={"real": seen, "defect_free": free},
-                validate=lambda _: 0.0,
-                categories=inputs.data.dataset.categories,
-                sizing=sizing,
-                config=segmentation,
-                seed=config.seed,
-                out=folder,
-                device=device,
-                weights=None if segmentation.weights is None else inputs.sources.path(segmentation.weights),
-                require=lambda ids, what: split.require_training_ids(ids, stage=f"folds, {what}"),
-            ):
-                if isinstance(event, Step):
-                    yield Progress(
-                        done=fold * num_steps + event.step, total=NUM_FOLDS * num_steps, note=f"loss {event.loss:.3f}"
-                    )
+def judge_train(inputs: RunStore, fold_of: Mapping[int, int], *, out: Path, device: str, stage: str) -> Difficulty:
+    """Score every train instance with the fold segmenter that has not seen it.
+
+    Args:
+        inputs: of the stage.
+        fold_of: the fold of each image, by id.
+        out: folder of the fold segmenters.
+        device: to predict on.
+        stage: name for messages.
+
+    Raises:
+        FirewallError: a train tile comes from an image that is not in train.
+    """
+    tileset = inputs.tiles.tileset
+    defective = [tile for tile in tileset.of("train") if tile.instances]
+    inputs.split.require_training_ids((tile.image_id for tile in defective), stage=stage)
+    folders = [out / layout.fold_folder(fold) for fold in range(NUM_FOLDS)]
+    segmenters = FoldSegmenters(folders, device, tile_scale=tile_scale_of(tileset))
+    found: dict[tuple[int, int], list[tuple[int, float]]] = {}
+    overlaps: list[TileOverlap] = []
+    for tile in defective:
+        image, labels = inputs.tiles.image(tile), masks_of(tile.instances)
+        seen = segmenters.defects(image, folds=[fold_of[tile.image_id]])
+        category_ids = tuple(i.category_id for i in tile.instances)
+        overlaps.append(TileOverlap(tile_id=tile.id, category_ids=category_ids, overlap=overlap(seen, labels)))
+        for instance, best in zip(tile.instances, best_ious(seen, labels), strict=True):
+            if not instance.is_crowd:
+                found.setdefault((tile.image_id, instance.number), []).append((instance.category_id, best))
+    return Difficulty(
+        split_digest=inputs.split.digest(),
+        num_folds=NUM_FOLDS,
+        instances=tuple(
+            InstanceDifficulty(
+                image_id=image_id, number=number, category_id=of[0][0], iou=float(np.mean([best for _, best in of]))
+            )
+            for (image_id, number), of in sorted(found.items())
+        ),
+        tiles=tuple(overlaps),
+    )
+
+
+def train_folds(
+    inputs: RunStore,
+    config: ProjectConfig,
+    fold_of: Mapping[int, int],
+    *,
+    out: Path,
+    device: str,
+    stage: str,
+    leave_out: Sequence[int] = (),
+    drafts: Callable[[Collection[int], Sizing], list[SegmentationImage]] | None = None,
+) -> Work[None]:
+    """Train a segmenter per fold on the real images of the other folds, and on drafts if there are any.
+
+    Args:
+        inputs: of the stage.
+        config: of the project.
+        fold_of: the fold of each image, by id.
+        out: gets a folder for each fold; whole segmenters in it are kept.
+        device: where to train.
+        stage: name for messages.
+        leave_out: ids of images that no fold trains on.
+        drafts: returns the drafts that take no pixel and no mask from images with the given ids.
+    """
+    from defectory.engine.training.checkpoint import remove_checkpoint
+    from defectory.engine.training.events import Step
+    from defectory.segmentation.training import is_whole_segmenter, train_segmenter
+
+    split, segmentation = inputs.split, config.segmentation
+    settings = fold_settings(segmentation)
+    # only train may choose a checkpoint, so the last one is kept
+    settings = settings.model_copy(update={"validate_every": settings.num_steps})
+    sizing = sizing_of(inputs, input_px=segmentation.input_px, scale=segmentation.scale)
+    for fold in range(NUM_FOLDS):
+        folder = out / layout.fold_folder(fold)
+        # the log is written after the weights
+        if is_whole_segmenter(folder) and (folder / layout.SEGMENTER_LOG).is_file():
+            remove_checkpoint(folder / "checkpoint")
+            continue
+        left_out = {image_id for image_id, of in fold_of.items() if of == fold} | set(leave_out)
+        real, free = real_images(inputs, sizing, seed=config.seed, stage=stage, leave_out=left_out)
+        made = [] if drafts is None else drafts(left_out, sizing)
+        for event in train_segmenter(
+            arm="mixed" if made else "real",
+            images={"real": real, "defect_free": free, **({"synthetic": made} if made else {})},
+            validate=lambda _: 0.0,
+            categories=inputs.data.dataset.categories,
+            sizing=sizing,
+            config=settings,
+            seed=config.seed,
+            out=folder,
+            device=device,
+            weights=None if segmentation.weights is None else inputs.sources.path(segmentation.weights),
+            require=lambda ids, what: split.require_training_ids(ids, stage=f"{stage}, {what}"),
+        ):
+            if isinstance(event, Step):
+                done, total = fold * settings.num_steps + event.step, NUM_FOLDS * settings.num_steps
+                yield Progress(done=done, total=total, note=f"loss {event.loss:.3f}")
+
+
+def fold_settings(segmentation: SegmentationConfig) -> SegmentationConfig:
+    """Return how fold segmenters are trained; validation chooses neither steps nor an augmentation policy for them."""
+    policy = DEFAULT if segmentation.augmentation == AUTO else segmentation.augmentation
+    return segmentation.model_copy(
+        update={"num_steps": segmentation.fold_steps or segmentation.num_steps, "augmentation": policy}
+    )
 
 
 def needs_folds(config: ProjectConfig) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import masks_of
+from defectory.artifacts.plan import Job
 from defectory.artifacts.plan import Plan as PlanValue
 from defectory.artifacts.tiles import Tile
 from defectory.artifacts.weights import Concept
@@ -24,11 +25,11 @@ from defectory.runs.store import RunStore
 from defectory.stages.learn_condition import driver_digest
 from defectory.stages.parts.drawing_mode import square_margin_px, synthesis_of, uses_squares
 from defectory.stages.parts.frame_sizes import frame_sizes
-from defectory.stages.parts.mask_supply import focus_weights, mask_supply
+from defectory.stages.parts.mask_supply import Focus, MaskSupply, focus_weights, mask_supply
 from defectory.stages.parts.pool import corner_of, pool_tiles
 from defectory.stages.parts.regions import tile_regions
 from defectory.synthesis.frame_plan import Squares, make_frame_plan
-from defectory.synthesis.plan import PlanDigests, PlanMaterial, make_plan, plan_summary
+from defectory.synthesis.plan import MIN_VISIBLE_SHARE, DrawMask, PlanDigests, PlanMaterial, make_plan, plan_summary
 from defectory.tones import contrast_steps
 
 PLAN_SETTINGS = frozenset(
@@ -76,7 +77,7 @@ class Plan(Stage):
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
             "drivers": config.drivers.model_dump(mode="json"),
             "augmentation": config.augmentation.model_dump(mode="json"),
-            "synthesis": config.synthesis.model_dump(mode="json", include=set(PLAN_SETTINGS)),
+            "synthesis": config.synthesis.of_round(1).model_dump(mode="json", include=set(PLAN_SETTINGS)),
             "prompts.defect_noun": config.prompts.defect_noun,
             "seed": config.seed,
         }
@@ -84,66 +85,112 @@ class Plan(Stage):
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Build the mask bank and write the plan."""
         yield from ()
-        tiles, tileset = inputs.tiles, inputs.tiles.tileset
-        supply, region_of, pool = mask_supply(inputs, config), tile_regions(inputs, config), pool_tiles(inputs, config)
+        supply = mask_supply(inputs, config)
         supply.bank.save(out / layout.BANK_FILE)
-        concept, control = inputs.concept.concept, inputs.control.control
-        names = {category.id: category.name for category in tileset.categories}
-        shares = {
-            names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in supply.shares.items()
-        }
-        write_json(out / layout.PLACEMENT_FILE, shares)
+        return write_plan(inputs, config, supply, focus_weights(inputs, config), out)
 
-        synthesis = synthesis_of(inputs, config)
-        squares = uses_squares(synthesis, tileset.tiling)
-        margin_px = square_margin_px(synthesis)
 
-        def tile_as_site(tile: Tile, augmentation_seed: int | None) -> Site:
-            image = pool.image(tile, augmentation_seed)
-            if squares:
-                site = site_of_square(image, tile.valid_hw, ends=pool.ends(tile), margin_px=margin_px)
-            else:
-                site = site_of(image, tile.valid_hw)
-            return site.limited_to(region_of(tile, augmentation_seed))
+def write_plan(
+    inputs: RunStore,
+    config: ProjectConfig,
+    supply: MaskSupply,
+    focus: Focus | None,
+    out: Path,
+    *,
+    number: int = 1,
+    earlier: Sequence[Job] = (),
+) -> str:
+    """Write the plan of a round of drafts, and the placement that it follows; return one line for people.
 
-        def image_of(tile: Tile) -> NDArray[np.uint8]:
-            return pool.image(tile, None) if tile.subset == "pool" else tiles.image(tile)
+    Args:
+        inputs: of the stage.
+        config: of the project.
+        supply: the masks that may be used.
+        focus: how often train instances are used; None for all alike.
+        out: folder of the files.
+        number: of the round.
+        earlier: jobs of all rounds before.
+    """
+    tiles, tileset = inputs.tiles, inputs.tiles.tileset
+    region_of, pool = tile_regions(inputs, config), pool_tiles(inputs, config)
+    concept, control = inputs.concept.concept, inputs.control.control
+    names = {category.id: category.name for category in tileset.categories}
+    shares = {names[i]: dict(zip(RELATIONS, np.round(of, 4).tolist(), strict=True)) for i, of in supply.shares.items()}
+    write_json(out / layout.PLACEMENT_FILE, shares)
 
-        focus = focus_weights(inputs, config)
+    synthesis = synthesis_of(inputs, config).of_round(number)
+    squares = uses_squares(synthesis, tileset.tiling)
+    margin_px = square_margin_px(synthesis)
 
-        def weight_of(tile: Tile) -> float:
-            return float(np.mean([(focus or {}).get((tile.image_id, i.number), 1.0) for i in tile.instances]))
-
-        material = PlanMaterial(
-            draw_mask=supply.sources.draw,
-            place=supply.place,
-            site_of=tile_as_site,
-            prompt_of=lambda names, tone: prompt_of(concept, names, tone, defect_noun=config.prompts.defect_noun),
-            tone_of=lambda tile: tone_of(tile, image_of(tile), concept),
-            tone_distance=contrast_steps,
-            keep_place=config.masks.keep_place,
-            even_classes=config.masks.class_balance == "even",
-            weight_of=None if focus is None else weight_of,
-        )
-        digests = PlanDigests(
-            concept=concept.weights_digest,
-            control=control.weights_digest,
-            driver_config=driver_digest(config, len(tileset.categories)),
-        )
+    def tile_as_site(tile: Tile, augmentation_seed: int | None) -> Site:
+        image = pool.image(tile, augmentation_seed)
         if squares:
-            plan = make_frame_plan(
-                tileset,
-                config=synthesis,
-                sizes=frame_sizes(inputs, config),
-                seed=config.seed,
-                digests=digests,
-                material=material,
-                squares=Squares(near=pool.square_near, corner_of=corner_of),
-            )
+            site = site_of_square(image, tile.valid_hw, ends=pool.ends(tile), margin_px=margin_px)
         else:
-            plan = make_plan(tileset, config=synthesis, seed=config.seed, digests=digests, material=material)
-        plan.save(out / layout.PLAN_FILE)
-        return _told(plan, inputs, squares=squares, left_out=supply.left_out)
+            site = site_of(image, tile.valid_hw)
+        return site.limited_to(region_of(tile, augmentation_seed))
+
+    def image_of(tile: Tile) -> NDArray[np.uint8]:
+        return pool.image(tile, None) if tile.subset == "pool" else tiles.image(tile)
+
+    wanted = _wanted_classes(supply, focus)
+    material = PlanMaterial(
+        draw_mask=supply.sources.draw if wanted is None else _draw_of(supply, wanted),
+        place=supply.place,
+        site_of=tile_as_site,
+        prompt_of=lambda names, tone: prompt_of(concept, names, tone, defect_noun=config.prompts.defect_noun),
+        tone_of=lambda tile: tone_of(tile, image_of(tile), concept),
+        tone_distance=contrast_steps,
+        keep_place=config.masks.keep_place,
+        # quotas take the place of even classes
+        even_classes=config.masks.class_balance == "even" and wanted is None,
+        weight_of=None if focus is None else lambda tile: _weight_of(tile, focus, wanted),
+    )
+    digests = PlanDigests(
+        concept=concept.weights_digest,
+        control=control.weights_digest,
+        driver_config=driver_digest(config, len(tileset.categories)),
+    )
+    if squares:
+        plan = make_frame_plan(
+            tileset,
+            config=synthesis,
+            sizes=frame_sizes(inputs, config),
+            seed=config.seed,
+            digests=digests,
+            material=material,
+            squares=Squares(near=pool.square_near, corner_of=corner_of),
+            earlier=earlier,
+        )
+    else:
+        plan = make_plan(
+            tileset, config=synthesis, seed=config.seed, digests=digests, material=material, earlier=earlier
+        )
+    plan.save(out / layout.PLAN_FILE)
+    return _told(plan, inputs, squares=squares, left_out=supply.left_out)
+
+
+def _wanted_classes(supply: MaskSupply, focus: Focus | None) -> Collection[int] | None:
+    """Return the classes that a focus draws; None for all."""
+    if focus is None or focus.others > 0:
+        return None
+    return {entry.category_id for entry in supply.bank.entries if focus.of(entry.image_id, entry.number) > 0}
+
+
+def _draw_of(supply: MaskSupply, wanted: Collection[int]) -> DrawMask:
+    """Return what draws masks of some classes, and none of the others."""
+    return lambda category_id, rng: supply.sources.draw(category_id, rng) if category_id in wanted else None
+
+
+def _weight_of(tile: Tile, focus: Focus, wanted: Collection[int] | None) -> float:
+    """Return the weight of a train tile's mix: the mean of its instances that are drawn."""
+    instances = tile.instances
+    if wanted is not None:
+        # a mix does not hold the others, so they must not choose it
+        instances = [
+            i for i in instances if i.category_id in wanted and i.visible_share >= MIN_VISIBLE_SHARE and not i.is_crowd
+        ]
+    return float(np.mean([focus.of(tile.image_id, i.number) for i in instances])) if instances else 0.0
 
 
 def _told(plan: PlanValue, inputs: RunStore, *, squares: bool, left_out: Mapping[str, int]) -> str:

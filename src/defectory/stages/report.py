@@ -19,6 +19,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.parts.durations import Durations
+from defectory.stages.parts.further_rounds import further_rounds
 from defectory.stages.parts.label_counts import label_counts
 from defectory.stages.parts.leakage import leakage_of
 from defectory.stages.parts.next_steps import Situation, next_steps
@@ -27,6 +28,7 @@ from defectory.stages.parts.report_details import cost_table, missed_table, repr
 from defectory.stages.parts.report_first import what_to_use
 from defectory.stages.parts.report_grids import decision_grid, main_grid
 from defectory.stages.parts.report_predictions import prediction_grids
+from defectory.stages.parts.report_rounds import rounds_tables
 from defectory.stages.parts.report_tables import (
     appendix,
     certificate_table,
@@ -50,7 +52,8 @@ class Report(Stage):
         """Read everything that is shown."""
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
         made = ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate", "synthesize")
-        return (*made, "curate", "test-tiles", "evaluate", "certify", "best-segmenter", *segmenters)
+        scored = ("test-tiles", "evaluate", "certify", "best-segmenter", *segmenters)
+        return (*made, "curate", *further_rounds(config), *scored)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them, and on how its commands open the project."""
@@ -103,7 +106,7 @@ class Report(Stage):
                 decision_grid(inputs, difference_threshold=config.curation.difference_threshold),
             ],
             signatures=failures,
-            measures=[exposure_table(scores), *measures(inputs, scores, leak, copied)],
+            measures=[exposure_table(scores), *rounds_tables(inputs), *measures(inputs, scores, leak, copied)],
             charts=training_charts(inputs, config),
             made=[
                 certificate_table(inputs.certificate),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from defectory.artifacts.annotation import masks_of
-from defectory.artifacts.plan import Job
+from defectory.artifacts.plan import Job, Plan
 from defectory.config.project import ProjectConfig
 from defectory.events import Progress, Work
 from defectory.runs import layout
@@ -34,7 +34,7 @@ class Synthesize(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the synthesis and drivers sections."""
         return {
-            "synthesis": config.synthesis.model_dump(mode="json"),
+            "synthesis": config.synthesis.of_round(1).model_dump(mode="json", exclude={"rounds"}),
             "augmentation": config.augmentation.model_dump(mode="json"),
             "drivers": config.drivers.model_dump(mode="json"),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
@@ -42,33 +42,37 @@ class Synthesize(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Draw each draft twice from the same noise, with and without its mask."""
-        from defectory.engine.devices import device_of
-        from defectory.synthesis.calibrate import guidance_map
-        from defectory.synthesis.full import DraftInput, synthesize
+        return (yield from draw_drafts(inputs, config, inputs.plan, out))
 
-        plan, pool = inputs.plan, pool_tiles(inputs, config)
-        guidance = inputs.calibration.by_category()
 
-        def input_of(job: Job) -> DraftInput:
-            driver, empty, tile = pool.drivers(job)
-            return DraftInput(
-                driver=driver,
-                empty_driver=empty,
-                tile=tile,
-                valid_hw=pool.tile(job).valid_hw,
-                mask_guidance=guidance_map(masks_of(job.instances), guidance, driver.shape[:2]),
-            )
+def draw_drafts(inputs: RunStore, config: ProjectConfig, plan: Plan, out: Path) -> Work[str]:
+    """Draw the drafts of a plan that are not in `out` yet, and return one line for people."""
+    from defectory.engine.devices import device_of
+    from defectory.synthesis.calibrate import guidance_map
+    from defectory.synthesis.full import DraftInput, synthesize
 
-        seconds = 0.0
-        device = device_of(config.device, threads=config.threads)
-        for event in synthesize(
-            plan,
-            models=sampling_models(inputs.concept, inputs.control, device, base=config.base),
-            class_noun=inputs.concept.concept.class_noun,
-            input_of=input_of,
-            config=synthesis_of(inputs, config),
-            out=out,
-        ):
-            seconds = event.seconds
-            yield Progress(done=event.done, total=event.total)
-        return f"{len(plan.jobs)} drafts with their counterfactual halves in {seconds:.0f} s"
+    pool, guidance = pool_tiles(inputs, config), inputs.calibration.by_category()
+
+    def input_of(job: Job) -> DraftInput:
+        driver, empty, tile = pool.drivers(job)
+        return DraftInput(
+            driver=driver,
+            empty_driver=empty,
+            tile=tile,
+            valid_hw=pool.tile(job).valid_hw,
+            mask_guidance=guidance_map(masks_of(job.instances), guidance, driver.shape[:2]),
+        )
+
+    seconds = 0.0
+    device = device_of(config.device, threads=config.threads)
+    for event in synthesize(
+        plan,
+        models=sampling_models(inputs.concept, inputs.control, device, base=config.base),
+        class_noun=inputs.concept.concept.class_noun,
+        input_of=input_of,
+        config=synthesis_of(inputs, config),
+        out=out,
+    ):
+        seconds = event.seconds
+        yield Progress(done=event.done, total=event.total)
+    return f"{len(plan.jobs)} drafts with their counterfactual halves in {seconds:.0f} s"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from defectory.artifacts.config import Section
 from defectory.engine.config import MixedPrecision
@@ -30,7 +30,12 @@ class SynthesisConfig(Section):
     `uniform` treats all alike.
     """
     num_images: int = Field(default=200, ge=1)
-    """Drafts to draw."""
+    """Drafts to draw, in all rounds together."""
+    rounds: int = Field(default=1, ge=1)
+    """Rounds of drafts. Each further round trains segmenters on real images and the drafts so far, and draws an even
+    part of the drafts for the classes, sizes and places that they miss on train images they have not seen. Rounds end
+    early when the score on validation stops rising; then fewer drafts are drawn.
+    """
     augmentations_per_image: int = Field(default=10, ge=0)
     """Augmented versions of each pool tile (paper: 10); 0 uses pool tiles unchanged."""
     max_seeds_per_driver: int = Field(default=15, ge=1)
@@ -74,11 +79,28 @@ class SynthesisConfig(Section):
     batch_size: int = Field(default=16, ge=1)
     """Images drawn at once. Lower it if memory runs out."""
 
+    def of_round(self, number: int) -> SynthesisConfig:
+        """Return the settings of one round, from 1, as those of a run without further rounds.
+
+        Each round draws an even part of the drafts, from an even part of the drivers; the first rounds draw the rest.
+        """
+        if self.rounds == 1:
+            return self
+        drivers = None if self.num_drivers is None else max(1, _part(self.num_drivers, self.rounds, number))
+        part = _part(self.num_images, self.rounds, number)
+        return self.model_copy(update={"num_images": part, "num_drivers": drivers, "rounds": 1})
+
     @property
     def versions_per_tile(self) -> int:
         """Return the number of augmented versions per pool tile; 0 means the tile itself, as insertion needs it."""
         assert self.mode != "auto", "decide the mode first"
         return 0 if self.mode == "insert" else self.augmentations_per_image
+
+    @model_validator(mode="after")
+    def _a_draft_in_each_round(self) -> SynthesisConfig:
+        if self.rounds > self.num_images:
+            raise ValueError(f"rounds {self.rounds} are more than num_images {self.num_images}: a round needs a draft")
+        return self
 
     @field_validator("drafts_per_frame", mode="before")
     @classmethod
@@ -94,3 +116,8 @@ class SynthesisConfig(Section):
             return value
         # the union's own message names only one of its kinds
         raise ValueError("neither `auto` nor a number of at least 1")
+
+
+def _part(total: int, num_parts: int, number: int) -> int:
+    """Return the size of one of several even parts, numbered from 1; the first ones take the rest."""
+    return total // num_parts + (number <= total % num_parts)

@@ -22,7 +22,6 @@ from defectory.images.frames import FrameImage
 from defectory.images.load import load_rgb
 from defectory.images.save import save_png
 from defectory.rle import Rle, decode, encode, encode_crop, union
-from defectory.synthesis.drafts import draft_paths
 from defectory.synthesis.frames import Box, FrameSizes, change_boxes, share_frames
 from defectory.synthesis.insert import paste_into
 
@@ -126,7 +125,7 @@ def export_synthetic(
     plan: Plan,
     decisions: Decisions,
     *,
-    drafts: Path,
+    draft_of: Callable[[Job], Path],
     out: Path,
     base_digest: str,
     pool_image_of: Callable[[Job], dict[str, object]],
@@ -144,7 +143,7 @@ def export_synthetic(
     Args:
         plan: what was drawn.
         decisions: what was accepted.
-        drafts: folder of the drafts.
+        draft_of: returns the image file of a draft.
         out: folder, replaced as a whole.
         base_digest: of the base the concept came from.
         pool_image_of: returns a job's pool image record for the provenance.
@@ -164,7 +163,7 @@ def export_synthetic(
         writer = _Writer(
             decisions=accepted,
             doubts=doubts or {},
-            drafts=drafts,
+            draft_of=draft_of,
             images=folder / "images",
             valid_hw_of=valid_hw_of,
             scale_of=scale_of,
@@ -257,7 +256,7 @@ class _Writer:
 
     decisions: Mapping[str, Decision]
     doubts: Mapping[str, DraftDoubt]
-    drafts: Path
+    draft_of: Callable[[Job], Path]
     images: Path
     valid_hw_of: Callable[[Job], tuple[int, int]]
     scale_of: Callable[[Job], float]
@@ -335,7 +334,7 @@ class _Writer:
 
     def _drawn(self, job: Job) -> NDArray[np.uint8]:
         height, width = self.valid_hw_of(job)
-        return np.ascontiguousarray(load_rgb(draft_paths(self.drafts, job.id)[0])[:height, :width])
+        return np.ascontiguousarray(load_rgb(self.draft_of(job))[:height, :width])
 
     def _placed(self, job: Job, encoded: Callable[[NDArray[np.bool_]], Rle]) -> list[_Label]:
         """Return the labels of a job that its image shows, encoded for the image."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,7 @@ def make_frame_plan(
     digests: PlanDigests,
     material: PlanMaterial,
     squares: Squares,
+    earlier: Sequence[Job] = (),
 ) -> Plan:
     """Make a plan of drafts that share images: consecutive jobs lie on one pool image until it holds enough.
 
@@ -82,13 +84,15 @@ def make_frame_plan(
         digests: of what draws the plan.
         material: masks, sites, prompts and tones.
         squares: where they lie.
+        earlier: jobs of earlier rounds. Numbers and seeds continue theirs, and `max_images_per_tile` counts them.
 
     Raises:
         ConfigError: no pool tile, too few of them for `max_images_per_tile`, or no mask that fits.
     """
-    check_pool(len(tileset.of("pool")), config)
+    check_pool(len(tileset.of("pool")), config, num_earlier=len(earlier))
     planner = _Planner(tileset, config=config, sizes=sizes, seed=seed, material=material, squares=squares)
-    jobs = [planner.job(number) for number in range(config.num_images)]
+    planner.resume(earlier)
+    jobs = [planner.job(number) for number in range(len(earlier), len(earlier) + config.num_images)]
     return digests.plan(tileset.categories, jobs)
 
 
@@ -118,6 +122,16 @@ class _Planner:
             self._tiles_of.setdefault(tile.image_id, []).append(number)
         self._frames_of: Counter[int] = Counter()
         self._frame: _OpenFrame | None = None
+
+    def resume(self, earlier: Sequence[Job]) -> None:
+        """Count the images and tiles that jobs of earlier rounds used; those of one image follow each other."""
+        number_of = {tile.id: number for number, tile in enumerate(self._pool)}
+        numbers = [number_of[job.tile_id] for job in earlier]
+        for number in numbers:
+            self._chooser.resume(number, uses=0, drivers=1)
+        for image_id, together in groupby(numbers, key=lambda number: self._pool[number].image_id):
+            self._chooser.resume(next(together), uses=1, drivers=0)
+            self._frames_of[image_id] += 1
 
     def job(self, number: int) -> Job:
         rng = np.random.default_rng([42, self._seed, number])

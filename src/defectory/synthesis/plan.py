@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -85,7 +85,7 @@ class PlanMaterial:
         tone_distance: how far apart two tones are, in words.
         keep_place: masks keep their position on the source tile.
         even_classes: take mixes with rare classes more often, so that all classes are equally frequent.
-        weight_of: sampling weight of a train tile's mix, above 0; None means uniform.
+        weight_of: sampling weight of a train tile's mix; None means uniform.
     """
 
     draw_mask: DrawMask
@@ -100,7 +100,13 @@ class PlanMaterial:
 
 
 def make_plan(
-    tileset: TileSet, *, config: SynthesisConfig, seed: int, digests: PlanDigests, material: PlanMaterial
+    tileset: TileSet,
+    *,
+    config: SynthesisConfig,
+    seed: int,
+    digests: PlanDigests,
+    material: PlanMaterial,
+    earlier: Sequence[Job] = (),
 ) -> Plan:
     """Make a plan that pairs pool tiles, and augmented versions of them, with masks.
 
@@ -115,23 +121,27 @@ def make_plan(
         seed: of pool tiles, augmentations, masks and noise.
         digests: of what draws the plan.
         material: masks, sites, prompts and tones.
+        earlier: jobs of earlier rounds. Numbers and seeds continue theirs, and `max_images_per_tile` counts them.
 
     Raises:
         ConfigError: no pool tile, too few of them for `max_images_per_tile`, or no mask.
     """
-    pool = tileset.of("pool")
-    check_pool(len(pool), config)
+    pool, first = tileset.of("pool"), len(earlier)
+    check_pool(len(pool), config, num_earlier=first)
     tone_of, prompt_of = material.tone_of, material.prompt_of
     mixes = mixes_of_train(tileset, tone_of)
     weights = mix_weights(mixes, even_classes=material.even_classes, weight_of=material.weight_of)
     chooser = PoolChooser([tone_of(tile) for tile in pool], config, material.tone_distance, seed=seed)
+    drivers = Counter(job.tile_id for job in first_of_drivers(earlier))
+    for number, tile in enumerate(pool):
+        chooser.resume(number, uses=drivers[tile.id], drivers=drivers[tile.id])
     num_drivers = _num_drivers(len(pool), config)
 
     def label(number: int, augmentation_seed: int | None, mix: Mix, rng: np.random.Generator) -> _Label:
         return _label(pool[number], augmentation_seed, mix, rng, material)
 
     jobs: list[Job] = []
-    for index in range(num_drivers):
+    for index in range(first, first + num_drivers):
         rng = np.random.default_rng([42, seed, index])
         mix, number, augmentation_seed, (instances, sources) = _first_that_fits(mixes, weights, chooser, label, rng)
         names = [tileset.categories[i.category_id - 1].name for i in instances]
@@ -145,12 +155,22 @@ def make_plan(
             prompt_without=prompt_of((), mix.tone),
             seed=0,
         )
-        jobs += _jobs_of_driver(shared, range(index, config.num_images, num_drivers), seed=seed)
+        jobs += _jobs_of_driver(shared, range(index, first + config.num_images, num_drivers), seed=seed)
     return digests.plan(tileset.categories, jobs)
 
 
-def check_pool(num_tiles: int, config: SynthesisConfig) -> None:
-    """Require enough pool tiles for a plan.
+def first_of_drivers(jobs: Iterable[Job]) -> list[Job]:
+    """Return one job of each driver."""
+    return list({(job.tile_id, job.offset_xy, job.augmentation_seed, job.mask_sources): job for job in jobs}.values())
+
+
+def masks_taken(jobs: Iterable[Job]) -> Mapping[str, int]:
+    """Count how often each mask of the bank or of an expert was taken, by id; jobs of one driver share theirs."""
+    return Counter(source.bank_id for job in first_of_drivers(jobs) for source in job.mask_sources if source.bank_id)
+
+
+def check_pool(num_tiles: int, config: SynthesisConfig, *, num_earlier: int = 0) -> None:
+    """Require enough pool tiles for a plan, after a number of earlier jobs.
 
     Raises:
         ConfigError: there are not.
@@ -158,9 +178,10 @@ def check_pool(num_tiles: int, config: SynthesisConfig) -> None:
     if not num_tiles:
         raise ConfigError("pool", "no defect-free tile", "add defect-free images (data.defect_free)")
     most = config.max_images_per_tile
-    if most is not None and most * num_tiles < config.num_images:
+    num_images = num_earlier + config.num_images
+    if most is not None and most * num_tiles < num_images:
         raise ConfigError(
-            f"synthesis.num_images {config.num_images}",
+            f"synthesis.num_images {num_images}",
             f"{num_tiles} pool tiles give {most * num_tiles} images at {most} each",
             "add defect-free images (data.defect_free), ask for fewer, or raise synthesis.max_images_per_tile",
         )
@@ -183,12 +204,12 @@ def mixes_of_train(tileset: TileSet, tone_of: Callable[[Tile], str]) -> list[Mix
 def mix_weights(
     mixes: Sequence[Mix], *, even_classes: bool, weight_of: Callable[[Tile], float] | None
 ) -> NDArray[np.float64] | None:
-    """Compute the probability of each mix; None means uniform."""
+    """Compute the probability of each mix; None means uniform, and so do weights that are all 0."""
     weights = _even_weights([mix.category_ids for mix in mixes]) if even_classes else None
     if weight_of is None:
         return weights
-    weights = np.array([weight_of(mix.tile) for mix in mixes]) * (1.0 if weights is None else weights)
-    return weights / weights.sum()
+    weighted = np.array([weight_of(mix.tile) for mix in mixes]) * (1.0 if weights is None else weights)
+    return weighted / weighted.sum() if weighted.any() else weights
 
 
 def _num_drivers(num_tiles: int, config: SynthesisConfig) -> int:
@@ -247,6 +268,11 @@ class PoolChooser:
             return None
         costs = self._drivers[left] + REUSE_PER_STEP * self._distances_to(tone)[left]
         return int(left[int(costs.argmin())])
+
+    def resume(self, number: int, *, uses: int, drivers: int) -> None:
+        """Count what earlier rounds used a tile for: `uses` for an even choice, `drivers` for `max_images_per_tile`."""
+        self._uses[self._groups[number]] += uses
+        self._drivers[number] += drivers
 
     def _distances_to(self, tone: str) -> NDArray[np.int64]:
         if tone not in self._distances:
@@ -334,6 +360,6 @@ def plan_summary(plan: Plan) -> dict[str, object]:
     return {
         "images": len(plan.jobs),
         "pool_tiles": len({job.tile_id for job in plan.jobs}),
-        "drivers": len({(job.tile_id, job.offset_xy, job.augmentation_seed, job.mask_sources) for job in plan.jobs}),
+        "drivers": len(first_of_drivers(plan.jobs)),
         "instances_per_class": dict(Counter(names[i.category_id] for job in plan.jobs for i in job.instances)),
     }

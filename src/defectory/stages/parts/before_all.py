@@ -16,17 +16,20 @@ from defectory.memory import machine_memory_bytes
 from defectory.runs.graph import State
 from defectory.runs.stage import Run, Stage
 from defectory.stages.parts.estimate.estimate import Estimate, estimate
+from defectory.stages.parts.further_rounds import is_round
 
 SEGMENTERS_GROUP = "segment"
+ROUND = "round"
+"""Stands for every further round of drafts."""
 READ_BY: Mapping[str, tuple[str, ...]] = {
     "data.path": ("import",),
     "data.image_root": ("import",),
     "data.defect_free": ("import",),
     "data.index": ("import",),
     "data.class_colours": ("import",),
-    "masks.expert": ("learn-masks", "plan"),
-    "masks.regions": ("plan",),
-    "drivers.drawings": ("learn-condition", "calibrate", "synthesize"),
+    "masks.expert": ("learn-masks", "plan", ROUND),
+    "masks.regions": ("plan", ROUND),
+    "drivers.drawings": ("learn-condition", "calibrate", "synthesize", ROUND),
 }
 """Settings that name the user's files or folders, and the stages that read them."""
 
@@ -53,13 +56,14 @@ def check_before_all(
     """
     config = run.config
     kind_of(config.drivers.kind)
+    to_run = {ROUND if is_round(name) else name for name in stale}
     for setting, readers in READ_BY.items():
-        if any(name in stale for name in readers):
+        if any(name in to_run for name in readers):
             _require_source(run, setting)
     computes = any(not stage.is_preparation for stage in selected if stage.name in stale)
     if computes and config.device not in ("auto", "cpu"):
         usable_device(config.device)
-    if any(stage.group == SEGMENTERS_GROUP for stage in selected if stage.name in stale):
+    if ROUND in to_run or any(stage.group == SEGMENTERS_GROUP for stage in selected if stage.name in stale):
         _require_weights(run)
         _require_heeding(config)
     if any(stage.reads_base for stage in selected if stage.name in stale):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.doubt import Doubts, DraftDoubt
-from defectory.artifacts.plan import Decisions, Job
+from defectory.artifacts.plan import Decisions, Job, Plan
 from defectory.config.project import ProjectConfig
 from defectory.curation.doubt import (
     ClassMeans,
@@ -28,6 +28,7 @@ from defectory.images.load import load_rgb
 from defectory.rle import decode, encode
 from defectory.runs import layout
 from defectory.runs.store import RunStore
+from defectory.runs.stored import DraftFolder
 from defectory.stages.export import accepted_jobs, image_ids_of_jobs
 from defectory.stages.folds import NUM_FOLDS, FoldSegmenters, tile_scale_of
 
@@ -36,22 +37,31 @@ REPORT_EVERY = 20
 """Drafts between two progress events."""
 
 
-def doubts_of(inputs: RunStore, config: ProjectConfig, decisions: Decisions) -> Work[Doubts]:
-    """Find the doubtful pixels and instances of every accepted draft.
+def doubts_of(
+    inputs: RunStore, config: ProjectConfig, decisions: Decisions, *, plan: Plan, drafts: DraftFolder
+) -> Work[Doubts]:
+    """Find the doubtful pixels and instances of every accepted draft of a round.
+
+    Args:
+        inputs: of the stage.
+        config: of the project.
+        decisions: of the round.
+        plan: of the round.
+        drafts: of the round.
 
     Raises:
         FirewallError: a segmenter would judge a draft made from an image that it trained on.
     """
-    curation, jobs = config.curation, accepted_jobs(inputs.plan, decisions)
+    curation, jobs = config.curation, accepted_jobs(plan, decisions)
     sizes_hw = {tile.id: tile.valid_hw for tile in inputs.tiles.tileset.of("pool")}
-    judged = _Judged(inputs, config, jobs, sizes_hw) if "segmenter" in curation.ignore else None
+    judged = _Judged(inputs, config, jobs, drafts, sizes_hw) if "segmenter" in curation.ignore else None
     means = None if judged is None else (yield from judged.means())
-    drafts: list[DraftDoubt] = []
+    doubts: list[DraftDoubt] = []
     for job in jobs:
         labels, size_hw = _labels(job, sizes_hw[job.tile_id])
         found = no_doubt(labels, size_hw)
         if "difference" in curation.ignore and any(mask.any() for _, mask in labels):
-            with_mask, without = (load_rgb(path)[: size_hw[0], : size_hw[1]] for path in inputs.drafts.pair(job))
+            with_mask, without = (load_rgb(path)[: size_hw[0], : size_hw[1]] for path in drafts.pair(job))
             found |= by_difference(
                 with_mask,
                 without,
@@ -65,10 +75,10 @@ def doubts_of(inputs: RunStore, config: ProjectConfig, decisions: Decisions) -> 
             if judges:
                 categories = [category_id for category_id, _ in labels]
                 found |= by_losses(judged.losses(job), categories, means, multiple=curation.doubt_multiple)
-        drafts.append(
+        doubts.append(
             DraftDoubt(job_id=job.id, ignore=encode(found.ignore), is_doubtful=found.is_doubtful, judges=judges)
         )
-    return Doubts(plan_digest=inputs.plan.digest(), witnesses=curation.ignore, drafts=tuple(drafts))
+    return Doubts(plan_digest=plan.digest(), witnesses=curation.ignore, drafts=tuple(doubts))
 
 
 def _labels(job: Job, size_hw: tuple[int, int]) -> tuple[list[Label], tuple[int, int]]:
@@ -81,12 +91,18 @@ class _Judged:
     """What the fold segmenters find on drafts, each draft judged only by those that know none of its images."""
 
     def __init__(
-        self, inputs: RunStore, config: ProjectConfig, jobs: Sequence[Job], sizes_hw: Mapping[str, tuple[int, int]]
+        self,
+        inputs: RunStore,
+        config: ProjectConfig,
+        jobs: Sequence[Job],
+        drafts: DraftFolder,
+        sizes_hw: Mapping[str, tuple[int, int]],
     ) -> None:
         self._inputs, self._config, self._jobs, self._sizes_hw = inputs, config, jobs, sizes_hw
+        self._drafts = drafts
         logs = [inputs.fold(fold) / layout.SEGMENTER_LOG for fold in range(NUM_FOLDS)]
         trained_on = [frozenset[int](json.loads(path.read_bytes())["image_ids"]) for path in logs]
-        image_ids = image_ids_of_jobs(inputs)
+        image_ids = image_ids_of_jobs(inputs, jobs)
         self.judges = {job.id: judges_of(image_ids[job.id], trained_on) for job in jobs}
         for job in jobs:
             require_cross_fitted(self.judges[job.id], image_ids[job.id], trained_on, what=f"draft {job.id}")
@@ -105,7 +121,7 @@ class _Judged:
         judged = [job for job in self._jobs if self.judges[job.id]]
         for done, job in enumerate(judged, start=1):
             height, width = self._sizes_hw[job.tile_id]
-            image = np.ascontiguousarray(inputs.drafts.image(job)[:height, :width])
+            image = np.ascontiguousarray(self._drafts.image(job)[:height, :width])
             self._seen[job.id] = segmenters.detections(image, folds=self.judges[job.id])
             if done % REPORT_EVERY == 0 or done == len(judged):
                 yield Progress(done=done, total=len(judged), note="doubt")

@@ -17,6 +17,7 @@ from defectory.files import digest_file, read_manifest
 from defectory.runs import layout
 from defectory.runs.store import RunStore
 from defectory.stages.folds import NUM_FOLDS, needs_folds
+from defectory.stages.parts.further_rounds import round_name
 from defectory.stages.segment import stage_name
 
 LEARNING: tuple[UsableSubset, ...] = ("train", "pool")
@@ -49,6 +50,12 @@ class _Reader:
         """Return the JSON files of a subfolder that a stage wrote."""
         within = self._inputs.path(folder, subfolder)
         return sorted(f"{subfolder}/{path.name}" for path in within.glob("*.json"))
+
+    def written(self, folder: str) -> list[str]:
+        """Return the names of the files that a stage wrote, or that lie in its folder."""
+        place = self._inputs.path(folder)
+        there = {path.relative_to(place).as_posix() for path in place.rglob("*.json")}
+        return sorted(there | self._recorded(folder).keys())
 
     def use(self, consumer: str, may_use: tuple[UsableSubset, ...], *sources: tuple[str, str, Read | None]) -> ImageUse:
         """Return what a consumer used, by files given as folder of the stage, name, and how ids are read from it.
@@ -111,11 +118,33 @@ def _uses(run: _Reader, config: ProjectConfig) -> Iterator[ImageUse]:
     yield run.use("plan", LEARNING, (layout.PLAN, layout.PLAN_FILE, lambda path: _plan(path, run)))
     yield run.use("mask guidance", LEARNING, (layout.CALIBRATION, layout.IMAGES_USED, _recorded("reference")))
     yield run.use("curation", LEARNING, (layout.CURATION, layout.IMAGES_USED, _recorded("reference")))
+    yield from _rounds(run, config)
     yield run.use("synthetic set", LEARNING, (layout.SYNTHETIC, layout.PROVENANCE, _provenance))
     yield from _segmenters(run, config)
     yield run.use("tiles of test", SCORING, (layout.TEST_TILES, layout.TILESET_FILE, _tiles("test")))
     predictions = run.names(layout.EVALUATION, layout.PREDICTIONS)
     yield run.use("evaluate", SCORING, *((layout.EVALUATION, name, _predictions) for name in predictions))
+
+
+def _rounds(run: _Reader, config: ProjectConfig) -> Iterator[ImageUse]:
+    """Return what further rounds of drafts used, by the files that they wrote or that lie there."""
+    for number in range(2, config.synthesis.rounds + 1):
+        folder, name = layout.round_folder(number), round_name(number)
+        written = run.written(folder)
+        logs = [file for file in written if file.endswith(f"/{layout.SEGMENTER_LOG}")]
+        judged = [file for file in written if file == layout.DIFFICULTY_FILE]
+        yield run.use(
+            f"{name}, segmenters",
+            LEARNING,
+            (folder, layout.TARGETS_FILE, None),
+            *((folder, log, _log) for log in logs),
+            *((folder, file, _difficulty) for file in judged),
+        )
+        used = (folder, layout.IMAGES_USED)
+        yield run.use(f"{name}, validation", CHOOSING, (*used, _recorded("validation")))
+        if layout.PLAN_FILE in written:
+            yield run.use(f"{name}, plan", LEARNING, (folder, layout.PLAN_FILE, lambda path: _plan(path, run)))
+            yield run.use(f"{name}, curation", LEARNING, (*used, _recorded("reference")))
 
 
 def _segmenters(run: _Reader, config: ProjectConfig) -> Iterator[ImageUse]:

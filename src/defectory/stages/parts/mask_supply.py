@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.annotation import masks_of
-from defectory.artifacts.plan import MaskBank, MaskBankEntry
+from defectory.artifacts.plan import Job, MaskBank, MaskBankEntry
 from defectory.config.project import ProjectConfig
 from defectory.errors import AnnotationError, ConfigError
 from defectory.files import digest_file
@@ -20,6 +20,7 @@ from defectory.formats.coco import load_coco
 from defectory.masks.bank import build_bank, whole_masks
 from defectory.masks.expert import class_names_of_folders, from_instances, mask_files, read_folder
 from defectory.masks.placement import (
+    Borders,
     Site,
     borders_of,
     filled_where_cut,
@@ -34,6 +35,7 @@ from defectory.runs.store import RunStore
 from defectory.stages.parts.drawing_mode import longest_whole_px, synthesis_of, uses_squares
 from defectory.stages.parts.held_out import held_out_images
 from defectory.surface import solid_pixels
+from defectory.synthesis.plan import masks_taken
 
 if TYPE_CHECKING:
     from defectory.masks.diffusion import MaskDiffusion
@@ -43,6 +45,24 @@ NOT_TRAIN = "is an image of validation or test, or not used"
 MASKS_OF_TRAIN = "leave it out: masks come from train alone"
 FOCUS_FLOOR = 0.1
 """Weight of an instance that a segmenter finds perfectly; a missed one has weight 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Focus:
+    """How often train instances are used: their masks, classes, places and surroundings.
+
+    Attributes:
+        weights: by image id and number.
+        others: weight of an instance that is not among them. At 0, classes whose instances all have weight 0 are not
+            drawn.
+    """
+
+    weights: Mapping[tuple[int, int], float]
+    others: float = 1.0
+
+    def of(self, image_id: int, number: int) -> float:
+        """Return the weight of an instance."""
+        return self.weights.get((image_id, number), self.others)
 
 
 def bank_from_train(inputs: RunStore, config: ProjectConfig) -> MaskBank:
@@ -176,13 +196,22 @@ class MaskSupply:
         return place(mask, size_hw=size_hw, allowed=site.allowed, taken=taken, rng=rng, within=site.within)
 
 
-def mask_supply(inputs: RunStore, config: ProjectConfig, *, whole_px: int | None = None) -> MaskSupply:
+def mask_supply(
+    inputs: RunStore,
+    config: ProjectConfig,
+    *,
+    whole_px: int | None = None,
+    focus: Focus | None = None,
+    earlier: Sequence[Job] = (),
+) -> MaskSupply:
     """Build the mask bank, the mask sources and the learned placement from train.
 
     Args:
         inputs: of the stage.
         config: of the project.
         whole_px: take only masks that no tile cut and that are at most so long, also if the run itself takes others.
+        focus: how often train instances are used; None takes what `synthesis.focus` says.
+        earlier: jobs of earlier rounds; `masks.max_uses` counts their masks.
 
     Raises:
         ConfigError: train has no mask, or an expert's cannot be used.
@@ -193,15 +222,21 @@ def mask_supply(inputs: RunStore, config: ProjectConfig, *, whole_px: int | None
     # the model has learned from the run's own bank
     diffusion = trained_mask_model(inputs, config, bank)
     bank = bank if whole_px is None else require_whole(bank, most_px=whole_px)
-    focus = focus_weights(inputs, config)
-    weights = (
-        {} if focus is None else {entry.id: focus.get((entry.image_id, entry.number), 1.0) for entry in bank.entries}
-    )
+    focus = focus or focus_weights(inputs, config)
+    weights = {} if focus is None else {entry.id: focus.of(entry.image_id, entry.number) for entry in bank.entries}
     shares: dict[int, np.ndarray] = {}
     if config.masks.placement == "learned":
         shares, bank = _placement_in_train(inputs, bank, weights)
     names = {category.id: category.name for category in inputs.tiles.tileset.categories}
-    sources = MaskSources(bank, supplied, config=config.masks, names=names, diffusion=diffusion, weights=weights)
+    sources = MaskSources(
+        bank,
+        supplied,
+        config=config.masks,
+        names=names,
+        diffusion=diffusion,
+        weights=weights,
+        used=masks_taken(earlier),
+    )
     return MaskSupply(bank=bank, sources=sources, shares=shares, left_out=left_out)
 
 
@@ -222,28 +257,40 @@ def _placement_in_train(
     Returns:
         The shares per class, and the bank with the gaps filled that those holes cut.
     """
+    observed: list[tuple[int, int, float]] = []
+    whole: dict[str, MaskBankEntry] = {}
+    for entry, mask, borders in _masks_in_place(inputs, bank):
+        observed.append((entry.category_id, relation_of(mask, borders), weights.get(entry.id, 1.0)))
+        filled = entry.mask.model_copy(update={"rle": encode(filled_where_cut(mask, borders))})
+        whole[entry.id] = entry.model_copy(update={"mask": filled})
+    entries = tuple(whole.get(entry.id, entry) for entry in bank.entries)
+    return relation_shares(observed), bank.model_copy(update={"entries": entries})
+
+
+def places_in_train(inputs: RunStore, config: ProjectConfig) -> Iterator[tuple[MaskBankEntry, int]]:
+    """Yield each mask of the bank with its relation to the holes and edges of its tile (index in RELATIONS)."""
+    _, bank = expert_masks(inputs, config, bank_from_train(inputs, config))
+    for entry, mask, borders in _masks_in_place(inputs, bank):
+        yield entry, relation_of(mask, borders)
+
+
+def _masks_in_place(inputs: RunStore, bank: MaskBank) -> Iterator[tuple[MaskBankEntry, Mask, Borders]]:
+    """Yield each entry with its mask on its tile, bool [H,W], and the borders of that tile."""
     tiles = inputs.tiles
     masks: dict[str, list[MaskBankEntry]] = {}
     for entry in bank.entries:
         masks.setdefault(entry.tile_id, []).append(entry)
-    observed: list[tuple[int, int, float]] = []
-    whole: dict[str, MaskBankEntry] = {}
     for tile in tiles.tileset.of("train"):
         if tile.id not in masks:
             continue
         defects = [mask for _, mask in masks_of(tile.instances)]
         borders = borders_of(solid_pixels(tiles.image(tile), tile.valid_hw, defects))
         for entry in masks[tile.id]:
-            mask = decode(entry.mask.rle)
-            observed.append((entry.category_id, relation_of(mask, borders), weights.get(entry.id, 1.0)))
-            filled = entry.mask.model_copy(update={"rle": encode(filled_where_cut(mask, borders))})
-            whole[entry.id] = entry.model_copy(update={"mask": filled})
-    entries = tuple(whole.get(entry.id, entry) for entry in bank.entries)
-    return relation_shares(observed), bank.model_copy(update={"entries": entries})
+            yield entry, decode(entry.mask.rle), borders
 
 
-def focus_weights(inputs: RunStore, config: ProjectConfig) -> dict[tuple[int, int], float] | None:
-    """Return the sampling weight of each train instance, by image id and number; None for uniform weights."""
+def focus_weights(inputs: RunStore, config: ProjectConfig) -> Focus | None:
+    """Return how often train instances are used by `synthesis.focus`; None for all alike."""
     if config.synthesis.focus == "uniform":
         return None
-    return inputs.difficulty.weights(floor=FOCUS_FLOOR)
+    return Focus(weights=inputs.difficulty.weights(floor=FOCUS_FLOOR))

@@ -112,15 +112,15 @@ def _require_classes_to_evaluate(cut: _Cut) -> None:
 
 def _require_folds(config: ProjectConfig, cut: _Cut) -> None:
     """Require that each fold leaves something to train on, if folds are trained."""
-    if not needs_folds(config):
+    if not needs_folds(config) and config.synthesis.rounds == 1:
         return
     groups = {cut.dataset.image(tile.image_id).group for tile in cut.defective}
     if len(groups) < 2:
         raise ConfigError(
             "train",
             "its defects are all of one group, which cannot be divided into folds",
-            "label images of further groups, or leave out synthesis.focus segmenter, the check `agreement` and "
-            "the witness `segmenter` of curation.ignore",
+            "label images of further groups, or leave out synthesis.focus segmenter, further synthesis.rounds, the "
+            "check `agreement` and the witness `segmenter` of curation.ignore",
         )
 
 

@@ -304,6 +304,9 @@ def _correction(run: Run, stage: Stage, situation: Situation, together: _Beside,
 def _settings_of(config: ProjectConfig, recorded: Mapping[str, Any]) -> ProjectConfig:
     """Return the settings that a finished stage had, as far as its manifest records them."""
     content = config.model_dump(mode="json")
+    if "synthesis.num_images" in recorded:
+        # a stage records the drafts of its own round
+        content["synthesis"]["rounds"] = 1
     for name, value in recorded.items():
         *path, last = name.split(".")
         section: Any = content
@@ -325,7 +328,7 @@ def _left(run: Run, stage: Stage, states: Mapping[str, State]) -> float:
     with suppress(OSError):
         lines = (work / DRAWN_NAME).read_text(errors="replace").splitlines()
         drawn = sum(bool(line) for line in lines) / FILES_PER_DRAFT
-        return max(0.0, 1 - drawn / config.synthesis.num_images)
+        return max(0.0, 1 - drawn / config.synthesis.of_round(1).num_images)
     num_steps = {
         "learn-concept": config.concept.training.num_steps,
         "learn-condition": config.condition.training.num_steps,

@@ -11,6 +11,7 @@ from defectory.runs.stage import Stage
 from defectory.segmentation.policies import AUTO, POLICIES
 from defectory.stages.parts.estimate import costs
 from defectory.stages.parts.estimate.situation import Situation, StageWork
+from defectory.stages.rounds import Round
 
 MAX_HELD_OUT = 32
 MAX_KID_TRAIN, MAX_KID_POOL = 600, 200
@@ -31,6 +32,8 @@ def work_of(stage: Stage, situation: Situation) -> StageWork | None:
         stage: of the run.
         situation: settings, data and base.
     """
+    if isinstance(stage, Round):
+        return _round(situation, stage.number)
     reckon = _WORK.get(stage.group or stage.name)
     return None if reckon is None else reckon(situation)
 
@@ -242,13 +245,40 @@ def _learn_masks(of: Situation) -> StageWork:
     )
 
 
-def _plan(of: Situation) -> StageWork:
+def _round(of: Situation, number: int) -> StageWork | None:
+    """Reckon a further round: segmenters for validation and of each fold, then plan, drafts and curation."""
+    segmentation = of.config.segmentation
+    num_steps = segmentation.fold_steps or segmentation.num_steps
+    num_compared = 2 if number == 2 else 1
+    one = _segmenter(of, num_steps=num_compared * num_steps, num_validated=num_compared * _num_validated(of, num_steps))
+    folds, drawing = _folds(of), _drawing(of, _part(of, number), num_halves=2)
+    if one is None or folds is None or drawing is None:
+        return None
+    curation = _curate(of, number)
+    steps = (one, folds, drawing, curation, _plan(of, number))
+    return replace(
+        drawing,
+        seconds=sum(step.seconds for step in steps),
+        spread_seconds=sum(step.spread_seconds for step in steps),
+        memory_bytes=max(step.memory_bytes for step in steps),
+        device_bytes=max(step.device_bytes for step in steps),
+        # weights are removed once they have been scored
+        file_bytes=drawing.file_bytes + curation.file_bytes,
+        passing_bytes=one.passing_bytes + folds.file_bytes + drawing.file_bytes,
+    )
+
+
+def _part(of: Situation, number: int) -> int:
+    """Return the drafts of one round."""
+    return of.config.synthesis.of_round(number).num_images
+
+
+def _plan(of: Situation, number: int = 1) -> StageWork:
     shares = of.config.masks.sources.shares()
     drawn = shares.get("diffusion", 0.0) / sum(shares.values())
     per_draft = costs.PLANNED_S + costs.DIFFUSION_MASK_S * drawn
     return StageWork(
-        seconds=costs.BANK_S * of.data.num_masks + per_draft * of.config.synthesis.num_images,
-        file_bytes=costs.SMALL_FILE_BYTES,
+        seconds=costs.BANK_S * of.data.num_masks + per_draft * _part(of, number), file_bytes=costs.SMALL_FILE_BYTES
     )
 
 
@@ -256,13 +286,13 @@ def _calibrate(of: Situation) -> StageWork | None:
     synthesis = of.config.synthesis
     if synthesis.mask_guidance != "auto":
         return StageWork()
-    num_drafts = min(synthesis.calibration_drafts, synthesis.num_images) * CALIBRATION_LEVELS
+    num_drafts = min(synthesis.calibration_drafts, _part(of, 1)) * CALIBRATION_LEVELS
     work = _drawing(of, num_drafts, num_halves=1)
     return None if work is None else replace(work, file_bytes=0)
 
 
 def _synthesize(of: Situation) -> StageWork | None:
-    return _drawing(of, of.config.synthesis.num_images, num_halves=2)
+    return _drawing(of, _part(of, 1), num_halves=2)
 
 
 def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | None:
@@ -299,12 +329,12 @@ def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | 
     )
 
 
-def _curate(of: Situation) -> StageWork:
+def _curate(of: Situation, number: int = 1) -> StageWork:
     data, fits = of.data, bool(of.config.curation.checks)
     num_real = min(MAX_KID_TRAIN, data.num_defective) + min(MAX_KID_POOL, data.num_free)
     real_s = costs.REAL_TILE_S * num_real * fits
     return StageWork(
-        spread_seconds=(real_s + costs.CURATED_S * of.config.synthesis.num_images) * of.areas,
+        spread_seconds=(real_s + costs.CURATED_S * _part(of, number)) * of.areas,
         memory_bytes=costs.CURATION_BYTES,
         file_bytes=costs.SMALL_FILE_BYTES,
     )
