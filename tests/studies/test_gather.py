@@ -166,5 +166,6 @@ def test_files_hold_every_figure_and_the_page_is_whole(tmp_path: Path) -> None:
                 assert means[point.label, series.arm, name] == pytest.approx(score.mean, rel=1e-5)
     page = (tmp_path / "scarcity.html").read_text()
     assert page.count("<svg") == page.count("</svg>") == 3 + 2
+    assert not (tmp_path / "scarcity-false_alarms_per_100_good_images.svg").exists(), "no test image is good"
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (tmp_path / "scarcity-segm_map.svg").read_text().startswith("<svg xmlns=")

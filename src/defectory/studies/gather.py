@@ -27,6 +27,7 @@ from defectory.studies.cells import Amount, Cell
 from defectory.studies.results import CellResult
 
 COMPARED = tuple(TABLE_SCORES)
+FALSE_ALARMS = "false_alarms_per_100_good_images"
 LADDER = "ladder"
 """Recipe whose arms are rungs in order."""
 IMAGE_FIGURES = {
@@ -106,7 +107,8 @@ def _point(
     series = _series_names(of_point, by_fold, amount, remarks)
     if not series:
         return empty
-    folds = {score: [_test_scores(of, series, score, "tables") for of in by_fold.values()] for score in COMPARED}
+    compared = [score for score in COMPARED if score != FALSE_ALARMS or _has_good_images(by_fold)]
+    folds = {score: [_test_scores(of, series, score, "tables") for of in by_fold.values()] for score in compared}
     results = [result for of in by_fold.values() for group in of.values() for result in group]
     judged = verdict(
         folds["segm_map"],
@@ -159,6 +161,12 @@ def _is_repeated(by_fold: ByFold, arm: str, variant: str, known: Mapping[str, tu
         ):
             return True
     return False
+
+
+def _has_good_images(by_fold: ByFold) -> bool:
+    """Return whether the test images of every fold hold some without a defect."""
+    tables = [next(iter(next(iter(of.values()))[0].tables.values()), None) for of in by_fold.values()]
+    return all(table is not None and bool(table.is_good.any()) for table in tables)
 
 
 def _uses_synthetic(arm: str) -> bool:

@@ -25,7 +25,14 @@ SHOWN = {
     "missed_defect_rate": "missed defects",
     "false_alarms_per_100_good_images": "false alarms /100",
 }
-GAINS = {"segm_map": "segm mAP", "pixel_ap": "pixel AP", "missed_defect_rate": "missed defects"}
+GAINS = {
+    "segm_map": "segm mAP",
+    "pixel_ap": "pixel AP",
+    "missed_defect_rate": "missed defects",
+    "false_alarms_per_100_good_images": "false alarms /100",
+}
+FIGURES = {"kid": "KID", "kid_floor": "KID floor", "fid": "FID", "fid_floor": "FID floor", "l2": "L2"}
+"""Names of figures of drafts that are not plain words."""
 COLUMNS = ("point", "num_labelled", "variant", "arm", "score", "mean", "low", "high", "per_seed")
 
 
@@ -76,7 +83,10 @@ def gain_rows_of(point: Point) -> Iterator[list[str]]:
         of = {gain.score: gain for gain in point.gains if (gain.series, gain.reference) == (series, reference)}
         cells: list[str] = []
         for score in GAINS:
-            gain = of[score]
+            gain = of.get(score)
+            if gain is None:
+                cells.append("-")
+                continue
             told = f"{gain.mean:+.3f}"
             if gain.interval is not None:
                 told += f" ({gain.interval[0]:+.3f} to {gain.interval[1]:+.3f})"
@@ -130,13 +140,15 @@ def _ladder(point: Point) -> str:
 
 
 def _curves(outcome: StudyOutcome) -> dict[str, str]:
-    """Draw a curve for each score of `GAINS`, if there are several amounts of labelled images."""
+    """Draw a curve for each score of `GAINS` that is known, if there are several amounts of labelled images."""
     points = sorted((point for point in outcome.points if point.series), key=lambda point: point.num_labelled)
     if len(points) < 2:
         return {}
     names = dict.fromkeys(series.name for point in points for series in point.series)
     charts: dict[str, str] = {}
     for score, label in GAINS.items():
+        if not all(score in s.scores for point in points for s in point.series):
+            continue
         curves = [
             (readable(name), [_bar(s, score, x=p.num_labelled) for p in points for s in p.series if s.name == name])
             for name in names
@@ -181,14 +193,17 @@ def _section(point: Point, ladder: str | None) -> Section:
                 title="Gains",
                 columns=["", *GAINS.values(), "p (segm mAP)"],
                 rows=list(gain_rows_of(point)),
-                note="Paired by seed and test image. p is corrected for the number of comparisons (Holm).",
+                note="Paired by seed and test image. p is corrected for the number of comparisons (Holm). For missed "
+                "defects and false alarms, lower is better. Both depend on the score threshold that validation chose: "
+                "fewer missed defects at more false alarms are no gain.",
             )
         )
     figures = [of for of in point.images if of.figures]
     if figures:
         names = list(dict.fromkeys(name for of in figures for name in of.figures))
         rows = [[of.variant or "as it is", *(figure(of.figures.get(name)) for name in names)] for of in figures]
-        tables.append(Table(title="Drafts", columns=["", *map(readable, names)], rows=rows))
+        shown = [FIGURES.get(name, readable(name)) for name in names]
+        tables.append(Table(title="Drafts", columns=["", *shown], rows=rows))
     if point.transfer:
         rows = [[readable(s.name), *(figure(s.scores.get(score)) for score in GAINS)] for s in point.transfer]
         tables.append(Table(title="On the other data set", columns=["", *GAINS.values()], rows=rows))
