@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,24 @@ def test_an_arm_that_some_cells_lack_is_left_out_and_told() -> None:
     outcome = study({"real": 0.3, "mixed": 0.5}, skipped=("mixed",))
     assert [series.name for series in outcome.points[0].series] == ["real"]
     assert outcome.remarks == ("all: mixed left out, 3 of 3 cells have none: curation accepted no draft",)
+
+
+def test_seeds_whose_drafts_are_drawn_in_unlike_ways_are_told() -> None:
+    config = ProjectConfig.model_validate({"data": {"path": "x"}, "study": {"arms": ARMS, "seeds": [3, 5]}})
+    cells = cells_of(config)
+    plain = {cell: result_of(cell, {"real": 0.3, "mixed": 0.5}) for cell in cells}
+
+    def drawn(*ways: str) -> Any:
+        found = {
+            cell: replace(of, facts=of.facts.model_copy(update={"drawn_as": way}))
+            for (cell, of), way in zip(plain.items(), ways, strict=True)
+        }
+        return gather(cells, found, project="p", recipe="ladder", summary="s", seeds=(3, 5)).remarks
+
+    assert drawn("whole", "whole") == drawn("", "") == ()
+    (remark,) = drawn("whole", "part")
+    assert "whole (seed 3); part (seed 5)" in remark
+    assert "tiling.mode" in remark
 
 
 def test_variants_are_series_of_their_own_and_compared_with_the_first() -> None:

@@ -105,6 +105,7 @@ def _point(
             of_fold = by_fold.setdefault(cell.fold or 0, {})
             of_fold.setdefault(cell.variant.name, []).append(found[cell])
     series = _series_names(of_point, by_fold, amount, remarks)
+    remarks += _unlike_drafts(by_fold, amount, seeds)
     if not series:
         return empty
     compared = [score for score in COMPARED if score != FALSE_ALARMS or _has_good_images(by_fold)]
@@ -148,6 +149,23 @@ def _series_names(
         else:
             series[series_name(arm, variant)] = (arm, variant)
     return series
+
+
+def _unlike_drafts(by_fold: ByFold, amount: Amount, seeds: Sequence[int]) -> Iterable[str]:
+    """Yield a remark for each variant whose seeds draw drafts in unlike ways, since their labelled images differ."""
+    for variant in dict.fromkeys(variant for of in by_fold.values() for variant in of):
+        seeds_of: dict[str, list[int]] = {}
+        for of in by_fold.values():
+            for seed, result in zip(seeds, of[variant], strict=True):
+                if result.facts.drawn_as:
+                    seeds_of.setdefault(result.facts.drawn_as, []).append(seed)
+        if len(seeds_of) > 1:
+            where = f"{amount.label}, {variant}" if variant else amount.label
+            told = "; ".join(f"{drawn} (seed {', '.join(map(str, sorted(set(of))))})" for drawn, of in seeds_of.items())
+            yield (
+                f"{where}: drafts are drawn in unlike ways, as the labelled images of each seed decide: {told}. Set "
+                "tiling.mode and synthesis.mode to compare like with like"
+            )
 
 
 def _is_repeated(by_fold: ByFold, arm: str, variant: str, known: Mapping[str, tuple[str, str]]) -> bool:

@@ -18,6 +18,7 @@ from defectory.folders.swap import atomic_folder
 from defectory.runs import layout
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import CODE_VERSION, Run, Stage, leaves_of
+from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.studies.elsewhere import OTHERS, TRANSFER
 
 KIND = "cell"
@@ -38,6 +39,8 @@ class CellFacts(Value):
     """Group of each test image, in the order of the tables."""
     seconds: float
     """Time that its stages took, those of other cells included that it shares."""
+    drawn_as: str = ""
+    """What a draft shows, and how it is drawn, as tiling and synthesis decided; empty if nothing was drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +99,7 @@ def keep_result(run: Run, folder: Path, *, name: str, seconds: float) -> None:
         num_labelled=sum(not data.image(i).is_defect_free for i in split.train),
         groups=tuple(data.image(i).group for i in split.test),
         seconds=seconds,
+        drawn_as=_drawn_as(run),
     )
     with atomic_folder(folder, kind=KIND) as temporary:
         (temporary / TABLES).mkdir()
@@ -107,6 +111,14 @@ def keep_result(run: Run, folder: Path, *, name: str, seconds: float) -> None:
         scores = {**scores, "others": json.loads(others.read_bytes()) if others.is_file() else {}}
         write_json(temporary / layout.SCORES_FILE, scores)
         write_json(temporary / CELL_FILE, facts.model_dump(mode="json"))
+
+
+def _drawn_as(run: Run) -> str:
+    store = run.store()
+    if not (run.folder / layout.SYNTHETIC / layout.PROVENANCE).is_file():
+        return ""
+    what = {"tile": "a part of an image", "frame": "a whole image, scaled down"}[store.tiles.tileset.tiling.mode]
+    return f"{what}, mode {synthesis_of(store, run.config).mode}"
 
 
 def load_result(folder: Path) -> CellResult:
