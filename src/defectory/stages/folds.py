@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from defectory.artifacts.annotation import Category, masks_of
 from defectory.artifacts.dataset import Dataset
 from defectory.artifacts.difficulty import Difficulty, InstanceDifficulty, TileOverlap
-from defectory.artifacts.tiles import TileSet
+from defectory.artifacts.tiles import Tile, TileSet
 from defectory.config.project import ProjectConfig
 from defectory.curation.doubt import Detection
 from defectory.curation.fidelity import iou
@@ -86,9 +86,7 @@ def judge_train(inputs: RunStore, fold_of: Mapping[int, int], *, out: Path, devi
     Raises:
         FirewallError: a train tile comes from an image that is not in train.
     """
-    tileset = inputs.tiles.tileset
-    defective = [tile for tile in tileset.of("train") if tile.instances]
-    inputs.split.require_training_ids((tile.image_id for tile in defective), stage=stage)
+    tileset, defective = inputs.tiles.tileset, _judged_tiles(inputs, stage)
     folders = [out / layout.fold_folder(fold) for fold in range(NUM_FOLDS)]
     segmenters = FoldSegmenters(folders, device, tile_scale=tile_scale_of(tileset))
     found: dict[tuple[int, int], list[tuple[int, float]]] = {}
@@ -114,6 +112,12 @@ def judge_train(inputs: RunStore, fold_of: Mapping[int, int], *, out: Path, devi
     )
 
 
+def _judged_tiles(inputs: RunStore, stage: str) -> list[Tile]:
+    defective = [tile for tile in inputs.tiles.tileset.of("train") if tile.instances]
+    inputs.split.require_training_ids((tile.image_id for tile in defective), stage=stage)
+    return defective
+
+
 def train_folds(
     inputs: RunStore,
     config: ProjectConfig,
@@ -136,11 +140,16 @@ def train_folds(
         stage: name for messages.
         leave_out: ids of images that no fold trains on.
         drafts: returns the drafts that take no pixel and no mask from images with the given ids.
+
+    Raises:
+        FirewallError: a train tile comes from an image that is not in train.
     """
     from defectory.engine.training.checkpoint import remove_checkpoint
     from defectory.engine.training.events import Step
     from defectory.segmentation.training import is_whole_segmenter, train_segmenter
 
+    # refused here, before minutes of training
+    _judged_tiles(inputs, stage)
     split, segmentation = inputs.split, config.segmentation
     settings = fold_settings(segmentation)
     # only train may choose a checkpoint, so the last one is kept
