@@ -113,7 +113,8 @@ def step(name: str, folder: Path, tile_px: int) -> str:
     from defectory.dataset.config import DataConfig, SplitConfig, TilingConfig
     from defectory.dataset.importer import import_dataset
     from defectory.dataset.split.make import make_split
-    from defectory.dataset.tiles import choose_tiling, cut_tiles, finished
+    from defectory.dataset.tiles import choose_tiling, cut_tiles
+    from defectory.events import finish
 
     data = folder / "data"
     if name == "import":
@@ -146,7 +147,7 @@ def step(name: str, folder: Path, tile_px: int) -> str:
         config=TilingConfig(),
         seed=0,
     )
-    tiles = finished(cutting)
+    tiles = finish(cutting)
     counts = ", ".join(f"{subset} {len(tiles.of(subset))}" for subset in ("train", "pool", "val"))
     return f"{tiling.mode} mode, {tiling.tile_px} px: {counts}"
 

@@ -33,9 +33,10 @@ from defectory.artifacts.split import Split
 from defectory.artifacts.tiles import TileSet
 from defectory.dataset.config import DataConfig, TilingConfig
 from defectory.dataset.importer import import_dataset
-from defectory.dataset.tiles import cut_tiles, finished
+from defectory.dataset.tiles import cut_tiles
 from defectory.engine.training.noise import generator_of
 from defectory.engine.training.optimizer import NamedOptimizer
+from defectory.events import finish
 from defectory.files import write_json
 from defectory.images.load import load_rgb
 from defectory.procedural.borescope import write_dataset
@@ -213,7 +214,7 @@ def unseen(run: Path, work: Path, *, fresh: int) -> list[Labelled]:
     cutting = cut_tiles(
         folder, dataset, rest, tileset.tiling, subsets=("test",), out=work / "unseen", config=TilingConfig(), seed=0
     )
-    tiles = finished(cutting)
+    tiles = finish(cutting)
     return real_tiles(work / "unseen", tiles, dataset)
 
 

@@ -5,10 +5,12 @@ Whoever runs it decides what to show: the command line draws bars, a notebook pr
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TypeVar
 
+E = TypeVar("E")
 T = TypeVar("T")
 
 
@@ -61,4 +63,18 @@ def finish(work: Generator[object, None, T]) -> T:
             return end.value
 
 
-__all__ = ["Event", "Notice", "Progress", "StageEnded", "Work", "finish"]
+def relayed(work: Generator[E, None, T], told: Callable[[E], Iterable[Progress | Notice]]) -> Work[T]:
+    """Do long work, yield what `told` makes of each of its events, and return its value.
+
+    The work is closed with this generator, so that it can save what it has done.
+    """
+    with closing(work):
+        while True:
+            try:
+                event = next(work)
+            except StopIteration as end:
+                return end.value
+            yield from told(event)
+
+
+__all__ = ["Event", "Notice", "Progress", "StageEnded", "Work", "finish", "relayed"]

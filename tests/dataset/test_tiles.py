@@ -13,8 +13,9 @@ from defectory.artifacts.tiles import Tile, Tiling
 from defectory.dataset import tiles as tiles_module
 from defectory.dataset.config import TilingConfig
 from defectory.dataset.tile_plan import plan_cuts
-from defectory.dataset.tiles import choose_tiling, cut_tiles, finished
+from defectory.dataset.tiles import choose_tiling, cut_tiles
 from defectory.errors import ConfigError, FirewallError, ImageError, StageError
+from defectory.events import finish
 from defectory.files import digest_file
 from defectory.geometry import is_thinner, resize_crop, resize_mask, width_px
 from defectory.images.load import load_rgb
@@ -64,7 +65,7 @@ def cut(
     cutting = cut_tiles(
         folder, dataset, split, tiling, subsets=subsets, out=folder / "tiles", config=TilingConfig(**limits), seed=0
     )
-    return finished(cutting).tiles
+    return finish(cutting).tiles
 
 
 def native(tile_px: int) -> Tiling:

@@ -65,7 +65,8 @@ def use_set(path: Path, rng: random.Random) -> None:
     from defectory.dataset.config import DataConfig, SplitConfig, TilingConfig
     from defectory.dataset.importer import import_dataset
     from defectory.dataset.split.make import make_split
-    from defectory.dataset.tiles import choose_tiling, cut_tiles, finished
+    from defectory.dataset.tiles import choose_tiling, cut_tiles
+    from defectory.events import finish
 
     work = path.parent / f"{path.name}.used" if path.is_dir() else path.parent.parent / f"{path.parent.name}.used"
     shutil.rmtree(work, ignore_errors=True)
@@ -79,7 +80,7 @@ def use_set(path: Path, rng: random.Random) -> None:
         split.require_training_ids(split.train, stage="fuzz")
         config = TilingConfig(mode=rng.choice(("auto", "tile", "frame")))
         tiling = choose_tiling(dataset, split, config, 32)
-        finished(
+        finish(
             cut_tiles(
                 work / "data",
                 dataset,

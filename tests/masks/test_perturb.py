@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from defectory.masks.config import MaskConfig
-from defectory.masks.perturb import AREA_BOUNDS, mean_width_px, perturb
+from defectory.masks.perturb import AREA_BOUNDS, SHAPE_SETTINGS, mean_width_px, perturb
 from defectory.rle import box_xyxy
 
 CONFIG = MaskConfig()
@@ -132,3 +135,12 @@ def test_thinning_never_eats_a_thin_crack() -> None:
     line[5, 3:47] = True
     config = STILL.model_copy(update={"thickness_share": 0.6})
     assert all(perturb(line, seed=seed, config=config).shape[1] >= 40 for seed in range(30))
+
+
+def test_shapes_depend_on_the_named_settings_alone() -> None:
+    mask, config = np.zeros((40, 60), bool), MaskConfig()
+    mask[10:14, 5:50] = True
+    named: Any = SimpleNamespace(**{name: getattr(config, name) for name in SHAPE_SETTINGS})
+    for seed in range(8):
+        # any other setting that is read is missing here
+        assert np.array_equal(perturb(mask, seed=seed, config=named), perturb(mask, seed=seed, config=config))

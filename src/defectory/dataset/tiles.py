@@ -169,15 +169,6 @@ def cut_tiles(
     return result
 
 
-def finished(cutting: Generator[CutProgress, None, TileSet]) -> TileSet:
-    """Run `cut_tiles` to its end and return the tile set."""
-    while True:
-        try:
-            next(cutting)
-        except StopIteration as end:
-            return end.value
-
-
 def frame_image(image: Image, tiling: Tiling) -> tuple[Image, tuple[int, int]]:
     """Scale an image uint8 [H,W,3] and pad it with black to a square of `tile_px`; return it and its valid size."""
     side = tiling.tile_px

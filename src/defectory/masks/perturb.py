@@ -14,6 +14,8 @@ from defectory.masks.config import MaskConfig, SeverityBy
 from defectory.rle import box_xyxy
 
 Mask = NDArray[np.bool_]
+SHAPE_SETTINGS = ("rotate_degrees", "scale_range", "shear", "flip", "elastic_px", "thickness_share")
+"""Settings of section `masks` that `perturb` reads, and no others."""
 AREA_BOUNDS = (0.4, 2.5)
 """Allowed area ratios; a perturbation beyond them is drawn again, and after some tries the mask is left unchanged."""
 MAX_TRIES = 6

@@ -6,12 +6,12 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from defectory.errors import OutputError
-from defectory.events import Event, Notice, Progress, StageEnded, Work
+from defectory.events import Event, Notice, Progress, StageEnded, Work, relayed
 from defectory.files import (
     BOOKKEEPING,
     DRAWN_NAME,
@@ -122,18 +122,16 @@ def run_stage(
 
 def _named(work: Work[T], name: str) -> Work[T]:
     """Pass on the events of a stage, with its name."""
-    with contextlib.closing(work):
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as end:
-                return end.value
-            stage = event.stage or name
-            # training events carry more detail; a run and its child processes use only these two
-            if isinstance(event, Notice):
-                yield Notice(text=event.text, stage=stage)
-            else:
-                yield Progress(done=event.done, total=event.total, note=event.note, stage=stage)
+
+    def told(event: Progress | Notice) -> Iterable[Progress | Notice]:
+        stage = event.stage or name
+        # training events carry more detail; a run and its child processes use only these two
+        if isinstance(event, Notice):
+            yield Notice(text=event.text, stage=stage)
+        else:
+            yield Progress(done=event.done, total=event.total, note=event.note, stage=stage)
+
+    return relayed(work, told)
 
 
 def _digests(work: Path) -> dict[str, str]:

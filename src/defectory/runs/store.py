@@ -28,9 +28,10 @@ from defectory.artifacts.weights import Concept, Control
 from defectory.curation.decide import FidelitySummary, join_summaries
 from defectory.dataset.descriptor import DESCRIPTORS, ImageDescriptor, load_descriptors
 from defectory.errors import StageError
-from defectory.files import MANIFEST_NAME, digest_file, read_manifest
+from defectory.files import MANIFEST_NAME, read_manifest
 from defectory.runs import layout
 from defectory.runs.joined import join_decisions, join_doubts, join_plans
+from defectory.runs.reading import digest_or_none, read_json, read_lines, read_list, state_of
 from defectory.runs.sources import Sources
 from defectory.runs.stored import ConceptFolder, ControlFolder, DataFolder, DraftFolder, SegmenterFolder, TileFolder
 from defectory.segmentation.tuning import Tuning
@@ -99,14 +100,14 @@ class RunStore:
         """
         path = self.path(stage_folder, name)
         manifest = read_manifest(self.path(stage_folder))
-        if manifest is not None and path.exists() and _digest_or_none(path) != manifest["files"].get(name):
+        if manifest is not None and path.exists() and digest_or_none(path) != manifest["files"].get(name):
             raise StageError(f"{path}: was changed or is damaged; `defectory run` makes it anew")
         return path
 
     def _once(self, stage_folder: str, name: str, load: Callable[[Path], T], *, also: str | None = None) -> T:
         """Load a file with `load`, and cache the value until its stage, or that of folder `also`, runs again."""
         key = f"{stage_folder}/{name}"
-        states = [_state_of(self.path(folder, MANIFEST_NAME)) for folder in (stage_folder, also) if folder]
+        states = [state_of(self.path(folder, MANIFEST_NAME)) for folder in (stage_folder, also) if folder]
         state = None if None in states else tuple(states)
         if state is not None and (known := self._parsed.get(key)) is not None and known[0] == state:
             value: Any = known[1]
@@ -306,20 +307,20 @@ class RunStore:
         folder = layout.segmenter_folder(arm, seed)
         skipped = self.path(folder, layout.SKIPPED_FILE)
         if skipped.is_file():
-            reason = self._once(folder, layout.SKIPPED_FILE, _read_json)["reason"]
+            reason = self._once(folder, layout.SKIPPED_FILE, read_json)["reason"]
             return SegmenterFolder(folder=self.path(folder), log={}, skipped=str(reason))
-        log = self._once(folder, layout.SEGMENTER_LOG, _read_json)
+        log = self._once(folder, layout.SEGMENTER_LOG, read_json)
         return SegmenterFolder(folder=self.path(folder), log=log, skipped=None)
 
     @property
     def scores(self) -> dict[str, Any]:
         """Return all scores of the evaluation."""
-        return self._once(layout.EVALUATION, layout.SCORES_FILE, _read_json)
+        return self._once(layout.EVALUATION, layout.SCORES_FILE, read_json)
 
     def predictions(self, arm: str, seed: int) -> list[dict[str, Any]]:
         """Return what a segmenter found on test images, as COCO results with RLE."""
         name = f"{layout.PREDICTIONS}/{layout.segmenter_name(arm, seed)}.json"
-        return self._once(layout.EVALUATION, name, _read_list)
+        return self._once(layout.EVALUATION, name, read_list)
 
     def score_table(self, arm: str, seed: int) -> Path:
         """Return the file of a segmenter's score table, as `evaluate` wrote it."""
@@ -354,7 +355,7 @@ class RunStore:
     @property
     def next_steps(self) -> tuple[NextStep, ...]:
         """Return what the report suggests to do next, the most useful first."""
-        summary = self._once(layout.REPORT, layout.SUMMARY_FILE, _read_json)
+        summary = self._once(layout.REPORT, layout.SUMMARY_FILE, read_json)
         return tuple(NextStep.model_validate(step) for step in summary.get("next", ()))
 
     def losses(self, phase: str) -> list[dict[str, float]]:
@@ -364,7 +365,7 @@ class RunStore:
             phase: `concept` or `control`.
         """
         folder = {"concept": layout.CONCEPT, "control": layout.CONTROL}[phase]
-        return self._once(folder, layout.LOSSES, _read_lines)
+        return self._once(folder, layout.LOSSES, read_lines)
 
     def manifests(self) -> dict[str, Mapping[str, Any]]:
         """Return the manifests of finished stages by folder, in order of completion."""
@@ -383,36 +384,3 @@ class RunStore:
             return {str(key): str(origin) for key, origin in content["origins"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-
-
-def _state_of(manifest: Path) -> tuple[int, int] | None:
-    try:
-        about = manifest.stat()
-    except OSError:
-        return None
-    return about.st_mtime_ns, about.st_ino
-
-
-def _digest_or_none(path: Path) -> str | None:
-    try:
-        return digest_file(path)
-    except OSError:
-        return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise StageError(f"{path}: cannot be read ({error}); `defectory run` makes it anew") from None
-    if not isinstance(content, dict):
-        raise StageError(f"{path}: is damaged; `defectory run` makes it anew")
-    return content
-
-
-def _read_list(path: Path) -> list[dict[str, Any]]:
-    return json.loads(path.read_bytes())
-
-
-def _read_lines(path: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

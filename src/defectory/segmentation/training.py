@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from defectory.engine.training.events import Validated
 from defectory.engine.training.loop import Trained, Validation, train
 from defectory.engine.training.schedule import Schedule
 from defectory.errors import FirewallError, WeightsError
-from defectory.events import Notice, Work
+from defectory.events import Notice, Progress, Work, relayed
 from defectory.files import atomic_path, digest_file, digest_folder, digest_json, write_json
 from defectory.folders.swap import remove_leftovers
 from defectory.images.valuerange import ValueRange
@@ -159,22 +158,21 @@ def _log(trained: Trained, batches: Batches, images: Images) -> dict[str, object
 def _telling_collapse(work: Work[Trained], stage: str) -> Work[Trained]:
     """Pass on a training's events, and tell once if half of its steps have taught it nothing."""
     is_judged = False
-    with closing(work):
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as end:
-                return end.value
-            yield event
-            if isinstance(event, Validated) and not is_judged and 2 * event.done >= event.total > event.done:
-                is_judged = True
-                if event.value < COLLAPSED_MAP:
-                    text = (
-                        f"finds next to nothing on validation after {event.done} of {event.total} steps (segm mAP "
-                        f"{event.value:.3f}); more steps (segmentation.num_steps), a larger segmentation.scale or more "
-                        "labels may help"
-                    )
-                    yield Notice(text=text, stage=stage)
+
+    def told(event: Progress | Notice) -> Iterable[Progress | Notice]:
+        nonlocal is_judged
+        yield event
+        if isinstance(event, Validated) and not is_judged and 2 * event.done >= event.total > event.done:
+            is_judged = True
+            if event.value < COLLAPSED_MAP:
+                text = (
+                    f"finds next to nothing on validation after {event.done} of {event.total} steps (segm mAP "
+                    f"{event.value:.3f}); more steps (segmentation.num_steps), a larger segmentation.scale or more "
+                    "labels may help"
+                )
+                yield Notice(text=text, stage=stage)
+
+    return relayed(work, told)
 
 
 def boxes_of(images: Images) -> BoxStatistics | None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
-from contextlib import closing
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -15,7 +14,7 @@ from defectory.config.project import ProjectConfig
 from defectory.curation.config import DOUBT_SETTINGS
 from defectory.errors import ConfigError
 from defectory.evaluation.detection import segm_map
-from defectory.events import Progress, Work
+from defectory.events import Notice, Progress, Work, relayed
 from defectory.files import DRAWN_NAME
 from defectory.folders.swap import remove_leftovers, remove_ours
 from defectory.masks.placement import RELATIONS
@@ -291,14 +290,10 @@ def _keep_log(folder: Path) -> None:
 
 def _noted(note: str, work: Work[T]) -> Work[T]:
     """Pass on the events of a step, with its name."""
-    with closing(work):
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as end:
-                return end.value
-            if isinstance(event, Progress):
-                told = f"{note}, {event.note}" if event.note else note
-                yield Progress(done=event.done, total=event.total, note=told)
-            else:
-                yield event
+
+    def told(event: Progress | Notice) -> Iterable[Progress | Notice]:
+        if isinstance(event, Progress):
+            event = Progress(done=event.done, total=event.total, note=f"{note}, {event.note}" if event.note else note)
+        yield event
+
+    return relayed(work, told)

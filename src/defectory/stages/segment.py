@@ -11,6 +11,7 @@ from defectory.evaluation.detection import segm_map
 from defectory.evaluation.mask_metrics import best_score_threshold
 from defectory.events import Progress, Work
 from defectory.files import write_json
+from defectory.masks.perturb import SHAPE_SETTINGS
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
@@ -31,8 +32,6 @@ NO_IMAGES = {
     "copy_paste": "no real defect could be pasted",
     "procedural": "no procedural defect could be rendered",
 }
-SHAPE_SETTINGS = ("rotate_degrees", "scale_range", "shear", "flip", "elastic_px", "thickness_share")
-"""Settings of masks that the shapes of procedural defects depend on."""
 
 
 def stage_name(arm: str, seed: int) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from defectory.artifacts.tiles import Subset, TileSet, Tiling
 from defectory.config.project import ProjectConfig
 from defectory.dataset.tiles import choose_tiling, cut_tiles
-from defectory.events import Progress, Work
+from defectory.events import Progress, Work, relayed
 from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
@@ -89,9 +89,4 @@ def _cut(
         config=config.tiling,
         seed=config.seed,
     )
-    while True:
-        try:
-            event = next(cutting)
-        except StopIteration as end:
-            return end.value
-        yield Progress(done=event.done, total=event.total, note="images cut")
+    return (yield from relayed(cutting, lambda e: [Progress(done=e.done, total=e.total, note="images cut")]))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from defectory.events import Notice, Progress, Work
+from defectory.events import Notice, Progress, Work, relayed
 
 T = TypeVar("T")
 
@@ -94,13 +94,11 @@ TrainingEvent = Progress | Notice
 
 def plain(work: Work[T]) -> Work[T]:
     """Run a training, yield its steps as plain Progress and its notices, and return its value."""
-    with closing(work):
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as end:
-                return end.value
-            if isinstance(event, Notice):
-                yield event
-            elif not isinstance(event, Started | Validated | Checkpointed):
-                yield Progress(done=event.done, total=event.total, note=event.note, stage=event.stage)
+
+    def told(event: Progress | Notice) -> Iterable[Progress | Notice]:
+        if isinstance(event, Notice):
+            yield event
+        elif not isinstance(event, Started | Validated | Checkpointed):
+            yield Progress(done=event.done, total=event.total, note=event.note, stage=event.stage)
+
+    return relayed(work, told)

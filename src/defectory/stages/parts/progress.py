@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterable
 from typing import TypeVar
 
-from defectory.events import Progress, Work
+from defectory.events import Notice, Progress, Work, relayed
 
 T = TypeVar("T")
 
@@ -13,12 +13,12 @@ T = TypeVar("T")
 def with_note(work: Work[T]) -> Work[tuple[T, str]]:
     """Pass on the events of long work, and return its value and last note."""
     note = ""
-    with closing(work):
-        while True:
-            try:
-                event = next(work)
-            except StopIteration as end:
-                return end.value, note
-            if isinstance(event, Progress) and event.note:
-                note = event.note
-            yield event
+
+    def told(event: Progress | Notice) -> Iterable[Progress | Notice]:
+        nonlocal note
+        if isinstance(event, Progress) and event.note:
+            note = event.note
+        yield event
+
+    value = yield from relayed(work, told)
+    return value, note

@@ -8,8 +8,16 @@ from dataclasses import replace
 from defectory.engine.backbones.workload import BaseWorkload, Workload
 from defectory.engine.training.config import TrainingConfig
 from defectory.runs.stage import Stage
-from defectory.segmentation.policies import AUTO, POLICIES
 from defectory.stages.parts.estimate import costs
+from defectory.stages.parts.estimate.segmenter_work import (
+    best_segmenter_work,
+    evaluate_work,
+    folds_work,
+    segment_work,
+    segmenter_work,
+    tune_work,
+    val_predictions,
+)
 from defectory.stages.parts.estimate.situation import Situation, StageWork
 from defectory.stages.rounds import Round
 
@@ -22,7 +30,6 @@ FEW_TOKENS = 32 * 32
 """Up to so many latent pixels attention is plain on a CPU, and keeps its maps."""
 CHUNK_LATENT_PX = {"cpu": 8 * 32 * 32}
 CHUNK_LATENT_PX_ELSEWHERE = 8 * 64 * 64
-NUM_FOLDS = 2
 
 
 def work_of(stage: Stage, situation: Situation) -> StageWork | None:
@@ -177,63 +184,6 @@ def _validation(of: Situation, training: TrainingConfig, networks: Workload) -> 
     return costs.DRAW * rounds * _held_out(of) * networks.multiply_adds
 
 
-def _folds(of: Situation) -> StageWork | None:
-    segmentation = of.config.segmentation
-    num_steps = segmentation.fold_steps or segmentation.num_steps
-    one = _segmenter(of, num_steps=num_steps, num_validated=0)
-    if one is None:
-        return None
-    seconds = NUM_FOLDS * one.spread_seconds + 0.05 * of.data.num_defective * of.areas
-    return replace(one, spread_seconds=seconds, file_bytes=NUM_FOLDS * one.file_bytes)
-
-
-def _tune(of: Situation) -> StageWork | None:
-    segmentation = of.config.segmentation
-    num_compared = len(POLICIES.names()) if segmentation.augmentation == AUTO else 0
-    steps = num_compared * (segmentation.tuning_num_steps or segmentation.num_steps)
-    steps += segmentation.max_num_steps or 0
-    steps *= len(segmentation.tuning_seeds)
-    one = _segmenter(of, num_steps=steps, num_validated=_num_validated(of, steps))
-    return None if one is None else replace(one, file_bytes=costs.SMALL_FILE_BYTES)
-
-
-def _segment(of: Situation) -> StageWork | None:
-    segmentation = of.config.segmentation
-    steps = segmentation.max_num_steps or segmentation.num_steps
-    num_val = min(of.data.num_val, segmentation.max_val_images)
-    return _segmenter(of, num_steps=steps, num_validated=_num_validated(of, steps), num_val=num_val)
-
-
-def _num_validated(of: Situation, num_steps: int) -> int:
-    segmentation = of.config.segmentation
-    rounds = -(-num_steps // segmentation.validate_every)
-    return rounds * min(of.data.num_val, segmentation.max_val_images)
-
-
-def _segmenter(of: Situation, *, num_steps: int, num_validated: int, num_val: int = 0) -> StageWork | None:
-    segmentation = of.config.segmentation
-    cost = costs.SEGMENTERS.get(segmentation.model)
-    if cost is None:
-        return None
-    per_image = of.seen_areas
-    areas = min(per_image, (segmentation.input_px / costs.REFERENCE_PX) ** 2)
-    batch_s = segmentation.batch_size * (cost.tile_s + cost.area_s * areas)
-    predicted_s = cost.predicted_s + cost.predicted_area_s * per_image
-    state = cost.memory_bytes + segmentation.batch_size * (cost.tile_bytes + cost.area_bytes * areas)
-    weights = costs.SEGMENTER_FILE_BYTES * cost.num_parameters
-    return StageWork(
-        spread_seconds=num_steps * (cost.step_s + batch_s)
-        + num_validated * predicted_s
-        + num_val * (predicted_s + cost.threshold_s)
-        + costs.LOADED_S,
-        on_device=True,
-        memory_bytes=state if of.on_cpu else costs.NETWORK_OVERHEAD_BYTES,
-        device_bytes=0 if of.on_cpu else state,
-        file_bytes=weights,
-        passing_bytes=2 * costs.COPIES_SAVED["adamw"] * weights,
-    )
-
-
 def _learn_masks(of: Situation) -> StageWork:
     diffusion = of.config.masks.diffusion
     step_s = costs.MASK_STEP_S * diffusion.batch_size / costs.MASK_STEP_BATCH
@@ -250,8 +200,10 @@ def _round(of: Situation, number: int) -> StageWork | None:
     segmentation = of.config.segmentation
     num_steps = segmentation.fold_steps or segmentation.num_steps
     num_compared = 2 if number == 2 else 1
-    one = _segmenter(of, num_steps=num_compared * num_steps, num_validated=num_compared * _num_validated(of, num_steps))
-    folds, drawing = _folds(of), _drawing(of, _part(of, number), num_halves=2)
+    one = segmenter_work(
+        of, num_steps=num_compared * num_steps, num_validated=num_compared * val_predictions(of, num_steps)
+    )
+    folds, drawing = folds_work(of), _drawing(of, _part(of, number), num_halves=2)
     if one is None or folds is None or drawing is None:
         return None
     curation = _curate(of, number)
@@ -360,33 +312,9 @@ def _finalize(of: Situation) -> StageWork | None:
     return StageWork(seconds=_loaded_s(parts), memory_bytes=2 * weights, file_bytes=weights)
 
 
-def _evaluate(of: Situation) -> StageWork | None:
-    config, data = of.config, of.data
-    cost = costs.SEGMENTERS.get(config.segmentation.model)
-    if cost is None:
-        return None
-    num_segmenters = len(config.segmentation.arms) * len(config.segmentation.seeds)
-    most = config.evaluation.max_kid_tiles
-    compared = min(most, data.num_defective) + min(most, data.num_test) + min(most, config.synthesis.num_images)
-    predicted_s = cost.predicted_s + cost.predicted_area_s * of.seen_areas
-    return StageWork(
-        spread_seconds=num_segmenters * data.num_test * predicted_s + costs.COMPARED_S * compared * of.areas,
-        on_device=True,
-        memory_bytes=costs.PREDICTION_BYTES,
-        file_bytes=costs.SMALL_FILE_BYTES,
-    )
-
-
 def _certify(of: Situation) -> StageWork:
     """Read every image file, and search for near-duplicates as the split does."""
     return replace(_split(of), file_bytes=costs.SMALL_FILE_BYTES)
-
-
-def _best_segmenter(of: Situation) -> StageWork | None:
-    cost = costs.SEGMENTERS.get(of.config.segmentation.model)
-    if cost is None:
-        return None
-    return StageWork(seconds=costs.LOADED_S, file_bytes=costs.SEGMENTER_FILE_BYTES * cost.num_parameters)
 
 
 def _report(of: Situation) -> StageWork:
@@ -404,7 +332,7 @@ _WORK: Mapping[str, Callable[[Situation], StageWork | None]] = {
     "tiles": _tiles,
     "learn-concept": _learn_concept,
     "learn-condition": _learn_condition,
-    "folds": _folds,
+    "folds": folds_work,
     "learn-masks": _learn_masks,
     "plan": _plan,
     "calibrate": _calibrate,
@@ -412,12 +340,12 @@ _WORK: Mapping[str, Callable[[Situation], StageWork | None]] = {
     "curate": _curate,
     "export": _export,
     "finalize": _finalize,
-    "tune": _tune,
-    "segment": _segment,
+    "tune": tune_work,
+    "segment": segment_work,
     "test-tiles": _test_tiles,
-    "evaluate": _evaluate,
+    "evaluate": evaluate_work,
     "certify": _certify,
-    "best-segmenter": _best_segmenter,
+    "best-segmenter": best_segmenter_work,
     "report": _report,
 }
 """By name of the stage, or of its group."""
