@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from defectory.masks import perturb as perturb_module
 from defectory.masks.config import MaskConfig
 from defectory.masks.perturb import AREA_BOUNDS, SHAPE_SETTINGS, mean_width_px, perturb
 from defectory.rle import box_xyxy
@@ -144,3 +145,38 @@ def test_shapes_depend_on_the_named_settings_alone() -> None:
     for seed in range(8):
         # any other setting that is read is missing here
         assert np.array_equal(perturb(mask, seed=seed, config=named), perturb(mask, seed=seed, config=config))
+
+
+def test_the_elastic_map_of_a_large_mask_is_as_smooth_as_that_of_a_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The correlation at a distance d is that of white noise blurred by a Gaussian, exp(-d^2 / (4 sigma^2))."""
+    size_hw, sigma, distance = (120, 200), 10.0, 10
+    for largest in (1024, 80):
+        monkeypatch.setattr(perturb_module, "MAX_FIELD_PX", largest)
+        pairs: list[NDArray[np.float32]] = []
+        for seed in range(40):
+            field = perturb_module._smooth_field(np.random.default_rng(seed), size_hw, sigma)
+            assert field.shape == size_hw
+            inner = field[30:-30, 30:-30]
+            pairs.append(np.stack([inner[:, :-distance].ravel(), inner[:, distance:].ravel()]))
+        correlation = float(np.corrcoef(np.concatenate(pairs, axis=1))[0, 1])
+        assert correlation == pytest.approx(np.exp(-(distance**2) / (4 * sigma**2)), abs=0.06), largest
+
+
+def test_a_defect_as_long_as_a_photograph_is_perturbed_on_a_grid_of_bounded_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sides: list[int] = []
+    blur = cv2.GaussianBlur
+
+    def watched(field: Any, *args: Any, **settings: Any) -> Any:
+        sides.append(max(field.shape))
+        return blur(field, *args, **settings)
+
+    monkeypatch.setattr(perturb_module.cv2, "GaussianBlur", watched)
+    monkeypatch.setattr(perturb_module, "MAX_FIELD_PX", 128)
+    long = np.zeros((220, 90), np.uint8)
+    cv2.line(long, (5, 5), (80, 210), 1, 3)
+    ratios = [perturb(long > 0, seed=seed, config=CONFIG).sum() / (long > 0).sum() for seed in range(12)]
+    assert max(sides) == 128
+    assert 0.8 < np.median(ratios) < 1.25
+    assert len(set(ratios)) > 1

@@ -21,6 +21,10 @@ AREA_BOUNDS = (0.4, 2.5)
 MAX_TRIES = 6
 SUPERSAMPLE = 4
 """Supersampling factor of shape changes: on the pixel grid, a thin crack could not change by half a pixel."""
+MAX_FIELD_PX = 1024
+"""Longest side of the grid on which an elastic map is drawn; that of a larger mask is drawn coarser and enlarged, which
+its smoothness hides. Blurring a field costs as much as the third power of its side.
+"""
 ELONGATED = 3.0
 """A mask with at least this area in units of its squared width is long: scaling does not change its width."""
 
@@ -81,7 +85,7 @@ def _elastic(mask: Mask, rng: np.random.Generator, config: MaskConfig) -> Mask:
     ys, xs = np.mgrid[0:height, 0:width].astype(np.float32)
     shift: list[NDArray[np.float32]] = []
     for _ in range(2):
-        field = cv2.GaussianBlur(rng.standard_normal((height, width)).astype(np.float32), (0, 0), sigma)
+        field = _smooth_field(rng, (height, width), sigma)
         shift.append(
             (
                 field
@@ -90,6 +94,16 @@ def _elastic(mask: Mask, rng: np.random.Generator, config: MaskConfig) -> Mask:
             ).astype(np.float32)
         )
     return cv2.remap(padded.astype(np.float32), xs + shift[0], ys + shift[1], cv2.INTER_LINEAR) >= 0.5
+
+
+def _smooth_field(rng: np.random.Generator, size_hw: tuple[int, int], sigma: float) -> NDArray[np.float32]:
+    """Draw a random field float32 [H,W], as smooth as white noise blurred by `sigma` pixels."""
+    coarseness = max(1.0, max(size_hw) / MAX_FIELD_PX)
+    drawn_hw = [max(1, round(side / coarseness)) for side in size_hw]
+    field = cv2.GaussianBlur(rng.standard_normal(drawn_hw).astype(np.float32), (0, 0), sigma / coarseness)
+    if coarseness > 1:
+        field = cv2.resize(field, size_hw[::-1], interpolation=cv2.INTER_CUBIC)
+    return field.astype(np.float32)
 
 
 def size_of(mask: Mask, by: SeverityBy) -> float:

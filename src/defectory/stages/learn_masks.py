@@ -34,7 +34,7 @@ LEARNED_FROM = frozenset(
 class LearnMasks(Stage):
     """Trains a model that draws new masks, if `masks` gives it a share."""
 
-    VERSION = 2
+    VERSION = 3
     name, folder = "learn-masks", layout.MASK_MODEL
     is_resumable = True
 

@@ -51,7 +51,7 @@ PLAN_SETTINGS = frozenset(
 class Plan(Stage):
     """Writes the plan and the mask bank that it draws from."""
 
-    VERSION = 10
+    VERSION = 11
     name, folder = "plan", layout.PLAN
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ class Round(Stage):
         number: of the round, from 2.
     """
 
-    VERSION = 1
+    VERSION = 2
     is_resumable = True
 
     def __init__(self, number: int) -> None:

@@ -47,7 +47,7 @@ class Segment(Stage):
         seed: of the training.
     """
 
-    VERSION = 4
+    VERSION = 5
     group = GROUP
     is_resumable = True
 
