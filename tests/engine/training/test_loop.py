@@ -329,7 +329,7 @@ def test_where_no_score_counts_the_last_weights_are_left(tmp_path: Path) -> None
     assert all(torch.equal(value, seen[9][name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("left_after", [4, 7, 8])
+@pytest.mark.parametrize("left_after", [3, 4, 6, 7, 8, 9])
 def test_best_weights_and_buffers_outlive_an_interruption(tmp_path: Path, left_after: int) -> None:
     scores = {3: 0.1, 6: 0.9, 9: 0.3}
     whole, left = Normed(), Normed()

@@ -125,12 +125,12 @@ def train(
             yield Started(done=state.step, total=num_steps, remark=remark, stage=stage)
             if remark:
                 yield Notice(text=remark, stage=stage)
+            if validation is not None and _is_owed(state, settings):
+                yield _validate(state, validation, total=num_steps, stage=stage)
             while state.step < num_steps:
                 yield stepper.step(stage=stage, validation=validation)
-                if validation is not None and _is_due(state.step, settings.validate_every, num_steps):
-                    value = _validate(state, validation)
-                    note = f"{validation.name} {value:.4f}"
-                    yield Validated(done=state.step, total=num_steps, value=value, note=note, stage=stage)
+                if validation is not None and _is_owed(state, settings):
+                    yield _validate(state, validation, total=num_steps, stage=stage)
                 if _is_due(state.step, settings.checkpoint_every, num_steps):
                     stepper.read_losses()
                     save_checkpoint(checkpoint, state, recipe=recipe)
@@ -166,6 +166,12 @@ def _fresh_state(
 
 def _is_due(step: int, every: int, num_steps: int) -> bool:
     return step % every == 0 or step == num_steps
+
+
+def _is_owed(state: TrainingState, settings: LoopSettings) -> bool:
+    """Check whether the validation of the last step is still to be done; the training may have been left before it."""
+    is_done = bool(state.validated) and state.validated[-1][0] == state.step
+    return state.step > 0 and not is_done and _is_due(state.step, settings.validate_every, settings.num_steps)
 
 
 def _log_text(state: TrainingState) -> str:
@@ -256,7 +262,7 @@ def _validated_note(state: TrainingState, validation: Validation | None) -> list
     return [f"{validation.name} {state.validated[-1][1]:.4f}"]
 
 
-def _validate(state: TrainingState, validation: Validation) -> float:
+def _validate(state: TrainingState, validation: Validation, *, total: int, stage: str) -> Validated:
     """Measure the weights, record the value, and remember the weights if they are the best so far."""
     weights = list(state.parameters.values())
     with contextlib.nullcontext() if state.average is None else averaged(weights, state.average):
@@ -266,7 +272,8 @@ def _validate(state: TrainingState, validation: Validation) -> float:
         if counts and value >= (-math.inf if state.best_value is None else state.best_value):
             state.best_value = value
             state.best = {name: tensor.detach().cpu().clone() for name, tensor in state.weights().items()}
-    return value
+    note = f"{validation.name} {value:.4f}"
+    return Validated(done=state.step, total=total, value=value, note=note, stage=stage)
 
 
 @torch.no_grad()
