@@ -44,7 +44,7 @@ from defectory.stages.segment import stage_name
 class Report(Stage):
     """Writes the report, a self-contained HTML file."""
 
-    VERSION = 5
+    VERSION = 6
     name, folder = "report", layout.REPORT
     copies = MappingProxyType({layout.REPORT_FILE: layout.RUN_REPORT})
 
