@@ -95,6 +95,7 @@ def learn_concept(
     if not method.parameters:
         (out / "log.jsonl").touch()
         return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
+    backbone.move_frozen_encoders("cpu")
     make_ready(backbone.denoiser, training=training, latents=variants[0].latents)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
     batches = _Batches(method, variants, config=config, prompts=prompts, seed=seed, schedule=schedule, prior=prior)

@@ -100,6 +100,7 @@ def learn_condition(
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
     network = kind.start(backbone, init=config.init, seed=seed)
     network.module.requires_grad_(True)
+    backbone.move_frozen_encoders("cpu")
     make_ready(network.module, backbone.denoiser, training=training, latents=variants[0].latents)
 
     def prompt_of(tile: TileVariants, variant: int) -> str:

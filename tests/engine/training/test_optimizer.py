@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from defectory.engine.training.optimizer import NamedOptimizer, StackedMuon, as_matrix, is_hidden_matrix
+from defectory.engine.training.optimizer import NamedOptimizer, StackedMuon, as_matrix, is_hidden_matrix, usable_kind
 
 
 class Small(nn.Module):
@@ -94,7 +95,7 @@ def test_the_layout_in_memory_changes_nothing() -> None:
     assert matrix.data_ptr() == last.hidden.weight.data_ptr(), "no copy: a step on the matrix is a step on the kernel"
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "muon"])
 def test_restored_it_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
     whole, left = model(), model()
     optimizer, first = named(whole, kind), named(left, kind)
@@ -114,6 +115,32 @@ def test_restored_it_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
         second.step()
     for one, other in zip(whole.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_moments_in_8_bits_take_a_quarter_and_move_as_adamw_does() -> None:
+    ours, theirs, before = model(), model(), model()
+    eight, full = named(ours, "adamw8bit"), named(theirs, "adamw")
+    for seed in range(5):
+        for of, optimizer in ((ours, eight), (theirs, full)):
+            gradients(of, seed)
+            optimizer.step()
+    sizes = [
+        sum(value.nbytes for key, value in of.moments().items() if "hidden.weight" in key and "qmap" not in key)
+        for of in (eight, full)
+    ]
+    assert sizes[0] < 0.27 * sizes[1]
+    moved, exact = ((of.hidden.weight - before.hidden.weight).detach().flatten() for of in (ours, theirs))
+    assert float(nn.functional.cosine_similarity(moved, exact, dim=0)) > 0.98
+    assert 0.9 < float(moved.norm() / exact.norm()) < 1.1
+
+
+def test_without_bitsandbytes_adamw_takes_its_place_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("defectory.engine.training.optimizer.find_spec", lambda name: None)
+    kind, remark = usable_kind("adamw8bit")
+    assert kind == "adamw"
+    assert "bitsandbytes is not installed" in remark
+    assert usable_kind("muon") == ("muon", "")
 
 
 def test_matrices_made_orthogonal_together_move_as_one_by_one() -> None:

@@ -145,6 +145,13 @@ class Backbone(Protocol):
         """
         ...
 
+    def move_frozen_encoders(self, device: torch.device | str) -> None:
+        """Move the autoencoder, and text encoders that are frozen, to another device than the denoiser's.
+
+        They compute there; encoded prompts come back on the denoiser's device.
+        """
+        ...
+
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode images float [B,3,H,W] in [-1,1] as scaled posterior means, float32 [B,C,h,w]."""
         ...

@@ -11,7 +11,7 @@ from defectory.artifacts.config import Section
 from defectory.engine.config import MixedPrecision
 from defectory.engine.training.schedule import Schedule
 
-OptimizerKind = Literal["adamw", "muon"]
+OptimizerKind = Literal["adamw", "adamw8bit", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,8 @@ class LoopSettings:
     Attributes:
         schedules: of the learning rate, one after the other; together they cover all steps.
         gradient_accumulation_steps: micro-batches per step.
-        optimizer: `adamw`, or `muon` for the matrices inside the networks and AdamW for the rest.
+        optimizer: `adamw`, `adamw8bit` with its moments in 8 bits, or `muon` for the matrices inside the networks and
+            AdamW for the rest.
         betas: of AdamW.
         fused: use AdamW's fused step on a CPU and under CUDA; else torch chooses.
         weight_decay: decoupled (taken times the learning rate).
@@ -60,8 +61,9 @@ class TrainingConfig(Section):
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     """Micro-batches per optimiser step. Raise it for larger batches at the same memory."""
     optimizer: OptimizerKind = "adamw"
-    """`adamw`, or `muon` for the matrices inside the networks with AdamW for the rest. Muon needs about four times
-    AdamW's learning rate.
+    """`adamw`; `adamw8bit`, whose moments take a quarter of the memory (needs bitsandbytes, else `adamw` is used); or
+    `muon` for the matrices inside the networks with AdamW for the rest. Muon needs about four times AdamW's learning
+    rate.
     """
     learning_rate: float = Field(default=3e-4, gt=0)
     """Peak learning rate."""
@@ -73,8 +75,10 @@ class TrainingConfig(Section):
     """Decoupled weight decay of the optimiser."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Norm to which gradients are clipped."""
-    ema_decay: float = Field(default=0.99, ge=0, lt=1)
-    """Decay of the moving average of the weights, which is what the phase saves."""
+    ema_decay: float | None = Field(default=0.99, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is what the phase saves. None keeps no average and saves the
+    last weights, which takes less memory.
+    """
     min_snr_gamma: float | None = 5.0
     """Gamma of min-SNR loss weighting (Hang et al. 2023); None turns it off."""
     min_snr_floor: float = Field(default=0.25, ge=0)

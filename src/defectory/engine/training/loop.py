@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -23,7 +23,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from defectory.engine.training.checkpoint import FILE_NAME, TrainingState, restore_checkpoint, save_checkpoint
 from defectory.engine.training.config import LoopSettings, TrainingConfig
 from defectory.engine.training.events import Checkpointed, Started, Step, Validated
-from defectory.engine.training.optimizer import NamedOptimizer
+from defectory.engine.training.optimizer import NamedOptimizer, usable_kind
 from defectory.engine.training.schedule import learning_rate_at
 from defectory.errors import StageError
 from defectory.events import Notice, Work
@@ -114,10 +114,13 @@ def train(
     settings = config.loop() if isinstance(config, TrainingConfig) else config
     if held_out_loss is not None:
         validation = Validation(measure=lambda _step: held_out_loss())
+    kind, replaced = usable_kind(settings.optimizer)
+    settings, recipe = replace(settings, optimizer=kind), f"{recipe} {kind}" if replaced else recipe
     state = _fresh_state(parameters, buffers or {}, settings)
     restored, remark = restore_checkpoint(checkpoint, state, recipe=recipe), ""
     if not restored and (checkpoint / FILE_NAME).is_file():
         remark = f"{checkpoint / FILE_NAME} is damaged, or of other settings; training begins anew"
+    remark = "; ".join(filter(None, (replaced, remark)))
     saved_at, num_steps = state.step, settings.num_steps
     with _Prefetch(batch_of, enabled=state.device.type != "cpu") as batches:
         stepper = _Stepper(state, batches, loss_of, settings)

@@ -1,9 +1,10 @@
-"""Provides one optimiser per model with moments by name: AdamW, or Muon for hidden matrices with AdamW for the rest."""
+"""Provides one optimiser per model with moments by name: AdamW, also in 8 bits, or Muon for hidden matrices."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ OUTER_LAYERS = frozenset({"conv_in", "conv_out", "token_embedding", "position_em
 MIN_SIDE = 16
 """Smallest side of a matrix that gets orthogonal updates."""
 BETAS = (0.9, 0.99)
+EIGHT_BIT = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
+"""State that bitsandbytes keeps per parameter besides the number of steps."""
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -88,14 +91,22 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_s
     return x.mT if tall else x
 
 
+def usable_kind(kind: OptimizerKind) -> tuple[OptimizerKind, str]:
+    """Return the kind of optimiser that this machine can use for the one wanted, and a remark if it is another."""
+    if kind == "adamw8bit" and find_spec("bitsandbytes") is None:
+        return "adamw", "bitsandbytes is not installed: adamw takes the place of adamw8bit, and four times its memory"
+    return kind, ""
+
+
 class NamedOptimizer:
     """AdamW over named parameters, or Muon for hidden matrices with AdamW for the rest.
 
-    Muon's orthogonal updates have the size of AdamW's (Liu et al. 2025, Muon is Scalable).
+    Muon's orthogonal updates have the size of AdamW's (Liu et al. 2025, Muon is Scalable). 8-bit moments are those of
+    bitsandbytes (Dettmers et al. 2022, 8-bit Optimizers via Block-wise Quantization), which keeps small tensors exact.
 
     Args:
         parameters: what is trained, by name; floating point, of any shape, all on one device.
-        kind: `adamw`, or `muon` for parameters that satisfy `is_hidden_matrix` with AdamW for the rest.
+        kind: `adamw`, `adamw8bit`, or `muon` for parameters that satisfy `is_hidden_matrix` with AdamW for the rest.
         learning_rate: of both, above 0.
         weight_decay: of both, decoupled (taken times the learning rate).
         betas: of AdamW.
@@ -122,7 +133,11 @@ class NamedOptimizer:
         common: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
         self._optimizers: list[torch.optim.Optimizer] = []
         self._states: dict[str, tuple[torch.optim.Optimizer, nn.Parameter]] = {}
-        if rest:
+        if kind == "adamw8bit":
+            from bitsandbytes.optim import AdamW8bit
+
+            self._add(AdamW8bit(list(rest.values()), betas=betas, **common), rest)
+        elif rest:
             self._add(torch.optim.AdamW(rest.values(), betas=betas, fused=fused, **common), rest)
         if self._matrices:
             on_cpu = next(iter(self._matrices.values())).device.type == "cpu"
@@ -151,8 +166,9 @@ class NamedOptimizer:
 
     def moments(self) -> dict[str, Tensor]:
         """Return the optimiser state by name of moment and parameter."""
+        # the map of an 8-bit code is one tensor for all parameters; files hold no shared tensors
         return {
-            f"{key}.{name}": value
+            f"{key}.{name}": value.clone() if key.startswith("qmap") else value
             for name, (optimizer, member) in self._states.items()
             for key, value in optimizer.state[member].items()
             if key != "step"
@@ -167,6 +183,14 @@ class NamedOptimizer:
         """
         for name, (optimizer, member) in self._states.items():
             is_adamw = isinstance(optimizer, torch.optim.AdamW)
+            if not is_adamw and not isinstance(optimizer, torch.optim.Muon):
+                found = {key: moments[f"{key}.{name}"] for key in EIGHT_BIT if f"{key}.{name}" in moments}
+                if found:
+                    optimizer.state[member] = {
+                        "step": num_steps,
+                        **{key: value.to(member.device) for key, value in found.items()},
+                    }
+                continue
             keys = ("exp_avg", "exp_avg_sq") if is_adamw else ("momentum_buffer",)
             if f"{keys[0]}.{name}" not in moments:
                 continue

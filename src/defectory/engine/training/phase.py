@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from defectory.engine.backbones.backbone import Backbone
-from defectory.engine.training.attention import save_memory, use_plain_attention
+from defectory.engine.training.attention import hold_frozen_in_bf16, save_memory, use_plain_attention
 from defectory.engine.training.cache import TileVariants
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
@@ -129,10 +129,12 @@ def make_ready(*networks: nn.Module, training: TrainingConfig, latents: Tensor) 
     """Prepare networks for training, in place: with less memory if that is set, else with fast attention.
 
     Args:
-        networks: all networks that gradients pass through.
+        networks: all networks that gradients pass through; used only under the phase's precision from now on.
         training: of the phase.
         latents: float [...,h,w] of one tile.
     """
+    if training.mixed_precision == "bf16":
+        hold_frozen_in_bf16(*networks)
     if training.gradient_checkpointing:
         save_memory(*networks)
         return

@@ -84,7 +84,7 @@ class StableDiffusion:
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """Encode prompts in one batch; the UNet reads the text encoder's last hidden state."""
         token_ids = torch.stack([self._tokens(prompt) for prompt in prompts])
-        return Context(tokens=self.text_encoder(input_ids=token_ids).last_hidden_state)
+        return Context(tokens=self.text_encoder(input_ids=token_ids).last_hidden_state.to(self.device))
 
     def conditioning(self, latents: Tensor, context: Context) -> Mapping[str, Any]:  # noqa: ARG002
         """Return the arguments of the UNet besides latents and timesteps."""
@@ -108,6 +108,15 @@ class StableDiffusion:
         if weights is not None:
             return functional_call(unet, dict(weights), args=(latents, timesteps), kwargs=given).sample
         return unet(latents, timesteps, **given).sample
+
+    def move_frozen_encoders(self, device: torch.device | str) -> None:
+        """Move the autoencoder, and the text encoder if it is frozen, to another device."""
+        networks: list[Any] = [self.vae]
+        if not any(weight.requires_grad for weight in self.text_encoder.parameters()):
+            networks.append(self.text_encoder)
+            self._token_ids.clear()
+        for network in networks:
+            network.to(device)
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Encode images float [B,3,H,W] in [-1,1] as scaled posterior means, float32 [B,C,h,w]."""

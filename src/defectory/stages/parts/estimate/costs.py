@@ -119,10 +119,10 @@ ACTIVATION_BYTES, SCORE_BYTES = 5.8, 2.6
 plain.
 """
 WEIGHT_BYTES = 4
-COPIES_TRAINED = {"adamw": 6, "muon": 5}
-"""Tensors of a trained network's size: weights, gradients, moments, their average, and a copy while it is validated."""
-COPIES_SAVED = {"adamw": 4, "muon": 3}
-"""Of these, what a checkpoint holds. Two are on disk while the new one replaces the old one."""
+MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "muon": 1.0}
+"""Tensors of a trained network's size that the optimiser keeps, in float32."""
+FROZEN_BYTES = {"bf16": 2, "no": 4}
+"""Per weight of a network that is frozen while another trains."""
 DECODED_COPIES = 4
 """Maps of the decoder's largest block that are alive at once while drafts are decoded."""
 SPLIT_BYTES, CURATION_BYTES, PREDICTION_BYTES, REPORT_BYTES = 210e6, 530e6, 180e6, 480e6

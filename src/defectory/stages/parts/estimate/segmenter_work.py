@@ -75,7 +75,7 @@ def segmenter_work(of: Situation, *, num_steps: int, num_validated: int, num_val
         memory_bytes=state if of.on_cpu else costs.NETWORK_OVERHEAD_BYTES,
         device_bytes=0 if of.on_cpu else state,
         file_bytes=weights,
-        passing_bytes=2 * costs.COPIES_SAVED["adamw"] * weights,
+        passing_bytes=2 * (2 + costs.MOMENTS["adamw"]) * weights,
     )
 
 

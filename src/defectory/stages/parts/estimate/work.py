@@ -141,16 +141,19 @@ def _training(
     tiles = training.num_steps * training.gradient_accumulation_steps * training.batch_size
     steps = costs.MUON * training.num_steps * trained.muon_multiply_adds if training.optimizer == "muon" else 0
     weights = costs.WEIGHT_BYTES * trained.num_parameters
-    still = costs.WEIGHT_BYTES * frozen.num_parameters
+    still = costs.FROZEN_BYTES[training.mixed_precision] * frozen.num_parameters
     batch = training.batch_size * _kept_bytes(of, training, trained + passed)
-    state = costs.COPIES_TRAINED[training.optimizer] * weights + still + batch
+    # weights and gradients; the average, and a copy while it is validated
+    averaged, moments = training.ema_decay is not None, costs.MOMENTS[training.optimizer]
+    state = (2 + moments + 2 * averaged) * weights + still + batch
     return StageWork(
         multiply_adds=costs.TRAIN * tiles * per_tile + steps,
         seconds=_loaded_s(trained + frozen),
         on_device=True,
         memory_bytes=costs.NETWORK_OVERHEAD_BYTES + (state if of.on_cpu else weights + still),
         device_bytes=0 if of.on_cpu else state,
-        passing_bytes=2 * costs.COPIES_SAVED[training.optimizer] * weights,
+        # two checkpoints are on disk while the new one replaces the old one
+        passing_bytes=2 * (1 + moments + averaged) * weights,
     )
 
 
