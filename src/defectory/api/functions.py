@@ -100,7 +100,9 @@ def synthesize(
 
     config, store = project.config, project.store
     concept, noun = store.concept.concept, config.prompts.defect_noun
-    models = sampling_models(store.concept, store.control, device, base=config.base)
+    models = sampling_models(
+        store.concept, store.control, device, base=config.base, mixed_precision=config.synthesis.mixed_precision
+    )
     plain = prompt_of(concept, (), "", defect_noun=noun)
     wanted = prompt_of(concept, tuple(class_names), "", defect_noun=noun) if prompt is None else prompt
     has_half = empty_driver is not None

@@ -96,7 +96,13 @@ class Calibrate(Stage):
             yield from calibrate(
                 drafts,
                 real=real,
-                models=sampling_models(inputs.concept, inputs.control, device, base=config.base),
+                models=sampling_models(
+                    inputs.concept,
+                    inputs.control,
+                    device,
+                    base=config.base,
+                    mixed_precision=config.synthesis.mixed_precision,
+                ),
                 class_noun=inputs.concept.concept.class_noun,
                 categories=tiles.tileset.categories,
                 config=synthesis,

@@ -67,7 +67,9 @@ def draw_drafts(inputs: RunStore, config: ProjectConfig, plan: Plan, out: Path) 
     device = device_of(config.device, threads=config.threads)
     for event in synthesize(
         plan,
-        models=sampling_models(inputs.concept, inputs.control, device, base=config.base),
+        models=sampling_models(
+            inputs.concept, inputs.control, device, base=config.base, mixed_precision=config.synthesis.mixed_precision
+        ),
         class_noun=inputs.concept.concept.class_noun,
         input_of=input_of,
         config=synthesis_of(inputs, config),

@@ -116,7 +116,9 @@ def _draw(run: Run, inputs: RunStore, plan: Plan, windows: Mapping[str, Window],
 
     yield Progress(stage=STAGE, done=0, total=len(plan.jobs), note="loading networks")
     device = device_of(config.device, threads=config.threads)
-    models = sampling_models(inputs.concept, inputs.control, device, base=config.base)
+    models = sampling_models(
+        inputs.concept, inputs.control, device, base=config.base, mixed_precision=config.synthesis.mixed_precision
+    )
     for event in synthesize(
         plan,
         models=models,

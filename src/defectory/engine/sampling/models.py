@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from defectory.engine.backbones.backbone import Backbone, Context, Steering
+from defectory.engine.precision import hold_frozen_in_bf16
 from defectory.engine.sampling.chunks import chunk_size, in_chunks
 
 
@@ -18,13 +19,23 @@ class SamplingModels:
     backbone: Backbone
     network: Steering | None = None
 
+    def in_bf16(self) -> SamplingModels:
+        """Hold the networks' matrices in bf16, in place: half the memory, the same results under bf16 autocast."""
+        for module in _modules(self.backbone, self.network):
+            module.requires_grad_(False)
+            hold_frozen_in_bf16(module)
+        return self
+
 
 def for_sampling(backbone: Backbone, network: Steering | None = None) -> SamplingModels:
     """Convert networks in place to the memory format that samples fastest."""
-    modules: list[nn.Module] = [backbone.denoiser] if network is None else [backbone.denoiser, network.module]
-    for module in modules:
+    for module in _modules(backbone, network):
         module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return SamplingModels(backbone=backbone, network=network)
+
+
+def _modules(backbone: Backbone, network: Steering | None) -> list[nn.Module]:
+    return [backbone.denoiser] if network is None else [backbone.denoiser, network.module]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Prepares networks for training: fast attention on a CPU, and less memory."""
+"""Selects attention that trains fast on a CPU."""
 
 from __future__ import annotations
 
@@ -36,15 +36,3 @@ def save_memory(*models: nn.Module) -> None:
         enable: Any = getattr(model, "enable_gradient_checkpointing", None)
         if enable is not None:
             enable()
-
-
-def hold_frozen_in_bf16(*models: nn.Module) -> None:
-    """Hold frozen matrices and kernels in bf16: half their memory, and the same results under bf16 autocast.
-
-    Autocast rounds them to bf16 in every call; now they are rounded once. Vectors stay float32, since norms use them
-    as they are.
-    """
-    for model in models:
-        for parameter in model.parameters():
-            if not parameter.requires_grad and parameter.ndim > 1 and parameter.dtype == torch.float32:
-                parameter.data = parameter.data.to(torch.bfloat16)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from defectory.engine.backbones.backbone import Backbone
-from defectory.engine.training.attention import hold_frozen_in_bf16, save_memory, use_plain_attention
+from defectory.engine.precision import hold_frozen_in_bf16
+from defectory.engine.training.attention import save_memory, use_plain_attention
 from defectory.engine.training.cache import TileVariants
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles

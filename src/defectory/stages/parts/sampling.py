@@ -28,10 +28,21 @@ def load_backbone(concept: Path, device: torch.device | str = "cpu", *, base: st
     return load_concept(concept, device, find_base=lambda: resolve_base(base))
 
 
-def sampling_models(concept: ConceptFolder, control: ControlFolder, device: str, *, base: str) -> SamplingModels:
-    """Load the adapted base and the condition network for sampling."""
+def sampling_models(
+    concept: ConceptFolder, control: ControlFolder, device: str, *, base: str, mixed_precision: str
+) -> SamplingModels:
+    """Load the adapted base and the condition network for sampling.
+
+    Args:
+        concept: phase 1's result.
+        control: phase 2's result.
+        device: to load them to.
+        base: that the concept was learned on; read where the concept is an adapter.
+        mixed_precision: `bf16` or `no`, of all sampling with them.
+    """
     from defectory.condition.load import load_network
     from defectory.engine.sampling.models import for_sampling
 
     backbone = load_backbone(concept.folder, device, base=base)
-    return for_sampling(backbone, load_network(control.folder, backbone))
+    models = for_sampling(backbone, load_network(control.folder, backbone))
+    return models.in_bf16() if mixed_precision == "bf16" else models

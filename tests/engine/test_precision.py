@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from diffusers import UNet2DConditionModel
 
-from defectory.engine.training.attention import hold_frozen_in_bf16
+from defectory.engine.precision import hold_frozen_in_bf16
 
 
 def small_unet() -> Any:
