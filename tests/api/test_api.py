@@ -68,7 +68,7 @@ def test_a_changed_setting_says_what_it_changes_and_stages_run_until_a_name(file
 
 
 def test_a_project_file_is_written_with_what_matters_or_with_everything(tmp_path: Path) -> None:
-    project = Project.create(tmp_path / "project.toml", data=tmp_path / "labels.json", preset="gpu-sd15")
+    project = Project.create(tmp_path / "project.toml", data=tmp_path / "labels.json", preset="gpu-24gb")
     few = (tmp_path / "project.toml").read_text()
     assert "# num_steps = 8000" in few
     assert project.config.condition.training.num_steps == 8000

@@ -75,3 +75,28 @@ def _is_busy() -> bool:
     if not hasattr(os, "getloadavg"):
         return False
     return os.getloadavg()[0] > BUSY_SHARE * (os.cpu_count() or 1)
+
+
+def show_plan(what: str, estimate: Estimate) -> None:
+    """Print what each stage takes, and all of them together.
+
+    Args:
+        what: that is planned, for the title.
+        estimate: of it.
+    """
+    from defectory.cli.show import say, show_table
+
+    rows = [
+        (stage.stage, seconds_of(stage), _gb(stage.memory_bytes), _mb(stage.file_bytes))
+        for stage in estimate.stages
+        if stage.seconds is None or stage.seconds > 0
+    ]
+    if not rows:
+        say(f"plan of {what}: nothing has to run")
+        return
+    show_table(f"Plan of {what}", ("stage", "takes", "memory at most", "files"), rows)
+    say(f"all stages: {line_of(estimate)}")
+
+
+def _mb(num_bytes: float) -> str:
+    return _gb(num_bytes) if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

@@ -20,7 +20,10 @@ OverrideOption = Annotated[
     list[str] | None,
     typer.Option("--override", "-o", metavar="KEY=VALUE", help="Set any setting, for example synthesis.num_images=50."),
 ]
-PresetOption = Annotated[str | None, typer.Option("--preset", help="demo, demo-full, cpu or gpu-sd15.")]
+PresetOption = Annotated[
+    str | None,
+    typer.Option("--preset", help="demo, demo-full, cpu, gpu-8gb, gpu-12gb, gpu-16gb, gpu-24gb or gpu-80gb."),
+]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the whole project.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Show what would be done and why, do nothing.")]

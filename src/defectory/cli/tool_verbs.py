@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from defectory.cli.options import JsonOption
+
 base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, score, pretrain, teach, world.")
 
 
@@ -128,9 +130,36 @@ def teach_base(
     say(f'use it with `base = "{out}"` in a project file')
 
 
-def doctor() -> None:
-    """Check whether this machine can run Defectory: versions, devices, memory, disk, embedded base."""
-    from defectory.api.machine import check_machine
-    from defectory.cli.show import show_table
+def doctor(
+    project: Annotated[
+        Path | None, typer.Argument(help="Project file to plan; the demo if none is given.", metavar="[PROJECT]")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine, say which presets fit it, and plan a project: time, memory and disk of every stage."""
+    from dataclasses import asdict
 
-    show_table("Doctor", ("what", "found"), list(check_machine().items()))
+    from defectory.api.machine import check_machine, plan_demo, presets_here
+    from defectory.cli.estimates import show_plan, values_of
+    from defectory.cli.show import say, say_json, show_table
+
+    if project is not None:
+        from defectory.api.project import Project
+
+        opened = Project.open(project)
+        machine, estimate, what = check_machine(), opened.estimate(), opened.config.name
+    else:
+        machine, estimate, what = check_machine(), plan_demo(), "the demo"
+    fits = presets_here()
+    if as_json:
+        say_json({"machine": machine, "presets": [asdict(fit) for fit in fits], "plan": values_of(estimate)})
+        return
+    show_table("This machine", ("what", "found"), list(machine.items()))
+    show_table(
+        "Presets",
+        ("preset", "for", "fits", "needs"),
+        [(f.preset, f.purpose, "yes" if f.fits else "no", f.why) for f in fits],
+    )
+    show_plan(what, estimate)
+    best = [fit.preset for fit in fits if fit.fits][-1]
+    say(f"for your own data: `defectory init project.toml --data annotations.json --preset {best}`")

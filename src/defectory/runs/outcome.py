@@ -38,6 +38,7 @@ from defectory.folders.marker import (
 )
 from defectory.folders.swap import WORK_NAME, publish, recover, remove_ours, retire
 from defectory.lock import TurnLock, process_identity
+from defectory.runs.out_of_memory import is_out_of_memory, out_of_memory
 from defectory.runs.siblings import take_over, take_turn
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import Inputs, Run, Stage, inputs_of, work_folder
@@ -108,9 +109,11 @@ def run_stage(
                 seconds=seconds,
             )
         _swap_in(work, folder, files)
-    except BaseException:
+    except BaseException as error:
         if not stage.is_resumable:
             remove_ours(work)
+        if is_out_of_memory(error):
+            raise out_of_memory(stage.name, run.config) from error
         raise
     finally:
         if turn is not None:

@@ -94,11 +94,38 @@ def base_workload(folder: Path, tile_px: int) -> BaseWorkload:
         WeightsError: a part is missing or cannot be read.
     """
     unet, vae, text = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    side, num_tokens = max(1, tile_px // factor), int(text.get("max_position_embeddings", 77))
-    shapes = {part: weight_shapes(folder / part) for part in ("unet", "vae", "text_encoder")}
     has_control = (folder / "controlnet").is_dir()
-    control = weight_shapes(folder / "controlnet") if has_control else _encoder_of(shapes["unet"])
+    return workload_of_shapes(
+        {part: weight_shapes(folder / part) for part in ("unet", "vae", "text_encoder")},
+        control=weight_shapes(folder / "controlnet") if has_control else None,
+        unet=unet,
+        vae=vae,
+        num_tokens=int(text.get("max_position_embeddings", 77)),
+        tile_px=tile_px,
+    )
+
+
+def workload_of_shapes(
+    shapes: Mapping[str, Mapping[str, tuple[int, ...]]],
+    *,
+    control: Mapping[str, tuple[int, ...]] | None,
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    num_tokens: int,
+    tile_px: int,
+) -> BaseWorkload:
+    """Count what one tile costs in networks of Stable Diffusion layout.
+
+    Args:
+        shapes: of the weights of `unet`, `vae` and `text_encoder`, by name.
+        control: of the control network; None for a copy of the denoiser's encoder.
+        unet: the UNet's configuration.
+        vae: the autoencoder's configuration.
+        num_tokens: of a prompt.
+        tile_px: side of a tile in pixels.
+    """
+    side = max(1, tile_px // 2 ** (len(vae["block_out_channels"]) - 1))
+    control = _encoder_of(shapes["unet"]) if control is None else control
     upper = {name: shape for name, shape in shapes["unet"].items() if name.startswith(_UPPER)}
     encoder = {name: shape for name, shape in shapes["vae"].items() if name.startswith(("encoder.", "quant_conv."))}
     decoder = {name: shape for name, shape in shapes["vae"].items() if name not in encoder}

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 CHUNK_LATENT_PX = {"cpu": 8 * 32 * 32, "cuda": 8 * 64 * 64}
 """Latent pixels that the networks process at once."""
+DECODED_LATENT_PX = {"cpu": 8 * 32 * 32, "cuda": 64 * 64}
+"""Latent pixels that are decoded at once: one image of 512 px keeps a GPU busy, and eight take 13 GB."""
 
 
-def chunk_size(latents: Tensor) -> int:
-    """Return the number of samples of this size that the networks process at once."""
-    pixels = CHUNK_LATENT_PX.get(latents.device.type, CHUNK_LATENT_PX["cuda"])
-    return max(1, pixels // (latents.shape[-2] * latents.shape[-1]))
+def chunk_size(latents: Tensor, most: Mapping[str, int] = CHUNK_LATENT_PX) -> int:
+    """Return the number of samples of this size that are processed at once.
+
+    Args:
+        latents: [B,C,h,w].
+        most: latent pixels at once by type of device; `cuda` stands for all that are not named.
+    """
+    return max(1, most.get(latents.device.type, most["cuda"]) // (latents.shape[-2] * latents.shape[-1]))
 
 
 def in_chunks(part: Callable[[Tensor], Tensor], count: int, size: int) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from defectory.engine.backbones.backbone import Backbone
 from defectory.engine.backbones.embeddings import encode_prompts
 from defectory.engine.config import MixedPrecision
-from defectory.engine.sampling.chunks import chunk_size, in_chunks
+from defectory.engine.sampling.chunks import DECODED_LATENT_PX, chunk_size, in_chunks
 from defectory.engine.sampling.guidance import Alternatives, Guidance, guided_prediction, mask_weight_of
 from defectory.engine.sampling.known import Known, KnownLatents
 from defectory.engine.sampling.models import Given, Predictor, SamplingModels
@@ -107,7 +107,8 @@ def sample_images(
         latents = scheduler.step(g, timestep, latents, **step_noise).prev_sample
         if kept is not None:
             latents = kept.put_into(latents, scheduler, number)
-    decoded = in_chunks(lambda rows: backbone.decode_latents(latents[rows]), len(latents), chunk_size(latents))
+    size = chunk_size(latents, DECODED_LATENT_PX)
+    decoded = in_chunks(lambda rows: backbone.decode_latents(latents[rows]), len(latents), size)
     return tensor_to_images(decoded)
 
 

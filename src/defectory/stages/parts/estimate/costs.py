@@ -123,6 +123,8 @@ MOMENTS = {"adamw": 2.0, "adamw8bit": 0.5, "muon": 1.0}
 """Tensors of a trained network's size that the optimiser keeps, in float32."""
 FROZEN_BYTES = {"bf16": 2, "no": 4}
 """Per weight of a network that is frozen while another trains."""
+DRAWN_COPIES = 8
+"""Bytes per value of the denoiser's largest block while drafts are drawn."""
 DECODED_COPIES = 4
 """Maps of the decoder's largest block that are alive at once while drafts are decoded."""
 SPLIT_BYTES, CURATION_BYTES, PREDICTION_BYTES, REPORT_BYTES = 210e6, 530e6, 180e6, 480e6

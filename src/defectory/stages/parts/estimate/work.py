@@ -21,6 +21,8 @@ from defectory.stages.parts.estimate.segmenter_work import (
 from defectory.stages.parts.estimate.situation import Situation, StageWork
 from defectory.stages.rounds import Round
 
+STAGES_WITH_BASE = ("learn-concept", "learn-condition", "calibrate", "synthesize")
+"""Stages whose memory the base decides."""
 MAX_HELD_OUT = 32
 MAX_KID_TRAIN, MAX_KID_POOL = 600, 200
 CALIBRATION_LEVELS = 3
@@ -29,7 +31,8 @@ GUIDED_SHARE = 0.7
 FEW_TOKENS = 32 * 32
 """Up to so many latent pixels attention is plain on a CPU, and keeps its maps."""
 CHUNK_LATENT_PX = {"cpu": 8 * 32 * 32}
-CHUNK_LATENT_PX_ELSEWHERE = 8 * 64 * 64
+DECODED_LATENT_PX_ELSEWHERE, CHUNK_LATENT_PX_ELSEWHERE = 64 * 64, 8 * 64 * 64
+"""Latent pixels that are decoded, and that the networks process, at once."""
 
 
 def work_of(stage: Stage, situation: Situation) -> StageWork | None:
@@ -41,7 +44,12 @@ def work_of(stage: Stage, situation: Situation) -> StageWork | None:
     """
     if isinstance(stage, Round):
         return _round(situation, stage.number)
-    reckon = _WORK.get(stage.group or stage.name)
+    return work_of_name(stage.group or stage.name, situation)
+
+
+def work_of_name(name: str, situation: Situation) -> StageWork | None:
+    """Reckon what a stage of this name, or of this group, has to do; None as for `work_of`."""
+    reckon = _WORK.get(name)
     return None if reckon is None else reckon(situation)
 
 
@@ -269,11 +277,16 @@ def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | 
         + guides_driver * num_halves * base.denoiser.multiply_adds
     )
     per_draft = synthesis.num_inference_steps * per_step + num_halves * base.decoder.multiply_adds
-    chunk_px = CHUNK_LATENT_PX["cpu"] if of.on_cpu else CHUNK_LATENT_PX_ELSEWHERE
-    chunk = max(1, chunk_px // base.latent_px)
-    networks = base.denoiser + base.control + base.decoder
-    weights = costs.WEIGHT_BYTES * networks.num_parameters
-    state = weights + costs.DECODED_COPIES * costs.WEIGHT_BYTES * chunk * base.decoder.largest_block
+    decoded_px = CHUNK_LATENT_PX["cpu"] if of.on_cpu else DECODED_LATENT_PX_ELSEWHERE
+    decoded, drawn = max(1, decoded_px // base.latent_px), max(1, CHUNK_LATENT_PX_ELSEWHERE // base.latent_px)
+    drawing, coding = base.denoiser + base.control, base.text_encoder + base.encoder + base.decoder
+    networks = drawing + base.decoder
+    weights = costs.FROZEN_BYTES[synthesis.mixed_precision] * drawing.num_parameters
+    weights += costs.WEIGHT_BYTES * coding.num_parameters
+    # decoding comes after drawing, and the networks' maps are then free again
+    while_decoding = costs.DECODED_COPIES * costs.WEIGHT_BYTES * decoded * base.decoder.largest_block
+    while_drawing = costs.DRAWN_COPIES * drawn * base.denoiser.largest_block
+    state = weights + (while_decoding if of.on_cpu else max(while_decoding, while_drawing))
     return StageWork(
         multiply_adds=costs.DRAW * num_drafts * per_draft,
         seconds=_loaded_s(networks),
