@@ -195,7 +195,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for index, head in enumerate(heads):
         table.add_column(
             head,
-            justify="left" if index == 0 else "right",
+            justify="right" if index and all(_is_figure(row[index].plain) for row in cells) else "left",
             overflow="fold",
             min_width=min(widths[index], MIN_COLUMN if len(columns) <= 2 else MIN_COLUMN_OF_MANY),
             max_width=widths[index],
@@ -203,6 +203,11 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
     for row in cells:
         table.add_row(*row)
     console.print(table)
+
+
+def _is_figure(cell: str) -> bool:
+    """Check whether a cell is empty or begins with a figure; such columns are aligned on the right."""
+    return not cell.strip() or cell.lstrip(" +-.~").startswith(tuple("0123456789"))
 
 
 def _show_rows(console: Console, title: str, heads: Sequence[Text], cells: Sequence[Sequence[Text]]) -> None:

@@ -137,9 +137,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         drafts_per_batch=32,
     ),
 }
-"""`demo` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU. `gpu-8gb` to `gpu-80gb`:
-Stable Diffusion 1.5 on one GPU with that memory. Their memory is reckoned from the networks' sizes (tests hold them to
-it), their training settings are those that the field uses; no run on a GPU has been timed.
+"""`demo` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU. `gpu-8gb` to
+`gpu-80gb`: Stable Diffusion 1.5 on one GPU with that memory, which is reckoned from the networks' sizes; settings of
+training are those that the field uses. No run on a GPU has been timed.
 """
 GPU_PRESETS = {name: int(name.removeprefix("gpu-").removesuffix("gb")) for name in PRESETS if name.startswith("gpu-")}
 """Memory of the GPU that a preset is for, GiB, from small to large."""
