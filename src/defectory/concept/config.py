@@ -13,8 +13,8 @@ class ConceptConfig(Section):
     """Learn the concept (paper, section 3.1)."""
 
     method: str = "dreambooth"
-    """`dreambooth`, `none` (the base as it is, to see what a concept is worth), a method of an installed package, or
-    `package.module:attribute`.
+    """`dreambooth`, `lora` (small adapters on the base, with less memory), `none` (the base as it is, to see what a
+    concept is worth), a method of an installed package, or `package.module:attribute`.
     """
     defect_words: bool = True
     """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws no defects. Turn it off
@@ -30,6 +30,16 @@ class ConceptConfig(Section):
     """Steps of the ancestral sampler that draws the class images."""
     train_text_encoder: bool = True
     """Train the text encoder along with the denoiser. Turn it off to save memory."""
+    lora_rank: int = Field(default=16, ge=1, le=1024)
+    """Rank of the adapters of `lora`. Raise it if the parts' look is not learned."""
+    lora_alpha: float | None = Field(default=None, gt=0)
+    """Scale of the adapters of `lora`, times the rank; None means the rank, a scale of 1."""
+    lora_targets: tuple[str, ...] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Layers of the denoiser that get adapters, by the end of their names. Add `ff.net.0.proj`, `ff.net.2`, `conv1` and
+    `conv2` if attention alone learns too little.
+    """
+    lora_learning_rate: float = Field(default=1e-4, gt=0)
+    """Peak learning rate of `lora`, which trains with AdamW; it takes the place of `training.learning_rate`."""
     training: TrainingConfig = TrainingConfig(num_steps=400, learning_rate=2e-4)
 
     @field_validator("method")

@@ -11,6 +11,7 @@ CONCEPT_METHODS: Registry[Any] = Registry(
     setting="concept.method",
     builtin={
         "dreambooth": "defectory.concept.methods.dreambooth:DreamBooth",
+        "lora": "defectory.concept.methods.lora:LoRA",
         "none": "defectory.concept.methods.none:NoConcept",
     },
 )

@@ -85,6 +85,7 @@ def train(
     held_out_loss: Callable[[], float] | None = None,
     validation: Validation | None = None,
     buffers: Mapping[str, Tensor] | None = None,
+    rate_shares: Mapping[str, float] | None = None,
     stage: str = "",
 ) -> Work[Trained]:
     """Train parameters in place, and leave the averaged, the best or the last weights in them.
@@ -103,6 +104,7 @@ def train(
         held_out_loss: returns the current loss on held-out data; shorthand for a `validation` that keeps no best.
         validation: what to measure at intervals.
         buffers: other tensors that change in place (batch norm's statistics), by name; they are not averaged.
+        rate_shares: learning rates of parameters by name, as shares of the schedule's; 1 where none is given.
         stage: name in events and messages.
 
     Yields:
@@ -114,7 +116,7 @@ def train(
     settings = config.loop() if isinstance(config, TrainingConfig) else config
     if held_out_loss is not None:
         validation = Validation(measure=lambda _step: held_out_loss())
-    state = _fresh_state(parameters, buffers or {}, settings)
+    state = _fresh_state(parameters, buffers or {}, settings, rate_shares or {})
     restored, remark = restore_checkpoint(checkpoint, state, recipe=recipe), ""
     if not restored and (checkpoint / FILE_NAME).is_file():
         remark = f"{checkpoint / FILE_NAME} is damaged, or of other settings; training begins anew"
@@ -149,7 +151,10 @@ def train(
 
 
 def _fresh_state(
-    parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor], settings: LoopSettings
+    parameters: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
+    settings: LoopSettings,
+    rate_shares: Mapping[str, float],
 ) -> TrainingState:
     weights = list(parameters.values())
     optimizer = NamedOptimizer(
@@ -159,6 +164,7 @@ def _fresh_state(
         weight_decay=settings.weight_decay,
         betas=settings.betas,
         fused=True if settings.fused and weights[0].device.type in ("cpu", "cuda") else None,
+        rate_shares=rate_shares,
     )
     average = None if settings.ema_decay is None else [weight.detach().clone() for weight in weights]
     return TrainingState(parameters=parameters, average=average, optimizer=optimizer, buffers=buffers)

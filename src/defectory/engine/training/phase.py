@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Phase:
         schedule: of the base.
         held_out: batches of the held-out loss; empty without held-out tiles.
         training: steps, batch, optimiser, loss weights.
+        rate_shares: learning rates of parameters by name, as shares of the learning rate; 1 where none is given.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -52,6 +53,7 @@ class Phase:
     schedule: NoiseSchedule
     held_out: Sequence[Batch]
     training: TrainingConfig
+    rate_shares: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
@@ -88,6 +90,7 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
         recipe=recipe,
         log=out / "log.jsonl",
         held_out_loss=held_out_loss if phase.held_out else None,
+        rate_shares=phase.rate_shares,
     )
     with closing(events):
         yield from _progress(events)
