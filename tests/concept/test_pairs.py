@@ -23,7 +23,7 @@ from defectory.engine.training.config import TrainingConfig
 from defectory.events import finish
 
 TRAINING = TrainingConfig(num_steps=2, batch_size=2, variants_per_image=1, warmup_steps=0, mixed_precision="no")
-METHODS = ("lora",)
+METHODS = ("lora", "textual_inversion", "lora_textual_inversion")
 
 
 def no_driver(image: np.ndarray, instances: Any, valid_hw: Any) -> np.ndarray:
@@ -37,7 +37,9 @@ def test_a_method_and_a_control_network_become_a_plain_pipeline(
     from diffusers import StableDiffusionControlNetPipeline
 
     out = tmp_path / "concept"
-    config = ConceptConfig(method=method, prior_loss_weight=0, lora_learning_rate=0.05, training=TRAINING)
+    config = ConceptConfig(
+        method=method, prior_loss_weight=0, lora_learning_rate=0.05, num_vectors=2, training=TRAINING
+    )
     finish(learn_concept(training_tiles(3), base=tiny_base_folder, config=config, seed=1, out=out))
 
     def backbone(folder: Path = out, device: Any = "cpu") -> Any:

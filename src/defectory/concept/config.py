@@ -13,8 +13,9 @@ class ConceptConfig(Section):
     """Learn the concept (paper, section 3.1)."""
 
     method: str = "dreambooth"
-    """`dreambooth`, `lora` (small adapters on the base, with less memory), `none` (the base as it is, to see what a
-    concept is worth), a method of an installed package, or `package.module:attribute`.
+    """`dreambooth`, `lora` (small adapters on the base, with less memory), `textual_inversion` (only a new word),
+    `lora_textual_inversion` (both), `none` (the base as it is, to see what a concept is worth), a method of an
+    installed package, or `package.module:attribute`.
     """
     defect_words: bool = True
     """Name a tile's defects in its prompt, as phase 2 does, so that a defect-free prompt draws no defects. Turn it off
@@ -40,9 +41,23 @@ class ConceptConfig(Section):
     """
     lora_learning_rate: float = Field(default=1e-4, gt=0)
     """Peak learning rate of `lora`, which trains with AdamW; it takes the place of `training.learning_rate`."""
+    num_vectors: int = Field(default=4, ge=1, le=32)
+    """Tokens that the new word of `textual_inversion` consists of. More learn more and leave less room in prompts."""
+    initializer_word: str | None = None
+    """Word whose embedding the new word of `textual_inversion` starts from; None means the last word of
+    `prompts.class_noun`.
+    """
+    embedding_learning_rate: float = Field(default=5e-4, gt=0)
+    """Peak learning rate of the new word's vectors, which train with AdamW."""
     training: TrainingConfig = TrainingConfig(num_steps=400, learning_rate=2e-4)
 
     @field_validator("method")
     @classmethod
     def _known(cls, value: str) -> str:
         return registered_name(value, CONCEPT_METHODS)
+
+    def with_initializer(self, class_noun: str) -> ConceptConfig:
+        """Return the settings with the last word of a class noun as `initializer_word`, if none is set."""
+        if self.initializer_word is not None or not class_noun.split():
+            return self
+        return self.model_copy(update={"initializer_word": class_noun.split()[-1]})

@@ -92,7 +92,8 @@ def learn_concept(
         )
     variant_recipe = VariantRecipe.of(backbone, training, flip=flip, seed=seed)
     variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
-    method = kind.start(backbone, config, instance_token=prompts.instance_token, seed=seed)
+    settings = config.with_initializer(prompts.class_noun)
+    method = kind.start(backbone, settings, instance_token=prompts.instance_token, seed=seed)
     if not method.parameters:
         (out / "log.jsonl").touch()
         return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
