@@ -1,7 +1,7 @@
 """Compare concept methods and their settings by held-out loss, on the demo's data and the embedded base.
 
-Each setting trains alone, from the same base, with the same tiles, batches and noise. Run:
-`python bench/concept_methods.py --work FOLDER [--steps 60] [--only NAME ...]`.
+Each setting trains alone, from the same base, with the same tiles, batches and noise, and without class images. Run:
+`python bench/concept_methods.py --work FOLDER [--steps 60] [--batch 16] [--only NAME ...]`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from pathlib import Path
 
 from defectory.api.demo import open_demo
 
-FF = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2"]
-ALL = [*FF, "proj_in", "proj_out", "conv1", "conv2", "time_emb_proj"]
+MORE = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2"]
 RATE, LORA_RATE, TARGETS = "concept.training.learning_rate", "concept.lora_learning_rate", "concept.lora_targets"
+TOKEN_RATE = "concept.embedding_learning_rate"
 ADAMW = {"concept.training.optimizer": "adamw"}
-LORA = {"concept.method": "lora"}
+LORA, TOKEN = {"concept.method": "lora"}, {"concept.method": "textual_inversion"}
+BOTH = {"concept.method": "lora_textual_inversion"}
 SETTINGS: dict[str, dict[str, object]] = {
     "nothing": {RATE: 1e-12, **ADAMW},
-    "dreambooth with Muon": {},
-    "dreambooth with AdamW": {RATE: 1.2e-3, **ADAMW},
-    **{f"lora {rate:g}": {**LORA, LORA_RATE: rate} for rate in (1e-3, 3e-3, 1e-2)},
-    **{f"lora all layers {rate:g}": {**LORA, LORA_RATE: rate, TARGETS: ALL} for rate in (1e-3, 3e-3, 1e-2)},
-    "lora with ff 3e-3": {**LORA, LORA_RATE: 3e-3, TARGETS: FF},
-    "lora all layers rank 64 3e-3": {**LORA, LORA_RATE: 3e-3, TARGETS: ALL, "concept.lora_rank": 64},
+    "dreambooth 1.2e-3": {RATE: 1.2e-3, **ADAMW},
+    **{f"lora {rate:g}": {**LORA, LORA_RATE: rate} for rate in (3e-3, 1e-3, 1e-2)},
+    **{f"lora with ff and conv {rate:g}": {**LORA, LORA_RATE: rate, TARGETS: MORE} for rate in (3e-3, 1e-3)},
+    **{f"textual_inversion {rate:g}": {**TOKEN, TOKEN_RATE: rate} for rate in (5e-3, 2e-2)},
+    "lora_textual_inversion": {**BOTH, LORA_RATE: 3e-3, TOKEN_RATE: 5e-3},
 }
 
 
@@ -34,13 +34,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=[])
     args = parser.parse_args()
-    steps = {"concept.training.num_steps": args.steps, "concept.training.validate_every": args.steps}
+    common = {
+        "concept.training.num_steps": args.steps,
+        "concept.training.validate_every": args.steps,
+        "concept.training.batch_size": args.batch,
+        "concept.prior_loss_weight": 0,
+    }
     for name, settings in SETTINGS.items():
         if args.only and not any(name.startswith(start) for start in args.only):
             continue
-        project = open_demo(args.work, overrides={**steps, **settings}, device="cpu")
+        project = open_demo(args.work, overrides={**common, **settings}, device="cpu")
         began = time.monotonic()
         project.run(until="learn-concept")
         lines = [json.loads(line) for line in (project.run_folder / "concept" / "log.jsonl").read_text().splitlines()]

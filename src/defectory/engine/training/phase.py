@@ -81,6 +81,8 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
         ]
         return float(torch.cat(errors).mean())
 
+    if phase.training.patience is not None and not phase.held_out:
+        yield Notice(text="training.patience has no effect, since there are no held-out tiles")
     events: Any = train(
         phase.parameters,
         phase.batch_of,
@@ -100,9 +102,10 @@ def _progress(events: Any) -> Work[None]:
     """Convert the loop's events to progress, with the last loss and the last held-out loss as the note."""
     loss, held_out, done, total = "", "", 0, 0
     for event in events:
+        if isinstance(event, Notice):
+            yield event
+            continue
         if isinstance(event, Started):
-            if event.remark:
-                yield Notice(text=event.remark)
             if event.resumed_at:
                 yield Progress(done=event.resumed_at, total=event.num_steps, note="resumed from a checkpoint")
             continue
