@@ -8,6 +8,9 @@ from defectory.artifacts.config import Section, registered_name
 from defectory.concept.methods import CONCEPT_METHODS
 from defectory.engine.training.config import TrainingConfig
 
+CHECK_SETTINGS = frozenset({"check_images"})
+"""Settings of the check alone, which phase 1 does not depend on."""
+
 
 class ConceptConfig(Section):
     """Learn the concept (paper, section 3.1)."""
@@ -49,6 +52,10 @@ class ConceptConfig(Section):
     """
     embedding_learning_rate: float = Field(default=5e-4, gt=0)
     """Peak learning rate of the new word's vectors, which train with AdamW."""
+    check_images: int = Field(default=0, ge=0, le=256)
+    """Images that the stage `check-concept` draws without a driver, to see copies of training tiles before phase 2; 0
+    leaves the stage out.
+    """
     training: TrainingConfig = TrainingConfig(num_steps=400, learning_rate=2e-4)
 
     @field_validator("method")

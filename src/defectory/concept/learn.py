@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from defectory.artifacts.weights import Concept
-from defectory.concept.config import ConceptConfig
+from defectory.concept.config import CHECK_SETTINGS, ConceptConfig
 from defectory.concept.methods import CONCEPT_METHODS
 from defectory.concept.methods.method import ConceptMethod
 from defectory.concept.prior import CLASS_IMAGES, class_latents
@@ -117,7 +117,7 @@ def learn_concept(
         "tiles": [tile.digest() for tile in tiles],
         "held_out": [tile.digest() for tile in held_out],
         "base": base_digest,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=set(CHECK_SETTINGS)),
         "prompts": prompts.model_dump(mode="json"),
         "flip": flip,
         "seed": seed,

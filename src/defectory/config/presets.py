@@ -55,6 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "concept": {
             "prior_loss_weight": 1.0,
             "num_class_images": 200,
+            "check_images": 8,
             "training": {"num_steps": 800, "batch_size": 4, "learning_rate": 2e-6, "gradient_checkpointing": True},
         },
         "condition": {
