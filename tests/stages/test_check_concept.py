@@ -29,7 +29,7 @@ def project(tiny_run: TinyRun, open_tiny: Callable[..., Run], tmp_path_factory: 
 
 
 def ran(project: Run, *only: str) -> list[Event]:
-    return list(run_all(project, only=only))
+    return list(run_all(project, only=only or None))
 
 
 def ended(events: list[Event]) -> list[str]:

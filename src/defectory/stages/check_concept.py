@@ -114,13 +114,14 @@ def _draw(inputs: RunStore, config: ProjectConfig, prompts: list[str], seeds: li
     drawn: list[np.ndarray] = []
     for start in range(0, len(prompts), BATCH_SIZE):
         rows = slice(start, start + BATCH_SIZE)
-        drawn += sample_images(
+        images = sample_images(
             models,
             Conditions(prompts=prompts[rows]),
             seeds=seeds[rows],
             sampler=sampler,
             guidance=Guidance(text=config.synthesis.guidance_scale),
         )
+        drawn.extend(images)
         yield Progress(done=len(drawn), total=len(prompts))
     return drawn
 
