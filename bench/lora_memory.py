@@ -64,7 +64,7 @@ def main() -> None:
     """Measure both methods, each in its own process, and print the ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--method", choices=("dreambooth", "lora"))
-    parser.add_argument("--steps", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=2, help="the optimiser's moments are there from the second one")
     parser.add_argument("--shrink", type=int, default=1, help="divides the UNet's channels, where memory is short")
     args = parser.parse_args()
     if args.method is not None:

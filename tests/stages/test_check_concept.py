@@ -59,7 +59,7 @@ def test_images_of_the_concept_are_compared_and_phase_one_is_not_run_again(proje
 
 
 def test_the_report_and_the_certificate_have_it(project: Run) -> None:
-    assert set(ended(ran(project))) == {"certify", "best-segmenter", "report"}
+    assert set(ended(ran(project))) == {"certify", "report"}
     assert "The concept alone: 5 images without a driver" in (project.folder / layout.RUN_REPORT).read_text("utf-8")
     assert "concept check" in [use.consumer for use in project.store().certificate.uses]
 

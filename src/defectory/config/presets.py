@@ -7,6 +7,8 @@ from typing import Any
 CONCEPT_ON_CPU: dict[str, Any] = {"learning_rate": 1.2e-3, "ema_decay": 0.97, "min_snr_floor": 1.0}
 CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.0, "defect_weight": 5.0}
 """For the embedded base (decisions 013 and 018)."""
+ADAPTERS_ON_CPU: dict[str, Any] = {"lora_learning_rate": 3e-3}
+"""For the embedded base (decision 060)."""
 CONCEPT_OF_DEMO: dict[str, Any] = {**CONCEPT_ON_CPU, "optimizer": "muon", "learning_rate": 4.8e-3}
 CONDITION_OF_DEMO: dict[str, Any] = {**CONDITION_ON_CPU, "optimizer": "muon", "learning_rate": 9.6e-3}
 """The same with Muon (decision 025), measured only on the borescope demo."""
@@ -24,6 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "drivers": DRIVERS_OF_DEMO,
         "concept": {
             "num_class_images": 32,
+            **ADAPTERS_ON_CPU,
             "training": {"num_steps": 110, **CONCEPT_OF_DEMO, "variants_per_image": 4, "validate_every": 55},
         },
         "prompts": {"defect_noun": "crack"},
@@ -36,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo-full": {
         "split": SPLIT_OF_DEMO,
         "drivers": DRIVERS_OF_DEMO,
-        "concept": {"training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
+        "concept": {**ADAPTERS_ON_CPU, "training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
         "prompts": {"defect_noun": "crack"},
         "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}},
         "synthesis": {"num_images": 360, "num_inference_steps": 12},
@@ -44,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "study": {"recipe": "scarcity", "out": "study", "num_labelled": [12, 24, 48]},
     },
     "cpu": {
-        "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
+        "concept": {**ADAPTERS_ON_CPU, "training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
         "synthesis": {"num_images": 240, "num_inference_steps": 12},
         "segmentation": {"num_steps": 400},
