@@ -16,7 +16,7 @@ from defectory.engine.backbones.load import load_base
 from defectory.engine.config import PromptConfig
 from defectory.engine.training.config import TrainingConfig
 from defectory.errors import InputError
-from defectory.events import Progress, finish
+from defectory.events import Notice, Progress, finish
 from defectory.files import digest_file, digest_folder
 
 Tiles = Callable[..., list[Any]]
@@ -182,3 +182,14 @@ def test_run_left_at_any_step_ends_with_the_same_files(
 def test_no_tiles_is_one_clear_line(tiny_base_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="training tiles: there are none"):
         learn([], tiny_base_folder, tmp_path)
+
+
+def test_patience_without_held_out_tiles_is_said_to_have_no_effect(
+    tiny_base_folder: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
+    training = TRAINING.model_copy(update={"num_steps": 1, "patience": 1})
+    config = CONFIG.model_copy(update={"training": training, "prior_loss_weight": 0.0})
+    events = learn(training_tiles(3), tiny_base_folder, tmp_path, config)
+    assert [event.text for event in events if isinstance(event, Notice)] == [
+        "training.patience has no effect, since there are no held-out tiles"
+    ]

@@ -11,7 +11,7 @@ The method decides what trains, what prompts say and what is saved.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from defectory.artifacts.weights import Concept
-from defectory.concept.config import ConceptConfig
+from defectory.concept.config import CHECK_SETTINGS, ConceptConfig
 from defectory.concept.methods import CONCEPT_METHODS
 from defectory.concept.methods.method import ConceptMethod
 from defectory.concept.prior import CLASS_IMAGES, class_latents
@@ -30,6 +30,7 @@ from defectory.engine.backbones.prompts import class_prompt
 from defectory.engine.config import PromptConfig
 from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
+from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import BatchPlan, TrainingTile
 from defectory.engine.training.held_out import held_out_batches
 from defectory.engine.training.loss import Batch
@@ -91,11 +92,13 @@ def learn_concept(
         )
     variant_recipe = VariantRecipe.of(backbone, training, flip=flip, seed=seed)
     variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
-    method = kind.start(backbone, config, instance_token=prompts.instance_token, seed=seed)
+    settings = config.with_initializer(prompts.class_noun)
+    method = kind.start(backbone, settings, instance_token=prompts.instance_token, seed=seed)
     if not method.parameters:
         (out / "log.jsonl").touch()
         return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
     backbone.move_frozen_encoders("cpu")
+    training, rate_shares = _rates_of(method, training)
     make_ready(backbone.denoiser, training=training, latents=variants[0].latents)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
     batches = _Batches(method, variants, config=config, prompts=prompts, seed=seed, schedule=schedule, prior=prior)
@@ -108,19 +111,30 @@ def learn_concept(
         schedule=schedule,
         held_out=held_out_batches(held_out_variants, schedule.num_timesteps, batches.prompt_of, training.batch_size),
         training=training,
+        rate_shares=rate_shares,
     )
     content = {
         "phase": "concept",
         "tiles": [tile.digest() for tile in tiles],
         "held_out": [tile.digest() for tile in held_out],
         "base": base_digest,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=set(CHECK_SETTINGS)),
         "prompts": prompts.model_dump(mode="json"),
         "flip": flip,
         "seed": seed,
     }
     yield from run_phase(phase, out=out, recipe=digest_json(content))
     return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
+
+
+def _rates_of(method: ConceptMethod, training: TrainingConfig) -> tuple[TrainingConfig, Mapping[str, float]]:
+    """Return the training with a method's own learning rates, and each parameter's share of the highest one."""
+    rates: Mapping[str, float] | None = getattr(method, "learning_rates", None)
+    if not rates:
+        return training, {}
+    peak = max(rates.values())
+    own = training.model_copy(update={"learning_rate": peak, "optimizer": "adamw"})
+    return own, {name: rate / peak for name, rate in rates.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

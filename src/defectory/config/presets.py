@@ -7,6 +7,8 @@ from typing import Any
 CONCEPT_ON_CPU: dict[str, Any] = {"learning_rate": 1.2e-3, "ema_decay": 0.97, "min_snr_floor": 1.0}
 CONDITION_ON_CPU: dict[str, Any] = {"learning_rate": 2.4e-3, "min_snr_floor": 1.0, "defect_weight": 5.0}
 """For the embedded base (decisions 013 and 018)."""
+ADAPTERS_ON_CPU: dict[str, Any] = {"lora_learning_rate": 3e-3}
+"""For the embedded base (decision 060)."""
 CONCEPT_OF_DEMO: dict[str, Any] = {**CONCEPT_ON_CPU, "optimizer": "muon", "learning_rate": 4.8e-3}
 CONDITION_OF_DEMO: dict[str, Any] = {**CONDITION_ON_CPU, "optimizer": "muon", "learning_rate": 9.6e-3}
 """The same with Muon (decision 025), measured only on the borescope demo."""
@@ -27,7 +29,7 @@ STEPS_OF_DREAMBOOTH: dict[str, Any] = {
     "checkpoint_every": 400,
 }
 STEPS_OF_LORA: dict[str, Any] = {"num_steps": 1000, "gradient_checkpointing": True, "checkpoint_every": 500}
-LORA_ON_GPU: dict[str, Any] = {"method": "dreambooth", "train_text_encoder": False}
+LORA_ON_GPU: dict[str, Any] = {"method": "lora", "train_text_encoder": False}
 
 
 def gpu_preset(*, concept: dict[str, Any], condition: dict[str, Any], drafts_per_batch: int) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def gpu_preset(*, concept: dict[str, Any], condition: dict[str, Any], drafts_per
         "base": "sd15",
         "tiling": {"tile_px": 512},
         "drivers": {"grid_px": 96, "threshold_block_px": 11},
-        "concept": {"prior_loss_weight": 1.0, "num_class_images": 200, "train_text_encoder": False, **concept},
+        "concept": {"prior_loss_weight": 1.0, "num_class_images": 200, "check_images": 8, "train_text_encoder": False, **concept},
         "condition": {
             "init": "copy",
             "training": {
@@ -77,6 +79,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "drivers": DRIVERS_OF_DEMO,
         "concept": {
             "num_class_images": 32,
+            **ADAPTERS_ON_CPU,
             "training": {"num_steps": 110, **CONCEPT_OF_DEMO, "variants_per_image": 4, "validate_every": 55},
         },
         "prompts": {"defect_noun": "crack"},
@@ -89,7 +92,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo-full": {
         "split": SPLIT_OF_DEMO,
         "drivers": DRIVERS_OF_DEMO,
-        "concept": {"training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
+        "concept": {**ADAPTERS_ON_CPU, "training": {"num_steps": 300, **CONCEPT_OF_DEMO}},
         "prompts": {"defect_noun": "crack"},
         "condition": {"training": {"num_steps": 800, **CONDITION_OF_DEMO}},
         "synthesis": {"num_images": 360, "num_inference_steps": 12},
@@ -97,7 +100,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "study": {"recipe": "scarcity", "out": "study", "num_labelled": [12, 24, 48]},
     },
     "cpu": {
-        "concept": {"training": {"num_steps": 300, **CONCEPT_ON_CPU}},
+        "concept": {**ADAPTERS_ON_CPU, "training": {"num_steps": 300, **CONCEPT_ON_CPU}},
         "condition": {"training": {"num_steps": 700, **CONDITION_ON_CPU}},
         "synthesis": {"num_images": 240, "num_inference_steps": 12},
         "segmentation": {"num_steps": 400},

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from defectory.artifacts.calibration import Calibration
 from defectory.artifacts.certificate import Certificate
+from defectory.artifacts.concept_check import ConceptCheck
 from defectory.artifacts.dataset import MANIFEST, Dataset
 from defectory.artifacts.difficulty import Difficulty
 from defectory.artifacts.doubt import Doubts
@@ -170,6 +171,11 @@ class RunStore:
         """Return the outcome of phase 1."""
         value = self._once(layout.CONCEPT, layout.CONCEPT_FILE, Concept.load)
         return ConceptFolder(concept=value, folder=self.path(layout.CONCEPT))
+
+    @property
+    def concept_check(self) -> ConceptCheck:
+        """Return the comparison of the concept's images with training tiles."""
+        return self._once(layout.CONCEPT_CHECK, layout.CONCEPT_CHECK_FILE, ConceptCheck.load)
 
     @property
     def control(self) -> ControlFolder:

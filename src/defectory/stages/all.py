@@ -14,6 +14,7 @@ from defectory.runs.stage import Run, Stage
 from defectory.stages.best_segmenter import BestSegmenter
 from defectory.stages.calibrate import Calibrate
 from defectory.stages.certify import Certify
+from defectory.stages.check_concept import CheckConcept, checks_concept
 from defectory.stages.curate import Curate
 from defectory.stages.evaluate import Evaluate
 from defectory.stages.export import Export
@@ -50,6 +51,7 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
         Split(),
         Tiles(),
         LearnConcept(),
+        *((CheckConcept(),) if checks_concept(config) else ()),
         LearnCondition(),
         *((Folds(),) if needs_folds(config) else ()),
         *((LearnMasks(),) if config.masks.sources.diffusion > 0 else ()),

@@ -15,6 +15,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.check_concept import checks_concept
 from defectory.stages.folds import needs_folds
 from defectory.stages.parts.further_rounds import further_rounds
 from defectory.stages.parts.image_uses import image_uses
@@ -33,6 +34,7 @@ class Certify(Stage):
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
         return (
             *("import", "split", "tiles", "learn-concept", "learn-condition"),
+            *(("check-concept",) if checks_concept(config) else ()),
             *(("folds",) if needs_folds(config) else ()),
             *(("learn-masks",) if config.masks.sources.diffusion > 0 else ()),
             *("plan", "calibrate", "curate", *further_rounds(config), "export"),

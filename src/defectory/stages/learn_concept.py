@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from defectory.concept.config import CHECK_SETTINGS
 from defectory.config.project import ProjectConfig
 from defectory.events import Work
 from defectory.runs import layout
@@ -33,7 +34,7 @@ class LearnConcept(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the sections concept, prompts and augmentation, the base and the seed."""
         return {
-            "concept": config.concept.model_dump(mode="json"),
+            "concept": config.concept.model_dump(mode="json", exclude=set(CHECK_SETTINGS)),
             "prompts": config.prompts.model_dump(mode="json"),
             "augmentation": config.augmentation.model_dump(mode="json"),
             "base": base_digest(config.base),

@@ -18,6 +18,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.check_concept import checks_concept
 from defectory.stages.parts.durations import Durations
 from defectory.stages.parts.further_rounds import further_rounds
 from defectory.stages.parts.label_counts import label_counts
@@ -32,6 +33,7 @@ from defectory.stages.parts.report_rounds import rounds_tables
 from defectory.stages.parts.report_tables import (
     appendix,
     certificate_table,
+    concept_check_table,
     exposure_table,
     facts,
     measures,
@@ -53,7 +55,8 @@ class Report(Stage):
         segmenters = [stage_name(arm, seed) for seed in config.segmentation.seeds for arm in config.segmentation.arms]
         made = ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate", "synthesize")
         scored = ("test-tiles", "evaluate", "certify", "best-segmenter", *segmenters)
-        return (*made, "curate", *further_rounds(config), *scored)
+        checked = ("check-concept",) if checks_concept(config) else ()
+        return (*made, *checked, "curate", *further_rounds(config), *scored)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them, and on how its commands open the project."""
@@ -106,7 +109,12 @@ class Report(Stage):
                 decision_grid(inputs, difference_threshold=config.curation.difference_threshold),
             ],
             signatures=failures,
-            measures=[exposure_table(scores), *rounds_tables(inputs), *measures(inputs, scores, leak, copied)],
+            measures=[
+                exposure_table(scores),
+                *rounds_tables(inputs),
+                *measures(inputs, scores, leak, copied),
+                *([concept_check_table(inputs.concept_check)] if checks_concept(config) else []),
+            ],
             charts=training_charts(inputs, config),
             made=[
                 certificate_table(inputs.certificate),

@@ -11,7 +11,10 @@ CONCEPT_METHODS: Registry[Any] = Registry(
     setting="concept.method",
     builtin={
         "dreambooth": "defectory.concept.methods.dreambooth:DreamBooth",
+        "lora": "defectory.concept.methods.lora:LoRA",
+        "lora_textual_inversion": "defectory.concept.methods.lora_textual_inversion:LoRATextualInversion",
         "none": "defectory.concept.methods.none:NoConcept",
+        "textual_inversion": "defectory.concept.methods.textual_inversion:TextualInversion",
     },
 )
 """Of classes that follow `methods.method.ConceptMethod`."""

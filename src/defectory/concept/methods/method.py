@@ -14,7 +14,11 @@ from defectory.engine.backbones.backbone import Backbone
 
 
 class ConceptMethod(Protocol):
-    """A way to teach a concept to one backbone."""
+    """A way to teach a concept to one backbone.
+
+    A method may also have `learning_rates`, a mapping of each parameter's name to its peak learning rate. It then
+    trains with AdamW and these rates instead of `training.optimizer` and `training.learning_rate`.
+    """
 
     folder: ClassVar[str]
     """Name of its result folder in the stage folder."""

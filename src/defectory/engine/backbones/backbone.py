@@ -65,6 +65,11 @@ class Backbone(Protocol):
         ...
 
     @property
+    def tokenizers(self) -> Mapping[str, Any]:
+        """Tokenizers of transformers, by the part name of the text encoder that each one serves."""
+        ...
+
+    @property
     def denoiser(self) -> nn.Module:
         """The denoising network."""
         ...

@@ -30,6 +30,8 @@ class LoopSettings:
         ema_decay: of the moving average of the weights; None keeps no average.
         checkpoint_every: steps between two checkpoints; the last step always writes one.
         validate_every: steps between two validations; the last step is always validated.
+        patience: validations without a better value after which training stops and the best weights are kept; None
+            trains all steps.
         read_loss_every: steps between two reads of the loss from an accelerator; each read waits for it to finish.
     """
 
@@ -43,6 +45,7 @@ class LoopSettings:
     ema_decay: float | None = 0.99
     checkpoint_every: int = 200
     validate_every: int = 200
+    patience: int | None = None
     read_loss_every: int = 1
 
     @property
@@ -103,6 +106,10 @@ class TrainingConfig(Section):
     """Steps between two checkpoints."""
     validate_every: int = Field(default=200, ge=1)
     """Steps between two held-out losses."""
+    patience: int | None = Field(default=None, ge=1)
+    """Held-out losses without improvement after which training stops; the weights of the lowest one are kept. None
+    trains all steps and keeps the last weights.
+    """
 
     def loop(self) -> LoopSettings:
         """Convert these settings for the training loop."""
@@ -121,4 +128,5 @@ class TrainingConfig(Section):
             ema_decay=self.ema_decay,
             checkpoint_every=self.checkpoint_every,
             validate_every=self.validate_every,
+            patience=self.patience,
         )

@@ -30,6 +30,10 @@ from defectory.events import Notice, Work
 from defectory.files import write_text
 
 BatchT = TypeVar("BatchT")
+MIN_RISES = 3
+"""Fewest validations since the lowest loss for a remark on overfitting."""
+RISE = 0.03
+"""Least rise of the loss since then, as a share of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +43,16 @@ class Validation:
     Attributes:
         measure: returns the value after a number of steps; it sees the averaged weights, if there are any.
         name: of the value, for messages.
-        keeps_best: keep the weights of the highest value, the latest of equal ones, instead of those of the last step.
+        keeps_best: keep the weights of the best value instead of those of the last step: of the highest score, the
+            latest of equal ones, or of the lowest loss, the first of equal ones.
+        is_loss: lower values are better.
         best_after: values count for the best only after this number of steps.
     """
 
     measure: Callable[[int], float]
     name: str = "held-out loss"
     keeps_best: bool = False
+    is_loss: bool = False
     best_after: int = 0
 
 
@@ -56,7 +63,7 @@ class Trained:
     Attributes:
         losses: of each step.
         validated: step and value of each validation.
-        best: highest value that counted, if the best weights are kept; None if no value counted.
+        best: best value that counted, if the best weights are kept; None if no value counted.
     """
 
     losses: tuple[float, ...]
@@ -85,6 +92,7 @@ def train(
     held_out_loss: Callable[[], float] | None = None,
     validation: Validation | None = None,
     buffers: Mapping[str, Tensor] | None = None,
+    rate_shares: Mapping[str, float] | None = None,
     stage: str = "",
 ) -> Work[Trained]:
     """Train parameters in place, and leave the averaged, the best or the last weights in them.
@@ -100,23 +108,28 @@ def train(
         checkpoint: folder for the checkpoint; the caller removes it when the outcome is saved.
         recipe: digest of everything the outcome depends on; a checkpoint of another recipe is not used.
         log: file that gets the losses at the end, one JSON object per line.
-        held_out_loss: returns the current loss on held-out data; shorthand for a `validation` that keeps no best.
+        held_out_loss: returns the current loss on held-out data; shorthand for a `validation` that keeps the best
+            weights only if `patience` is set.
         validation: what to measure at intervals.
         buffers: other tensors that change in place (batch norm's statistics), by name; they are not averaged.
+        rate_shares: learning rates of parameters by name, as shares of the schedule's; 1 where none is given.
         stage: name in events and messages.
 
     Yields:
-        Started, Step, Validated and Checkpointed, which are all Progress, and a Notice for an unused checkpoint.
+        Started, Step, Validated and Checkpointed, which are all Progress, and a Notice for an unused checkpoint, a
+        training that stops early, and a loss that rises for long.
 
     Raises:
         StageError: a loss is not finite, or the checkpoint cannot be written.
     """
     settings = config.loop() if isinstance(config, TrainingConfig) else config
     if held_out_loss is not None:
-        validation = Validation(measure=lambda _step: held_out_loss())
+        validation = Validation(
+            measure=lambda _step: held_out_loss(), keeps_best=settings.patience is not None, is_loss=True
+        )
     kind, replaced = usable_kind(settings.optimizer)
     settings, recipe = replace(settings, optimizer=kind), f"{recipe} {kind}" if replaced else recipe
-    state = _fresh_state(parameters, buffers or {}, settings)
+    state = _fresh_state(parameters, buffers or {}, settings, rate_shares or {})
     restored, remark = restore_checkpoint(checkpoint, state, recipe=recipe), ""
     if not restored and (checkpoint / FILE_NAME).is_file():
         remark = f"{checkpoint / FILE_NAME} is damaged, or of other settings; training begins anew"
@@ -130,7 +143,7 @@ def train(
                 yield Notice(text=remark, stage=stage)
             if validation is not None and _is_owed(state, settings):
                 yield _validate(state, validation, total=num_steps, stage=stage)
-            while state.step < num_steps:
+            while state.step < num_steps and not _is_out_of_patience(state, validation, settings):
                 yield stepper.step(stage=stage, validation=validation)
                 if validation is not None and _is_owed(state, settings):
                     yield _validate(state, validation, total=num_steps, stage=stage)
@@ -145,14 +158,21 @@ def train(
                 stepper.read_losses()
                 save_checkpoint(checkpoint, state, recipe=recipe)
             raise
+    stepper.read_losses()
+    remark = _ending_remark(state, validation, settings)
     _leave_kept_weights(state)
     if log is not None:
         write_text(log, _log_text(state))
+    if remark:
+        yield Notice(text=remark, stage=stage)
     return Trained(losses=tuple(loss for loss, _ in state.log), validated=tuple(state.validated), best=state.best_value)
 
 
 def _fresh_state(
-    parameters: Mapping[str, nn.Parameter], buffers: Mapping[str, Tensor], settings: LoopSettings
+    parameters: Mapping[str, nn.Parameter],
+    buffers: Mapping[str, Tensor],
+    settings: LoopSettings,
+    rate_shares: Mapping[str, float],
 ) -> TrainingState:
     weights = list(parameters.values())
     optimizer = NamedOptimizer(
@@ -162,6 +182,7 @@ def _fresh_state(
         weight_decay=settings.weight_decay,
         betas=settings.betas,
         fused=True if settings.fused and weights[0].device.type in ("cpu", "cuda") else None,
+        rate_shares=rate_shares,
     )
     average = None if settings.ema_decay is None else [weight.detach().clone() for weight in weights]
     return TrainingState(parameters=parameters, average=average, optimizer=optimizer, buffers=buffers)
@@ -175,6 +196,46 @@ def _is_owed(state: TrainingState, settings: LoopSettings) -> bool:
     """Check whether the validation of the last step is still to be done; the training may have been left before it."""
     is_done = bool(state.validated) and state.validated[-1][0] == state.step
     return state.step > 0 and not is_done and _is_due(state.step, settings.validate_every, settings.num_steps)
+
+
+def _best_index(state: TrainingState, validation: Validation) -> int:
+    """Return the index of the best validation among those that count, the first of equal ones; -1 if none counts."""
+    losses = [
+        (value if validation.is_loss else -value, number)
+        for number, (at, value) in enumerate(state.validated)
+        if at > validation.best_after and not math.isnan(value)
+    ]
+    return min(losses)[1] if losses else -1
+
+
+def _is_out_of_patience(state: TrainingState, validation: Validation | None, settings: LoopSettings) -> bool:
+    """Check whether the last validations brought nothing better. A function of the state, so that a resume agrees."""
+    if settings.patience is None or validation is None:
+        return False
+    best = _best_index(state, validation)
+    return best >= 0 and len(state.validated) - 1 - best >= settings.patience
+
+
+def _ending_remark(state: TrainingState, validation: Validation | None, settings: LoopSettings) -> str:
+    """Say that training stopped early, or that its loss on held-out data has risen for half of the validations."""
+    if validation is None or not state.validated:
+        return ""
+    best, last = _best_index(state, validation), len(state.validated) - 1
+    if best < 0:
+        return ""
+    (at, lowest), (_, found) = state.validated[best], state.validated[last]
+    if state.step < settings.num_steps:
+        return (
+            f"stopped after step {state.step} of {settings.num_steps}: the {validation.name} did not improve in "
+            f"{last - best} validations; the weights of step {at} ({lowest:.4f}) are kept"
+        )
+    is_long = last - best >= max(MIN_RISES, (last + 1) / 2)
+    if settings.patience is None and validation.is_loss and is_long and found > lowest * (1 + RISE):
+        return (
+            f"the {validation.name} was lowest at step {at} ({lowest:.4f}) and is {found:.4f} at the end, so the "
+            "network overfits; train fewer steps, or set training.patience to keep the best weights"
+        )
+    return ""
 
 
 def _log_text(state: TrainingState) -> str:
@@ -272,11 +333,17 @@ def _validate(state: TrainingState, validation: Validation, *, total: int, stage
         value = validation.measure(state.step)
         state.validated.append((state.step, value))
         counts = validation.keeps_best and state.step > validation.best_after
-        if counts and value >= (-math.inf if state.best_value is None else state.best_value):
+        if counts and _is_best(value, state.best_value, is_loss=validation.is_loss):
             state.best_value = value
             state.best = {name: tensor.detach().cpu().clone() for name, tensor in state.weights().items()}
     note = f"{validation.name} {value:.4f}"
     return Validated(done=state.step, total=total, value=value, note=note, stage=stage)
+
+
+def _is_best(value: float, best: float | None, *, is_loss: bool) -> bool:
+    if is_loss:
+        return value < (math.inf if best is None else best)
+    return value >= (-math.inf if best is None else best)
 
 
 @torch.no_grad()

@@ -111,6 +111,8 @@ class NamedOptimizer:
         weight_decay: of both, decoupled (taken times the learning rate).
         betas: of AdamW.
         fused: use AdamW's fused step; None leaves the choice to torch, which does not use it.
+        rate_shares: learning rates of AdamW's parameters by name, as shares of the learning rate; 1 where none is
+            given.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class NamedOptimizer:
         weight_decay: float,
         betas: tuple[float, float] = BETAS,
         fused: bool | None = True,
+        rate_shares: Mapping[str, float] | None = None,
     ) -> None:
         self._parameters = parameters
         self._matrices: dict[str, nn.Parameter] = {}
@@ -133,12 +136,13 @@ class NamedOptimizer:
         common: dict[str, Any] = {"lr": learning_rate, "weight_decay": weight_decay}
         self._optimizers: list[torch.optim.Optimizer] = []
         self._states: dict[str, tuple[torch.optim.Optimizer, nn.Parameter]] = {}
+        groups = _groups(rest, rate_shares or {})
         if kind == "adamw8bit":
             from bitsandbytes.optim import AdamW8bit
 
-            self._add(AdamW8bit(list(rest.values()), betas=betas, **common), rest)
+            self._add(AdamW8bit(groups, betas=betas, **common), rest)
         elif rest:
-            self._add(torch.optim.AdamW(rest.values(), betas=betas, fused=fused, **common), rest)
+            self._add(torch.optim.AdamW(groups, betas=betas, fused=fused, **common), rest)
         if self._matrices:
             on_cpu = next(iter(self._matrices.values())).device.type == "cpu"
             muon = torch.optim.Muon if on_cpu else StackedMuon
@@ -152,7 +156,7 @@ class NamedOptimizer:
         """Set the learning rate of the next step."""
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate
+                group["lr"] = learning_rate * group.get("rate_share", 1.0)
 
     def step(self) -> None:
         """Update the parameters by their gradients, and clear the gradients."""
@@ -201,3 +205,11 @@ class NamedOptimizer:
                 "step": torch.tensor(float(num_steps), device=device),
                 **{key: torch.empty_like(member).copy_(moments[f"{key}.{name}"]) for key in keys},
             }
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], rate_shares: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Return AdamW's groups of parameters, one for each share of the learning rate."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(rate_shares.get(name, 1.0), []).append(parameter)
+    return [{"params": members, "rate_share": share} for share, members in groups.items()]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ class Phase:
         schedule: of the base.
         held_out: batches of the held-out loss; empty without held-out tiles.
         training: steps, batch, optimiser, loss weights.
+        rate_shares: learning rates of parameters by name, as shares of the learning rate; 1 where none is given.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -53,6 +54,7 @@ class Phase:
     schedule: NoiseSchedule
     held_out: Sequence[Batch]
     training: TrainingConfig
+    rate_shares: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
@@ -80,6 +82,8 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
         ]
         return float(torch.cat(errors).mean())
 
+    if phase.training.patience is not None and not phase.held_out:
+        yield Notice(text="training.patience has no effect, since there are no held-out tiles")
     events: Any = train(
         phase.parameters,
         phase.batch_of,
@@ -89,6 +93,7 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
         recipe=recipe,
         log=out / "log.jsonl",
         held_out_loss=held_out_loss if phase.held_out else None,
+        rate_shares=phase.rate_shares,
     )
     with closing(events):
         yield from _progress(events)
@@ -98,9 +103,10 @@ def _progress(events: Any) -> Work[None]:
     """Convert the loop's events to progress, with the last loss and the last held-out loss as the note."""
     loss, held_out, done, total = "", "", 0, 0
     for event in events:
+        if isinstance(event, Notice):
+            yield event
+            continue
         if isinstance(event, Started):
-            if event.remark:
-                yield Notice(text=event.remark)
             if event.resumed_at:
                 yield Progress(done=event.resumed_at, total=event.num_steps, note="resumed from a checkpoint")
             continue

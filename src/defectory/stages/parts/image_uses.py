@@ -16,6 +16,7 @@ from defectory.errors import InputError
 from defectory.files import digest_file, read_manifest
 from defectory.runs import layout
 from defectory.runs.store import RunStore
+from defectory.stages.check_concept import checks_concept
 from defectory.stages.folds import NUM_FOLDS, needs_folds
 from defectory.stages.parts.further_rounds import round_name
 from defectory.stages.segment import stage_name
@@ -108,6 +109,9 @@ def _uses(run: _Reader, config: ProjectConfig) -> Iterator[ImageUse]:
     for name, folder in (("concept", layout.CONCEPT), ("control", layout.CONTROL)):
         yield run.use(name, LEARNING, (folder, layout.IMAGES_USED, _recorded("training")))
         yield run.use(f"{name}, held-out loss", CHOOSING, (folder, layout.IMAGES_USED, _recorded("held_out")))
+    if checks_concept(config):
+        checked = (layout.CONCEPT_CHECK, layout.IMAGES_USED, _recorded("reference"))
+        yield run.use("concept check", LEARNING, checked)
     if needs_folds(config):
         logs = [f"{layout.fold_folder(fold)}/{layout.SEGMENTER_LOG}" for fold in range(NUM_FOLDS)]
         judged = (layout.FOLDS, layout.DIFFICULTY_FILE, _difficulty)

@@ -11,6 +11,7 @@ import numpy as np
 
 from defectory import __version__
 from defectory.artifacts.certificate import Certificate
+from defectory.artifacts.concept_check import ConceptCheck
 from defectory.artifacts.doubt import Doubts
 from defectory.artifacts.plan import Decisions
 from defectory.config.project import ProjectConfig
@@ -194,6 +195,19 @@ def measures(
         guidance = {c.name: c.mask_guidance for c in inputs.calibration.classes}
         tables.append(_contrast_table(scores["defect_contrast"], guidance))
     return tables + _copy_tables(leak, copied)
+
+
+def concept_check_table(check: ConceptCheck) -> Table:
+    """Build the table of the concept's images without a driver against training tiles."""
+    return Table(
+        title=f"The concept alone: {len(check.images)} images without a driver against train tiles",
+        columns=["", "value"],
+        rows=[
+            ["copies of train tiles", f"{len(check.copies)} of {len(check.images)}"],
+            ["highest similarity", f"{check.highest:.2f} (limit {check.limit:.2f})"],
+        ],
+        note="Copies show that phase 1 memorised tiles: raise concept.prior_loss_weight, or train fewer steps.",
+    )
 
 
 def _fidelity_table(fidelity: FidelitySummary) -> Table:

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from defectory.engine.backbones.backbone import Context, Residuals
+from defectory.engine.backbones.new_tokens import spelled_out
 from defectory.engine.backbones.parts import load_controlnet, load_part, load_scheduler, load_tokenizer
 from defectory.engine.backbones.save import fill_base_like, require_controlnet, save_pipeline
 from defectory.engine.backbones.sd1.family import FAMILY
@@ -39,6 +40,11 @@ class StableDiffusion:
     def networks(self) -> Mapping[str, nn.Module]:
         """Return the networks that a concept method may train, by part name."""
         return {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    @property
+    def tokenizers(self) -> Mapping[str, CLIPTokenizer]:
+        """Return the tokenizer, by the part name of its text encoder."""
+        return {"text_encoder": self.tokenizer}
 
     @property
     def denoiser(self) -> UNet2DConditionModel:
@@ -150,7 +156,11 @@ class StableDiffusion:
         if prompt not in self._token_ids:
             length = int(self.text_encoder.config.max_position_embeddings)
             tokens: Any = self.tokenizer(
-                prompt, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+                spelled_out(prompt, self.tokenizer),
+                padding="max_length",
+                truncation=True,
+                max_length=length,
+                return_tensors="pt",
             )
             self._token_ids[prompt] = tokens.input_ids[0].to(next(self.text_encoder.parameters()).device)
         return self._token_ids[prompt]
