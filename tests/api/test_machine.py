@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import defectory
 from defectory import check_machine
 from defectory.api.machine import plan_demo, presets_here
 from defectory.config.presets import GPU_PRESETS
+from defectory.procedural.borescope import write_dataset
 from defectory.stages.parts.estimate.preset_needs import preset_needs, stable_diffusion_15
 
 
@@ -55,6 +57,8 @@ def test_presets_say_whether_they_fit_this_machine(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_demo_is_planned_before_it_has_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = partial(write_dataset, num_labelled=4, num_defect_free=4)
+    monkeypatch.setattr("defectory.api.demo.write_dataset", few)
     monkeypatch.chdir(tmp_path)
     planned = plan_demo()
     assert {"learn-concept", "learn-condition", "synthesize", "report"} <= {stage.stage for stage in planned.stages}

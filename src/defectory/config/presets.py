@@ -44,7 +44,13 @@ def gpu_preset(*, concept: dict[str, Any], condition: dict[str, Any], drafts_per
         "base": "sd15",
         "tiling": {"tile_px": 512},
         "drivers": {"grid_px": 96, "threshold_block_px": 11},
-        "concept": {"prior_loss_weight": 1.0, "num_class_images": 200, "check_images": 8, "train_text_encoder": False, **concept},
+        "concept": {
+            "prior_loss_weight": 1.0,
+            "num_class_images": 200,
+            "check_images": 8,
+            "train_text_encoder": False,
+            **concept,
+        },
         "condition": {
             "init": "copy",
             "training": {

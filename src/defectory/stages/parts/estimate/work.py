@@ -23,6 +23,7 @@ from defectory.stages.rounds import Round
 
 STAGES_WITH_BASE = ("learn-concept", "learn-condition", "calibrate", "synthesize")
 """Stages whose memory the base decides."""
+LEARNED = ("dreambooth", "lora", "textual_inversion", "lora_textual_inversion")
 MAX_HELD_OUT = 32
 MAX_KID_TRAIN, MAX_KID_POOL = 600, 200
 CALIBRATION_LEVELS = 3
@@ -86,17 +87,24 @@ def _test_tiles(of: Situation) -> StageWork:
 
 def _learn_concept(of: Situation) -> StageWork | None:
     concept, base = of.config.concept, of.base
-    if base is None or concept.method != "dreambooth":
+    if base is None or concept.method not in LEARNED:
         return None
-    training, trained = concept.training, base.denoiser
-    if concept.train_text_encoder:
-        trained += base.text_encoder
+    training, whole = concept.training, base.denoiser
+    if concept.train_text_encoder or concept.method != "lora":
+        whole += base.text_encoder
+    if concept.method == "dreambooth":
+        trained = whole if concept.train_text_encoder else base.denoiser
+        work = _training(of, training, trained)
+    else:
+        # of little weight beside the frozen networks that gradients pass through
+        share = costs.ADAPTER_SHARE * concept.lora_rank if "lora" in concept.method else 0.0
+        trained = Workload(num_parameters=round(share * whole.num_parameters))
+        work = _training(of, training, trained, frozen=whole, passed=whole)
     prior = concept.num_class_images if concept.prior_loss_weight > 0 else 0
-    work = _training(of, training, trained)
     latents = _latents(of, base, training)
     drawn = costs.PRIOR * prior * concept.prior_inference_steps * base.denoiser.multiply_adds
     checked = _validation(of, training, base.denoiser)
-    kept = of.copied_bytes + costs.WEIGHT_BYTES * trained.num_parameters
+    kept = of.copied_bytes * (concept.method == "dreambooth") + costs.WEIGHT_BYTES * trained.num_parameters
     return replace(
         work,
         multiply_adds=work.multiply_adds + latents.multiply_adds + drawn + checked,
