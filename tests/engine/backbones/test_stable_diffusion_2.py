@@ -1,4 +1,4 @@
-"""Bases of Stable Diffusion 2.x: what they predict is read from the scheduler, and OpenCLIP's texts are as diffusers'."""
+"""Bases of Stable Diffusion 2.x: their prediction is read from the scheduler, and texts are encoded as by diffusers."""
 
 from __future__ import annotations
 
