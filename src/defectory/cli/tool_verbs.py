@@ -39,7 +39,7 @@ def list_bases() -> None:
         ("name", "tile px", "what", "licence"),
         [(b.name, b.tile_px, b.description, b.licence) for b in known()],
     )
-    say("Any other base: the path of a folder in Stable Diffusion layout (1.x or 2.x).")
+    say("Any other base: the path of a folder in Stable Diffusion layout (1.x, 2.x or XL).")
 
 
 def verify_base(
