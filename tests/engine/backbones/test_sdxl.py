@@ -111,9 +111,21 @@ def test_vae_scales_latents_as_its_settings_say(tiny_sdxl_folder: Path) -> None:
         torch.testing.assert_close(base.decode_latents(latents), base.vae.decode(latents / 0.13025).sample)  # type: ignore[union-attr]
 
 
-def test_work_of_both_text_encoders_is_counted(tiny_sdxl_folder: Path) -> None:
+def test_work_is_counted_with_both_text_encoders_and_all_transformer_layers(tiny_sdxl_folder: Path) -> None:
+    from diffusers import UNet2DConditionModel
+    from torch.utils.flop_counter import FlopCounterMode
+
     base = load_base(tiny_sdxl_folder)
     found = base_workload(tiny_sdxl_folder, 32)
     encoders = (base.networks["text_encoder"], base.networks["text_encoder_2"])
     assert found.text_encoder.num_parameters == sum(p.numel() for one in encoders for p in one.parameters())
     assert found.denoiser.num_parameters == sum(p.numel() for p in base.denoiser.parameters())
+    # on the meta device, attention is taken apart into products that torch's counter knows
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
+        UNet2DConditionModel.from_config(base.denoiser.config)(
+            torch.zeros(1, 4, 8, 8),
+            torch.zeros(()),
+            torch.zeros(1, 16, 48),
+            added_cond_kwargs={"text_embeds": torch.zeros(1, 24), "time_ids": torch.zeros(1, 6)},
+        )
+    assert found.denoiser.multiply_adds == counter.get_total_flops() / 2

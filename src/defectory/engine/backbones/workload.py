@@ -205,7 +205,7 @@ def workload(
 def heads_of(config: Mapping[str, Any], level: int) -> int:
     """Return the number of attention heads at a level; diffusers calls it `attention_head_dim` in old bases."""
     found = config.get("num_attention_heads") or config.get("attention_head_dim") or DEFAULT_HEADS
-    return int(found[min(level, len(found) - 1)] if isinstance(found, list) else found)
+    return int(found[min(level, len(found) - 1)] if isinstance(found, list | tuple) else found)
 
 
 @dataclass(frozen=True)
