@@ -9,7 +9,10 @@ from defectory.registry import Registry
 CONDITION_NETWORKS: Registry[Any] = Registry(
     "condition_networks",
     setting="condition.network",
-    builtin={"controlnet": "defectory.condition.networks.controlnet:ControlNet"},
+    builtin={
+        "controlnet": "defectory.condition.networks.controlnet:ControlNet",
+        "adapter": "defectory.condition.networks.adapter:Adapter",
+    },
 )
 """Of classes that follow `networks.network.ConditionNetwork`."""
 

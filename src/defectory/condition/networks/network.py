@@ -14,6 +14,10 @@ class ConditionNetwork(Steering, Protocol):
     folder: ClassVar[str]
     """Name of its folder in the stage folder."""
 
+    # Two members are optional. `settings: ClassVar[tuple[str, ...]]` names further settings of the section `condition`
+    # that `start` takes as keywords. `plain_module() -> nn.Module` returns the network as plain diffusers opens it, if
+    # that is not `module`.
+
     @classmethod
     def start(cls, backbone: Backbone, *, init: str, seed: int) -> Self:
         """Make the initial network, in float32, on the backbone's device.

@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, T2IAdapter
 from safetensors import SafetensorError
 
 from defectory.engine.backbones.files import DIGESTS_NAME
@@ -29,6 +29,7 @@ class Layout:
         parts: names of the parts of a base.
         pipeline: diffusers' class for a base.
         finished: diffusers' class for a base with a control network.
+        finished_with_adapter: diffusers' class for a base with an adapter; empty if there is none.
         absent: names of optional parts that are never written.
         settings: further entries of `model_index.json`.
     """
@@ -36,6 +37,7 @@ class Layout:
     parts: tuple[str, ...]
     pipeline: str
     finished: str
+    finished_with_adapter: str = ""
     absent: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
@@ -44,6 +46,7 @@ STABLE_DIFFUSION = Layout(
     parts=("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
     pipeline="StableDiffusionPipeline",
     finished="StableDiffusionControlNetPipeline",
+    finished_with_adapter="StableDiffusionAdapterPipeline",
     absent=("safety_checker", "feature_extractor", "image_encoder"),
     settings={"requires_safety_checker": False},
 )
@@ -118,13 +121,25 @@ def require_controlnet(network: torch.nn.Module) -> None:
         )
 
 
+def network_part(network: torch.nn.Module, layout: Layout) -> str:
+    """Return the name of a condition network's part in a finished pipeline: `controlnet` or `adapter`.
+
+    Raises:
+        PipelineError: diffusers has no pipeline for this network and family.
+    """
+    if isinstance(network, T2IAdapter) and layout.finished_with_adapter:
+        return "adapter"
+    require_controlnet(network)
+    return "controlnet"
+
+
 def save_pipeline(
     models: Mapping[str, Any], out: Path, *, layout: Layout = STABLE_DIFFUSION, dtype: torch.dtype = torch.float32
 ) -> str:
     """Write a finished pipeline folder for plain diffusers, and return the name of the class that opens it.
 
     Args:
-        models: the parts of the layout by name, and `controlnet`.
+        models: the parts of the layout by name, and `controlnet` or `adapter`.
         out: new folder, replaced as a whole.
         layout: of the family.
         dtype: one precision for all parts, since plain loaders cast all parts except the text encoder.
@@ -136,8 +151,9 @@ def save_pipeline(
         for part, model in models.items():
             save_model(model.to("cpu", dtype) if isinstance(model, torch.nn.Module) else model, temporary / part)
         classes = {part: (_library_of(model), type(model).__name__) for part, model in models.items()}
-        _write_index(temporary, layout.finished, classes, layout)
-    return layout.finished
+        kind = layout.finished_with_adapter if "adapter" in models else layout.finished
+        _write_index(temporary, kind, classes, layout)
+    return kind
 
 
 def _library_of(model: Any) -> str:

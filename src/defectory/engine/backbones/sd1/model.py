@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from defectory.engine.backbones.backbone import Context, Residuals
+from defectory.engine.backbones.backbone import Added, Context
 from defectory.engine.backbones.new_tokens import spelled_out
 from defectory.engine.backbones.parts import load_controlnet, load_part, load_scheduler, load_tokenizer
-from defectory.engine.backbones.save import fill_base_like, require_controlnet, save_pipeline
+from defectory.engine.backbones.save import STABLE_DIFFUSION, fill_base_like, network_part, save_pipeline
 from defectory.engine.backbones.sd1.family import FAMILY
 from defectory.files import digest_folder
 
@@ -102,14 +102,13 @@ class StableDiffusion:
         timesteps: Tensor,
         context: Context,
         *,
-        residuals: Residuals | None = None,
+        residuals: Added | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict noise or velocity, float [B,C,h,w]."""
         given = dict(self.conditioning(latents, context))
         if residuals is not None:
-            given["down_block_additional_residuals"] = residuals.skips
-            given["mid_block_additional_residual"] = residuals.middle
+            given |= residuals.unet_arguments()
         unet: Any = self.unet
         if weights is not None:
             return functional_call(unet, dict(weights), args=(latents, timesteps), kwargs=given).sample
@@ -139,15 +138,16 @@ class StableDiffusion:
         fill_base_like(like, folder, replaced={part: self.networks[part] for part in parts})
 
     def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> str:
-        """Write a finished pipeline that opens as `StableDiffusionControlNetPipeline`."""
-        require_controlnet(controlnet)
+        """Write a finished pipeline that opens as `StableDiffusionControlNetPipeline`, or with an adapter as
+        `StableDiffusionAdapterPipeline`.
+        """
         parts: dict[str, Any] = {
             "vae": self.vae,
             "text_encoder": self.text_encoder,
             "tokenizer": self.tokenizer,
             "unet": self.unet,
             "scheduler": self.scheduler,
-            "controlnet": controlnet,
+            network_part(controlnet, STABLE_DIFFUSION): controlnet,
         }
         return save_pipeline(parts, out)
 
