@@ -46,6 +46,7 @@ TRAINING = TrainingConfig(
 CASES: dict[str, dict[str, Any]] = {
     "half a controlnet": {"capacity": 0.5, "init": "copy"},
     "adapter": {"network": "adapter"},
+    "hypernetwork": {"network": "hypernetwork", "hypernetwork_rank": 2},
 }
 each_network = pytest.mark.parametrize("settings", CASES.values(), ids=CASES.keys())
 
@@ -228,10 +229,12 @@ def test_a_smaller_network_is_smaller_and_its_stock_form_predicts_the_same(conce
 def test_a_setting_of_another_network_is_refused(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"condition.capacity: 0.5, but the network adapter has no such setting"):
         list(learning(training_tiles(), concept, tmp_path, {"network": "adapter", "capacity": 0.5}))
-    with pytest.raises(WeightsError, match="that network has capacity 1, not 0.5"):
+    with pytest.raises(WeightsError, match=r"that network has capacity 1, not 0\.5"):
         start({"capacity": 0.5, "init": "embedded"}, load_base(concept / "base"))
     with pytest.raises(WeightsError, match="no base ships an adapter"):
         start({"network": "adapter", "init": "embedded"}, load_base(concept / "base"))
+    with pytest.raises(WeightsError, match="no base ships a hypernetwork"):
+        start({"network": "hypernetwork", "init": "embedded"}, load_base(concept / "base"))
 
 
 def test_an_adapter_has_the_sizes_of_the_encoders_blocks() -> None:

@@ -24,6 +24,10 @@ def finalize_pipeline(backbone: Backbone, control: Path, out: Path) -> tuple[str
         StageError: `out` cannot be written.
     """
     network: Any = load_network(control, backbone)
+    if hasattr(network, "save_beside"):
+        pipeline = backbone.save_pipeline(out, controlnet=None)
+        network.save_beside(out / network.folder)
+        return pipeline, digest_folder(out)
     module = network.plain_module() if hasattr(network, "plain_module") else network.module
     pipeline = backbone.save_pipeline(out, controlnet=module)
     return pipeline, digest_folder(out)

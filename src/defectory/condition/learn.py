@@ -127,7 +127,7 @@ def learn_condition(
     return _save(network, config.network, learned, driver_digest=driver_digest, out=out)
 
 
-NETWORK_SETTINGS = ("capacity",)
+NETWORK_SETTINGS = ("capacity", "hypernetwork_rank")
 """Settings of the section that only some networks have."""
 
 

@@ -12,6 +12,7 @@ CONDITION_NETWORKS: Registry[Any] = Registry(
     builtin={
         "controlnet": "defectory.condition.networks.controlnet:ControlNet",
         "adapter": "defectory.condition.networks.adapter:Adapter",
+        "hypernetwork": "defectory.condition.networks.hypernetwork:Hypernetwork",
     },
 )
 """Of classes that follow `networks.network.ConditionNetwork`."""

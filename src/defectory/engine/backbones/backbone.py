@@ -201,12 +201,12 @@ class Backbone(Protocol):
         """
         ...
 
-    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> str:
+    def save_pipeline(self, out: Path, *, controlnet: nn.Module | None) -> str:
         """Write a finished pipeline for plain diffusers, and return the name of its class there.
 
         Args:
             out: new folder, replaced as a whole.
-            controlnet: a control network or an adapter.
+            controlnet: a control network or an adapter; None for a pipeline of the base alone.
 
         Raises:
             PipelineError: diffusers has no pipeline for this network.

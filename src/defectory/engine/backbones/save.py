@@ -139,7 +139,7 @@ def save_pipeline(
     """Write a finished pipeline folder for plain diffusers, and return the name of the class that opens it.
 
     Args:
-        models: the parts of the layout by name, and `controlnet` or `adapter`.
+        models: the parts of the layout by name, and `controlnet`, `adapter` or neither.
         out: new folder, replaced as a whole.
         layout: of the family.
         dtype: one precision for all parts, since plain loaders cast all parts except the text encoder.
@@ -152,6 +152,7 @@ def save_pipeline(
             save_model(model.to("cpu", dtype) if isinstance(model, torch.nn.Module) else model, temporary / part)
         classes = {part: (_library_of(model), type(model).__name__) for part, model in models.items()}
         kind = layout.finished_with_adapter if "adapter" in models else layout.finished
+        kind = kind if {"adapter", "controlnet"} & set(models) else layout.pipeline
         _write_index(temporary, kind, classes, layout)
     return kind
 

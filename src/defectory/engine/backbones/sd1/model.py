@@ -137,7 +137,7 @@ class StableDiffusion:
         """Write a base to an empty folder: these networks, and everything else from the folder `like`."""
         fill_base_like(like, folder, replaced={part: self.networks[part] for part in parts})
 
-    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> str:
+    def save_pipeline(self, out: Path, *, controlnet: nn.Module | None) -> str:
         """Write a finished pipeline that opens as `StableDiffusionControlNetPipeline`, or with an adapter as
         `StableDiffusionAdapterPipeline`.
         """
@@ -147,8 +147,9 @@ class StableDiffusion:
             "tokenizer": self.tokenizer,
             "unet": self.unet,
             "scheduler": self.scheduler,
-            network_part(controlnet, STABLE_DIFFUSION): controlnet,
         }
+        if controlnet is not None:
+            parts[network_part(controlnet, STABLE_DIFFUSION)] = controlnet
         return save_pipeline(parts, out)
 
     def _tokens(self, prompt: str) -> Tensor:
