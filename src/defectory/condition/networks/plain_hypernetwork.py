@@ -86,6 +86,7 @@ class HyperNetwork(nn.Module):
         self.columns = nn.ModuleDict(
             {size: nn.Linear(width, rank * int(size)) for size in sorted(set(self.out_of.values()))}
         )
+        layer: Any
         for size, layer in self.rows.items():
             # so that A x is as large as x
             nn.init.normal_(layer.weight, std=(width * int(size)) ** -0.5)
@@ -132,11 +133,12 @@ class HyperNetwork(nn.Module):
         """
         _remove(self._still_on)
         changes, maps, start = self(drivers)
-        layers, handles = dict(unet.named_modules()), list[Any]()
+        layers: dict[str, Any] = dict(unet.named_modules())
+        handles: list[Any] = []
         for name, (rows, columns) in changes.items():
             handles.append(layers[name].register_forward_hook(_change(rows, scale * columns)))
         for i, map_ in enumerate(maps):
-            last = f"down_blocks.{i}.resnets.{len(layers[f'down_blocks.{i}.resnets']) - 1}"  # type: ignore[arg-type]
+            last = f"down_blocks.{i}.resnets.{len(layers[f'down_blocks.{i}.resnets']) - 1}"
             handles.append(layers[last].register_forward_hook(_add(scale * map_)))
         try:
             yield
