@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,20 @@ def verify_part(folder: Path) -> None:
         raise WeightsError(folder, "no config.json here", "copy the model again")
     read_json(folder / "config.json")
     verify_weights(folder)
+
+
+def verify_model_parts(folder: Path, parts: Sequence[str]) -> None:
+    """Check the models of a base folder, its control network if it has one, and its `digests.json` if it has one.
+
+    Raises:
+        WeightsError: something is missing, a pickle, damaged, or differs from its digest.
+    """
+    for part in parts:
+        verify_part(folder / part)
+    if (folder / "controlnet").is_dir():
+        verify_part(folder / "controlnet")
+    # last, since "truncated" or "pickle" is a more useful message than "changed"
+    verify_digests(folder)
 
 
 def weights_variant(folder: Path) -> str | None:

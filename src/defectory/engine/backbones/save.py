@@ -50,6 +50,15 @@ STABLE_DIFFUSION = Layout(
     settings={"requires_safety_checker": False},
 )
 
+STABLE_DIFFUSION_XL = Layout(
+    parts=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
+    pipeline="StableDiffusionXLPipeline",
+    finished="StableDiffusionXLControlNetPipeline",
+    finished_with_adapter="StableDiffusionXLAdapterPipeline",
+    absent=("feature_extractor", "image_encoder"),
+    settings={"force_zeros_for_empty_prompt": True},
+)
+
 
 def save_model(model: Any, folder: Path) -> None:
     """Write one model as safetensors; its configuration contains no path of this machine.
