@@ -181,31 +181,50 @@ for kind in kinds:
         output_type="np",
     ).images[0]
     np.save(f"{folder}/{kind}.npy", image)
+sys.argv = ["guide.py", f"{folder}/run", f"{folder}/driver.png"]
+exec(open("guide.py").read())
 assert not any(name.split(".")[0] == "defectory" for name in sys.modules)
 """
 
 
-def test_plain_diffusers_draws_the_same_images(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
+def test_plain_diffusers_and_the_guides_code_draw_the_same_images(
+    concept: Path, training_tiles: Tiles, tmp_path: Path
+) -> None:
     driver = (drivers_of(4)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     Image.fromarray(driver).save(tmp_path / "driver.png")
-    save_file({"noise": sample_noise([7], (4, 8, 12))}, tmp_path / "noise.safetensors")
-    drawn: dict[str, np.ndarray] = {}
-    for case, kind in FINISHED.items():
-        models, network = trained(concept, training_tiles(), tmp_path / kind, CASES[case])
-        drawn[kind] = sample_images(
+    save_file({"noise": sample_noise([0], (4, 8, 12))}, tmp_path / "noise.safetensors")
+
+    def drawn(models: Any, network: Any, **options: Any) -> np.ndarray:
+        return sample_images(
             for_sampling(models, network),
             Conditions(prompts=["an image of a sks with a crack"], drivers=[driver]),
-            seeds=[7],
+            seeds=[0],
             sampler=Sampler(scheduler="base", num_inference_steps=3),
-        )[0]
+            guidance=Guidance(**options),
+        )[0].astype(int)
+
+    ours: dict[str, np.ndarray] = {}
+    for case, kind in FINISHED.items():
         out = tmp_path / kind
+        ours[kind] = drawn(*trained(concept, training_tiles(), out, CASES[case]))
         assert finalize_pipeline(load_adapted_base(concept), out, out / "pipeline")[0] == kind
+    models, network = trained(concept, training_tiles(), tmp_path / "run" / "control", CASES["hypernetwork"])
+    (tmp_path / "run" / "concept").symlink_to(concept)
+    code = GUIDE.read_text().partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "guide.py").write_text(code.replace("num_inference_steps=20", "num_inference_steps=3"))
     done = subprocess.run(
-        [sys.executable, "-c", DRAW_PLAINLY, str(tmp_path), *drawn], capture_output=True, text=True, check=False
+        [sys.executable, "-c", DRAW_PLAINLY, str(tmp_path), *ours],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    for kind, ours in drawn.items():
-        assert np.abs(np.load(tmp_path / f"{kind}.npy") * 255 - ours).max() < 1.5
+    for kind, image in ours.items():
+        assert np.abs(np.load(tmp_path / f"{kind}.npy") * 255 - image).max() < 1.5
+    of_guide = np.asarray(Image.open(tmp_path / "drawn.png")).astype(int)
+    assert np.abs(of_guide - drawn(models, network)).max() <= 1
+    assert np.abs(of_guide - drawn(models, network, control=0.0)).max() > 1
 
 
 def test_a_smaller_network_is_smaller_and_its_stock_form_predicts_the_same(concept: Path) -> None:

@@ -57,10 +57,10 @@ def with_transformer(folder: Path) -> None:
 
 
 OTHERS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "SDXL by name": (named("StableDiffusionXLPipeline"), "Stable Diffusion XL"),
-    "SDXL by its second encoder": (
-        named("OwnPipeline", text_encoder_2=["transformers", "CLIPTextModelWithProjection"]),
-        "second text encoder",
+    "SDXL for inpainting": (named("StableDiffusionXLInpaintPipeline"), "Stable Diffusion XL for inpainting"),
+    "a third text encoder": (
+        named("OwnPipeline", text_encoder_3=["transformers", "T5EncoderModel"]),
+        "third text encoder",
     ),
     "SDXL by its UNet": (set_key("unet/config.json", "addition_embed_type", "text_time"), "Stable Diffusion XL"),
     "SD3": (named("StableDiffusion3Pipeline"), "Stable Diffusion 3, a flow-matching transformer"),

@@ -41,6 +41,8 @@ class UNetConfig(CheckedConfig):
     num_class_embeds: int | None = None
     encoder_hid_dim: int | None = None
     time_cond_proj_dim: int | None = None
+    addition_time_embed_dim: int | None = None
+    projection_class_embeddings_input_dim: int | None = None
 
 
 class AutoencoderConfig(CheckedConfig):
@@ -61,6 +63,7 @@ class TextEncoderConfig(CheckedConfig):
     num_attention_heads: Few
     intermediate_size: Size
     max_position_embeddings: Size = 77
+    projection_dim: Size = 512
 
 
 class SchedulerConfig(CheckedConfig):
@@ -68,7 +71,8 @@ class SchedulerConfig(CheckedConfig):
 
     class_name: str = Field(alias="_class_name")
     num_train_timesteps: Annotated[int, Field(ge=2, le=100_000, strict=True)] = 1000
-    prediction_type: str = "epsilon"
+    prediction_type: str | None = None
+    """None if the file names none, which diffusers reads as epsilon."""
 
 
 def read_config(kind: type[Config], path: Path) -> Config:

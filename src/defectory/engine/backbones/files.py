@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from defectory.errors import WeightsError
-from defectory.files import digest_file
+from defectory.files import BOOKKEEPING, digest_file, write_json
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".onnx")
 MAX_JSON_BYTES = 200_000_000
@@ -127,6 +128,20 @@ def verify_part(folder: Path) -> None:
     verify_weights(folder)
 
 
+def verify_model_parts(folder: Path, parts: Sequence[str]) -> None:
+    """Check the models of a base folder, its control network if it has one, and its `digests.json` if it has one.
+
+    Raises:
+        WeightsError: something is missing, a pickle, damaged, or differs from its digest.
+    """
+    for part in parts:
+        verify_part(folder / part)
+    if (folder / "controlnet").is_dir():
+        verify_part(folder / "controlnet")
+    # last, since "truncated" or "pickle" is a more useful message than "changed"
+    verify_digests(folder)
+
+
 def weights_variant(folder: Path) -> str | None:
     """Return the variant of a model folder's weights: `fp16` if it holds only such files, else None."""
     names = [path.name for path in folder.glob("*.safetensors")]
@@ -157,6 +172,13 @@ def verify_digests(folder: Path) -> None:
             raise WeightsError(
                 path, "its digest differs from digests.json", "copy the base again, the file is damaged or was changed"
             )
+
+
+def write_digests(folder: Path) -> None:
+    """Write `digests.json` with the SHA-256 of every file of a base folder; replace an existing one."""
+    (folder / DIGESTS_NAME).unlink(missing_ok=True)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BOOKKEEPING)
+    write_json(folder / DIGESTS_NAME, {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
 def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 from defectory.engine.backbones.files import read_json
 from defectory.errors import WeightsError
 
-GIVE_ANOTHER = "it is not supported yet; give a Stable Diffusion 1.x or 2.x base, or `embedded`"
+GIVE_ANOTHER = "it is not supported yet; give a base of Stable Diffusion 1.x, 2.x or XL, or `embedded`"
 COPY_AGAIN = "copy the base again or give another one"
 _FAMILY_BY_PIPELINE: tuple[tuple[str, str], ...] = (
-    ("StableDiffusionXL", "Stable Diffusion XL"),
+    ("StableDiffusionXLInpaint", "Stable Diffusion XL for inpainting"),
+    ("StableDiffusionXLInstructPix2Pix", "InstructPix2Pix on Stable Diffusion XL, an image editor"),
     ("StableDiffusion3", "Stable Diffusion 3, a flow-matching transformer"),
     ("StableVideoDiffusion", "Stable Video Diffusion, a video model"),
     ("StableDiffusionInpaint", "Stable Diffusion for inpainting"),
@@ -84,9 +85,8 @@ def other_family(folder: Path, index: Mapping[str, Any]) -> str | None:
             return f"is {family} ({pipeline})"
     if "transformer" in classes or (folder / "transformer").is_dir():
         return f"is a transformer base ({pipeline}, {classes.get('transformer', 'transformer/')})"
-    for part in ("text_encoder_2", "text_encoder_3"):
-        if part in classes or (folder / part).is_dir():
-            return f"has a second text encoder ({part}), as Stable Diffusion XL ({pipeline})"
+    if "text_encoder_3" in classes or (folder / "text_encoder_3").is_dir():
+        return f"has a third text encoder ({pipeline})"
     return None
 
 

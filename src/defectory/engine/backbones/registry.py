@@ -50,7 +50,13 @@ class BackboneFamily(Protocol):
 
 
 BACKBONES: Registry[BackboneFamily] = Registry(
-    "backbones", setting="base", builtin={"sd1": "defectory.engine.backbones.sd1.family:FAMILY"}
+    "backbones",
+    setting="base",
+    builtin={
+        # asked from the last to the first: the family of 1.x and 2.x takes what no other one does
+        "sd1": "defectory.engine.backbones.sd1.family:FAMILY",
+        "sdxl": "defectory.engine.backbones.sdxl.family:FAMILY",
+    },
 )
 
 

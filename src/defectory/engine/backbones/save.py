@@ -14,10 +14,9 @@ import torch
 from diffusers import ControlNetModel, T2IAdapter
 from safetensors import SafetensorError
 
-from defectory.engine.backbones.files import DIGESTS_NAME
 from defectory.engine.backbones.parts import quiet
 from defectory.errors import PipelineError
-from defectory.files import BOOKKEEPING, digest_file, write_json
+from defectory.files import write_json
 from defectory.folders.swap import atomic_folder
 
 
@@ -51,6 +50,15 @@ STABLE_DIFFUSION = Layout(
     settings={"requires_safety_checker": False},
 )
 
+STABLE_DIFFUSION_XL = Layout(
+    parts=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
+    pipeline="StableDiffusionXLPipeline",
+    finished="StableDiffusionXLControlNetPipeline",
+    finished_with_adapter="StableDiffusionXLAdapterPipeline",
+    absent=("feature_extractor", "image_encoder"),
+    settings={"force_zeros_for_empty_prompt": True},
+)
+
 
 def save_model(model: Any, folder: Path) -> None:
     """Write one model as safetensors; its configuration contains no path of this machine.
@@ -70,13 +78,6 @@ def save_model(model: Any, folder: Path) -> None:
     # safetensors are written readable only for their owner, which breaks shared run folders
     for path in folder.iterdir():
         path.chmod(0o644)
-
-
-def write_digests(folder: Path) -> None:
-    """Write `digests.json` with the SHA-256 of every file of a base folder; replace an existing one."""
-    (folder / DIGESTS_NAME).unlink(missing_ok=True)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BOOKKEEPING)
-    write_json(folder / DIGESTS_NAME, {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
 def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:

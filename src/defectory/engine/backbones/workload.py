@@ -94,9 +94,11 @@ def base_workload(folder: Path, tile_px: int) -> BaseWorkload:
         WeightsError: a part is missing or cannot be read.
     """
     unet, vae, text = (read_json(folder / part / "config.json") for part in ("unet", "vae", "text_encoder"))
+    encoders = sorted(path.name for path in folder.glob("text_encoder*") if path.is_dir())
+    texts = {f"{part}.{name}": shape for part in encoders for name, shape in weight_shapes(folder / part).items()}
     has_control = (folder / "controlnet").is_dir()
     return workload_of_shapes(
-        {part: weight_shapes(folder / part) for part in ("unet", "vae", "text_encoder")},
+        {"unet": weight_shapes(folder / "unet"), "vae": weight_shapes(folder / "vae"), "text_encoder": texts},
         control=weight_shapes(folder / "controlnet") if has_control else None,
         unet=unet,
         vae=vae,
@@ -117,7 +119,7 @@ def workload_of_shapes(
     """Count what one tile costs in networks of Stable Diffusion layout.
 
     Args:
-        shapes: of the weights of `unet`, `vae` and `text_encoder`, by name.
+        shapes: of the weights of `unet`, `vae` and all text encoders (`text_encoder`), by name.
         control: of the control network; None for a copy of the denoiser's encoder.
         unet: the UNet's configuration.
         vae: the autoencoder's configuration.

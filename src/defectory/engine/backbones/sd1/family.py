@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defectory.engine.backbones.facts import BaseFacts
-from defectory.engine.backbones.files import verify_digests, verify_part
+from defectory.engine.backbones.files import verify_model_parts
 from defectory.engine.backbones.others import other_family
 from defectory.engine.backbones.sd1.facts import facts_of
 from defectory.engine.backbones.words import verify_tokenizer
@@ -32,12 +32,7 @@ class StableDiffusionFamily:
         facts = facts_of(folder)
         verify_tokenizer(folder / "tokenizer")
         if weights:
-            for part in MODEL_PARTS:
-                verify_part(folder / part)
-            if (folder / "controlnet").is_dir():
-                verify_part(folder / "controlnet")
-            # last, since "truncated" or "pickle" is a more useful message than "changed"
-            verify_digests(folder)
+            verify_model_parts(folder, MODEL_PARTS)
         return facts
 
     def load(self, folder: Path, device: torch.device | str, dtype: torch.dtype) -> StableDiffusion:
