@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from defectory.engine.backbones.chosen import chosen_texts, chosen_weights
 from defectory.engine.backbones.facts import BaseFacts
 from defectory.engine.backbones.files import DIGESTS_NAME, read_json, write_digests
-from defectory.engine.backbones.known import KnownBase
+from defectory.engine.backbones.known import KnownBase, resolve_base
 from defectory.engine.backbones.places import PARTIAL, SOURCE_NAME, bases_folder, cached_folder, require_all_parts
 from defectory.engine.backbones.verify import verify, verify_layout
 from defectory.errors import OutputError, WeightsError
@@ -122,6 +122,8 @@ def _fill(what: Pull, folder: Path, work: Path) -> Generator[Event, None, None]:
         yield Notice(text=f"{what.name} is in the hub's cache and is copied from there: {cached}")
         source, commit = cached, cached.name
     if source is not None:
+        if source.is_file():
+            source = resolve_base(str(source), bases_folder=work.parents[2])
         facts = verify(source)
         _require_as_known(what, source, facts)
         yield from _copy(what, source, work)

@@ -99,11 +99,13 @@ def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path
     A name is looked up among the pulled bases, then in the cache of `huggingface_hub`.
 
     Args:
-        name_or_path: `embedded`, another known name, `owner/model`, or the path of a folder in Stable Diffusion layout.
+        name_or_path: `embedded`, another known name, `owner/model`, or the path of a folder in Stable Diffusion layout
+            or of a single `.safetensors` file in the original layout, which is converted once.
         bases_folder: folder of pulled bases, one subfolder per name; None takes the user's (`DEFECTORY_BASES`).
 
     Raises:
-        WeightsError: no such folder, a single-file checkpoint, or a base that is not on this machine, or not wholly.
+        WeightsError: no such folder, a file that is no checkpoint of 1.x or 2.x, or a base that is not on this
+            machine, or not wholly.
     """
     if name_or_path == EMBEDDED:
         return embedded_folder()
@@ -120,11 +122,9 @@ def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path
         )
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        raise WeightsError(
-            path,
-            "a single file, a folder in Stable Diffusion layout was expected",
-            "convert it with diffusers and give the folder",
-        )
+        from defectory.engine.backbones.single_file import resolve_checkpoint
+
+        return resolve_checkpoint(path, bases)
     if not path.is_dir():
         hub_id = hub_id_of(name_or_path)
         folder = None if hub_id is None else _on_this_machine(hub_id, hub_id, bases)
