@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def make_tiny_sdxl(folder: Path, tokenizer: Any) -> Path:
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    def text(width: int, act: str) -> CLIPTextConfig:
+    def text(width: int, act: str, *, end: int) -> CLIPTextConfig:
         return CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
@@ -28,7 +29,7 @@ def make_tiny_sdxl(folder: Path, tokenizer: Any) -> Path:
             projection_dim=24,
             hidden_act=act,
             bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=end,
             pad_token_id=tokenizer.pad_token_id,
         )
 
@@ -58,14 +59,19 @@ def make_tiny_sdxl(folder: Path, tokenizer: Any) -> Path:
             sample_size=TINY_XL_PX,
             scaling_factor=0.13025,
         )
-        encoders = CLIPTextModel(text(16, "quick_gelu")), CLIPTextModelWithProjection(text(32, "gelu"))
+        first = CLIPTextModel(text(16, "quick_gelu", end=tokenizer.eos_token_id))
+        # the published files of the second encoder name 2 as the end of a text, which is not the tokenizer's
+        second = CLIPTextModelWithProjection(text(32, "gelu", end=2))
+    # the published second tokenizer pads with `!`, the first with the end of a text
+    tokenizer_2 = copy.deepcopy(tokenizer)
+    tokenizer_2.pad_token = "!"
     pipeline = StableDiffusionXLPipeline(
         vae=vae,
         unet=unet,
-        text_encoder=encoders[0],
-        text_encoder_2=encoders[1],
+        text_encoder=first,
+        text_encoder_2=second,
         tokenizer=tokenizer,
-        tokenizer_2=tokenizer,
+        tokenizer_2=tokenizer_2,
         scheduler=EulerDiscreteScheduler(
             beta_start=0.00085,
             beta_end=0.012,

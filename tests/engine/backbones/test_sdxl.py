@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: read, checked, taught in both phases, drawn with, and finished for plain diffusers."""
+"""Stable Diffusion XL: its folders are checked, and it encodes, predicts and decodes as in plain diffusers."""
 
 from __future__ import annotations
 
@@ -8,29 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from defectory.concept.config import ConceptConfig
-from defectory.concept.learn import learn_concept
-from defectory.condition.config import ConditionConfig
-from defectory.condition.finalize import finalize_pipeline
-from defectory.condition.learn import learn_condition
-from defectory.condition.load import load_network
 from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.sdxl.model import StableDiffusionXL
 from defectory.engine.backbones.verify import verify, verify_layout
 from defectory.engine.backbones.workload import base_workload
-from defectory.engine.sampling.models import for_sampling
-from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
-from defectory.engine.tensors import drivers_to_tensor
-from defectory.engine.training.config import TrainingConfig
 from defectory.errors import WeightsError
-from defectory.events import finish
-from defectory.files import digest_folder
 
-TRAINING = TrainingConfig(num_steps=2, batch_size=2, variants_per_image=1, warmup_steps=0)
 Change = Callable[[Path], Any]
 
 
@@ -40,12 +26,6 @@ def edit(name: str, **values: object) -> Change:
         path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
     return change
-
-
-def name_as_stable_diffusion(folder: Path) -> None:
-    index = json.loads((folder / "model_index.json").read_text())
-    del index["text_encoder_2"], index["tokenizer_2"]
-    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "StableDiffusionPipeline"}))
 
 
 def test_facts_of_sdxl_are_read_from_its_files(tiny_sdxl_folder: Path) -> None:
@@ -72,8 +52,15 @@ def test_facts_of_sdxl_are_read_from_its_files(tiny_sdxl_folder: Path) -> None:
             edit("text_encoder_2/config.json", projection_dim=32),
             "its UNet takes 72 values of text and sizes, and gets 80",
         ),
-        (name_as_stable_diffusion, "names no text_encoder_2"),
+        (
+            edit("model_index.json", _class_name="StableDiffusionPipeline", text_encoder_2=None),
+            "does not name a library and a class for text_encoder_2",
+        ),
         (edit("scheduler/scheduler_config.json", prediction_type="sample"), "predicts sample"),
+        (edit("vae/config.json", latents_mean=[0.0] * 4), "its autoencoder shifts latents"),
+        (edit("model_index.json", text_encoder_2=["transformers", "CLIPTextModel"]), "its text_encoder_2 is a CLIPT"),
+        (edit("unet/config.json", in_channels=9), "is Stable Diffusion for inpainting"),
+        (edit("model_index.json", _class_name="StableDiffusionXLInpaintPipeline"), "Stable Diffusion XL for inpaint"),
     ],
 )
 def test_what_is_wrong_with_a_base_of_sdxl_is_one_line(
@@ -130,65 +117,3 @@ def test_work_of_both_text_encoders_is_counted(tiny_sdxl_folder: Path) -> None:
     encoders = (base.networks["text_encoder"], base.networks["text_encoder_2"])
     assert found.text_encoder.num_parameters == sum(p.numel() for one in encoders for p in one.parameters())
     assert found.denoiser.num_parameters == sum(p.numel() for p in base.denoiser.parameters())
-
-
-def test_both_phases_sampling_and_the_finished_pipeline(
-    tiny_sdxl_folder: Path, training_tiles: Callable[..., list[Any]], tmp_path: Path
-) -> None:
-    from diffusers import StableDiffusionXLControlNetPipeline
-
-    tiles = training_tiles(4)
-    concept = ConceptConfig(num_class_images=2, prior_inference_steps=2, prior_share=0.5, training=TRAINING)
-    finish(learn_concept(tiles, base=tiny_sdxl_folder, config=concept, seed=0, out=tmp_path / "concept"))
-    adapted = load_base(tmp_path / "concept" / "base")
-    start = load_base(tiny_sdxl_folder)
-    for part, network in start.networks.items():
-        changed = [
-            name
-            for name, value in network.state_dict().items()
-            if not torch.equal(value, adapted.networks[part].state_dict()[name])
-        ]
-        assert changed, part
-    frozen = digest_folder(tmp_path / "concept" / "base")
-    finish(
-        learn_condition(
-            tiles,
-            concept=tmp_path / "concept",
-            config=ConditionConfig(training=TRAINING),
-            make_driver=lambda image, instances, valid_hw: image,
-            seed=0,
-            out=tmp_path / "control",
-            driver_digest="d",
-        )
-    )
-    assert digest_folder(tmp_path / "concept" / "base") == frozen
-    drivers = [np.full((24, 40, 3), level, np.uint8) for level in (0, 200)]
-    images = sample_images(
-        for_sampling(adapted, load_network(tmp_path / "control", adapted)),
-        Conditions(prompts=["an image of a sks"] * 2, drivers=drivers),
-        seeds=[1, 1],
-        sampler=Sampler(scheduler="base", num_inference_steps=2),
-    )
-    assert images.shape == (2, 24, 40, 3)
-    network, context = load_network(tmp_path / "control", adapted), adapted.encode_prompts(["an image of a sks"] * 2)
-    with torch.no_grad():
-        steered = network.predict(
-            adapted, torch.ones(2, 4, 6, 10), torch.tensor([500, 500]), context, drivers_to_tensor(drivers)
-        )
-    assert not torch.equal(steered[0], steered[1])
-
-    name, digest = finalize_pipeline(adapted, tmp_path / "control", tmp_path / "pipeline")
-    assert (name, digest) == ("StableDiffusionXLControlNetPipeline", digest_folder(tmp_path / "pipeline"))
-    plain = StableDiffusionXLControlNetPipeline.from_pretrained(
-        tmp_path / "pipeline", local_files_only=True, add_watermarker=False
-    )
-    plain.set_progress_bar_config(disable=True)
-    drawn = plain(
-        "an image of a sks",
-        image=torch.zeros(1, 3, 24, 40),
-        num_inference_steps=2,
-        guidance_scale=1.0,
-        output_type="np",
-    ).images
-    assert drawn.shape == (1, 24, 40, 3)
-    assert verify(tmp_path / "pipeline").family == "Stable Diffusion XL"

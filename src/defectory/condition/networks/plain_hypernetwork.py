@@ -86,12 +86,13 @@ class HyperNetwork(nn.Module):
         self.columns = nn.ModuleDict(
             {size: nn.Linear(width, rank * int(size)) for size in sorted(set(self.out_of.values()))}
         )
-        layer: Any
-        for size, layer in self.rows.items():
+        rows: dict[str, Any] = dict(self.rows.items())
+        for size, layer in rows.items():
             # so that A x is as large as x
             nn.init.normal_(layer.weight, std=(width * int(size)) ** -0.5)
             nn.init.zeros_(layer.bias)
-        for layer in (*self.maps, *self.columns.values()):
+        zeros: list[Any] = [*self.maps, *self.columns.values()]
+        for layer in zeros:
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 

@@ -52,6 +52,8 @@ class AutoencoderConfig(CheckedConfig):
     latent_channels: Size
     layers_per_block: Few = 1
     scaling_factor: float | int = 0.18215
+    latents_mean: Any = None
+    shift_factor: Any = None
 
 
 class TextEncoderConfig(CheckedConfig):

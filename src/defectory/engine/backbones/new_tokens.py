@@ -20,6 +20,8 @@ from defectory.errors import ConfigError, WeightsError
 
 EMBEDS_NAME = "learned_embeds"
 """Stem of the files; `load_textual_inversion` of diffusers looks for `learned_embeds.safetensors` in a folder."""
+_OLD_END = 2
+"""`eos_token_id` in old configurations of CLIP text encoders, whatever the tokenizer's."""
 
 
 def new_token(instance_token: str) -> str:
@@ -147,7 +149,19 @@ def _add(encoder: Any, tokenizer: Any, token: str, vectors: Tensor) -> nn.Embedd
     tokenizer.add_tokens(names)
     rows = max(len(_embeddings(encoder).weight), len(tokenizer))
     encoder.resize_token_embeddings(rows, mean_resizing=False)
+    _find_end_by_its_token(encoder, tokenizer)
     embeddings = _embeddings(encoder)
     embeddings.weight.requires_grad_(False)
     embeddings.weight[torch.tensor(tokenizer.convert_tokens_to_ids(names))] = vectors.to(embeddings.weight)
     return embeddings
+
+
+def _find_end_by_its_token(encoder: Any, tokenizer: Any) -> None:
+    """Let a text encoder pool a text at its end.
+
+    Old files, such as those of Stable Diffusion XL, name another end than the tokenizer's. transformers then takes the
+    largest token for the end, which a new token would be.
+    """
+    if encoder.config.eos_token_id == _OLD_END:
+        inner = getattr(encoder, "text_model", encoder)
+        encoder.config.eos_token_id = inner.eos_token_id = tokenizer.eos_token_id

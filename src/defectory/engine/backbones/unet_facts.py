@@ -97,6 +97,9 @@ def refuse_other_networks(
         raise WeightsError(
             folder, f"its UNet takes {unet.in_channels} channels and gives {unet.out_channels}", GIVE_ANOTHER
         )
+    if vae.latents_mean is not None or vae.shift_factor:
+        name = "shift_factor" if vae.latents_mean is None else "latents_mean"
+        raise WeightsError(folder, f"its autoencoder shifts latents ({name}), as Playground v2.5 does", GIVE_ANOTHER)
     if unet.time_cond_proj_dim is not None:
         raise WeightsError(
             folder, "is a latent consistency model, distilled for few steps (time_cond_proj_dim)", GIVE_ANOTHER

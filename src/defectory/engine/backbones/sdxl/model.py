@@ -57,10 +57,9 @@ class StableDiffusionXL(UNetBackbone):
 
     def encode_prompts(self, prompts: Sequence[str]) -> Context:
         """Encode prompts in one batch, with both text encoders."""
-        first: Any = self.text_encoder(input_ids=self.token_ids("text_encoder", prompts), output_hidden_states=True)
-        second: Any = self.text_encoder_2(
-            input_ids=self.token_ids("text_encoder_2", prompts), output_hidden_states=True
-        )
+        ids, ids_2 = self.token_ids("text_encoder", prompts), self.token_ids("text_encoder_2", prompts)
+        first: Any = self.text_encoder(input_ids=ids, output_hidden_states=True)
+        second: Any = self.text_encoder_2(input_ids=ids_2, output_hidden_states=True)
         tokens = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], dim=-1)
         pooled = second.text_embeds
         if self.zeros_for_empty and "" in prompts:
