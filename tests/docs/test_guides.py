@@ -106,7 +106,7 @@ def require_command(words: list[str]) -> None:
     command, rest = verb_of(words)
     assert not getattr(command, "commands", None), f"{words} names a group of verbs"
     given = command.make_context(command.name, rest).params
-    if "project" in given:
+    if given.get("project") is not None:
         assert str(given["project"]).endswith(".toml"), f"{given['project']} is no project file"
     if command.name == "export" and given["kind"] is not None:
         assert given["kind"] in WRITERS.names()
