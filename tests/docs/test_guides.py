@@ -40,9 +40,9 @@ ELSEWHERE = {"drivers.kind": '"my_package:redness"'}
 """Values that name something of the reader's."""
 WITH_IT = {"inpaint": ['drivers.kind="image"']}
 """Settings that a value asks for, which the guides say."""
-RUNS_ELSEWHERE = {"plain-diffusers", "export"}
-"""The first takes a minute with a real base, and the tests of a whole run execute it. The second needs an extra, and
-the tests of `export_onnx` execute it.
+RUNS_ELSEWHERE = {"plain-diffusers", "condition-networks", "export"}
+"""The first takes a minute with a real base, and the tests of a whole run execute it. The second needs a hypernetwork,
+and the tests of that execute it. The third needs an extra, and the tests of `export_onnx` execute it.
 """
 OTHER_PROGRAMS = {"build/bin/python", "python", "python3", "pip", "tar", "docker", "yolo", "labelme"}
 OTHER_OPTIONS = {
@@ -106,7 +106,7 @@ def require_command(words: list[str]) -> None:
     command, rest = verb_of(words)
     assert not getattr(command, "commands", None), f"{words} names a group of verbs"
     given = command.make_context(command.name, rest).params
-    if "project" in given:
+    if given.get("project") is not None:
         assert str(given["project"]).endswith(".toml"), f"{given['project']} is no project file"
     if command.name == "export" and given["kind"] is not None:
         assert given["kind"] in WRITERS.names()

@@ -22,6 +22,9 @@ def small_unet() -> Any:
         cross_attention_dim=16,
         attention_head_dim=8,
         norm_num_groups=8,
+        # it adds a positional embedding, which autocast does not round
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from defectory.engine.backbones.files import write_digests
 from defectory.engine.backbones.load import load_base
-from defectory.engine.backbones.save import write_digests
 from defectory.engine.backbones.verify import verify
 from defectory.engine.training.events import Step, Validated
 from defectory.errors import ConfigError, OutputError, StageError

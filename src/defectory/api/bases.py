@@ -1,19 +1,21 @@
-"""Lists and verifies bases, and makes, teaches and scores those of the procedural world."""
+"""Lists, pulls, verifies and describes bases, and makes, teaches and scores those of the procedural world."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from defectory.config.resolve import texts_of
-from defectory.engine.backbones.known import EMBEDDED, KNOWN_BASES, KnownBase, resolve_base
-from defectory.errors import OutputError
+from defectory.engine.backbones.known import EMBEDDED, KNOWN_BASES, KnownBase, hub_id_of, known_base, resolve_base
+from defectory.errors import OutputError, WeightsError
 from defectory.events import Event
 from defectory.folders.claims import require_claimable, require_replaceable
 from defectory.folders.swap import atomic_folder
 
 if TYPE_CHECKING:
+    from defectory.engine.backbones.describe import PartInfo
     from defectory.engine.backbones.facts import BaseFacts
 
 T = TypeVar("T")
@@ -23,6 +25,131 @@ Overrides = Mapping[str, Any] | Sequence[str]
 def list_bases() -> tuple[KnownBase, ...]:
     """Return the bases known by name. Any other base is named by the path of its folder."""
     return KNOWN_BASES
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseHere:
+    """A base on this machine.
+
+    Attributes:
+        name: that `base` may be set to.
+        folder: of the base.
+        problem: why it cannot be used, in one line; None if its settings are right and its weights are there.
+    """
+
+    name: str
+    folder: Path
+    problem: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseInfo:
+    """What is known of a base without loading it.
+
+    Attributes:
+        folder: of the base.
+        facts: family, native tile side, what its denoiser predicts.
+        parts: with their parameters and sizes.
+        licence: with its restrictions, as far as it is known.
+        origin: `owner/model` and commit on the hub; None if unknown.
+    """
+
+    folder: Path
+    facts: BaseFacts
+    parts: tuple[PartInfo, ...]
+    licence: str
+    origin: str | None = None
+
+
+def find_bases() -> tuple[BaseHere, ...]:
+    """Return the bases on this machine that have a name: shipped, pulled, or in the cache of `huggingface_hub`."""
+    from defectory.engine.backbones.places import bases_folder, cached_names, pulled_names
+
+    known_ids = {base.hub_id: base.name for base in KNOWN_BASES if base.hub_id is not None}
+    names = [EMBEDDED, *pulled_names(bases_folder()), *(known_ids.get(name, name) for name in cached_names())]
+    return tuple(_here(name) for name in dict.fromkeys(names))
+
+
+def _here(name: str) -> BaseHere:
+    from defectory.engine.backbones.places import require_all_parts
+    from defectory.engine.backbones.verify import verify_layout
+
+    folder = Path(name)
+    try:
+        folder = resolve_base(name)
+        verify_layout(folder)
+        require_all_parts(folder)
+    except WeightsError as error:
+        return BaseHere(name=name, folder=folder, problem=error.found)
+    return BaseHere(name=name, folder=folder)
+
+
+def pull_base(
+    name: str, *, source: Path | str | None = None, revision: str | None = None, half: bool = False
+) -> Generator[Event, None, Path]:
+    """Bring a base to this machine, from the model hub or from a folder that was carried here.
+
+    This is the only function that uses a network. The name is checked now; the work is done while its events are
+    read, and the same call resumes it. It returns the folder, which `base` finds by the name.
+
+    Args:
+        name: a known name, or `owner/model` on the hub.
+        source: folder in diffusers' layout to copy from, for example on a stick; None downloads.
+        revision: branch, tag or commit on the hub; None takes the known one or `main`.
+        half: take weights of half precision (fp16) where there are some: half the bytes.
+
+    Raises:
+        WeightsError: not a name, no network, a file with another digest, or a base that is not supported.
+        OutputError: the folder of bases cannot be written or is full.
+    """
+    from defectory.tools.pull import Pull, pull
+
+    known = known_base(name)
+    hub_id = known.hub_id if known is not None else hub_id_of(name)
+    if name == EMBEDDED:
+        raise WeightsError(name, "is shipped in the package", "use it as it is")
+    if known is None and hub_id != name:
+        names = ", ".join(base.name for base in KNOWN_BASES if base.hub_id is not None)
+        raise WeightsError(name, f"neither a known name ({names}) nor owner/model of a hub", "check the name")
+    return pull(
+        Pull(
+            name=name,
+            hub_id=hub_id,
+            revision=revision or ("main" if known is None else known.revision),
+            known=known,
+            half=half,
+            source=None if source is None else Path(source).expanduser(),
+        )
+    )
+
+
+def describe_base(base: Path | str = EMBEDDED) -> BaseInfo:
+    """Describe a base from its settings and the headers of its weights, in well under a second.
+
+    Args:
+        base: name, or folder of a base.
+
+    Raises:
+        WeightsError: it is not there, not complete, or of an unsupported family.
+    """
+    from defectory.engine.backbones.describe import parts_of
+    from defectory.engine.backbones.files import read_json
+    from defectory.engine.backbones.places import SOURCE_NAME
+    from defectory.engine.backbones.verify import verify_layout
+    from defectory.tools.pull import licence_of
+
+    folder = resolve_base(str(base))
+    facts, origin = verify_layout(folder), None
+    source = read_json(folder / SOURCE_NAME) if (folder / SOURCE_NAME).is_file() else {}
+    if isinstance(source.get("hub_id"), str):
+        origin = f"{source['hub_id']}, {source.get('commit') or source.get('revision')}"
+    known = next(
+        (known for known in KNOWN_BASES if str(base) == known.name or (origin and known.hub_id == source["hub_id"])),
+        None,
+    )
+    return BaseInfo(
+        folder=folder, facts=facts, parts=parts_of(folder), licence=licence_of(folder, known), origin=origin
+    )
 
 
 def verify_base(base: Path | str = EMBEDDED) -> tuple[Path, BaseFacts]:

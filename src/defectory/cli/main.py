@@ -12,22 +12,8 @@ from importlib import import_module
 import typer
 
 from defectory.cli.failures import INTERRUPTED
+from defectory.cli.quiet import keep_quiet
 from defectory.memory import keep_freed_memory
-
-QUIET = {
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "WANDB_MODE": "offline",
-    "GRADIO_ANALYTICS_ENABLED": "False",
-    "NO_ALBUMENTATIONS_UPDATE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "DIFFUSERS_VERBOSITY": "error",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-"""No verb uses the network; these variables keep dependencies from using it."""
 
 VERBS = (
     # in the order of `--help`
@@ -78,8 +64,7 @@ def main() -> None:
     Every error is one line on standard error; `DEFECTORY_DEBUG=1` adds the traceback.
     """
     keep_freed_memory()
-    for name, value in QUIET.items():
-        os.environ.setdefault(name, value)
+    keep_quiet()
     make_streams_forgiving()
     try:
         code = app(standalone_mode=False)

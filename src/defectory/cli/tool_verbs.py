@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 
+from defectory.cli.base_verbs import list_bases, pull_base, show_base
 from defectory.cli.options import JsonOption
 
-base_app = typer.Typer(no_args_is_help=True, help="Bases: list, verify, score, pretrain, teach, world.")
+base_app = typer.Typer(no_args_is_help=True, help="Bases: list, pull, verify, info, score, pretrain, teach, world.")
 
 
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     base_app.command("list")(list_bases)
+    base_app.command("pull")(pull_base)
     base_app.command("verify")(verify_base)
+    base_app.command("info")(show_base)
     base_app.command("score")(score_base)
     base_app.command("pretrain")(pretrain_base)
     base_app.command("teach")(teach_base)
@@ -26,20 +29,7 @@ def register(app: typer.Typer) -> None:
 
 @base_app.callback()
 def _base() -> None:
-    """Bases: list, verify, score, pretrain, teach, world."""
-
-
-def list_bases() -> None:
-    """List the bases known by name."""
-    from defectory.api.bases import list_bases as known
-    from defectory.cli.show import say, show_table
-
-    show_table(
-        "Known bases",
-        ("name", "tile px", "what", "licence"),
-        [(b.name, b.tile_px, b.description, b.licence) for b in known()],
-    )
-    say("Any other base: the path of a folder in Stable Diffusion layout (1.x, 2.x or XL).")
+    """Bases: list, pull, verify, info, score, pretrain, teach, world."""
 
 
 def verify_base(

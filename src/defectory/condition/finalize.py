@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from defectory.condition.load import load_network
 from defectory.engine.backbones.backbone import Backbone
@@ -22,5 +23,11 @@ def finalize_pipeline(backbone: Backbone, control: Path, out: Path) -> tuple[str
         WeightsError: a part cannot be used.
         StageError: `out` cannot be written.
     """
-    pipeline = backbone.save_pipeline(out, controlnet=load_network(control, backbone).module)
+    network: Any = load_network(control, backbone)
+    if hasattr(network, "save_beside"):
+        pipeline = backbone.save_pipeline(out, controlnet=None)
+        network.save_beside(out / network.folder)
+        return pipeline, digest_folder(out)
+    module = network.plain_module() if hasattr(network, "plain_module") else network.module
+    pipeline = backbone.save_pipeline(out, controlnet=module)
     return pipeline, digest_folder(out)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from defectory.engine.training.held_out import held_out_batches
 from defectory.engine.training.loss import Batch
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.engine.training.phase import MemberSource, Phase, check_phase_tiles, make_ready, run_phase
-from defectory.errors import InputError
+from defectory.errors import ConfigError, InputError
 from defectory.events import Work
 from defectory.files import digest_folder, digest_json
 from defectory.folders.swap import atomic_folder, remove_leftovers
@@ -82,7 +83,7 @@ def learn_condition(
 
     Raises:
         InputError: no tile has a defect, or tiles do not fit the base.
-        ConfigError: the network is unknown.
+        ConfigError: the network is unknown, or does not have a setting that is set.
         WeightsError: the concept or its base cannot be used.
         StageError: the loss is not finite, or `out` cannot be written.
     """
@@ -90,6 +91,7 @@ def learn_condition(
     remove_leftovers(out)
     learned = Concept.load(concept / "concept.json")
     kind: type[ConditionNetwork] = CONDITION_NETWORKS.get(config.network)
+    further = _further_settings(kind, config)
     backbone = load_backbone(concept, torch.device(device))
     held_out = check_phase_tiles(tiles, held_out, backbone)
     plan = _plan(tiles, config, seed=seed)
@@ -98,7 +100,7 @@ def learn_condition(
     )
     variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
-    network = kind.start(backbone, init=config.init, seed=seed)
+    network = kind.start(backbone, init=config.init, seed=seed, **further)
     network.module.requires_grad_(True)
     backbone.move_frozen_encoders("cpu")
     make_ready(network.module, backbone.denoiser, training=training, latents=variants[0].latents)
@@ -123,6 +125,26 @@ def learn_condition(
     recipe = digest_json({**named, **_recipe(tiles, held_out, config), "flip": flip, "seed": seed})
     yield from run_phase(phase, out=out, recipe=recipe)
     return _save(network, config.network, learned, driver_digest=driver_digest, out=out)
+
+
+NETWORK_SETTINGS = ("capacity", "hypernetwork_rank")
+"""Settings of the section that only some networks have."""
+
+
+def _further_settings(kind: Any, config: ConditionConfig) -> dict[str, Any]:
+    """Return the settings that a network's `start` takes besides `init` and `seed`.
+
+    Raises:
+        ConfigError: another network's setting is set.
+    """
+    named: tuple[str, ...] = getattr(kind, "settings", ())
+    for name in NETWORK_SETTINGS:
+        value = getattr(config, name)
+        if name not in named and value != ConditionConfig.model_fields[name].default:
+            raise ConfigError(
+                f"condition.{name}", f"{value}, but the network {config.network} has no such setting", "leave it out"
+            )
+    return {name: getattr(config, name) for name in named}
 
 
 def _recipe(

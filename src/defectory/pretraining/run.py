@@ -14,8 +14,8 @@ import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionPipeline
 
 from defectory.drawing import contact_sheet
+from defectory.engine.backbones.files import write_digests
 from defectory.engine.backbones.parts import load_controlnet, quiet
-from defectory.engine.backbones.save import write_digests
 from defectory.engine.backbones.sd1.model import StableDiffusion, load_stable_diffusion
 from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.training.events import Validated

@@ -21,8 +21,9 @@ from torch.func import functional_call
 from transformers import CLIPTextModel
 
 from defectory.drawing import contact_sheet
+from defectory.engine.backbones.files import write_digests
 from defectory.engine.backbones.parts import quiet
-from defectory.engine.backbones.save import save_model, write_digests
+from defectory.engine.backbones.save import save_model
 from defectory.engine.backbones.sd1.model import StableDiffusion, load_stable_diffusion
 from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.training.attention import use_plain_attention

@@ -39,4 +39,6 @@ class Finalize(Stage):
             pipeline, digest = finalize_pipeline(backbone, inputs.control.folder, out)
         except PipelineError as error:
             return f"no pipeline: the {error.where} is {error.found}"
-        return f"loads with {pipeline}.from_pretrained, digest {digest[:12]}"
+        # a network that no pipeline takes brings a file of its own
+        beside = "".join(f", {path.parent.name}/ steers it" for path in out.glob("*/*.py"))
+        return f"loads with {pipeline}.from_pretrained{beside}, digest {digest[:12]}"

@@ -72,6 +72,14 @@ class SynthesisConfig(Section):
     """
     controlnet_conditioning_scale: float = Field(default=1.0, ge=0)
     """Strength of the control network; 1 is as trained."""
+    control_guidance_start: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the denoising steps before the condition network acts. The first steps place what is drawn, so that a
+    late start loosens geometry and masks.
+    """
+    control_guidance_end: float = Field(default=1.0, gt=0, le=1)
+    """Share of the denoising steps after which the condition network no longer acts. The last steps draw fine detail,
+    which then is the base's own.
+    """
     match_grain: bool = False
     """Add the pool tile's fine grain to drafts that lack it. Inserted defects keep the tile's own."""
     mixed_precision: MixedPrecision = "bf16"
@@ -100,6 +108,16 @@ class SynthesisConfig(Section):
     def _a_draft_in_each_round(self) -> SynthesisConfig:
         if self.rounds > self.num_images:
             raise ValueError(f"rounds {self.rounds} are more than num_images {self.num_images}: a round needs a draft")
+        return self
+
+    @model_validator(mode="after")
+    def _the_network_acts_in_a_step(self) -> SynthesisConfig:
+        start, end, num_steps = self.control_guidance_start, self.control_guidance_end, self.num_inference_steps
+        if not any(i / num_steps >= start and (i + 1) / num_steps <= end for i in range(num_steps)):
+            raise ValueError(
+                f"no whole step of num_inference_steps {num_steps} lies between control_guidance_start {start:g} and "
+                f"control_guidance_end {end:g}: the condition network would never act"
+            )
         return self
 
     @field_validator("drafts_per_frame", mode="before")

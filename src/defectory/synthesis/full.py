@@ -146,6 +146,8 @@ def guidance_of(config: SynthesisConfig, *, class_noun: str, mask: float | NDArr
     return Guidance(
         text=config.guidance_scale,
         control=config.controlnet_conditioning_scale,
+        control_start=config.control_guidance_start,
+        control_end=config.control_guidance_end,
         driver=config.driver_guidance,
         class_prompt=class_prompt(class_noun),
         mask=mask,

@@ -119,7 +119,7 @@ def test_names_paths_and_mistakes_are_resolved(tmp_path: Path) -> None:
     checkpoint.write_bytes(b"x")
     for wrong, found in (
         ("sd15", "not on this machine"),
-        (str(checkpoint), "a single file"),
+        (str(checkpoint), "a single file that is a pickle"),
         (str(tmp_path / "no"), "neither a folder"),
     ):
         with pytest.raises(WeightsError, match=found):

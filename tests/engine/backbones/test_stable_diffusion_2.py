@@ -1,4 +1,4 @@
-"""Bases of Stable Diffusion 2.x: their prediction is read from the scheduler, and texts are encoded as by diffusers."""
+"""Bases of Stable Diffusion 2.x: what they predict is read from the scheduler; texts are encoded as in diffusers."""
 
 from __future__ import annotations
 

@@ -131,6 +131,32 @@ def test_it_draws_what_diffusers_own_pipeline_draws(
     assert np.abs(drawn - expected * 255).max() < 1.5
 
 
+def test_the_network_acts_in_the_same_steps_as_in_diffusers(models: StableDiffusion, tiny_base_folder: Path) -> None:
+    control = ControlNetModel.from_pretrained(tiny_base_folder / "controlnet")
+    pipeline = StableDiffusionControlNetPipeline.from_pretrained(
+        tiny_base_folder, controlnet=control, safety_checker=None, requires_safety_checker=False
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    expected = pipeline(
+        PROMPTS[0],
+        image=torch.from_numpy(drivers()[0]).permute(2, 0, 1)[None].float() / 255,
+        height=32,
+        width=48,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        negative_prompt="",
+        control_guidance_start=0.2,
+        control_guidance_end=0.75,
+        latents=sample_noise([SEEDS[0]], (4, 8, 12)),
+        output_type="np",
+    ).images[0]
+    drawn = draw(models, [0], num_steps=4, text=4.0, control_start=0.2, control_end=0.75)
+    assert np.abs(drawn[0] - expected * 255).max() < 1.5
+    assert np.abs(drawn - draw(models, [0], num_steps=4, text=4.0)).max() > 3
+    never = draw(models, [0], num_steps=4, text=4.0, control_start=0.9)
+    assert (never == draw(models, [0], num_steps=4, text=4.0, control=0.0)).all()
+
+
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_rescaled_guidance_is_that_of_diffusers(
     models: StableDiffusion, tiny_base_folder: Path, rescale: float

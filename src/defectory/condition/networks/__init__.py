@@ -9,7 +9,11 @@ from defectory.registry import Registry
 CONDITION_NETWORKS: Registry[Any] = Registry(
     "condition_networks",
     setting="condition.network",
-    builtin={"controlnet": "defectory.condition.networks.controlnet:ControlNet"},
+    builtin={
+        "controlnet": "defectory.condition.networks.controlnet:ControlNet",
+        "adapter": "defectory.condition.networks.adapter:Adapter",
+        "hypernetwork": "defectory.condition.networks.hypernetwork:Hypernetwork",
+    },
 )
 """Of classes that follow `networks.network.ConditionNetwork`."""
 

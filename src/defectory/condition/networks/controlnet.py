@@ -16,6 +16,7 @@ import torch
 from diffusers import ControlNetModel
 from torch import Tensor
 
+from defectory.condition.networks.capacity import groups_of, narrow_again, narrowed, widened, without_attention
 from defectory.engine.backbones.backbone import Backbone, Context, Residuals
 from defectory.engine.backbones.parts import load_controlnet
 from defectory.engine.backbones.save import save_model
@@ -28,20 +29,25 @@ class ControlNet:
 
     module: ControlNetModel
     folder: ClassVar[str] = "controlnet"
+    settings: ClassVar[tuple[str, ...]] = ("capacity",)
 
     @classmethod
-    def start(cls, backbone: Backbone, *, init: str, seed: int) -> ControlNet:
-        """Start from the control network shipped with the base, or from a copy of the base's encoder."""
-        return cls(start_control(backbone, init=init, seed=seed))
+    def start(cls, backbone: Backbone, *, init: str, seed: int, capacity: float = 1.0) -> ControlNet:
+        """Start from the control network shipped with the base, or from a copy of the base's encoder or part of it."""
+        return cls(start_control(backbone, init=init, seed=seed, capacity=capacity))
 
     @classmethod
     def load(cls, folder: Path, backbone: Backbone) -> ControlNet:
         """Load a `ControlNetModel` folder."""
-        return cls(load_controlnet(folder, backbone.device))
+        return cls(narrow_again(load_controlnet(folder, backbone.device)))
 
     def save(self, folder: Path) -> None:
         """Write a folder that `ControlNetModel.from_pretrained` opens."""
-        save_model(self.module, folder)
+        save_model(self.plain_module(), folder)
+
+    def plain_module(self) -> ControlNetModel:
+        """Return the network as plain diffusers opens it, of full width."""
+        return widened(self.module)
 
     def predict(
         self,
@@ -66,22 +72,27 @@ class ControlNet:
         return backbone.predict(latents, timesteps, context, residuals=Residuals(skips=skips, middle=middle))
 
 
-def start_control(backbone: Backbone, *, init: str, seed: int) -> ControlNetModel:
+def start_control(backbone: Backbone, *, init: str, seed: int, capacity: float = 1.0) -> ControlNetModel:
     """Make the initial control network of phase 2, in float32, on the backbone's device.
 
     Args:
         backbone: adapted.
         init: `copy` of the base's encoder, `embedded` for the one shipped with the base, or `auto`.
         seed: of the new layers in a copy.
+        capacity: share of the channels, 0..1; below 1 it has no attention, and is a copy of a part of the encoder.
 
     Raises:
-        WeightsError: `embedded` is set, but the base ships no control network.
+        WeightsError: `embedded` is set, but the base ships no control network of this capacity.
     """
+    if init == "embedded" and capacity < 1:
+        raise WeightsError(
+            "condition.init", f"embedded, but that network has capacity 1, not {capacity:g}", "set it to copy or auto"
+        )
     if init == "embedded" and backbone.controlnet is None:
         raise WeightsError(
             "condition.init", "embedded, but no control network lies beside this base", "set it to copy or auto"
         )
-    if backbone.controlnet is not None and init != "copy":
+    if backbone.controlnet is not None and init != "copy" and capacity == 1:
         return backbone.controlnet
     widths = (16, 32, 96, 256)
     # one halving per width after the first, so that driver features have the size of the latents
@@ -91,4 +102,6 @@ def start_control(backbone: Backbone, *, init: str, seed: int) -> ControlNetMode
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         control: Any = ControlNetModel.from_unet(denoiser, conditioning_embedding_out_channels=channels)
+    if capacity < 1:
+        control = narrowed(without_attention(control), groups_of(capacity, int(control.config["norm_num_groups"])))
     return control.to(backbone.device)

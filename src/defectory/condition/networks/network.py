@@ -14,6 +14,11 @@ class ConditionNetwork(Steering, Protocol):
     folder: ClassVar[str]
     """Name of its folder in the stage folder."""
 
+    # Three members are optional. `settings: ClassVar[tuple[str, ...]]` names further settings of `condition`
+    # that `start` takes as keywords. `plain_module() -> nn.Module` returns the network as plain diffusers opens it, if
+    # that is not `module`. `save_beside(folder: Path) -> None` is for a network that no pipeline of diffusers takes: it
+    # writes into a folder beside a pipeline of the base all that drawing in plain diffusers needs.
+
     @classmethod
     def start(cls, backbone: Backbone, *, init: str, seed: int) -> Self:
         """Make the initial network, in float32, on the backbone's device.

@@ -55,6 +55,34 @@ class Residuals:
     skips: Sequence[Tensor]
     middle: Tensor
 
+    def unet_arguments(self) -> dict[str, Any]:
+        """Return them as diffusers' UNets take them."""
+        return {"down_block_additional_residuals": self.skips, "mid_block_additional_residual": self.middle}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What an adapter adds inside a denoiser.
+
+    Attributes:
+        maps: one map per block of the encoder, outermost first.
+    """
+
+    maps: Sequence[Tensor]
+
+    def unet_arguments(self) -> dict[str, Any]:
+        """Return them as diffusers' UNets take them."""
+        # the UNet empties the list
+        return {"down_intrablock_additional_residuals": list(self.maps)}
+
+
+class Added(Protocol):
+    """Maps that are added inside a denoiser."""
+
+    def unet_arguments(self) -> dict[str, Any]:
+        """Return them as arguments of diffusers' UNets."""
+        ...
+
 
 class Backbone(Protocol):
     """A diffusion model in memory. After loading, no parameter requires a gradient."""
@@ -133,7 +161,7 @@ class Backbone(Protocol):
         timesteps: Tensor,
         context: Context,
         *,
-        residuals: Residuals | None = None,
+        residuals: Added | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict noise or velocity, as the scheduler's `prediction_type` says.
@@ -142,7 +170,7 @@ class Backbone(Protocol):
             latents: float [B,C,h,w], noisy.
             timesteps: int64 [B], or one for all.
             context: of B prompts.
-            residuals: of a control network.
+            residuals: of a control network or an adapter.
             weights: replace the denoiser's parameters of these names in this call only.
 
         Returns:
@@ -173,11 +201,15 @@ class Backbone(Protocol):
         """
         ...
 
-    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> str:
+    def save_pipeline(self, out: Path, *, controlnet: nn.Module | None) -> str:
         """Write a finished pipeline for plain diffusers, and return the name of its class there.
 
+        Args:
+            out: new folder, replaced as a whole.
+            controlnet: a control network or an adapter; None for a pipeline of the base alone.
+
         Raises:
-            PipelineError: diffusers has no pipeline for this control network.
+            PipelineError: diffusers has no pipeline for this network.
             StageError: `out` cannot be written.
         """
         ...

@@ -10,7 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from defectory.errors import WeightsError
-from defectory.files import digest_file
+from defectory.files import BOOKKEEPING, digest_file, write_json
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle", ".msgpack", ".h5", ".onnx")
 MAX_JSON_BYTES = 200_000_000
@@ -172,6 +172,13 @@ def verify_digests(folder: Path) -> None:
             raise WeightsError(
                 path, "its digest differs from digests.json", "copy the base again, the file is damaged or was changed"
             )
+
+
+def write_digests(folder: Path) -> None:
+    """Write `digests.json` with the SHA-256 of every file of a base folder; replace an existing one."""
+    (folder / DIGESTS_NAME).unlink(missing_ok=True)
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BOOKKEEPING)
+    write_json(folder / DIGESTS_NAME, {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
 def _verify_index(folder: Path, name: str, tensors: dict[str, frozenset[str]]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from defectory.engine.backbones import places
 from defectory.errors import WeightsError
 
 EMBEDDED = "embedded"
@@ -19,38 +20,60 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True, kw_only=True)
 class KnownBase:
-    """A base with a name: its licence, the side of its native tiles in pixels, and its digest if pinned.
+    """A base with a name.
 
-    `digest` is None if the weights come from the user's own copy.
+    Attributes:
+        name: that `base` may be set to.
+        description: one line.
+        licence: of the weights, with its restrictions of use.
+        tile_px: side of its native tiles in pixels.
+        prediction_type: what its denoiser predicts.
+        hub_id: `owner/model` on the model hub; None if the base is shipped.
+        revision: branch, tag or commit there. `main` is whatever its owner publishes now; the commit that was pulled
+            is written down beside the weights.
+        digest: if pinned; None if the weights come from outside.
     """
 
     name: str
     description: str
     licence: str
     tile_px: int
+    prediction_type: str = "epsilon"
+    hub_id: str | None = None
+    revision: str = "main"
     digest: str | None = None
 
 
+_RESTRICTIONS = "use-based restrictions (its Attachment A) travel with the weights and with what is tuned from them"
 KNOWN_BASES = (
     KnownBase(
         name=EMBEDDED,
         description="Defectory's own small base, trained on procedural images alone; shipped in the package",
         licence="Apache-2.0",
         tile_px=128,
+        prediction_type="v_prediction",
     ),
     KnownBase(
         name="sd15",
-        description="Stable Diffusion 1.5, from your own copy in Stable Diffusion layout",
-        licence="CreativeML Open RAIL-M: use-based restrictions travel with the weights and with what is tuned from "
-        "them",
+        description="Stable Diffusion 1.5",
+        licence=f"CreativeML Open RAIL-M: {_RESTRICTIONS}",
         tile_px=512,
+        hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
     KnownBase(
         name="sd21",
-        description="Stable Diffusion 2.1 (768 px, v-prediction), from your own copy in Stable Diffusion layout",
-        licence="CreativeML Open RAIL++-M: use-based restrictions travel with the weights and with what is tuned "
-        "from them",
+        description="Stable Diffusion 2.1 for 768 px",
+        licence=f"CreativeML Open RAIL++-M: {_RESTRICTIONS}",
         tile_px=768,
+        prediction_type="v_prediction",
+        hub_id="stabilityai/stable-diffusion-2-1",
+    ),
+    KnownBase(
+        name="sdxl",
+        description="Stable Diffusion XL 1.0",
+        licence=f"CreativeML Open RAIL++-M: {_RESTRICTIONS}",
+        tile_px=1024,
+        hub_id="stabilityai/stable-diffusion-xl-base-1.0",
     ),
 )
 
@@ -62,47 +85,87 @@ def embedded_folder() -> Path:
 
 def is_known(name: str) -> bool:
     """Check whether a base is known by this name."""
-    return any(base.name == name for base in KNOWN_BASES)
+    return known_base(name) is not None
+
+
+def known_base(name: str) -> KnownBase | None:
+    """Return the base with this name; None if there is none."""
+    return next((base for base in KNOWN_BASES if name == base.name), None)
 
 
 def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path:
-    """Resolve a user's base to a folder.
+    """Resolve a user's base to a folder. Nothing is downloaded.
+
+    A name is looked up among the pulled bases, then in the cache of `huggingface_hub`.
 
     Args:
-        name_or_path: `embedded`, another known name, or the path of a folder in Stable Diffusion layout.
-        bases_folder: folder of named bases on this machine, one subfolder per name; None if there is none.
+        name_or_path: `embedded`, another known name, `owner/model`, or the path of a folder in Stable Diffusion layout
+            or of a single `.safetensors` file in the original layout, which is converted once.
+        bases_folder: folder of pulled bases, one subfolder per name; None takes the user's (`DEFECTORY_BASES`).
 
     Raises:
-        WeightsError: no such folder, a single-file checkpoint, or a known base that is not on this machine.
+        WeightsError: no such folder, a file that is no checkpoint of 1.x or 2.x, or a base that is not on this
+            machine, or not wholly.
     """
     if name_or_path == EMBEDDED:
         return embedded_folder()
-    if is_known(name_or_path):
-        folder = None if bases_folder is None else bases_folder / name_or_path
-        if folder is not None and folder.is_dir():
+    bases = places.bases_folder() if bases_folder is None else bases_folder
+    known = known_base(name_or_path)
+    if known is not None:
+        folder = _on_this_machine(known.name, known.hub_id, bases)
+        if folder is not None:
             return folder
         raise WeightsError(
             name_or_path,
-            "known by name, but its weights are not on this machine, and nothing is downloaded",
-            PUT_FOLDER,
+            "known by name, but its weights are not on this machine, and nothing is downloaded here",
+            f"`defectory base pull {name_or_path}` downloads it, or {PUT_FOLDER}",
         )
     path = Path(name_or_path).expanduser()
     if path.is_file():
-        raise WeightsError(
-            path,
-            "a single file, a folder in Stable Diffusion layout was expected",
-            "convert it with diffusers and give the folder",
-        )
+        from defectory.engine.backbones.single_file import resolve_checkpoint
+
+        return resolve_checkpoint(path, bases)
     if not path.is_dir():
-        hub_name = _hub_name(name_or_path)
-        if hub_name is not None:
-            raise WeightsError(path, f"no such folder, and {hub_name} is not downloaded from a model hub", PUT_FOLDER)
+        hub_id = hub_id_of(name_or_path)
+        folder = None if hub_id is None else _on_this_machine(hub_id, hub_id, bases)
+        if folder is not None:
+            return folder
+        if hub_id is not None:
+            raise WeightsError(
+                path,
+                f"no such folder, and {hub_id} is not on this machine; nothing is downloaded here",
+                f"`defectory base pull {hub_id}` downloads it, or {PUT_FOLDER}",
+            )
         names = ", ".join(base.name for base in KNOWN_BASES)
         raise WeightsError(path, f"neither a folder nor a known base ({names})", "check the path")
     return path
 
 
-def _hub_name(name_or_path: str) -> str | None:
+def _on_this_machine(name: str, hub_id: str | None, bases: Path) -> Path | None:
+    """Return the folder of a base that was pulled or that the hub's cache holds; None if there is none.
+
+    Raises:
+        WeightsError: only a part of it is in the cache.
+    """
+    for pulled in dict.fromkeys((name, hub_id or name)):
+        folder = places.pulled_folder(pulled, bases=bases)
+        if folder is not None:
+            return folder
+    folder = None if hub_id is None else places.cached_folder(hub_id)
+    if folder is None:
+        return None
+    try:
+        places.require_all_parts(folder)
+    except WeightsError as error:
+        raise WeightsError(
+            name,
+            f"only a part of it is in the hub's cache ({error.where}: {error.found})",
+            f"`defectory base pull {name}` makes it whole",
+        ) from None
+    return folder
+
+
+def hub_id_of(name_or_path: str) -> str | None:
     """Return the `owner/model` that a missing path ends in; None if it cannot be a name on a model hub.
 
     A project makes its base's path absolute, so the name is looked for at the end. Of a mistyped path the folder above

@@ -10,7 +10,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ControlNetModel, SchedulerMixin
+from diffusers import ControlNetModel, SchedulerMixin, T2IAdapter
 from diffusers.utils import logging as diffusers_logging
 from transformers import CLIPTokenizer
 from transformers.utils import logging as transformers_logging
@@ -118,6 +118,16 @@ def load_controlnet(
     """
     verify_part(folder)
     return load_part(ControlNetModel, folder, device, dtype)
+
+
+def load_adapter(folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> T2IAdapter:
+    """Check and load an adapter's folder.
+
+    Raises:
+        WeightsError: the folder is incomplete, holds pickles, or its weights do not fit its configuration.
+    """
+    verify_part(folder)
+    return load_part(T2IAdapter, folder, device, dtype)
 
 
 def load_tokenizer(folder: Path) -> CLIPTokenizer:

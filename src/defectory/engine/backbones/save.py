@@ -11,13 +11,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, T2IAdapter
 from safetensors import SafetensorError
 
-from defectory.engine.backbones.files import DIGESTS_NAME
 from defectory.engine.backbones.parts import quiet
 from defectory.errors import PipelineError
-from defectory.files import BOOKKEEPING, digest_file, write_json
+from defectory.files import write_json
 from defectory.folders.swap import atomic_folder
 
 
@@ -29,6 +28,7 @@ class Layout:
         parts: names of the parts of a base.
         pipeline: diffusers' class for a base.
         finished: diffusers' class for a base with a control network.
+        finished_with_adapter: diffusers' class for a base with an adapter; empty if there is none.
         absent: names of optional parts that are never written.
         settings: further entries of `model_index.json`.
     """
@@ -36,6 +36,7 @@ class Layout:
     parts: tuple[str, ...]
     pipeline: str
     finished: str
+    finished_with_adapter: str = ""
     absent: tuple[str, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict[str, object])
 
@@ -44,6 +45,7 @@ STABLE_DIFFUSION = Layout(
     parts=("scheduler", "text_encoder", "tokenizer", "unet", "vae"),
     pipeline="StableDiffusionPipeline",
     finished="StableDiffusionControlNetPipeline",
+    finished_with_adapter="StableDiffusionAdapterPipeline",
     absent=("safety_checker", "feature_extractor", "image_encoder"),
     settings={"requires_safety_checker": False},
 )
@@ -52,6 +54,7 @@ STABLE_DIFFUSION_XL = Layout(
     parts=("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae"),
     pipeline="StableDiffusionXLPipeline",
     finished="StableDiffusionXLControlNetPipeline",
+    finished_with_adapter="StableDiffusionXLAdapterPipeline",
     absent=("feature_extractor", "image_encoder"),
     settings={"force_zeros_for_empty_prompt": True},
 )
@@ -75,13 +78,6 @@ def save_model(model: Any, folder: Path) -> None:
     # safetensors are written readable only for their owner, which breaks shared run folders
     for path in folder.iterdir():
         path.chmod(0o644)
-
-
-def write_digests(folder: Path) -> None:
-    """Write `digests.json` with the SHA-256 of every file of a base folder; replace an existing one."""
-    (folder / DIGESTS_NAME).unlink(missing_ok=True)
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BOOKKEEPING)
-    write_json(folder / DIGESTS_NAME, {path.relative_to(folder).as_posix(): digest_file(path) for path in files})
 
 
 def save_base_like(folder: Path, out: Path, *, replaced: Mapping[str, Any]) -> None:
@@ -126,13 +122,25 @@ def require_controlnet(network: torch.nn.Module) -> None:
         )
 
 
+def network_part(network: torch.nn.Module, layout: Layout) -> str:
+    """Return the name of a condition network's part in a finished pipeline: `controlnet` or `adapter`.
+
+    Raises:
+        PipelineError: diffusers has no pipeline for this network and family.
+    """
+    if isinstance(network, T2IAdapter) and layout.finished_with_adapter:
+        return "adapter"
+    require_controlnet(network)
+    return "controlnet"
+
+
 def save_pipeline(
     models: Mapping[str, Any], out: Path, *, layout: Layout = STABLE_DIFFUSION, dtype: torch.dtype = torch.float32
 ) -> str:
     """Write a finished pipeline folder for plain diffusers, and return the name of the class that opens it.
 
     Args:
-        models: the parts of the layout by name, and `controlnet`.
+        models: the parts of the layout by name, and `controlnet`, `adapter` or neither.
         out: new folder, replaced as a whole.
         layout: of the family.
         dtype: one precision for all parts, since plain loaders cast all parts except the text encoder.
@@ -144,8 +152,10 @@ def save_pipeline(
         for part, model in models.items():
             save_model(model.to("cpu", dtype) if isinstance(model, torch.nn.Module) else model, temporary / part)
         classes = {part: (_library_of(model), type(model).__name__) for part, model in models.items()}
-        _write_index(temporary, layout.finished, classes, layout)
-    return layout.finished
+        kind = layout.finished_with_adapter if "adapter" in models else layout.finished
+        kind = kind if {"adapter", "controlnet"} & set(models) else layout.pipeline
+        _write_index(temporary, kind, classes, layout)
+    return kind
 
 
 def _library_of(model: Any) -> str:

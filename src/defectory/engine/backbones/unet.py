@@ -13,10 +13,10 @@ from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from defectory.engine.backbones.backbone import Context, Residuals
+from defectory.engine.backbones.backbone import Added, Context
 from defectory.engine.backbones.new_tokens import spelled_out
 from defectory.engine.backbones.parts import load_controlnet
-from defectory.engine.backbones.save import Layout, fill_base_like, require_controlnet, save_pipeline
+from defectory.engine.backbones.save import Layout, fill_base_like, network_part, save_pipeline
 from defectory.files import digest_folder
 
 
@@ -103,14 +103,13 @@ class UNetBackbone(ABC):
         timesteps: Tensor,
         context: Context,
         *,
-        residuals: Residuals | None = None,
+        residuals: Added | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
         """Predict noise or velocity, float [B,C,h,w]."""
         given = dict(self.conditioning(latents, context))
         if residuals is not None:
-            given["down_block_additional_residuals"] = residuals.skips
-            given["mid_block_additional_residual"] = residuals.middle
+            given |= residuals.unet_arguments()
         unet: Any = self.unet
         if weights is not None:
             return functional_call(unet, dict(weights), args=(latents, timesteps), kwargs=given).sample
@@ -140,17 +139,19 @@ class UNetBackbone(ABC):
         """Write a base to an empty folder: these networks, and everything else from the folder `like`."""
         fill_base_like(like, folder, replaced={part: self.networks[part] for part in parts}, layout=self.layout)
 
-    def save_pipeline(self, out: Path, *, controlnet: nn.Module) -> str:
-        """Write a finished pipeline that opens as the layout's class for a base with a control network."""
-        require_controlnet(controlnet)
+    def save_pipeline(self, out: Path, *, controlnet: nn.Module | None) -> str:
+        """Write a finished pipeline that opens as the layout's class for a base with a control network, an adapter, or
+        neither.
+        """
         parts: dict[str, Any] = {
             "vae": self.vae,
             **{part: network for part, network in self.networks.items() if part != "unet"},
             **{part.replace("text_encoder", "tokenizer"): tokenizer for part, tokenizer in self.tokenizers.items()},
             "unet": self.unet,
             "scheduler": self.scheduler,
-            "controlnet": controlnet,
         }
+        if controlnet is not None:
+            parts[network_part(controlnet, self.layout)] = controlnet
         return save_pipeline(parts, out, layout=self.layout)
 
     def token_ids(self, part: str, prompts: Sequence[str]) -> Tensor:

@@ -18,6 +18,9 @@
     m           share of the latent pixel that the mask covers
     w_m, s      `mask` and `mask_spill`
 
+The condition network acts in step i of N, from 0, if  i / N >= `control_start`  and  (i + 1) / N <= `control_end`, as
+in diffusers. In other steps every prediction is the base's own, without a driver.
+
 Guidance by driver and by mask are ours.
 """
 
@@ -48,6 +51,8 @@ class Guidance:
         text: classifier-free guidance.
         text_rescale: how far the spread of the guided prediction is restored, 0..1.
         control: strength of the condition network.
+        control_start: share of the steps before the network acts, 0..1.
+        control_end: share of the steps after which it no longer acts, 0..1.
         driver: the part's geometry and look.
         class_prompt: names only the part's class; `driver` guides away from it. None turns driver guidance off.
         mask: the masks, in the samples that have a counterpart without; a number, or float32 [N,H,W] for the first N
@@ -58,10 +63,16 @@ class Guidance:
     text: float = 1.0
     text_rescale: float = 0.0
     control: float = 1.0
+    control_start: float = 0.0
+    control_end: float = 1.0
     driver: float = 1.0
     class_prompt: str | None = None
     mask: float | NDArray[np.float32] = 1.0
     mask_spill: float = 1.0
+
+    def steers(self, number: int, num_steps: int) -> bool:
+        """Check that the condition network acts in a step, numbered from 0."""
+        return number / num_steps >= self.control_start and (number + 1) / num_steps <= self.control_end
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -76,3 +76,7 @@ class Predictor:
                 ).float()
 
         return in_chunks(part, len(latents), chunk_size(latents))
+
+    def unsteered(self, latents: Tensor, timestep: Tensor, given: Given) -> Tensor:
+        """Predict from the prompts alone, as the network does at a strength of 0."""
+        return self(latents, timestep, replace(given, drivers=None))

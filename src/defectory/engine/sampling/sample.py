@@ -94,8 +94,9 @@ def sample_images(
     kept = None if known is None else KnownLatents(backbone, known, noise)
     step_noise = _step_noise(scheduler, seeds)
     for number, timestep in enumerate(scheduler.timesteps):
+        steered = guidance.steers(number, len(scheduler.timesteps))
         g = guided_prediction(
-            predict,
+            predict if steered else predict.unsteered,
             scheduler.scale_model_input(latents, timestep),
             timestep,
             given=given,

@@ -138,7 +138,7 @@ class NamedOptimizer:
         self._states: dict[str, tuple[torch.optim.Optimizer, nn.Parameter]] = {}
         groups = _groups(rest, rate_shares or {})
         if kind == "adamw8bit":
-            from bitsandbytes.optim import AdamW8bit
+            from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports]  # an extra
 
             self._add(AdamW8bit(groups, betas=betas, **common), rest)
         elif rest:

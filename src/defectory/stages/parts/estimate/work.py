@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from defectory.condition.config import ConditionConfig
 from defectory.engine.backbones.workload import BaseWorkload, Workload
 from defectory.engine.training.config import TrainingConfig
 from defectory.runs.stage import Stage
@@ -115,7 +116,7 @@ def _learn_concept(of: Situation) -> StageWork | None:
 
 def _learn_condition(of: Situation) -> StageWork | None:
     config, base = of.config, of.base
-    if base is None or config.condition.network != "controlnet":
+    if base is None or not _copies_encoder(config.condition):
         return None
     training, ours = config.condition.training, config.concept.training
     work = _training(of, training, base.control, frozen=base.denoiser, passed=base.upper)
@@ -131,6 +132,11 @@ def _learn_condition(of: Situation) -> StageWork | None:
         file_bytes=costs.WEIGHT_BYTES * base.control.num_parameters,
         cache_bytes=latents.cache_bytes + costs.DRIVER_CACHE_BYTES * num_drivers * of.tile_px**2,
     )
+
+
+def _copies_encoder(condition: ConditionConfig) -> bool:
+    """Check that the condition network is as large as the base's encoder, whose size is known."""
+    return condition.network == "controlnet" and condition.capacity == 1
 
 
 def _training(
@@ -275,7 +281,7 @@ def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | 
         num_halves: 2 if each is drawn without its mask too.
     """
     synthesis, base = of.config.synthesis, of.base
-    if base is None or of.config.condition.network != "controlnet":
+    if base is None or not _copies_encoder(of.config.condition):
         return None
     guides_mask = synthesis.mask_guidance != 1.0 or synthesis.mask_spill != 1.0
     guides_driver = GUIDED_SHARE if synthesis.driver_guidance > 1.0 else 0.0

@@ -26,3 +26,14 @@ def test_one_round_is_the_settings_themselves() -> None:
 def test_a_round_without_a_draft_is_refused() -> None:
     with pytest.raises(ConfigError, match="rounds 3 are more than num_images 2"):
         resolve(project={"data": {"path": "a.json"}}, overrides=["synthesis.rounds=3", "synthesis.num_images=2"])
+
+
+@pytest.mark.parametrize(("start", "end", "taken"), [(0.0, 1.0, True), (0.5, 0.75, True), (0.6, 0.7, False)])
+def test_a_network_that_would_act_in_no_step_is_refused(start: float, end: float, taken: bool) -> None:
+    settings = {"num_inference_steps": 4, "control_guidance_start": start, "control_guidance_end": end}
+    if taken:
+        assert SynthesisConfig.model_validate(settings).control_guidance_end == end
+        return
+    overrides = [f"synthesis.{name}={value}" for name, value in settings.items()]
+    with pytest.raises(ConfigError, match=r"no whole step of num_inference_steps 4 lies between .* 0.6 and"):
+        resolve(project={"data": {"path": "a.json"}}, overrides=overrides)
