@@ -36,6 +36,8 @@ DRIVER_S = 0.0042
 IMPORTED_S, IMPORTED_S_PER_MP = 0.003, 0.007
 SPLIT_S, SPLIT_S_PER_MP = 0.04, 0.02
 """Per image, and per million pixels of it."""
+CERTIFIED_SHARE = 0.55
+"""Time of the certificate in that of the split."""
 TILE_S = 0.0035
 """To cut and save one tile."""
 BANK_S, PLANNED_S, DIFFUSION_MASK_S = 0.012, 0.04, 0.3

@@ -343,8 +343,9 @@ def _finalize(of: Situation) -> StageWork | None:
 
 
 def _certify(of: Situation) -> StageWork:
-    """Read every image file, and search for near-duplicates as the split does."""
-    return replace(_split(of), file_bytes=costs.SMALL_FILE_BYTES)
+    """Read every image file, and search for near-duplicates as the split does, whose descriptors are there."""
+    split = _split(of)
+    return replace(split, seconds=costs.CERTIFIED_SHARE * split.seconds, file_bytes=costs.SMALL_FILE_BYTES)
 
 
 def _report(of: Situation) -> StageWork:
