@@ -22,6 +22,7 @@ def test_the_next_smaller_preset_is_named() -> None:
         error = out_of_memory("learn-condition", config)
         assert isinstance(error, StageError)
         assert f'"{smaller}"' in str(error)
+        assert "segmentation.batch_size to 4" in str(out_of_memory("segment-real-seed0", config))
     assert next_smaller(next(iter(GPU_PRESETS))) is None
     assert next_smaller("cpu") is None
 

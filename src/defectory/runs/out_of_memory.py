@@ -38,10 +38,10 @@ def preset_of(config: ProjectConfig) -> str | None:
 
 
 def _advice(stage: str, config: ProjectConfig) -> str:
-    smaller = next_smaller(preset_of(config))
-    if smaller is not None:
-        return f'the preset that needs less is "{smaller}": set `preset` in the project file'
     if (section := TRAINING.get(stage)) is not None:
+        # presets differ in how both phases train
+        if (smaller := next_smaller(preset_of(config))) is not None:
+            return f'the preset that needs less is "{smaller}": set `preset` in the project file'
         training = config.concept.training if stage == "learn-concept" else config.condition.training
         if training.batch_size > 1:
             more = 2 * training.gradient_accumulation_steps

@@ -98,7 +98,7 @@ def test_the_layout_in_memory_changes_nothing() -> None:
 @pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "muon"])
 def test_restored_it_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
     if kind == "adamw8bit":
-        pytest.importorskip("bitsandbytes", reason="an extra")
+        pytest.importorskip("bitsandbytes", reason="bitsandbytes is an extra")
     whole, left = model(), model()
     optimizer, first = named(whole, kind), named(left, kind)
     for seed in range(4):
@@ -120,7 +120,7 @@ def test_restored_it_goes_on_as_if_it_had_not_stopped(kind: str) -> None:
 
 
 def test_moments_in_8_bits_take_a_quarter_and_move_as_adamw_does() -> None:
-    pytest.importorskip("bitsandbytes", reason="an extra")
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is an extra")
     ours, theirs, before = model(), model(), model()
     eight, full = named(ours, "adamw8bit"), named(theirs, "adamw")
     for seed in range(5):

@@ -380,13 +380,9 @@ def appendix(inputs: RunStore, config: ProjectConfig) -> list[Table]:
     for decision in inputs.decisions.decisions:
         key = decision.cause or "accepted"
         reasons[key] = reasons.get(key, 0) + 1
-    origins = inputs.origins()
+    origins = {key: Path(of).name if of.endswith(".toml") else of for key, of in inputs.origins().items()}
     settings = [
-        [
-            key,
-            json.dumps(value),
-            Path(origins.get(key, "")).name if origins.get(key, "").endswith(".toml") else origins.get(key, ""),
-        ]
+        [key, json.dumps(value), origins.get(key, "")]
         for key, value in flatten(config.model_dump(mode="json")).items()
         if key not in ("base", "out", "data.path")
     ]
