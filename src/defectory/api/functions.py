@@ -94,8 +94,8 @@ def synthesize(
         The image, and its counterfactual half if `empty_driver` is given, each RGB uint8 [H,W,3].
     """
     from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
+    from defectory.stages.parts.prompts import prompt_of
     from defectory.stages.parts.sampling import sampling_models
-    from defectory.stages.plan import prompt_of
     from defectory.synthesis.full import guidance_of
 
     config, store = project.config, project.store

@@ -12,22 +12,23 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.model_cards import write_pipeline_card
 from defectory.stages.parts.sampling import load_backbone
 
 
 class Finalize(Stage):
-    """Writes base and control network as one diffusers pipeline."""
+    """Writes base and control network as one diffusers pipeline, with its card."""
 
-    VERSION = 1
+    VERSION = 2
     name, folder = "finalize", layout.PIPELINE
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read both phases."""
-        return ("learn-concept", "learn-condition")
+        """Read both phases, and what their prompts say."""
+        return ("tiles", "learn-concept", "learn-condition")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on nothing else."""
-        return {}
+        """Depend on the words that the card shows."""
+        return {"prompts.defect_noun": config.prompts.defect_noun}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Write the pipeline; a network that plain diffusers cannot draw with leaves the folder empty."""
@@ -39,6 +40,8 @@ class Finalize(Stage):
             pipeline, digest = finalize_pipeline(backbone, inputs.control.folder, out)
         except PipelineError as error:
             return f"no pipeline: the {error.where} is {error.found}"
+        network = inputs.control.control.network
+        write_pipeline_card(inputs, config, network=network, opens_as=pipeline, digest=digest, out=out)
         # a network that no pipeline takes brings a file of its own
         beside = "".join(f", {path.parent.name}/ steers it" for path in out.glob("*/*.py"))
         return f"loads with {pipeline}.from_pretrained{beside}, digest {digest[:12]}"
