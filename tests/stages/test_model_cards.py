@@ -21,6 +21,7 @@ from defectory.files import digest_folder
 from defectory.report.model_readme import model_readme
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all
+from defectory.stages.parts.model_cards import prompt_of_training
 
 
 def code_of(readme: str) -> str:
@@ -120,3 +121,16 @@ def test_a_readme_warns_of_a_licence_without_a_text(folder: Path) -> None:
     told = model_readme(card.model_copy(update={"licence_id": None, "licence_files": ()}))
     assert header_of(told)["license"] == "other"
     assert "add one before you hand the weights on" in told
+
+
+def test_a_pipeline_that_completes_no_words_gets_all_tokens_in_its_prompt(tiny_run: Any, open_tiny: Any) -> None:
+    run = open_tiny(tiny_run[0], tiny_run[1], "concept.num_vectors=3")
+    concept = run.store().concept.concept.model_copy(
+        update={"method": "textual_inversion", "instance_token": "<sks>", "tone_words": False}
+    )
+    plain, adapter = (
+        prompt_of_training(run.store(), run.config, concept, kind, names_defects=False)
+        for kind in ("StableDiffusionControlNetPipeline", "StableDiffusionAdapterPipeline")
+    )
+    assert plain == "an image of a <sks>"
+    assert adapter == "an image of a <sks> <sks>_1 <sks>_2"

@@ -19,6 +19,9 @@ from defectory.runs import layout
 from defectory.runs.store import RunStore
 from defectory.stages.parts.prompts import prompt_of, tone_of
 
+SPELLS_OUT_NOTHING = ("StableDiffusionAdapterPipeline",)
+"""Pipelines of diffusers whose prompts must name every token of a new word."""
+
 
 def write_concept_card(inputs: RunStore, config: ProjectConfig, concept: Concept, *, out: Path) -> None:
     """Write the card of a concept into its stage folder.
@@ -108,7 +111,7 @@ def _write(
         instance_token=concept.instance_token,
         class_noun=concept.class_noun,
         tone_words=concept.tone_words,
-        prompt=_prompt(inputs, config, concept, names_defects=kind == "pipeline" or config.concept.defect_words),
+        prompt=prompt_of_training(inputs, config, concept, opens_as, names_defects=_names_defects(kind, config)),
         tile_px=inputs.tiles.tileset.tiling.tile_px,
         trained=trained,
         num_images=len(used),
@@ -120,12 +123,25 @@ def _write(
     write_text(out / layout.README, model_readme(card))
 
 
-def _prompt(inputs: RunStore, config: ProjectConfig, concept: Concept, *, names_defects: bool) -> str:
-    """Return the prompt of the first training tile with a defect."""
+def _names_defects(kind: str, config: ProjectConfig) -> bool:
+    return kind == "pipeline" or config.concept.defect_words
+
+
+def prompt_of_training(
+    inputs: RunStore, config: ProjectConfig, concept: Concept, opens_as: str, *, names_defects: bool
+) -> str:
+    """Return the prompt of the first training tile with a defect, as a pipeline of diffusers takes it."""
+    from defectory.engine.backbones.new_tokens import all_names
+
     tiles, names = inputs.tiles, {c.id: c.name for c in inputs.tiles.tileset.categories}
     tile = next(tile for tile in tiles.tileset.of("train") if tile.instances)
     shown = [names[instance.category_id] for instance in tile.instances] if names_defects else []
-    return prompt_of(concept, shown, tone_of(tile, tiles.image(tile), concept), defect_noun=config.prompts.defect_noun)
+    tone = tone_of(tile, tiles.image(tile), concept)
+    prompt = prompt_of(concept, shown, tone, defect_noun=config.prompts.defect_noun)
+    if opens_as in SPELLS_OUT_NOTHING and "textual_inversion" in concept.method:
+        names = all_names(concept.instance_token, config.concept.num_vectors)
+        return prompt.replace(concept.instance_token, names)
+    return prompt
 
 
 def _images_of(stage: Path) -> set[int]:
