@@ -33,6 +33,17 @@ class Batch:
     defect: Tensor
     drivers: Tensor | None = None
 
+    def part(self, members: slice) -> Batch:
+        """Return some of the members."""
+        return Batch(
+            clean=self.clean[members],
+            noise=self.noise[members],
+            timesteps=self.timesteps[members],
+            prompts=self.prompts[members],
+            defect=self.defect[members],
+            drivers=None if self.drivers is None else self.drivers[members],
+        )
+
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """Maps noisy latents [B,C,h,w] and timesteps [B] to the network's prediction [B,C,h,w]."""
