@@ -2,7 +2,8 @@
 
 DefectoryError                  exit code 1: a run failed
 ├── StageError                  a stage could not finish
-│   └── FirewallError           an image of validation or test was about to reach training
+│   ├── FirewallError           an image of validation or test was about to reach training
+│   └── LostProcessError        another process of the same training has ended
 ├── InterruptedRun              exit code 130: stopped, resumable
 └── InputError                  exit code 2: bad input, nothing was written
     ├── ImageError              an image or mask file
@@ -18,9 +19,17 @@ the terminal as a control character.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from defectory.terminal import printable
+
+DEBUG_VARIABLE = "DEFECTORY_DEBUG"
+
+
+def wants_traceback() -> bool:
+    """Check whether the environment variable `DEFECTORY_DEBUG` asks for tracebacks."""
+    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 class DefectoryError(Exception):
@@ -39,6 +48,10 @@ class StageError(DefectoryError):
 
 class FirewallError(StageError):
     """A validation or test image was about to reach a training stage."""
+
+
+class LostProcessError(StageError):
+    """Another process of the same training has ended, or cannot be reached."""
 
 
 class InterruptedRun(DefectoryError):  # noqa: N818  # a stop, not an error

@@ -95,6 +95,35 @@ def test_only_tiles_with_a_defect_and_little_noise_get_it() -> None:
     assert float(reward(late, denoised)) == 0
 
 
+def test_parts_of_a_batch_add_up_to_the_batch() -> None:
+    schedule = NoiseSchedule(DDIMScheduler(num_train_timesteps=100), "cpu")
+    generator = torch.Generator().manual_seed(2)
+    noise, predicted = (torch.randn(3, 4, 9, 13, generator=generator) for _ in range(2))
+    timesteps = torch.tensor([10, 20, 30])
+    reward = FidelityReward(
+        weight=2.0,
+        max_timestep=100,
+        schedule=schedule,
+        predict=lambda _given, noisy, _at: 0.5 * noisy,
+        mixed_precision="no",
+    )
+    batch = Batch(
+        clean=noise,
+        noise=noise,
+        timesteps=timesteps,
+        prompts=["x"] * 3,
+        defect=torch.cat([patch()] * 3),
+        without=Counterparts(prompts=["a"] * 3, drivers=torch.zeros(3, 18, 26, 3, dtype=torch.uint8)),
+    )
+
+    def of(rows: slice) -> float:
+        denoised = Denoised(noisy=noise[rows], timesteps=timesteps[rows], target=noise[rows], predicted=predicted[rows])
+        return float(reward(batch.part(rows), denoised)) * len(timesteps[rows]) / 3
+
+    assert of(slice(0, 3)) > 0
+    assert of(slice(0, None, 2)) + of(slice(1, None, 2)) == pytest.approx(of(slice(0, 3)), rel=1e-5)
+
+
 def make_driver(image: Any, instances: Sequence[Any], _valid_hw: Any, blind: Sequence[Any] | None = None) -> Any:
     driver = (image // 5).astype(np.uint8)
     for mask in [mask for _, mask in instances] if blind is None else blind:

@@ -23,7 +23,8 @@ def line_of(estimate: Estimate) -> str | None:
     took += "".join(f", without {', '.join(names)} ({why})" for why, names in unknown.items())
     parts = [took, f"{_gb(estimate.memory_bytes)} of memory"]
     if estimate.device_bytes:
-        parts.append(f"about {_gb(estimate.device_bytes)} of GPU memory (reckoned, not measured)")
+        each = " on each GPU" if any(stage.num_together > 1 for stage in estimate.stages) else ""
+        parts.append(f"about {_gb(estimate.device_bytes)} of GPU memory{each} (reckoned, not measured)")
     free = "" if estimate.free_bytes is None else f" ({_gb(estimate.free_bytes)} free)"
     parts.append(f"{_gb(estimate.disk_bytes)} of disk in {estimate.folder}{free}")
     line = ", ".join(parts)
@@ -95,6 +96,10 @@ def show_plan(what: str, estimate: Estimate) -> None:
         say(f"plan of {what}: nothing has to run")
         return
     show_table(f"Plan of {what}", ("stage", "takes", "memory at most", "files"), rows)
+    for stage in estimate.stages:
+        if stage.num_together > 1:
+            tiles = f"{stage.tiles_at_a_time} tiles at a time {'on each GPU' if estimate.device_bytes else 'in each'}"
+            say(f"{stage.stage}: {stage.num_together} processes train together, {tiles}")
     say(f"all stages: {line_of(estimate)}")
 
 

@@ -7,10 +7,9 @@ import os
 from collections.abc import Mapping
 
 from defectory.cli.hints import hint_of
-from defectory.errors import DefectoryError
+from defectory.errors import DEBUG_VARIABLE, DefectoryError
 from defectory.terminal import printable
 
-DEBUG_VARIABLE = "DEFECTORY_DEBUG"
 INTERRUPTED = 130
 MAX_LINE = 2000
 _WHAT_TO_DO: Mapping[int, str] = {
@@ -28,11 +27,6 @@ _WHAT_TO_DO: Mapping[int, str] = {
     errno.EMFILE: "allow more open files (`ulimit -n 4096`)",
     errno.EIO: "check the disk",
 }
-
-
-def wants_traceback() -> bool:
-    """Check whether the environment variable `DEFECTORY_DEBUG` asks for tracebacks."""
-    return os.environ.get(DEBUG_VARIABLE, "") not in ("", "0")
 
 
 def line_and_code(error: BaseException) -> tuple[str, int]:

@@ -19,6 +19,7 @@ LEARNING_RATE = (
 RUN_FOLDER = "the run folder is a setting: `-o out=FOLDER`"
 RESUMES = "a run resumes by itself: `defectory run` again"
 DEVICE = "`--device cuda` computes on a GPU, `--device cpu` on the CPU"
+GPUS = "`-o training_processes=N` trains phases 1 and 2 on N GPUs together"
 
 OF_PROJECTS: Mapping[str, str] = {
     "--arms": '`-o \'segmentation.arms=["real","synthetic"]\'` sets it',
@@ -32,11 +33,14 @@ OF_PROJECTS: Mapping[str, str] = {
     "--epochs": f"training is counted in steps: {STEPS}",
     "--force": "a stage runs again when its settings or inputs change; `--yes` does not ask before it",
     "--gpu": DEVICE,
+    "--gpus": GPUS,
     "--learning-rate": LEARNING_RATE,
     "--lr": LEARNING_RATE,
     "--model": "`-o base=FOLDER` sets the base, `-o segmentation.model=NAME` the segmenter",
     "--name": "`-o name=NAME` sets it",
+    "--num-gpus": GPUS,
     "--num-images": "`-o synthesis.num_images=N` sets it",
+    "--num-processes": GPUS,
     "--num-steps": STEPS,
     "--out": RUN_FOLDER,
     "--output": RUN_FOLDER,

@@ -13,6 +13,7 @@ import typer
 
 from defectory.cli.failures import INTERRUPTED
 from defectory.cli.quiet import keep_quiet
+from defectory.launch import leads
 from defectory.memory import keep_freed_memory
 
 VERBS = (
@@ -61,12 +62,15 @@ for module in VERBS:
 def main() -> None:
     """Run the command line; exit with 0 done, 1 failed, 2 bad input, 130 interrupted (resumable).
 
-    Every error is one line on standard error; `DEFECTORY_DEBUG=1` adds the traceback.
+    Every error is one line on standard error; `DEFECTORY_DEBUG=1` adds the traceback. Of several processes that a
+    launcher started, the first one runs the command.
     """
     keep_freed_memory()
     keep_quiet()
     make_streams_forgiving()
     try:
+        if not leads(os.environ):
+            return
         code = app(standalone_mode=False)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -88,7 +92,8 @@ def make_streams_forgiving() -> None:
 
 def _told(error: BaseException) -> int:
     """Print what ended the command and return the exit code."""
-    from defectory.cli.failures import line_and_code, wants_traceback
+    from defectory.cli.failures import line_and_code
+    from defectory.errors import wants_traceback
 
     if type(error).__name__ == "NoArgsIsHelpError":  # its help has been printed already
         return 2

@@ -36,6 +36,7 @@ from defectory.engine.training.held_out import held_out_batches
 from defectory.engine.training.loss import Batch
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.engine.training.phase import MemberSource, Phase, check_phase_tiles, make_ready, run_phase
+from defectory.engine.training.team import ALONE, Team
 from defectory.events import Work
 from defectory.files import digest_folder, digest_json, write_text
 from defectory.folders.swap import atomic_folder, remove_leftovers
@@ -55,6 +56,7 @@ def learn_concept(
     device: torch.device | str = "cpu",
     held_out: Sequence[TrainingTile] = (),
     cache: Path | None = None,
+    team: Team = ALONE,
 ) -> Work[Concept]:
     """Teach a base the look of the user's parts, and return the concept.
 
@@ -72,31 +74,41 @@ def learn_concept(
         device: where to train.
         held_out: val tiles for a held-out loss; they are never trained on.
         cache: folder for latents and class images; None means `out/cache`.
+        team: the processes that train together, all with the same arguments but for the device; the main one writes.
 
     Raises:
         InputError: there is no tile, or tiles do not fit the base.
         ConfigError: the method is unknown.
         WeightsError: the base cannot be used.
-        StageError: the loss is not finite, or `out` cannot be written.
+        StageError: the loss is not finite, `out` cannot be written, or another process of the team has ended.
     """
     cache, training = cache or out / "cache", config.training
-    remove_leftovers(out)
+    if team.is_main:
+        remove_leftovers(out)
     kind: type[ConceptMethod] = CONCEPT_METHODS.get(config.method)
     backbone = load_base(base, device)
     held_out = check_phase_tiles(tiles, held_out, backbone)
     base_digest = digest_folder(base)
     prior = None
-    if kind.preserves_prior and config.prior_loss_weight > 0:
-        prior = yield from _draw_prior(
-            backbone, tiles[0], config, class_noun=prompts.class_noun, seed=seed, base_digest=base_digest, cache=cache
-        )
     variant_recipe = VariantRecipe.of(backbone, training, flip=flip, seed=seed)
-    variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
+    with team.main_first():
+        if kind.preserves_prior and config.prior_loss_weight > 0:
+            prior = yield from _draw_prior(
+                backbone,
+                tiles[0],
+                config,
+                class_noun=prompts.class_noun,
+                seed=seed,
+                base_digest=base_digest,
+                cache=cache,
+            )
+        variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
     settings = config.with_initializer(prompts.class_noun)
     method = kind.start(backbone, settings, instance_token=prompts.instance_token, seed=seed)
     if not method.parameters:
-        write_text(out / "log.jsonl", "")
-        return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
+        if team.is_main:
+            write_text(out / "log.jsonl", "")
+        return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out, team=team)
     backbone.move_frozen_encoders("cpu")
     training, rate_shares = _rates_of(method, training)
     make_ready(backbone.denoiser, training=training, latents=variants[0].latents)
@@ -123,8 +135,8 @@ def learn_concept(
         "flip": flip,
         "seed": seed,
     }
-    yield from run_phase(phase, out=out, recipe=digest_json(content))
-    return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
+    yield from run_phase(phase, out=out, recipe=digest_json(content), team=team)
+    return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out, team=team)
 
 
 def _rates_of(method: ConceptMethod, training: TrainingConfig) -> tuple[TrainingConfig, Mapping[str, float]]:
@@ -242,7 +254,12 @@ def _save(
     base_digest: str,
     prior: _Prior | None,
     out: Path,
+    team: Team,
 ) -> Concept:
+    """Write the concept in the main process, and return it in all."""
+    if not team.is_main:
+        team.wait()
+        return Concept.load(out / "concept.json")
     with atomic_folder(out / method.folder, kind="base") as folder:
         method.save(folder, base=base)
     concept = Concept(
@@ -257,4 +274,5 @@ def _save(
     if prior is not None:
         write_tensors(out / CLASS_IMAGES, {"latents": prior.latents})
     remove_checkpoint(out / "checkpoint")
+    team.wait()
     return concept

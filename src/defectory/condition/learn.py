@@ -33,6 +33,7 @@ from defectory.engine.training.held_out import held_out_batches
 from defectory.engine.training.loss import Batch, Counterparts
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.engine.training.phase import MemberSource, Phase, check_phase_tiles, make_ready, run_phase
+from defectory.engine.training.team import ALONE, Team
 from defectory.errors import ConfigError, InputError
 from defectory.events import Work
 from defectory.files import digest_folder, digest_json
@@ -62,6 +63,7 @@ def learn_condition(
     held_out: Sequence[TrainingTile] = (),
     cache: Path | None = None,
     load_backbone: LoadBackbone = load_adapted_base,
+    team: Team = ALONE,
 ) -> Work[Control]:
     """Train a condition network on a backbone that knows the concept, and return it.
 
@@ -82,15 +84,17 @@ def learn_condition(
         held_out: val tiles for a held-out loss; they are never trained on.
         cache: folder for latents and drivers; None means `out/cache`.
         load_backbone: loads concepts that are not a whole base.
+        team: the processes that train together, all with the same arguments but for the device; the main one writes.
 
     Raises:
         InputError: no tile has a defect, or tiles do not fit the base.
         ConfigError: the network is unknown, or does not have a setting that is set.
         WeightsError: the concept or its base cannot be used.
-        StageError: the loss is not finite, or `out` cannot be written.
+        StageError: the loss is not finite, `out` cannot be written, or another process of the team has ended.
     """
     cache, training = cache or out / "cache", config.training
-    remove_leftovers(out)
+    if team.is_main:
+        remove_leftovers(out)
     learned = Concept.load(concept / "concept.json")
     kind: type[ConditionNetwork] = CONDITION_NETWORKS.get(config.network)
     further = _further_settings(kind, config)
@@ -106,7 +110,8 @@ def learn_condition(
         driver_digest=driver_digest,
         with_empty_drivers=config.fidelity_reward > 0,
     )
-    variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
+    with team.main_first():
+        variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
     network = kind.start(backbone, init=config.init, seed=seed, **further)
     network.module.requires_grad_(True)
@@ -140,8 +145,8 @@ def learn_condition(
     )
     named = {"concept": learned.weights_digest, "drivers": driver_digest, "defect_noun": defect_noun}
     recipe = digest_json({**named, **_recipe(tiles, held_out, config), "flip": flip, "seed": seed})
-    yield from run_phase(phase, out=out, recipe=recipe)
-    return _save(network, config.network, learned, driver_digest=driver_digest, out=out)
+    yield from run_phase(phase, out=out, recipe=recipe, team=team)
+    return _save(network, config.network, learned, driver_digest=driver_digest, out=out, team=team)
 
 
 NETWORK_SETTINGS = ("capacity", "hypernetwork_rank")
@@ -175,7 +180,13 @@ def _recipe(
     }
 
 
-def _save(network: ConditionNetwork, name: str, learned: Concept, *, driver_digest: str, out: Path) -> Control:
+def _save(
+    network: ConditionNetwork, name: str, learned: Concept, *, driver_digest: str, out: Path, team: Team
+) -> Control:
+    """Write the network in the main process, and return its description in all."""
+    if not team.is_main:
+        team.wait()
+        return Control.load(out / "control.json")
     with atomic_folder(out / network.folder, kind="base") as folder:
         network.save(folder)
     control = Control(
@@ -186,6 +197,7 @@ def _save(network: ConditionNetwork, name: str, learned: Concept, *, driver_dige
     )
     control.save(out / "control.json")
     remove_checkpoint(out / "checkpoint")
+    team.wait()
     return control
 
 

@@ -21,7 +21,7 @@ from defectory.masks.config import MaskConfig
 from defectory.segmentation.config import SegmentationConfig
 from defectory.synthesis.config import SynthesisConfig
 
-OF_PLACE_AND_SPEED = frozenset({"out", "threads", "num_processes", "executor", "study"})
+OF_PLACE_AND_SPEED = frozenset({"out", "threads", "num_processes", "executor", "training_processes", "study"})
 """Settings that say where a run lies and how fast it is, and what studies do with it; they change no result."""
 
 
@@ -56,6 +56,10 @@ class ProjectConfig(Section):
     """CPU threads to use; None leaves the number to torch."""
     num_processes: int | None = Field(default=None, ge=1)
     """Segmenters trained side by side on a CPU, sharing its threads, about 1 GB of memory each; None chooses up to 4.
+    """
+    training_processes: int = Field(default=1, ge=1)
+    """Processes that train phases 1 and 2 together, one per GPU. They share the tiles of each step, so results stay the
+    same but for rounding.
     """
     executor: str = "auto"
     """How independent segmenters are trained: `in-process` one after the other, `local-processes` side by side, `auto`

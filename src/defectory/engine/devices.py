@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from defectory.errors import ConfigError
 
 
@@ -39,3 +41,19 @@ def device_of(name: str, *, threads: int | None = None) -> str:
     if name != "auto":
         return usable_device(name)
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def num_gpus() -> int:
+    """Return the number of CUDA devices that torch sees."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def give_back_device_memory() -> None:
+    """Return freed memory of the GPU that torch has kept, for other processes to use."""
+    import torch
+
+    if torch.cuda.is_initialized():
+        gc.collect()
+        torch.cuda.empty_cache()

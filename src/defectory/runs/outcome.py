@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,6 +42,7 @@ from defectory.runs.out_of_memory import is_out_of_memory, out_of_memory
 from defectory.runs.siblings import take_over, take_turn
 from defectory.runs.sources import MissingSource
 from defectory.runs.stage import Inputs, Run, Stage, inputs_of, work_folder
+from defectory.runs.store import RunStore
 from defectory.runs.verify import Finding, Verified
 
 T = TypeVar("T")
@@ -50,8 +51,17 @@ MAX_SETTING = 200
 """Longest setting, in characters, that a manifest stores as text."""
 
 
+Make = Callable[[Run, Stage, RunStore, Path], Work[str]]
+"""Makes the result of a stage from a view of its inputs, in its work folder, and returns the summary."""
+
+
+def make_here(run: Run, stage: Stage, inputs: RunStore, work: Path) -> Work[str]:
+    """Make the result of a stage in this process."""
+    return stage.run(inputs, run.config, work)
+
+
 def run_stage(
-    run: Run, stage: Stage, stages: Mapping[str, Stage], *, verified: Verified | None = None
+    run: Run, stage: Stage, stages: Mapping[str, Stage], *, verified: Verified | None = None, make: Make = make_here
 ) -> Iterator[Event]:
     """Run one stage unless its result is whole and up to date; keep the old result until the new one is on disk.
 
@@ -60,6 +70,7 @@ def run_stage(
         stage: to run.
         stages: all of the run's, by name.
         verified: results already compared with their digests.
+        make: makes the result, here or elsewhere.
 
     Raises:
         StageError: a result that the stage reads is damaged.
@@ -94,7 +105,7 @@ def run_stage(
             taken = take_over(run, stage, inputs, work)
             if taken is None:
                 view = run.store().view([of.folder for of in read], reader=stage.name)
-                summary = yield from _named(stage.run(view, run.config, work), stage.name)
+                summary = yield from _named(make(run, stage, view, work), stage.name)
             else:
                 summary = taken.summary
             files = _digests(work)

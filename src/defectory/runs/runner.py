@@ -17,6 +17,7 @@ from defectory.runs.graph import UP_TO_DATE, State, by_name, select, states_of
 from defectory.runs.outcome import is_up_to_date, require_stage_folder, run_stage, tidy
 from defectory.runs.stage import Run, Stage
 from defectory.runs.store import RunStore
+from defectory.runs.together import make_together
 from defectory.runs.verify import Verified
 
 ANOTHER_FOLDER = 'set `out` to a new folder, for example out = "runs/first"'
@@ -32,11 +33,13 @@ class Checks:
             Raises ConfigError or WeightsError.
         before_training: checks the results of preparation, and returns remarks. Raises ConfigError or InputError.
         serve: code that a child process runs to serve one stage.
+        serve_member: code that a process runs to take part in the training of a stage.
     """
 
     before_all: Callable[[Run, Sequence[Stage], Sequence[Stage], Mapping[str, State], Collection[str]], tuple[str, ...]]
     before_training: Callable[[RunStore, ProjectConfig], tuple[str, ...]]
     serve: str
+    serve_member: str
 
 
 def check_stages(
@@ -125,17 +128,18 @@ class _Runner:
     def events(self) -> Iterator[Event]:
         is_checked = False
         named = by_name(self.stages)
-        for group, together in groupby(self.selected, key=lambda stage: stage.group):
-            for stage in [] if group else list(together):
+        for group, of_group in groupby(self.selected, key=lambda stage: stage.group):
+            for stage in [] if group else list(of_group):
                 if not is_checked and not stage.is_preparation:
                     yield from self._check()
                     is_checked = True
-                yield from run_stage(self.run, stage, named, verified=self.verified)
+                together = make_together(self.checks.serve_member)
+                yield from run_stage(self.run, stage, named, verified=self.verified, make=together)
             if group:
                 if not is_checked:
                     yield from self._check()
                     is_checked = True
-                yield from self._run_group(group, list(together))
+                yield from self._run_group(group, list(of_group))
 
     def _check(self) -> Iterator[Event]:
         """Report dead ends before the first training stage, unless everything requested is up to date."""

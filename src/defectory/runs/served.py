@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from defectory.runs.verify import Verified
 
 Message = dict[str, Any]
 """An event or an error: its class as `kind`, and its `content`."""
+STOP = b"stop\n"
+"""Asks a process to stop, on its standard input after the job."""
 EVENTS: dict[str, type[Progress | Notice | StageEnded]] = {
     kind.__name__: kind for kind in (Progress, Notice, StageEnded)
 }
@@ -57,13 +59,22 @@ class ServedJob:
     Args:
         job: see `job_of`; its `stage` is its name. Run folder and sources must be reachable under the same paths.
         serve: code that the process runs; see `serve_stage` and `serve_events`.
+        environment: of the process; None passes on this one's.
+        todo: what to do if it is killed.
     """
 
-    def __init__(self, job: Mapping[str, Any], serve: str) -> None:
-        self.name = str(job["stage"])
+    def __init__(
+        self,
+        job: Mapping[str, Any],
+        serve: str,
+        *,
+        environment: Mapping[str, str] | None = None,
+        todo: str = "run again to resume, with num_processes=1 to use less",
+    ) -> None:
+        self.name, self._todo = str(job["stage"]), todo
         # -P: otherwise python imports from the current folder first, and would run a user's scipy.py
         command = [sys.executable, "-P", "-c", serve]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert self._process.stdin is not None
         # stays open; end of file shows the child that this process has ended
         self._process.stdin.write(json.dumps(job).encode() + b"\n")
@@ -79,6 +90,14 @@ class ServedJob:
         if (error := self._failure()) is not None:
             yield {"kind": "StageError", "content": [error]}
 
+    def stop(self, *, seconds: float) -> None:
+        """Ask the process to stop at its next event, and wait for it, but not longer than some seconds."""
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError, ValueError, subprocess.TimeoutExpired):
+            self._process.stdin.write(STOP)
+            self._process.stdin.flush()
+            self._process.wait(seconds)
+
     def kill(self) -> None:
         """End the process, if it has not ended yet."""
         self._process.kill()
@@ -90,10 +109,7 @@ class ServedJob:
     def _failure(self) -> str | None:
         code = self._process.returncode
         if code < 0:
-            return (
-                f"{self.name}: its process was killed by signal {-code}, perhaps for lack of memory; run again to "
-                "resume, with num_processes=1 to use less"
-            )
+            return f"{self.name}: its process was killed by signal {-code}, perhaps for lack of memory; {self._todo}"
         return f"{self.name}: its process ended with exit code {code}, see above; run again to resume" if code else None
 
 
@@ -125,7 +141,7 @@ def side_by_side(
             while waiting and len(running) < num_processes:
                 served = ServedJob(waiting.pop(0), serve)
                 running[served.name] = served
-                threading.Thread(target=_listen, args=(served, messages), daemon=True).start()
+                listen_to(served, messages)
             name, message = messages.get()
             if message is None:
                 running.pop(name).kill()
@@ -135,12 +151,17 @@ def side_by_side(
             served.kill()
 
 
-def _listen(served: ServedJob, messages: queue.Queue[tuple[str, Message | None]]) -> None:
-    try:
-        for message in served.messages():
-            messages.put((served.name, message))
-    finally:
-        messages.put((served.name, None))
+def listen_to(served: ServedJob, messages: queue.Queue[tuple[str, Message | None]]) -> None:
+    """Put each message of a job into a queue as it comes, with the job's name; None ends the job."""
+
+    def listen() -> None:
+        try:
+            for message in served.messages():
+                messages.put((served.name, message))
+        finally:
+            messages.put((served.name, None))
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
@@ -150,7 +171,7 @@ def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
         stages_of: returns the stages of a run by name.
     """
 
-    def events(job: Mapping[str, Any]) -> Iterator[Event]:
+    def events(job: Mapping[str, Any]) -> Generator[Event]:
         run = Run(
             config=ProjectConfig.model_validate(job["config"]),
             folder=Path(job["folder"]),
@@ -162,7 +183,7 @@ def serve_stage(stages_of: Callable[[Run], Mapping[str, Stage]]) -> None:
     serve_events(events)
 
 
-def serve_events(events_of: Callable[[Mapping[str, Any]], Iterator[Event]]) -> None:
+def serve_events(events_of: Callable[[Mapping[str, Any]], Generator[Event]]) -> None:
     """Do the job requested on standard input, and write its events to standard output as JSON lines.
 
     Args:
@@ -175,21 +196,26 @@ def serve_events(events_of: Callable[[Mapping[str, Any]], Iterator[Event]]) -> N
     # what a library prints is not an event
     os.dup2(2, 1)
     job = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    stopped = threading.Event()
+    threading.Thread(target=_end_with_parent, args=(stopped,), daemon=True).start()
 
     def tell(kind: str, content: object) -> None:
         print(json.dumps({"kind": kind, "content": content}), file=channel, flush=True)
 
     try:
-        for event in events_of(job):
-            tell(type(event).__name__, asdict(event))
+        with closing(events_of(job)) as events:
+            for event in events:
+                tell(type(event).__name__, asdict(event))
+                if stopped.is_set():
+                    break
     except errors.InputError as error:
         tell(type(error).__name__, [error.where, error.found, error.todo])
     except errors.DefectoryError as error:
         tell(type(error).__name__, [str(error)])
 
 
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
+def _end_with_parent(stopped: threading.Event) -> None:
+    """End this process when the one that started it ends, and set an event when that one asks to stop."""
+    while os.read(0, len(STOP)):
+        stopped.set()
     os._exit(1)

@@ -70,6 +70,10 @@ class Stage(ABC):
     """Whether only the missing files of a damaged result are made again."""
     is_preparation: bool = False
     """Whether it runs before the check for dead ends. Such a stage trains nothing and draws nothing."""
+    trains_together: bool = False
+    """Whether several processes may run it at once and train together, see `engine.training.team`. All return the
+    same summary; only the main one writes.
+    """
     reads_base: bool = False
     """Whether it reads the base's files."""
     copies: Mapping[str, str] = MappingProxyType({})

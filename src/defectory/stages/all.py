@@ -11,6 +11,7 @@ from defectory.runs.graph import by_name, in_order
 from defectory.runs.runner import Checks, run_stages
 from defectory.runs.served import serve_stage
 from defectory.runs.stage import Run, Stage
+from defectory.runs.together import serve_member
 from defectory.stages.best_segmenter import BestSegmenter
 from defectory.stages.calibrate import Calibrate
 from defectory.stages.certify import Certify
@@ -89,9 +90,15 @@ def serve() -> None:
     serve_stage(named)
 
 
+def serve_together() -> None:
+    """Take part in the training of one stage, as requested by a line on standard input."""
+    serve_member(lambda run: by_name(stages_of(run.config)))
+
+
 CHECKS = Checks(
     before_all=check_before_all,
     before_training=check_before_training,
     serve="from defectory.stages.all import serve; serve()",
+    serve_member="from defectory.stages.all import serve_together; serve_together()",
 )
 """Checks that run before long work."""

@@ -26,7 +26,7 @@ class LearnConcept(Stage):
 
     VERSION = 100 + VARIANTS_VERSION
     name, folder = "learn-concept", layout.CONCEPT
-    is_resumable = reads_base = True
+    is_resumable = reads_base = trains_together = True
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
         """Read tiles and split."""
@@ -47,7 +47,9 @@ class LearnConcept(Stage):
         from defectory.concept.learn import learn_concept
         from defectory.engine.backbones.known import resolve_base
         from defectory.engine.devices import device_of
+        from defectory.engine.training.team import this_team
 
+        team = this_team()
         tiles, held_out = phase_tiles(inputs, None)
         concept, note = yield from with_note(
             learn_concept(
@@ -61,9 +63,11 @@ class LearnConcept(Stage):
                 device=device_of(config.device, threads=config.threads),
                 held_out=held_out,
                 cache=inputs.cache,
+                team=team,
             )
         )
-        # class images are drawn from the prompt alone
-        record_phase_images(inputs, out, prior=())
-        write_concept_card(inputs, config, concept, out=out)
+        if team.is_main:
+            # class images are drawn from the prompt alone
+            record_phase_images(inputs, out, prior=())
+            write_concept_card(inputs, config, concept, out=out)
         return f"digest {concept.weights_digest[:12]}, {note}"

@@ -35,7 +35,7 @@ class LearnCondition(Stage):
 
     VERSION = 1000 + 100 * DRIVERS_VERSION + VARIANTS_VERSION
     name, folder = "learn-condition", layout.CONTROL
-    is_resumable = True
+    is_resumable = trains_together = True
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
         """Read tiles, split and the concept."""
@@ -56,7 +56,9 @@ class LearnCondition(Stage):
         """Train, and write the control network."""
         from defectory.condition.learn import learn_condition
         from defectory.engine.devices import device_of
+        from defectory.engine.training.team import this_team
 
+        team = this_team()
         tiles, held_out = phase_tiles(inputs, drawings_of(inputs, config.drivers))
         num_classes = len(inputs.tiles.tileset.categories)
         control, note = yield from with_note(
@@ -73,8 +75,10 @@ class LearnCondition(Stage):
                 driver_digest=driver_digest(config, num_classes),
                 held_out=held_out,
                 cache=inputs.cache,
+                team=team,
                 load_backbone=partial(load_backbone, base=config.base),
             )
         )
-        record_phase_images(inputs, out)
+        if team.is_main:
+            record_phase_images(inputs, out)
         return f"digest {control.weights_digest[:12]}, {note}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def serve() -> None:
     serve_events(_events)
 
 
-def _events(job: Mapping[str, Any]) -> Iterator[Event]:
+def _events(job: Mapping[str, Any]) -> Generator[Event]:
     project = Project.open(Path(job["file"]), overrides=job["overrides"], preset=job["preset"], device=job["device"])
     run = replace(project.run_values, siblings=Path(job["siblings"]))
     run.folder.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,6 @@ import json
 import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -24,7 +23,10 @@ from defectory.engine.training.checkpoint import FILE_NAME, TrainingState, resto
 from defectory.engine.training.config import LoopSettings, TrainingConfig
 from defectory.engine.training.events import Checkpointed, Started, Step, Validated
 from defectory.engine.training.optimizer import NamedOptimizer, usable_kind
+from defectory.engine.training.prefetch import Prefetch
 from defectory.engine.training.schedule import learning_rate_at
+from defectory.engine.training.share import WHOLE, Share
+from defectory.engine.training.team import ALONE, Team
 from defectory.errors import StageError
 from defectory.events import Notice, Work
 from defectory.files import write_text
@@ -93,11 +95,17 @@ def train(
     validation: Validation | None = None,
     buffers: Mapping[str, Tensor] | None = None,
     rate_shares: Mapping[str, float] | None = None,
+    team: Team = ALONE,
+    share: Share = WHOLE,
     stage: str = "",
 ) -> Work[Trained]:
     """Train parameters in place, and leave the averaged, the best or the last weights in them.
 
     Leaving the loop early (closing the generator) writes a checkpoint first; the next call resumes from it.
+
+    Several processes may train together. They call this with the same arguments, but for their shares; `loss_of`
+    returns the share's part of the loss, and `measure` of the validation the same value in all of them. A checkpoint
+    does not depend on how many processes wrote it.
 
     Args:
         parameters: what is trained, by name; all on one device.
@@ -113,6 +121,8 @@ def train(
         validation: what to measure at intervals.
         buffers: other tensors that change in place (batch norm's statistics), by name; they are not averaged.
         rate_shares: learning rates of parameters by name, as shares of the schedule's; 1 where none is given.
+        team: the processes that train together; only the main one writes.
+        share: micro-batches of each step that this process computes.
         stage: name in events and messages.
 
     Yields:
@@ -120,7 +130,7 @@ def train(
         training that stops early, and a loss that rises for long.
 
     Raises:
-        StageError: a loss is not finite, or the checkpoint cannot be written.
+        StageError: a loss is not finite, the checkpoint cannot be written, or another process of the team has ended.
     """
     settings = config.loop() if isinstance(config, TrainingConfig) else config
     if held_out_loss is not None:
@@ -131,12 +141,14 @@ def train(
     settings, recipe = replace(settings, optimizer=kind), f"{recipe} {kind}" if replaced else recipe
     state = _fresh_state(parameters, buffers or {}, settings, rate_shares or {})
     restored, remark = restore_checkpoint(checkpoint, state, recipe=recipe), ""
+    # also waits, so that none reads a checkpoint that the main process replaces
+    team.require_same(state.step)
     if not restored and (checkpoint / FILE_NAME).is_file():
         remark = f"{checkpoint / FILE_NAME} is damaged, or of other settings; training begins anew"
     remark = "; ".join(filter(None, (replaced, remark)))
     saved_at, num_steps = state.step, settings.num_steps
-    with _Prefetch(batch_of, enabled=state.device.type != "cpu") as batches:
-        stepper = _Stepper(state, batches, loss_of, settings)
+    with Prefetch(batch_of, every=share.every, enabled=state.device.type != "cpu") as batches:
+        stepper = _Stepper(state, batches, loss_of, settings, team, share)
         try:
             yield Started(done=state.step, total=num_steps, remark=remark, stage=stage)
             if remark:
@@ -149,19 +161,20 @@ def train(
                     yield _validate(state, validation, total=num_steps, stage=stage)
                 if _is_due(state.step, settings.checkpoint_every, num_steps):
                     stepper.read_losses()
-                    save_checkpoint(checkpoint, state, recipe=recipe)
+                    if team.is_main:
+                        save_checkpoint(checkpoint, state, recipe=recipe)
                     saved_at = state.step
                     yield Checkpointed(done=state.step, total=num_steps, note="checkpoint", stage=stage)
         except GeneratorExit:
             # the state is consistent at a yield, and may only be saved then
-            if state.step > saved_at:
+            if state.step > saved_at and team.is_main:
                 stepper.read_losses()
                 save_checkpoint(checkpoint, state, recipe=recipe)
             raise
     stepper.read_losses()
     remark = _ending_remark(state, validation, settings)
     _leave_kept_weights(state)
-    if log is not None:
+    if log is not None and team.is_main:
         write_text(log, _log_text(state))
     if remark:
         yield Notice(text=remark, stage=stage)
@@ -253,11 +266,14 @@ class _Stepper(Generic[BatchT]):
     def __init__(
         self,
         state: TrainingState,
-        batches: _Prefetch[BatchT],
+        batches: Prefetch[BatchT],
         loss_of: Callable[[BatchT], Tensor],
         settings: LoopSettings,
+        team: Team,
+        share: Share,
     ) -> None:
         self._state, self._batches, self._loss_of, self._settings = state, batches, loss_of, settings
+        self._team, self._share = team, share
         self._read_every = 1 if state.device.type == "cpu" else settings.read_loss_every
         self._unread: list[tuple[Tensor, float]] = []
 
@@ -265,19 +281,21 @@ class _Stepper(Generic[BatchT]):
         """Take one step.
 
         Raises:
-            StageError: a loss is not finite.
+            StageError: a loss is not finite, or another process of the team has ended.
         """
         began = time.perf_counter()
-        state, settings = self._state, self._settings
+        state, settings, share = self._state, self._settings, self._share
         weights = list(state.parameters.values())
         rate = learning_rate_at(state.step, settings.schedules)
         state.optimizer.set_learning_rate(rate)
         total = torch.zeros((), device=state.device)
-        for micro in range(settings.gradient_accumulation_steps):
+        for micro in range(share.first, settings.gradient_accumulation_steps, share.every):
             batch = self._batches.take(state.step * settings.gradient_accumulation_steps + micro)
             loss = self._loss_of(batch) / settings.gradient_accumulation_steps
             loss.backward()
             total += loss.detach()
+        self._team.add_up_gradients(weights)
+        total = self._team.add_up(total)
         nn.utils.clip_grad_norm_(weights, settings.max_grad_norm)
         state.optimizer.step()
         if state.average is not None and settings.ema_decay is not None:
@@ -369,27 +387,3 @@ def averaged(weights: Sequence[Tensor], average: Sequence[Tensor]) -> Generator[
     finally:
         for weight, trained in zip(weights, kept, strict=True):
             weight.copy_(trained)
-
-
-class _Prefetch(Generic[BatchT]):
-    """Makes the next batch in a thread while an accelerator works on the current one."""
-
-    def __init__(self, batch_of: Callable[[int], BatchT], *, enabled: bool) -> None:
-        self._batch_of = batch_of
-        self._pool = ThreadPoolExecutor(1) if enabled else None
-        self._next: tuple[int, Future[BatchT]] | None = None
-
-    def take(self, index: int) -> BatchT:
-        """Return the batch of an index."""
-        if self._pool is None:
-            return self._batch_of(index)
-        batch = self._next[1].result() if self._next is not None and self._next[0] == index else self._batch_of(index)
-        self._next = (index + 1, self._pool.submit(self._batch_of, index + 1))
-        return batch
-
-    def __enter__(self) -> _Prefetch[BatchT]:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)

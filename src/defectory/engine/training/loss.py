@@ -25,6 +25,10 @@ class Counterparts:
     prompts: Sequence[str]
     drivers: Tensor
 
+    def part(self, members: slice) -> Counterparts:
+        """Return some of the members."""
+        return Counterparts(prompts=self.prompts[members], drivers=self.drivers[members])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -47,6 +51,18 @@ class Batch:
     defect: Tensor
     drivers: Tensor | None = None
     without: Counterparts | None = None
+
+    def part(self, members: slice) -> Batch:
+        """Return some of the members."""
+        return Batch(
+            clean=self.clean[members],
+            noise=self.noise[members],
+            timesteps=self.timesteps[members],
+            prompts=self.prompts[members],
+            defect=self.defect[members],
+            drivers=None if self.drivers is None else self.drivers[members],
+            without=None if self.without is None else self.without.part(members),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,8 @@ from defectory.engine.training.held_out import held_out_indices
 from defectory.engine.training.loop import train
 from defectory.engine.training.loss import Batch, Counterparts, Denoised, denoise, denoising_errors, errors_of
 from defectory.engine.training.noise import NoiseSchedule
+from defectory.engine.training.share import share_of
+from defectory.engine.training.team import ALONE, Team
 from defectory.events import Notice, Progress, Work
 
 PromptOf = Callable[[TileVariants, int], str]
@@ -40,12 +42,14 @@ class Phase:
         parameters: trainable parameters by name.
         batch_of: maps an index to a batch, a pure function.
         predict: maps a batch, noisy latents [B,C,h,w] and timesteps [B] to the prediction [B,C,h,w].
-        total: maps the errors of a batch's members, float [B], to the loss.
+        total: maps the errors of a batch's members, float [B], to the loss; a weighted sum, so that it can be added up
+            from parts.
         schedule: of the base.
         held_out: batches of the held-out loss; empty without held-out tiles.
         training: steps, batch, optimiser, loss weights.
         rate_shares: learning rates of parameters by name, as shares of the learning rate; 1 where none is given.
-        further: maps a batch that has counterparts, and its predictions, to a loss that is added; None adds none.
+        further: maps a batch that has counterparts, and its predictions, to a loss that is added, a mean over its
+            members; None adds none.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -59,7 +63,7 @@ class Phase:
     further: Callable[[Batch, Denoised], Tensor] | None = None
 
 
-def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
+def run_phase(phase: Phase, *, out: Path, recipe: str, team: Team = ALONE) -> Work[None]:
     """Train a phase's parameters in place, leave their moving average in them, and write `log.jsonl`.
 
     Leaving early writes a checkpoint first, from which the next call resumes.
@@ -68,25 +72,39 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
         phase: what to train.
         out: stage folder; its `checkpoint` stays until the caller has saved the result.
         recipe: digest of everything that the result depends on; a checkpoint of another recipe is not used.
+        team: the processes that train together; each computes its share of every batch.
 
     Raises:
-        StageError: the loss is not finite, or `out` cannot be written.
+        StageError: the loss is not finite, `out` cannot be written, or another process of the team has ended.
     """
+    training = phase.training
+    share = share_of(team.rank, training.gradient_accumulation_steps, training.batch_size, team.num_processes)
 
     def loss_of(batch: Batch) -> Tensor:
-        denoised = denoise(batch, partial(phase.predict, batch), phase.schedule, phase.training)
-        loss = phase.total(errors_of(denoised, batch, phase.schedule, phase.training))
+        part = batch if share.every_member == 1 else batch.part(share.members)
+        denoised = denoise(part, partial(phase.predict, part), phase.schedule, training)
+        errors = errors_of(denoised, part, phase.schedule, training)
+        if share.every_member > 1:
+            # members of other processes count as 0 here, so that the losses of all processes add up to the batch's
+            every = errors.new_zeros(len(batch.timesteps))
+            every[share.members] = errors
+            errors = every
+        loss = phase.total(errors)
         if phase.further is None or batch.without is None:
             return loss
-        return loss + phase.further(batch, denoised)
+        return loss + phase.further(part, denoised) * (len(part.timesteps) / len(batch.timesteps))
 
     @torch.no_grad()
     def held_out_loss() -> float:
         errors = [
-            denoising_errors(batch, partial(phase.predict, batch), phase.schedule, phase.training, weighted=False)
-            for batch in phase.held_out
+            denoising_errors(batch, partial(phase.predict, batch), phase.schedule, training, weighted=False)
+            for batch in phase.held_out[team.rank :: team.num_processes]
         ]
-        return float(torch.cat(errors).mean())
+        if team.num_processes == 1:
+            return float(torch.cat(errors).mean())
+        found = torch.cat([*errors, torch.zeros(0, device=phase.schedule.alpha_bar.device)])
+        total, count = team.add_up(torch.stack([found.sum(), found.new_tensor(float(len(found)))])).tolist()
+        return total / count
 
     if phase.training.patience is not None and not phase.held_out:
         yield Notice(text="training.patience has no effect, since there are no held-out tiles")
@@ -100,6 +118,8 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
         log=out / "log.jsonl",
         held_out_loss=held_out_loss if phase.held_out else None,
         rate_shares=phase.rate_shares,
+        team=team,
+        share=share,
     )
     with closing(events):
         yield from _progress(events)

@@ -10,10 +10,12 @@ from defectory.config.project import ProjectConfig
 from defectory.drivers.kinds import kind_of
 from defectory.engine.backbones.known import is_known, resolve_base
 from defectory.engine.backbones.verify import verify, verify_layout
-from defectory.engine.devices import device_of, usable_device
+from defectory.engine.devices import device_of, num_gpus, usable_device
+from defectory.engine.training.share import divided
 from defectory.errors import ConfigError, WeightsError
 from defectory.memory import machine_memory_bytes
 from defectory.runs.graph import State
+from defectory.runs.out_of_memory import TRAINING
 from defectory.runs.stage import Run, Stage
 from defectory.stages.parts.estimate.estimate import Estimate, estimate
 from defectory.stages.parts.further_rounds import is_round
@@ -71,6 +73,7 @@ def check_before_all(
         _require_tile_size(config)
     elif not is_known(config.base):
         _verify_if_there(config.base)
+    _require_shares(config, [stage.name for stage in selected if stage.name in stale and stage.trains_together])
     if not stale:
         return ()
     found = _estimate_of_sizes(run, stages, selected, states, computes=computes)
@@ -107,6 +110,37 @@ def _require_heeding(config: ProjectConfig) -> None:
     if config.curation.ignore and config.segmentation.model == "mask2former":
         found = "the family mask2former cannot leave doubtful pixels out of its loss"
         raise ConfigError("curation.ignore", found, "set it to [], or set another segmentation.model")
+
+
+def _require_shares(config: ProjectConfig, stages: Sequence[str]) -> None:
+    """Require that processes which train together share each step equally, and have a GPU each.
+
+    Args:
+        config: of the project.
+        stages: that have to run, and in which processes train together.
+    """
+    wanted = config.training_processes
+    if wanted == 1 or not stages:
+        return
+    trainings = {"learn-concept": config.concept.training, "learn-condition": config.condition.training}
+    steps = {
+        TRAINING[stage]: (trainings[stage].gradient_accumulation_steps, trainings[stage].batch_size)
+        for stage in stages
+        if stage in trainings
+    }
+    for section, (micro_batches, size) in steps.items():
+        if divided(micro_batches, size, wanted) is None:
+            fitting = max(n for n in range(1, wanted) if all(divided(*step, n) is not None for step in steps.values()))
+            larger = next(n for n in range(size, size + wanted) if divided(micro_batches, n, wanted) is not None)
+            found = f"{wanted} processes cannot share a step of {micro_batches} x {size} tiles equally"
+            raise ConfigError("training_processes", found, f"set it to {fitting}, or {section}.batch_size to {larger}")
+    device = device_of(config.device)
+    if device not in ("cpu", "cuda"):
+        found = f"{wanted} processes cannot train together on the device {device}"
+        raise ConfigError("training_processes", found, 'set it to 1, or set device to "cuda" or "cpu"')
+    if device == "cuda" and wanted > (count := num_gpus()):
+        found = f"{wanted} processes, but this machine shows {count} GPU{'s' if count > 1 else ''}"
+        raise ConfigError("training_processes", found, f"set it to {count}, one process per GPU")
 
 
 def _require_source(run: Run, setting: str) -> None:
@@ -168,6 +202,8 @@ def _remarks(found: Estimate) -> list[str]:
         return []
     peak = max(found.stages, key=lambda stage: stage.memory_bytes)
     todo = "num_processes=1" if peak.is_side_by_side else "smaller batches (batch_size) or tiles (tiling.tile_px)"
+    if peak.num_together > 1:
+        todo = "training_processes=1"
     return [
         f"stage {peak.stage} needs about {found.memory_bytes / 1e9:.1f} GB of memory, this machine has "
         f"{has / 1e9:.1f} GB; set {todo}"

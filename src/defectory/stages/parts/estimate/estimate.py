@@ -45,10 +45,12 @@ class StageEstimate:
         seconds: until it is done; None if that is not known.
         why: why the seconds are not known; else empty.
         memory_bytes: of all processes at its peak.
-        device_bytes: of a GPU's memory at its peak; 0 on a CPU.
+        device_bytes: of a GPU's memory at its peak, the same on each GPU; 0 on a CPU.
         file_bytes: of files that stay.
         passing_bytes: of files that are removed before it ends, such as checkpoints.
         is_side_by_side: stages of its group run at the same time; memory is that of all of them.
+        num_together: processes that train it together, one per GPU.
+        tiles_at_a_time: that each of these trains on; 0 of a stage that does not train on tiles.
     """
 
     stage: str
@@ -59,6 +61,8 @@ class StageEstimate:
     file_bytes: int = 0
     passing_bytes: int = 0
     is_side_by_side: bool = False
+    num_together: int = 1
+    tiles_at_a_time: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +163,8 @@ def estimate(
                 # of a group, so many checkpoints exist at a time
                 passing_bytes=round(work.passing_bytes * together.num_processes),
                 is_side_by_side=together.num_processes > 1,
+                num_together=work.num_together,
+                tiles_at_a_time=work.tiles_at_a_time,
             )
         )
     return Estimate(

@@ -58,11 +58,13 @@ class StageWork:
         seconds: on one thread of the reference machine.
         spread_seconds: the same, of work that further threads shorten.
         on_device: whether its networks run on the run's device, so that only a CPU's time is known.
-        memory_bytes: of the process beside what every process takes.
-        device_bytes: of a GPU's memory.
+        memory_bytes: of the process beside what every process takes; of those that train together, all in all.
+        device_bytes: of a GPU's memory, the same on each.
         file_bytes: of the result.
         passing_bytes: of files that are removed before the stage ends.
         cache_bytes: of files that stay in the cache.
+        num_together: processes that train together.
+        tiles_at_a_time: that each of them trains on; 0 of a stage that does not train on tiles.
     """
 
     multiply_adds: float = 0.0
@@ -74,3 +76,5 @@ class StageWork:
     file_bytes: float = 0.0
     passing_bytes: float = 0.0
     cache_bytes: float = 0.0
+    num_together: int = 1
+    tiles_at_a_time: int = 0

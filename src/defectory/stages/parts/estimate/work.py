@@ -8,6 +8,7 @@ from dataclasses import replace
 from defectory.condition.config import ConditionConfig
 from defectory.engine.backbones.workload import BaseWorkload, Workload
 from defectory.engine.training.config import TrainingConfig
+from defectory.engine.training.share import divided
 from defectory.runs.stage import Stage
 from defectory.stages.parts.estimate import costs
 from defectory.stages.parts.estimate.segmenter_work import (
@@ -164,18 +165,25 @@ def _training(
     steps = costs.MUON * training.num_steps * trained.muon_multiply_adds if training.optimizer == "muon" else 0
     weights = costs.WEIGHT_BYTES * trained.num_parameters
     still = costs.FROZEN_BYTES[training.mixed_precision] * frozen.num_parameters
-    batch = training.batch_size * _kept_bytes(of, training, trained + passed)
+    together = of.config.training_processes
+    _, sharing = divided(training.gradient_accumulation_steps, training.batch_size, together) or (1, 1)
+    at_a_time = -(-training.batch_size // sharing)
+    batch = at_a_time * _kept_bytes(of, training, trained + passed)
     # weights and gradients; the average, and a copy while it is validated
     averaged, moments = training.ema_decay is not None, costs.MOMENTS[training.optimizer]
     state = (2 + moments + 2 * averaged) * weights + still + batch
+    own = costs.NETWORK_OVERHEAD_BYTES + (state if of.on_cpu else weights + still)
     return StageWork(
         multiply_adds=costs.TRAIN * tiles * per_tile + steps,
         seconds=_loaded_s(trained + frozen),
         on_device=True,
-        memory_bytes=costs.NETWORK_OVERHEAD_BYTES + (state if of.on_cpu else weights + still),
+        # the process that starts the others holds no network
+        memory_bytes=own if together == 1 else together * (costs.PROCESS_BYTES + own),
         device_bytes=0 if of.on_cpu else state,
         # two checkpoints are on disk while the new one replaces the old one
         passing_bytes=2 * (1 + moments + averaged) * weights,
+        num_together=together,
+        tiles_at_a_time=at_a_time,
     )
 
 
