@@ -44,11 +44,12 @@ RUNS_ELSEWHERE = {"plain-diffusers", "condition-networks", "export"}
 """The first takes a minute with a real base, and the tests of a whole run execute it. The second needs a hypernetwork,
 and the tests of that execute it. The third needs an extra, and the tests of `export_onnx` execute it.
 """
-OTHER_PROGRAMS = {"build/bin/python", "python", "python3", "pip", "tar", "docker", "yolo", "labelme"}
+OTHER_PROGRAMS = {"accelerate", "build/bin/python", "python", "python3", "pip", "tar", "docker", "yolo", "labelme"}
 OTHER_OPTIONS = {
     *("--build-arg", "--gpus"),  # docker
     *("--constraint", "--editable", "--extra-index-url", "--find-links", "--no-index"),  # pip
     "--strict",  # mkdocs
+    *("--multi_gpu", "--num_processes"),  # accelerate
 }
 NO_SETTINGS = {"data.yaml", "section.key=value"}
 """A file's name, and a form."""

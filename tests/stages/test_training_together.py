@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,8 @@ def watch(event, args):
 def hold(event, args):
     if event == "os.rename" and str(args[1]).endswith("state.safetensors"):
         held.append(args)
+        if len(held) == int(os.environ["HELD_AT"]):
+            open(os.environ["HELD_WHILE"] + ".now", "w").close()
         while len(held) == int(os.environ["HELD_AT"]) and os.path.exists(os.environ["HELD_WHILE"]):
             time.sleep(0.01)
 if rank == "0":
@@ -78,6 +81,15 @@ def resumed(events: Iterator[Event]) -> tuple[str, int]:
     return next((e.stage, e.done) for e in events if isinstance(e, Progress) and "resumed" in e.note)
 
 
+def wait_until_held(held: Path) -> None:
+    """Wait until the main process is about to write its checkpoint."""
+    now, deadline = held.with_name(f"{held.name}.now"), time.monotonic() + 60
+    while not now.exists():
+        assert time.monotonic() < deadline, "no checkpoint is written"
+        time.sleep(0.01)
+    now.unlink()
+
+
 @pytest.fixture(scope="module")
 def prepared(
     tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory, open_tiny: Open
@@ -111,6 +123,7 @@ def test_processes_that_stop_or_are_killed_end_with_the_same_losses_and_weights(
     monkeypatch.setenv("HELD_AT", "2")
     events = run_all(open_tiny(folder, settings, *TOGETHER), only=PHASES)
     until(events, "learn-concept", 4)
+    wait_until_held(held)
     children = psutil.Process().children()
     assert len(children) == 2
     next(child for child in children if child.environ()["RANK"] == "1").kill()
@@ -130,6 +143,7 @@ def test_processes_that_stop_or_are_killed_end_with_the_same_losses_and_weights(
     events = run_all(open_tiny(folder, settings, *TOGETHER), only=PHASES)
     assert resumed(events) == ("learn-condition", 2)
     until(events, "learn-condition", 4)
+    wait_until_held(held)
     threading.Timer(1.0, held.unlink).start()
     events.close()
     assert not psutil.Process().children()

@@ -16,7 +16,7 @@ from defectory import __version__
 if TYPE_CHECKING:
     from defectory.stages.parts.estimate.estimate import Estimate
 
-PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "faster-coco-eval")
+PACKAGES = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "faster-coco-eval")
 
 
 def check_machine() -> dict[str, str]:

@@ -146,8 +146,12 @@ def join_team(*, on_cpu: bool) -> Team:
         on_cpu: train on the CPU, even if there is a GPU.
     """
     from accelerate import PartialState
+    from accelerate.utils import check_cuda_p2p_ib_support
 
     global _joined
+    if not on_cpu and not check_cuda_p2p_ib_support():
+        # as accelerate's launcher does; some cards with old drivers cannot talk to each other directly
+        os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
     with _lost():
         state: Any = PartialState(cpu=on_cpu, timeout=TIMEOUT, **({"backend": "gloo"} if on_cpu else {}))
     _joined = Team(rank=state.process_index, num_processes=state.num_processes, state=state)
