@@ -13,6 +13,7 @@ import pytest
 
 from defectory.artifacts.weights import Concept, Control
 from defectory.engine.devices import device_of
+from defectory.engine.speed import Speed
 from defectory.errors import ConfigError, WeightsError
 from defectory.events import StageEnded
 from defectory.files import digest_folder
@@ -27,7 +28,7 @@ from defectory.stages.parts.also_controls import (
     for_all_networks,
     require_also_controls,
 )
-from defectory.stages.parts.estimate.estimate import estimate_run
+from defectory.stages.parts.estimate.estimate import estimate
 from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.sampling import sampling_models
 from defectory.synthesis.drafts import draft_paths
@@ -39,6 +40,7 @@ TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 OTHER = {"path": "other/control", "scale": 0.5, "drivers": "edges"}
 PUBLISHED = {"path": "published", "scale": 0.7, "end": 0.5, "drivers": "grey"}
 DRAWING = ("calibrate", "synthesize", "finalize")
+DELIVERING = ("curate", "export")
 
 
 def option(*networks: dict[str, Any]) -> str:
@@ -63,8 +65,8 @@ def folder(tiny_run: TinyRun, tiny_base_folder: Path, tmp_path_factory: pytest.T
 @pytest.fixture(scope="module")
 def drawn(folder: Path, tiny_run: TinyRun, open_tiny: Opened) -> tuple[Run, list[StageEnded]]:
     """The copy, drawn again with both networks."""
-    run = open_tiny(folder, tiny_run[1], BOTH)
-    return run, [event for event in run_all(run, only=DRAWING) if isinstance(event, StageEnded)]
+    run = open_tiny(folder, tiny_run[1], BOTH, "synthesis.calibration_drafts=1")
+    return run, [event for event in run_all(run, only=(*DRAWING, *DELIVERING)) if isinstance(event, StageEnded)]
 
 
 def keys_of(run: Run) -> dict[str, dict[str, object]]:
@@ -73,15 +75,16 @@ def keys_of(run: Run) -> dict[str, dict[str, object]]:
 
 def test_without_further_networks_no_stage_depends_on_them(folder: Path, tiny_run: TinyRun, open_tiny: Opened) -> None:
     without, with_both = (keys_of(open_tiny(folder, tiny_run[1], *of)) for of in ((), (BOTH,)))
-    assert "also_controls" not in json.dumps(without, default=str)
-    assert {name for name in without if without[name] != with_both[name]} == set(DRAWING)
+    # the report shows all settings
+    assert [name for name in without if "also_controls" in json.dumps(without[name], default=str)] == ["report"]
+    assert {name for name in without if without[name] != with_both[name]} == {*DRAWING, "report"}
 
 
 def test_drafts_are_drawn_with_all_networks_and_only_once(
     drawn: tuple[Run, list[StageEnded]], tiny_run: TinyRun
 ) -> None:
     run, ended = drawn
-    assert {event.stage for event in ended if not event.skipped} == set(DRAWING)
+    assert {event.stage for event in ended if not event.skipped} == {*DRAWING, *DELIVERING}
     jobs = run.store().plan.jobs
     for which, differs in ((0, True), (1, True), (2, False)):
         ours, before = (
@@ -116,7 +119,7 @@ def test_a_synthesis_that_was_left_resumes_to_the_same_files(
     store, config = run.store(), run.config
     also = also_networks(run.sources, config)
     pool = pool_tiles(store, config, further=drivers_of(also))
-    plan = store.plan.model_copy(update={"jobs": store.plan.jobs[:4]})
+    plan = store.plan.model_copy(update={"jobs": store.plan.jobs[:2]})
     models = sampling_models(
         store.concept, store.control, device_of("cpu"), base=config.base, mixed_precision="no", also=also
     )
@@ -134,30 +137,38 @@ def test_a_synthesis_that_was_left_resumes_to_the_same_files(
         )
 
     def drawing(out: Path) -> Any:
-        settings = config.synthesis.model_copy(update={"mode": "full", "batch_size": 2, "mixed_precision": "no"})
+        settings = config.synthesis.model_copy(update={"mode": "full", "batch_size": 1, "mixed_precision": "no"})
         return synthesize(plan, models=models, class_noun="part", input_of=input_of, config=settings, out=out)
 
     list(drawing(tmp_path / "whole"))
     left = drawing(tmp_path / "left")
     next(left)
     left.close()
-    assert [event.resumed_at for event in drawing(tmp_path / "left")] == [2]
+    assert [event.resumed_at for event in drawing(tmp_path / "left")] == [1]
     assert digest_folder(tmp_path / "left") == digest_folder(tmp_path / "whole")
 
 
 def test_insertion_draws_with_all_networks_too(
-    drawn: tuple[Run, list[StageEnded]], tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
+    drawn: tuple[Run, list[StageEnded]],
+    tiny_run: TinyRun,
+    open_tiny: Opened,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run, _ = drawn
-    (tmp_path / "frames").mkdir()
+    folder, loaded = drawn[0].sources.folder, list[Any]()
+
+    def models_of(*given: Any, **options: Any) -> Any:
+        loaded.append(sampling_models(*given, **options))
+        return loaded[-1]
+
+    monkeypatch.setattr("defectory.tools.insert.sampling_models", models_of)
     pixels = np.random.default_rng(0).integers(60, 200, (64, 88, 3)).astype(np.uint8)
-    save_png(tmp_path / "frames" / "a.png", pixels)
-    images: list[np.ndarray] = []
-    for name, options in (("with", (BOTH,)), ("without", ())):
-        project = open_tiny(run.sources.folder, tiny_run[1], "synthesis.insert_margin_px=4", *options)
-        list(insert_into(project, tmp_path / "frames" / "a.png", out=tmp_path / name, count=1))
-        images.append(load_rgb(next((tmp_path / name / "images").glob("*.png"))))
-    assert (images[0] != images[1]).any()
+    save_png(tmp_path / "frame.png", pixels)
+    project = open_tiny(folder, tiny_run[1], "synthesis.insert_margin_px=4", BOTH)
+    # drivers without three channels for each network would not be drawn with
+    list(insert_into(project, tmp_path / "frame.png", out=tmp_path / "out", count=1))
+    assert [len(models.networks) for models in loaded] == [3]
+    assert (load_rgb(next((tmp_path / "out" / "images").glob("*.png"))) != pixels).any()
 
 
 def test_a_driver_serves_all_networks_that_read_the_same(folder: Path, tiny_run: TinyRun, open_tiny: Opened) -> None:
@@ -207,18 +218,32 @@ def test_a_network_trained_on_other_drivers_is_told(folder: Path, tiny_run: Tiny
 def test_the_plan_counts_further_networks_in_the_steps_in_which_they_act(
     folder: Path, tiny_run: TinyRun, open_tiny: Opened
 ) -> None:
+    speed = Speed(all=1e9, one=1e9, num_threads=1)
+
     def seconds(*networks: dict[str, Any]) -> float:
-        run = open_tiny(
-            folder, tiny_run[1], option(*networks), "synthesis.num_images=5000", "synthesis.num_inference_steps=10"
-        )
-        (found,) = (of for of in estimate_run(run, stages_of(run.config)).stages if of.stage == "synthesize")
+        run = open_tiny(folder, tiny_run[1], option(*networks), "synthesis.num_inference_steps=10")
+        stages = stages_of(run.config)
+        chosen = [stage for stage in stages if stage.name == "synthesize"]
+        (found,) = estimate(run, stages, chosen, {}, device="cpu", speed=speed).stages
         assert found.seconds is not None
         return found.seconds
 
-    # the machine's speed is measured anew each time
-    assert seconds(*[{"path": "published"}] * 8) > 1.5 * seconds(*[{"path": "published", "end": 0.1}] * 8)
+    published = {"path": "published"}
+    whole, half, off = (seconds({**published, **of}) for of in ({}, {"end": 0.5}, {"scale": 0}))
+    assert off < half < whole
+    # loading takes as long in each case
+    assert half - off == pytest.approx((whole - off) / 2)
 
 
-def test_control_files_of_runs_name_their_digest(folder: Path) -> None:
+def test_the_provenance_names_the_weights_of_all_networks(
+    drawn: tuple[Run, list[StageEnded]], folder: Path, tiny_run: TinyRun
+) -> None:
     control = Control.load(folder / "other" / "control" / "control.json")
     assert control.weights_digest == digest_folder(folder / "other" / "control" / "controlnet")
+    expected = [control.weights_digest, digest_folder(folder / "published")]
+
+    def records(run: Path) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (run / "synthetic" / "provenance.jsonl").read_text().splitlines()]
+
+    assert [of["also_control_digests"] for of in records(drawn[0].folder)] == [expected] * len(records(folder / "run"))
+    assert not any("also_control_digests" in of for of in records(tiny_run[0] / "run"))

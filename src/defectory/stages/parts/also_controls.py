@@ -16,6 +16,7 @@ from defectory.config.project import ProjectConfig
 from defectory.drivers.further import FurtherDriver
 from defectory.drivers.kinds import kind_of
 from defectory.errors import ConfigError, InputError, WeightsError
+from defectory.files import read_manifest
 from defectory.runs.sources import MissingSource, Sources
 from defectory.stages.learn_condition import driver_digest
 from defectory.stages.parts.base_digest import base_digest, cached_digest
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 SAME = "same"
 SETTING = "synthesis.also_controls"
+FILES = f"files of {SETTING}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +77,13 @@ def also_key(config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
     if not listed:
         return {}
     digests = {str(number): _digest(sources.path(one.path)) for number, one in enumerate(listed, start=1)}
-    return {SETTING: [one.model_dump(mode="json") for one in listed], f"files of {SETTING}": digests}
+    return {SETTING: [one.model_dump(mode="json") for one in listed], FILES: digests}
+
+
+def digests_drawn_with(drafts: Path) -> tuple[str, ...]:
+    """Return the digests of the further networks that finished drafts were drawn with, from their manifest."""
+    settings: Mapping[str, object] = (read_manifest(drafts) or {"settings": {}})["settings"]
+    return tuple(str(settings[key]) for key in sorted(settings) if key.startswith(f"{FILES}."))
 
 
 def _digest(folder: Path) -> str | MissingSource:
