@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 TESTS ?= tests
 
-.PHONY: demo demo-full test check pytest clean
+.PHONY: demo demo-full test test-all check pytest clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/defectory demo
@@ -17,6 +17,10 @@ demo-full: $(VENV)/.runtime
 test: $(VENV)/.development
 	$(MAKE) --no-print-directory --jobs 2 check pytest
 
+# every combination of concept method, condition network and family of bases, too
+test-all: $(VENV)/.development
+	$(MAKE) --no-print-directory --jobs 2 check pytest MARKED="matrix or not matrix"
+
 check: $(VENV)/.development
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,7 +28,7 @@ check: $(VENV)/.development
 	$(BIN)/pyright
 
 pytest: $(VENV)/.development
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(if $(MARKED),-m "$(MARKED)") $(TESTS)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if (3, 11) <= v[:2] <= (3, 13) else f"Python {v[0]}.{v[1]} found, 3.11 to 3.13 needed; make PYTHON=python3.12 ...")'

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from safetensors.torch import save_file
 
 from defectory.artifacts.weights import Concept
 from defectory.condition.config import ConditionConfig
-from defectory.condition.finalize import finalize_pipeline
 from defectory.condition.learn import learn_condition, load_adapted_base
 from defectory.condition.load import load_network
 from defectory.condition.networks import CONDITION_NETWORKS
@@ -26,8 +21,6 @@ from defectory.condition.networks.controlnet import ControlNet
 from defectory.engine.backbones.embeddings import encode_prompts
 from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.save import save_base_like
-from defectory.engine.sampling.models import for_sampling
-from defectory.engine.sampling.sample import Conditions, Sampler, sample_images, sample_noise
 from defectory.engine.training.config import TrainingConfig
 from defectory.errors import ConfigError, WeightsError
 from defectory.events import Progress
@@ -151,61 +144,6 @@ def test_left_training_resumes_to_the_same_files_and_the_network_steers(
     plain = predicted(None, models, drivers_of(1))
     assert torch.equal(predicted(network, models, drivers_of(1), scale=0.0), plain)
     assert torch.equal(predicted(None, models, drivers_of(1)), plain), "nothing stays in the frozen network"
-
-
-def trained(concept: Path, tiles: list[Any], out: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
-    for _ in learning(tiles, concept, out, settings):
-        pass
-    models = load_adapted_base(concept)
-    return models, load_network(out, models)
-
-
-FINISHED = {"half a controlnet": "StableDiffusionControlNetPipeline", "adapter": "StableDiffusionAdapterPipeline"}
-DRAW_PLAINLY = """
-import sys
-import diffusers
-import numpy as np
-import torch
-from PIL import Image
-from safetensors.torch import load_file
-folder, *kinds = sys.argv[1:]
-for kind in kinds:
-    pipeline = getattr(diffusers, kind).from_pretrained(f"{folder}/{kind}/pipeline", local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    image = pipeline(
-        "an image of a sks with a crack",
-        image=Image.open(folder + "/driver.png"),
-        num_inference_steps=3,
-        guidance_scale=1.0,
-        latents=load_file(folder + "/noise.safetensors")["noise"],
-        output_type="np",
-    ).images[0]
-    np.save(f"{folder}/{kind}.npy", image)
-assert not any(name.split(".")[0] == "defectory" for name in sys.modules)
-"""
-
-
-def test_plain_diffusers_draws_the_same_images(concept: Path, training_tiles: Tiles, tmp_path: Path) -> None:
-    driver = (drivers_of(4)[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
-    Image.fromarray(driver).save(tmp_path / "driver.png")
-    save_file({"noise": sample_noise([7], (4, 8, 12))}, tmp_path / "noise.safetensors")
-    drawn: dict[str, np.ndarray] = {}
-    for case, kind in FINISHED.items():
-        models, network = trained(concept, training_tiles(), tmp_path / kind, CASES[case])
-        drawn[kind] = sample_images(
-            for_sampling(models, network),
-            Conditions(prompts=["an image of a sks with a crack"], drivers=[driver]),
-            seeds=[7],
-            sampler=Sampler(scheduler="base", num_inference_steps=3),
-        )[0]
-        out = tmp_path / kind
-        assert finalize_pipeline(load_adapted_base(concept), out, out / "pipeline")[0] == kind
-    done = subprocess.run(
-        [sys.executable, "-c", DRAW_PLAINLY, str(tmp_path), *drawn], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    for kind, ours in drawn.items():
-        assert np.abs(np.load(tmp_path / f"{kind}.npy") * 255 - ours).max() < 1.5
 
 
 def test_a_smaller_network_is_smaller_and_its_stock_form_predicts_the_same(concept: Path) -> None:

@@ -133,23 +133,16 @@ def describe_base(base: Path | str = EMBEDDED) -> BaseInfo:
         WeightsError: it is not there, not complete, or of an unsupported family.
     """
     from defectory.engine.backbones.describe import parts_of
-    from defectory.engine.backbones.files import read_json
-    from defectory.engine.backbones.places import SOURCE_NAME
+    from defectory.engine.backbones.licences import licence_of, origin_of
     from defectory.engine.backbones.verify import verify_layout
-    from defectory.tools.pull import licence_of
 
     folder = resolve_base(str(base))
     facts, origin = verify_layout(folder), None
-    source = read_json(folder / SOURCE_NAME) if (folder / SOURCE_NAME).is_file() else {}
+    _, source = origin_of(str(base), folder)
     if isinstance(source.get("hub_id"), str):
         origin = f"{source['hub_id']}, {source.get('commit') or source.get('revision')}"
-    known = next(
-        (known for known in KNOWN_BASES if str(base) == known.name or (origin and known.hub_id == source["hub_id"])),
-        None,
-    )
-    return BaseInfo(
-        folder=folder, facts=facts, parts=parts_of(folder), licence=licence_of(folder, known), origin=origin
-    )
+    licence = licence_of(str(base), folder).words
+    return BaseInfo(folder=folder, facts=facts, parts=parts_of(folder), licence=licence, origin=origin)
 
 
 def verify_base(base: Path | str = EMBEDDED) -> tuple[Path, BaseFacts]:

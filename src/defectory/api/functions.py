@@ -99,8 +99,8 @@ def synthesize(
     """
     from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
     from defectory.stages.parts.also_controls import also_networks, for_all_networks
+    from defectory.stages.parts.prompts import prompt_of
     from defectory.stages.parts.sampling import sampling_models
-    from defectory.stages.plan import prompt_of
     from defectory.synthesis.full import guidance_of
 
     config, store = project.config, project.store

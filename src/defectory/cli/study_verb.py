@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from defectory.studies.study import Study
 
 RecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", help="ladder, scarcity, ratio, ablation, compare or transfer; see study.recipe."),
+    str | None, typer.Option("--recipe", help="ladder, scarcity, ratio, ablation, concepts, ...; see study.recipe.")
 ]
 
 

@@ -37,7 +37,7 @@ from defectory.engine.training.loss import Batch
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.engine.training.phase import MemberSource, Phase, check_phase_tiles, make_ready, run_phase
 from defectory.events import Work
-from defectory.files import digest_folder, digest_json
+from defectory.files import digest_folder, digest_json, write_text
 from defectory.folders.swap import atomic_folder, remove_leftovers
 
 DEFAULT_PROMPTS = PromptConfig()
@@ -95,7 +95,7 @@ def learn_concept(
     settings = config.with_initializer(prompts.class_noun)
     method = kind.start(backbone, settings, instance_token=prompts.instance_token, seed=seed)
     if not method.parameters:
-        (out / "log.jsonl").touch()
+        write_text(out / "log.jsonl", "")
         return _save(method, config, prompts, base=base, base_digest=base_digest, prior=prior, out=out)
     backbone.move_frozen_encoders("cpu")
     training, rate_shares = _rates_of(method, training)

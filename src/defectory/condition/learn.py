@@ -7,6 +7,7 @@ f is the frozen backbone, steered by a condition network; only that network trai
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from defectory.artifacts.weights import Concept, Control
 from defectory.condition.config import ConditionConfig
 from defectory.condition.networks import CONDITION_NETWORKS
 from defectory.condition.networks.network import ConditionNetwork
+from defectory.condition.reward import FidelityReward
 from defectory.engine.backbones.backbone import Backbone
 from defectory.engine.backbones.embeddings import PromptEmbeddings
 from defectory.engine.backbones.load import load_base
@@ -28,7 +30,7 @@ from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRec
 from defectory.engine.training.checkpoint import remove_checkpoint
 from defectory.engine.training.data import BatchPlan, TrainingTile
 from defectory.engine.training.held_out import held_out_batches
-from defectory.engine.training.loss import Batch
+from defectory.engine.training.loss import Batch, Counterparts
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
 from defectory.engine.training.phase import MemberSource, Phase, check_phase_tiles, make_ready, run_phase
 from defectory.errors import ConfigError, InputError
@@ -96,7 +98,13 @@ def learn_condition(
     held_out = check_phase_tiles(tiles, held_out, backbone)
     plan = _plan(tiles, config, seed=seed)
     variant_recipe = VariantRecipe.of(
-        backbone, training, flip=flip, seed=seed, make_driver=make_driver, driver_digest=driver_digest
+        backbone,
+        training,
+        flip=flip,
+        seed=seed,
+        make_driver=make_driver,
+        driver_digest=driver_digest,
+        with_empty_drivers=config.fidelity_reward > 0,
     )
     variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
@@ -106,20 +114,29 @@ def learn_condition(
     make_ready(network.module, backbone.denoiser, training=training, latents=variants[0].latents)
 
     def prompt_of(tile: TileVariants, variant: int) -> str:
+        return prompt(tile, tile.class_names[variant])
+
+    def prompt(tile: TileVariants, class_names: Sequence[str]) -> str:
         tone = tile.tone if learned.tone_words else ""
-        return condition_prompt(learned.instance_token, tile.class_names[variant], defect_noun=defect_noun, tone=tone)
+        return condition_prompt(learned.instance_token, class_names, defect_noun=defect_noun, tone=tone)
 
     source = MemberSource(
-        plan=plan, variants=variants, prompt_of=prompt_of, proportion_empty_prompts=training.proportion_empty_prompts
+        plan=plan,
+        variants=variants,
+        prompt_of=prompt_of,
+        proportion_empty_prompts=training.proportion_empty_prompts,
+        bare_prompt_of=lambda tile, _: prompt(tile, ()),
     )
+    embed = PromptEmbeddings(backbone)
     phase = Phase(
         parameters=dict(network.module.named_parameters()),
-        batch_of=partial(_batch, source, schedule, seed),
-        predict=partial(_predict, backbone, network, PromptEmbeddings(backbone)),
+        batch_of=partial(_batch, source, schedule, seed, _rewarded_from(config)),
+        predict=partial(_predict, backbone, network, embed),
         total=torch.mean,
         schedule=schedule,
         held_out=held_out_batches(held_out_variants, schedule.num_timesteps, prompt_of, training.batch_size),
         training=training,
+        further=_reward(config, schedule, backbone, network, embed),
     )
     named = {"concept": learned.weights_digest, "drivers": driver_digest, "defect_noun": defect_noun}
     recipe = digest_json({**named, **_recipe(tiles, held_out, config), "flip": flip, "seed": seed})
@@ -189,10 +206,41 @@ def _plan(tiles: Sequence[TrainingTile], config: ConditionConfig, *, seed: int) 
     )
 
 
-def _batch(source: MemberSource, schedule: NoiseSchedule, seed: int, index: int) -> Batch:
+def _rewarded_from(config: ConditionConfig) -> float:
+    """Return the index of the first batch that gets the fidelity reward; infinite if none does."""
+    training = config.training
+    if config.fidelity_reward == 0:
+        return math.inf
+    return int(config.fidelity_reward_start * training.num_steps) * training.gradient_accumulation_steps
+
+
+def _reward(
+    config: ConditionConfig,
+    schedule: NoiseSchedule,
+    backbone: Backbone,
+    network: ConditionNetwork,
+    embed: PromptEmbeddings,
+) -> FidelityReward | None:
+    if config.fidelity_reward == 0:
+        return None
+
+    def predict(given: Counterparts, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        drivers = drivers_to_tensor(list(given.drivers.numpy())).to(noisy.device)
+        return network.predict(backbone, noisy, timesteps, embed(given.prompts), drivers)
+
+    return FidelityReward(
+        weight=config.fidelity_reward,
+        max_timestep=round(config.fidelity_reward_max_noise * schedule.num_timesteps),
+        schedule=schedule,
+        predict=predict,
+        mixed_precision=config.training.mixed_precision,
+    )
+
+
+def _batch(source: MemberSource, schedule: NoiseSchedule, seed: int, rewarded_from: float, index: int) -> Batch:
     """Make the batch of an index."""
     generator = generator_of(seed, "condition", index)
-    members = source.members(index, generator)
+    members = source.members(index, generator, with_counterparts=index >= rewarded_from)
     noise = torch.randn(members.latents.shape, generator=generator)
     return Batch(
         clean=members.latents,
@@ -201,6 +249,7 @@ def _batch(source: MemberSource, schedule: NoiseSchedule, seed: int, index: int)
         prompts=members.prompts,
         defect=members.defect,
         drivers=members.drivers,
+        without=members.without,
     )
 
 

@@ -89,6 +89,44 @@ ABLATION = Recipe(
         Variant(name="ignore both", settings={"curation.ignore": ["difference", "segmenter"]}),
     ),
 )
+CONCEPTS = Recipe(
+    summary="how the concept is learned: DreamBooth, LoRA, a new word, both, or not at all",
+    arms=("real", "mixed"),
+    variants=tuple(
+        Variant(name=name, settings={"concept.method": method})
+        for name, method in (
+            ("DreamBooth", "dreambooth"),
+            ("LoRA", "lora"),
+            ("Textual Inversion", "textual_inversion"),
+            ("LoRA and Textual Inversion", "lora_textual_inversion"),
+            ("no concept", "none"),
+        )
+    ),
+)
+OF_NETWORKS: tuple[Variant, ...] = (
+    *(
+        Variant(name=f"controlnet at {capacity:g}", settings={"condition.capacity": capacity})
+        for capacity in (1.0, 0.5, 0.25)
+    ),
+    Variant(name="hypernetwork", settings={"condition.network": "hypernetwork"}),
+    Variant(name="adapter", settings={"condition.network": "adapter"}),
+)
+NETWORKS = Recipe(
+    summary="condition networks and their strength, all begun without a pretrained network",
+    arms=("real", "mixed"),
+    variants=tuple(
+        Variant(
+            name=f"{network.name}, strength {strength:g}",
+            settings={
+                "condition.init": "copy",
+                **network.settings,
+                "synthesis.controlnet_conditioning_scale": strength,
+            },
+        )
+        for network in OF_NETWORKS
+        for strength in (1.0, 0.5, 1.5)
+    ),
+)
 DRIVERS_TIMES_SAMPLES: dict[str, object] = {
     "synthesis.num_images": 100,
     "synthesis.augmentations_per_image": 0,
@@ -114,6 +152,8 @@ RECIPES: Registry[Recipe] = Registry(
         "scarcity": "defectory.config.recipes:SCARCITY",
         "ratio": "defectory.config.recipes:RATIO",
         "ablation": "defectory.config.recipes:ABLATION",
+        "concepts": "defectory.config.recipes:CONCEPTS",
+        "networks": "defectory.config.recipes:NETWORKS",
         "compare": "defectory.config.recipes:COMPARE",
         "transfer": "defectory.config.recipes:TRANSFER",
     },

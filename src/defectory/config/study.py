@@ -16,7 +16,8 @@ class StudyConfig(Section):
 
     recipe: str = "ladder"
     """`ladder` (every rung), `scarcity` (5 to all labelled images), `ratio` (numbers of drafts, shares of real images),
-    `ablation` (parts of the method), `compare` (beside inpainting, as in the paper), `transfer` (another data set), a
+    `ablation` (parts of the method), `concepts` (ways to learn the concept), `networks` (condition networks and their
+    strength), `compare` (beside inpainting, as in the paper), `transfer` (another data set), a
     recipe of an installed package, or `package.module:attribute`.
     """
     out: str = "runs/study"

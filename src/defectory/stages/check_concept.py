@@ -19,8 +19,8 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.parts.images_used import record_images
+from defectory.stages.parts.prompts import prompt_of, tone_of
 from defectory.stages.parts.sampling import load_backbone
-from defectory.stages.plan import prompt_of, tone_of
 
 NUM_INFERENCE_STEPS = 12
 BATCH_SIZE = 4

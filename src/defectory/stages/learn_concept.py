@@ -13,6 +13,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.parts.base_digest import base_digest
+from defectory.stages.parts.model_cards import write_concept_card
 from defectory.stages.parts.phase_tiles import phase_tiles, record_phase_images
 from defectory.stages.parts.progress import with_note
 
@@ -64,4 +65,5 @@ class LearnConcept(Stage):
         )
         # class images are drawn from the prompt alone
         record_phase_images(inputs, out, prior=())
+        write_concept_card(inputs, config, concept, out=out)
         return f"digest {concept.weights_digest[:12]}, {note}"

@@ -8,13 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from defectory.artifacts.annotation import masks_of
 from defectory.artifacts.plan import Job
 from defectory.artifacts.plan import Plan as PlanValue
 from defectory.artifacts.tiles import Tile
-from defectory.artifacts.weights import Concept
 from defectory.config.project import ProjectConfig
-from defectory.engine.backbones.prompts import condition_prompt
 from defectory.events import Work
 from defectory.files import write_json
 from defectory.masks.placement import RELATIONS, Site, site_of, site_of_square
@@ -27,6 +24,7 @@ from defectory.stages.parts.drawing_mode import square_margin_px, synthesis_of, 
 from defectory.stages.parts.frame_sizes import frame_sizes
 from defectory.stages.parts.mask_supply import Focus, MaskSupply, focus_weights, mask_supply
 from defectory.stages.parts.pool import corner_of, pool_tiles
+from defectory.stages.parts.prompts import prompt_of, tone_of
 from defectory.stages.parts.regions import tile_regions
 from defectory.synthesis.frame_plan import Squares, make_frame_plan
 from defectory.synthesis.plan import MIN_VISIBLE_SHARE, DrawMask, PlanDigests, PlanMaterial, make_plan, plan_summary
@@ -202,20 +200,3 @@ def _told(plan: PlanValue, inputs: RunStore, *, squares: bool, left_out: Mapping
     cut = ", ".join(f"{name} {count}" for name, count in left_out.items() if count)
     without = f"; left out as too large for a tile with its margin: {cut}" if cut else ""
     return f"{summary['images']} drafts on {where}; masks {summary['instances_per_class']}{without}"
-
-
-def prompt_of(concept: Concept, names: Sequence[str], tone: str, *, defect_noun: str) -> str:
-    """Return the prompt of an image with defects of these classes; no classes mean a defect-free image."""
-    return condition_prompt(concept.instance_token, names, defect_noun=defect_noun, tone=tone)
-
-
-def tone_of(tile: Tile, image: NDArray[np.uint8], concept: Concept) -> str:
-    """Return the words for the tones of a tile's image RGB uint8 [H,W,3]; empty if the concept uses none."""
-    from defectory.engine.training.data import TrainingTile
-
-    if not concept.tone_words:
-        return ""
-    masks = masks_of(tile.instances)
-    # classes do not matter for tones
-    names = ("",) * len(masks)
-    return TrainingTile(id=tile.id, image=image, instances=masks, class_names=names, valid_hw=tile.valid_hw).tone

@@ -19,6 +19,7 @@ from defectory.engine.backbones.chosen import chosen_texts, chosen_weights
 from defectory.engine.backbones.facts import BaseFacts
 from defectory.engine.backbones.files import DIGESTS_NAME, read_json, write_digests
 from defectory.engine.backbones.known import KnownBase, resolve_base
+from defectory.engine.backbones.licences import licence_of
 from defectory.engine.backbones.places import PARTIAL, SOURCE_NAME, bases_folder, cached_folder, require_all_parts
 from defectory.engine.backbones.verify import verify, verify_layout
 from defectory.errors import OutputError, WeightsError
@@ -35,7 +36,6 @@ KIND = "base"
 BLOCK_BYTES = 1 << 22
 HUB_CACHE = re.compile(r"[0-9a-f]{64}")
 """Name of a large file in the hub's cache: its SHA-256."""
-UNKNOWN_LICENCE = "not stated; ask its owner before you use it"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,19 +89,8 @@ def pull(what: Pull, *, bases: Path | None = None) -> Generator[Event, None, Pat
     with contextlib.suppress(OSError):
         shutil.rmtree(work)
         work.parent.rmdir()
-    yield Notice(text=f"licence of {what.name}: {licence_of(folder, what.known)}")
+    yield Notice(text=f"licence of {what.name}: {licence_of(what.name, folder).words}")
     return folder
-
-
-def licence_of(folder: Path, known: KnownBase | None = None) -> str:
-    """Return the licence of a base with its restrictions, as far as it is known."""
-    if known is not None:
-        return known.licence
-    with contextlib.suppress(WeightsError):
-        stated = read_json(folder / SOURCE_NAME).get("licence")
-        if isinstance(stated, str) and stated:
-            return f"{stated} (as its owner states; read it for restrictions of use)"
-    return UNKNOWN_LICENCE
 
 
 def _is_there(what: Pull, folder: Path) -> bool:

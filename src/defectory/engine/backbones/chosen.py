@@ -11,6 +11,8 @@ from defectory.errors import WeightsError
 TEXTS = (".json", ".txt")
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of published pipelines that no base here needs."""
+LICENCE_FILE = re.compile(r"(licen[cs]e|notice|use[-_ ]?(policy|restrictions))[^/]*", re.IGNORECASE)
+"""Name of a file that states a licence; it stays with the weights."""
 _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(?P<variant>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors"
     r"|(diffusion_pytorch_model|model)\.safetensors\.index(?P<of_index>\.fp16)?\.json"
@@ -20,9 +22,9 @@ PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "controlnet")
 
 
 def chosen_texts(names: Iterable[str]) -> list[str]:
-    """Return the files of settings and vocabularies: `model_index.json`, and JSON and text of the parts."""
+    """Return the files of settings and vocabularies, `model_index.json` and what states the licence."""
     chosen = [name for name in names if _part(name) and name.endswith(TEXTS) and ".safetensors.index" not in name]
-    return sorted([*chosen, *(name for name in names if name == "model_index.json")])
+    return sorted([*chosen, *(name for name in names if name == "model_index.json" or LICENCE_FILE.fullmatch(name))])
 
 
 def chosen_weights(where: object, names: Iterable[str], *, half: bool = False) -> list[str]:

@@ -26,6 +26,7 @@ class KnownBase:
         name: that `base` may be set to.
         description: one line.
         licence: of the weights, with its restrictions of use.
+        licence_id: the same, as model hubs name it.
         tile_px: side of its native tiles in pixels.
         prediction_type: what its denoiser predicts.
         hub_id: `owner/model` on the model hub; None if the base is shipped.
@@ -37,6 +38,7 @@ class KnownBase:
     name: str
     description: str
     licence: str
+    licence_id: str
     tile_px: int
     prediction_type: str = "epsilon"
     hub_id: str | None = None
@@ -50,6 +52,7 @@ KNOWN_BASES = (
         name=EMBEDDED,
         description="Defectory's own small base, trained on procedural images alone; shipped in the package",
         licence="Apache-2.0",
+        licence_id="apache-2.0",
         tile_px=128,
         prediction_type="v_prediction",
     ),
@@ -57,6 +60,7 @@ KNOWN_BASES = (
         name="sd15",
         description="Stable Diffusion 1.5",
         licence=f"CreativeML Open RAIL-M: {_RESTRICTIONS}",
+        licence_id="creativeml-openrail-m",
         tile_px=512,
         hub_id="stable-diffusion-v1-5/stable-diffusion-v1-5",
     ),
@@ -64,6 +68,7 @@ KNOWN_BASES = (
         name="sd21",
         description="Stable Diffusion 2.1 for 768 px",
         licence=f"CreativeML Open RAIL++-M: {_RESTRICTIONS}",
+        licence_id="openrail++",
         tile_px=768,
         prediction_type="v_prediction",
         hub_id="stabilityai/stable-diffusion-2-1",
@@ -72,6 +77,7 @@ KNOWN_BASES = (
         name="sdxl",
         description="Stable Diffusion XL 1.0",
         licence=f"CreativeML Open RAIL++-M: {_RESTRICTIONS}",
+        licence_id="openrail++",
         tile_px=1024,
         hub_id="stabilityai/stable-diffusion-xl-base-1.0",
     ),

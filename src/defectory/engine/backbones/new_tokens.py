@@ -42,6 +42,11 @@ def spelled_out(prompt: str, tokenizer: Any) -> str:
     return prompt
 
 
+def all_names(token: str, num_vectors: int) -> str:
+    """Return a token of several vectors as `spelled_out` writes it."""
+    return " ".join(_names(token, num_vectors))
+
+
 def start_tokens(backbone: Backbone, token: str, *, num_vectors: int, initializer: str) -> dict[str, nn.Parameter]:
     """Add a token to a frozen backbone, in place, and return its trainable vectors by name, float [N,D] per encoder.
 

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,10 +24,28 @@ from defectory.events import Progress, Work
 from defectory.files import digest_json
 from defectory.geometry import RESAMPLING
 
-MakeDriver = Callable[[NDArray[np.uint8], Sequence[tuple[int, NDArray[np.bool_]]], tuple[int, int]], NDArray[np.uint8]]
-"""Image, or its drawing, uint8 [H,W,3], instances (category id, mask bool [H,W]) and valid_hw to the driver uint8
-[H,W,3].
-"""
+
+class MakeDriver(Protocol):
+    """Makes the driver of an annotated tile."""
+
+    def __call__(
+        self,
+        image: NDArray[np.uint8],
+        instances: Sequence[tuple[int, NDArray[np.bool_]]],
+        valid_hw: tuple[int, int],
+        blind: Sequence[NDArray[np.bool_]] | None = None,
+        /,
+    ) -> NDArray[np.uint8]:
+        """Return the driver, uint8 [H,W,3].
+
+        Args:
+            image: the tile, or its drawing, uint8 [H,W,3].
+            instances: category id and mask bool [H,W] of each defect that is painted.
+            valid_hw: size of the part that shows image.
+            blind: masks of defects that are hidden from the geometry; None hides the painted ones.
+        """
+        ...
+
 
 PIXELS_PER_ENCODING = 8 * 128 * 128
 """The autoencoder sees about this many pixels at once, whatever the tile size."""
@@ -42,6 +61,7 @@ class TileVariants:
         class_names: per variant, the class names of the instances that are still in it.
         tone: words for the tile's tones; training augmentation keeps them.
         drivers: per variant, a deflated uint8 [H,W,3]; empty in phase 1.
+        empty_drivers: the same without masks; empty unless they were asked for.
         size_hw: of the tile, pixels.
     """
 
@@ -51,10 +71,18 @@ class TileVariants:
     tone: str
     drivers: tuple[bytes, ...]
     size_hw: tuple[int, int]
+    empty_drivers: tuple[bytes, ...] = ()
 
     def driver(self, variant: int) -> Tensor:
         """Return a variant's driver, uint8 [H,W,3]."""
-        buffer = bytearray(zlib.decompress(self.drivers[variant]))
+        return self._inflated(self.drivers[variant])
+
+    def empty_driver(self, variant: int) -> Tensor:
+        """Return a variant's driver without masks, uint8 [H,W,3]."""
+        return self._inflated(self.empty_drivers[variant])
+
+    def _inflated(self, data: bytes) -> Tensor:
+        buffer = bytearray(zlib.decompress(data))
         return torch.frombuffer(buffer, dtype=torch.uint8).view(*self.size_hw, 3)
 
 
@@ -71,6 +99,7 @@ class VariantRecipe:
         mixed_precision: `bf16` or `no`, of the encoding.
         make_driver: None in phase 1.
         driver_digest: of the driver's configuration.
+        with_empty_drivers: make drivers without masks as well.
     """
 
     backbone: Backbone
@@ -81,6 +110,7 @@ class VariantRecipe:
     mixed_precision: str
     make_driver: MakeDriver | None = None
     driver_digest: str = ""
+    with_empty_drivers: bool = False
 
     @classmethod
     def of(
@@ -92,6 +122,7 @@ class VariantRecipe:
         seed: int,
         make_driver: MakeDriver | None = None,
         driver_digest: str = "",
+        with_empty_drivers: bool = False,
     ) -> VariantRecipe:
         """Make the recipe of a phase on a backbone that was loaded from disk."""
         return cls(
@@ -103,6 +134,7 @@ class VariantRecipe:
             mixed_precision=training.mixed_precision,
             make_driver=make_driver,
             driver_digest=driver_digest,
+            with_empty_drivers=with_empty_drivers,
         )
 
 
@@ -152,16 +184,21 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
         },
     )["latents"]
     drivers: tuple[bytes, ...] = ()
+    empty: tuple[bytes, ...] = ()
     make_driver = recipe.make_driver
+
+    def made(key: str, make: Callable[[TrainingTile], NDArray[np.uint8]]) -> tuple[bytes, ...]:
+        digest = digest_json({**content, key: recipe.driver_digest})
+        stored = _cached(cache / "drivers", digest, lambda: _deflated([make(variant) for variant in variants()]))
+        return tuple(stored[str(index)].numpy().tobytes() for index in range(recipe.num_variants))
+
     if make_driver is not None:
-        stored = _cached(
-            cache / "drivers",
-            digest_json({**content, "driver": recipe.driver_digest}),
-            lambda: _deflated(
-                [make_driver(variant.geometry, variant.instances, variant.valid_hw) for variant in variants()]
-            ),
+        drivers = made("driver", lambda tile: make_driver(tile.geometry, tile.instances, tile.valid_hw))
+    if make_driver is not None and recipe.with_empty_drivers:
+        empty = made(
+            "empty driver",
+            lambda tile: make_driver(tile.geometry, (), tile.valid_hw, [mask for _, mask in tile.instances]),
         )
-        drivers = tuple(stored[str(index)].numpy().tobytes() for index in range(recipe.num_variants))
     masks = [augmentation.apply_mask(tile.defect) for augmentation in augmentations]
     names = tuple(
         tuple(
@@ -179,6 +216,7 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
         class_names=names,
         tone=tile.tone,
         drivers=drivers,
+        empty_drivers=empty,
         size_hw=(tile.image.shape[0], tile.image.shape[1]),
     )
 

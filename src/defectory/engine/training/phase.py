@@ -24,7 +24,7 @@ from defectory.engine.training.data import BatchPlan, TrainingTile, check_tiles
 from defectory.engine.training.events import Started, Step, Validated
 from defectory.engine.training.held_out import held_out_indices
 from defectory.engine.training.loop import train
-from defectory.engine.training.loss import Batch, denoising_errors
+from defectory.engine.training.loss import Batch, Counterparts, Denoised, denoise, denoising_errors, errors_of
 from defectory.engine.training.noise import NoiseSchedule
 from defectory.events import Notice, Progress, Work
 
@@ -45,6 +45,7 @@ class Phase:
         held_out: batches of the held-out loss; empty without held-out tiles.
         training: steps, batch, optimiser, loss weights.
         rate_shares: learning rates of parameters by name, as shares of the learning rate; 1 where none is given.
+        further: maps a batch that has counterparts, and its predictions, to a loss that is added; None adds none.
     """
 
     parameters: Mapping[str, nn.Parameter]
@@ -55,6 +56,7 @@ class Phase:
     held_out: Sequence[Batch]
     training: TrainingConfig
     rate_shares: Mapping[str, float] = field(default_factory=dict[str, float])
+    further: Callable[[Batch, Denoised], Tensor] | None = None
 
 
 def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
@@ -72,7 +74,11 @@ def run_phase(phase: Phase, *, out: Path, recipe: str) -> Work[None]:
     """
 
     def loss_of(batch: Batch) -> Tensor:
-        return phase.total(denoising_errors(batch, partial(phase.predict, batch), phase.schedule, phase.training))
+        denoised = denoise(batch, partial(phase.predict, batch), phase.schedule, phase.training)
+        loss = phase.total(errors_of(denoised, batch, phase.schedule, phase.training))
+        if phase.further is None or batch.without is None:
+            return loss
+        return loss + phase.further(batch, denoised)
 
     @torch.no_grad()
     def held_out_loss() -> float:
@@ -151,41 +157,58 @@ def make_ready(*networks: nn.Module, training: TrainingConfig, latents: Tensor) 
 
 @dataclass(frozen=True, kw_only=True)
 class Members:
-    """Tiles of a batch: latents float32 [B,C,h,w], prompts, defects bool [B,1,h,w], and drivers uint8 [B,H,W,3] or
-    None.
+    """Tiles of a batch: latents float32 [B,C,h,w], prompts, defects bool [B,1,h,w], drivers uint8 [B,H,W,3] or None,
+    and the same tiles without defects if they were asked for.
     """
 
     latents: Tensor
     prompts: list[str]
     defect: Tensor
     drivers: Tensor | None
+    without: Counterparts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemberSource:
-    """Source of the tiles of batches: a plan, the tiles' variants, their prompts, and the share of empty prompts."""
+    """Source of the tiles of batches: a plan, the tiles' variants, their prompts with and without defects, and the
+    share of empty prompts.
+    """
 
     plan: BatchPlan
     variants: Sequence[TileVariants]
     prompt_of: PromptOf
     proportion_empty_prompts: float
+    bare_prompt_of: PromptOf | None = None
 
-    def members(self, index: int, generator: torch.Generator) -> Members:
+    def members(self, index: int, generator: torch.Generator, *, with_counterparts: bool = False) -> Members:
         """Collect the tiles of a batch and drop prompts at random.
 
         Args:
             index: of the batch.
             generator: decides which prompts are dropped, before any other random number of the batch.
+            with_counterparts: add the tiles without their defects; needs variants with empty drivers.
         """
         members = [(self.variants[tile], variant) for tile, variant in self.plan.batch(index)]
         dropped = torch.rand(len(members), generator=generator) < self.proportion_empty_prompts
         driven = bool(members[0][0].drivers)
+
+        def prompts(prompt_of: PromptOf) -> list[str]:
+            return [
+                "" if drop else prompt_of(tile, variant)
+                for drop, (tile, variant) in zip(dropped.tolist(), members, strict=True)
+            ]
+
+        without = None
+        if with_counterparts:
+            assert self.bare_prompt_of is not None, "counterparts need prompts"
+            without = Counterparts(
+                prompts=prompts(self.bare_prompt_of),
+                drivers=torch.stack([tile.empty_driver(variant) for tile, variant in members]),
+            )
         return Members(
             latents=torch.stack([tile.latents[variant] for tile, variant in members]).float(),
-            prompts=[
-                "" if drop else self.prompt_of(tile, variant)
-                for drop, (tile, variant) in zip(dropped.tolist(), members, strict=True)
-            ],
+            prompts=prompts(self.prompt_of),
             defect=torch.stack([tile.defect[variant] for tile, variant in members]),
             drivers=torch.stack([tile.driver(variant) for tile, variant in members]) if driven else None,
+            without=without,
         )

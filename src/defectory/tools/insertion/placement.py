@@ -22,8 +22,8 @@ from defectory.stages.learn_condition import driver_digest
 from defectory.stages.parts.drawing_mode import SQUARE_EXTRA_PX, longest_whole_px, square_margin_px
 from defectory.stages.parts.drawings import on_tile
 from defectory.stages.parts.mask_supply import mask_supply
+from defectory.stages.parts.prompts import prompt_of
 from defectory.stages.parts.regions import region_window
-from defectory.stages.plan import prompt_of
 from defectory.tones import tone_words
 from defectory.tools.insertion.targets import Target
 
