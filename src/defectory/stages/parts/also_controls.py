@@ -90,7 +90,8 @@ def _digest(folder: Path) -> str | MissingSource:
     try:
         if (folder / "control.json").is_file():
             return Control.load(folder / "control.json").weights_digest
-        return cached_digest(folder) if folder.is_dir() else MissingSource(path=folder)
+        # a wrong path may be a folder of anything
+        return cached_digest(folder) if (folder / "config.json").is_file() else MissingSource(path=folder)
     except (InputError, OSError):
         return MissingSource(path=folder)
 
