@@ -82,7 +82,8 @@ def synthesize(
 
     Args:
         project: finished up to `learn-condition`.
-        driver: RGB uint8 [H,W,3], of the project's tile size.
+        driver: RGB uint8 [H,W,3], of the project's tile size. With `synthesis.also_controls`, uint8 [H,W,3K] for all K
+            networks, the project's own first; one of three channels serves networks that read the same alone.
         prompt: None uses the project's prompt for `class_names`.
         class_names: of the defects on the driver.
         empty_driver: the same driver without its masks. If given, the counterfactual half is drawn too, and masks are
@@ -92,21 +93,32 @@ def synthesize(
 
     Returns:
         The image, and its counterfactual half if `empty_driver` is given, each RGB uint8 [H,W,3].
+
+    Raises:
+        ConfigError: the driver has not three channels for each network.
     """
     from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
+    from defectory.stages.parts.also_controls import also_networks, for_all_networks
     from defectory.stages.parts.prompts import prompt_of
     from defectory.stages.parts.sampling import sampling_models
     from defectory.synthesis.full import guidance_of
 
     config, store = project.config, project.store
     concept, noun = store.concept.concept, config.prompts.defect_noun
+    also = also_networks(store.sources, config)
     models = sampling_models(
-        store.concept, store.control, device, base=config.base, mixed_precision=config.synthesis.mixed_precision
+        store.concept,
+        store.control,
+        device,
+        base=config.base,
+        mixed_precision=config.synthesis.mixed_precision,
+        also=also,
     )
     plain = prompt_of(concept, (), "", defect_noun=noun)
     wanted = prompt_of(concept, tuple(class_names), "", defect_noun=noun) if prompt is None else prompt
     has_half = empty_driver is not None
-    drivers = [driver] if empty_driver is None else [driver, empty_driver]
+    given = [driver] if empty_driver is None else [driver, empty_driver]
+    drivers = [for_all_networks(one, also) for one in given]
     s = config.synthesis
     strength = _calibrated(store, class_names) if s.mask_guidance == "auto" else s.mask_guidance
     images = sample_images(

@@ -150,7 +150,8 @@ def _said_of(error: ValidationError, origins: Mapping[str, str], source: str) ->
     """Convert a section's first validation error to an error that names the layer and the setting."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
-    origin = next((origins[k] for k in (key, *(k for k in origins if k.startswith(f"{key}."))) if k in origins), source)
+    near = (key, *(k for k in origins if k.startswith(f"{key}.")), key.rpartition(".")[0])
+    origin = next((origins[k] for k in near if k in origins), source)
     said = first["msg"].removeprefix("Value error, ")
     where, found = (f"{origin}: {key}" if key else source), said[0].lower() + said[1:]
     if first["type"] == "missing":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, Union, cast, get_args, get_origin
 
 Kind = Literal["text", "number", "switch", "list", "nothing"]
 MAX_TEXT = 4096
@@ -25,6 +26,7 @@ PATHS = frozenset(
         "masks.expert",
         "masks.regions",
         "drivers.drawings",
+        "synthesis.also_controls",
         "study.out",
         "study.transfer_to",
     }
@@ -103,6 +105,8 @@ def _kind_of(value: object) -> Kind | None:
 def _of_one(value: object, setting: Setting) -> str | None:
     if isinstance(value, str):
         return _of_text(value, setting)
+    if isinstance(value, Mapping):
+        return _of_table(cast(Mapping[object, object], value), setting)
     if isinstance(value, bool):
         return "must be text or a number" if "list" in setting.takes else None
     if isinstance(value, float):
@@ -111,6 +115,16 @@ def _of_one(value: object, setting: Setting) -> str | None:
         return f"is larger than {MAX_COUNT:.0e}" if abs(value) > MAX_COUNT else None
     if isinstance(value, int):
         return _of_integer(value, setting.key.rpartition(".")[2])
+    return None
+
+
+def _of_table(values: Mapping[object, object], setting: Setting) -> str | None:
+    """Return the problem with a table in a list of tables; the section checks its keys and kinds."""
+    for name, value in values.items():
+        within = Setting(key=f"{setting.key}.{name}", default=None, meaning="", takes=frozenset())
+        found = _of_one(value, within)
+        if found is not None:
+            return f"{name} {found}"
     return None
 
 
@@ -133,7 +147,8 @@ def _of_text(value: str, setting: Setting) -> str | None:
         return f"has {len(value)} characters, more than {MAX_TEXT}"
     if not value.strip() and setting.default != "":
         return "is empty"
-    if setting.key in PATHS or setting.key == "name":
+    # in a list of tables, `path` is the setting's path
+    if {setting.key, setting.key.removesuffix(".path")} & PATHS or setting.key == "name":
         parts = value.replace("\\", "/").split("/")
         if max(len(part.encode()) for part in parts) > MAX_NAME_BYTES:
             return f"holds a name of more than {MAX_NAME_BYTES} bytes"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
-from tomlkit.items import Table
+from tomlkit.items import Item, Table
 
 from defectory.config.presets import PRESETS
 from defectory.config.resolve import defaults, flatten, read_project_file, resolve
@@ -67,7 +67,7 @@ def project_template(values: dict[str, Any], *, preset: str | None = None, every
         for line in filter(None, meaning.split("\n")):
             section.add(tomlkit.comment(line))
         if key in given:
-            section.add(name, tomlkit.item(given[key]))
+            section.add(name, _item(given[key]))
         else:
             section.add(tomlkit.comment(f"{name} = {'' if default is None else _text(default)}".rstrip()))
     return tomlkit.dumps(document)
@@ -85,7 +85,19 @@ def _section(sections: dict[str, tomlkit.TOMLDocument | Table], name: str) -> to
 
 
 def _text(value: Any) -> str:
-    return tomlkit.item(list(value) if isinstance(value, tuple) else value).as_string()
+    return _item(list(value) if isinstance(value, tuple) else value).as_string()
+
+
+def _item(value: Any) -> Item:
+    """Convert a value; a list of tables stands on one line, so that further keys of its section may follow."""
+    if not (isinstance(value, list) and value and all(isinstance(one, Mapping) for one in value)):
+        return tomlkit.item(value)
+    result = tomlkit.array()
+    for one in value:
+        table = tomlkit.inline_table()
+        table.update(one)
+        result.append(table)
+    return result
 
 
 def write_project_file(

@@ -24,7 +24,7 @@ def tensor_to_images(pixels: Tensor) -> NDArray[np.uint8]:
 
 
 def drivers_to_tensor(drivers: Sequence[NDArray[np.uint8]]) -> Tensor:
-    """Convert drivers uint8 [B,H,W,3] into float32 [B,3,H,W] in [0,1]: step 7 of driver extraction."""
+    """Convert drivers uint8 [B,H,W,3K] into float32 [B,3K,H,W] in [0,1]: step 7 of driver extraction."""
     return torch.from_numpy(np.stack(list(drivers))).permute(0, 3, 1, 2).float() / 255
 
 

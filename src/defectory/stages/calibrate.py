@@ -15,6 +15,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.also_controls import also_key, also_networks, drivers_of
 from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.pool import pool_tiles
@@ -38,7 +39,8 @@ class Calibrate(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on how synthesis draws, and on drivers."""
         return {
-            "synthesis": config.synthesis.model_dump(mode="json", exclude={*PLAN_SETTINGS, "rounds"}),
+            "synthesis": config.synthesis.model_dump(mode="json", exclude={*PLAN_SETTINGS, "rounds", "also_controls"}),
+            **also_key(config, sources),
             "drivers": config.drivers.model_dump(mode="json"),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
             "augmentation": config.augmentation.model_dump(mode="json"),
@@ -75,7 +77,8 @@ class Calibrate(Stage):
         real = contrasts_by_class(
             (tiles.image(tile), masks_of([i for i in tile.instances if not i.is_crowd])) for tile in defective
         )
-        jobs, pool = inputs.plan.jobs, pool_tiles(inputs, config)
+        also = also_networks(inputs.sources, config)
+        jobs, pool = inputs.plan.jobs, pool_tiles(inputs, config, further=drivers_of(also))
         classes_of_jobs = [[i.category_id for i in job.instances] for job in jobs]
         chosen = choose_drafts(classes_of_jobs, synthesis.calibration_drafts, seed=config.seed)
         drafts: list[CalibrationDraft] = []
@@ -102,6 +105,7 @@ class Calibrate(Stage):
                     device,
                     base=config.base,
                     mixed_precision=config.synthesis.mixed_precision,
+                    also=also,
                 ),
                 class_noun=inputs.concept.concept.class_noun,
                 categories=tiles.tileset.categories,

@@ -14,6 +14,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.also_controls import digests_drawn_with
 from defectory.stages.parts.drawing_mode import delivers_frames, synthesis_of, uses_squares
 from defectory.stages.parts.frame_sizes import frame_sizes
 from defectory.stages.parts.further_rounds import further_rounds
@@ -79,6 +80,7 @@ def write_set(
         draft_of=lambda job: drafts.pair(job)[0],
         out=out,
         base_digest=inputs.concept.concept.base_digest,
+        also_control_digests=digests_drawn_with(inputs.path(layout.DRAFTS)),
         pool_image_of=pool_image_of,
         image_ids_of=lambda job: image_ids[job.id],
         valid_hw_of=lambda job: pool.tile(job).valid_hw,

@@ -12,6 +12,7 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
+from defectory.stages.parts.also_controls import also_key, also_networks, load_also, told_beside
 from defectory.stages.parts.model_cards import write_pipeline_card
 from defectory.stages.parts.sampling import load_backbone
 
@@ -27,8 +28,8 @@ class Finalize(Stage):
         return ("tiles", "learn-concept", "learn-condition")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the words that the card shows."""
-        return {"prompts.defect_noun": config.prompts.defect_noun}
+        """Depend on the words that the card shows, and on the networks that act beside the run's own."""
+        return {"prompts.defect_noun": config.prompts.defect_noun, **also_key(config, sources)}
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Write the pipeline; a network that plain diffusers cannot draw with leaves the folder empty."""
@@ -36,12 +37,15 @@ class Finalize(Stage):
 
         yield from ()
         backbone = load_backbone(inputs.concept.folder, base=config.base)
+        also = also_networks(inputs.sources, config)
+        further = [of.network for of in load_also(also, backbone)]
         try:
-            pipeline, digest = finalize_pipeline(backbone, inputs.control.folder, out)
+            pipeline, digest = finalize_pipeline(backbone, inputs.control.folder, out, further=further)
         except PipelineError as error:
             return f"no pipeline: the {error.where} is {error.found}"
         network = inputs.control.control.network
         write_pipeline_card(inputs, config, network=network, opens_as=pipeline, digest=digest, out=out)
         # a network that no pipeline takes brings a file of its own
         beside = "".join(f", {path.parent.name}/ steers it" for path in out.glob("*/*.py"))
+        beside += told_beside(out, also)
         return f"loads with {pipeline}.from_pretrained{beside}, digest {digest[:12]}"

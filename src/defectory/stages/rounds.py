@@ -29,6 +29,7 @@ from defectory.segmentation.sizing import Sizing
 from defectory.stages.curate import Curate, curate_drafts, reference_ids
 from defectory.stages.export import Export, accepted_jobs, image_ids_of_jobs, write_set
 from defectory.stages.folds import NUM_FOLDS, Folds, fold_settings, folds_of, judge_train, train_folds
+from defectory.stages.parts.also_controls import also_key
 from defectory.stages.parts.further_rounds import further_rounds, round_name
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.mask_supply import Focus, mask_supply, places_in_train
@@ -92,7 +93,8 @@ class Round(Stage):
             "drivers": config.drivers.model_dump(mode="json"),
             "augmentation": config.augmentation.model_dump(mode="json"),
             # the focus is that of the first round
-            "synthesis": synthesis.model_dump(mode="json", exclude={"rounds", "focus"}),
+            "synthesis": synthesis.model_dump(mode="json", exclude={"rounds", "focus", "also_controls"}),
+            **also_key(config, sources),
             "curation": curation.model_dump(mode="json", exclude=None if curation.ignore else set(DOUBT_SETTINGS)),
             "prompts.defect_noun": config.prompts.defect_noun,
             "seed": config.seed,

@@ -14,6 +14,7 @@ from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.calibrate import SAMPLER_VERSION
+from defectory.stages.parts.also_controls import also_key, also_networks, drivers_of
 from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.sampling import sampling_models
@@ -34,7 +35,8 @@ class Synthesize(Stage):
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the synthesis and drivers sections."""
         return {
-            "synthesis": config.synthesis.of_round(1).model_dump(mode="json", exclude={"rounds"}),
+            "synthesis": config.synthesis.of_round(1).model_dump(mode="json", exclude={"rounds", "also_controls"}),
+            **also_key(config, sources),
             "augmentation": config.augmentation.model_dump(mode="json"),
             "drivers": config.drivers.model_dump(mode="json"),
             "files of drivers.drawings": sources.listing(config.drivers.drawings),
@@ -51,7 +53,8 @@ def draw_drafts(inputs: RunStore, config: ProjectConfig, plan: Plan, out: Path) 
     from defectory.synthesis.calibrate import guidance_map
     from defectory.synthesis.full import DraftInput, synthesize
 
-    pool, guidance = pool_tiles(inputs, config), inputs.calibration.by_category()
+    also = also_networks(inputs.sources, config)
+    pool, guidance = pool_tiles(inputs, config, further=drivers_of(also)), inputs.calibration.by_category()
 
     def input_of(job: Job) -> DraftInput:
         driver, empty, tile = pool.drivers(job)
@@ -68,7 +71,12 @@ def draw_drafts(inputs: RunStore, config: ProjectConfig, plan: Plan, out: Path) 
     for event in synthesize(
         plan,
         models=sampling_models(
-            inputs.concept, inputs.control, device, base=config.base, mixed_precision=config.synthesis.mixed_precision
+            inputs.concept,
+            inputs.control,
+            device,
+            base=config.base,
+            mixed_precision=config.synthesis.mixed_precision,
+            also=also,
         ),
         class_noun=inputs.concept.concept.class_noun,
         input_of=input_of,

@@ -35,7 +35,10 @@ MIN_INSTANCES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationDraft:
-    """A planned draft: its defects (category id and mask), its seed, and drivers and prompts with and without them."""
+    """A planned draft: its defects (category id and mask), its seed, and drivers and prompts with and without them.
+
+    Drivers are uint8 [H,W,3K] for K networks, the run's own first.
+    """
 
     instances: tuple[tuple[int, Mask], ...]
     driver: Image
@@ -87,7 +90,7 @@ def calibrate(
     Args:
         drafts: what to draw.
         real: contrasts of the defects in train tiles, by category id.
-        models: adapted backbone and its condition network, in float32.
+        models: adapted backbone and its condition networks, in float32.
         class_noun: as for `synthesize`.
         categories: of the data set.
         config: sampler, steps, batch size.

@@ -10,6 +10,26 @@ from defectory.artifacts.config import Section
 from defectory.engine.config import MixedPrecision
 
 
+class AlsoControl(Section):
+    """A further condition network that acts beside the run's own at synthesis."""
+
+    path: str = Field(min_length=1)
+    """Folder, relative to the project file: `control/` of another run on the same base, or a folder of diffusers with a
+    `ControlNetModel` or a `T2IAdapter`.
+    """
+    scale: float = Field(default=1.0, ge=0)
+    """Strength; 0 leaves the network out."""
+    start: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the denoising steps before the network acts."""
+    end: float = Field(default=1.0, gt=0, le=1)
+    """Share of the denoising steps after which it no longer acts."""
+    drivers: str = "same"
+    """What the network reads: `same` for the run's own drivers, masks included, or a kind as in `drivers.kind`. For
+    `control/` of another run, drivers of that kind are made with this run's section `drivers`, masks included. For a
+    folder of diffusers, geometry of that kind is made at the tile's full size and brightness, without masks.
+    """
+
+
 class SynthesisConfig(Section):
     """How drafts are drawn from drivers of defect-free images and from shuffled, perturbed masks."""
 
@@ -80,6 +100,10 @@ class SynthesisConfig(Section):
     """Share of the denoising steps after which the condition network no longer acts. The last steps draw fine detail,
     which then is the base's own.
     """
+    also_controls: tuple[AlsoControl, ...] = Field(default=(), max_length=8)
+    """Further condition networks that act beside the run's own, a list of tables `[[synthesis.also_controls]]` with
+    `path`, `scale`, `start`, `end` and `drivers`. Their effects are added (decision 067).
+    """
     match_grain: bool = False
     """Add the pool tile's fine grain to drafts that lack it. Inserted defects keep the tile's own."""
     mixed_precision: MixedPrecision = "bf16"
@@ -113,11 +137,17 @@ class SynthesisConfig(Section):
     @model_validator(mode="after")
     def _the_network_acts_in_a_step(self) -> SynthesisConfig:
         start, end, num_steps = self.control_guidance_start, self.control_guidance_end, self.num_inference_steps
-        if not any(i / num_steps >= start and (i + 1) / num_steps <= end for i in range(num_steps)):
+        if not num_acting(num_steps, start=start, end=end):
             raise ValueError(
                 f"no whole step of num_inference_steps {num_steps} lies between control_guidance_start {start:g} and "
                 f"control_guidance_end {end:g}: the condition network would never act"
             )
+        for number, one in enumerate(self.also_controls, start=1):
+            if not num_acting(num_steps, start=one.start, end=one.end):
+                raise ValueError(
+                    f"no whole step of num_inference_steps {num_steps} lies between start {one.start:g} and end "
+                    f"{one.end:g} of also_controls {number}: the network would never act"
+                )
         return self
 
     @field_validator("drafts_per_frame", mode="before")
@@ -134,6 +164,11 @@ class SynthesisConfig(Section):
             return value
         # the union's own message names only one of its kinds
         raise ValueError("neither `auto` nor a number of at least 1")
+
+
+def num_acting(num_steps: int, *, start: float, end: float) -> int:
+    """Return the number of whole denoising steps between two shares of them."""
+    return sum(i / num_steps >= start and (i + 1) / num_steps <= end for i in range(num_steps))
 
 
 def _part(total: int, num_parts: int, number: int) -> int:

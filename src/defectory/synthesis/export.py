@@ -128,6 +128,7 @@ def export_synthetic(
     draft_of: Callable[[Job], Path],
     out: Path,
     base_digest: str,
+    also_control_digests: Sequence[str] = (),
     pool_image_of: Callable[[Job], dict[str, object]],
     image_ids_of: Callable[[Job], tuple[int, ...]],
     valid_hw_of: Callable[[Job], tuple[int, int]],
@@ -146,6 +147,7 @@ def export_synthetic(
         draft_of: returns the image file of a draft.
         out: folder, replaced as a whole.
         base_digest: of the base the concept came from.
+        also_control_digests: of networks that acted beside the plan's control network.
         pool_image_of: returns a job's pool image record for the provenance.
         image_ids_of: returns the ids of the images that a job's background and masks come from.
         valid_hw_of: image part of the tile; padding is cut off on export.
@@ -182,6 +184,7 @@ def export_synthetic(
             "base_digest": base_digest,
             "concept_digest": plan.concept_digest,
             "control_digest": plan.control_digest,
+            **({"also_control_digests": list(also_control_digests)} if also_control_digests else {}),
         }
         records = [
             canonical_json(

@@ -41,7 +41,10 @@ class DraftDone:
 
 @dataclass(frozen=True, kw_only=True)
 class DraftInput:
-    """Inputs of one job: driver, driver without masks, pool tile with its valid size, and mask guidance."""
+    """Inputs of one job: driver, driver without masks, pool tile with its valid size, and mask guidance.
+
+    Drivers are uint8 [H,W,3K] for K networks, the run's own first.
+    """
 
     driver: Image
     empty_driver: Image
@@ -53,7 +56,7 @@ class DraftInput:
     @property
     def label(self) -> NDArray[np.bool_]:
         """Return the painted masks, bool [H,W]."""
-        return (self.driver != self.empty_driver).any(axis=2)
+        return (self.driver != self.empty_driver)[..., :3].any(axis=2)
 
     def label_margin(self, config: SynthesisConfig) -> NDArray[np.bool_]:
         """Return the pixels that insertion may change, bool [H,W]."""
@@ -81,7 +84,7 @@ def synthesize(
 
     Args:
         plan: jobs.
-        models: adapted backbone and its condition network, in float32.
+        models: adapted backbone and its condition networks, in float32.
         class_noun: of the concept; driver guidance points away from its prompt.
         input_of: returns a job's drivers and pool tile.
         config: sampler, steps, batch size.
@@ -99,7 +102,8 @@ def synthesize(
         images = _draw_pairs(batch, inputs, models=models, class_noun=class_noun, config=config)
         for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
             image_file, without_file, driver_file = draft_paths(out, job.id)
-            save_png(driver_file, item.driver)
+            # of the run's own network
+            save_png(driver_file, item.driver[..., :3])
             image, without = _finished_pair(images[index], images[len(batch) + index], item, job, config)
             save_png(without_file, without)
             save_png(image_file, image)

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from defectory.artifacts.annotation import masks_of
 from defectory.artifacts.plan import Job, Plan
-from defectory.drivers.extract import extract_driver
+from defectory.drivers.further import driver_pair
 from defectory.engine.devices import device_of
 from defectory.errors import ConfigError
 from defectory.events import Event, Progress, StageEnded
@@ -18,6 +18,7 @@ from defectory.runs.stage import Run
 from defectory.runs.store import RunStore
 from defectory.runs.verify import Verified
 from defectory.stages.all import stages_of
+from defectory.stages.parts.also_controls import also_networks, drivers_of
 from defectory.stages.parts.sampling import sampling_models
 from defectory.synthesis.calibrate import guidance_map
 from defectory.synthesis.full import DraftInput, synthesize
@@ -92,19 +93,17 @@ def insert_into(
 
 def _draw(run: Run, inputs: RunStore, plan: Plan, windows: Mapping[str, Window], drafts: Path) -> Iterator[Progress]:
     config, guidance = run.config, inputs.calibration.by_category()
+    also = also_networks(run.sources, config)
 
     def input_of(job: Job) -> DraftInput:
         window, instances = windows[job.id], masks_of(job.instances)
-        driver, empty = (
-            extract_driver(
-                window.geometry,
-                shown,
-                num_classes=len(plan.categories),
-                config=config.drivers,
-                blind=[m for _, m in instances],
-                valid_hw=window.valid_hw,
-            )
-            for shown in (instances, ())
+        driver, empty = driver_pair(
+            window.geometry,
+            instances,
+            num_classes=len(plan.categories),
+            config=config.drivers,
+            valid_hw=window.valid_hw,
+            further=drivers_of(also),
         )
         return DraftInput(
             driver=driver,
@@ -117,7 +116,12 @@ def _draw(run: Run, inputs: RunStore, plan: Plan, windows: Mapping[str, Window],
     yield Progress(stage=STAGE, done=0, total=len(plan.jobs), note="loading networks")
     device = device_of(config.device, threads=config.threads)
     models = sampling_models(
-        inputs.concept, inputs.control, device, base=config.base, mixed_precision=config.synthesis.mixed_precision
+        inputs.concept,
+        inputs.control,
+        device,
+        base=config.base,
+        mixed_precision=config.synthesis.mixed_precision,
+        also=also,
     )
     for event in synthesize(
         plan,

@@ -10,6 +10,8 @@ The adapter's share of a training step is small, but gradients pass through the 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,9 +64,25 @@ class Adapter:
         scale: float = 1.0,
     ) -> Tensor:
         """Predict with features of the drivers."""
-        features: list[Tensor] = self.module(drivers)
-        added = Features(maps=[scale * feature for feature in features])
-        return backbone.predict(latents, timesteps, context, residuals=added)
+        with self.steer(backbone, latents, timesteps, context, drivers, scale=scale) as features:
+            return backbone.predict(latents, timesteps, context, residuals=features)
+
+    @contextlib.contextmanager
+    def steer(
+        self,
+        _backbone: Backbone,
+        _latents: Tensor,
+        _timesteps: Tensor,
+        _context: Context,
+        drivers: Tensor,
+        /,
+        *,
+        scale: float = 1.0,
+    ) -> Generator[Features]:
+        """Yield features of the drivers. An adapter of one channel, such as some public ones, reads the first."""
+        config: Any = self.module.config
+        features: list[Tensor] = self.module(drivers[:, : config["in_channels"]])
+        yield Features(maps=[scale * feature for feature in features])
 
 
 def start_adapter(backbone: Backbone, *, seed: int) -> T2IAdapter:

@@ -8,6 +8,8 @@ r    maps that are added to its skip connections and its innermost block; zero w
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,6 +62,22 @@ class ControlNet:
         scale: float = 1.0,
     ) -> Tensor:
         """Predict with residuals of the drivers."""
+        with self.steer(backbone, latents, timesteps, context, drivers, scale=scale) as residuals:
+            return backbone.predict(latents, timesteps, context, residuals=residuals)
+
+    @contextlib.contextmanager
+    def steer(
+        self,
+        backbone: Backbone,
+        latents: Tensor,
+        timesteps: Tensor,
+        context: Context,
+        drivers: Tensor,
+        /,
+        *,
+        scale: float = 1.0,
+    ) -> Generator[Residuals]:
+        """Yield residuals of the drivers."""
         control: Any = self.module
         skips, middle = control(
             latents,
@@ -69,7 +87,7 @@ class ControlNet:
             return_dict=False,
             **backbone.conditioning(latents, context),
         )
-        return backbone.predict(latents, timesteps, context, residuals=Residuals(skips=skips, middle=middle))
+        yield Residuals(skips=skips, middle=middle)
 
 
 def start_control(backbone: Backbone, *, init: str, seed: int, capacity: float = 1.0) -> ControlNetModel:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -83,5 +85,21 @@ class Hypernetwork:
         scale: float = 1.0,
     ) -> Tensor:
         """Predict with weights and maps of the drivers."""
-        with self.module.steering(backbone.denoiser, drivers, scale=scale):
+        with self.steer(backbone, latents, timesteps, context, drivers, scale=scale):
             return backbone.predict(latents, timesteps, context)
+
+    @contextlib.contextmanager
+    def steer(
+        self,
+        backbone: Backbone,
+        _latents: Tensor,
+        _timesteps: Tensor,
+        _context: Context,
+        drivers: Tensor,
+        /,
+        *,
+        scale: float = 1.0,
+    ) -> Generator[None]:
+        """Change weights and maps of the denoiser within a `with` block; nothing is left to add."""
+        with self.module.steering(backbone.denoiser, drivers, scale=scale):
+            yield None

@@ -14,7 +14,8 @@ class ConditionNetwork(Steering, Protocol):
     folder: ClassVar[str]
     """Name of its folder in the stage folder."""
 
-    # Three members are optional. `settings: ClassVar[tuple[str, ...]]` names further settings of `condition`
+    # Four members are optional. `steer` (`engine.backbones.steering.Combinable`) lets the network act together with
+    # others (`synthesis.also_controls`). `settings: ClassVar[tuple[str, ...]]` names further settings of `condition`
     # that `start` takes as keywords. `plain_module() -> nn.Module` returns the network as plain diffusers opens it, if
     # that is not `module`. `save_beside(folder: Path) -> None` is for a network that no pipeline of diffusers takes: it
     # writes into a folder beside a pipeline of the base all that drawing in plain diffusers needs.

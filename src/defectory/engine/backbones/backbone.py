@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,11 @@ class Residuals:
         """Return them as diffusers' UNets take them."""
         return {"down_block_additional_residuals": self.skips, "mid_block_additional_residual": self.middle}
 
+    def plus(self, other: Residuals) -> Residuals:
+        """Return the sum with another network's, as diffusers' `MultiControlNetModel` adds them."""
+        skips = [one + another for one, another in zip(self.skips, other.skips, strict=True)]
+        return Residuals(skips=skips, middle=self.middle + other.middle)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
@@ -75,12 +80,20 @@ class Features:
         # the UNet empties the list
         return {"down_intrablock_additional_residuals": list(self.maps)}
 
+    def plus(self, other: Features) -> Features:
+        """Return the sum with another adapter's, as diffusers' `MultiAdapter` adds them."""
+        return Features(maps=[one + another for one, another in zip(self.maps, other.maps, strict=True)])
+
 
 class Added(Protocol):
     """Maps that are added inside a denoiser."""
 
     def unet_arguments(self) -> dict[str, Any]:
         """Return them as arguments of diffusers' UNets."""
+        ...
+
+    def plus(self, other: Self) -> Self:
+        """Return the sum with maps of the same class."""
         ...
 
 

@@ -19,7 +19,8 @@
     w_m, s      `mask` and `mask_spill`
 
 The condition network acts in step i of N, from 0, if  i / N >= `control_start`  and  (i + 1) / N <= `control_end`, as
-in diffusers. In other steps every prediction is the base's own, without a driver.
+in diffusers. In other steps every prediction is the base's own, without a driver. Further networks act with it in each
+prediction p[c, d], in steps of their own; then d is all their drivers.
 
 Guidance by driver and by mask are ours.
 """
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from defectory.engine.sampling.models import Given
+from defectory.engine.sampling.models import Given, acts_in_step
 
 DRIVER_GUIDANCE_INTERVAL = (0.2, 0.9)
 """Noise levels, as shares of the training timesteps, between which drivers are guided (Kynkaanniemi et al. 2024);
@@ -72,7 +73,7 @@ class Guidance:
 
     def steers(self, number: int, num_steps: int) -> bool:
         """Check that the condition network acts in a step, numbered from 0."""
-        return number / num_steps >= self.control_start and (number + 1) / num_steps <= self.control_end
+        return acts_in_step(number, num_steps, start=self.control_start, end=self.control_end)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,8 +152,8 @@ def mask_weight_of(
 
     Args:
         guidance: `mask` and `mask_spill`.
-        drivers: float [B,3,H,W] with masks.
-        without: float [N,3,H,W], the first N without.
+        drivers: float [B,3K,H,W] with masks.
+        without: float [N,3K,H,W], the first N without.
         latent_factor: pixels per latent pixel and side.
     """
     if drivers is None or without is None or not (guidance.mask_spill != 1.0 or np.any(guidance.mask != 1.0)):

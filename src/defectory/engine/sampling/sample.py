@@ -24,7 +24,10 @@ from defectory.engine.tensors import drivers_to_tensor, tensor_to_images
 
 @dataclass(frozen=True, kw_only=True)
 class Conditions:
-    """Conditions of samples: a prompt and a driver, RGB uint8 [H,W,3], each; no drivers for prompts alone."""
+    """Conditions of samples: a prompt and a driver each; no drivers for prompts alone.
+
+    A driver is RGB uint8 [H,W,3], and [H,W,3K] for K networks, in their order.
+    """
 
     prompts: Sequence[str]
     drivers: Sequence[np.ndarray] | None = None
@@ -69,7 +72,7 @@ def sample_images(
     """Draw images, RGB uint8 [B,H,W,3]: as large as the drivers, or the base's native tiles.
 
     Args:
-        models: backbone and condition network.
+        models: backbone and condition networks.
         conditions: prompts and drivers of B samples.
         seeds: one per sample, for all of its noise.
         sampler: scheduler, steps, precision.
@@ -82,9 +85,6 @@ def sample_images(
     others = _alternatives(backbone, conditions, given, guidance, without)
     without_drivers = None if others.without is None else others.without.drivers
     mask_weight = mask_weight_of(guidance, given.drivers, without_drivers, latent_factor=backbone.latent_factor)
-    predict = Predictor(
-        models=models, controlnet_conditioning_scale=guidance.control, mixed_precision=sampler.mixed_precision
-    )
     num_timesteps = backbone.scheduler.config["num_train_timesteps"]
 
     scheduler = make_scheduler(backbone, sampler.scheduler)
@@ -94,9 +94,9 @@ def sample_images(
     kept = None if known is None else KnownLatents(backbone, known, noise)
     step_noise = _step_noise(scheduler, seeds)
     for number, timestep in enumerate(scheduler.timesteps):
-        steered = guidance.steers(number, len(scheduler.timesteps))
+        scales = _scales(models, guidance, number, len(scheduler.timesteps))
         g = guided_prediction(
-            predict if steered else predict.unsteered,
+            Predictor(models=models, scales=scales, mixed_precision=sampler.mixed_precision),
             scheduler.scale_model_input(latents, timestep),
             timestep,
             given=given,
@@ -111,6 +111,12 @@ def sample_images(
     size = chunk_size(latents, DECODED_LATENT_PX)
     decoded = in_chunks(lambda rows: backbone.decode_latents(latents[rows]), len(latents), size)
     return tensor_to_images(decoded)
+
+
+def _scales(models: SamplingModels, guidance: Guidance, number: int, num_steps: int) -> tuple[float | None, ...]:
+    """Return the strength of each network in a step, numbered from 0; None for those that do not act."""
+    own = guidance.control if guidance.steers(number, num_steps) else None
+    return (*(() if models.network is None else (own,)), *(of.scale_at(number, num_steps) for of in models.further))
 
 
 def _alternatives(

@@ -17,6 +17,7 @@ from defectory.memory import machine_memory_bytes
 from defectory.runs.graph import State
 from defectory.runs.out_of_memory import TRAINING
 from defectory.runs.stage import Run, Stage
+from defectory.stages.parts.also_controls import require_also_controls
 from defectory.stages.parts.estimate.estimate import Estimate, estimate
 from defectory.stages.parts.further_rounds import is_round
 
@@ -54,7 +55,8 @@ def check_before_all(
     Raises:
         ConfigError: a setting that cannot work, a source that is not there, a device that cannot be used, or a disk
             that is too small.
-        WeightsError: the base is missing, damaged, or of a family that is not supported.
+        WeightsError: the base is missing, damaged, or of a family that is not supported; or a network of
+            `synthesis.also_controls` does not fit it.
     """
     config = run.config
     kind_of(config.drivers.kind)
@@ -62,6 +64,8 @@ def check_before_all(
     for setting, readers in READ_BY.items():
         if any(name in to_run for name in readers):
             _require_source(run, setting)
+    if to_run & {"calibrate", "synthesize", "finalize", ROUND}:
+        require_also_controls(run.sources, config)
     computes = any(not stage.is_preparation for stage in selected if stage.name in stale)
     if computes and config.device not in ("auto", "cpu"):
         usable_device(config.device)

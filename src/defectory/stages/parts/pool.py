@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -14,7 +14,7 @@ from defectory.artifacts.tiles import Tile
 from defectory.config.project import ProjectConfig
 from defectory.dataset.tile_plan import scaled_size_hw
 from defectory.drivers.config import DriverConfig
-from defectory.drivers.extract import extract_driver
+from defectory.drivers.further import FurtherDriver, driver_pair
 from defectory.geometry import Augmentation, border_of
 from defectory.masks.placement import Sides
 from defectory.runs.store import RunStore
@@ -44,6 +44,7 @@ class PoolTiles:
         flip: augmentations may mirror.
         drawings: source of the drivers' geometry in place of the tiles; None for tiles.
         sizes_hw: of the images at the tiles' scale, by image id.
+        further: what networks read that act beside the run's own.
     """
 
     def __init__(
@@ -54,8 +55,10 @@ class PoolTiles:
         flip: bool,
         drawings: Drawings | None,
         sizes_hw: Mapping[int, tuple[int, int]],
+        further: Sequence[FurtherDriver] = (),
     ) -> None:
         self._folder, self._config, self._flip, self._drawings = tiles, drivers, flip, drawings
+        self._further = tuple(further)
         self._tiles = {tile.id: tile for tile in tiles.tileset.of("pool")}
         self._num_classes, self._sizes_hw = len(tiles.tileset.categories), sizes_hw
         self._of_image: dict[int, list[Tile]] = {}
@@ -135,18 +138,18 @@ class PoolTiles:
     def drivers(self, job: Job) -> tuple[Image, Image, Image]:
         """Return a job's driver, the same without a mask, and the tile they come from.
 
-        Both are filled under the masks, like drivers of annotated images. Otherwise the geometry beside a mask would
-        give the defect away.
+        Drivers have three channels for each network, the run's own first.
         """
         tile, instances = self.tile(job), masks_of(job.instances)
         image = self.image(tile, job.augmentation_seed)
         geometry = image if self._drawings is None else self._drawing(self._drawings, tile, job.augmentation_seed)
-        blind = [mask for _, mask in instances]
-        driver, empty = (
-            extract_driver(
-                geometry, shown, num_classes=self._num_classes, config=self._config, blind=blind, valid_hw=tile.valid_hw
-            )
-            for shown in (instances, ())
+        driver, empty = driver_pair(
+            geometry,
+            instances,
+            num_classes=self._num_classes,
+            config=self._config,
+            valid_hw=tile.valid_hw,
+            further=self._further,
         )
         return driver, empty, image
 
@@ -163,8 +166,14 @@ def corner_of(tile: Tile) -> Corner:
     return round(tile.offset_xy[1] * tile.scale), round(tile.offset_xy[0] * tile.scale)
 
 
-def pool_tiles(inputs: RunStore, config: ProjectConfig) -> PoolTiles:
-    """Return the pool tiles of a run."""
+def pool_tiles(inputs: RunStore, config: ProjectConfig, *, further: Sequence[FurtherDriver] = ()) -> PoolTiles:
+    """Return the pool tiles of a run.
+
+    Args:
+        inputs: of the run.
+        config: of the project.
+        further: what networks read that act beside the run's own; needed for drivers that are drawn from.
+    """
     drawings, dataset, tileset = drawings_of(inputs, config.drivers), inputs.data.dataset, inputs.tiles.tileset
     image_ids = {tile.image_id for tile in tileset.of("pool")}
     return PoolTiles(
@@ -173,4 +182,5 @@ def pool_tiles(inputs: RunStore, config: ProjectConfig) -> PoolTiles:
         flip=config.augmentation.flip,
         drawings=drawings,
         sizes_hw={i: scaled_size_hw(dataset.image(i), tileset.tiling) for i in image_ids},
+        further=further,
     )

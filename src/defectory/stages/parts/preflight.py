@@ -23,6 +23,7 @@ from defectory.masks.placement import place, site_of, site_of_square
 from defectory.rle import area_px, decode
 from defectory.runs.store import RunStore
 from defectory.stages.folds import needs_folds
+from defectory.stages.parts.also_controls import also_remarks
 from defectory.stages.parts.drawing_mode import resolved_synthesis, square_margin_px, uses_squares
 from defectory.stages.parts.drawings import drawings_of
 from defectory.stages.parts.label_counts import FEW, instances_per_class
@@ -52,7 +53,7 @@ def check_before_training(inputs: RunStore, config: ProjectConfig) -> tuple[str,
     _require_pool(config, cut)
     _require_masks(inputs, config, cut)
     _require_drivers(inputs, config, cut)
-    return tuple(_remarks(config, cut))
+    return (*_remarks(config, cut), *also_remarks(inputs.sources, config, len(cut.tileset.categories)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from defectory.condition.further import require_combinable
 from defectory.runs.stored import ConceptFolder, ControlFolder
 
 if TYPE_CHECKING:
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
 
     from defectory.engine.backbones.backbone import Backbone
     from defectory.engine.sampling.models import SamplingModels
+    from defectory.stages.parts.also_controls import AlsoNetwork
 
 
 def load_backbone(concept: Path, device: torch.device | str = "cpu", *, base: str) -> Backbone:
@@ -29,9 +32,15 @@ def load_backbone(concept: Path, device: torch.device | str = "cpu", *, base: st
 
 
 def sampling_models(
-    concept: ConceptFolder, control: ControlFolder, device: str, *, base: str, mixed_precision: str
+    concept: ConceptFolder,
+    control: ControlFolder,
+    device: str,
+    *,
+    base: str,
+    mixed_precision: str,
+    also: Sequence[AlsoNetwork] = (),
 ) -> SamplingModels:
-    """Load the adapted base and the condition network for sampling.
+    """Load the adapted base and the condition networks for sampling.
 
     Args:
         concept: phase 1's result.
@@ -39,10 +48,19 @@ def sampling_models(
         device: to load them to.
         base: that the concept was learned on; read where the concept is an adapter.
         mixed_precision: `bf16` or `no`, of all sampling with them.
+        also: networks that act beside the run's own.
+
+    Raises:
+        ConfigError: a network cannot act together with others.
+        WeightsError: weights cannot be used, or were made for another base.
     """
     from defectory.condition.load import load_network
     from defectory.engine.sampling.models import for_sampling
+    from defectory.stages.parts.also_controls import load_also
 
     backbone = load_backbone(concept.folder, device, base=base)
-    models = for_sampling(backbone, load_network(control.folder, backbone))
+    if also:
+        require_combinable(control.control.network, where="condition.network")
+    network = load_network(control.folder, backbone)
+    models = for_sampling(backbone, network, further=load_also(also, backbone))
     return models.in_bf16() if mixed_precision == "bf16" else models

@@ -23,6 +23,7 @@ from defectory.files import DRAWN_NAME, read_manifest
 from defectory.runs.executors import runs_side_by_side, shares
 from defectory.runs.graph import TO_RESUME, UP_TO_DATE, State, select, states_of
 from defectory.runs.stage import Run, Stage, work_folder
+from defectory.stages.parts.also_controls import also_networks
 from defectory.stages.parts.estimate import costs
 from defectory.stages.parts.estimate.facts import DataFacts, facts_of
 from defectory.stages.parts.estimate.situation import Situation, StageWork
@@ -263,7 +264,12 @@ def _situation(run: Run, states: Mapping[str, State], device: str) -> Situation:
                 path.stat().st_size for part in COPIED_PARTS for path in (folder / part).rglob("*") if path.is_file()
             )
     data: DataFacts = facts_of(run, states)
-    return Situation(config=config, data=data, base=base, copied_bytes=copied, tile_px=tile_px, on_cpu=device == "cpu")
+    also: tuple[str, ...] = ()
+    with suppress(DefectoryError):
+        also = tuple(of.found.kind for of in also_networks(run.sources, config))
+    return Situation(
+        config=config, data=data, base=base, copied_bytes=copied, tile_px=tile_px, on_cpu=device == "cpu", also=also
+    )
 
 
 def _base_folder(run: Run) -> Path | None:
@@ -313,6 +319,9 @@ def _settings_of(config: ProjectConfig, recorded: Mapping[str, Any]) -> ProjectC
     if "synthesis.num_images" in recorded:
         # a stage records the drafts of its own round
         content["synthesis"]["rounds"] = 1
+    if any(name.startswith("synthesis.") for name in recorded):
+        # recorded only where there are some
+        content["synthesis"]["also_controls"] = []
     for name, value in recorded.items():
         *path, last = name.split(".")
         section: Any = content

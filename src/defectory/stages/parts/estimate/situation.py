@@ -22,6 +22,7 @@ class Situation:
         copied_bytes: of the base's files that phase 1 copies.
         tile_px: side of a tile.
         on_cpu: whether networks run on the CPU.
+        also: kinds of the networks that act beside the run's own at synthesis; empty where one cannot be read.
     """
 
     config: ProjectConfig
@@ -30,6 +31,7 @@ class Situation:
     copied_bytes: int
     tile_px: int
     on_cpu: bool
+    also: tuple[str, ...] = ()
 
     @property
     def areas(self) -> float:

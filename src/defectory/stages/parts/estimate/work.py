@@ -22,6 +22,7 @@ from defectory.stages.parts.estimate.segmenter_work import (
 )
 from defectory.stages.parts.estimate.situation import Situation, StageWork
 from defectory.stages.rounds import Round
+from defectory.synthesis.config import num_acting
 
 STAGES_WITH_BASE = ("learn-concept", "learn-condition", "calibrate", "synthesize")
 """Stages whose memory the base decides."""
@@ -289,7 +290,7 @@ def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | 
         num_halves: 2 if each is drawn without its mask too.
     """
     synthesis, base = of.config.synthesis, of.base
-    if base is None or not _copies_encoder(of.config.condition):
+    if base is None or not _copies_encoder(of.config.condition) or any(kind != "controlnet" for kind in of.also):
         return None
     guides_mask = synthesis.mask_guidance != 1.0 or synthesis.mask_spill != 1.0
     guides_driver = GUIDED_SHARE if synthesis.driver_guidance > 1.0 else 0.0
@@ -298,10 +299,18 @@ def _drawing(of: Situation, num_drafts: int, *, num_halves: int) -> StageWork | 
         steered * (base.denoiser + base.control).multiply_adds
         + guides_driver * num_halves * base.denoiser.multiply_adds
     )
+    further = sum(
+        num_acting(synthesis.num_inference_steps, start=one.start, end=one.end)
+        for one in synthesis.also_controls
+        if one.scale > 0
+    )
     per_draft = synthesis.num_inference_steps * per_step + num_halves * base.decoder.multiply_adds
+    per_draft += further * steered * base.control.multiply_adds
     decoded_px = CHUNK_LATENT_PX["cpu"] if of.on_cpu else DECODED_LATENT_PX_ELSEWHERE
     decoded, drawn = max(1, decoded_px // base.latent_px), max(1, CHUNK_LATENT_PX_ELSEWHERE // base.latent_px)
     drawing, coding = base.denoiser + base.control, base.text_encoder + base.encoder + base.decoder
+    for _ in of.also:
+        drawing += base.control
     networks = drawing + base.decoder
     weights = costs.FROZEN_BYTES[synthesis.mixed_precision] * drawing.num_parameters
     weights += costs.WEIGHT_BYTES * coding.num_parameters
@@ -346,6 +355,8 @@ def _finalize(of: Situation) -> StageWork | None:
     if base is None:
         return None
     parts = base.denoiser + base.control + base.text_encoder + base.encoder + base.decoder
+    for _ in of.also:
+        parts += base.control
     weights = costs.WEIGHT_BYTES * parts.num_parameters
     return StageWork(seconds=_loaded_s(parts), memory_bytes=2 * weights, file_bytes=weights)
 
