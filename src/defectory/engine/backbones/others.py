@@ -116,6 +116,6 @@ def _not_a_layout(folder: Path) -> WeightsError:
         return WeightsError(
             folder,
             f"a single-file checkpoint ({single}), no model_index.json here",
-            "give the path of the file itself if it is of Stable Diffusion 1.x or 2.x",
+            "give the path of the file itself if it is of Stable Diffusion 1.x, 2.x or XL",
         )
     return WeightsError(folder, "no model_index.json here", "give a folder in Stable Diffusion layout")
