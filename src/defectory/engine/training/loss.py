@@ -35,7 +35,7 @@ class Batch:
 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""Maps noisy latents [B,C,h,w] and timesteps [B] to the network's prediction [B,C,h,w]."""
+"""Maps noisy latents [B,C,h,w] and the schedule's times [B] to the network's prediction [B,C,h,w]."""
 
 
 def denoising_errors(
@@ -50,11 +50,11 @@ def denoising_errors(
         config: min-SNR and defect weight, precision.
         weighted: False for held-out losses, which must not depend on training weights.
     """
-    device = schedule.alpha_bar.device
+    device = schedule.device
     clean, noise, timesteps = (x.to(device, non_blocking=True) for x in (batch.clean, batch.noise, batch.timesteps))
     noisy, target = schedule.add(clean, noise, timesteps)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-        predicted = predict(noisy, timesteps)
+        predicted = predict(noisy, schedule.times(timesteps))
     errors = (predicted.float() - target).square()
     if not weighted:
         return errors.mean(dim=(1, 2, 3))

@@ -22,6 +22,7 @@ class Situation:
         copied_bytes: of the base's files that phase 1 copies.
         tile_px: side of a tile.
         on_cpu: whether networks run on the CPU.
+        why_no_base: why `base` is None, in a few words.
     """
 
     config: ProjectConfig
@@ -30,6 +31,7 @@ class Situation:
     copied_bytes: int
     tile_px: int
     on_cpu: bool
+    why_no_base: str = "the base cannot be read"
 
     @property
     def areas(self) -> float:
