@@ -82,7 +82,8 @@ def show_base(
         about = {"folder": str(found.folder), "licence": found.licence, "origin": found.origin}
         say_json({**about, **facts.model_dump(), "parts": parts})
         return
-    say(f"{found.folder}: {facts.family}, tiles of {facts.tile_px} px, predicts {facts.prediction_type}")
+    experimental = ", experimental" if facts.is_experimental else ""
+    say(f"{found.folder}: {facts.family}, tiles of {facts.tile_px} px, predicts {facts.prediction_type}{experimental}")
     show_table(
         "Parts",
         ("part", "class", "parameters", "MB", "numbers"),

@@ -40,7 +40,8 @@ def verify_base(
     from defectory.cli.show import say
 
     folder, facts = verify(name_or_path)
-    say(f"{folder}: whole; {facts.family}, tiles of {facts.tile_px} px, predicts {facts.prediction_type}")
+    experimental = ", experimental" if facts.is_experimental else ""
+    say(f"{folder}: whole; {facts.family}, tiles of {facts.tile_px} px, predicts {facts.prediction_type}{experimental}")
 
 
 def score_base(

@@ -32,6 +32,7 @@ from defectory.engine.training.cache import TileVariants, VariantRecipe, prepare
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import BatchPlan, TrainingTile
+from defectory.engine.training.flow import schedule_of
 from defectory.engine.training.held_out import held_out_batches
 from defectory.engine.training.loss import Batch
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
@@ -112,7 +113,7 @@ def learn_concept(
     backbone.move_frozen_encoders("cpu")
     training, rate_shares = _rates_of(method, training)
     make_ready(backbone.denoiser, training=training, latents=variants[0].latents)
-    schedule = NoiseSchedule(backbone.scheduler, backbone.device)
+    schedule = schedule_of(backbone.scheduler, backbone.device)
     batches = _Batches(method, variants, config=config, prompts=prompts, seed=seed, schedule=schedule, prior=prior)
     embed = PromptEmbeddings(backbone)
     phase = Phase(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import DDIMScheduler
 from torch import Tensor
 
 from defectory.engine.backbones.backbone import Backbone
 from defectory.engine.backbones.embeddings import encode_prompts
 from defectory.engine.backbones.prompts import class_prompt
 from defectory.engine.training.cache import read_cached, write_cached
-from defectory.engine.training.noise import NoiseSchedule, generator_of
+from defectory.engine.training.flow import schedule_of
+from defectory.engine.training.noise import generator_of
 from defectory.events import Progress, Work
 from defectory.files import digest_json
 
@@ -90,12 +89,10 @@ def _ancestral(
     num_inference_steps: int,
     mixed_precision: str,
 ) -> Tensor:
-    """Sample ancestrally: Ho et al. 2020, algorithm 2 with eq. 6 and 7, over a stride of the schedule."""
+    """Sample ancestrally over a stride of the schedule."""
     device = backbone.device
-    schedule = NoiseSchedule(backbone.scheduler, device)
-    stride: Any = DDIMScheduler.from_config(backbone.scheduler.config)
-    stride.set_timesteps(num_inference_steps, device=device)
-    timesteps = [int(timestep) for timestep in stride.timesteps]
+    schedule = schedule_of(backbone.scheduler, device)
+    timesteps = schedule.ancestral_timesteps(num_inference_steps)
 
     def draw() -> Tensor:
         return torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(device)
@@ -105,12 +102,9 @@ def _ancestral(
     for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         times = torch.full((len(generators),), timestep, device=device)
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
-            predicted = backbone.predict(x, times, context)
+            predicted = backbone.predict(x, schedule.times(times), context)
         clean = schedule.clean(x, predicted.float(), times)
         if following is None:
             return clean
-        bar, bar_next = schedule.alpha_bar[timestep], schedule.alpha_bar[following]
-        alpha = bar / bar_next
-        mean = (bar_next.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - bar_next) * x) / (1 - bar)
-        x = mean + ((1 - alpha) * (1 - bar_next) / (1 - bar)).sqrt() * draw()
+        x = schedule.ancestral_step(x, clean, draw(), timestep=timestep, following=following)
     raise AssertionError("a sampler has at least one step")

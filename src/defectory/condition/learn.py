@@ -29,6 +29,7 @@ from defectory.engine.tensors import drivers_to_tensor
 from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import remove_checkpoint
 from defectory.engine.training.data import BatchPlan, TrainingTile
+from defectory.engine.training.flow import schedule_of
 from defectory.engine.training.held_out import held_out_batches
 from defectory.engine.training.loss import Batch, Counterparts
 from defectory.engine.training.noise import NoiseSchedule, generator_of, stratified_timesteps
@@ -112,7 +113,7 @@ def learn_condition(
     )
     with team.main_first():
         variants, held_out_variants = yield from prepare_variants(tiles, held_out, variant_recipe, cache=cache)
-    schedule = NoiseSchedule(backbone.scheduler, backbone.device)
+    schedule = schedule_of(backbone.scheduler, backbone.device)
     network = kind.start(backbone, init=config.init, seed=seed, **further)
     network.module.requires_grad_(True)
     backbone.move_frozen_encoders("cpu")

@@ -28,7 +28,9 @@ from defectory.engine.training.loss import Batch, Counterparts, Denoised
 from defectory.engine.training.noise import NoiseSchedule
 
 PredictRows = Callable[[Counterparts, Tensor, Tensor], Tensor]
-"""Maps prompts and drivers of B samples, noisy latents [B,C,h,w] and timesteps [B] to the prediction [B,C,h,w]."""
+"""Maps prompts and drivers of B samples, noisy latents [B,C,h,w] and the schedule's times [B] to the prediction
+[B,C,h,w].
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +68,7 @@ class FidelityReward:
         )
         # the image with the mask shall come to equal the one without it, not the other way round
         with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16"):
-            without = self.predict(bare, noisy, timesteps).float()
+            without = self.predict(bare, noisy, self.schedule.times(timesteps)).float()
         clean = self.schedule.clean(noisy, predicted, timesteps)
         difference = (clean - self.schedule.clean(noisy, without, timesteps)).square().mean(dim=1, keepdim=True)
         losses = dice_losses((difference + 1e-8).sqrt(), batch.defect[rows].to(device))

@@ -1,4 +1,4 @@
-"""A random-weight, very tiny base in the layout of Stable Diffusion XL."""
+"""Random-weight, very tiny bases in the layouts of Stable Diffusion XL and 3."""
 
 from __future__ import annotations
 
@@ -92,3 +92,113 @@ def tiny_sdxl_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder:
 
     tokenizer = CLIPTokenizer.from_pretrained(tiny_base_folder / "tokenizer")
     return make_tiny_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl", tokenizer)
+
+
+def tiny_t5_tokenizer() -> Any:
+    """A T5 tokenizer that spells letter by letter."""
+    from transformers import T5TokenizerFast
+
+    letters = [(letter, -2.0) for letter in "\u2581abcdefghijklmnopqrstuvwxyz"]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0)]
+    return T5TokenizerFast(vocab=[*special, *letters], extra_ids=0)
+
+
+def make_tiny_sd3(folder: Path, tokenizer: Any, *, with_t5: bool) -> Path:
+    """Write a base of Stable Diffusion 3 for tiles of 32 px; its autoencoder has factor 4 and hardly any noise."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+
+    def text(width: int, act: str) -> CLIPTextModelWithProjection:
+        return CLIPTextModelWithProjection(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                max_position_embeddings=16,
+                projection_dim=width,
+                hidden_act=act,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+
+    words = tiny_t5_tokenizer() if with_t5 else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformer = SD3Transformer2DModel(
+            sample_size=TINY_XL_PX // 4,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=3,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=24,
+            pos_embed_max_size=8,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 3,
+            up_block_types=("UpDecoderBlock2D",) * 3,
+            block_out_channels=(8,) * 3,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            sample_size=TINY_XL_PX,
+            scaling_factor=1.5305,
+            shift_factor=0.0609,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+        # plain diffusers draws the driver's latents from the posterior, ours are its mean: let both be the same
+        torch.nn.init.zeros_(vae.encoder.conv_out.weight[4:].detach())
+        vae.encoder.conv_out.bias.detach()[4:] = -30.0
+        first, second = text(8, "quick_gelu"), text(16, "gelu")
+        t5 = None
+        if words is not None:
+            t5 = T5EncoderModel(T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2))
+    tokenizer_2 = copy.deepcopy(tokenizer)
+    tokenizer_2.pad_token = "!"
+    pipeline = StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=vae,
+        text_encoder=first,
+        tokenizer=tokenizer,
+        text_encoder_2=second,
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=t5,
+        tokenizer_3=words,
+    )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Path:
+    """A base of Stable Diffusion 3 without T5; do not write into it."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_base_folder / "tokenizer")
+    return make_tiny_sd3(tmp_path_factory.mktemp("tiny") / "sd3", tokenizer, with_t5=False)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd3_t5_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path) -> Path:
+    """The same with T5; do not write into it."""
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(tiny_base_folder / "tokenizer")
+    return make_tiny_sd3(tmp_path_factory.mktemp("tiny") / "sd3-t5", tokenizer, with_t5=True)

@@ -32,6 +32,8 @@ UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 VAE_NAMES = (
     (r"down_blocks\.(\d)\.resnets\.(\d)", r"down.\1.block.\2"),
@@ -92,10 +94,13 @@ def original_vae(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
     return renamed
 
 
-def original_text(state: dict[str, Tensor], *, is_sd2: bool) -> dict[str, Tensor]:
+def original_clip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     state = {name.removeprefix("text_model."): value for name, value in state.items() if "position_ids" not in name}
-    if not is_sd2:
-        return {f"cond_stage_model.transformer.text_model.{name}": value for name, value in state.items()}
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+def original_open_clip(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    state = {name.removeprefix("text_model."): value for name, value in state.items() if "position_ids" not in name}
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
         new = name.replace("encoder.layers.", "transformer.resblocks.").replace("layer_norm", "ln_")
@@ -106,9 +111,18 @@ def original_text(state: dict[str, Tensor], *, is_sd2: bool) -> dict[str, Tensor
         )
         if match := re.fullmatch(r"(.*)self_attn\.q_proj\.(weight|bias)", new):
             others = [state[name.replace("q_proj", f"{part}_proj")] for part in "kv"]
-            renamed[f"cond_stage_model.model.{match[1]}attn.in_proj_{match[2]}"] = torch.cat([value, *others])
+            renamed[f"{prefix}{match[1]}attn.in_proj_{match[2]}"] = torch.cat([value, *others])
+        elif name == "text_projection.weight":
+            renamed[f"{prefix}text_projection"] = value.T
         elif "self_attn" not in new:
-            renamed[f"cond_stage_model.model.{new}"] = value
+            renamed[f"{prefix}{new}"] = value
+    return renamed
+
+
+def original_text(state: dict[str, Tensor], *, is_sd2: bool) -> dict[str, Tensor]:
+    if not is_sd2:
+        return original_clip(state, "cond_stage_model.transformer.text_model.")
+    renamed = original_open_clip(state, "cond_stage_model.model.")
     last = "cond_stage_model.model.transformer.resblocks."
     skipped = {n.replace(f"{last}22.", f"{last}23."): v + 1 for n, v in renamed.items() if n.startswith(f"{last}22.")}
     return {**renamed, **skipped}
@@ -159,6 +173,63 @@ def make(folder: Path, tokenizer: Path, *, is_sd2: bool) -> tuple[Path, dict[str
     return path, {"unet": unet, "vae": vae, "text_encoder": text}
 
 
+def make_xl(folder: Path, tokenizer: Path) -> tuple[Path, dict[str, Any]]:
+    """Write a tiny checkpoint of Stable Diffusion XL, and return it with its models."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+    words = CLIPTokenizer.from_pretrained(tokenizer)
+
+    def text(width: int, act: str, num_layers: int) -> CLIPTextConfig:
+        return CLIPTextConfig(
+            vocab_size=len(words),
+            hidden_size=width,
+            intermediate_size=32,
+            num_hidden_layers=num_layers,
+            num_attention_heads=width // 64,
+            max_position_embeddings=16,
+            projection_dim=48,
+            hidden_act=act,
+            bos_token_id=words.bos_token_id,
+            eos_token_id=words.eos_token_id,
+        )
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            block_out_channels=(64, 128),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            attention_head_dim=(1, 2),
+            use_linear_projection=True,
+            cross_attention_dim=64 + 128,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=48 + 6 * 8,
+        )
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(32, 32),
+            layers_per_block=1,
+            scaling_factor=0.13025,
+        )
+        first = CLIPTextModel(text(64, "quick_gelu", 2))
+        second = CLIPTextModelWithProjection(text(128, "gelu", 3))
+    tensors = {
+        **original_unet(dict(unet.state_dict()), 1, 2),
+        **original_vae(dict(vae.state_dict()), 2),
+        **original_clip(dict(first.state_dict()), "conditioner.embedders.0.transformer.text_model."),
+        **original_open_clip(dict(second.state_dict()), "conditioner.embedders.1.model."),
+        "conditioner.embedders.1.model.logit_scale": torch.tensor(4.6),
+    }
+    path = folder / "xl.safetensors"
+    save_file({name: value.contiguous() for name, value in tensors.items()}, path)
+    return path, {"unet": unet.eval(), "vae": vae.eval(), "text_encoder": first.eval(), "text_encoder_2": second.eval()}
+
+
 @pytest.fixture(autouse=True)
 def bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     from huggingface_hub import constants
@@ -204,10 +275,90 @@ def test_a_single_file_is_converted_once_and_bit_for_bit(
     assert (folder / "digests.json").stat().st_mtime_ns == made
 
 
+def test_a_single_file_of_xl_gives_the_same_outputs_as_its_networks(
+    tiny_stable_diffusion_folder: Path, tmp_path: Path, bases: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+
+    shutil.copytree(tiny_stable_diffusion_folder, bases / "acme" / "tiny")
+    path, models = make_xl(tmp_path, tiny_stable_diffusion_folder / "tokenizer")
+    folder = resolve_base(str(path))
+    said = "".join(record.getMessage() for record in caplog.records)
+    assert said.startswith(f"{path} is converted once, into {folder} (about ")
+    assert said.endswith("you can delete that folder, it is made again when needed")
+    facts = verify(folder)
+    assert (facts.family, facts.prediction_type, facts.tile_px) == ("Stable Diffusion XL", "epsilon", 256)
+    base: Any = load_base(folder)
+    for part, model in models.items():
+        found = getattr(base, part).state_dict()
+        for name, value in model.state_dict().items():
+            assert torch.equal(found[name], value), name
+    assert (base.tokenizer.pad_token_id, base.tokenizer_2.pad_token_id) == (base.tokenizer.eos_token_id, 0)
+    with torch.no_grad():
+        plain = StableDiffusionXLPipeline(
+            **models,
+            tokenizer=base.tokenizer,
+            tokenizer_2=base.tokenizer_2,
+            scheduler=EulerDiscreteScheduler(),
+            add_watermarker=False,
+        )
+        told = plain.encode_prompt("a crack on steel", do_classifier_free_guidance=False)
+        context = base.encode_prompts(["a crack on steel"])
+        torch.testing.assert_close(context.tokens, told[0])
+        torch.testing.assert_close(context.pooled, told[2])
+        latents, times = torch.randn(1, 4, 8, 12), torch.tensor([7])
+        sizes = torch.tensor([[16.0, 24.0, 0.0, 0.0, 16.0, 24.0]])
+        besides = {"text_embeds": told[2], "time_ids": sizes}
+        theirs = models["unet"](latents, times, told[0], added_cond_kwargs=besides).sample
+        torch.testing.assert_close(base.predict(latents, times, context), theirs)
+        torch.testing.assert_close(base.decode_latents(latents), models["vae"].decode(latents / 0.13025).sample)
+    caplog.clear()
+    assert resolve_base(str(path)) == folder
+    assert not caplog.records
+
+
+def test_what_a_single_file_of_xl_lacks_or_has_besides_is_named(
+    tiny_stable_diffusion_folder: Path, tmp_path: Path
+) -> None:
+    path, _ = make_xl(tmp_path, tiny_stable_diffusion_folder / "tokenizer")
+    shutil.copytree(tiny_stable_diffusion_folder / "tokenizer", tmp_path / "tokenizer")
+    whole = load_file(path)
+    save_file({**whole, "v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}, path)
+    checkpoint = read_checkpoint(path)
+    assert (checkpoint.prediction_type, checkpoint.has_zero_snr) == ("v_prediction", True)
+
+    def refused(kept: dict[str, Tensor]) -> str:
+        save_file(kept, path)
+        with pytest.raises(WeightsError) as caught:
+            resolve_base(str(path))
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    for beginning, said in (
+        ("conditioner.embedders.0.", "has no text encoder (conditioner.embedders.0.*)"),
+        ("conditioner.embedders.1.", "has no text encoder 2 (conditioner.embedders.1.*)"),
+        ("conditioner.embedders.1.model.text_projection", "lacks a tensor of Stable Diffusion"),
+        ("first_stage_model.decoder.", "has no autoencoder"),
+        ("model.diffusion_model.label_emb.", "its UNet reads no sizes"),
+        ("model.diffusion_model.middle_block.1.", "lacks weights of one of its networks"),
+    ):
+        kept = {name: value for name, value in whole.items() if not name.startswith(beginning)}
+        assert said in refused(kept)
+    deeper = "model.diffusion_model.output_blocks.0.1.transformer_blocks.2.norm1.weight"
+    assert "were expected from its layers" in refused({**whole, deeper: torch.zeros(128)})
+    conv_in = "model.diffusion_model.input_blocks.0.0.weight"
+    assert "for inpainting" in refused({**whole, conv_in: torch.zeros(64, 9, 3, 3)})
+    half = path.read_bytes()[:-40]
+    path.write_bytes(half)
+    with pytest.raises(WeightsError, match=f"is half downloaded: {len(half):,} of {len(half) + 40:,} bytes are here"):
+        resolve_base(str(path))
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [
-        ({"conditioner.embedders.0.x": (1,)}, "is a checkpoint of Stable Diffusion XL, which is not supported yet"),
+        ({"conditioner.embedders.0.model.x": (1,)}, "is a checkpoint of the refiner of Stable Diffusion XL"),
+        ({"edm_mean": (1,)}, "is a checkpoint of Playground v2.5"),
         ({"model.diffusion_model.input_blocks.0.0.weight": (8, 9, 3, 3)}, "for inpainting .its UNet takes 9 channels"),
         ({"model.diffusion_model.double_blocks.0.x": (1,)}, "is a checkpoint of FLUX"),
         ({"lora_unet_down.weight": (1,)}, "a LoRA adapter, not a base"),

@@ -86,11 +86,14 @@ def start_adapters(backbone: Backbone, config: ConceptConfig, *, seed: int) -> d
 
 
 def save_adapters(backbone: Backbone, folder: Path) -> None:
-    """Write the adapters of a backbone's networks to a folder, for diffusers and for kohya's readers.
+    """Write the adapters of a backbone's networks to a folder, for diffusers and, of a UNet, for kohya's readers.
+
+    kohya's scripts name and join the layers of transformers in another way.
 
     Raises:
         StageError: no space or no permission.
     """
     tensors = lora_tensors(backbone.networks)
     write_tensors(folder / DIFFUSERS_NAME, tensors, {"format": "pt"})
-    write_tensors(folder / KOHYA_NAME, kohya_tensors(tensors), {"format": "pt"})
+    if "unet" in backbone.networks:
+        write_tensors(folder / KOHYA_NAME, kohya_tensors(tensors), {"format": "pt"})

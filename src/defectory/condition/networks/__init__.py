@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from defectory.errors import WeightsError
 from defectory.registry import Registry
 
 CONDITION_NETWORKS: Registry[Any] = Registry(
@@ -17,4 +18,16 @@ CONDITION_NETWORKS: Registry[Any] = Registry(
 )
 """Of classes that follow `networks.network.ConditionNetwork`."""
 
-__all__ = ["CONDITION_NETWORKS"]
+
+def require_unet(backbone: Any, network: str) -> None:
+    """Require a base with a UNet, for a network that changes one.
+
+    Raises:
+        WeightsError: its denoiser is of another kind.
+    """
+    if "down_block_types" not in backbone.denoiser.config:
+        found = f"{network}, but this base has no UNet"
+        raise WeightsError("condition.network", found, "set it to controlnet")
+
+
+__all__ = ["CONDITION_NETWORKS", "require_unet"]

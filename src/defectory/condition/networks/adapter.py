@@ -20,6 +20,7 @@ import torch
 from diffusers import T2IAdapter
 from torch import Tensor, nn
 
+from defectory.condition.networks import require_unet
 from defectory.engine.backbones.backbone import Backbone, Context, Features
 from defectory.engine.backbones.parts import load_adapter
 from defectory.engine.backbones.save import save_model
@@ -42,6 +43,7 @@ class Adapter:
         """
         if init == "embedded":
             raise WeightsError("condition.init", "embedded, but no base ships an adapter", "set it to auto")
+        require_unet(backbone, "adapter")
         return cls(start_adapter(backbone, seed=seed))
 
     @classmethod

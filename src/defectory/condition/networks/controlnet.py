@@ -19,7 +19,7 @@ from diffusers import ControlNetModel
 from torch import Tensor
 
 from defectory.condition.networks.capacity import groups_of, narrow_again, narrowed, widened, without_attention
-from defectory.engine.backbones.backbone import Backbone, Context, Residuals
+from defectory.engine.backbones.backbone import Added, Backbone, Context, Residuals, own_control_of
 from defectory.engine.backbones.parts import load_controlnet
 from defectory.engine.backbones.save import save_model
 from defectory.errors import WeightsError
@@ -27,29 +27,37 @@ from defectory.errors import WeightsError
 
 @dataclass(frozen=True)
 class ControlNet:
-    """diffusers' `ControlNetModel` on a backbone whose denoiser is a `UNet2DConditionModel`."""
+    """diffusers' `ControlNetModel` on a backbone with a UNet, or the control network of the backbone's own family."""
 
-    module: ControlNetModel
+    module: Any
     folder: ClassVar[str] = "controlnet"
     settings: ClassVar[tuple[str, ...]] = ("capacity",)
 
     @classmethod
     def start(cls, backbone: Backbone, *, init: str, seed: int, capacity: float = 1.0) -> ControlNet:
         """Start from the control network shipped with the base, or from a copy of the base's encoder or part of it."""
-        return cls(start_control(backbone, init=init, seed=seed, capacity=capacity))
+        own = own_control_of(backbone)
+        if own is None:
+            return cls(start_control(backbone, init=init, seed=seed, capacity=capacity))
+        if capacity < 1:
+            raise WeightsError(
+                "condition.capacity", f"{capacity:g}, but this base has no UNet to narrow", "leave it out"
+            )
+        return cls(own.start(init=init, seed=seed))
 
     @classmethod
     def load(cls, folder: Path, backbone: Backbone) -> ControlNet:
-        """Load a `ControlNetModel` folder."""
-        return cls(narrow_again(load_controlnet(folder, backbone.device)))
+        """Load a folder that `save` wrote."""
+        own = own_control_of(backbone)
+        return cls(narrow_again(load_controlnet(folder, backbone.device)) if own is None else own.load(folder))
 
     def save(self, folder: Path) -> None:
-        """Write a folder that `ControlNetModel.from_pretrained` opens."""
+        """Write a folder that `from_pretrained` of the network's class opens."""
         save_model(self.plain_module(), folder)
 
-    def plain_module(self) -> ControlNetModel:
+    def plain_module(self) -> Any:
         """Return the network as plain diffusers opens it, of full width."""
-        return widened(self.module)
+        return widened(self.module) if isinstance(self.module, ControlNetModel) else self.module
 
     def predict(
         self,
@@ -76,9 +84,12 @@ class ControlNet:
         /,
         *,
         scale: float = 1.0,
-    ) -> Generator[Residuals]:
+    ) -> Generator[Added]:
         """Yield residuals of the drivers."""
-        control: Any = self.module
+        control, own = self.module, own_control_of(backbone)
+        if own is not None:
+            yield own.residuals(control, latents, timesteps, context, drivers, scale=scale)
+            return
         skips, middle = control(
             latents,
             timesteps,

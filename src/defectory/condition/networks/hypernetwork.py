@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from defectory.condition.networks import plain_hypernetwork
+from defectory.condition.networks import plain_hypernetwork, require_unet
 from defectory.condition.networks.plain_hypernetwork import HyperNetwork, projections_of
 from defectory.engine.backbones.backbone import Backbone, Context
 from defectory.engine.backbones.files import verify_part
@@ -33,10 +33,11 @@ class Hypernetwork:
         """Start with changes of zero; there is nothing to copy.
 
         Raises:
-            WeightsError: `init` is `embedded`.
+            WeightsError: `init` is `embedded`, or the base has no UNet.
         """
         if init == "embedded":
             raise WeightsError("condition.init", "embedded, but no base ships a hypernetwork", "set it to auto")
+        require_unet(backbone, "hypernetwork")
         denoiser: Any = backbone.denoiser
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -55,7 +55,7 @@ class Residuals:
     skips: Sequence[Tensor]
     middle: Tensor
 
-    def unet_arguments(self) -> dict[str, Any]:
+    def denoiser_arguments(self) -> dict[str, Any]:
         """Return them as diffusers' UNets take them."""
         return {"down_block_additional_residuals": self.skips, "mid_block_additional_residual": self.middle}
 
@@ -75,7 +75,7 @@ class Features:
 
     maps: Sequence[Tensor]
 
-    def unet_arguments(self) -> dict[str, Any]:
+    def denoiser_arguments(self) -> dict[str, Any]:
         """Return them as diffusers' UNets take them."""
         # the UNet empties the list
         return {"down_intrablock_additional_residuals": list(self.maps)}
@@ -88,8 +88,8 @@ class Features:
 class Added(Protocol):
     """Maps that are added inside a denoiser."""
 
-    def unet_arguments(self) -> dict[str, Any]:
-        """Return them as arguments of diffusers' UNets."""
+    def denoiser_arguments(self) -> dict[str, Any]:
+        """Return them as arguments of the denoiser."""
         ...
 
     def plus(self, other: Self) -> Self:
@@ -97,8 +97,47 @@ class Added(Protocol):
         ...
 
 
+class OwnControl(Protocol):
+    """How a family makes, reads and calls its control networks, where they are no `ControlNetModel` of a UNet."""
+
+    def start(self, *, init: str, seed: int) -> nn.Module:
+        """Make the initial control network of phase 2, in float32, on the denoiser's device.
+
+        Args:
+            init: `copy` of the base, `embedded` for the network shipped with it, or `auto`.
+            seed: of new parameters.
+
+        Raises:
+            WeightsError: this base does not support `init`.
+        """
+        ...
+
+    def load(self, folder: Path) -> nn.Module:
+        """Load a control network to the denoiser's device.
+
+        Raises:
+            WeightsError: the folder cannot be used.
+        """
+        ...
+
+    def residuals(
+        self, network: nn.Module, latents: Tensor, timesteps: Tensor, context: Context, drivers: Tensor, *, scale: float
+    ) -> Added:
+        """Compute what a control network adds inside the denoiser; arguments as for `Steering.predict`."""
+        ...
+
+
+def own_control_of(backbone: Backbone) -> OwnControl | None:
+    """Return a backbone's own control networks; None if it has a UNet, which `ControlNetModel` copies."""
+    return getattr(backbone, "own_control", None)
+
+
 class Backbone(Protocol):
-    """A diffusion model in memory. After loading, no parameter requires a gradient."""
+    """A diffusion model in memory. After loading, no parameter requires a gradient.
+
+    A backbone whose denoiser is no UNet may also have `own_control`, an `OwnControl`. One whose pipelines in diffusers
+    read no learned tokens has `takes_new_tokens = False`.
+    """
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -177,11 +216,11 @@ class Backbone(Protocol):
         residuals: Added | None = None,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Predict noise or velocity, as the scheduler's `prediction_type` says.
+        """Predict noise, velocity or flow, as the base's schedule says.
 
         Args:
             latents: float [B,C,h,w], noisy.
-            timesteps: int64 [B], or one for all.
+            timesteps: [B], or one for all; int64, or float under flow matching.
             context: of B prompts.
             residuals: of a control network or an adapter.
             weights: replace the denoiser's parameters of these names in this call only.

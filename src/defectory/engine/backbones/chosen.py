@@ -17,8 +17,8 @@ _WEIGHTS = re.compile(
     r"(diffusion_pytorch_model|model)(?P<variant>\.fp16)?(-\d{5}-of-\d{5})?\.safetensors"
     r"|(diffusion_pytorch_model|model)\.safetensors\.index(?P<of_index>\.fp16)?\.json"
 )
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "scheduler", "controlnet")
+NETWORKS = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+PARTS = (*NETWORKS, "tokenizer", "tokenizer_2", "tokenizer_3", "scheduler", "controlnet")
 
 
 def chosen_texts(names: Iterable[str]) -> list[str]:

@@ -45,6 +45,30 @@ class UNetConfig(CheckedConfig):
     projection_class_embeddings_input_dim: int | None = None
 
 
+class TransformerConfig(CheckedConfig):
+    """Settings of a transformer of Stable Diffusion 3 that are checked before it is loaded."""
+
+    sample_size: Size
+    patch_size: Size
+    in_channels: Size
+    out_channels: Size | None = None
+    num_layers: Few
+    attention_head_dim: Size
+    num_attention_heads: Size
+    joint_attention_dim: Size
+    caption_projection_dim: Size
+    pooled_projection_dim: Size
+    pos_embed_max_size: Size
+
+
+class T5Config(CheckedConfig):
+    """Settings of a T5 text encoder that are checked before it is loaded."""
+
+    d_model: Size
+    vocab_size: Size
+    num_layers: Few
+
+
 class AutoencoderConfig(CheckedConfig):
     """Settings of an autoencoder that are checked before it is loaded."""
 
@@ -75,6 +99,9 @@ class SchedulerConfig(CheckedConfig):
     num_train_timesteps: Annotated[int, Field(ge=2, le=100_000, strict=True)] = 1000
     prediction_type: str | None = None
     """None if the file names none, which diffusers reads as epsilon."""
+    use_dynamic_shifting: bool | None = None
+    invert_sigmas: bool | None = None
+    stochastic_sampling: bool | None = None
 
 
 def read_config(kind: type[Config], path: Path) -> Config:

@@ -110,8 +110,8 @@ def resolve_base(name_or_path: str, *, bases_folder: Path | None = None) -> Path
         bases_folder: folder of pulled bases, one subfolder per name; None takes the user's (`DEFECTORY_BASES`).
 
     Raises:
-        WeightsError: no such folder, a file that is no checkpoint of 1.x or 2.x, or a base that is not on this
-            machine, or not wholly.
+        WeightsError: no such folder, a file that is no checkpoint of 1.x, 2.x or XL, or a base that is not on
+            this machine, or not wholly.
     """
     if name_or_path == EMBEDDED:
         return embedded_folder()

@@ -59,8 +59,14 @@ def start_tokens(backbone: Backbone, token: str, *, num_vectors: int, initialize
         initializer: words that describe the part.
 
     Raises:
-        ConfigError: a tokenizer knows the token already, or no part of the initializer.
+        ConfigError: a tokenizer knows the token already, or no part of the initializer; or the base takes no tokens.
     """
+    if not getattr(backbone, "takes_new_tokens", True):
+        raise ConfigError(
+            "concept.method",
+            "trains a new word, which pipelines of this base do not read",
+            "set it to lora or dreambooth",
+        )
     parameters: dict[str, nn.Parameter] = {}
     for part, tokenizer in backbone.tokenizers.items():
         embeddings = _embeddings(backbone.networks[part])

@@ -9,12 +9,12 @@ from typing import Any
 from defectory.engine.backbones.files import read_json
 from defectory.errors import WeightsError
 
-GIVE_ANOTHER = "it is not supported yet; give a base of Stable Diffusion 1.x, 2.x or XL, or `embedded`"
+GIVE_ANOTHER = "it is not supported yet; give a base of Stable Diffusion 1.x, 2.x, XL or 3, or `embedded`"
 COPY_AGAIN = "copy the base again or give another one"
 _FAMILY_BY_PIPELINE: tuple[tuple[str, str], ...] = (
     ("StableDiffusionXLInpaint", "Stable Diffusion XL for inpainting"),
     ("StableDiffusionXLInstructPix2Pix", "InstructPix2Pix on Stable Diffusion XL, an image editor"),
-    ("StableDiffusion3", "Stable Diffusion 3, a flow-matching transformer"),
+    ("StableDiffusion3", "Stable Diffusion 3 for another task than drawing from texts"),
     ("StableVideoDiffusion", "Stable Video Diffusion, a video model"),
     ("StableDiffusionInpaint", "Stable Diffusion for inpainting"),
     ("StableDiffusionInstructPix2Pix", "InstructPix2Pix, an image editor"),
@@ -116,6 +116,6 @@ def _not_a_layout(folder: Path) -> WeightsError:
         return WeightsError(
             folder,
             f"a single-file checkpoint ({single}), no model_index.json here",
-            "give the path of the file itself if it is of Stable Diffusion 1.x or 2.x",
+            "give the path of the file itself if it is of Stable Diffusion 1.x, 2.x or XL",
         )
     return WeightsError(folder, "no model_index.json here", "give a folder in Stable Diffusion layout")

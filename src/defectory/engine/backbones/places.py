@@ -88,7 +88,7 @@ def require_all_parts(folder: Path) -> None:
         WeightsError: a part or its weights are missing.
     """
     for part in classes_of(index_of(folder)):
-        if part in ("unet", "vae") or part.startswith("text_encoder"):
+        if part in ("unet", "transformer", "vae") or part.startswith("text_encoder"):
             verify_weights(folder / part)
 
 

@@ -56,6 +56,7 @@ BACKBONES: Registry[BackboneFamily] = Registry(
         # asked from the last to the first: the family of 1.x and 2.x takes what no other one does
         "sd1": "defectory.engine.backbones.sd1.family:FAMILY",
         "sdxl": "defectory.engine.backbones.sdxl.family:FAMILY",
+        "sd3": "defectory.engine.backbones.sd3.family:FAMILY",
     },
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ControlNetModel, T2IAdapter
+from diffusers import ControlNetModel, SD3ControlNetModel, T2IAdapter
 from safetensors import SafetensorError
 
 from defectory.engine.backbones.parts import quiet
@@ -57,6 +57,23 @@ STABLE_DIFFUSION_XL = Layout(
     finished_with_adapter="StableDiffusionXLAdapterPipeline",
     absent=("feature_extractor", "image_encoder"),
     settings={"force_zeros_for_empty_prompt": True},
+)
+
+STABLE_DIFFUSION_3 = Layout(
+    parts=(
+        "scheduler",
+        "text_encoder",
+        "text_encoder_2",
+        "text_encoder_3",
+        "tokenizer",
+        "tokenizer_2",
+        "tokenizer_3",
+        "transformer",
+        "vae",
+    ),
+    pipeline="StableDiffusion3Pipeline",
+    finished="StableDiffusion3ControlNetPipeline",
+    absent=("feature_extractor", "image_encoder"),
 )
 
 
@@ -114,7 +131,7 @@ def require_controlnet(network: torch.nn.Module) -> None:
     Raises:
         PipelineError: it is of another kind.
     """
-    if not isinstance(network, ControlNetModel):
+    if not isinstance(network, ControlNetModel | SD3ControlNetModel):
         raise PipelineError(
             "condition network",
             f"a {type(network).__name__}, which plain diffusers cannot draw with",

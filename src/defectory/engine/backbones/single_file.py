@@ -1,17 +1,18 @@
 """Recognises single-file checkpoints in the original layout of Stable Diffusion by their header. Imports no torch.
 
 The layout is that of the code that Stable Diffusion was published with (latent diffusion, LDM): one file with
-`model.diffusion_model`, `first_stage_model` and `cond_stage_model`. A file is converted once, into a folder in
-diffusers' layout under the folder of bases.
+`model.diffusion_model`, `first_stage_model` and `cond_stage_model`, or `conditioner` in Stable Diffusion XL. A file is
+converted once, into a folder in diffusers' layout under the folder of bases.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -23,8 +24,17 @@ from defectory.files import digest_json
 
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 CLIP, OPEN_CLIP = f"{TEXT}transformer.text_model.", f"{TEXT}model."
+CONDITIONER = "conditioner.embedders."
+CLIP_XL, OPEN_CLIP_XL = f"{CONDITIONER}0.transformer.text_model.", f"{CONDITIONER}1.model."
 CONV_IN = f"{UNET}input_blocks.0.0.weight"
-GIVE_OTHER = "give a checkpoint of Stable Diffusion 1.x or 2.x, or a folder in diffusers' layout"
+SIZES_IN = f"{UNET}label_emb.0.0.weight"
+"""First layer of what reads sizes and the pooled text in Stable Diffusion XL."""
+GIVE_OTHER = "give a checkpoint of Stable Diffusion 1.x, 2.x or XL, or a folder in diffusers' layout"
+GIVE_WHOLE = "give the whole checkpoint"
+Kind = Literal["sd1", "sd2", "sdxl"]
+"""1.x has CLIP's text encoder, 2.x OpenCLIP's, and XL one of each."""
+_LATENT_PX: Mapping[Kind, int] = {"sd1": 64, "sd2": 64, "sdxl": 128}
+_TRAINED_PX: Mapping[Kind, tuple[int, ...]] = {"sd1": (512, 768), "sd2": (512, 768), "sdxl": (512, 768, 1024)}
 _BY_CHANNELS = {
     9: "a checkpoint for inpainting",
     8: "a checkpoint of InstructPix2Pix",
@@ -32,7 +42,8 @@ _BY_CHANNELS = {
     5: "a checkpoint with depth",
 }
 _OTHERS = (
-    ("conditioner.embedders.", "a checkpoint of Stable Diffusion XL, which is not supported yet as a single file"),
+    (f"{CONDITIONER}0.model.", "a checkpoint of the refiner of Stable Diffusion XL, not of its base"),
+    ("edm_mean", "a checkpoint of Playground v2.5, whose autoencoder shifts latents"),
     (f"{UNET}joint_blocks.", "a checkpoint of Stable Diffusion 3, a transformer"),
     (f"{UNET}double_blocks.", "a checkpoint of FLUX, a transformer"),
     ("double_blocks.", "a checkpoint of FLUX, a transformer"),
@@ -42,6 +53,7 @@ _OTHERS = (
     ("encoder.", "one network, not a base"),
 )
 """Maps the beginning of a tensor's name to what the file is."""
+LOGGER = logging.getLogger("defectory")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +63,34 @@ class Checkpoint:
     Attributes:
         path: of the file.
         header: its tensors.
-        is_sd2: True for 2.x (OpenCLIP's text encoder), False for 1.x (CLIP's).
+        kind: its family.
         prediction_type: what its UNet predicts.
         latent_px: side of the latents that it was trained for.
+        has_zero_snr: its last timestep holds noise alone (`ztsnr` in the file).
     """
 
     path: Path
     header: Header
-    is_sd2: bool
+    kind: Kind
     prediction_type: str
     latent_px: int
+    has_zero_snr: bool = False
+
+    @property
+    def token_tables(self) -> Mapping[str, str]:
+        """Return the name of each text encoder's token embeddings, by the name of its tokenizer."""
+        return token_tables(self.kind)
+
+
+def token_tables(kind: Kind) -> Mapping[str, str]:
+    """Return the name of each text encoder's token embeddings in a file, by the name of its tokenizer."""
+    if kind == "sdxl":
+        return {
+            "tokenizer": f"{CLIP_XL}embeddings.token_embedding.weight",
+            "tokenizer_2": f"{OPEN_CLIP_XL}token_embedding.weight",
+        }
+    open_clip, clip = f"{OPEN_CLIP}token_embedding.weight", f"{CLIP}embeddings.token_embedding.weight"
+    return {"tokenizer": open_clip if kind == "sd2" else clip}
 
 
 def converted_folder(path: Path, bases: Path) -> Path:
@@ -93,6 +123,13 @@ def resolve_checkpoint(path: Path, bases: Path) -> Path:
     checkpoint = read_checkpoint(path)
     from defectory.engine.backbones.single_file_convert import convert
 
+    # not an event: a base is resolved in many places, some of which yield none
+    LOGGER.warning(
+        "%s is converted once, into %s (about %s MB); you can delete that folder, it is made again when needed",
+        path,
+        folder,
+        f"{path.stat().st_size / 1e6:,.0f}",
+    )
     convert(checkpoint, folder, bases=bases)
     return folder
 
@@ -101,8 +138,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Recognise a single file by its header, in milliseconds.
 
     Raises:
-        WeightsError: it is a pickle, not whole, or no checkpoint of Stable Diffusion 1.x or 2.x; or it is of 2.x and
-            nothing says what it predicts.
+        WeightsError: it is a pickle, not whole, or no checkpoint of Stable Diffusion 1.x, 2.x or XL; or it is of 2.x
+            and nothing says what it predicts.
     """
     _refuse_pickle(path)
     require_file(path)
@@ -117,19 +154,36 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if (channels := names[CONV_IN][1]) != 4:
         what = _BY_CHANNELS.get(channels, "another model")
         raise WeightsError(path, f"is {what} (its UNet takes {channels} channels, 4 were expected)", GIVE_OTHER)
-    clip, open_clip = f"{CLIP}embeddings.token_embedding.weight", f"{OPEN_CLIP}token_embedding.weight"
+    kind = _kind(names)
     for beginning, part in ((f"{VAE}decoder.", "autoencoder"), (f"{VAE}encoder.", "encoder of the autoencoder")):
         if not any(name.startswith(beginning) for name in names):
-            raise WeightsError(path, f"has no {part} ({beginning}*)", "give the whole checkpoint")
-    if clip not in names and open_clip not in names:
-        raise WeightsError(path, f"has no text encoder ({TEXT}*)", "give the whole checkpoint")
-    is_sd2 = open_clip in names
-    prediction_type = _prediction_type(path, header, is_sd2=is_sd2)
-    latent_px = 96 if is_sd2 and prediction_type == "v_prediction" else 64
+            raise WeightsError(path, f"has no {part} ({beginning}*)", GIVE_WHOLE)
+    for tokenizer, table in token_tables(kind).items():
+        if len(names.get(table, ())) != 2:
+            part = tokenizer.replace("tokenizer", "text encoder").replace("_", " ")
+            where = TEXT if kind != "sdxl" else f"{CONDITIONER}{int(tokenizer.endswith('2'))}."
+            raise WeightsError(path, f"has no {part} ({where}*)", GIVE_WHOLE)
+    if kind == "sdxl" and SIZES_IN not in names:
+        raise WeightsError(path, f"its UNet reads no sizes ({UNET}label_emb.*)", GIVE_WHOLE)
+    prediction_type = _prediction_type(path, header, kind)
+    latent_px = 96 if kind == "sd2" and prediction_type == "v_prediction" else _LATENT_PX[kind]
     resolution = re.match(r"(\d+)", header.metadata.get("modelspec.resolution", ""))
-    if resolution and int(resolution[1]) in (512, 768):
+    if resolution and int(resolution[1]) in _TRAINED_PX[kind]:
         latent_px = int(resolution[1]) // 8
-    return Checkpoint(path=path, header=header, is_sd2=is_sd2, prediction_type=prediction_type, latent_px=latent_px)
+    return Checkpoint(
+        path=path,
+        header=header,
+        kind=kind,
+        prediction_type=prediction_type,
+        latent_px=latent_px,
+        has_zero_snr=kind == "sdxl" and "ztsnr" in names,
+    )
+
+
+def _kind(names: Mapping[str, tuple[int, ...]]) -> Kind:
+    if SIZES_IN in names or any(name.startswith(CONDITIONER) for name in names):
+        return "sdxl"
+    return "sd2" if token_tables("sd2")["tokenizer"] in names else "sd1"
 
 
 def _refuse_pickle(path: Path) -> None:
@@ -164,13 +218,15 @@ def _refuse_half(path: Path) -> None:
         raise WeightsError(path, f"is half downloaded: {size:,} of {needed:,} bytes are here", "copy it again")
 
 
-def _prediction_type(path: Path, header: Header, *, is_sd2: bool) -> str:
-    """Return what the UNet predicts: from the file's metadata, else from the settings beside it.
+def _prediction_type(path: Path, header: Header, kind: Kind) -> str:
+    """Return what the UNet predicts: from the file's metadata or marks, else from the settings beside it.
 
     Raises:
         WeightsError: it is a checkpoint of 2.x, of which some predict noise and some v, and nothing says which.
     """
     stated = header.metadata.get("modelspec.prediction_type", "").lower()
+    if not stated and kind == "sdxl" and "v_pred" in header.shapes:  # an empty tensor that tools for XL write
+        stated = "v"
     beside = path.with_suffix(".yaml")
     if not stated and beside.is_file():
         stated = _parameterization(beside)
@@ -180,7 +236,7 @@ def _prediction_type(path: Path, header: Header, *, is_sd2: bool) -> str:
         return "epsilon"
     if stated:
         raise WeightsError(path, f"its UNet predicts {stated[:40]!r}, eps or v was expected", GIVE_OTHER)
-    if is_sd2:
+    if kind == "sd2":
         raise WeightsError(
             path,
             "is a checkpoint of Stable Diffusion 2.x, of which some predict noise (512 px) and some v (768 px), and "

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
 from defectory.engine.backbones.files import write_digests
 from defectory.engine.backbones.parts import load_tokenizer, quiet
 from defectory.engine.backbones.places import SOURCE_NAME, cached_folder, cached_names, pulled_names
 from defectory.engine.backbones.save import save_model
-from defectory.engine.backbones.single_file import Checkpoint
+from defectory.engine.backbones.single_file import CONDITIONER, GIVE_WHOLE, TEXT, UNET, VAE, Checkpoint
 from defectory.engine.backbones.single_file_settings import write_settings
 from defectory.engine.backbones.verify import verify
 from defectory.errors import WeightsError
@@ -35,10 +36,10 @@ def convert(checkpoint: Checkpoint, folder: Path, *, bases: Path) -> None:
         WeightsError: no tokenizer fits, or tensors are missing.
         OutputError: `folder` cannot be written.
     """
-    tokenizer = _tokenizer(checkpoint, bases)
+    tokenizers = {part: _tokenizer(checkpoint, part, bases) for part in checkpoint.token_tables}
     with tempfile.TemporaryDirectory() as settings:
         write_settings(checkpoint, Path(settings))
-        models = _models(checkpoint, Path(settings), tokenizer)
+        models = _models(checkpoint, Path(settings), tokenizers)
     with atomic_folder(folder, kind="base") as temporary:
         write_settings(checkpoint, temporary)
         for part, model in models.items():
@@ -51,42 +52,68 @@ def convert(checkpoint: Checkpoint, folder: Path, *, bases: Path) -> None:
         verify(temporary)
 
 
-def _models(checkpoint: Checkpoint, settings: Path, tokenizer: CLIPTokenizer) -> dict[str, Any]:
-    dtypes = set(checkpoint.header.dtypes.values())
+def _models(checkpoint: Checkpoint, settings: Path, tokenizers: Mapping[str, CLIPTokenizer]) -> dict[str, Any]:
+    is_xl = checkpoint.kind == "sdxl"
+    pipeline_kind: Any = StableDiffusionXLPipeline if is_xl else StableDiffusionPipeline
+    left_out: dict[str, Any] = {"add_watermarker": False} if is_xl else {"safety_checker": None}
     try:
         with quiet():
-            pipeline = StableDiffusionPipeline.from_single_file(
+            pipeline = pipeline_kind.from_single_file(
                 str(checkpoint.path),
                 config=str(settings),
                 local_files_only=True,
-                torch_dtype=torch.float32 if "F32" in dtypes else torch.float16,
-                tokenizer=tokenizer,
-                safety_checker=None,
+                torch_dtype=_dtype(checkpoint),
                 feature_extractor=None,
+                **tokenizers,
+                **left_out,
             )
     except MemoryError:
         raise
     except Exception as error:  # a tensor of another shape can fail anywhere in the converter
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         found = "lacks weights of one of its networks" if "meta tensor" in reason else f"cannot be converted ({reason})"
-        raise WeightsError(checkpoint.path, found, "give the whole checkpoint") from error
-    models = {part: getattr(pipeline, part) for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
-    for part in ("unet", "vae", "text_encoder"):
+        raise WeightsError(checkpoint.path, found, GIVE_WHOLE) from error
+    networks = ("unet", "vae", *(part.replace("tokenizer", "text_encoder") for part in tokenizers))
+    models = {part: getattr(pipeline, part) for part in (*networks, *tokenizers, "scheduler")}
+    for part in networks:
         missing = [name for name, value in models[part].named_parameters() if value.is_meta]
         if missing:
             raise WeightsError(
-                checkpoint.path,
-                f"lacks {len(missing)} weights of its {part} (first: {missing[0]})",
-                "give the whole checkpoint",
+                checkpoint.path, f"lacks {len(missing)} weights of its {part} (first: {missing[0]})", GIVE_WHOLE
             )
+    _require_all_read(checkpoint, models["unet"])
     return models
 
 
-def _tokenizer(checkpoint: Checkpoint, bases: Path) -> CLIPTokenizer:
+def _require_all_read(checkpoint: Checkpoint, unet: torch.nn.Module) -> None:
+    """Require a UNet with as many values as the file holds; the converter leaves out what it does not know.
+
+    Raises:
+        WeightsError: the file holds more, such as deeper blocks on one side.
+    """
+    read = sum(value.numel() for value in unet.parameters())
+    held = sum(prod(shape) for name, shape in checkpoint.header.shapes.items() if name.startswith(UNET))
+    if held != read:
+        raise WeightsError(
+            checkpoint.path,
+            f"its UNet holds {held:,} values, {read:,} were expected from its layers",
+            "give a checkpoint whose UNet was neither pruned nor extended",
+        )
+
+
+def _dtype(checkpoint: Checkpoint) -> torch.dtype:
+    """Return the precision that holds all weights of a file as they are."""
+    beginnings = (UNET, VAE, TEXT, CONDITIONER)
+    found = {dtype for name, dtype in checkpoint.header.dtypes.items() if name.startswith(beginnings)} - {"I64", "I32"}
+    if found == {"F16"}:
+        return torch.float16
+    return torch.bfloat16 if found == {"BF16"} else torch.float32
+
+
+def _tokenizer(checkpoint: Checkpoint, part: str, bases: Path) -> CLIPTokenizer:
     """Return the tokenizer beside the file, else of any base on this machine, with as many words as the file embeds."""
-    text = "cond_stage_model.model.token_embedding.weight"
-    name = text if checkpoint.is_sd2 else "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
-    words = checkpoint.header.shapes[name][0]
+    words = checkpoint.header.shapes[checkpoint.token_tables[part]][0]
+    pads_with_zero = checkpoint.kind == "sd2" or part == "tokenizer_2"
     beside = checkpoint.path.parent / "tokenizer"
     for folder in _candidates(beside, bases):
         try:
@@ -96,8 +123,8 @@ def _tokenizer(checkpoint: Checkpoint, bases: Path) -> CLIPTokenizer:
                 raise
             continue
         if len(tokenizer) == words:
-            # texts of 2.x are padded with `!`, token 0
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0) if checkpoint.is_sd2 else tokenizer.eos_token
+            # texts for OpenCLIP are padded with `!`, token 0
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0) if pads_with_zero else tokenizer.eos_token
             return tokenizer
         if folder == beside:
             raise WeightsError(folder, f"knows {len(tokenizer)} tokens, {checkpoint.path.name} {words}", "copy another")

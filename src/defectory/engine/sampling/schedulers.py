@@ -7,9 +7,27 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from torch import Tensor
 
 from defectory.engine.backbones.backbone import Backbone
+from defectory.engine.training.flow import is_flow
 from defectory.errors import ConfigError
+
+
+class FlowEuler(diffusers.FlowMatchEulerDiscreteScheduler):
+    """diffusers' Euler steps for flow matching, with the members that its other schedulers have."""
+
+    init_noise_sigma = 1.0
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:  # noqa: ARG002
+        """Return the latents, which the denoiser reads as they are."""
+        return sample
+
+    def add_noise(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Mix latents with noise as at these timesteps [B], each one of the scheduler's."""
+        mixed: Any = self.scale_noise(clean, timesteps, noise)  # pyright: ignore[reportArgumentType]
+        return mixed
+
 
 SCHEDULERS = {
     "ddim": "DDIMScheduler",
@@ -26,10 +44,14 @@ faint (decision 035).
 def make_scheduler(backbone: Backbone, name: str) -> Any:
     """Make a fresh scheduler by name; `base` is the one that the base names.
 
+    Of a base of flow matching, `base`, `euler` and `ddim` are its Euler steps: the deterministic steps are the same.
+
     Raises:
-        ConfigError: the name is unknown.
+        ConfigError: the name is unknown, or has no form for flow matching.
     """
     config = dict(backbone.scheduler.config)
+    if is_flow(backbone.scheduler):
+        return _flow_scheduler(config, name)
     if name == "base":
         return type(backbone.scheduler).from_config(config)
     if name not in SCHEDULERS:
@@ -39,6 +61,21 @@ def make_scheduler(backbone: Backbone, name: str) -> Any:
     return getattr(diffusers, SCHEDULERS[name]).from_config(config)
 
 
+def _flow_scheduler(config: dict[str, Any], name: str) -> Any:
+    if name in ("base", "euler", "ddim"):
+        return FlowEuler.from_config(config)
+    if name == "dpm-solver":
+        return diffusers.DPMSolverMultistepScheduler(
+            num_train_timesteps=config["num_train_timesteps"],
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=config["shift"],
+        )
+    raise ConfigError(
+        "synthesis.scheduler", f"{name} has no form for flow matching", "set it to base, euler, ddim or dpm-solver"
+    )
+
+
 def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | str) -> None:
     """Choose a scheduler's timesteps, in place.
 
@@ -46,9 +83,11 @@ def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device
 
         t_i = round((T - 1) (i / N)^TIMESTEP_POWER),   i = N, ..., 1
 
-    where two fall on one, there are fewer steps. The others' are spaced as the base says.
+    where two fall on one, there are fewer steps. The others' are spaced as the base says, and so are those of flow
+    matching, which the base's shift spaces.
     """
-    if isinstance(scheduler, diffusers.DPMSolverMultistepScheduler):
+    is_dpm = isinstance(scheduler, diffusers.DPMSolverMultistepScheduler)
+    if is_dpm and not scheduler.config.get("use_flow_sigmas"):
         last = scheduler.config["num_train_timesteps"] - 1
         spaced = last * (np.arange(1, num_inference_steps + 1) / num_inference_steps) ** TIMESTEP_POWER
         scheduler.set_timesteps(timesteps=np.unique(spaced.round().astype(int))[::-1].tolist(), device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
 FEW_TOKENS = 32 * 32
@@ -18,7 +18,8 @@ def use_plain_attention(*models: nn.Module, num_tokens: int, device: torch.devic
     a quarter faster (decision 026), but needs memory for the square of the tokens. Weights and samples do not change.
 
     Args:
-        models: changed in place; those without attention processors of diffusers stay unchanged.
+        models: changed in place; those without diffusers' usual attention, such as transformers that attend to texts
+            and pixels at once, stay unchanged.
         num_tokens: positions of the largest feature map, the latents' height times width.
         device: where the models are.
     """
@@ -26,7 +27,10 @@ def use_plain_attention(*models: nn.Module, num_tokens: int, device: torch.devic
         return
     for model in models:
         setter: Any = getattr(model, "set_attn_processor", None)
-        if setter is not None:
+        if setter is None:
+            continue
+        processors: Any = getattr(model, "attn_processors", {})
+        if all(isinstance(one, AttnProcessor | AttnProcessor2_0) for one in processors.values()):
             setter(AttnProcessor())
 
 

@@ -83,7 +83,9 @@ class TrainingConfig(Section):
     last weights, which takes less memory.
     """
     min_snr_gamma: float | None = 5.0
-    """Gamma of min-SNR loss weighting (Hang et al. 2023); None turns it off."""
+    """Gamma of min-SNR loss weighting (Hang et al. 2023); None turns it off. With a base of flow matching any number
+    weighs timesteps as logit-normal sampling does (Esser et al. 2024).
+    """
     min_snr_floor: float = Field(default=0.25, ge=0)
     """Lowest loss weight of a timestep under v-prediction. Min-SNR alone ignores pure noise, where tones are learned.
     """

@@ -83,7 +83,7 @@ class Denoised:
 
 
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""Maps noisy latents [B,C,h,w] and timesteps [B] to the network's prediction [B,C,h,w]."""
+"""Maps noisy latents [B,C,h,w] and the schedule's times [B] to the network's prediction [B,C,h,w]."""
 
 
 def denoise(batch: Batch, predict: Predict, schedule: NoiseSchedule, config: TrainingConfig) -> Denoised:
@@ -95,11 +95,11 @@ def denoise(batch: Batch, predict: Predict, schedule: NoiseSchedule, config: Tra
         schedule: of the base.
         config: precision.
     """
-    device = schedule.alpha_bar.device
+    device = schedule.device
     clean, noise, timesteps = (x.to(device, non_blocking=True) for x in (batch.clean, batch.noise, batch.timesteps))
     noisy, target = schedule.add(clean, noise, timesteps)
     with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
-        predicted = predict(noisy, timesteps)
+        predicted = predict(noisy, schedule.times(timesteps))
     return Denoised(noisy=noisy, timesteps=timesteps, target=target, predicted=predicted.float())
 
 

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from defectory.errors import WeightsError
@@ -38,6 +38,7 @@ class NoiseSchedule:
             raise WeightsError(
                 "scheduler", f"predicts {self.prediction_type}", "give a base that predicts epsilon or v"
             )
+        self._config = scheduler.config
         self.alpha_bar = scheduler.alphas_cumprod.to(device).float()
         # the base's scheduler may use another noise convention (Euler), and DDPM's zero-SNR schedule keeps a
         # little signal: so DDPM's arithmetic with the base's schedule
@@ -48,6 +49,15 @@ class NoiseSchedule:
     def num_timesteps(self) -> int:
         """Return the number of training timesteps."""
         return len(self.alpha_bar)
+
+    @property
+    def device(self) -> torch.device:
+        """Return the device that latents must be on."""
+        return self.alpha_bar.device
+
+    def times(self, timesteps: Tensor) -> Tensor:
+        """Return what the denoiser reads for timesteps int64 [B]: the same."""
+        return timesteps
 
     def add(self, clean: Tensor, noise: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """Compute noisy latents and the denoiser's target, both float [B,C,h,w].
@@ -74,6 +84,27 @@ class NoiseSchedule:
         if self.prediction_type == "epsilon":
             return (noisy - sigma * predicted) / alpha.clamp_min(1e-4)
         return alpha * noisy - sigma * predicted
+
+    def ancestral_timesteps(self, num_steps: int) -> list[int]:
+        """Return the timesteps of an ancestral sampler, noisiest first, over a stride of the schedule."""
+        stride: Any = DDIMScheduler.from_config(self._config)
+        stride.set_timesteps(num_steps)
+        return [int(timestep) for timestep in stride.timesteps]
+
+    def ancestral_step(self, x: Tensor, clean: Tensor, noise: Tensor, *, timestep: int, following: int) -> Tensor:
+        """Step to a less noisy timestep, float [B,C,h,w]: Ho et al. 2020, algorithm 2 with eq. 6 and 7.
+
+        Args:
+            x: float [B,C,h,w], noisy latents.
+            clean: float [B,C,h,w], as predicted from them.
+            noise: float [B,C,h,w], fresh.
+            timestep: of `x`.
+            following: of the result.
+        """
+        bar, bar_next = self.alpha_bar[timestep], self.alpha_bar[following]
+        alpha = bar / bar_next
+        mean = (bar_next.sqrt() * (1 - alpha) * clean + alpha.sqrt() * (1 - bar_next) * x) / (1 - bar)
+        return mean + ((1 - alpha) * (1 - bar_next) / (1 - bar)).sqrt() * noise
 
     def weight(self, timesteps: Tensor, *, gamma: float | None, floor: float = 0.0) -> Tensor:
         """Compute the loss weight of timesteps, float [B] (min-SNR: Hang et al. 2023, section 3.4).

@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from defectory.config.project import ProjectConfig
 from defectory.drivers.kinds import kind_of
+from defectory.engine.backbones.facts import FLOW, BaseFacts
 from defectory.engine.backbones.known import is_known, resolve_base
 from defectory.engine.backbones.verify import verify, verify_layout
 from defectory.engine.devices import device_of, num_gpus, usable_device
@@ -22,6 +23,8 @@ from defectory.stages.parts.estimate.estimate import Estimate, estimate
 from defectory.stages.parts.further_rounds import is_round
 
 SEGMENTERS_GROUP = "segment"
+TOKEN_METHODS = ("textual_inversion", "lora_textual_inversion")
+UNET_NETWORKS = ("adapter", "hypernetwork")
 ROUND = "round"
 """Stands for every further round of drafts."""
 READ_BY: Mapping[str, tuple[str, ...]] = {
@@ -60,6 +63,7 @@ def check_before_all(
     """
     config = run.config
     kind_of(config.drivers.kind)
+    remarks: list[str] = []
     to_run = {ROUND if is_round(name) else name for name in stale}
     for setting, readers in READ_BY.items():
         if any(name in to_run for name in readers):
@@ -73,8 +77,14 @@ def check_before_all(
         _require_weights(run)
         _require_heeding(config)
     if any(stage.reads_base for stage in selected if stage.name in stale):
-        verify(resolve_base(config.base))
-        _require_tile_size(config)
+        facts = verify(resolve_base(config.base))
+        _require_tile_size(config, facts)
+        _require_supported(config, facts)
+        if facts.is_experimental:
+            remarks.append(
+                f"bases of {facts.family} are experimental: tested with tiny networks alone; time and memory are "
+                "not reckoned"
+            )
     elif not is_known(config.base):
         _verify_if_there(config.base)
     _require_shares(config, [stage.name for stage in selected if stage.name in stale and stage.trains_together])
@@ -82,7 +92,7 @@ def check_before_all(
         return ()
     found = _estimate_of_sizes(run, stages, selected, states, computes=computes)
     _require_disk(found)
-    return tuple(_remarks(found))
+    return (*remarks, *_remarks(found))
 
 
 def _require_weights(run: Run) -> None:
@@ -172,9 +182,26 @@ def _verify_if_there(base: str) -> None:
     verify_layout(folder)
 
 
-def _require_tile_size(config: ProjectConfig) -> None:
-    """Require a tile side that the base's networks can halve often enough."""
-    tile_px, multiple = config.tiling.tile_px, verify_layout(resolve_base(config.base)).size_multiple_px
+def _require_supported(config: ProjectConfig, facts: BaseFacts) -> None:
+    """Require methods that the base's family supports, before phase 1 has taken hours."""
+    found, todo, where = "", "", ""
+    if not facts.takes_new_tokens and config.concept.method in TOKEN_METHODS:
+        where, found, todo = "concept.method", config.concept.method, "set it to dreambooth, lora or none"
+    elif not facts.has_unet and config.condition.network in UNET_NETWORKS:
+        where, found, todo = "condition.network", config.condition.network, "set it to controlnet"
+    elif not facts.has_unet and config.condition.capacity < 1:
+        where, found, todo = "condition.capacity", f"{config.condition.capacity:g}", "leave it out"
+    elif facts.prediction_type == FLOW and config.synthesis.scheduler == "ddpm":
+        where, found, todo = "synthesis.scheduler", "ddpm", "set it to base, euler, ddim or dpm-solver"
+    if where:
+        raise ConfigError(where, f"{found}, which bases of {facts.family} do not support", todo)
+
+
+def _require_tile_size(config: ProjectConfig, facts: BaseFacts) -> None:
+    """Require a tile side that the base's networks can halve often enough, and that is not too large for them."""
+    tile_px, multiple = config.tiling.tile_px, facts.size_multiple_px
+    if tile_px is not None and facts.most_px is not None and tile_px > facts.most_px:
+        raise ConfigError("tiling.tile_px", f"{tile_px}, but this base draws {facts.most_px} at most", "lower it")
     if tile_px is not None and tile_px % multiple:
         near = max(multiple, round(tile_px / multiple) * multiple)
         found = f"{tile_px} is no multiple of {multiple}, which this base needs"

@@ -34,6 +34,7 @@ FILES_PER_DRAFT = 3
 CORRECTIONS = (0.2, 5.0)
 """A stage's own measured speed corrects its estimate within these bounds."""
 COPIED_PARTS = ("vae", "tokenizer", "scheduler", "controlnet")
+NOT_RECKONED = "the base's family is experimental, not reckoned"
 OF_DATA, NOT_MEASURED, UNKNOWN = "depends on the data", "not measured on this device", "no estimate"
 
 
@@ -148,7 +149,7 @@ def estimate(
             continue
         work = work_of(stage, situation)
         if work is None:
-            why = UNKNOWN if situation.base is not None else "the base cannot be read"
+            why = UNKNOWN if situation.base is not None else situation.why_no_base
             found.append(StageEstimate(stage=stage.name, seconds=None, why=why))
             continue
         together = beside.get(stage.group, _Beside(num_processes=1, num_threads=num_threads, all_threads=num_threads))
@@ -256,9 +257,11 @@ def _total(stages: Sequence[Stage], found: Sequence[StageEstimate], beside: Mapp
 def _situation(run: Run, states: Mapping[str, State], device: str) -> Situation:
     folder, config = _base_folder(run), run.config
     base, tile_px, copied = None, config.tiling.tile_px or costs.REFERENCE_PX, 0
+    is_experimental = False
     if folder is not None:
         with suppress(WeightsError, KeyError, TypeError, ValueError):  # a base of a family with other files
-            tile_px = config.tiling.tile_px or verify_layout(folder).tile_px
+            facts = verify_layout(folder)
+            tile_px, is_experimental = config.tiling.tile_px or facts.tile_px, facts.is_experimental
             base = base_workload(folder, tile_px)
             copied = sum(
                 path.stat().st_size for part in COPIED_PARTS for path in (folder / part).rglob("*") if path.is_file()
@@ -267,9 +270,10 @@ def _situation(run: Run, states: Mapping[str, State], device: str) -> Situation:
     also: tuple[str, ...] = ()
     with suppress(DefectoryError):
         also = tuple(of.found.kind for of in also_networks(run.sources, config))
-    return Situation(
+    found = Situation(
         config=config, data=data, base=base, copied_bytes=copied, tile_px=tile_px, on_cpu=device == "cpu", also=also
     )
+    return replace(found, why_no_base=NOT_RECKONED) if is_experimental else found
 
 
 def _base_folder(run: Run) -> Path | None:

@@ -23,6 +23,7 @@ class Situation:
         tile_px: side of a tile.
         on_cpu: whether networks run on the CPU.
         also: kinds of the networks that act beside the run's own at synthesis; empty where one cannot be read.
+        why_no_base: why `base` is None, in a few words.
     """
 
     config: ProjectConfig
@@ -32,6 +33,7 @@ class Situation:
     tile_px: int
     on_cpu: bool
     also: tuple[str, ...] = ()
+    why_no_base: str = "the base cannot be read"
 
     @property
     def areas(self) -> float:
