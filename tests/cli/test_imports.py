@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOR_DOORS = {"api", "errors", "events", "files", "folders", "images", "memory", "studies", "terminal"}
+FOR_DOORS = {"api", "errors", "events", "files", "folders", "images", "launch", "memory", "studies", "terminal"}
 """What doors may import beside themselves."""
 BENCHES = sorted((ROOT / "bench").glob("*.py"))
 

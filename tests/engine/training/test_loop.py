@@ -12,6 +12,7 @@ from defectory.engine.training.config import LoopSettings, TrainingConfig
 from defectory.engine.training.events import Checkpointed, Started, Step, Validated, plain
 from defectory.engine.training.loop import Trained, Validation, train
 from defectory.engine.training.noise import generator_of
+from defectory.engine.training.prefetch import Prefetch
 from defectory.engine.training.schedule import Schedule, learning_rate_at
 from defectory.errors import StageError
 from defectory.events import Notice, Progress, Work, finish
@@ -194,11 +195,25 @@ def test_prefetched_batches_are_the_same_batches(tmp_path: Path, monkeypatch: py
 
     plain = fresh_model()
     list(run(plain, tmp_path / "a"))
-    kind = loop._Prefetch  # pyright: ignore[reportPrivateUsage]
-    monkeypatch.setattr(loop, "_Prefetch", lambda batch_of, *, enabled: kind(batch_of, enabled=True))
+    monkeypatch.setattr(
+        loop, "Prefetch", lambda batch_of, *, every, enabled: Prefetch(batch_of, every=every, enabled=True)
+    )
     prefetched = fresh_model()
     list(run(prefetched, tmp_path / "b"))
     assert state_of(plain, tmp_path / "a") == state_of(prefetched, tmp_path / "b")
+
+
+def test_only_batches_of_this_process_are_prefetched() -> None:
+    made: list[int] = []
+
+    def batch_of(index: int) -> int:
+        made.append(index)
+        return index
+
+    with Prefetch(batch_of, every=3, enabled=True) as batches:
+        assert [batches.take(index) for index in (1, 4, 7)] == [1, 4, 7]
+    assert made[:3] == [1, 4, 7]
+    assert set(made) <= {1, 4, 7, 10}
 
 
 def test_losses_read_a_few_at_a_time_are_the_same_losses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
