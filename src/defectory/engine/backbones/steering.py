@@ -56,9 +56,9 @@ class Together:
 
     parts: tuple[Added, ...]
 
-    def unet_arguments(self) -> dict[str, Any]:
+    def denoiser_arguments(self) -> dict[str, Any]:
         """Return the arguments of all parts."""
-        return {name: value for part in self.parts for name, value in part.unet_arguments().items()}
+        return {name: value for part in self.parts for name, value in part.denoiser_arguments().items()}
 
     def plus(self, other: Together) -> Together:
         """Return the sum of both."""
