@@ -81,7 +81,7 @@ def synthesize(
     """Draw one image from a driver with a project's concept and condition network.
 
     Args:
-        project: finished up to `learn-condition`.
+        project: finished up to `learn-condition`, or `distill` if that is enabled.
         driver: RGB uint8 [H,W,3], of the project's tile size.
         prompt: None uses the project's prompt for `class_names`.
         class_names: of the defects on the driver.
@@ -95,19 +95,26 @@ def synthesize(
     """
     from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
     from defectory.stages.parts.sampling import sampling_models
+    from defectory.stages.parts.student import as_drawn, kept_student
     from defectory.stages.plan import prompt_of
     from defectory.synthesis.full import guidance_of
 
     config, store = project.config, project.store
     concept, noun = store.concept.concept, config.prompts.defect_noun
+    student = kept_student(store, config)
     models = sampling_models(
-        store.concept, store.control, device, base=config.base, mixed_precision=config.synthesis.mixed_precision
+        store.concept,
+        store.control,
+        device,
+        base=config.base,
+        mixed_precision=config.synthesis.mixed_precision,
+        student=student,
     )
     plain = prompt_of(concept, (), "", defect_noun=noun)
     wanted = prompt_of(concept, tuple(class_names), "", defect_noun=noun) if prompt is None else prompt
     has_half = empty_driver is not None
     drivers = [driver] if empty_driver is None else [driver, empty_driver]
-    s = config.synthesis
+    s = as_drawn(config.synthesis, student)
     strength = _calibrated(store, class_names) if s.mask_guidance == "auto" else s.mask_guidance
     images = sample_images(
         models,

@@ -12,18 +12,19 @@ from defectory.runs import layout
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
-from defectory.stages.parts.sampling import load_backbone
+from defectory.stages.parts.sampling import load_backbone, load_student
+from defectory.stages.parts.student import kept_student, student_stage
 
 
 class Finalize(Stage):
-    """Writes base and control network as one diffusers pipeline."""
+    """Writes base and control network, with the student if it is kept, as one diffusers pipeline."""
 
     VERSION = 1
     name, folder = "finalize", layout.PIPELINE
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read both phases."""
-        return ("learn-concept", "learn-condition")
+        """Read both phases, and the student if there is one."""
+        return ("learn-concept", "learn-condition", *student_stage(config))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on nothing else."""
@@ -34,11 +35,16 @@ class Finalize(Stage):
         from defectory.condition.finalize import finalize_pipeline
 
         yield from ()
-        backbone = load_backbone(inputs.concept.folder, base=config.base)
+        student, concept = kept_student(inputs, config), inputs.concept.folder
+        if student is None:
+            backbone = load_backbone(concept, base=config.base)
+        else:
+            backbone = load_student(student, concept, base=config.base)
         try:
             pipeline, digest = finalize_pipeline(backbone, inputs.control.folder, out)
         except PipelineError as error:
             return f"no pipeline: the {error.where} is {error.found}"
         # a network that no pipeline takes brings a file of its own
         beside = "".join(f", {path.parent.name}/ steers it" for path in out.glob("*/*.py"))
-        return f"loads with {pipeline}.from_pretrained{beside}, digest {digest[:12]}"
+        steps = "" if student is None else f", draws in {student.distilled.num_inference_steps} steps"
+        return f"loads with {pipeline}.from_pretrained{beside}{steps}, digest {digest[:12]}"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
@@ -112,8 +112,12 @@ class UNetBackbone(ABC):
             given |= residuals.unet_arguments()
         unet: Any = self.unet
         if weights is not None:
-            return functional_call(unet, dict(weights), args=(latents, timesteps), kwargs=given).sample
+            return functional_call(unet, _under_adapters(unet, weights), args=(latents, timesteps), kwargs=given).sample
         return unet(latents, timesteps, **given).sample
+
+    def with_scheduler(self, scheduler: Any) -> Self:
+        """Return the same networks with another scheduler of diffusers."""
+        return replace(self, scheduler=scheduler)
 
     def move_frozen_encoders(self, device: torch.device | str) -> None:
         """Move the autoencoder, and text encoders that are frozen, to another device."""
@@ -169,6 +173,16 @@ class UNetBackbone(ABC):
                 )
                 known[prompt] = tokens.input_ids[0].to(next(encoder.parameters()).device)
         return torch.stack([known[prompt] for prompt in prompts])
+
+
+def _under_adapters(unet: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename weights of layers that have adapters of peft, which hold the layer itself as `base_layer`."""
+    known, renamed = dict(unet.named_parameters()), dict[str, Tensor]()
+    for name, weight in weights.items():
+        layer, _, last = name.rpartition(".")
+        inner = f"{layer}.base_layer.{last}"
+        renamed[inner if name not in known and inner in known else name] = weight
+    return renamed
 
 
 def controlnet_beside(folder: Path, device: torch.device | str, dtype: torch.dtype) -> ControlNetModel | None:
