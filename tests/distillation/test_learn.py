@@ -31,14 +31,20 @@ from defectory.files import digest_file
 
 GUIDANCE = Guidance(text=1.5, driver=1.75, class_prompt="a surface")
 TRAINING = TrainingConfig(
-    num_steps=7, batch_size=3, variants_per_image=2, warmup_steps=0, learning_rate=1e-2, checkpoint_every=2, ema_decay=0
+    num_steps=5, batch_size=3, variants_per_image=2, warmup_steps=0, learning_rate=1e-2, checkpoint_every=2, ema_decay=0
 )
 
 
 def config_of(**settings: Any) -> DistillationConfig:
     training = TRAINING.model_copy(update=settings.pop("training", {}))
     return DistillationConfig.model_validate(
-        {"teacher_inference_steps": 8, "lora_rank": 4, "training": training.model_dump(), **settings}
+        {
+            "num_inference_steps": 2,
+            "teacher_inference_steps": 4,
+            "lora_rank": 4,
+            "training": training.model_dump(),
+            **settings,
+        }
     )
 
 
@@ -112,7 +118,7 @@ def prepared(tiles: list[Any], tiny_base_folder: Path, tmp_path_factory: pytest.
 
 
 def test_batches_hold_tiles_with_and_without_masks_and_every_span_in_turn(tiles: list[Any], prepared: Tiles) -> None:
-    spans = spans_of(config_of(), 1000)
+    spans = spans_of(config_of(num_inference_steps=4), 1000)
     plan = plan_of(tiles, batch_size=5, num_variants=2, seed=3)
     batches = [training_batch(prepared, plan, spans, seed=3, index=index) for index in range(8)]
     for turn in (batches[:4], batches[4:]):
@@ -130,7 +136,7 @@ def test_batches_hold_tiles_with_and_without_masks_and_every_span_in_turn(tiles:
 
 
 def test_held_out_batches_stay_the_same(prepared: Tiles) -> None:
-    spans = spans_of(config_of(), 1000)
+    spans = spans_of(config_of(num_inference_steps=4), 1000)
     first, second = (held_out_batches(prepared, spans, batch_size=4) for _ in range(2))
     assert [batch.span for batch in first] == spans
     assert all(torch.equal(a.noise, b.noise) for a, b in zip(first, second, strict=True))
@@ -152,7 +158,7 @@ def test_the_teacher_is_the_guided_pipeline_and_not_its_student(
     added = add_lora(backbone.denoiser, targets=["to_q", "conv1"], rank=2, alpha=2, seed=0, where="test")
     for weight in added.values():
         torch.nn.init.normal_(weight, std=0.3)
-    config = config_of(method=method, teacher_inference_steps=4, training={"mixed_precision": "no"})
+    config = config_of(method=method, num_inference_steps=4, training={"mixed_precision": "no"})
     spans = spans_of(config, 1000)
     plan = plan_of(tiles, batch_size=4, num_variants=2, seed=3)
     found = [training_batch(prepared, plan, spans, seed=3, index=index) for index in range(4)]
@@ -205,7 +211,7 @@ def test_the_teacher_is_the_guided_pipeline_and_not_its_student(
 
 def test_a_student_comes_closer_to_its_teacher(tiles: list[Any], tiny_base_folder: Path, tmp_path: Path) -> None:
     losses: list[float] = []
-    for num_steps, rate in ((1, 1e-9), (20, 1e-2)):
+    for num_steps, rate in ((1, 1e-9), (16, 1e-2)):
         training = {"num_steps": num_steps, "learning_rate": rate, "batch_size": 2, "mixed_precision": "no"}
         config = config_of(training=training)
         out, models = tmp_path / str(num_steps), models_of(tiny_base_folder)
@@ -220,10 +226,10 @@ def test_a_training_that_is_left_resumes_to_the_same_bits(
 ) -> None:
     config = config_of(method=method)
     digest = finish(distilling(tiles, tmp_path / "whole", config, models_of(tiny_base_folder)))
-    for stop in (2, 5):
+    for stop in (2, 4):
         with closing(distilling(tiles, tmp_path / "left", config, models_of(tiny_base_folder))) as work:
             for event in work:
-                if event.total == 7 and event.done >= stop:
+                if event.total == 5 and event.done >= stop:
                     break
         assert not (tmp_path / "left" / "lora").exists()
     assert finish(distilling(tiles, tmp_path / "left", config, models_of(tiny_base_folder))) == digest
@@ -231,7 +237,7 @@ def test_a_training_that_is_left_resumes_to_the_same_bits(
     assert digest_file(files[0]) == digest_file(files[1])
     # a kill after the training, before its caller is done, does not train again
     again = list(distilling(tiles, tmp_path / "left", config, models_of(tiny_base_folder)))
-    assert next(event.done for event in again if event.total == 7) == 7
+    assert next(event.done for event in again if event.total == 5) == 5
 
 
 @pytest.mark.parametrize("network", ["controlnet", "adapter", "hypernetwork"])

@@ -40,7 +40,7 @@ MASK_GUIDANCE = 1.75
 """Mask guidance of the compared drafts where synthesis calibrates it later."""
 SHOWN = 8
 """Compared drafts on the contact sheet."""
-NOT_DRAWN = (PLAN_SETTINGS - {"mode", "insert_margin_px"}) | {"rounds", "tone_quantile", "calibration_drafts"}
+NOT_DRAWN = PLAN_SETTINGS | {"rounds", "tone_quantile", "calibration_drafts"}
 """Settings of synthesis that neither the student nor the compared drafts depend on."""
 
 
@@ -210,7 +210,9 @@ def _draw(
     from defectory.synthesis.calibrate import guidance_map
     from defectory.synthesis.full import DraftInput, draw_batch
 
-    synthesis: SynthesisConfig = as_drawn(synthesis_of(inputs, config), student)
+    # train tiles show their defects, and what insertion adds to a dark defect is cut off at black
+    whole = synthesis_of(inputs, config).model_copy(update={"mode": "full"})
+    synthesis: SynthesisConfig = as_drawn(whole, student)
     categories = inputs.tiles.tileset.categories
     make_driver = driver_maker(len(categories), config.drivers)
     strength = MASK_GUIDANCE if synthesis.mask_guidance == "auto" else synthesis.mask_guidance
