@@ -43,6 +43,16 @@ def test_more_of_a_thing_takes_longer(fresh: Path, stage: str, few: str, many: s
     assert seconds(fresh, stage, many) > 1.5 * seconds(fresh, stage, few)
 
 
+def test_a_student_takes_time_to_train_and_saves_it_when_drafts_are_drawn(fresh: Path) -> None:
+    on, longer = "distillation.enabled=true", "distillation.training.num_steps=1600"
+    assert seconds(fresh, "distill", on, longer) > 1.5 * seconds(fresh, "distill", on)
+    more_steps = "distillation.teacher_inference_steps=64"
+    assert seconds(fresh, "distill", on, more_steps) > 1.5 * seconds(fresh, "distill", on)
+    # 12 guided steps against 2 of the student
+    few = "distillation.num_inference_steps=2"
+    assert seconds(fresh, "synthesize", on, few) < 0.5 * seconds(fresh, "synthesize")
+
+
 def test_more_seeds_are_more_stages_and_more_disk(fresh: Path) -> None:
     one, three = (
         Project.open(fresh, overrides=[f"segmentation.seeds={seeds}"], environment={}).estimate()

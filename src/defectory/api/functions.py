@@ -81,7 +81,7 @@ def synthesize(
     """Draw one image from a driver with a project's concept and condition network.
 
     Args:
-        project: finished up to `learn-condition`.
+        project: finished up to `learn-condition`, or `distill` if that is enabled.
         driver: RGB uint8 [H,W,3], of the project's tile size. With `synthesis.also_controls`, uint8 [H,W,3K] for all K
             networks, the project's own first; one of three channels serves networks that read the same alone.
         prompt: None uses the project's prompt for `class_names`.
@@ -101,11 +101,13 @@ def synthesize(
     from defectory.stages.parts.also_controls import also_networks, for_all_networks
     from defectory.stages.parts.prompts import prompt_of
     from defectory.stages.parts.sampling import sampling_models
+    from defectory.stages.parts.student import as_drawn, kept_student
     from defectory.synthesis.full import guidance_of
 
     config, store = project.config, project.store
     concept, noun = store.concept.concept, config.prompts.defect_noun
     also = also_networks(store.sources, config)
+    student = kept_student(store, config)
     models = sampling_models(
         store.concept,
         store.control,
@@ -113,13 +115,14 @@ def synthesize(
         base=config.base,
         mixed_precision=config.synthesis.mixed_precision,
         also=also,
+        student=student,
     )
     plain = prompt_of(concept, (), "", defect_noun=noun)
     wanted = prompt_of(concept, tuple(class_names), "", defect_noun=noun) if prompt is None else prompt
     has_half = empty_driver is not None
     given = [driver] if empty_driver is None else [driver, empty_driver]
     drivers = [for_all_networks(one, also) for one in given]
-    s = config.synthesis
+    s = as_drawn(config.synthesis, student)
     strength = _calibrated(store, class_names) if s.mask_guidance == "auto" else s.mask_guidance
     images = sample_images(
         models,

@@ -14,6 +14,7 @@ from defectory.condition.config import ConditionConfig
 from defectory.config.study import StudyConfig
 from defectory.curation.config import CurationConfig
 from defectory.dataset.config import DataConfig, SplitConfig, TilingConfig
+from defectory.distillation.config import DistillationConfig
 from defectory.drivers.config import DriverConfig
 from defectory.engine.config import AugmentationConfig, PromptConfig
 from defectory.evaluation.config import EvaluationConfig
@@ -46,6 +47,7 @@ class ProjectConfig(Section):
     concept: ConceptConfig = ConceptConfig()
     drivers: DriverConfig = DriverConfig()
     condition: ConditionConfig = ConditionConfig()
+    distillation: DistillationConfig = DistillationConfig()
     masks: MaskConfig = MaskConfig()
     synthesis: SynthesisConfig = SynthesisConfig()
     curation: CurationConfig = CurationConfig()
@@ -106,6 +108,21 @@ class ProjectConfig(Section):
         for key, values in lists.items():
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise ValueError(f"{key} {'is an empty list' if not values else 'names something twice'}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_network_acts_in_all_steps_of_a_student(self) -> ProjectConfig:
+        start, end = self.synthesis.control_guidance_start, self.synthesis.control_guidance_end
+        if self.distillation.enabled and (start > 0 or end < 1):
+            raise ValueError(
+                f"distillation.enabled with synthesis.control_guidance_start {start:g} and control_guidance_end "
+                f"{end:g}: a student's few steps have no such parts; set them to 0 and 1, or turn distillation off"
+            )
+        if self.distillation.enabled and self.synthesis.also_controls:
+            raise ValueError(
+                "distillation.enabled with synthesis.also_controls: a student learns what the run's own network draws "
+                "alone; turn one of them off"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ from defectory.artifacts.certificate import Certificate
 from defectory.artifacts.concept_check import ConceptCheck
 from defectory.artifacts.dataset import MANIFEST, Dataset
 from defectory.artifacts.difficulty import Difficulty
+from defectory.artifacts.distilled import Distilled
 from defectory.artifacts.doubt import Doubts
 from defectory.artifacts.next_step import NextStep
 from defectory.artifacts.plan import Decisions, MaskBank, Plan
@@ -34,7 +35,15 @@ from defectory.runs import layout
 from defectory.runs.joined import join_decisions, join_doubts, join_plans
 from defectory.runs.reading import digest_or_none, read_json, read_lines, read_list, state_of
 from defectory.runs.sources import Sources
-from defectory.runs.stored import ConceptFolder, ControlFolder, DataFolder, DraftFolder, SegmenterFolder, TileFolder
+from defectory.runs.stored import (
+    ConceptFolder,
+    ControlFolder,
+    DataFolder,
+    DistilledFolder,
+    DraftFolder,
+    SegmenterFolder,
+    TileFolder,
+)
 from defectory.segmentation.tuning import Tuning
 
 Image = NDArray[np.uint8]
@@ -182,6 +191,12 @@ class RunStore:
         """Return the outcome of phase 2."""
         value = self._once(layout.CONTROL, layout.CONTROL_FILE, Control.load)
         return ControlFolder(control=value, folder=self.path(layout.CONTROL))
+
+    @property
+    def distilled(self) -> DistilledFolder:
+        """Return the outcome of distillation."""
+        value = self._once(layout.DISTILLED, layout.DISTILLED_FILE, Distilled.load)
+        return DistilledFolder(distilled=value, folder=self.path(layout.DISTILLED))
 
     @property
     def difficulty(self) -> Difficulty:

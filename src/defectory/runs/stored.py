@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from defectory.artifacts.dataset import Dataset, ImageRecord, image_path
+from defectory.artifacts.distilled import Distilled
 from defectory.artifacts.plan import Job
 from defectory.artifacts.tiles import Tile, TileSet
 from defectory.artifacts.weights import Concept, Control
@@ -77,6 +78,19 @@ class ControlFolder:
     def network(self) -> Path:
         """Return the control network's folder."""
         return self.folder / layout.CONTROL_NETWORK
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilledFolder:
+    """The outcome of distillation: its value, and the folder that holds it and the student's LoRA."""
+
+    distilled: Distilled
+    folder: Path
+
+    @property
+    def lora(self) -> Path:
+        """Return the folder of the LoRA, which `load_lora_weights` of diffusers opens."""
+        return self.folder / layout.DISTILLED_LORA
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from defectory.stages.calibrate import Calibrate
 from defectory.stages.certify import Certify
 from defectory.stages.check_concept import CheckConcept, checks_concept
 from defectory.stages.curate import Curate
+from defectory.stages.distill import Distill
 from defectory.stages.evaluate import Evaluate
 from defectory.stages.export import Export
 from defectory.stages.finalize import Finalize
@@ -27,6 +28,7 @@ from defectory.stages.learn_condition import LearnCondition
 from defectory.stages.learn_masks import LearnMasks
 from defectory.stages.parts.before_all import check_before_all
 from defectory.stages.parts.preflight import check_before_training
+from defectory.stages.parts.student import distills
 from defectory.stages.plan import Plan
 from defectory.stages.report import Report
 from defectory.stages.rounds import Round
@@ -54,6 +56,7 @@ def stages_of(config: ProjectConfig) -> tuple[Stage, ...]:
         LearnConcept(),
         *((CheckConcept(),) if checks_concept(config) else ()),
         LearnCondition(),
+        *((Distill(),) if distills(config) else ()),
         *((Folds(),) if needs_folds(config) else ()),
         *((LearnMasks(),) if config.masks.sources.diffusion > 0 else ()),
         Plan(),

@@ -20,6 +20,7 @@ from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.sampling import sampling_models
+from defectory.stages.parts.student import as_drawn, kept_student, student_stage
 from defectory.stages.plan import PLAN_SETTINGS
 
 SAMPLER_VERSION = 4
@@ -33,8 +34,9 @@ class Calibrate(Stage):
     name, folder = "calibrate", layout.CALIBRATION
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read tiles, both phases and the plan."""
-        return ("import", "split", "tiles", "learn-concept", "learn-condition", "plan")
+        """Read tiles, both phases, the student if there is one, and the plan."""
+        phases = ("learn-concept", "learn-condition", *student_stage(config))
+        return ("import", "split", "tiles", *phases, "plan")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on how synthesis draws, and on drivers."""
@@ -71,7 +73,8 @@ class Calibrate(Stage):
         from defectory.engine.devices import device_of
         from defectory.synthesis.calibrate import CalibrationDraft, calibrate, choose_drafts
 
-        tiles, synthesis = inputs.tiles, synthesis_of(inputs, config)
+        tiles, student = inputs.tiles, kept_student(inputs, config)
+        synthesis = as_drawn(synthesis_of(inputs, config), student)
         defective = [tile for tile in tiles.tileset.of("train") if tile.instances]
         inputs.split.require_training_ids((tile.image_id for tile in defective), stage=self.name)
         real = contrasts_by_class(
@@ -106,6 +109,7 @@ class Calibrate(Stage):
                     base=config.base,
                     mixed_precision=config.synthesis.mixed_precision,
                     also=also,
+                    student=student,
                 ),
                 class_noun=inputs.concept.concept.class_noun,
                 categories=tiles.tileset.categories,

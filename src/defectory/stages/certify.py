@@ -19,6 +19,7 @@ from defectory.stages.check_concept import checks_concept
 from defectory.stages.folds import needs_folds
 from defectory.stages.parts.further_rounds import further_rounds
 from defectory.stages.parts.image_uses import image_uses
+from defectory.stages.parts.student import student_stage
 from defectory.stages.segment import stage_name
 
 MAX_TOLD = 3
@@ -35,6 +36,7 @@ class Certify(Stage):
         return (
             *("import", "split", "tiles", "learn-concept", "learn-condition"),
             *(("check-concept",) if checks_concept(config) else ()),
+            *student_stage(config),
             *(("folds",) if needs_folds(config) else ()),
             *(("learn-masks",) if config.masks.sources.diffusion > 0 else ()),
             *("plan", "calibrate", "curate", *further_rounds(config), "export"),

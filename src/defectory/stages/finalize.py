@@ -14,18 +14,19 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.stages.parts.also_controls import also_key, also_networks, load_also, told_beside
 from defectory.stages.parts.model_cards import write_pipeline_card
-from defectory.stages.parts.sampling import load_backbone
+from defectory.stages.parts.sampling import load_backbone, load_student
+from defectory.stages.parts.student import kept_student, student_stage
 
 
 class Finalize(Stage):
-    """Writes base and control network as one diffusers pipeline, with its card."""
+    """Writes base and control network, with the student if it is kept, as one diffusers pipeline, with its card."""
 
     VERSION = 2
     name, folder = "finalize", layout.PIPELINE
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read both phases, and what their prompts say."""
-        return ("tiles", "learn-concept", "learn-condition")
+        """Read both phases, what their prompts say, and the student if there is one."""
+        return ("tiles", "learn-concept", "learn-condition", *student_stage(config))
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the words that the card shows, and on the networks that act beside the run's own."""
@@ -36,7 +37,11 @@ class Finalize(Stage):
         from defectory.condition.finalize import finalize_pipeline
 
         yield from ()
-        backbone = load_backbone(inputs.concept.folder, base=config.base)
+        student, concept = kept_student(inputs, config), inputs.concept.folder
+        if student is None:
+            backbone = load_backbone(concept, base=config.base)
+        else:
+            backbone = load_student(student, concept, base=config.base)
         also = also_networks(inputs.sources, config)
         further = [of.network for of in load_also(also, backbone)]
         try:
@@ -48,4 +53,5 @@ class Finalize(Stage):
         # a network that no pipeline takes brings a file of its own
         beside = "".join(f", {path.parent.name}/ steers it" for path in out.glob("*/*.py"))
         beside += told_beside(out, also)
-        return f"loads with {pipeline}.from_pretrained{beside}, digest {digest[:12]}"
+        steps = "" if student is None else f", draws in {student.distilled.num_inference_steps} steps"
+        return f"loads with {pipeline}.from_pretrained{beside}{steps}, digest {digest[:12]}"

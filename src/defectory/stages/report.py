@@ -40,6 +40,7 @@ from defectory.stages.parts.report_tables import (
     score_tables,
 )
 from defectory.stages.parts.signatures import memorisation, red_flags, signatures, split_signature
+from defectory.stages.parts.student import distills, student_stage, student_table
 from defectory.stages.segment import stage_name
 
 
@@ -56,7 +57,7 @@ class Report(Stage):
         made = ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate", "synthesize")
         scored = ("test-tiles", "evaluate", "certify", "best-segmenter", *segmenters)
         checked = ("check-concept",) if checks_concept(config) else ()
-        return (*made, *checked, "curate", *further_rounds(config), *scored)
+        return (*made, *student_stage(config), *checked, "curate", *further_rounds(config), *scored)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on every setting, since the report shows all of them, and on how its commands open the project."""
@@ -114,6 +115,7 @@ class Report(Stage):
                 *rounds_tables(inputs),
                 *measures(inputs, scores, leak, copied),
                 *([concept_check_table(inputs.concept_check)] if checks_concept(config) else []),
+                *([student_table(inputs.distilled.distilled)] if distills(config) else []),
             ],
             charts=training_charts(inputs, config),
             made=[

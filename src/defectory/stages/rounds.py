@@ -34,6 +34,7 @@ from defectory.stages.parts.further_rounds import further_rounds, round_name
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.mask_supply import Focus, mask_supply, places_in_train
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
+from defectory.stages.parts.student import student_stage
 from defectory.stages.parts.validation import predict, val_records
 from defectory.stages.plan import Plan, write_plan
 from defectory.stages.segment import Segment
@@ -74,7 +75,7 @@ class Round(Stage):
         curation = config.curation
         judged = "agreement" in curation.checks or "segmenter" in curation.ignore
         return (
-            *("import", "split", "tiles", "learn-concept", "learn-condition"),
+            *("import", "split", "tiles", "learn-concept", "learn-condition", *student_stage(config)),
             *(("folds",) if judged else ()),
             *(("learn-masks",) if config.masks.sources.diffusion > 0 else ()),
             *("plan", "calibrate", "synthesize", "curate"),

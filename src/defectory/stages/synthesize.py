@@ -18,6 +18,7 @@ from defectory.stages.parts.also_controls import also_key, also_networks, driver
 from defectory.stages.parts.drawing_mode import synthesis_of
 from defectory.stages.parts.pool import pool_tiles
 from defectory.stages.parts.sampling import sampling_models
+from defectory.stages.parts.student import as_drawn, kept_student, student_stage
 
 
 class Synthesize(Stage):
@@ -29,8 +30,9 @@ class Synthesize(Stage):
     is_resumable = is_mendable = True
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
-        """Read plan, pool tiles, both phases and mask guidance."""
-        return ("import", "split", "tiles", "learn-concept", "learn-condition", "plan", "calibrate")
+        """Read plan, pool tiles, both phases, the student if there is one, and mask guidance."""
+        phases = ("learn-concept", "learn-condition", *student_stage(config))
+        return ("import", "split", "tiles", *phases, "plan", "calibrate")
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
         """Depend on the synthesis and drivers sections."""
@@ -55,6 +57,7 @@ def draw_drafts(inputs: RunStore, config: ProjectConfig, plan: Plan, out: Path) 
 
     also = also_networks(inputs.sources, config)
     pool, guidance = pool_tiles(inputs, config, further=drivers_of(also)), inputs.calibration.by_category()
+    student = kept_student(inputs, config)
 
     def input_of(job: Job) -> DraftInput:
         driver, empty, tile = pool.drivers(job)
@@ -77,12 +80,14 @@ def draw_drafts(inputs: RunStore, config: ProjectConfig, plan: Plan, out: Path) 
             base=config.base,
             mixed_precision=config.synthesis.mixed_precision,
             also=also,
+            student=student,
         ),
         class_noun=inputs.concept.concept.class_noun,
         input_of=input_of,
-        config=synthesis_of(inputs, config),
+        config=as_drawn(synthesis_of(inputs, config), student),
         out=out,
     ):
         seconds = event.seconds
         yield Progress(done=event.done, total=event.total)
-    return f"{len(plan.jobs)} drafts with their counterfactual halves in {seconds:.0f} s"
+    steps = "" if student is None else f", {student.distilled.num_inference_steps} steps each"
+    return f"{len(plan.jobs)} drafts with their counterfactual halves in {seconds:.0f} s{steps}"

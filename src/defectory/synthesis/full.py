@@ -99,17 +99,40 @@ def synthesize(
             resumed = done
             continue
         inputs = [input_of(job) for job in batch]
-        images = _draw_pairs(batch, inputs, models=models, class_noun=class_noun, config=config)
-        for index, (job, item) in enumerate(zip(batch, inputs, strict=True)):
+        pairs = draw_batch(batch, inputs, models=models, class_noun=class_noun, config=config)
+        for job, item, (image, without) in zip(batch, inputs, pairs, strict=True):
             image_file, without_file, driver_file = draft_paths(out, job.id)
             # of the run's own network
             save_png(driver_file, item.driver[..., :3])
-            image, without = _finished_pair(images[index], images[len(batch) + index], item, job, config)
             save_png(without_file, without)
             save_png(image_file, image)
         _list_drafts(out, [path for job in batch for path in draft_paths(out, job.id)])
         done += len(batch)
         yield DraftDone(done=done, total=len(plan.jobs), resumed_at=resumed, seconds=time.monotonic() - began)
+
+
+def draw_batch(
+    jobs: Sequence[Job],
+    inputs: Sequence[DraftInput],
+    *,
+    models: SamplingModels,
+    class_noun: str,
+    config: SynthesisConfig,
+) -> list[tuple[Image, Image]]:
+    """Draw drafts and their counterfactual halves, finished, RGB uint8 [H,W,3] each.
+
+    Args:
+        jobs: what to draw.
+        inputs: of each job.
+        models: adapted backbone and its condition network.
+        class_noun: of the concept.
+        config: sampler, steps, mode.
+    """
+    images = _draw_pairs(jobs, inputs, models=models, class_noun=class_noun, config=config)
+    return [
+        _finished_pair(images[index], images[len(jobs) + index], item, job, config)
+        for index, (job, item) in enumerate(zip(jobs, inputs, strict=True))
+    ]
 
 
 def _draw_pairs(

@@ -20,13 +20,14 @@ from defectory.runs.verify import Verified
 from defectory.stages.all import stages_of
 from defectory.stages.parts.also_controls import also_networks, drivers_of
 from defectory.stages.parts.sampling import sampling_models
+from defectory.stages.parts.student import as_drawn, kept_student
 from defectory.synthesis.calibrate import guidance_map
 from defectory.synthesis.full import DraftInput, synthesize
 from defectory.tools.insertion.placement import Window, plan_of
 from defectory.tools.insertion.targets import frame_files, read_target
 from defectory.tools.insertion.writing import write_insertion
 
-READS = frozenset({"tiles", "learn-concept", "learn-condition"})
+READS = frozenset({"tiles", "learn-concept", "learn-condition", "distill"})
 """Stages whose files are read, in addition to values that are checked one by one."""
 STAGE = "insert"
 
@@ -114,7 +115,7 @@ def _draw(run: Run, inputs: RunStore, plan: Plan, windows: Mapping[str, Window],
         )
 
     yield Progress(stage=STAGE, done=0, total=len(plan.jobs), note="loading networks")
-    device = device_of(config.device, threads=config.threads)
+    device, student = device_of(config.device, threads=config.threads), kept_student(inputs, config)
     models = sampling_models(
         inputs.concept,
         inputs.control,
@@ -122,13 +123,14 @@ def _draw(run: Run, inputs: RunStore, plan: Plan, windows: Mapping[str, Window],
         base=config.base,
         mixed_precision=config.synthesis.mixed_precision,
         also=also,
+        student=student,
     )
     for event in synthesize(
         plan,
         models=models,
         class_noun=inputs.concept.concept.class_noun,
         input_of=input_of,
-        config=config.synthesis.model_copy(update={"mode": "insert"}),
+        config=as_drawn(config.synthesis, student).model_copy(update={"mode": "insert"}),
         out=drafts,
     ):
         yield Progress(stage=STAGE, done=event.done, total=event.total)

@@ -230,6 +230,10 @@ class Backbone(Protocol):
         """
         ...
 
+    def with_scheduler(self, scheduler: Any) -> Backbone:
+        """Return the same networks with another diffusers scheduler, for a student that needs one of its own."""
+        ...
+
     def move_frozen_encoders(self, device: torch.device | str) -> None:
         """Move the autoencoder, and text encoders that are frozen, to another device than the denoiser's.
 

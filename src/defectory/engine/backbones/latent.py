@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import AutoencoderKL
@@ -92,6 +92,10 @@ class LatentBackbone(ABC):
         """Return the digest of the autoencoder's files."""
         assert self.folder is not None, "only a base on disk has digests"
         return digest_folder(self.folder / "vae")
+
+    def with_scheduler(self, scheduler: Any) -> Self:
+        """Return the same networks with another scheduler of diffusers."""
+        return replace(self, scheduler=scheduler)
 
     def move_frozen_encoders(self, device: torch.device | str) -> None:
         """Move the autoencoder, and text encoders that are frozen, to another device."""

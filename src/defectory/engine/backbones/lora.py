@@ -12,7 +12,8 @@ Files hold (alpha / r) B in place of B, so that alpha equals r for every reader.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,19 @@ def add_lora(
         settings = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen)  # pyright: ignore[reportArgumentType]
         inject_adapter_in_model(settings, network, adapter_name=_ADAPTER)
     return {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+@contextlib.contextmanager
+def without_lora(network: nn.Module) -> Generator[None]:
+    """Let a network predict as if it had no adapters, inside a `with` block. Adapters do not train there."""
+    layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer)]
+    for layer in layers:
+        layer.enable_adapters(enabled=False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(enabled=True)
 
 
 def lora_tensors(networks: Mapping[str, nn.Module]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from defectory.engine.backbones.backbone import Added, Context
@@ -50,8 +50,18 @@ class UNetBackbone(LatentBackbone, ABC):
             given |= residuals.denoiser_arguments()
         unet: Any = self.unet
         if weights is not None:
-            return functional_call(unet, dict(weights), args=(latents, timesteps), kwargs=given).sample
+            return functional_call(unet, _under_adapters(unet, weights), args=(latents, timesteps), kwargs=given).sample
         return unet(latents, timesteps, **given).sample
+
+
+def _under_adapters(unet: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename weights of layers that have adapters of peft, which hold the layer itself as `base_layer`."""
+    known, renamed = dict(unet.named_parameters()), dict[str, Tensor]()
+    for name, weight in weights.items():
+        layer, _, last = name.rpartition(".")
+        inner = f"{layer}.base_layer.{last}"
+        renamed[inner if name not in known and inner in known else name] = weight
+    return renamed
 
 
 def controlnet_beside(folder: Path, device: torch.device | str, dtype: torch.dtype) -> ControlNetModel | None:

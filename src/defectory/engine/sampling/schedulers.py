@@ -35,6 +35,14 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "dpm-solver": "DPMSolverMultistepScheduler",
 }
+STUDENT_SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "trajectory": (
+        "DDIMScheduler",
+        {"timestep_spacing": "trailing", "steps_offset": 0, "set_alpha_to_one": True, "clip_sample": False},
+    ),
+    "consistency": ("LCMScheduler", {"set_alpha_to_one": True, "clip_sample": False}),
+}
+"""Class and settings of diffusers' scheduler for students, by the method of distillation."""
 TIMESTEP_POWER = 2.0
 """Timesteps of dpm-solver lie at this power of even steps: the last steps draw grain, and from even ones it comes out
 faint (decision 035).
@@ -74,6 +82,21 @@ def _flow_scheduler(config: dict[str, Any], name: str) -> Any:
     raise ConfigError(
         "synthesis.scheduler", f"{name} has no form for flow matching", "set it to base, euler, ddim or dpm-solver"
     )
+
+
+def make_student_scheduler(backbone: Backbone, method: str, *, teacher_inference_steps: int) -> Any:
+    """Make the scheduler that a distilled student is drawn with.
+
+    Args:
+        backbone: base of the student.
+        method: of distillation.
+        teacher_inference_steps: of the distillation, whose timesteps LCM draws from.
+    """
+    kind, settings = STUDENT_SCHEDULERS[method]
+    config = {**dict(backbone.scheduler.config), **settings}
+    if kind == "LCMScheduler":
+        config["original_inference_steps"] = teacher_inference_steps
+    return getattr(diffusers, kind).from_config(config)
 
 
 def set_timesteps(scheduler: Any, num_inference_steps: int, device: torch.device | str) -> None:

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,10 +26,11 @@ from defectory.engine.training.held_out import held_out_indices
 from defectory.engine.training.loop import train
 from defectory.engine.training.loss import Batch, Counterparts, Denoised, denoise, denoising_errors, errors_of
 from defectory.engine.training.noise import NoiseSchedule
-from defectory.engine.training.share import share_of
+from defectory.engine.training.share import WHOLE, Share, share_of
 from defectory.engine.training.team import ALONE, Team
 from defectory.events import Notice, Progress, Work
 
+BatchT = TypeVar("BatchT")
 PromptOf = Callable[[TileVariants, int], str]
 """Maps a tile and a variant to the prompt."""
 
@@ -106,18 +107,64 @@ def run_phase(phase: Phase, *, out: Path, recipe: str, team: Team = ALONE) -> Wo
         total, count = team.add_up(torch.stack([found.sum(), found.new_tensor(float(len(found)))])).tolist()
         return total / count
 
-    if phase.training.patience is not None and not phase.held_out:
-        yield Notice(text="training.patience has no effect, since there are no held-out tiles")
-    events: Any = train(
+    yield from run_training(
         phase.parameters,
         phase.batch_of,
         loss_of,
-        config=phase.training,
+        training=phase.training,
+        out=out,
+        recipe=recipe,
+        held_out_loss=held_out_loss if phase.held_out else None,
+        rate_shares=phase.rate_shares,
+        team=team,
+        share=share,
+    )
+
+
+def run_training(
+    parameters: Mapping[str, nn.Parameter],
+    batch_of: Callable[[int], BatchT],
+    loss_of: Callable[[BatchT], Tensor],
+    *,
+    training: TrainingConfig,
+    out: Path,
+    recipe: str,
+    held_out_loss: Callable[[], float] | None,
+    rate_shares: Mapping[str, float] | None = None,
+    team: Team = ALONE,
+    share: Share = WHOLE,
+) -> Work[None]:
+    """Train parameters in place with any loss, leave their moving average in them, and write `log.jsonl`.
+
+    Leaving early writes a checkpoint first, from which the next call resumes.
+
+    Args:
+        parameters: what is trained, by name.
+        batch_of: maps an index to a batch, a pure function.
+        loss_of: returns a batch's scalar loss.
+        training: steps, batch, optimiser.
+        out: stage folder; its `checkpoint` stays until the caller has saved the result.
+        recipe: digest of everything that the result depends on; a checkpoint of another recipe is not used.
+        held_out_loss: returns the loss on held-out tiles; None without such tiles.
+        rate_shares: learning rates of parameters by name, as shares of the learning rate; 1 where none is given.
+        team: the processes that train together.
+        share: of each step, that this process computes.
+
+    Raises:
+        StageError: the loss is not finite, `out` cannot be written, or another process of the team has ended.
+    """
+    if training.patience is not None and held_out_loss is None:
+        yield Notice(text="training.patience has no effect, since there are no held-out tiles")
+    events: Any = train(
+        parameters,
+        batch_of,
+        loss_of,
+        config=training,
         checkpoint=out / "checkpoint",
         recipe=recipe,
         log=out / "log.jsonl",
-        held_out_loss=held_out_loss if phase.held_out else None,
-        rate_shares=phase.rate_shares,
+        held_out_loss=held_out_loss,
+        rate_shares=rate_shares,
         team=team,
         share=share,
     )

@@ -191,6 +191,8 @@ def _require_supported(config: ProjectConfig, facts: BaseFacts) -> None:
         where, found, todo = "condition.network", config.condition.network, "set it to controlnet"
     elif not facts.has_unet and config.condition.capacity < 1:
         where, found, todo = "condition.capacity", f"{config.condition.capacity:g}", "leave it out"
+    elif facts.prediction_type == FLOW and config.distillation.enabled:
+        where, found, todo = "distillation.enabled", "true", "set it to false"
     elif facts.prediction_type == FLOW and config.synthesis.scheduler == "ddpm":
         where, found, todo = "synthesis.scheduler", "ddpm", "set it to base, euler, ddim or dpm-solver"
     if where:

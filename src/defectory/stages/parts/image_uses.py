@@ -19,6 +19,7 @@ from defectory.runs.store import RunStore
 from defectory.stages.check_concept import checks_concept
 from defectory.stages.folds import NUM_FOLDS, needs_folds
 from defectory.stages.parts.further_rounds import round_name
+from defectory.stages.parts.student import distills
 from defectory.stages.segment import stage_name
 
 LEARNING: tuple[UsableSubset, ...] = ("train", "pool")
@@ -112,6 +113,10 @@ def _uses(run: _Reader, config: ProjectConfig) -> Iterator[ImageUse]:
     if checks_concept(config):
         checked = (layout.CONCEPT_CHECK, layout.IMAGES_USED, _recorded("reference"))
         yield run.use("concept check", LEARNING, checked)
+    if distills(config):
+        used = (layout.DISTILLED, layout.IMAGES_USED)
+        yield run.use("student", LEARNING, (*used, _recorded("training")), (*used, _recorded("reference")))
+        yield run.use("student, held-out loss", CHOOSING, (*used, _recorded("held_out")))
     if needs_folds(config):
         logs = [f"{layout.fold_folder(fold)}/{layout.SEGMENTER_LOG}" for fold in range(NUM_FOLDS)]
         judged = (layout.FOLDS, layout.DIFFICULTY_FILE, _difficulty)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defectory.condition.further import require_combinable
-from defectory.runs.stored import ConceptFolder, ControlFolder
+from defectory.runs.stored import ConceptFolder, ControlFolder, DistilledFolder
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,29 @@ def load_backbone(concept: Path, device: torch.device | str = "cpu", *, base: st
     return load_concept(concept, device, find_base=lambda: resolve_base(base))
 
 
+def load_student(student: DistilledFolder, concept: Path, device: torch.device | str = "cpu", *, base: str) -> Backbone:
+    """Load the backbone that knows a concept with the LoRA of a student merged into it, and the student's scheduler.
+
+    Args:
+        student: the outcome of distillation.
+        concept: folder of phase 1's result.
+        device: to load it to.
+        base: that the concept was learned on; read where the concept is an adapter.
+
+    Raises:
+        WeightsError: a file is damaged, or does not fit the base.
+    """
+    from defectory.engine.backbones.lora import DIFFUSERS_NAME, merge_lora
+    from defectory.engine.sampling.schedulers import make_student_scheduler
+
+    backbone, learned = load_backbone(concept, device, base=base), student.distilled
+    merge_lora({"unet": backbone.denoiser}, student.lora / DIFFUSERS_NAME)
+    scheduler = make_student_scheduler(
+        backbone, learned.method, teacher_inference_steps=learned.teacher_inference_steps
+    )
+    return backbone.with_scheduler(scheduler)
+
+
 def sampling_models(
     concept: ConceptFolder,
     control: ControlFolder,
@@ -39,6 +62,7 @@ def sampling_models(
     base: str,
     mixed_precision: str,
     also: Sequence[AlsoNetwork] = (),
+    student: DistilledFolder | None = None,
 ) -> SamplingModels:
     """Load the adapted base and the condition networks for sampling.
 
@@ -49,6 +73,7 @@ def sampling_models(
         base: that the concept was learned on; read where the concept is an adapter.
         mixed_precision: `bf16` or `no`, of all sampling with them.
         also: networks that act beside the run's own.
+        student: to draw with in few steps; None draws with the base itself.
 
     Raises:
         ConfigError: a network cannot act together with others.
@@ -58,7 +83,10 @@ def sampling_models(
     from defectory.engine.sampling.models import for_sampling
     from defectory.stages.parts.also_controls import load_also
 
-    backbone = load_backbone(concept.folder, device, base=base)
+    if student is None:
+        backbone = load_backbone(concept.folder, device, base=base)
+    else:
+        backbone = load_student(student, concept.folder, device, base=base)
     if also:
         require_combinable(control.control.network, where="condition.network")
     network = load_network(control.folder, backbone)
