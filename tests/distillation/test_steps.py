@@ -29,7 +29,7 @@ SHAPE = (2, 4, 6, 10)
 each_prediction = pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 
 
-def scheduler_of(prediction_type: str, **settings: Any) -> Any:
+def scheduler_of(prediction_type: Any, **settings: Any) -> Any:
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

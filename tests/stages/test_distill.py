@@ -158,7 +158,7 @@ def test_a_student_that_loses_fidelity_is_not_used_and_a_notice_says_so(
     def draw(_inputs: Any, _config: Any, _compared: Any, student: Any) -> Any:
         yield from ()
         image = np.zeros((32, 48, 3), np.uint8)
-        return distill._Drawn(fidelity=0.5 if student is None else 0.48, seconds=1.0, shown=[image])
+        return distill.Drawn(fidelity=0.5 if student is None else 0.48, seconds=1.0, shown=[image])
 
     monkeypatch.setattr(distill, "_draw", draw)
     events = list(run_all(changed, only=("distill", "finalize")))

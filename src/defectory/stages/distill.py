@@ -196,7 +196,7 @@ def _labels(tile: Tile) -> list[Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Drawn:
+class Drawn:
     """Drafts of one of the two: mean fidelity, seconds per draft with its half, and some images."""
 
     fidelity: float
@@ -204,9 +204,7 @@ class _Drawn:
     shown: Sequence[Any]
 
 
-def _draw(
-    inputs: RunStore, config: ProjectConfig, compared: _Compared, student: DistilledFolder | None
-) -> Work[_Drawn]:
+def _draw(inputs: RunStore, config: ProjectConfig, compared: _Compared, student: DistilledFolder | None) -> Work[Drawn]:
     """Draw the compared drafts, each with its counterfactual half, and score them."""
     from defectory.engine.devices import device_of
     from defectory.synthesis.calibrate import guidance_map
@@ -263,9 +261,9 @@ def _draw(
             shown.append(image)
         who = "teacher" if student is None else "student"
         yield Progress(done=rows.stop, total=len(compared.jobs), note=f"drafts of the {who}")
-    return _Drawn(fidelity=float(np.mean(fidelities)), seconds=seconds / len(compared.jobs), shown=spread(shown, SHOWN))
+    return Drawn(fidelity=float(np.mean(fidelities)), seconds=seconds / len(compared.jobs), shown=spread(shown, SHOWN))
 
 
-def _sheet(teacher: _Drawn, student: _Drawn) -> Any:
+def _sheet(teacher: Drawn, student: Drawn) -> Any:
     """Put the teacher's drafts above the student's, RGB uint8."""
     return np.concatenate([np.concatenate(list(drawn.shown), axis=1) for drawn in (teacher, student)], axis=0)
