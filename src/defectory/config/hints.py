@@ -38,7 +38,7 @@ OTHER_WORDS: Mapping[str, str] = {
 """Maps words that other programs use, or that come to mind, to the last part of our keys."""
 COUNTED_BY_LISTS = frozenset({"segmentation.seeds"})
 """Settings whose list is often taken for a count."""
-MAX_NAMED = 4
+MAX_NAMED = 5
 MAX_SHOWN = 120
 """Longer corrections are not written out."""
 MAX_COUNTED = 10

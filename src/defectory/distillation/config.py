@@ -37,7 +37,7 @@ class DistillationConfig(Section):
     max_fidelity_loss: float = Field(default=0.02, ge=0, le=1)
     """Largest share of the teacher's fidelity that the student may lose. A student that loses more is not used."""
     training: TrainingConfig = TrainingConfig(
-        num_steps=400, batch_size=8, learning_rate=1e-3, proportion_empty_prompts=0.0, min_snr_gamma=None
+        num_steps=400, batch_size=8, learning_rate=1e-3, proportion_empty_prompts=0.0
     )
     """Training of the student. Prompts are never left empty, and min-SNR weights are not used, since both belong to
     other losses.
