@@ -204,7 +204,9 @@ def project_folder(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) 
     """A folder with `project.toml` and its finished run, which code may write into."""
     folder = tmp_path_factory.mktemp("guides") / "copy"
     shutil.copytree(tiny_run[0], folder)
-    (folder / "project.toml").write_text(project_template(tiny_run[1]))
+    # a study of one cell with two arms is enough to see that its code runs
+    study = {"seeds": [0], "arms": ["real", "mixed"]}
+    (folder / "project.toml").write_text(project_template({**tiny_run[1], "study": study}))
     return folder
 
 
