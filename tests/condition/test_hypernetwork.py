@@ -150,8 +150,8 @@ def test_a_folder_that_does_not_fit_is_one_clear_line(models: Any, tmp_path: Pat
 def test_the_guides_script_draws_the_same_image_with_plain_diffusers_alone(
     models: Any, tiny_base_folder: Path, tmp_path: Path
 ) -> None:
-    code = re.search(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
-    assert code is not None
+    blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    code = next(block for block in blocks if "HyperNetwork" in block)
     network = strong(models)
     network.save(tmp_path / "hypernetwork")
     Control(network="hypernetwork", concept_digest="c", driver_config_digest="d", weights_digest="w").save(
@@ -162,7 +162,7 @@ def test_the_guides_script_draws_the_same_image_with_plain_diffusers_alone(
     assert finished == ("StableDiffusionPipeline", digest_folder(tmp_path / "pipeline"))
     driver = (DRIVERS[0].permute(1, 2, 0).numpy() * 255).astype(np.uint8)
     Image.fromarray(driver).save(tmp_path / "driver.png")
-    (tmp_path / "guide.py").write_text("import sys\nsys.modules['defectory'] = None\n" + code[1])
+    (tmp_path / "guide.py").write_text("import sys\nsys.modules['defectory'] = None\n" + code)
     prompt = "an image of a sks with a crack"
     done = subprocess.run(
         [sys.executable, "guide.py", ".", "driver.png", prompt],
