@@ -1,8 +1,7 @@
 """Compare condition networks on one project: held-out loss, time per step, memory and fidelity, after equal steps.
 
 Every network trains on the same concept, tiles, batches and noise, in the demo's project on the embedded base, and
-draws the same plan. Fidelity is the mean IoU over all drafts, before curation. KID compares the drafts with real tiles
-of train, times 1,000. Run:
+draws the same plan. Fidelity is the mean IoU over all drafts, before curation. Run:
 `python bench/condition_networks.py --work FOLDER [--steps 600] [--drafts 48] [--only NAME ...] [--device cpu]`.
 """
 

@@ -134,3 +134,20 @@ def test_a_pipeline_that_completes_no_words_gets_all_tokens_in_its_prompt(tiny_r
     )
     assert plain == "an image of a <sks>"
     assert adapter == "an image of a <sks> <sks>_1 <sks>_2"
+
+
+def test_a_readme_says_what_else_a_pipeline_needs(folder: Path) -> None:
+    card = ModelCard.load(folder / "pipeline" / "card.json")
+    further = card.model_copy(
+        update={
+            "opens_as": "StableDiffusion3ControlNetPipeline",
+            "opens_with": ", text_encoder_3=None, tokenizer_3=None",
+            "num_inference_steps": 4,
+            "num_further_networks": 2,
+        }
+    )
+    code = code_of(model_readme(further))
+    assert '.from_pretrained(".", text_encoder_3=None, tokenizer_3=None)' in code
+    assert "control_image=driver, guidance_scale=1.0, num_inference_steps=4)" in code
+    assert "(`controlnet_1`, `controlnet_2`)" in model_readme(further)
+    assert "controlnet_1" not in model_readme(card)

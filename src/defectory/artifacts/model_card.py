@@ -48,6 +48,12 @@ class ModelCard(Value):
     """Folder of the weights, relative to the card."""
     opens_as: str
     """Class of diffusers that opens the weights; for adapters, that of their base."""
+    opens_with: str = ""
+    """Further arguments of `from_pretrained`, as Python writes them."""
+    num_inference_steps: int | None = None
+    """Steps that a distilled pipeline draws in; None of one that was not distilled."""
+    num_further_networks: int = 0
+    """Control networks beside the run's own that acted when drafts were drawn."""
     instance_token: str
     class_noun: str
     tone_words: bool

@@ -78,7 +78,18 @@ def _how_to_use(card: ModelCard) -> list[str]:
         "`defectory drivers extract` makes one from a photograph and a mask.",
         "\n".join(["| class | colour in drivers |", "|---|---|", *colours]),
         f"```python\n{_pipeline_code(card, prompt)}\n```",
+        *_further(card),
         "Defectory also guides its drafts by driver and mask. Plain diffusers cannot, so defects are fainter there.",
+    ]
+
+
+def _further(card: ModelCard) -> list[str]:
+    if not card.num_further_networks:
+        return []
+    names = ", ".join(f"`controlnet_{number}`" for number in range(1, card.num_further_networks + 1))
+    return [
+        f"Drafts were drawn with further control networks ({names}). diffusers opens all of them with "
+        '`MultiControlNetModel.from_pretrained("controlnet")`; give it as `controlnet`, with a driver for each network.'
     ]
 
 
@@ -89,7 +100,7 @@ def _concept_code(card: ModelCard, prompt: str) -> str:
     lines = [
         f"from diffusers import {card.opens_as}",
         "",
-        f'pipeline = {card.opens_as}.from_pretrained("{base}")',
+        f'pipeline = {card.opens_as}.from_pretrained("{base}"{card.opens_with})',
         *([f'pipeline.load_textual_inversion("{folder}")'] if method in NEW_WORD else []),
         *([f'pipeline.load_lora_weights("{folder}")'] if method in LORA else []),
         f'pipeline("{prompt}", height={card.tile_px}, width={card.tile_px}).images[0].save("drawn.png")',
@@ -119,14 +130,16 @@ def _pipeline_code(card: ModelCard, prompt: str) -> str:
                 'image.save("drawn.png")',
             ]
         )
+    argument = "control_image" if card.opens_as.startswith("StableDiffusion3") else "image"
+    steps = "" if card.num_inference_steps is None else f", num_inference_steps={card.num_inference_steps}"
     return "\n".join(
         [
             f"from diffusers import {card.opens_as}",
             "from PIL import Image",
             "",
-            f'pipeline = {card.opens_as}.from_pretrained(".")',
+            f'pipeline = {card.opens_as}.from_pretrained("."{card.opens_with})',
             'driver = Image.open("driver.png").convert("RGB")',
-            f'image = pipeline("{prompt}", image=driver, guidance_scale=1.0).images[0]',
+            f'image = pipeline("{prompt}", {argument}=driver, guidance_scale=1.0{steps}).images[0]',
             'image.save("drawn.png")',
         ]
     )

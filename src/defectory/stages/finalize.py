@@ -49,7 +49,15 @@ class Finalize(Stage):
         except PipelineError as error:
             return f"no pipeline: the {error.where} is {error.found}"
         network = inputs.control.control.network
-        write_pipeline_card(inputs, config, network=network, opens_as=pipeline, digest=digest, out=out)
+        write_pipeline_card(
+            inputs,
+            config,
+            network=network,
+            opens_as=pipeline,
+            digest=digest,
+            num_inference_steps=None if student is None else student.distilled.num_inference_steps,
+            out=out,
+        )
         # a network that no pipeline takes brings a file of its own
         beside = "".join(f", {path.parent.name}/ steers it" for path in out.glob("*/*.py"))
         beside += told_beside(out, also)

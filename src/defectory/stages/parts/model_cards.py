@@ -42,7 +42,14 @@ def write_concept_card(inputs: RunStore, config: ProjectConfig, concept: Concept
 
 
 def write_pipeline_card(
-    inputs: RunStore, config: ProjectConfig, *, network: str, opens_as: str, digest: str, out: Path
+    inputs: RunStore,
+    config: ProjectConfig,
+    *,
+    network: str,
+    opens_as: str,
+    digest: str,
+    num_inference_steps: int | None,
+    out: Path,
 ) -> None:
     """Write the card of a finished pipeline into its folder.
 
@@ -52,6 +59,7 @@ def write_pipeline_card(
         network: kind of condition network.
         opens_as: class of diffusers that opens it.
         digest: of the pipeline.
+        num_inference_steps: of a distilled pipeline; else None.
         out: its folder.
     """
     concept, control = inputs.concept, inputs.control
@@ -71,6 +79,7 @@ def write_pipeline_card(
         folder=".",
         opens_as=opens_as,
         digest=digest,
+        num_inference_steps=num_inference_steps,
     )
 
 
@@ -86,6 +95,7 @@ def _write(
     folder: str,
     opens_as: str,
     digest: str = "",
+    num_inference_steps: int | None = None,
 ) -> None:
     from defectory.engine.backbones.known import resolve_base
     from defectory.engine.backbones.licences import licence_of
@@ -108,6 +118,9 @@ def _write(
         licence_files=tuple(path.name for path in licence.files),
         folder=folder,
         opens_as=opens_as,
+        opens_with=_without_t5(base),
+        num_inference_steps=num_inference_steps,
+        num_further_networks=len(list(out.glob("controlnet_*"))),
         instance_token=concept.instance_token,
         class_noun=concept.class_noun,
         tone_words=concept.tone_words,
@@ -165,6 +178,14 @@ def _trained(phase: str, method: str, stage: Path) -> Trained:
 
 def _colour(category_id: int, num_classes: int) -> str:
     return "#{:02x}{:02x}{:02x}".format(*colour_of(category_id, num_classes))
+
+
+def _without_t5(base: Path) -> str:
+    """Return what diffusers has to be told of a base that may have a third text encoder and has none."""
+    from defectory.engine.backbones.others import index_of
+
+    is_sd3 = str(index_of(base)["_class_name"]).startswith("StableDiffusion3")
+    return ", text_encoder_3=None, tokenizer_3=None" if is_sd3 and not (base / "text_encoder_3").is_dir() else ""
 
 
 def _pipeline_of(base: str) -> str:
