@@ -151,3 +151,9 @@ def test_a_readme_says_what_else_a_pipeline_needs(folder: Path) -> None:
     assert "control_image=driver, guidance_scale=1.0, num_inference_steps=4)" in code
     assert "(`controlnet_1`, `controlnet_2`)" in model_readme(further)
     assert "controlnet_1" not in model_readme(card)
+
+
+def test_a_title_has_the_right_article(folder: Path) -> None:
+    card = ModelCard.load(folder / "concept" / "card.json")
+    for noun, title in (("industrial surface", "# Concept of an industrial"), ("tile", "# Concept of a tile")):
+        assert title in model_readme(card.model_copy(update={"class_noun": noun}))

@@ -22,8 +22,8 @@ NEW_WORD = {"textual_inversion", "lora_textual_inversion"}
 
 def model_readme(card: ModelCard) -> str:
     """Write the README of a model's folder, in Markdown."""
-    noun = printable(card.class_noun)
-    title = f"# Concept of a {noun}" if card.kind == "concept" else f"# Draws a {noun} with defects from drivers"
+    noun = _with_article(printable(card.class_noun))
+    title = f"# Concept of {noun}" if card.kind == "concept" else f"# Draws {noun} with defects from drivers"
     return "\n\n".join(
         [
             _header(card),
@@ -44,6 +44,10 @@ def model_readme(card: ModelCard) -> str:
     )
 
 
+def _with_article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def _header(card: ModelCard) -> str:
     tags = ["defectory", "stable-diffusion", *dict.fromkeys(one.method.replace("_", "-") for one in card.trained)]
     lines = ["---", "library_name: diffusers", f"license: {card.licence_id or 'other'}"]
@@ -54,7 +58,7 @@ def _header(card: ModelCard) -> str:
 
 def _what(card: ModelCard) -> str:
     methods = " and ".join(METHODS.get(one.method, one.method) for one in card.trained)
-    base = f"`{printable(card.base)}` ({card.family})"
+    base = f"`{printable(card.base)}`" + (f" ({card.family})" if card.family != card.base else "")
     if card.kind == "concept":
         return f"It teaches the base {base} what these parts look like, by {methods}. Weights: `{card.folder}/`."
     return (
