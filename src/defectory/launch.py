@@ -12,7 +12,9 @@ FURTHER = ("LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "MASTER_ADDR", 
 PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "PARALLELISM_CONFIG_")
 OTHER_WAYS = ("ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP", "ACCELERATE_USE_MEGATRON_LM")
 SETTING = "DEFECTORY_TRAINING_PROCESSES"
-TODO = "run `defectory run -o training_processes=N` without a launcher, or `accelerate launch --num_processes N`"
+HOW_TO_START = (
+    "run `defectory run -o training_processes=N` without a launcher, or `accelerate launch --num_processes N`"
+)
 
 
 def without_launch(environment: Mapping[str, str]) -> dict[str, str]:
@@ -40,7 +42,7 @@ def leads(environment: MutableMapping[str, str]) -> bool:
     missing = [name for name in PLACE if name not in environment]
     if missing:
         found = f"{', '.join(given)} set, but not {', '.join(missing)}"
-        raise ConfigError("environment", found, f"unset what is set; {TODO}")
+        raise ConfigError("environment", found, f"unset what is set; {HOW_TO_START}")
     try:
         rank, _, size = (int(environment[name]) for name in PLACE)
         here = int(environment.get("LOCAL_WORLD_SIZE", size))
@@ -48,7 +50,7 @@ def leads(environment: MutableMapping[str, str]) -> bool:
         rank, size, here = -1, 0, 0
     if not 0 <= rank < size:
         told = ", ".join(f"{name}={environment[name]}" for name in PLACE)
-        raise ConfigError("environment", f"{told}: a process's number among others was expected", TODO)
+        raise ConfigError("environment", f"{told}: a process's number among others was expected", HOW_TO_START)
     if here != size:
         raise ConfigError("environment", f"{size} processes on several machines", "use the GPUs of one machine")
     for name in OTHER_WAYS:

@@ -5,7 +5,6 @@ A stage gets a view of the store that can read only its declared inputs.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,7 +32,7 @@ from defectory.errors import StageError
 from defectory.files import MANIFEST_NAME, read_manifest
 from defectory.runs import layout
 from defectory.runs.joined import join_decisions, join_doubts, join_plans
-from defectory.runs.reading import digest_or_none, read_json, read_lines, read_list, state_of
+from defectory.runs.reading import digest_or_none, manifests_of, origins_in, read_json, read_lines, read_list, state_of
 from defectory.runs.sources import Sources
 from defectory.runs.stored import (
     ConceptFolder,
@@ -390,18 +389,8 @@ class RunStore:
 
     def manifests(self) -> dict[str, Mapping[str, Any]]:
         """Return the manifests of finished stages by folder, in order of completion."""
-        found = [path for depth in ("*", "*/*") for path in self.folder.glob(f"{depth}/{MANIFEST_NAME}")]
-        manifests: dict[str, Mapping[str, Any]] = {}
-        for path in sorted(found, key=lambda path: path.stat().st_mtime_ns):
-            name, manifest = path.parent.relative_to(self.folder).as_posix(), read_manifest(path.parent)
-            if manifest is not None and not name.startswith(".") and ".damaged" not in name:
-                manifests[name] = manifest
-        return manifests
+        return manifests_of(self.folder)
 
     def origins(self) -> dict[str, str]:
         """Return the origin of each setting by dotted key; empty if it was not saved or is damaged."""
-        try:
-            content = json.loads((self.folder / layout.SETTINGS).read_bytes())
-            return {str(key): str(origin) for key, origin in content["origins"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}
+        return origins_in(self.folder / layout.SETTINGS)

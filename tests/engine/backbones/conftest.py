@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -202,3 +203,47 @@ def tiny_sd3_t5_folder(tmp_path_factory: pytest.TempPathFactory, tiny_base_folde
 
     tokenizer = CLIPTokenizer.from_pretrained(tiny_base_folder / "tokenizer")
     return make_tiny_sd3(tmp_path_factory.mktemp("tiny") / "sd3-t5", tokenizer, with_t5=True)
+
+
+FAMILY_TRAINING = {"num_steps": 2, "batch_size": 2, "variants_per_image": 1, "warmup_steps": 0}
+FAMILY_STAGES = (
+    *("import", "split", "tiles", "learn-concept", "learn-condition"),
+    *("plan", "calibrate", "synthesize", "curate", "finalize"),
+)
+
+
+@pytest.fixture(scope="session")
+def family_stages() -> tuple[str, ...]:
+    """Stages up to the finished pipeline."""
+    return FAMILY_STAGES
+
+
+@pytest.fixture(scope="session")
+def family_settings() -> Callable[..., dict[str, Any]]:
+    """Settings of the shortest run up to the finished pipeline on a base, with changed sections."""
+
+    def settings(base: Path, *, synthesis: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+        return {
+            "name": "tiny",
+            "out": "run",
+            "base": str(base),
+            "device": "cpu",
+            "threads": 1,
+            "data": {"path": "source/annotations.json"},
+            "split": {"val_share": 0.2, "test_share": 0.2},
+            "tiling": {"mode": "frame"},
+            "masks": {"min_area_px": 2},
+            "concept": {
+                "num_class_images": 2,
+                "prior_inference_steps": 2,
+                "prior_share": 0.5,
+                "training": FAMILY_TRAINING,
+            },
+            "condition": {"training": FAMILY_TRAINING},
+            "synthesis": {"num_images": 3, "num_inference_steps": 2, "calibration_drafts": 2, **(synthesis or {})},
+            # a random base draws nothing
+            "curation": {"checks": [], "min_fidelity": 0.0, "max_stray_share": 1e6},
+            **more,
+        }
+
+    return settings

@@ -33,39 +33,7 @@ from defectory.stages.parts.estimate.estimate import NOT_RECKONED, estimate
 
 PROMPT = "an image of a sks with a crack"
 SIZE_HW = (24, 40)
-STAGES = (
-    "import",
-    "split",
-    "tiles",
-    "learn-concept",
-    "learn-condition",
-    "plan",
-    "calibrate",
-    "synthesize",
-    "curate",
-    "finalize",
-)
 TRAINING = {"num_steps": 2, "batch_size": 2, "variants_per_image": 1, "warmup_steps": 0}
-
-
-def settings(base: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "name": "tiny",
-        "out": "run",
-        "base": str(base),
-        "device": "cpu",
-        "threads": 1,
-        "data": {"path": "source/annotations.json"},
-        "split": {"val_share": 0.2, "test_share": 0.2},
-        "tiling": {"mode": "frame"},
-        "masks": {"min_area_px": 2},
-        "concept": {"num_class_images": 2, "prior_inference_steps": 2, "prior_share": 0.5, "training": TRAINING},
-        "condition": {"training": TRAINING},
-        "synthesis": {"num_images": 3, "num_inference_steps": 2, "calibration_drafts": 2},
-        # a random base draws nothing
-        "curation": {"checks": [], "min_fidelity": 0.0, "max_stray_share": 1e6},
-        **more,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -81,10 +49,17 @@ def notices() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def project(source: Path, notices: list[str], tiny_sd3_folder: Path, open_tiny: Callable[..., Run]) -> Run:
+def project(
+    source: Path,
+    notices: list[str],
+    tiny_sd3_folder: Path,
+    open_tiny: Callable[..., Run],
+    family_settings: Callable[..., dict[str, Any]],
+    family_stages: tuple[str, ...],
+) -> Run:
     """A run up to its finished pipeline; do not write into it."""
-    run = open_tiny(source, settings(tiny_sd3_folder))
-    notices.extend(event.text for event in run_all(run, only=STAGES) if isinstance(event, Notice))
+    run = open_tiny(source, family_settings(tiny_sd3_folder))
+    notices.extend(event.text for event in run_all(run, only=family_stages) if isinstance(event, Notice))
     return run
 
 
@@ -174,26 +149,36 @@ def test_known_pictures_stay_outside_their_regions(tiny_sd3_folder: Path) -> Non
 
 
 def test_what_the_family_does_not_support_is_refused_before_the_first_stage(
-    source: Path, tiny_sd3_folder: Path, open_tiny: Callable[..., Run], tmp_path: Path
+    source: Path,
+    tiny_sd3_folder: Path,
+    open_tiny: Callable[..., Run],
+    family_settings: Callable[..., dict[str, Any]],
+    family_stages: tuple[str, ...],
+    tmp_path: Path,
 ) -> None:
     data = {"path": str(source / "source" / "annotations.json")}
     for more, said in (
         ({"concept": {"method": "textual_inversion"}}, "concept.method: textual_inversion, which bases of Stable"),
         ({"condition": {"network": "hypernetwork"}}, "condition.network: hypernetwork, which bases"),
         ({"condition": {"capacity": 0.5}}, "condition.capacity: 0.5, which bases"),
+        ({"distillation": {"enabled": True}}, "distillation.enabled: true, which bases"),
         ({"synthesis": {"scheduler": "ddpm"}}, "synthesis.scheduler: ddpm, which bases"),
         ({"tiling": {"mode": "tile", "tile_px": 72}}, "tiling.tile_px: 72, but this base draws 64 at most"),
     ):
-        run = open_tiny(tmp_path, {**settings(tiny_sd3_folder), "data": data, **more})
+        run = open_tiny(tmp_path, {**family_settings(tiny_sd3_folder), "data": data, **more})
         with pytest.raises(ConfigError, match=said):
-            next(iter(run_all(run, only=STAGES)))
+            next(iter(run_all(run, only=family_stages)))
 
 
 def test_time_and_memory_are_not_reckoned(
-    source: Path, tiny_sd3_folder: Path, open_tiny: Callable[..., Run], tmp_path: Path
+    source: Path,
+    tiny_sd3_folder: Path,
+    open_tiny: Callable[..., Run],
+    family_settings: Callable[..., dict[str, Any]],
+    tmp_path: Path,
 ) -> None:
     data = {"path": str(source / "source" / "annotations.json")}
-    run = open_tiny(tmp_path, {**settings(tiny_sd3_folder), "data": data})
+    run = open_tiny(tmp_path, family_settings(tiny_sd3_folder, data=data))
     stages = stages_of(run.config)
     found = estimate(run, stages, stages, {}, device="cpu", speed=None)
     assert {"learn-concept", "learn-condition", "synthesize"} <= set(found.unknown[NOT_RECKONED])

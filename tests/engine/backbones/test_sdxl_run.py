@@ -26,44 +26,23 @@ from defectory.stages.all import run_all
 
 PROMPT = "an image of a sks with a crack"
 SIZE_HW = (24, 40)
-STAGES = (
-    "import",
-    "split",
-    "tiles",
-    "learn-concept",
-    "learn-condition",
-    "plan",
-    "calibrate",
-    "synthesize",
-    "curate",
-    "finalize",
-)
 TRAINING = {"num_steps": 2, "batch_size": 2, "variants_per_image": 1, "warmup_steps": 0}
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, tiny_sdxl_folder: Path, open_tiny: Callable[..., Run]) -> Run:
+def project(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_sdxl_folder: Path,
+    open_tiny: Callable[..., Run],
+    family_settings: Callable[..., dict[str, Any]],
+    family_stages: tuple[str, ...],
+) -> Run:
     """A run up to its finished pipeline; do not write into it."""
     folder = tmp_path_factory.mktemp("sdxl")
     write_dataset(folder / "source", seed=0, num_labelled=10, num_defect_free=4, size_hw=(40, 64))
-    settings: dict[str, Any] = {
-        "name": "tiny",
-        "out": "run",
-        "base": str(tiny_sdxl_folder),
-        "device": "cpu",
-        "threads": 1,
-        "data": {"path": "source/annotations.json"},
-        "split": {"val_share": 0.2, "test_share": 0.2},
-        "tiling": {"mode": "frame"},
-        "masks": {"min_area_px": 2},
-        "concept": {"num_class_images": 2, "prior_inference_steps": 2, "prior_share": 0.5, "training": TRAINING},
-        "condition": {"training": TRAINING},
-        "synthesis": {"num_images": 3, "num_inference_steps": 2, "calibration_drafts": 2, "scheduler": "base"},
-        # a random base draws nothing
-        "curation": {"checks": [], "min_fidelity": 0.0, "max_stray_share": 1e6},
-    }
+    settings = family_settings(tiny_sdxl_folder, synthesis={"scheduler": "base"})
     run = open_tiny(folder, settings)
-    for _ in run_all(run, only=STAGES):
+    for _ in run_all(run, only=family_stages):
         pass
     return run
 
