@@ -13,7 +13,7 @@ from diffusers import LCMScheduler
 from safetensors.torch import load_file
 
 from defectory.condition.networks import CONDITION_NETWORKS
-from defectory.distillation.batches import Tiles, held_out_batches, prepare_tiles, training_batch
+from defectory.distillation.batches import Tiles, held_out_batches, training_batch
 from defectory.distillation.batches import batch_plan as plan_of
 from defectory.distillation.config import DistillationConfig
 from defectory.distillation.learn import Student, distill, spans_of
@@ -23,7 +23,7 @@ from defectory.engine.backbones.prompts import condition_prompt
 from defectory.engine.sampling.guidance import Alternatives, Guidance, guided_prediction
 from defectory.engine.sampling.models import Given, SamplingModels
 from defectory.engine.tensors import drivers_to_tensor
-from defectory.engine.training.cache import VariantRecipe
+from defectory.engine.training.cache import VariantRecipe, prepare_variants
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.noise import NoiseSchedule
 from defectory.events import finish
@@ -48,15 +48,11 @@ def config_of(**settings: Any) -> DistillationConfig:
     )
 
 
-def painted(image: Any, instances: Any, valid_hw: Any) -> Any:
+def painted(image: Any, instances: Any, _valid_hw: Any, _blind: Any = None) -> Any:
     driver = np.zeros_like(image)
     for category_id, mask in instances:
         driver[mask] = 100 * category_id
     return driver
-
-
-def empty(image: Any, instances: Any, valid_hw: Any) -> Any:
-    return np.zeros_like(image)
 
 
 def prompt_of(names: Any, tone: str) -> str:
@@ -82,7 +78,6 @@ def distilling(tiles: list[Any], out: Path, config: DistillationConfig, models: 
         guidance=GUIDANCE,
         config=config,
         make_driver=painted,
-        make_empty_driver=empty,
         prompt_of=prompt_of,
         seed=3,
         out=out,
@@ -109,12 +104,16 @@ def tiles(request: pytest.FixtureRequest) -> list[Any]:
 @pytest.fixture(scope="module")
 def prepared(tiles: list[Any], tiny_base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Tiles:
     recipe = VariantRecipe.of(
-        load_base(tiny_base_folder), TRAINING, flip=True, seed=3, make_driver=painted, driver_digest="d"
+        load_base(tiny_base_folder),
+        TRAINING,
+        flip=True,
+        seed=3,
+        make_driver=painted,
+        driver_digest="d",
+        with_empty_drivers=True,
     )
-    work = prepare_tiles(
-        tiles, [], recipe, make_empty_driver=empty, prompt_of=prompt_of, cache=tmp_path_factory.mktemp("cache")
-    )
-    return finish(work)[0]
+    variants, _ = finish(prepare_variants(tiles, [], recipe, cache=tmp_path_factory.mktemp("cache")))
+    return Tiles(variants=variants, prompt_of=prompt_of)
 
 
 def test_batches_hold_tiles_with_and_without_masks_and_every_span_in_turn(tiles: list[Any], prepared: Tiles) -> None:

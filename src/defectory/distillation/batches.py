@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from defectory.distillation.steps import Span
-from defectory.engine.training.cache import MakeDriver, TileVariants, VariantRecipe, prepare_variants
+from defectory.engine.training.cache import TileVariants
 from defectory.engine.training.data import BatchPlan, TrainingTile
 from defectory.engine.training.noise import generator_of
-from defectory.events import Work
-from defectory.files import digest_json
 
 DEFECT_FREE_SHARE = 0.25
 """Share of defect-free tiles in each batch."""
@@ -24,16 +21,14 @@ Member = tuple[int, int]
 
 @dataclass(frozen=True, kw_only=True)
 class Tiles:
-    """Variants of tiles, each with two drivers, and how prompts are made.
+    """Variants of tiles, each with a driver with and one without its masks, and how prompts are made.
 
     Attributes:
-        painted: variants whose drivers show their masks.
-        empty: the same variants with drivers that show none.
+        variants: of each tile.
         prompt_of: maps class names and words for tones to the prompt.
     """
 
-    painted: Sequence[TileVariants]
-    empty: Sequence[TileVariants]
+    variants: Sequence[TileVariants]
     prompt_of: Callable[[Sequence[str], str], str]
 
 
@@ -60,38 +55,6 @@ class StudentBatch:
     drivers: Tensor
     prompts_without: Sequence[str]
     drivers_without: Tensor
-
-
-def prepare_tiles(
-    tiles: Sequence[TrainingTile],
-    held_out: Sequence[TrainingTile],
-    recipe: VariantRecipe,
-    *,
-    make_empty_driver: MakeDriver,
-    prompt_of: Callable[[Sequence[str], str], str],
-    cache: Path,
-) -> Work[tuple[Tiles, Tiles]]:
-    """Make or read latents and both drivers of training and of held-out tiles.
-
-    Args:
-        tiles: training tiles.
-        held_out: tiles of which only the unaugmented variant is made.
-        recipe: of the variants, with the drivers of phase 2.
-        make_empty_driver: makes the driver without masks of the same tile.
-        prompt_of: maps class names and words for tones to the prompt.
-        cache: folder of latents and drivers.
-    """
-    without = replace(
-        recipe,
-        make_driver=make_empty_driver,
-        driver_digest=digest_json({"drivers": recipe.driver_digest, "masks": "none"}),
-    )
-    painted, painted_held_out = yield from prepare_variants(tiles, held_out, recipe, cache=cache)
-    empty, empty_held_out = yield from prepare_variants(tiles, held_out, without, cache=cache)
-    return (
-        Tiles(painted=painted, empty=empty, prompt_of=prompt_of),
-        Tiles(painted=painted_held_out, empty=empty_held_out, prompt_of=prompt_of),
-    )
 
 
 def batch_plan(tiles: Sequence[TrainingTile], *, batch_size: int, num_variants: int, seed: int) -> BatchPlan:
@@ -121,7 +84,7 @@ def training_batch(tiles: Tiles, plan: BatchPlan, spans: Sequence[Span], *, seed
 
 def held_out_batches(tiles: Tiles, spans: Sequence[Span], *, batch_size: int) -> list[StudentBatch]:
     """Make the batches of the held-out loss: one per span, with the same tiles and noise at every validation."""
-    count = len(tiles.painted)
+    count = len(tiles.variants)
     if not count:
         return []
     size = min(batch_size, count)
@@ -135,20 +98,20 @@ def held_out_batches(tiles: Tiles, spans: Sequence[Span], *, batch_size: int) ->
 
 def _batch(tiles: Tiles, members: Sequence[Member], span: Span, generator: torch.Generator) -> StudentBatch:
     count = (len(members) + 1) // 2
-    painted = [tiles.painted[tile] for tile, _ in members]
-    clean = torch.stack([of.latents[variant] for of, (_, variant) in zip(painted, members, strict=True)]).float()
-    empty = [tiles.empty[tile].driver(variant) for tile, variant in members]
-    with_masks = [tiles.painted[tile].driver(variant) for tile, variant in members[:count]]
-    without = [tiles.prompt_of((), of.tone) for of in painted]
+    chosen = [tiles.variants[tile] for tile, _ in members]
+    clean = torch.stack([of.latents[variant] for of, (_, variant) in zip(chosen, members, strict=True)]).float()
+    empty = [tiles.variants[tile].empty_driver(variant) for tile, variant in members]
+    with_masks = [tiles.variants[tile].driver(variant) for tile, variant in members[:count]]
+    without = [tiles.prompt_of((), of.tone) for of in chosen]
     with_names = [
         tiles.prompt_of(of.class_names[variant], of.tone)
-        for of, (_, variant) in zip(painted[:count], members[:count], strict=True)
+        for of, (_, variant) in zip(chosen[:count], members[:count], strict=True)
     ]
     return StudentBatch(
         span=span,
         clean=clean,
         noise=torch.randn(clean.shape, generator=generator),
-        defect=torch.stack([of.defect[variant] for of, (_, variant) in zip(painted, members, strict=True)]),
+        defect=torch.stack([of.defect[variant] for of, (_, variant) in zip(chosen, members, strict=True)]),
         prompts=[*with_names, *without[count:]],
         drivers=torch.stack([*with_masks, *empty[count:]]),
         prompts_without=without[:count],

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d
 
-from defectory.distillation.batches import StudentBatch, batch_plan, held_out_batches, prepare_tiles, training_batch
+from defectory.distillation.batches import StudentBatch, Tiles, batch_plan, held_out_batches, training_batch
 from defectory.distillation.config import DistillationConfig
 from defectory.distillation.steps import (
     Span,
@@ -34,7 +34,7 @@ from defectory.engine.backbones.lora import DIFFUSERS_NAME, add_lora, lora_tenso
 from defectory.engine.sampling.guidance import Alternatives, Guidance, guided_prediction
 from defectory.engine.sampling.models import Given, SamplingModels
 from defectory.engine.tensors import drivers_to_tensor
-from defectory.engine.training.cache import MakeDriver, VariantRecipe
+from defectory.engine.training.cache import MakeDriver, VariantRecipe, prepare_variants
 from defectory.engine.training.checkpoint import write_tensors
 from defectory.engine.training.data import TrainingTile
 from defectory.engine.training.noise import NoiseSchedule
@@ -61,7 +61,6 @@ def distill(
     guidance: Guidance,
     config: DistillationConfig,
     make_driver: MakeDriver,
-    make_empty_driver: MakeDriver,
     prompt_of: Callable[[Sequence[str], str], str],
     flip: bool = True,
     seed: int,
@@ -80,7 +79,6 @@ def distill(
         guidance: of the teacher; its `mask` is not learned.
         config: of distillation.
         make_driver: image, instances and valid_hw to the driver, as in phase 2.
-        make_empty_driver: the same without masks.
         prompt_of: maps class names and words for tones to the prompt, as in phase 2.
         flip: mirror augmented variants, and rotate square ones by quarter turns.
         seed: of all random numbers.
@@ -100,11 +98,17 @@ def distill(
     remove_leftovers(out)
     held_out = check_phase_tiles(tiles, held_out, backbone)
     recipe = VariantRecipe.of(
-        backbone, training, flip=flip, seed=seed, make_driver=make_driver, driver_digest=named["drivers"]
+        backbone,
+        training,
+        flip=flip,
+        seed=seed,
+        make_driver=make_driver,
+        driver_digest=named["drivers"],
+        with_empty_drivers=True,
     )
-    prepared, prepared_held_out = yield from prepare_tiles(
-        tiles, held_out, recipe, make_empty_driver=make_empty_driver, prompt_of=prompt_of, cache=cache or out / "cache"
-    )
+    variants, held_out_variants = yield from prepare_variants(tiles, held_out, recipe, cache=cache or out / "cache")
+    prepared = Tiles(variants=variants, prompt_of=prompt_of)
+    prepared_held_out = Tiles(variants=held_out_variants, prompt_of=prompt_of)
     plan = batch_plan(tiles, batch_size=training.batch_size, num_variants=training.variants_per_image, seed=seed)
     schedule = NoiseSchedule(backbone.scheduler, backbone.device)
     spans = spans_of(config, schedule.num_timesteps)
@@ -118,7 +122,7 @@ def distill(
         where="distillation.lora_rank",
     )
     backbone.move_frozen_encoders("cpu")
-    make_ready(backbone.denoiser, network.module, training=training, latents=prepared.painted[0].latents)
+    make_ready(backbone.denoiser, network.module, training=training, latents=variants[0].latents)
     student = Student(models=models, network=network, guidance=guidance, config=config, schedule=schedule)
     shown = spans[:: -(-len(spans) // NUM_HELD_OUT_SPANS)]
     validating = held_out_batches(prepared_held_out, shown, batch_size=training.batch_size)

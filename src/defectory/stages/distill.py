@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +126,6 @@ def _trained(inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
             guidance=guidance_of(synthesis_of(inputs, config), class_noun=concept.class_noun, mask=1.0),
             config=config.distillation,
             make_driver=make_driver,
-            make_empty_driver=partial(_empty_driver, make_driver),
             prompt_of=lambda names, tone: prompt_of(
                 concept, names, tone if concept.tone_words else "", defect_noun=config.prompts.defect_noun
             ),
@@ -144,13 +142,6 @@ def _trained(inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
             cache=inputs.cache,
         )
     )
-
-
-def _empty_driver(
-    make_driver: Any, image: Any, instances: Sequence[tuple[int, Any]], valid_hw: tuple[int, int], blind: Any = None
-) -> Any:
-    """Return the driver of a tile without its masks, filled under them all the same."""
-    return make_driver(image, (), valid_hw, [mask for _, mask in instances] if blind is None else blind)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,7 +228,7 @@ def _draw(inputs: RunStore, config: ProjectConfig, compared: _Compared, student:
             inputs_of.append(
                 DraftInput(
                     driver=driver,
-                    empty_driver=_empty_driver(make_driver, geometry, masks, valid_hw),
+                    empty_driver=make_driver(geometry, (), valid_hw, [mask for _, mask in masks]),
                     tile=compared.images[row],
                     valid_hw=valid_hw,
                     mask_guidance=guidance_map(
