@@ -34,6 +34,8 @@ OVERRIDES = (
     "distillation.lora_rank=4",
     "distillation.check_drafts=3",
     "distillation.max_fidelity_loss=1.0",
+    "distillation.max_detail_change=1.0",
+    "distillation.min_gap_closed=-1.0",
     "distillation.training.num_steps=3",
     "distillation.training.batch_size=2",
     "distillation.training.variants_per_image=2",
@@ -149,25 +151,75 @@ def test_a_sample_does_not_depend_on_its_batch(project: Run) -> None:
     assert np.array_equal(drawn([5])[0], drawn([4, 5, 6])[1])
 
 
-def test_a_student_that_loses_fidelity_is_not_used_and_a_notice_says_so(
-    project: Run, tmp_path: Path, open_tiny: Callable[..., Run], tiny_run: TinyRun, monkeypatch: pytest.MonkeyPatch
+def flat(level: int) -> np.ndarray:
+    return np.full((32, 48, 3), level, np.uint8)
+
+
+def checkered(contrast: int) -> np.ndarray:
+    rows, columns = np.mgrid[:32, :48]
+    return np.repeat((100 + contrast * ((rows + columns) % 2))[..., None], 3, axis=2).astype(np.uint8)
+
+
+GOOD = {"teacher": (0.5, checkered(40)), "untrained student": (0.5, checkered(0)), "student": (0.5, checkered(40))}
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"student": (0.48, checkered(40))}, "a loss of 4.0% where 2.0% is allowed"),
+        ({"student": (0.5, checkered(36))}, "hold 10.0% less fine detail than the teacher's, where 5.0% is allowed"),
+        ({"student": (0.5, checkered(44))}, "hold 10.0% more fine detail than the teacher's, where 5.0% is allowed"),
+        (
+            {"teacher": (0.5, flat(100)), "untrained student": (0.5, flat(110)), "student": (0.5, flat(109))},
+            "9.0 grey levels from the teacher's, and were 10.0 before training: 10% of the way, where 25% is wanted",
+        ),
+        ({}, None),
+    ],
+)
+def test_a_student_whose_drafts_differ_is_not_used_and_a_notice_says_why(
+    project: Run,
+    tmp_path: Path,
+    open_tiny: Callable[..., Run],
+    tiny_run: TinyRun,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, tuple[float, np.ndarray]],
+    told: str | None,
 ) -> None:
     shutil.copytree(project.folder.parent, tmp_path / "copy")
-    changed = open_tiny(tmp_path / "copy", tiny_run[1], *OVERRIDES, "distillation.max_fidelity_loss=0.02")
+    defaults = ("max_fidelity_loss=0.02", "max_detail_change=0.05", "min_gap_closed=0.25")
+    run = open_tiny(tmp_path / "copy", tiny_run[1], *OVERRIDES, *(f"distillation.{limit}" for limit in defaults))
 
-    def draw(_inputs: Any, _config: Any, _compared: Any, student: Any) -> Any:
+    def draw(_inputs: Any, _config: Any, _compared: Any, who: str, _student: Any, **_: Any) -> Any:
         yield from ()
-        image = np.zeros((32, 48, 3), np.uint8)
-        return distill.Drawn(fidelity=0.5 if student is None else 0.48, seconds=1.0, shown=[image])
+        fidelity, image = {**GOOD, **changed}[who]
+        return distill.Drawn(fidelity=fidelity, seconds=1.0, images=[image])
 
     monkeypatch.setattr(distill, "_draw", draw)
+    events = list(run_all(run, only=("distill",)))
+    assert ended(events) == ["distill"]
+    notices = [event.text for event in events if isinstance(event, Notice) and "student" in event.text]
+    store = run.store()
+    if told is None:
+        assert notices == []
+        assert kept_student(store, run.config) is not None
+    else:
+        assert len(notices) == 1
+        assert told in notices[0]
+        assert kept_student(store, run.config) is None
+
+
+def test_the_pipeline_of_a_student_that_is_not_used_has_the_scheduler_of_the_base(
+    project: Run, tmp_path: Path, open_tiny: Callable[..., Run], tiny_run: TinyRun
+) -> None:
+    shutil.copytree(project.folder.parent, tmp_path / "copy")
+    # three steps of training change what the untrained student draws, but bring it nowhere near
+    changed = open_tiny(tmp_path / "copy", tiny_run[1], *OVERRIDES, "distillation.min_gap_closed=1.0")
     events = list(run_all(changed, only=("distill", "finalize")))
     assert ended(events) == ["distill", "finalize"]
-    told = [event.text for event in events if isinstance(event, Notice) and "student" in event.text]
-    assert len(told) == 1
-    assert "a loss of 4.0% where 2.0% is allowed" in told[0]
     store = changed.store()
     assert kept_student(store, changed.config) is None
+    assert store.distilled.distilled.untrained_distance > 0
+    assert store.distilled.distilled.student_distance > 0
     assert as_drawn(changed.config.synthesis, None) is changed.config.synthesis
     scheduler = json.loads((store.pipeline / "scheduler" / "scheduler_config.json").read_text())
     before = json.loads((tiny_run[0] / "run" / layout.PIPELINE / "scheduler" / "scheduler_config.json").read_text())

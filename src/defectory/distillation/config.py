@@ -14,8 +14,8 @@ class DistillationConfig(Section):
     """Draw in a few steps: a LoRA on the denoiser learns what the finished, guided pipeline draws in many steps."""
 
     enabled: bool = False
-    """Run the stage `distill` after phase 2. Drafts and the finished pipeline then use the student, if it keeps the
-    fidelity of the pipeline that it learned from.
+    """Run the stage `distill` after phase 2. Drafts and the finished pipeline then use the student, if they are
+    like those of the pipeline that it learned from.
     """
     method: Literal["trajectory", "consistency"] = "trajectory"
     """`trajectory`: each step of the student ends where several steps of the teacher end. It is drawn with DDIM, and
@@ -33,9 +33,17 @@ class DistillationConfig(Section):
     lora_rank: int = Field(default=32, ge=1, le=1024)
     """Rank of the LoRA. Raise it if the student draws worse than its teacher."""
     check_drafts: int = Field(default=32, ge=1)
-    """Drafts on drivers of train tiles that teacher and student both draw, to compare their fidelity."""
+    """Drafts on drivers of train tiles that teacher and student both draw, to compare them."""
     max_fidelity_loss: float = Field(default=0.02, ge=0, le=1)
     """Largest share of the teacher's fidelity that the student may lose. A student that loses more is not used."""
+    max_detail_change: float = Field(default=0.05, ge=0, le=1)
+    """Largest share by which the student's drafts may hold less or more fine detail than the teacher's. Fewer steps
+    tend to blur.
+    """
+    min_gap_closed: float = Field(default=0.25, ge=-1, le=1)
+    """Smallest share of the distance to the teacher's drafts that training must have removed. A student below it has
+    learned too little, and is not used.
+    """
     training: TrainingConfig = TrainingConfig(
         num_steps=400, batch_size=8, learning_rate=1e-3, proportion_empty_prompts=0.0
     )

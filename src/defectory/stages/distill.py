@@ -1,4 +1,4 @@
-"""Stage distill: trains a student that draws in a few steps, and keeps it if its drafts are as faithful."""
+"""Stage distill: trains a student that draws in a few steps, and keeps it if its drafts are like its teacher's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from defectory.artifacts.plan import Job
 from defectory.artifacts.tiles import Tile, spread
 from defectory.config.project import ProjectConfig
 from defectory.curation.fidelity import score
+from defectory.distillation.compare import detail, distance
+from defectory.distillation.config import DistillationConfig
 from defectory.drivers.extract import driver_maker
 from defectory.events import Notice, Progress, Work
 from defectory.images.save import save_png
@@ -44,9 +46,9 @@ NOT_DRAWN = PLAN_SETTINGS | {"rounds", "tone_quantile", "calibration_drafts"}
 
 
 class Distill(Stage):
-    """Trains a LoRA on the denoiser, and compares the fidelity of its drafts with its teacher's."""
+    """Trains a LoRA on the denoiser, and compares its drafts with its teacher's."""
 
-    VERSION = 1000 + 100 * DRIVERS_VERSION + VARIANTS_VERSION
+    VERSION = 2000 + 100 * DRIVERS_VERSION + VARIANTS_VERSION
     name, folder = DISTILL, layout.DISTILLED
     is_resumable = True
 
@@ -85,27 +87,67 @@ class Distill(Stage):
             num_drafts=settings.check_drafts,
             teacher_fidelity=0.0,
             student_fidelity=0.0,
+            teacher_detail=0.0,
+            student_detail=0.0,
+            student_distance=0.0,
+            untrained_distance=0.0,
             is_kept=False,
         )
-        compared = _Compared.of(inputs, config)
-        teacher = yield from _draw(inputs, config, compared, None)
-        student = yield from _draw(inputs, config, compared, DistilledFolder(distilled=learned, folder=out))
-        value = learned.model_copy(update={"teacher_fidelity": teacher.fidelity, "student_fidelity": student.fidelity})
-        value = value.model_copy(update={"is_kept": value.fidelity_loss <= settings.max_fidelity_loss})
+        compared, student_folder = _Compared.of(inputs, config), DistilledFolder(distilled=learned, folder=out)
+        teacher = yield from _draw(inputs, config, compared, "teacher", None)
+        untrained = yield from _draw(inputs, config, compared, "untrained student", student_folder, is_trained=False)
+        student = yield from _draw(inputs, config, compared, "student", student_folder)
+        value = learned.model_copy(
+            update={
+                "teacher_fidelity": teacher.fidelity,
+                "student_fidelity": student.fidelity,
+                "teacher_detail": detail(teacher.images),
+                "student_detail": detail(student.images),
+                "student_distance": distance(student.images, teacher.images),
+                "untrained_distance": distance(untrained.images, teacher.images),
+            }
+        )
+        failures = _failures(value, settings)
+        value = value.model_copy(update={"is_kept": not failures})
         value.save(out / layout.DISTILLED_FILE)
         save_png(out / layout.CONTACT_SHEET, _sheet(teacher, student))
         record_phase_images(inputs, out, reference=(tile.image_id for tile in compared.tiles))
         remove_checkpoint(out / "checkpoint")
+        if failures:
+            yield Notice(
+                text=f"the student is not used: {'; '.join(failures)}; train it longer with "
+                "distillation.training.num_steps, or give it more distillation.num_inference_steps"
+            )
         figures = f"fidelity {value.student_fidelity:.3f} in {value.num_inference_steps} steps"
         figures += f", {value.teacher_fidelity:.3f} in {synthesis.num_inference_steps}"
-        if not value.is_kept:
-            yield Notice(
-                text=f"the student is not used: {figures}, a loss of {value.fidelity_loss:.1%} where "
-                f"{settings.max_fidelity_loss:.1%} is allowed; train it longer with distillation.training.num_steps, "
-                "or give it more distillation.num_inference_steps"
-            )
+        figures += (
+            f"; fine detail {value.detail_change:+.1%}; {value.gap_closed:.0%} of the way to the teacher's drafts"
+        )
         times = f"{student.seconds:.2f} s per draft instead of {teacher.seconds:.2f} s"
         return f"{'kept' if value.is_kept else 'not kept'}: {figures}; {times}; {note}"
+
+
+def _failures(value: Distilled, settings: DistillationConfig) -> list[str]:
+    """Say what keeps a student from being used; empty if nothing does."""
+    failures: list[str] = []
+    if value.fidelity_loss > settings.max_fidelity_loss:
+        failures.append(
+            f"fidelity {value.student_fidelity:.3f} instead of {value.teacher_fidelity:.3f}, a loss of "
+            f"{value.fidelity_loss:.1%} where {settings.max_fidelity_loss:.1%} is allowed"
+        )
+    if abs(value.detail_change) > settings.max_detail_change:
+        more = "more" if value.detail_change > 0 else "less"
+        failures.append(
+            f"its drafts hold {abs(value.detail_change):.1%} {more} fine detail than the teacher's, where "
+            f"{settings.max_detail_change:.1%} is allowed"
+        )
+    if value.gap_closed < settings.min_gap_closed:
+        failures.append(
+            f"its drafts are {value.student_distance:.1f} grey levels from the teacher's, and were "
+            f"{value.untrained_distance:.1f} before training: {max(value.gap_closed, 0):.0%} of the way, where "
+            f"{settings.min_gap_closed:.0%} is wanted"
+        )
+    return failures
 
 
 def _trained(inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
@@ -188,14 +230,22 @@ def _labels(tile: Tile) -> list[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Drafts of one of the two: mean fidelity, seconds per draft with its half, and some images."""
+    """Drafts of one who draws: mean fidelity, seconds per draft with its half, and the images."""
 
     fidelity: float
     seconds: float
-    shown: Sequence[Any]
+    images: Sequence[Any]
 
 
-def _draw(inputs: RunStore, config: ProjectConfig, compared: _Compared, student: DistilledFolder | None) -> Work[Drawn]:
+def _draw(
+    inputs: RunStore,
+    config: ProjectConfig,
+    compared: _Compared,
+    who: str,
+    student: DistilledFolder | None,
+    *,
+    is_trained: bool = True,
+) -> Work[Drawn]:
     """Draw the compared drafts, each with its counterfactual half, and score them."""
     from defectory.engine.devices import device_of
     from defectory.synthesis.calibrate import guidance_map
@@ -214,9 +264,10 @@ def _draw(inputs: RunStore, config: ProjectConfig, compared: _Compared, student:
         base=config.base,
         mixed_precision=synthesis.mixed_precision,
         student=student,
+        is_trained=is_trained,
     )
     fidelities: list[float] = []
-    shown: list[Any] = []
+    images: list[Any] = []
     seconds = 0.0
     for start in range(0, len(compared.jobs), synthesis.batch_size):
         rows = range(start, min(start + synthesis.batch_size, len(compared.jobs)))
@@ -249,12 +300,12 @@ def _draw(inputs: RunStore, config: ProjectConfig, compared: _Compared, student:
             masks = [mask for _, mask in masks_of(compared.jobs[row].instances)]
             threshold = config.curation.difference_threshold
             fidelities.append(score(image, without, masks, difference_threshold=threshold).iou)
-            shown.append(image)
-        who = "teacher" if student is None else "student"
+            images.append(image)
         yield Progress(done=rows.stop, total=len(compared.jobs), note=f"drafts of the {who}")
-    return Drawn(fidelity=float(np.mean(fidelities)), seconds=seconds / len(compared.jobs), shown=spread(shown, SHOWN))
+    return Drawn(fidelity=float(np.mean(fidelities)), seconds=seconds / len(compared.jobs), images=images)
 
 
 def _sheet(teacher: Drawn, student: Drawn) -> Any:
     """Put the teacher's drafts above the student's, RGB uint8."""
-    return np.concatenate([np.concatenate(list(drawn.shown), axis=1) for drawn in (teacher, student)], axis=0)
+    rows = [np.concatenate(spread(drawn.images, SHOWN), axis=1) for drawn in (teacher, student)]
+    return np.concatenate(rows, axis=0)

@@ -31,7 +31,9 @@ def load_backbone(concept: Path, device: torch.device | str = "cpu", *, base: st
     return load_concept(concept, device, find_base=lambda: resolve_base(base))
 
 
-def load_student(student: DistilledFolder, concept: Path, device: torch.device | str = "cpu", *, base: str) -> Backbone:
+def load_student(
+    student: DistilledFolder, concept: Path, device: torch.device | str = "cpu", *, base: str, is_trained: bool = True
+) -> Backbone:
     """Load the backbone that knows a concept with the LoRA of a student merged into it, and the student's scheduler.
 
     Args:
@@ -39,6 +41,7 @@ def load_student(student: DistilledFolder, concept: Path, device: torch.device |
         concept: folder of phase 1's result.
         device: to load it to.
         base: that the concept was learned on; read where the concept is an adapter.
+        is_trained: False leaves the LoRA out, which is the student before its training.
 
     Raises:
         WeightsError: a file is damaged, or does not fit the base.
@@ -47,7 +50,8 @@ def load_student(student: DistilledFolder, concept: Path, device: torch.device |
     from defectory.engine.sampling.schedulers import make_student_scheduler
 
     backbone, learned = load_backbone(concept, device, base=base), student.distilled
-    merge_lora({"unet": backbone.denoiser}, student.lora / DIFFUSERS_NAME)
+    if is_trained:
+        merge_lora({"unet": backbone.denoiser}, student.lora / DIFFUSERS_NAME)
     scheduler = make_student_scheduler(
         backbone, learned.method, teacher_inference_steps=learned.teacher_inference_steps
     )
@@ -63,6 +67,7 @@ def sampling_models(
     mixed_precision: str,
     also: Sequence[AlsoNetwork] = (),
     student: DistilledFolder | None = None,
+    is_trained: bool = True,
 ) -> SamplingModels:
     """Load the adapted base and the condition networks for sampling.
 
@@ -74,6 +79,7 @@ def sampling_models(
         mixed_precision: `bf16` or `no`, of all sampling with them.
         also: networks that act beside the run's own.
         student: to draw with in few steps; None draws with the base itself.
+        is_trained: False draws with the student as it was before its training.
 
     Raises:
         ConfigError: a network cannot act together with others.
@@ -86,7 +92,7 @@ def sampling_models(
     if student is None:
         backbone = load_backbone(concept.folder, device, base=base)
     else:
-        backbone = load_student(student, concept.folder, device, base=base)
+        backbone = load_student(student, concept.folder, device, base=base, is_trained=is_trained)
     if also:
         require_combinable(control.control.network, where="condition.network")
     network = load_network(control.folder, backbone)

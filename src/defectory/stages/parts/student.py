@@ -23,7 +23,7 @@ def student_stage(config: ProjectConfig) -> tuple[str, ...]:
 
 
 def kept_student(inputs: RunStore, config: ProjectConfig) -> DistilledFolder | None:
-    """Return the student that drafts are drawn with; None if there is none, or its fidelity is too low."""
+    """Return the student that drafts are drawn with; None if there is none, or its drafts differ too much."""
     if not distills(config):
         return None
     found = inputs.distilled
@@ -50,13 +50,19 @@ def expected_synthesis(config: ProjectConfig) -> SynthesisConfig:
 
 def student_table(learned: Distilled) -> Table:
     """Build the table that compares the drafts of a student with those of its teacher."""
-    use = "draws the drafts" if learned.is_kept else "is not used, since it loses too much fidelity"
+    use = "draws the drafts" if learned.is_kept else "is not used, since its drafts differ too much"
     return Table(
         title=f"Drawing in {learned.num_inference_steps} steps: the student {use}",
-        columns=["", "fidelity"],
+        columns=["", "fidelity", "fine detail, grey levels", "distance from the teacher, grey levels"],
         rows=[
-            ["teacher", f"{learned.teacher_fidelity:.3f}"],
-            [f"student, {learned.num_inference_steps} steps", f"{learned.student_fidelity:.3f}"],
+            ["teacher", f"{learned.teacher_fidelity:.3f}", f"{learned.teacher_detail:.1f}", ""],
+            [
+                f"student, {learned.num_inference_steps} steps",
+                f"{learned.student_fidelity:.3f}",
+                f"{learned.student_detail:.1f}",
+                f"{learned.student_distance:.1f}",
+            ],
         ],
-        note=f"Both drew {learned.num_drafts} drafts on drivers of train tiles, with the same seeds.",
+        note=f"Both drew {learned.num_drafts} drafts on drivers of train tiles, with the same seeds. Before its "
+        f"training, the student was {learned.untrained_distance:.1f} grey levels from the teacher.",
     )

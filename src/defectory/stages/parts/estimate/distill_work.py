@@ -37,9 +37,11 @@ def distill_work(of: Situation) -> StageWork | None:
     latents, ours = latents_work(of, base, training), of.config.condition.training
     shared = (ours.variants_per_image, ours.mixed_precision) == (training.variants_per_image, training.mixed_precision)
     num_drivers = of.data.num_phase_tiles * training.variants_per_image * (1 if shared else 2)
+    few_steps = expected_synthesis(of.config)
     compared = [
+        # the student draws before and after its training
         drawing_work(of, drawn, settings.check_drafts, num_halves=2)
-        for drawn in (synthesis, expected_synthesis(of.config))
+        for drawn in (synthesis, few_steps, few_steps)
     ]
     drawn_multiply_adds = sum(drafts.multiply_adds for drafts in compared if drafts is not None)
     return replace(
