@@ -40,6 +40,24 @@ def test_lines_tell_of_each_stage_how_long_it_takes(
     assert [line.split()[0] for line in lines[4:]] == ["segment-a", "segment-b", "segment-b"]
 
 
+def test_a_stage_that_counts_again_is_timed_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = iter([0.0, 100.0, 200.0, 201.0, 202.0])
+    monkeypatch.setattr(show, "PLAIN_EVERY_S", 1.0)
+    monkeypatch.setattr(show.time, "monotonic", lambda: next(times))
+    counts = [(1, "slow"), (2, "slow"), (1, "fast"), (2, "fast"), (3, "fast")]
+    show._show_lines(  # pyright: ignore[reportPrivateUsage]
+        Progress(stage="distill", done=done, total=4, note=note) for done, note in counts
+    )
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "distill 2/4, about 3 min 20 s left, slow",
+        "distill 2/4, about 2 s left, fast",
+        "distill 3/4, about 1 s left, fast",
+    ]
+
+
 def test_stages_side_by_side_have_a_bar_each_until_they_end() -> None:
     written = io.StringIO()
     console = Console(file=written, force_terminal=True, width=120)

@@ -84,7 +84,7 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
     from defectory.events import Notice, StageEnded
 
     with Progress(*_bar_columns(console.width), console=console, transient=True) as progress:
-        bars: dict[str, tuple[TaskID, int]] = {}
+        bars: dict[str, tuple[TaskID, tuple[int, int]]] = {}
         full: set[str] = set()
 
         def remove(names: set[str]) -> None:
@@ -99,12 +99,14 @@ def _show_bars(events: Iterable[Event], console: Console) -> None:
             if isinstance(event, Notice):
                 console.print(Text(printable(f"{event.stage}: {event.text}")), overflow="fold")
                 continue
-            if event.stage not in bars or bars[event.stage][1] != event.total:
+            if event.stage not in bars or not _goes_on((event.done, event.total), bars[event.stage][1]):
                 # stages that run side by side have a bar each; a finished bar is removed
                 remove({event.stage} | full)
                 full.clear()
-                bars[event.stage] = progress.add_task(printable(event.stage), total=event.total, note=""), event.total
-            progress.update(bars[event.stage][0], completed=event.done, note=printable(event.note))
+                bars[event.stage] = progress.add_task(printable(event.stage), total=event.total, note=""), (0, 0)
+            task = bars[event.stage][0]
+            bars[event.stage] = task, (event.done, event.total)
+            progress.update(task, completed=event.done, note=printable(event.note))
             if event.done >= event.total:
                 full.add(event.stage)
 
@@ -132,10 +134,16 @@ def _bar_columns(width: int) -> list[ProgressColumn]:
     return columns
 
 
+def _goes_on(now: tuple[int, int], before: tuple[int, int]) -> bool:
+    """Check whether done and total continue what was shown; a stage may count several times, even to the same total."""
+    return now[1] == before[1] and now[0] >= before[0]
+
+
 @dataclass
 class _Told:
-    """The last shown progress of a stage: its total, and the times and step for the estimate."""
+    """The last progress of a stage, and the times and step for the estimate."""
 
+    done: int
     total: int
     began_s: float
     first_done: int
@@ -155,9 +163,13 @@ def _show_lines(events: Iterable[Event]) -> None:
             continue
         now = time.monotonic()
         of = told.get(event.stage)
-        if of is None or of.total != event.total:
-            told[event.stage] = _Told(total=event.total, began_s=now, first_done=event.done, last_s=now)
-        elif now - of.last_s >= PLAIN_EVERY_S:
+        if of is None or not _goes_on((event.done, event.total), (of.done, of.total)):
+            told[event.stage] = _Told(
+                done=event.done, total=event.total, began_s=now, first_done=event.done, last_s=now
+            )
+            continue
+        of.done = event.done
+        if now - of.last_s >= PLAIN_EVERY_S:
             of.last_s = now
             left_s = (now - of.began_s) / max(1, event.done - of.first_done) * (event.total - event.done)
             note = f", {event.note}" if event.note else ""

@@ -351,6 +351,7 @@ def _left(run: Run, stage: Stage, states: Mapping[str, State]) -> float:
     num_steps = {
         "learn-concept": config.concept.training.num_steps,
         "learn-condition": config.condition.training.num_steps,
+        "distill": config.distillation.training.num_steps,
         "learn-masks": config.masks.diffusion.num_steps,
         "segment": config.segmentation.num_steps,
     }.get(stage.group or stage.name)
