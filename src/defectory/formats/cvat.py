@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from defectory.errors import AnnotationError
 from defectory.formats.fields import length_px_of, number_of, shortened, size_hw_of
 from defectory.formats.imagefinder import ImageFinder, choose_root, remark_unlisted
-from defectory.formats.lookup import group_of, is_file, is_folder, subset_of, subset_of_path
+from defectory.formats.lookup import is_file, is_folder, subset_of
+from defectory.formats.placed import placed_image
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, is_litter
 from defectory.formats.registry import Format
@@ -164,15 +165,13 @@ def _image(entry: CvatImage, finder: ImageFinder, sieve: Sieve) -> RawImage:
             label, rle = made
             group = (shape.get("group_id") or "0").strip()
             parts.setdefault((label, f"shape {number}" if group == "0" else f"group {group}"), []).append(rle)
-    relative = PurePosixPath(path.relative_to(finder.root).as_posix())
-    return RawImage(
-        path=path,
-        file_name=relative.as_posix(),
+    return placed_image(
+        path,
+        finder.root,
         size_hw=size_hw,
-        group=group_of(relative),
-        instances=tuple(RawInstance(class_name=label, rle=union(rles)) for (label, _), rles in parts.items()),
+        instances=(RawInstance(class_name=label, rle=union(rles)) for (label, _), rles in parts.items()),
         is_defect_free=not entry.shapes,
-        subset=subset_of(entry.subset) or subset_of_path(relative),
+        subset=subset_of(entry.subset),
     )
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from defectory.errors import AnnotationError
 from defectory.formats.fields import Entry, described, entry_of, list_of, number_of, shortened, size_hw_of, text_of
 from defectory.formats.imagefinder import ImageFinder, choose_root, remark_unlisted
-from defectory.formats.lookup import group_of, is_file, is_folder, settle_unlabelled, subset_of_path
+from defectory.formats.lookup import is_file, is_folder, settle_unlabelled
+from defectory.formats.placed import placed_image
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw, is_litter
 from defectory.formats.registry import Format
@@ -270,16 +271,7 @@ def _image(task: Task, finder: ImageFinder, sieve: Sieve) -> RawImage:
         made = sieve.attempt(result.place, lambda result=result: _instance(result, size_hw, sieve))
         if made is not None:
             instances.append(made)
-    relative = PurePosixPath(path.relative_to(finder.root).as_posix())
-    return RawImage(
-        path=path,
-        file_name=relative.as_posix(),
-        size_hw=size_hw,
-        group=group_of(relative),
-        instances=tuple(instances),
-        is_defect_free=not results,
-        subset=subset_of_path(relative),
-    )
+    return placed_image(path, finder.root, size_hw=size_hw, instances=instances, is_defect_free=not results)
 
 
 def _instance(result: Result, size_hw: tuple[int, int], sieve: Sieve) -> RawInstance:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,8 @@ from defectory.formats.fields import (
     text_of,
 )
 from defectory.formats.imagefinder import ImageFinder
-from defectory.formats.lookup import group_of, images_in, is_file, is_folder, shown, subset_of_path
+from defectory.formats.lookup import images_in, is_file, is_folder, shown
+from defectory.formats.placed import placed_image
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import (
     LoadOptions,
@@ -251,16 +252,8 @@ def _image(file: LabelmeFile, path: Path, root: Path, sieve: Sieve) -> RawImage:
             parts.setdefault(
                 (shape.label, f"shape {number}" if shape.group is None else f"group {shape.group}"), []
             ).append(made)
-    relative = PurePosixPath(path.relative_to(root).as_posix())
-    return RawImage(
-        path=path,
-        file_name=relative.as_posix(),
-        size_hw=size_hw,
-        group=group_of(relative),
-        instances=tuple(RawInstance(class_name=label, rle=union(rles)) for (label, _), rles in parts.items()),
-        is_defect_free=not file.shapes,
-        subset=subset_of_path(relative),
-    )
+    instances = (RawInstance(class_name=label, rle=union(rles)) for (label, _), rles in parts.items())
+    return placed_image(path, root, size_hw=size_hw, instances=instances, is_defect_free=not file.shapes)
 
 
 def _rle(shape: Shape, size_hw: tuple[int, int], sieve: Sieve) -> Rle:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from defectory.errors import AnnotationError
 from defectory.formats.fields import shortened
-from defectory.formats.lookup import group_of, settle_unlabelled, subset_of_path
+from defectory.formats.lookup import settle_unlabelled
+from defectory.formats.placed import placed_image
 from defectory.formats.polygons import Notice
 from defectory.formats.raw import LoadOptions, RawImage, Sieve, checked_size_hw
 from defectory.rle import Rle, encode_crop
@@ -138,18 +139,7 @@ def with_unlabelled(
     for path, name in zip(left, names, strict=True) if options.unlabelled == "defect-free" else ():
         size_hw = sieve.attempt(name, lambda path=path: checked_size_hw(path, None, path))
         if size_hw is not None:
-            relative = PurePosixPath(name)
-            added.append(
-                RawImage(
-                    path=path,
-                    file_name=name,
-                    size_hw=size_hw,
-                    group=group_of(relative),
-                    instances=(),
-                    is_defect_free=True,
-                    subset=subset_of_path(relative),
-                )
-            )
+            added.append(placed_image(path, root, size_hw=size_hw, instances=(), is_defect_free=True))
     return [*images, *added]
 
 

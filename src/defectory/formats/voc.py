@@ -28,8 +28,8 @@ from defectory.formats.lookup import (
     is_folder,
     shown,
     subset_of,
-    subset_of_path,
 )
+from defectory.formats.placed import placed_image
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import (
     LoadOptions,
@@ -416,16 +416,7 @@ def _xml_image(file: VocFile, base: Path, finder: ImageFinder, sieve: Sieve) -> 
         made = sieve.attempt(entry.place, lambda entry=entry: _xml_instance(entry, size_hw, sieve))
         if made is not None:
             instances.append(made)
-    relative = PurePosixPath(path.relative_to(finder.root).as_posix())
-    return RawImage(
-        path=path,
-        file_name=relative.as_posix(),
-        size_hw=size_hw,
-        group=group_of(relative),
-        instances=tuple(instances),
-        is_defect_free=not file.objects,
-        subset=subset_of_path(relative),
-    )
+    return placed_image(path, finder.root, size_hw=size_hw, instances=instances, is_defect_free=not file.objects)
 
 
 def _xml_instance(entry: VocObject, size_hw: tuple[int, int], sieve: Sieve) -> RawInstance:
