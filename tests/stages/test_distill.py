@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from defectory.artifacts.distilled import Distilled
 from defectory.config.resolve import resolve
+from defectory.distillation.config import DistillationConfig
 from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.errors import ConfigError
 from defectory.events import Event, Notice, StageEnded
 from defectory.runs import layout
 from defectory.runs.stage import Run
-from defectory.stages import distill
 from defectory.stages.all import run_all, stages_of
 from defectory.stages.parts.image_uses import image_uses
 from defectory.stages.parts.sampling import sampling_models
-from defectory.stages.parts.student import as_drawn, kept_student, student_table
+from defectory.stages.parts.student import as_drawn, kept_student, student_table, what_differs
 
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 OVERRIDES = (
@@ -151,64 +152,50 @@ def test_a_sample_does_not_depend_on_its_batch(project: Run) -> None:
     assert np.array_equal(drawn([5])[0], drawn([4, 5, 6])[1])
 
 
-def flat(level: int) -> np.ndarray:
-    return np.full((32, 48, 3), level, np.uint8)
-
-
-def checkered(contrast: int) -> np.ndarray:
-    rows, columns = np.mgrid[:32, :48]
-    return np.repeat((100 + contrast * ((rows + columns) % 2))[..., None], 3, axis=2).astype(np.uint8)
-
-
-GOOD = {"teacher": (0.5, checkered(40)), "untrained student": (0.5, checkered(0)), "student": (0.5, checkered(40))}
+GOOD = Distilled(
+    method="trajectory",
+    num_inference_steps=4,
+    teacher_inference_steps=16,
+    guidance_scale=1.0,
+    driver_guidance=1.75,
+    concept_digest="a",
+    control_digest="b",
+    weights_digest="c",
+    num_drafts=32,
+    teacher_fidelity=0.5,
+    student_fidelity=0.5,
+    teacher_detail=20.0,
+    student_detail=20.0,
+    student_distance=2.0,
+    untrained_distance=10.0,
+    is_kept=False,
+)
 
 
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"student": (0.48, checkered(40))}, "a loss of 4.0% where 2.0% is allowed"),
-        ({"student": (0.5, checkered(36))}, "hold 10.0% less fine detail than the teacher's, where 5.0% is allowed"),
-        ({"student": (0.5, checkered(44))}, "hold 10.0% more fine detail than the teacher's, where 5.0% is allowed"),
+        ({"student_fidelity": 0.48}, "fidelity 0.480 instead of 0.500, a loss of 4.0% where 2.0% is allowed"),
+        ({"student_detail": 18.0}, "hold 10.0% less fine detail than the teacher's, where 5.0% is allowed"),
+        ({"student_detail": 22.0}, "hold 10.0% more fine detail than the teacher's, where 5.0% is allowed"),
         (
-            {"teacher": (0.5, flat(100)), "untrained student": (0.5, flat(110)), "student": (0.5, flat(109))},
+            {"student_distance": 9.0},
             "9.0 grey levels from the teacher's, and were 10.0 before training: 10% of the way, where 25% is wanted",
         ),
-        ({}, None),
+        ({"student_distance": 11.0}, "0% of the way"),
     ],
 )
-def test_a_student_whose_drafts_differ_is_not_used_and_a_notice_says_why(
-    project: Run,
-    tmp_path: Path,
-    open_tiny: Callable[..., Run],
-    tiny_run: TinyRun,
-    monkeypatch: pytest.MonkeyPatch,
-    changed: dict[str, tuple[float, np.ndarray]],
-    told: str | None,
-) -> None:
-    shutil.copytree(project.folder.parent, tmp_path / "copy")
-    defaults = ("max_fidelity_loss=0.02", "max_detail_change=0.05", "min_gap_closed=0.25")
-    run = open_tiny(tmp_path / "copy", tiny_run[1], *OVERRIDES, *(f"distillation.{limit}" for limit in defaults))
-
-    def draw(_inputs: Any, _config: Any, _compared: Any, who: str, _student: Any, **_: Any) -> Any:
-        yield from ()
-        fidelity, image = {**GOOD, **changed}[who]
-        return distill.Drawn(fidelity=fidelity, seconds=1.0, images=[image])
-
-    monkeypatch.setattr(distill, "_draw", draw)
-    events = list(run_all(run, only=("distill",)))
-    assert ended(events) == ["distill"]
-    notices = [event.text for event in events if isinstance(event, Notice) and "student" in event.text]
-    store = run.store()
-    if told is None:
-        assert notices == []
-        assert kept_student(store, run.config) is not None
-    else:
-        assert len(notices) == 1
-        assert told in notices[0]
-        assert kept_student(store, run.config) is None
+def test_what_keeps_a_student_from_being_used_is_said(changed: dict[str, float], told: str) -> None:
+    (said,) = what_differs(GOOD.model_copy(update=changed), DistillationConfig())
+    assert told in said
 
 
-def test_the_pipeline_of_a_student_that_is_not_used_has_the_scheduler_of_the_base(
+def test_a_student_that_is_truer_or_as_good_may_draw() -> None:
+    assert what_differs(GOOD, DistillationConfig()) == []
+    assert what_differs(GOOD.model_copy(update={"student_fidelity": 0.6}), DistillationConfig()) == []
+
+
+def test_a_student_that_is_not_used_is_told_and_its_pipeline_has_the_scheduler_of_the_base(
     project: Run, tmp_path: Path, open_tiny: Callable[..., Run], tiny_run: TinyRun
 ) -> None:
     shutil.copytree(project.folder.parent, tmp_path / "copy")
@@ -216,6 +203,9 @@ def test_the_pipeline_of_a_student_that_is_not_used_has_the_scheduler_of_the_bas
     changed = open_tiny(tmp_path / "copy", tiny_run[1], *OVERRIDES, "distillation.min_gap_closed=1.0")
     events = list(run_all(changed, only=("distill", "finalize")))
     assert ended(events) == ["distill", "finalize"]
+    told = [event.text for event in events if isinstance(event, Notice) and "student" in event.text]
+    assert len(told) == 1
+    assert "where 100% is wanted" in told[0]
     store = changed.store()
     assert kept_student(store, changed.config) is None
     assert store.distilled.distilled.untrained_distance > 0

@@ -17,7 +17,6 @@ from defectory.artifacts.tiles import Tile, spread
 from defectory.config.project import ProjectConfig
 from defectory.curation.fidelity import score
 from defectory.distillation.compare import detail, distance
-from defectory.distillation.config import DistillationConfig
 from defectory.drivers.extract import driver_maker
 from defectory.events import Notice, Progress, Work
 from defectory.images.save import save_png
@@ -33,7 +32,7 @@ from defectory.stages.parts.drawings import drawings_of
 from defectory.stages.parts.phase_tiles import phase_tiles, record_phase_images
 from defectory.stages.parts.progress import with_note
 from defectory.stages.parts.sampling import load_backbone, sampling_models
-from defectory.stages.parts.student import DISTILL, as_drawn
+from defectory.stages.parts.student import DISTILL, as_drawn, what_differs
 from defectory.stages.plan import PLAN_SETTINGS, prompt_of, tone_of
 from defectory.synthesis.config import SynthesisConfig
 
@@ -107,7 +106,7 @@ class Distill(Stage):
                 "untrained_distance": distance(untrained.images, teacher.images),
             }
         )
-        failures = _failures(value, settings)
+        failures = what_differs(value, settings)
         value = value.model_copy(update={"is_kept": not failures})
         value.save(out / layout.DISTILLED_FILE)
         save_png(out / layout.CONTACT_SHEET, _sheet(teacher, student))
@@ -125,29 +124,6 @@ class Distill(Stage):
         )
         times = f"{student.seconds:.2f} s per draft instead of {teacher.seconds:.2f} s"
         return f"{'kept' if value.is_kept else 'not kept'}: {figures}; {times}; {note}"
-
-
-def _failures(value: Distilled, settings: DistillationConfig) -> list[str]:
-    """Say what keeps a student from being used; empty if nothing does."""
-    failures: list[str] = []
-    if value.fidelity_loss > settings.max_fidelity_loss:
-        failures.append(
-            f"fidelity {value.student_fidelity:.3f} instead of {value.teacher_fidelity:.3f}, a loss of "
-            f"{value.fidelity_loss:.1%} where {settings.max_fidelity_loss:.1%} is allowed"
-        )
-    if abs(value.detail_change) > settings.max_detail_change:
-        more = "more" if value.detail_change > 0 else "less"
-        failures.append(
-            f"its drafts hold {abs(value.detail_change):.1%} {more} fine detail than the teacher's, where "
-            f"{settings.max_detail_change:.1%} is allowed"
-        )
-    if value.gap_closed < settings.min_gap_closed:
-        failures.append(
-            f"its drafts are {value.student_distance:.1f} grey levels from the teacher's, and were "
-            f"{value.untrained_distance:.1f} before training: {max(value.gap_closed, 0):.0%} of the way, where "
-            f"{settings.min_gap_closed:.0%} is wanted"
-        )
-    return failures
 
 
 def _trained(inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:

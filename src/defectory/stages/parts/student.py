@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from defectory.artifacts.distilled import Distilled
 from defectory.config.project import ProjectConfig
+from defectory.distillation.config import DistillationConfig
 from defectory.report.content import Table
 from defectory.runs.store import RunStore
 from defectory.runs.stored import DistilledFolder
@@ -46,6 +47,29 @@ def expected_synthesis(config: ProjectConfig) -> SynthesisConfig:
     if not distills(config):
         return config.synthesis
     return _few_steps(config.synthesis, config.distillation.num_inference_steps)
+
+
+def what_differs(value: Distilled, limits: DistillationConfig) -> list[str]:
+    """Say in which ways a student's drafts differ too much from its teacher's; empty if it may draw."""
+    failures: list[str] = []
+    if value.fidelity_loss > limits.max_fidelity_loss:
+        failures.append(
+            f"fidelity {value.student_fidelity:.3f} instead of {value.teacher_fidelity:.3f}, a loss of "
+            f"{value.fidelity_loss:.1%} where {limits.max_fidelity_loss:.1%} is allowed"
+        )
+    if abs(value.detail_change) > limits.max_detail_change:
+        more = "more" if value.detail_change > 0 else "less"
+        failures.append(
+            f"its drafts hold {abs(value.detail_change):.1%} {more} fine detail than the teacher's, where "
+            f"{limits.max_detail_change:.1%} is allowed"
+        )
+    if value.gap_closed < limits.min_gap_closed:
+        failures.append(
+            f"its drafts are {value.student_distance:.1f} grey levels from the teacher's, and were "
+            f"{value.untrained_distance:.1f} before training: {max(value.gap_closed, 0):.0%} of the way, where "
+            f"{limits.min_gap_closed:.0%} is wanted"
+        )
+    return failures
 
 
 def student_table(learned: Distilled) -> Table:
