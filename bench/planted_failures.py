@@ -103,7 +103,11 @@ def run(file: Path, kind: str, out: Path, seeds: Sequence[int]) -> dict[str, Any
     first = Project.open(file)
     folder = out / kind
     if not folder.is_dir():
+        # segmenters of real images alone are the same in all
+        real = {path.name: path for path in sorted(out.glob("*/segment/real-seed*"))}
         folder.mkdir(parents=True)
+        for name, path in real.items():
+            shutil.copytree(path, folder / "segment" / name)
         for name in (*KEPT, ".defectory.json"):
             source = first.run_folder / name
             if source.is_dir():
