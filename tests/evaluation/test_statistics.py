@@ -35,6 +35,15 @@ def test_an_arms_mean_has_students_interval() -> None:
     assert estimate.interval() == pytest.approx(expected)
 
 
+def test_an_interval_ends_where_the_mean_can_no_longer_be() -> None:
+    few = {"real": [0.05, 0.6, 0.95]}
+    estimate = arm_estimate([scores_of_seeds(few)], "real")
+    low, high = estimate.interval()
+    assert low < 0 < 1 < high
+    assert estimate.interval(within=(0, 1)) == (0, 1)
+    assert estimate.interval(within=(0, np.inf)) == (0, high)
+
+
 def test_one_seed_has_a_mean_and_no_interval() -> None:
     gain = gain_estimate([scores_of_seeds({"real": [0.3], "mixed": [0.4]})], "mixed", "real")
     assert gain.mean == pytest.approx(0.1)

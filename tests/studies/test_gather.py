@@ -112,6 +112,8 @@ def test_a_clear_gain_is_found_and_told() -> None:
     assert gains["segm_map"].interval[0] > 0
     assert gains["missed_defect_rate"].mean == pytest.approx(-0.4, abs=0.12)
     assert outcome.hours == pytest.approx(5.0)
+    for name, score in point.series[0].scores.items():
+        assert score.interval is None or score.interval[0] >= 0 or name.startswith("kid")
 
 
 def test_a_clear_loss_is_not_recommended() -> None:

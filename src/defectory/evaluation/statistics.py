@@ -7,6 +7,7 @@ little, so their part of the variance is estimated instead, and Student's t make
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -23,6 +24,8 @@ T = TypeVar("T")
 LEVEL = 0.95
 """Confidence level of every interval."""
 NUM_RESAMPLES = 1000
+SHARES = (0.0, 1.0)
+"""What the mean of a score that is a share can be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,10 +91,17 @@ class Estimate:
             return float("inf")
         return float(np.sqrt(sum(t_quantile(level, part.degrees) ** 2 * part.variance for part in parts)))
 
-    def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Return the interval."""
-        half = self.half_width(level)
-        return self.mean - half, self.mean + half
+    def interval(
+        self, level: float = LEVEL, *, within: tuple[float, float] = (-math.inf, math.inf)
+    ) -> tuple[float, float]:
+        """Return the interval.
+
+        Args:
+            level: of confidence.
+            within: values that the mean can have; the interval is cut there.
+        """
+        half, (least, most) = self.half_width(level), within
+        return max(self.mean - half, least), min(self.mean + half, most)
 
     def p_value(self) -> float:
         """Return 1 less the level at which the interval just reaches zero; 1 if there is no interval."""

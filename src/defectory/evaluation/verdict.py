@@ -13,7 +13,7 @@ import numpy as np
 from defectory.artifacts.scores import COLLAPSED_MAP
 from defectory.artifacts.verdict import ArmFigure, Interval, MoreNeeded, Outcome, Verdict
 from defectory.errors import InputError
-from defectory.evaluation.statistics import Estimate, Part, TestScores, arm_estimate, gain_estimate, holm
+from defectory.evaluation.statistics import SHARES, Estimate, Part, TestScores, arm_estimate, gain_estimate, holm
 
 Number = TypeVar("Number", int, float)
 
@@ -203,7 +203,7 @@ def _figures(
             uses_synthetic=uses_synthetic[arm],
             validation=chosen_on.get(arm),
             mean=estimate.mean,
-            interval=estimate.interval() if known else None,
+            interval=estimate.interval(within=SHARES) if known else None,
             gain=gains[arm].mean if arm in gains else None,
             gain_interval=gains[arm].interval() if known and arm in gains else None,
             p_value=corrected[arm] if known and arm in gains else None,

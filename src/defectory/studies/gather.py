@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from defectory.artifacts.study import Gain, ImageFigures, Point, Series, StudyOutcome, StudyScore, series_name
 from defectory.errors import InputError
 from defectory.evaluation.statistics import (
+    SHARES,
     Estimate,
     TestScores,
     arm_estimate,
@@ -43,6 +45,11 @@ IMAGE_FIGURES = {
     "mutual_information_nats": ("diversity", "mutual_information_nats"),
 }
 """Figures of a variant's drafts, and where a run's scores hold them."""
+RANGES = {
+    **dict.fromkeys(("kid", "kid_floor"), (-math.inf, math.inf)),
+    **dict.fromkeys((FALSE_ALARMS, "fid", "fid_floor", "density", "l2", "mutual_information_nats"), (0.0, math.inf)),
+}
+"""Values that scores and figures can have, unless they are shares."""
 ByFold = Mapping[int, Mapping[str, Sequence[CellResult]]]
 """Results by fold and variant, in the order of the seeds."""
 
@@ -218,12 +225,12 @@ def _series(by_fold: ByFold, folds: Mapping[str, Sequence[TestScores]], arm: str
     scores: dict[str, StudyScore] = {}
     for score in (*SCORE_KEYS, *PLANT_KEYS):
         if score in folds:
-            scores[score] = _study_score(folds[score], name)
+            scores[score] = _study_score(folds[score], name, score)
             continue
         values = [[_figure(result, arm, score) for result in of[variant]] for of in by_fold.values()]
         if all(value is not None for of in values for value in of):
             of_seeds = [scores_of_seeds({name: [float(v) for v in of if v is not None]}) for of in values]
-            scores[score] = _study_score(of_seeds, name)
+            scores[score] = _study_score(of_seeds, name, score)
     shown = [result.scores["arms"][arm]["exposures"] for of in by_fold.values() for result in of[variant]]
     sources = dict.fromkeys(source for of in shown for source in of)
     return Series(
@@ -241,17 +248,21 @@ def _figure(result: CellResult, arm: str, score: str) -> float | None:
     return None if value is None else float(value)
 
 
-def _study_score(folds: Sequence[TestScores], name: str) -> StudyScore:
+def _study_score(folds: Sequence[TestScores], name: str, score: str) -> StudyScore:
     row = folds[0].arms.index(name)
     per_seed = np.mean([fold.per_seed[row] for fold in folds], axis=0)
     estimate = arm_estimate(folds, name)
     return StudyScore(
-        mean=estimate.mean, interval=_interval(estimate, folds), per_seed=tuple(float(value) for value in per_seed)
+        mean=estimate.mean,
+        interval=_interval(estimate, folds, within=RANGES.get(score, SHARES)),
+        per_seed=tuple(float(value) for value in per_seed),
     )
 
 
-def _interval(estimate: Estimate, folds: Sequence[TestScores]) -> tuple[float, float] | None:
-    return estimate.interval() if min(fold.per_seed.shape[1] for fold in folds) >= MIN_SEEDS else None
+def _interval(
+    estimate: Estimate, folds: Sequence[TestScores], *, within: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float] | None:
+    return estimate.interval(within=within) if min(fold.per_seed.shape[1] for fold in folds) >= MIN_SEEDS else None
 
 
 def _gains(
@@ -310,7 +321,7 @@ def _figures_of(scores: Sequence[Sequence[Mapping[str, Any]]]) -> dict[str, Stud
         values = [[_of_part(of_seed, part, key) for of_seed in of] for of in scores]
         if all(value is not None for of in values for value in of):
             of_seeds = [scores_of_seeds({name: [v for v in of if v is not None]}) for of in values]
-            figures[name] = _study_score(of_seeds, name)
+            figures[name] = _study_score(of_seeds, name, name)
     return figures
 
 
@@ -329,6 +340,6 @@ def _transferred(by_fold: ByFold, series: Mapping[str, tuple[str, str]]) -> Iter
             arm=arm,
             variant=variant,
             uses_synthetic=_uses_synthetic(arm),
-            scores={score: _study_score(of, name) for score, of in folds.items()},
+            scores={score: _study_score(of, name, score) for score, of in folds.items()},
             exposures={},
         )
