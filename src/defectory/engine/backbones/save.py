@@ -167,7 +167,11 @@ def save_pipeline(
     """
     with atomic_folder(out, kind="base") as temporary:
         for part, model in models.items():
-            save_model(model.to("cpu", dtype) if isinstance(model, torch.nn.Module) else model, temporary / part)
+            # diffusers' own `to` warns of a cast in any model, even if no layer of it has to stay in float32
+            save_model(
+                torch.nn.Module.to(model, "cpu", dtype) if isinstance(model, torch.nn.Module) else model,
+                temporary / part,
+            )
         classes = {part: (_library_of(model), type(model).__name__) for part, model in models.items()}
         kind = layout.finished_with_adapter if "adapter" in models else layout.finished
         kind = kind if {"adapter", "controlnet"} & set(models) else layout.pipeline
