@@ -67,6 +67,7 @@ def save_sd21(folder: Path) -> None:
 
 def save_sdxl(folder: Path) -> None:
     """Write a base of Stable Diffusion XL's size: 2,567 M parameters, two text encoders, 1024 px."""
+    import torch
     from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
@@ -97,10 +98,11 @@ def save_sdxl(folder: Path) -> None:
         scheduler=EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
         add_watermarker=False,
     )
-    pipeline.half().save_pretrained(folder, safe_serialization=True)
+    pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
 def _save_with_one_encoder(folder: Path, unet: Any, text: dict[str, Any], *, prediction_type: str) -> None:
+    import torch
     from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -114,7 +116,7 @@ def _save_with_one_encoder(folder: Path, unet: Any, text: dict[str, Any], *, pre
         feature_extractor=None,  # pyright: ignore[reportArgumentType]
         requires_safety_checker=False,
     )
-    pipeline.half().save_pretrained(folder, safe_serialization=True)
+    pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
 def _tokenizer() -> Any:

@@ -125,15 +125,38 @@ def test_every_planted_failure_is_a_red_flag_with_its_figure_and_limit() -> None
     }
 
 
-def test_the_figure_of_poor_tones_and_of_masks_that_make_no_difference_names_the_limit_that_was_passed() -> None:
-    sets = {
-        f"{key}{floor}": value
-        for key, far in (("mean_wasserstein", 5.2), ("std_wasserstein", 1.0))
-        for floor, value in (("", far), ("_floor", 2.0))
+def image_sets(*, mean: float = 2.0, floor: float = 2.0, kid: tuple[float, float] = (-0.001, 0.01)) -> dict[str, Any]:
+    """Scores of drafts as a set: how far the means of tiles are from test tiles, and KID's interval."""
+    return {
+        "mean_wasserstein": mean,
+        "mean_wasserstein_floor": floor,
+        "std_wasserstein": 1.0,
+        "std_wasserstein_floor": 1.0,
+        "kid": sum(kid) / 2,
+        "kid_floor": 0.0,
+        "kid_interval": kid,
     }
-    fidelity = {"accepted_share": 0.8, "mean": 0.3, "shuffled": 0.2}
-    found = judged(image_sets={**sets, "kid": 0.1, "kid_floor": 0.1}, fidelity=fidelity)
-    assert found["synthetic quality too poor"].figure == "tones 2.6 times the floor, limit 2"
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (image_sets(mean=40.0, floor=3.0), "tones 13.3 times the floor, limit 2, and 37 grey levels above it"),
+        (image_sets(kid=(0.15, 0.25)), "KID 0.200, surely above 0.150, limit 0.100"),
+        (image_sets(mean=6.2, floor=3.0), None),
+        (image_sets(mean=60.0, floor=40.0), None),
+        (image_sets(kid=(0.02, 0.3)), None),
+    ],
+)
+def test_poor_quality_is_a_clear_distance_of_tones_or_of_features(sets: dict[str, Any], told: str | None) -> None:
+    found = judged(image_sets=sets)["synthetic quality too poor"]
+    assert found.detected is (told is not None)
+    if told is not None:
+        assert found.figure == told
+
+
+def test_the_figure_of_masks_that_make_no_difference_names_the_limit_that_was_passed() -> None:
+    found = judged(fidelity={"accepted_share": 0.8, "mean": 0.3, "shuffled": 0.2})
     assert found["control collapse"].figure == "mean fidelity 0.30, limit 0.40"
 
 

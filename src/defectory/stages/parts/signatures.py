@@ -26,7 +26,12 @@ DRIVER_LEAKAGE = "driver leakage"
 FEW_HELD_OUT = "few held-out defects"
 SPLIT_BROKEN = "split broken"
 MAX_TILES, MIN_TILES = 200, 4
-TONE_RATIO = 2.0
+TONE_RATIO, TONE_EXCESS = 2.0, 5.0
+"""Tones are off if they are so many times as far from test tiles as train tiles are, and so many grey levels more."""
+KID_EXCESS = 0.1
+"""Drafts are off if their KID is surely so far above its floor. Blurred drafts, and drafts 45 grey levels too light,
+have .13 more at least; good ones of the demo and of magnetic tiles .02 at most.
+"""
 LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
 COPY_RATIO = 0.5
@@ -121,8 +126,19 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
     figures = {f"{share:.0%} of drafts accepted, limit {LOW_ACCEPTANCE:.0%}": share < LOW_ACCEPTANCE}
     evidence = f"{share:.0%} of drafts accepted"
     if sets is not None:
-        ratios = [sets[f"{key}_wasserstein"] / max(sets[f"{key}_wasserstein_floor"], 1e-6) for key in ("mean", "std")]
-        figures[f"tones {max(ratios):.1f} times the floor, limit {TONE_RATIO:.0f}"] = max(ratios) > TONE_RATIO
+        far = [(sets[f"{key}_wasserstein"], sets[f"{key}_wasserstein_floor"]) for key in ("mean", "std")]
+        ratios = [value / max(floor, 1e-6) for value, floor in far]
+        excess = max(value - floor for value, floor in far)
+        tones = (
+            f"tones {max(ratios):.1f} times the floor, limit {TONE_RATIO:.0f}, and {excess:.0f} grey levels above it"
+        )
+        figures[tones] = any(
+            ratio > TONE_RATIO and value - floor > TONE_EXCESS
+            for ratio, (value, floor) in zip(ratios, far, strict=True)
+        )
+        limit = max(sets["kid_floor"], 0) + KID_EXCESS
+        low, _ = sets["kid_interval"]
+        figures[f"KID {sets['kid']:.3f}, surely above {low:.3f}, limit {limit:.3f}"] = low > limit
         evidence += (
             f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); "
             f"KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
@@ -133,7 +149,8 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
         detected=bool(poor),
         figure="; ".join(poor or figures),
         evidence=evidence,
-        advice="Look at the pictures. Train both phases longer, or start from a larger base.",
+        advice="Look at the pictures: are they blurred, or of another tone? Train both phases longer, or start from a "
+        "larger base.",
     )
 
 
