@@ -47,7 +47,7 @@ from defectory.stages.segment import stage_name
 class Report(Stage):
     """Writes the report, a self-contained HTML file."""
 
-    VERSION = 6
+    VERSION = 7
     name, folder = "report", layout.REPORT
     copies = MappingProxyType({layout.REPORT_FILE: layout.RUN_REPORT})
 
