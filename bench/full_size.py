@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import tomlkit
+
+from defectory import Project
 from defectory.procedural.borescope import write_dataset
 from defectory.stages.parts.estimate.preset_needs import TEXT, UNET, VAE
 
@@ -28,14 +30,9 @@ STAGES = (
     *("import", "split", "tiles", "learn-concept", "learn-condition"),
     *("plan", "calibrate", "synthesize", "curate", "finalize"),
 )
-TRAINING = {
-    "num_steps": 2,
-    "batch_size": 1,
-    "variants_per_image": 1,
-    "warmup_steps": 0,
-    "gradient_checkpointing": True,
-    "ema_decay": None,
-}
+TRAINING = {"num_steps": 2, "batch_size": 1, "variants_per_image": 1, "warmup_steps": 0, "gradient_checkpointing": True}
+NO_AVERAGE = [f"{phase}.training.ema_decay=null" for phase in ("concept", "condition")]
+"""TOML has no null."""
 SCHEDULE = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -180,9 +177,9 @@ def main() -> int:
         base, folder = args.work / family, args.work / f"{family}-project"
         if not (base / "model_index.json").is_file():
             child([__file__, "--write", "--work", str(args.work), family])
-        if not (folder / "project.json").is_file():
+        if not (folder / "project.toml").is_file():
             write_dataset(folder / "source", seed=0, num_labelled=12, num_defect_free=3)
-            (folder / "project.json").write_text(json.dumps(settings_of(base, args.capacity)))
+            (folder / "project.toml").write_text(tomlkit.dumps(settings_of(base, args.capacity)))
         for stage in STAGES:
             code, seconds, gigabytes = child([__file__, "--stage", stage, str(folder)])
             print(f"| {family} | {stage} | {seconds:.0f} | {gigabytes:.1f} |", flush=True)
@@ -194,13 +191,7 @@ def main() -> int:
 
 def run_stage(stage: str, folder: Path) -> None:
     """Run one stage of a project in this process."""
-    from defectory.config.resolve import resolve
-    from defectory.runs.sources import Sources
-    from defectory.runs.stage import Run
-    from defectory.stages.all import run_all
-
-    config = resolve(project=json.loads((folder / "project.json").read_text())).config
-    for event in run_all(Run(config=config, folder=folder / "run", sources=Sources(folder=folder)), only=(stage,)):
+    for event in Project.open(folder / "project.toml", overrides=NO_AVERAGE).events(only=stage):
         print(event, file=sys.stderr)
 
 

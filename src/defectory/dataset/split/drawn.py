@@ -46,6 +46,7 @@ def drawn(dataset: Dataset, config: SplitConfig, duplicates: Duplicates, remarks
     _require_groups(labelled, merged, config)
     remarks += _joined(groups, merged, len(dataset.images))
     subset_of = _subsets(groups, config, seed)
+    _require_two_beside_test(labelled, subset_of, config)
     remarks += _lacking(dataset, labelled, subset_of)
     every = {name: [n for n in labelled if subset_of[n] == name] for name in ("train", "val")}
     training = {name: labelled[name] for name in every["train"]}
@@ -90,6 +91,18 @@ def _require_groups(labelled: Groups, merged: Merged, config: SplitConfig) -> No
             "split.folds",
             f"fold {config.fold} of {config.folds} with {len(labelled)} groups",
             "use fewer folds or another fold",
+        )
+
+
+def _require_two_beside_test(labelled: Groups, subset_of: Mapping[str, str], config: SplitConfig) -> None:
+    """Refuse a fold with nearly all groups: folds even out images, and one group may have as many as all others."""
+    left = sum(subset_of[name] != "test" for name in labelled)
+    if left < 2:
+        raise ConfigError(
+            "split.folds",
+            f"fold {config.fold} of {config.folds} tests {len(labelled) - left} of {len(labelled)} groups with "
+            f"defects, which leaves {left} for train and val, 2 needed",
+            "use more folds, or give images groups of their own",
         )
 
 
