@@ -12,9 +12,11 @@ import pytest
 
 from defectory.config.project import ProjectConfig
 from defectory.evaluation.match_tables import ClassMatches, MatchTable
+from defectory.evaluation.statistics import scores_of_seeds
 from defectory.evaluation.tables import ClassPixels, ScoreTable
 from defectory.folders.claims import claim_folder
 from defectory.stages.evaluate import PLANT_KEYS, SCORE_KEYS
+from defectory.studies import gather as gathering
 from defectory.studies.cells import Cell, cells_of
 from defectory.studies.gather import gather
 from defectory.studies.results import CellFacts, CellResult
@@ -112,8 +114,19 @@ def test_a_clear_gain_is_found_and_told() -> None:
     assert gains["segm_map"].interval[0] > 0
     assert gains["missed_defect_rate"].mean == pytest.approx(-0.4, abs=0.12)
     assert outcome.hours == pytest.approx(5.0)
-    for name, score in point.series[0].scores.items():
-        assert score.interval is None or score.interval[0] >= 0 or name.startswith("kid")
+
+
+@pytest.mark.parametrize(
+    ("score", "ends_at"), [("segm_map", (0, 1)), ("false_alarms_per_100_good_images", (0, None)), ("kid", (None, None))]
+)
+def test_an_interval_ends_at_what_its_score_can_be(score: str, ends_at: tuple[float | None, float | None]) -> None:
+    folds = [scores_of_seeds({"real": [0.05, 0.6, 0.95]})]
+    found = gathering._study_score(folds, "real", score).interval  # pyright: ignore[reportPrivateUsage]
+    assert found is not None
+    # three seeds that differ so much have an interval from -.6 to 1.7
+    assert found == tuple(
+        pytest.approx(wide if end is None else end, abs=0.05) for wide, end in zip((-0.6, 1.67), ends_at, strict=True)
+    )
 
 
 def test_a_clear_loss_is_not_recommended() -> None:

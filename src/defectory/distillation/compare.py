@@ -1,8 +1,4 @@
-"""Compares drafts of a student with those of its teacher: how far apart they are, and how much fine detail they hold.
-
-distance   mean of |a - b| over all values of two images of one driver, prompt and seed, in grey levels
-detail     spread of the Laplacian of the grey image, in grey levels; a blurred image has less, a noisy one more
-"""
+"""Compares drafts of a student with its teacher's: how far apart they are, and how much fine detail they hold."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ class DistillationConfig(Section):
     """Draw in a few steps: a LoRA on the denoiser learns what the finished, guided pipeline draws in many steps."""
 
     enabled: bool = False
-    """Run the stage `distill` after phase 2. Drafts and the finished pipeline then use the student, if they are
-    like those of the pipeline that it learned from.
+    """Run the stage `distill` after phase 2. Drafts and the finished pipeline then use the student, if its
+    drafts are like those of the pipeline that it learned from.
     """
     method: Literal["trajectory", "consistency"] = "trajectory"
     """`trajectory`: each step of the student ends where several steps of the teacher end. It is drawn with DDIM, and

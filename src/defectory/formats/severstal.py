@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from defectory.errors import AnnotationError
 from defectory.formats.components import component_rles
-from defectory.formats.lookup import child_folder, find_images_by_name, group_of, is_file, is_folder, settle_unlabelled
+from defectory.formats.lookup import child_folder, find_images_by_name, is_file, is_folder, settle_unlabelled
 from defectory.formats.mask_values import DEFAULT_CLASS
+from defectory.formats.placed import placed_image
 from defectory.formats.raw import LoadOptions, RawDataset, RawImage, RawInstance, Sieve, checked_size_hw
 from defectory.formats.registry import Format
 from defectory.formats.tables import Row, Table, read_header, read_table
@@ -91,7 +92,7 @@ def load_severstal(path: Path, options: LoadOptions) -> RawDataset:
         names, len(rows), options, sieve, where=index, what="row", looked_for=f"its file name in {index.name}"
     )
     for path, name in zip(without, names, strict=True) if options.unlabelled == "defect-free" else ():
-        made = sieve.attempt(name, lambda path=path, name=name: _free(path, name))
+        made = sieve.attempt(name, lambda path=path: _free(path, images_root))
         if made is not None:
             images.append(made)
     classes = {instance.class_name for image in images for instance in image.instances}
@@ -159,27 +160,13 @@ def _image(
             [rle] if each_row else component_rles(decode(rle), min_area_px=options.min_area_px, where=entry.row.where)
         )
         instances += [RawInstance(class_name=entry.class_name, rle=part) for part in parts]
-    relative = PurePosixPath(path.relative_to(root).as_posix())
-    return RawImage(
-        path=path,
-        file_name=relative.as_posix(),
-        size_hw=size_hw,
-        group=group_of(relative),
-        instances=tuple(instances),
-        is_defect_free=not any(entry.text for entry in entries),
-    )
+    is_free = not any(entry.text for entry in entries)
+    return placed_image(path, root, size_hw=size_hw, instances=instances, is_defect_free=is_free)
 
 
-def _free(path: Path, name: str) -> RawImage:
+def _free(path: Path, root: Path) -> RawImage:
     size_hw = checked_size_hw(path, None, path)
-    return RawImage(
-        path=path,
-        file_name=name,
-        size_hw=size_hw,
-        group=group_of(PurePosixPath(name)),
-        instances=(),
-        is_defect_free=True,
-    )
+    return placed_image(path, root, size_hw=size_hw, instances=(), is_defect_free=True)
 
 
 def _by_image(table: Table, sieve: Sieve) -> dict[str, list[_Runs]]:

@@ -19,16 +19,7 @@ from defectory.formats.colours import ColourTable, find_colour_table, find_value
 from defectory.formats.components import component_rles, rles_by_value
 from defectory.formats.fields import number_of, shortened, size_hw_of
 from defectory.formats.imagefinder import ImageFinder
-from defectory.formats.lookup import (
-    IMAGE_FOLDERS,
-    child_folder,
-    child_folders,
-    group_of,
-    images_in,
-    is_folder,
-    shown,
-    subset_of,
-)
+from defectory.formats.lookup import IMAGE_FOLDERS, child_folder, child_folders, images_in, is_folder, shown, subset_of
 from defectory.formats.placed import placed_image
 from defectory.formats.polygons import polygons_to_rle
 from defectory.formats.raw import (
@@ -294,16 +285,8 @@ def _masked_image(
             RawInstance(class_name=meaning.name_of(class_of[number]), rle=rle)
             for number, rle in rles_by_value(covered, where=objects).items()
         ]
-    relative = PurePosixPath(path.relative_to(root).as_posix())
-    return RawImage(
-        path=path,
-        file_name=relative.as_posix(),
-        size_hw=size_hw,
-        group=group_of(relative),
-        instances=tuple(instances),
-        is_defect_free=not (values > 0).any(),
-        subset=subset,
-    )
+    is_free = not (values > 0).any()
+    return placed_image(path, root, size_hw=size_hw, instances=instances, is_defect_free=is_free, subset=subset)
 
 
 def _class_of_objects(objects: NDArray[np.uint16], values: NDArray[np.int64]) -> dict[int, int]:
