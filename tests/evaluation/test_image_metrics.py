@@ -98,12 +98,21 @@ def test_scores_of_sets_carry_floors_and_wasserstein_is_scipys() -> None:
         real_train=train,
         real_test=test,
         features=sets,
+        test_files=["a", "b", "b", "c", "d", "d", "e"],
         encoder_name="embedded-v1",
         config=EvaluationConfig(bootstrap_samples=20),
         seed=0,
     )
     assert scores.encoder == "embedded-v1"
     assert (scores.kid, scores.kid_floor) == (kid(sets[0], sets[2]), kid(sets[1], sets[2]))
+    low, high = scores.kid_floor_interval
+    assert low < high
+    gaps = np.sqrt(np.square(sets[2][:, None] - sets[1][None]).sum(axis=2)).min(axis=1)
+    of_image = {
+        name: max(gaps[list(places)])
+        for name, places in {"a": (0,), "b": (1, 2), "c": (3,), "d": (4, 5), "e": (6,)}.items()
+    }
+    assert scores.images_least_like_train == tuple(sorted(of_image, key=of_image.__getitem__, reverse=True)[:3])
     assert (scores.fid, scores.fid_floor) == pytest.approx((fid(sets[0], sets[2]), fid(sets[1], sets[2])), abs=1e-4)
 
     def statistics(images: list[np.ndarray]) -> tuple[list[float], list[float]]:

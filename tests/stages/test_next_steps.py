@@ -22,7 +22,14 @@ from defectory.stages.parts import remedies
 from defectory.stages.parts.durations import Durations
 from defectory.stages.parts.next_steps import Situation, next_steps
 from defectory.stages.parts.remedies import REJECTED, REMEDIES, TOO_STRONG, TOO_WEAK
-from defectory.stages.parts.signatures import FEW_HELD_OUT, NO_GAIN, WRONG_CONTRAST, Memorisation, signatures
+from defectory.stages.parts.signatures import (
+    FEW_HELD_OUT,
+    NO_GAIN,
+    UNLIKE_TEST,
+    WRONG_CONTRAST,
+    Memorisation,
+    signatures,
+)
 
 DATA = {"data": {"path": "labels.json"}}
 LABELS = {"train": {"pit": 30, "burn": 9}, "val": {"pit": 8, "burn": 6}, "test": {"pit": 8, "burn": 5}}
@@ -47,6 +54,7 @@ def situation(
     leak: float = 0.5,
     copied: float = 0.0,
     labels: dict[str, dict[str, int]] | None = None,
+    image_sets: dict[str, Any] | None = None,
     preset: str | None = None,
     command: CommandLine | None = None,
     finished: Sequence[str] = ("pipeline", "synthetic"),
@@ -62,7 +70,7 @@ def situation(
         "arms": arms,
         "verdict": judge(arms),
         "fidelity": FIDELITY | (fidelity or {}),
-        "image_sets": None,
+        "image_sets": image_sets,
         "defect_contrast": contrast or {},
     }
     found = signatures(
@@ -233,6 +241,26 @@ def test_two_failures_with_one_remedy_take_one_step() -> None:
     ]
 
 
+UNLIKE = {
+    **{f"{name}_wasserstein{floor}": 2.0 for name in ("mean", "std") for floor in ("", "_floor")},
+    "kid": 0.8,
+    "kid_interval": [0.5, 1.1],
+    "kid_floor": 0.52,
+    "kid_floor_interval": [0.13, 1.0],
+    "coverage_train": 0.4,
+    "images_least_like_train": ["road 7.png", "road 2.png"],
+}
+
+
+@pytest.mark.parametrize("both", [BETTER, WORSE, (0.3, 0.32, 0.31)])
+def test_labels_of_missing_surfaces_come_before_more_seeds(both: tuple[float, ...]) -> None:
+    steps = next_steps(situation(both=both, image_sets=UNLIKE))
+    (place,) = [i for i, step in enumerate(steps) if "surfaces that train lacks" in step.title]
+    assert "for example road 7.png, road 2.png" in steps[place].why
+    assert "KID of train tiles 0.520, surely above 0.130" in steps[place].why
+    assert not any("seeds" in step.title for step in steps[:place])
+
+
 def test_a_command_repeats_what_stood_beside_the_project_file() -> None:
     command = CommandLine(file="it's.toml", preset="cpu", settings={"segmentation.seeds": [0], "device": "cpu"})
     (step,) = commands(situation(both=(0.3,), real=(0.3,), command=command))
@@ -276,8 +304,9 @@ def test_a_remedy_stays_within_a_settings_range(text: str) -> None:
 
 
 def test_every_failure_and_every_cause_of_rejection_has_a_remedy() -> None:
-    """Labels help against the two failures that are not in the table."""
-    names = {s.name for s in situation().signatures} - {NO_GAIN, FEW_HELD_OUT, WRONG_CONTRAST} | {TOO_WEAK, TOO_STRONG}
+    """Labels help against the three failures that are not in the table."""
+    by_labels = {NO_GAIN, FEW_HELD_OUT, UNLIKE_TEST}
+    names = {s.name for s in situation().signatures} - by_labels - {WRONG_CONTRAST} | {TOO_WEAK, TOO_STRONG}
     assert set(REMEDIES) == names | {f"{REJECTED}{cause}" for cause in CAUSES}
 
 

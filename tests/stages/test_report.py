@@ -50,7 +50,9 @@ def plant(monkeypatch: pytest.MonkeyPatch, project: Project, *, auc: float = 0.5
     scores["verdict"] = verdict
     scores["fidelity"].update(accepted_share=0.8, mean=0.6, shuffled=0.02, rejected_by={})
     scores["defect_contrast"] = {"hairline": {"synthetic": 0.5, "real": 0.5, "num_synthetic": 9, "num_real": 9}}
-    scores["image_sets"] = None
+    floors = {f"{name}_wasserstein{end}": 1.0 for name in ("mean", "std") for end in ("", "_floor")}
+    near: dict[str, object] = {key: [-0.01, 0.01] for key in ("kid_interval", "kid_floor_interval")}
+    scores["image_sets"] |= floors | near | {"kid": 0.0, "kid_floor": 0.0}
     for arm in scores["arms"].values():
         arm["segm_map"] = 0.3
     leak = Leakage(auc=auc, interval=(auc - 0.1, auc + 0.1), num_defective=40, num_defect_free=40)

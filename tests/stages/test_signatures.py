@@ -89,7 +89,7 @@ def judged(*, labels: dict[str, dict[str, int]] | None = None, **changes: Any) -
     """Judge a run in which nothing is wrong but the given."""
     leak = Leakage(auc=changes.pop("auc", 0.5), interval=(0.4, 0.6), num_defective=40, num_defect_free=40)
     copied = Memorisation(draft_to_train=1.0, train_to_train=1.0, copied_share=changes.pop("copied", 0.0))
-    given = {**scores(pit=(0.5, 0.5, 30)), "arms": {"real": {"segm_map": 0.3}}} | changes
+    given = {**scores(pit=(0.5, 0.5, 30)), "arms": {"real": {"segm_map": 0.3}}, "image_sets": image_sets()} | changes
     found = signatures(given, leak, copied, drivers=DriverConfig(), labels=labels or LABELS)
     return {s.name: s for s in found}
 
@@ -125,16 +125,25 @@ def test_every_planted_failure_is_a_red_flag_with_its_figure_and_limit() -> None
     }
 
 
-def image_sets(*, mean: float = 2.0, floor: float = 2.0, kid: tuple[float, float] = (-0.001, 0.01)) -> dict[str, Any]:
-    """Scores of drafts as a set: how far the means of tiles are from test tiles, and KID's interval."""
+def image_sets(
+    *,
+    mean: float = 2.0,
+    floor: float = 2.0,
+    kid: tuple[float, float] = (-0.001, 0.01),
+    kid_floor: tuple[float, float] = (-0.002, 0.002),
+) -> dict[str, Any]:
+    """Scores of drafts as a set: how far the means of tiles are from test tiles, and the intervals of KID."""
     return {
         "mean_wasserstein": mean,
         "mean_wasserstein_floor": floor,
         "std_wasserstein": 1.0,
         "std_wasserstein_floor": 1.0,
         "kid": sum(kid) / 2,
-        "kid_floor": 0.0,
+        "kid_floor": sum(kid_floor) / 2,
+        "kid_floor_interval": kid_floor,
         "kid_interval": kid,
+        "coverage_train": 0.41,
+        "images_least_like_train": ("b.png", "a.png"),
     }
 
 
@@ -146,6 +155,8 @@ def image_sets(*, mean: float = 2.0, floor: float = 2.0, kid: tuple[float, float
         (image_sets(mean=6.2, floor=3.0), None),
         (image_sets(mean=60.0, floor=40.0), None),
         (image_sets(kid=(0.02, 0.3)), None),
+        (image_sets(kid=(0.8, 1.8), kid_floor=(0.1, 0.9)), None),
+        (image_sets(kid=(1.1, 1.8), kid_floor=(0.1, 0.9)), "KID 1.450, surely above 1.100, limit 1.000"),
     ],
 )
 def test_poor_quality_is_a_clear_distance_of_tones_or_of_features(sets: dict[str, Any], told: str | None) -> None:
@@ -153,6 +164,16 @@ def test_poor_quality_is_a_clear_distance_of_tones_or_of_features(sets: dict[str
     assert found.detected is (told is not None)
     if told is not None:
         assert found.figure == told
+
+
+@pytest.mark.parametrize(("low", "detected"), [(0.129, True), (-0.2, False)])
+def test_surfaces_that_train_lacks_are_told_with_test_images_that_show_them(low: float, detected: bool) -> None:
+    found = judged(image_sets=image_sets(kid=(0.3, 1.2), kid_floor=(low, 0.919)))["train unlike test"]
+    assert found.detected is detected
+    assert "b.png, a.png" in found.evidence
+    assert "41% of test tiles" in found.evidence
+    assert ("Add labelled images" in found.advice) is detected
+    assert found.figure.endswith(f"surely above {low:.3f}, limit 0.100")
 
 
 def test_the_figure_of_masks_that_make_no_difference_names_the_limit_that_was_passed() -> None:
@@ -164,6 +185,7 @@ def test_what_could_not_be_measured_is_a_red_flag_that_says_why() -> None:
     found = signatures(scores(), None, None, drivers=DriverConfig(), labels=LABELS)
     flags = {s.name: s.figure for s in red_flags(found)}
     assert flags == {
+        "train unlike test": "too few tiles with defects, or drafts",
         "segmenter collapse": "no segmenter was trained",
         "defects too weak or too strong": "no class has 8 defects in both drafts and train tiles",
         "memorisation": "fewer than 4 drafts or train tiles",

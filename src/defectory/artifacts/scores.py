@@ -144,6 +144,9 @@ class ImageSetScores(Value):
     kid_interval: tuple[float, float]
     kid_floor: float
     """KID between real train tiles and real test tiles."""
+    kid_floor_interval: tuple[float, float]
+    images_least_like_train: tuple[str, ...]
+    """File names of the test images farthest from every train tile, the farthest first."""
     fid: float
     fid_floor: float
     density: float

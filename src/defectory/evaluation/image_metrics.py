@@ -11,13 +11,15 @@ from scipy import linalg
 from scipy.stats import wasserstein_distance
 
 from defectory.artifacts.scores import DiversityScores, ImageSetScores
-from defectory.engine.features.neighbourhoods import density_and_coverage
+from defectory.engine.features.neighbourhoods import density_and_coverage, distances
 from defectory.evaluation.config import EvaluationConfig
 
 Features = NDArray[np.float64]
 Image = NDArray[np.uint8]
 L2_SIDE_PX = 512
 """Side of the square image that L2 distances are scaled to, the paper's."""
+NUM_NAMED = 3
+"""Test images that are named as the least like train."""
 NUM_BINS = 32
 """Bins of grey levels for mutual information; with more, few pixels share a cell and the estimate grows by chance."""
 
@@ -112,6 +114,13 @@ def score_diversity(samples: Sequence[Sequence[Image]]) -> DiversityScores | Non
     )
 
 
+def _farthest(train: Features, test: Features, test_files: Sequence[str]) -> tuple[str, ...]:
+    nearest = distances(test, train).min(axis=1)
+    # a dict keeps the first of an image's tiles, so its farthest
+    found = dict.fromkeys(test_files[i] for i in np.argsort(-nearest, kind="stable"))
+    return tuple(found)[:NUM_NAMED]
+
+
 def _grey_bins(image: Image) -> NDArray[np.int64]:
     grey = image.astype(np.int64).sum(axis=2) // 3
     return grey.ravel() * NUM_BINS // 256
@@ -123,6 +132,7 @@ def score_image_sets(
     real_train: Sequence[Image],
     real_test: Sequence[Image],
     features: tuple[Features, Features, Features],
+    test_files: Sequence[str],
     encoder_name: str,
     config: EvaluationConfig,
     seed: int,
@@ -134,6 +144,7 @@ def score_image_sets(
         real_train: likewise.
         real_test: likewise.
         features: features of the three sets, [N,D] each; all three standardised in the same way, or none.
+        test_files: file name of the image that each test tile is of.
         encoder_name: name of the encoder, stored with the scores.
         config: settings of the bootstrap.
         seed: seed of the bootstrap.
@@ -148,6 +159,8 @@ def score_image_sets(
         kid=kid(made, test),
         kid_interval=kid_interval(made, test, num_samples=config.bootstrap_samples, seed=seed),
         kid_floor=kid(train, test),
+        kid_floor_interval=kid_interval(train, test, num_samples=config.bootstrap_samples, seed=seed),
+        images_least_like_train=_farthest(train, test, test_files),
         # further digits depend on the number of threads that decompose the covariances
         fid=round(fid(made, test), 4),
         fid_floor=round(fid(train, test), 4),

@@ -66,7 +66,7 @@ PLANT_KEYS = ("missed_defect_rate", "missed_image_rate", "false_alarms_per_100_g
 class Evaluate(Stage):
     """Predicts test with every segmenter, and gathers all scores."""
 
-    VERSION = 5
+    VERSION = 6
     name, folder = "evaluate", layout.EVALUATION
     copies = MappingProxyType({layout.GATHERED_SCORES: layout.RUN_SCORES})
 
@@ -199,7 +199,8 @@ def _image_sets(inputs: RunStore, config: ProjectConfig) -> dict[str, Any] | Non
     jobs = list(accepted_jobs(inputs.plan, inputs.decisions))[:limit] or inputs.plan.jobs[:limit]
     synthetic = [drafts.image(job) for job in jobs]
     train = [tiles.image(t) for t in tiles.tileset.of("train") if t.instances][:limit]
-    test = [test_tiles.image(t) for t in test_tiles.tileset.tiles if t.instances][:limit]
+    shown = [t for t in test_tiles.tileset.tiles if t.instances][:limit]
+    test = [test_tiles.image(t) for t in shown]
     if min(len(synthetic), len(train), len(test)) < MIN_IMAGES:
         return None
     encoder, name = load_encoder()
@@ -208,6 +209,7 @@ def _image_sets(inputs: RunStore, config: ProjectConfig) -> dict[str, Any] | Non
         real_train=train,
         real_test=test,
         features=(embed_images(encoder, synthetic), embed_images(encoder, train), embed_images(encoder, test)),
+        test_files=[inputs.data.dataset.image(tile.image_id).file_name for tile in shown],
         encoder_name=name,
         config=config.evaluation,
         seed=config.seed,

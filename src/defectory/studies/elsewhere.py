@@ -119,7 +119,8 @@ def score_others(run: Run, folders: Mapping[str, Path]) -> Work[None]:
 
     store, limit = run.store(), run.config.evaluation.max_kid_tiles
     train = [store.tiles.image(t) for t in store.tiles.tileset.of("train") if t.instances][:limit]
-    test = [store.test_tiles.image(t) for t in store.test_tiles.tileset.tiles if t.instances][:limit]
+    shown = [t for t in store.test_tiles.tileset.tiles if t.instances][:limit]
+    test = [store.test_tiles.image(t) for t in shown]
     encoder, encoder_name = load_encoder()
     features_of_real = embed_images(encoder, train), embed_images(encoder, test)
     scores: dict[str, Any] = {}
@@ -135,6 +136,7 @@ def score_others(run: Run, folders: Mapping[str, Path]) -> Work[None]:
             real_train=train,
             real_test=test,
             features=(embed_images(encoder, images), *features_of_real),
+            test_files=[store.data.dataset.image(tile.image_id).file_name for tile in shown],
             encoder_name=encoder_name,
             config=run.config.evaluation,
             seed=run.config.seed,

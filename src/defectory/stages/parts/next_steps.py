@@ -22,6 +22,7 @@ from defectory.stages.parts.signatures import (
     FEW_HELD_OUT,
     LOW_ACCEPTANCE,
     POOR_QUALITY,
+    UNLIKE_TEST,
     WRONG_CONTRAST,
     contrast_ratios,
 )
@@ -80,13 +81,14 @@ def next_steps(of: Situation) -> list[NextStep]:
     if outcome == "use it":
         # a gain over an arm that learnt nothing is none
         uses = [] if _has_collapsed(of) else _uses(of)
-        steps = [*uses, *remedies, *_labels_for_test(of)]
+        steps = [*uses, *remedies, *_labels_like_test(of), *_labels_for_test(of)]
     elif outcome in ("do not use it", "no worse and no better"):
         better = "the better segmenter" if outcome == "do not use it" else "as good a segmenter"
         worse = f"Training without synthetic data gave {better}."
-        steps = [*remedies[:MAX_REMEDIES], *(_labels_for_test(of) or [_labels_for_train(of, worse)])]
+        labels = _labels_like_test(of) or _labels_for_test(of) or [_labels_for_train(of, worse)]
+        steps = [*remedies[:MAX_REMEDIES], *labels]
     else:
-        steps = [*remedies[:MAX_REMEDIES], *_evidence(of), *_labels_for_test(of)]
+        steps = [*remedies[:MAX_REMEDIES], *_labels_like_test(of), *_evidence(of), *_labels_for_test(of)]
     return (steps or [_labels_for_train(of, "No setting is known to help.")])[:MAX_STEPS]
 
 
@@ -230,6 +232,15 @@ def _study(of: Situation, count: int) -> NextStep:
         settings={"study.seeds": list(range(count))},
         seconds=None if whole is None else whole * count,
     )
+
+
+def _labels_like_test(of: Situation) -> list[NextStep]:
+    figure = of.figure_of(UNLIKE_TEST)
+    if figure is None:
+        return []
+    named = ", ".join(of.scores["image_sets"]["images_least_like_train"])
+    why = f"Test shows surfaces that train hardly shows ({figure}), for example {named}. No setting makes up for them."
+    return [_after_labelling(of, title="Label images of the surfaces that train lacks", why=why)]
 
 
 def _labels_for_test(of: Situation) -> list[NextStep]:

@@ -24,13 +24,15 @@ WRONG_CONTRAST = "defects too weak or too strong"
 MEMORISATION = "memorisation"
 DRIVER_LEAKAGE = "driver leakage"
 FEW_HELD_OUT = "few held-out defects"
+UNLIKE_TEST = "train unlike test"
 SPLIT_BROKEN = "split broken"
 MAX_TILES, MIN_TILES = 200, 4
 TONE_RATIO, TONE_EXCESS = 2.0, 5.0
 """Tones are off if they are so many times as far from test tiles as train tiles are, and so many grey levels more."""
 KID_EXCESS = 0.1
-"""Drafts are off if their KID is surely so far above its floor. Blurred drafts, and drafts 45 grey levels too light,
-have .13 more at least; good ones of the demo and of magnetic tiles .02 at most.
+"""Drafts are off if their KID is surely so far above its floor, and twice its floor. Blurred drafts, and drafts 45 grey
+levels too light, have .13 more at least; good ones of the demo and of magnetic tiles .02 at most. Train is unlike test
+if the floor itself is surely above it.
 """
 LOW_FIDELITY = 0.15
 LOW_ACCEPTANCE = 0.25
@@ -91,6 +93,7 @@ def signatures(
     """
     return [
         _poor_quality(scores["fidelity"], scores["image_sets"]),
+        _unlike_test(scores["image_sets"]),
         _no_gain(scores["verdict"]),
         _segmenter_collapse(scores["arms"]),
         _control_collapse(scores["fidelity"]),
@@ -136,7 +139,8 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
             ratio > TONE_RATIO and value - floor > TONE_EXCESS
             for ratio, (value, floor) in zip(ratios, far, strict=True)
         )
-        limit = max(sets["kid_floor"], 0) + KID_EXCESS
+        # where train itself is far from test, drafts like train are somewhat farther
+        limit = max(sets["kid_floor"] + KID_EXCESS, 2 * sets["kid_floor"], KID_EXCESS)
         low, _ = sets["kid_interval"]
         figures[f"KID {sets['kid']:.3f}, surely above {low:.3f}, limit {limit:.3f}"] = low > limit
         evidence += (
@@ -149,8 +153,31 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
         detected=bool(poor),
         figure="; ".join(poor or figures),
         evidence=evidence,
-        advice="Look at the pictures: are they blurred, or of another tone? Train both phases longer, or start from a "
-        "larger base.",
+        advice="Look at the pictures: are they blurred, or of another tone, or is a kind of surface missing? Train "
+        "both phases longer, or start from a larger base.",
+    )
+
+
+def _unlike_test(sets: dict[str, Any] | None) -> Signature:
+    detected, figure, evidence = None, "too few tiles with defects, or drafts", ""
+    if sets is not None:
+        low, high = sets["kid_floor_interval"]
+        detected = low > KID_EXCESS
+        figure = f"KID of train tiles {sets['kid_floor']:.3f}, surely above {low:.3f}, limit {KID_EXCESS:.3f}"
+        evidence = (
+            f"KID of train tiles against test tiles {sets['kid_floor']:.3f} ({low:.3f} to {high:.3f}); "
+            f"{sets['coverage_train']:.0%} of test tiles have a train tile near them; least like train: "
+            f"{', '.join(sets['images_least_like_train'])}"
+        )
+    return Signature(
+        name=UNLIKE_TEST,
+        detected=detected,
+        figure=figure,
+        evidence=evidence,
+        advice="Test shows surfaces that train hardly shows. No arm can learn them, and drafts do not have them. Add "
+        "labelled images of such surfaces to train, not the test images themselves."
+        if detected
+        else "Train shows what test shows.",
     )
 
 
