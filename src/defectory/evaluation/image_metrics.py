@@ -117,7 +117,7 @@ def score_diversity(samples: Sequence[Sequence[Image]]) -> DiversityScores | Non
 def _farthest(train: Features, test: Features, test_files: Sequence[str]) -> tuple[str, ...]:
     nearest = distances(test, train).min(axis=1)
     # a dict keeps the first of an image's tiles, so its farthest
-    found = dict.fromkeys(test_files[i] for i in np.argsort(-nearest, kind="stable"))
+    found = dict.fromkeys(test_files[int(i)] for i in np.argsort(-nearest, kind="stable"))
     return tuple(found)[:NUM_NAMED]
 
 
