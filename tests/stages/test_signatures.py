@@ -176,6 +176,12 @@ def test_surfaces_that_train_lacks_are_told_with_test_images_that_show_them(low:
     assert found.figure.endswith(f"surely above {low:.3f}, limit 0.100")
 
 
+def test_what_was_not_measured_is_not_called_alike() -> None:
+    found = judged(image_sets=None)["train unlike test"]
+    assert found.detected is None
+    assert found.advice == "Label more images, so that it can be told."
+
+
 def test_the_figure_of_masks_that_make_no_difference_names_the_limit_that_was_passed() -> None:
     found = judged(fidelity={"accepted_share": 0.8, "mean": 0.3, "shuffled": 0.2})
     assert found["control collapse"].figure == "mean fidelity 0.30, limit 0.40"
@@ -185,7 +191,7 @@ def test_what_could_not_be_measured_is_a_red_flag_that_says_why() -> None:
     found = signatures(scores(), None, None, drivers=DriverConfig(), labels=LABELS)
     flags = {s.name: s.figure for s in red_flags(found)}
     assert flags == {
-        "train unlike test": "too few tiles with defects, or drafts",
+        "train unlike test": "fewer than 4 drafts, or tiles with defects in train or test",
         "segmenter collapse": "no segmenter was trained",
         "defects too weak or too strong": "no class has 8 defects in both drafts and train tiles",
         "memorisation": "fewer than 4 drafts or train tiles",

@@ -159,7 +159,9 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
 
 
 def _unlike_test(sets: dict[str, Any] | None) -> Signature:
-    detected, figure, evidence = None, "too few tiles with defects, or drafts", ""
+    detected, evidence = None, ""
+    figure = f"fewer than {MIN_TILES} drafts, or tiles with defects in train or test"
+    advice = "Label more images, so that it can be told."
     if sets is not None:
         low, high = sets["kid_floor_interval"]
         detected = low > KID_EXCESS
@@ -169,16 +171,13 @@ def _unlike_test(sets: dict[str, Any] | None) -> Signature:
             f"{sets['coverage_train']:.0%} of test tiles have a train tile near them; least like train: "
             f"{', '.join(sets['images_least_like_train'])}"
         )
-    return Signature(
-        name=UNLIKE_TEST,
-        detected=detected,
-        figure=figure,
-        evidence=evidence,
-        advice="Test shows surfaces that train hardly shows. No arm can learn them, and drafts do not have them. Add "
-        "labelled images of such surfaces to train, not the test images themselves."
-        if detected
-        else "Train shows what test shows.",
-    )
+        advice = (
+            "Test shows surfaces that train hardly shows. No arm can learn them, and drafts do not have them. Add "
+            "labelled images of such surfaces to train, not the test images themselves."
+            if detected
+            else "Train shows what test shows, as far as can be told."
+        )
+    return Signature(name=UNLIKE_TEST, detected=detected, figure=figure, evidence=evidence, advice=advice)
 
 
 def _no_gain(verdict: dict[str, Any]) -> Signature:
