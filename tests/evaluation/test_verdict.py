@@ -188,7 +188,10 @@ def test_what_would_settle_it_follows_from_the_part_that_hides_the_gain() -> Non
     assert few_images.more_needed.seeds is None
     assert few_images.more_needed.images is not None
     # 2 * .2 / sqrt(n) = .04 at 100 groups, so at 250 images
-    assert 120 < few_images.more_needed.images < 190
+    images = few_images.more_needed.images
+    assert 120 < images < 190
+    assert images % 10 == 0
+    assert few_images.sentence.endswith(f"About {images} more test images would settle it.")
 
     both = verdict([crossed(seed_sd=0.08, group_sd=0.4, gain=0.04)], uses_synthetic=ARMS)
     assert both.more_needed is not None

@@ -33,7 +33,7 @@ class MoreNeeded(Value):
     seeds: int | None = None
     """Further seeds, if seeds alone can settle it."""
     images: int | None = None
-    """Further test images, if images alone can settle it."""
+    """Further test images, rounded up to two digits, if images alone can settle it."""
     factor: float | None = None
     """If neither alone can: this many times as many seeds and test images."""
 

@@ -239,10 +239,16 @@ def _more_needed(gain: Estimate, of: Verdict) -> MoreNeeded | None:
     if seeds is not None or images is not None:
         return MoreNeeded(
             seeds=None if seeds is None else seeds - of.num_seeds,
-            images=None if images is None else math.ceil((images - 1) * of.num_images),
+            images=None if images is None else _two_digits(math.ceil((images - 1) * of.num_images)),
         )
     both = _least(factors, lambda factor: settles(factor, factor))
     return None if both is None else MoreNeeded(factor=round(both, 1))
+
+
+def _two_digits(count: int) -> int:
+    """Round up to two digits, since an estimate knows no more."""
+    step = 10 ** max(0, len(str(count)) - 2)
+    return -(-count // step) * step
 
 
 def _least(values: Sequence[Number], settles: Callable[[Number], bool]) -> Number | None:
@@ -273,8 +279,8 @@ def _more_text(more: MoreNeeded | None) -> str:
         return ""
     if more.factor is not None:
         return f" About {more.factor:.1f} times as many seeds and test images would settle it."
-    ways = [f"{more.seeds} more seed{'s' if more.seeds != 1 else ''}"] if more.seeds is not None else []
-    ways += [f"{more.images} more test images"] if more.images is not None else []
+    counts = (more.seeds, "seed"), (more.images, "test image")
+    ways = [f"{count:,} more {noun}{'s' if count != 1 else ''}" for count, noun in counts if count is not None]
     return f" About {' or '.join(ways)} would settle it."
 
 

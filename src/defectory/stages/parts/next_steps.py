@@ -202,7 +202,7 @@ def _evidence(of: Situation) -> list[NextStep]:
     if _labels_for_test(of):
         return []
     if more.get("images") is not None:
-        why += f" About {more['images']} more test images would tell."
+        why += f" About {more['images']:,} more test images would tell."
         return [_after_labelling(of, title="Label more images for val and test", why=why)]
     return [_labels_for_train(of, why)]
 
