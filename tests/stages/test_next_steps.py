@@ -21,7 +21,7 @@ from defectory.stages.all import stages_of
 from defectory.stages.parts import remedies
 from defectory.stages.parts.durations import Durations
 from defectory.stages.parts.next_steps import Situation, next_steps
-from defectory.stages.parts.remedies import REJECTED, REMEDIES, TOO_STRONG, TOO_WEAK
+from defectory.stages.parts.remedies import FAR, REJECTED, REMEDIES, TOO_STRONG, TOO_WEAK
 from defectory.stages.parts.signatures import (
     FEW_HELD_OUT,
     NO_GAIN,
@@ -261,6 +261,14 @@ def test_labels_of_missing_surfaces_come_before_more_seeds(both: tuple[float, ..
     assert not any("seeds" in step.title for step in steps[:place])
 
 
+def test_drafts_that_differ_from_real_tiles_get_grey_drivers_and_then_longer_training() -> None:
+    far = UNLIKE | {"kid": 0.8, "kid_interval": [0.5, 1.1], "kid_floor": 0.01, "kid_floor_interval": [-0.1, 0.1]}
+    first = commands(situation("drivers.kind=topology", both=WORSE, image_sets=far))[0]
+    assert first == "run part.toml -o drivers.kind=grey"
+    first = commands(situation("drivers.kind=grey", both=WORSE, image_sets=far))[0]
+    assert first.startswith("run part.toml -o concept.training.num_steps=")
+
+
 def test_a_command_repeats_what_stood_beside_the_project_file() -> None:
     command = CommandLine(file="it's.toml", preset="cpu", settings={"segmentation.seeds": [0], "device": "cpu"})
     (step,) = commands(situation(both=(0.3,), real=(0.3,), command=command))
@@ -306,7 +314,7 @@ def test_a_remedy_stays_within_a_settings_range(text: str) -> None:
 def test_every_failure_and_every_cause_of_rejection_has_a_remedy() -> None:
     """Labels help against the three failures that are not in the table."""
     by_labels = {NO_GAIN, FEW_HELD_OUT, UNLIKE_TEST}
-    names = {s.name for s in situation().signatures} - by_labels - {WRONG_CONTRAST} | {TOO_WEAK, TOO_STRONG}
+    names = {s.name for s in situation().signatures} - by_labels - {WRONG_CONTRAST} | {FAR, TOO_WEAK, TOO_STRONG}
     assert set(REMEDIES) == names | {f"{REJECTED}{cause}" for cause in CAUSES}
 
 

@@ -17,7 +17,7 @@ from defectory.report.content import Signature
 from defectory.runs import layout
 from defectory.stages.parts.durations import Durations
 from defectory.stages.parts.label_counts import Counts
-from defectory.stages.parts.remedies import REJECTED, REMEDIES, TOO_STRONG, TOO_WEAK, Remedy
+from defectory.stages.parts.remedies import FAR, REJECTED, REMEDIES, TOO_STRONG, TOO_WEAK, Remedy
 from defectory.stages.parts.signatures import (
     FEW_HELD_OUT,
     LOW_ACCEPTANCE,
@@ -25,6 +25,7 @@ from defectory.stages.parts.signatures import (
     UNLIKE_TEST,
     WRONG_CONTRAST,
     contrast_ratios,
+    kid_is_far,
 )
 from defectory.stages.segment import uses_synthetic
 
@@ -101,13 +102,16 @@ def _has_collapsed(of: Situation) -> bool:
 def failures_of(of: Situation) -> dict[str, str]:
     """Return the detected failures that `REMEDIES` knows with their figures, the most urgent first.
 
-    Few accepted drafts become their most frequent cause, and wrong contrast becomes its direction. If some classes
-    are too weak and others too strong, no one setting helps.
+    Few accepted drafts become their most frequent cause, drafts far from test tiles a failure of their own, and wrong
+    contrast becomes its direction. If some classes are too weak and others too strong, no one setting helps.
     """
     figures = {s.name: s.figure for s in of.signatures if s.detected}
     causes = [cause for cause in of.scores["fidelity"]["rejected_by"] if cause != "not chosen"]
-    if POOR_QUALITY in figures and causes and of.scores["fidelity"]["accepted_share"] < LOW_ACCEPTANCE:
+    sets, few = of.scores["image_sets"], of.scores["fidelity"]["accepted_share"] < LOW_ACCEPTANCE
+    if POOR_QUALITY in figures and causes and few:
         figures[f"{REJECTED}{causes[0]}"] = figures.pop(POOR_QUALITY)
+    elif POOR_QUALITY in figures and not few and sets is not None and kid_is_far(sets):
+        figures[FAR] = figures.pop(POOR_QUALITY)
     if WRONG_CONTRAST in figures:
         _, weak, strong = contrast_ratios(of.scores["defect_contrast"])
         if not (weak and strong):

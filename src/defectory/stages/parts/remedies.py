@@ -16,6 +16,7 @@ from defectory.stages.parts.signatures import (
 
 Change = Callable[[Any], Any]
 """Returns a new value for a setting's present one; None where the setting goes no further."""
+FAR = "drafts far from test tiles"
 TOO_WEAK, TOO_STRONG = "defects too weak", "defects too strong"
 REJECTED = "rejected: "
 """Begins the failures that few accepted drafts stand for, by the most frequent cause of rejection."""
@@ -75,6 +76,10 @@ def _plus(step: float) -> Change:
 
 def _to(new: object) -> Change:
     return lambda _: new
+
+
+def _instead_of(old: object, new: object) -> Change:
+    return lambda value: new if value == old else None
 
 
 def _halfway_to_one(value: float) -> float | None:
@@ -214,6 +219,21 @@ REMEDIES: Mapping[str, Sequence[Remedy]] = {
         ),
     ),
     POOR_QUALITY: (
+        Remedy(
+            title="Train both phases twice as long",
+            why="Drafts differ too much from real tiles ({figure}).",
+            changes=BOTH_PHASES,
+        ),
+    ),
+    FAR: (
+        Remedy(
+            title="Show the model its surfaces: drivers in grey",
+            why=(
+                "Drafts differ too much from real tiles ({figure}). If they lose a surface that some real images show, "
+                "grey drivers keep it, and drafts vary less apart from their defects."
+            ),
+            changes={"drivers.kind": _instead_of("topology", "grey")},
+        ),
         Remedy(
             title="Train both phases twice as long",
             why="Drafts differ too much from real tiles ({figure}).",

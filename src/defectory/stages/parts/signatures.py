@@ -124,6 +124,17 @@ def red_flags(signatures: Sequence[Signature]) -> list[Signature]:
     return [s for s in signatures if s.detected or (s.detected is None and s.name != NO_GAIN)]
 
 
+def kid_is_far(sets: Mapping[str, Any]) -> bool:
+    """Judge whether drafts are surely farther from test tiles than train tiles explain."""
+    low, _ = sets["kid_interval"]
+    return low > _kid_limit(sets)
+
+
+def _kid_limit(sets: Mapping[str, Any]) -> float:
+    # where train itself is far from test, drafts like train are somewhat farther
+    return max(sets["kid_floor"] + KID_EXCESS, 2 * sets["kid_floor"], KID_EXCESS)
+
+
 def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Signature:
     share = fidelity["accepted_share"]
     figures = {f"{share:.0%} of drafts accepted, limit {LOW_ACCEPTANCE:.0%}": share < LOW_ACCEPTANCE}
@@ -139,10 +150,9 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
             ratio > TONE_RATIO and value - floor > TONE_EXCESS
             for ratio, (value, floor) in zip(ratios, far, strict=True)
         )
-        # where train itself is far from test, drafts like train are somewhat farther
-        limit = max(sets["kid_floor"] + KID_EXCESS, 2 * sets["kid_floor"], KID_EXCESS)
         low, _ = sets["kid_interval"]
-        figures[f"KID {sets['kid']:.3f}, surely above {low:.3f}, limit {limit:.3f}"] = low > limit
+        kid = f"KID {sets['kid']:.3f}, surely above {low:.3f}, limit {_kid_limit(sets):.3f}"
+        figures[kid] = kid_is_far(sets)
         evidence += (
             f"; tones {ratios[0]:.1f} and {ratios[1]:.1f} times the floor (tile mean, standard deviation); "
             f"KID {sets['kid']:.3f} against {sets['kid_floor']:.3f}"
@@ -153,8 +163,8 @@ def _poor_quality(fidelity: dict[str, Any], sets: dict[str, Any] | None) -> Sign
         detected=bool(poor),
         figure="; ".join(poor or figures),
         evidence=evidence,
-        advice="Look at the pictures: are they blurred, or of another tone, or is a kind of surface missing? Train "
-        "both phases longer, or start from a larger base.",
+        advice="Look at the pictures: are they blurred, or of another tone, or is a kind of surface missing? Try grey "
+        "drivers for missing surfaces; else train both phases longer, or start from a larger base.",
     )
 
 
