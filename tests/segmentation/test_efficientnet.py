@@ -23,7 +23,7 @@ from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.models import efficientnet
 from defectory.segmentation.models.family import Build, build_segmenter, kept_in_start
 from defectory.segmentation.sizing import Sizing
-from defectory.segmentation.start import save_start
+from defectory.segmentation.start import save_start, shipped_start
 from defectory.segmentation.training import load_segmenter, train_segmenter
 
 NAME = "efficientnet_lite0"
@@ -102,9 +102,19 @@ def test_pyramid_and_heads_start_from_a_folder_and_the_encoder_does_not(
         build_segmenter(NAME, Build(num_classes=3, weights=light_start()), seed=0)
 
 
-def light_start() -> Path:
-    from defectory.segmentation.start import shipped_start
+def test_without_a_folder_pyramid_and_heads_start_from_the_shipped_ones(imagenet: dict[str, torch.Tensor]) -> None:
+    shipped = load_file(shipped_start(NAME) / "model.safetensors")
+    models = [build_segmenter(NAME, Build(num_classes=classes), seed=seed) for classes, seed in ((2, 0), (3, 1))]
+    for model, built in models:
+        own = model.state_dict()
+        pyramid = [name for name in shipped if name.startswith("backbone.pyramid.")]
+        assert pyramid
+        assert all(torch.equal(own[name], shipped[name].float()) for name in pyramid)
+        assert torch.equal(own[f"{efficientnet.ENCODER}conv_stem.weight"], imagenet["conv_stem.weight"])
+        assert built["weights"] is None, "they are not the user's"
 
+
+def light_start() -> Path:
     return shipped_start()
 
 

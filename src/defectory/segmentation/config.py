@@ -24,14 +24,15 @@ class SegmentationConfig(Section):
     """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
     model: str = "light"
-    """Segmenter family: `light` (shipped weights), `efficientnet_lite0` (the extra `timm`), `resnet50` and
-    `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`), `mask2former` (a folder of transformers as
-    `weights`), a family of an installed package, or `package.module:attribute`.
+    """Segmenter family: `light` (shipped weights), `efficientnet_lite0` (the extra `timm` brings its backbone, which
+    has seen photographs; the rest is shipped), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
+    `weights`), `mask2former` (a folder of transformers as `weights`), a family of an installed package, or
+    `package.module:attribute`.
     """
     weights: str | None = None
     """Initial weights for the families that have none of their own: a file, `.pth` or `.safetensors`, in torchvision's
-    layout, such as its COCO weights; a folder of transformers for `mask2former`, or of a pretraining for
-    `efficientnet_lite0`. None looks for torchvision's in torch's own download folder.
+    layout, such as its COCO weights; a folder of transformers for `mask2former`; a pretraining's folder, in place of
+    the shipped pyramid and heads of `efficientnet_lite0`. None looks for torchvision's in torch's own download folder.
     """
     arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
     """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `procedural`, `mixed`, `mixed_50`,
@@ -99,8 +100,8 @@ class SegmentationConfig(Section):
     real val, per segmenter.
     """
     init: Init = "segmenter"
-    """Initial weights of the light segmenter in every arm: `segmenter` (shipped, trained on procedural defects),
-    `encoder` (the shipped encoder alone) or `random`.
+    """Initial weights of the light segmenters in every arm: `segmenter` (shipped, trained on procedural defects),
+    `encoder` (the encoder alone) or `random`.
     """
     seeds: tuple[int, ...] = (0,)
     """Seeds that each arm is trained with. Use at least three for a verdict."""

