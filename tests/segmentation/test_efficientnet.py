@@ -99,7 +99,7 @@ def test_pyramid_and_heads_start_from_a_folder_and_the_encoder_does_not(
     stem = "conv_stem.weight"
     assert torch.equal(own[efficientnet.ENCODER + stem], imagenet[stem])
     with pytest.raises(WeightsError, match="holds weights of another family"):
-        build_segmenter(NAME, Build(num_classes=3, weights=light_start()), seed=0)
+        build_segmenter(NAME, Build(num_classes=3, weights=shipped_start()), seed=0)
 
 
 def test_without_a_folder_pyramid_and_heads_start_from_the_shipped_ones(imagenet: dict[str, torch.Tensor]) -> None:
@@ -112,10 +112,6 @@ def test_without_a_folder_pyramid_and_heads_start_from_the_shipped_ones(imagenet
         assert all(torch.equal(own[name], shipped[name].float()) for name in pyramid)
         assert torch.equal(own[f"{efficientnet.ENCODER}conv_stem.weight"], imagenet["conv_stem.weight"])
         assert built["weights"] is None, "they are not the user's"
-
-
-def light_start() -> Path:
-    return shipped_start()
 
 
 def test_the_package_of_the_weights_is_asked_for_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

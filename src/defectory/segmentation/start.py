@@ -27,12 +27,13 @@ CLASS_NAME = "defect"
 CLASS_HEADS = ("roi_heads.box_predictor.cls_score", "roi_heads.box_predictor.bbox_pred", "roi_heads.mask_predictor.2")
 """Layers with rows per class, background first. Box regression has four rows per class."""
 MIN_AREA_PX = 12
+SHIPPED = Path(str(files("defectory.segmentation") / "weights"))
+"""Folder of the shipped initial weights, by family."""
 
 
 def shipped_start(family: str = "light") -> Path:
     """Return the folder of a family's shipped initial weights."""
-    weights = Path(str(files("defectory.segmentation") / "weights"))
-    return weights if family == "light" else weights / family
+    return SHIPPED / family
 
 
 def image_of_class_map(name: str, image: NDArray[np.uint8], class_map: NDArray[np.uint8]) -> SegmentationImage:
@@ -75,7 +76,7 @@ def apply_start(
         WeightsError: the weights are missing, do not match their digest, or are of another family.
     """
     folder = folder or shipped_start()
-    is_shipped = folder.is_relative_to(shipped_start())
+    is_shipped = folder.is_relative_to(SHIPPED)
     todo = "reinstall defectory" if is_shipped else "name a folder that a pretraining of this family made"
     weights, about = folder / "model.safetensors", folder / "config.json"
     if not weights.is_file() or not about.is_file():

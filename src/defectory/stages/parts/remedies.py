@@ -97,6 +97,12 @@ PHASE_2 = {"condition.training.num_steps": times(2)}
 BOTH_PHASES = {**PHASE_1, **PHASE_2}
 DEFECT_FREE = {"condition.defect_free_share": times(2, at_most=0.6, from_zero=0.15)}
 
+LONGER = Remedy(
+    title="Train both phases twice as long",
+    why="Drafts differ too much from real tiles ({figure}).",
+    changes=BOTH_PHASES,
+)
+
 REMEDIES: Mapping[str, Sequence[Remedy]] = {
     SEGMENTER_COLLAPSE: (
         Remedy(
@@ -218,13 +224,7 @@ REMEDIES: Mapping[str, Sequence[Remedy]] = {
             changes={"synthesis.augmentations_per_image": times(2, from_zero=10)},
         ),
     ),
-    POOR_QUALITY: (
-        Remedy(
-            title="Train both phases twice as long",
-            why="Drafts differ too much from real tiles ({figure}).",
-            changes=BOTH_PHASES,
-        ),
-    ),
+    POOR_QUALITY: (LONGER,),
     FAR: (
         Remedy(
             title="Show the model its surfaces: drivers in grey",
@@ -234,11 +234,7 @@ REMEDIES: Mapping[str, Sequence[Remedy]] = {
             ),
             changes={"drivers.kind": _instead_of("topology", "grey")},
         ),
-        Remedy(
-            title="Train both phases twice as long",
-            why="Drafts differ too much from real tiles ({figure}).",
-            changes=BOTH_PHASES,
-        ),
+        LONGER,
     ),
     TOO_WEAK: (
         Remedy(
