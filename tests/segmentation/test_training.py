@@ -29,7 +29,7 @@ CATEGORIES = (Category(id=1, name="crack"), Category(id=2, name="blowhole"))
 SIZING = Sizing(scale=1.0, input_px=64)
 BUILT_IN = ("real", "synthetic", "synthetic_then_real")
 CONFIG = SegmentationConfig(
-    num_steps=6, batch_size=4, defect_free_share=0.25, ema_decay=0, validate_every=2, checkpoint_every=2
+    model="light", num_steps=6, batch_size=4, defect_free_share=0.25, ema_decay=0, validate_every=2, checkpoint_every=2
 )
 
 
@@ -145,6 +145,7 @@ def test_training_lowers_the_loss_and_finds_the_rectangles(
     make_tiles: MakeTiles, tmp_path: Path, mixed_precision: Literal["no", "bf16"]
 ) -> None:
     config = SegmentationConfig(
+        model="light",
         num_steps=30,
         batch_size=3,
         defect_free_share=0,

@@ -186,7 +186,13 @@ def test_a_project_that_can_go_on_is_let_through_in_seconds(project_of: Callable
         (("device=cuda:99",), None, "cannot be used", "doctor"),
         (("drivers.drawings=nowhere",), None, "no such file or folder", "drivers.drawings"),
         (("drivers.kind=nothing",), None, "nothing", ""),
-        (("segmentation.weights=coco.pth",), None, "weights of its own", "leave the setting out"),
+        (
+            ("segmentation.model=light", "segmentation.weights=coco.pth"),
+            None,
+            "weights of its own",
+            "leave the setting",
+        ),
+        (("segmentation.model=efficientnet_lite0", "segmentation.weights=."), None, "pretraining", "resnet50"),
         (("segmentation.model=resnet50", "segmentation.weights=coco.pth"), None, "no such file", "correct the path"),
     ],
 )

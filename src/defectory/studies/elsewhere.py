@@ -14,7 +14,7 @@ from defectory.artifacts.dataset import MANIFEST, Dataset, ImageRecord
 from defectory.dataset.config import DataConfig
 from defectory.dataset.importer import import_dataset
 from defectory.errors import ConfigError
-from defectory.evaluation.image_metrics import score_diversity, score_image_sets
+from defectory.evaluation.image_metrics import score_diversity
 from defectory.evaluation.mask_metrics import score_with_table
 from defectory.events import Progress, Work
 from defectory.files import digest_json, write_json
@@ -28,7 +28,8 @@ from defectory.runs import layout
 from defectory.runs.siblings import TURNS
 from defectory.runs.stage import Run
 from defectory.runs.stored import DataFolder
-from defectory.stages.evaluate import MAX_DRIVERS, MAX_SAMPLES, MIN_IMAGES
+from defectory.stages.evaluate import MAX_DRIVERS, MAX_SAMPLES
+from defectory.stages.parts.real_tiles import MIN_IMAGES, RealTiles
 from defectory.stages.segment import predict
 
 TRANSFER, OTHERS = "transfer", "others"
@@ -115,32 +116,17 @@ def score_others(run: Run, folders: Mapping[str, Path]) -> Work[None]:
         ConfigError: a folder holds too few images.
         ImageError: an image cannot be read.
     """
-    from defectory.engine.features.encoder import embed_images, load_encoder
-
-    store, limit = run.store(), run.config.evaluation.max_kid_tiles
-    train = [store.tiles.image(t) for t in store.tiles.tileset.of("train") if t.instances][:limit]
-    shown = [t for t in store.test_tiles.tileset.tiles if t.instances][:limit]
-    test = [store.test_tiles.image(t) for t in shown]
-    encoder, encoder_name = load_encoder()
-    features_of_real = embed_images(encoder, train), embed_images(encoder, test)
+    config = run.config.evaluation
+    real = RealTiles(run.store(), config, seed=run.config.seed)
     scores: dict[str, Any] = {}
     for done, (name, folder) in enumerate(folders.items()):
         yield Progress(done=done, total=len(folders), note=name, stage=OTHERS)
-        drivers = _images_of(folder, (test[0].shape[0], test[0].shape[1]))
-        images = [image for of in drivers for image in of][:limit]
-        if min(len(images), len(train), len(test)) < MIN_IMAGES:
-            found = f"{len(images)} images beside {len(train)} real tiles of train and {len(test)} of test"
+        drivers = _images_of(folder, (real.test[0].shape[0], real.test[0].shape[1]))
+        images = [image for of in drivers for image in of][: config.max_kid_tiles]
+        if not real.suffice_for(images):
+            found = f"{len(images)} images beside {len(real.train)} real tiles of train and {len(real.test)} of test"
             raise ConfigError(f"study.others {folder}", found, f"at least {MIN_IMAGES} of each are needed")
-        sets = score_image_sets(
-            synthetic=images,
-            real_train=train,
-            real_test=test,
-            features=(embed_images(encoder, images), *features_of_real),
-            test_files=[store.data.dataset.image(tile.image_id).file_name for tile in shown],
-            encoder_name=encoder_name,
-            config=run.config.evaluation,
-            seed=run.config.seed,
-        )
+        sets = real.score(images)
         diversity = score_diversity([of[:MAX_SAMPLES] for of in drivers if len(of) > 1][:MAX_DRIVERS])
         scores[name] = {
             "image_sets": sets.model_dump(mode="json"),

@@ -117,6 +117,12 @@ def _require_weights(run: Run) -> None:
         raise ConfigError(
             f"segmentation.weights {path}", "no such file or folder", "correct the path, or leave the setting out"
         )
+    if segmentation.model == "efficientnet_lite0" and not (path / "model.safetensors").is_file():
+        raise ConfigError(
+            f"segmentation.weights {path}",
+            "the family efficientnet_lite0 takes the folder of a pretraining, and this is none",
+            'set segmentation.model = "resnet50" for weights of torchvision, or leave the setting out',
+        )
 
 
 def _require_heeding(config: ProjectConfig) -> None:

@@ -209,18 +209,20 @@ def _segmenter_collapse(arms: dict[str, Any]) -> Signature:
     maps = {arm: own["segm_map"] for arm, own in arms.items()}
     collapsed = [arm for arm, value in maps.items() if value < COLLAPSED_MAP]
     lowest = ", ".join(f"{arm} {maps[arm]:.3f}" for arm in collapsed) or f"{min(maps.values(), default=0):.3f}"
+    if collapsed:
+        advice = (
+            f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise segmentation.num_steps. "
+            'The families light and efficientnet_lite0, with segmentation.init = "segmenter", start from shipped '
+            "weights and learn from few images."
+        )
+    else:
+        advice = "Every arm learnt something." if maps else "Train segmenters to know."
     return Signature(
         name=SEGMENTER_COLLAPSE,
         detected=bool(collapsed) if maps else None,
         figure=f"segm mAP of {lowest}, limit {COLLAPSED_MAP}" if maps else "no segmenter was trained",
         evidence="segm mAP " + ", ".join(f"{arm} {value:.3f}" for arm, value in maps.items()) if maps else "",
-        advice=(
-            f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise "
-            'segmentation.num_steps; segmentation.model = "light" with '
-            'segmentation.init = "segmenter" starts from shipped weights, which few images need.'
-            if collapsed
-            else "Every arm learnt something."
-        ),
+        advice=advice,
     )
 
 

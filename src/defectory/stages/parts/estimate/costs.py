@@ -95,6 +95,19 @@ SEGMENTERS: Mapping[str, SegmenterCosts] = {
         tile_bytes=5.4e6,
         area_bytes=5.8e6,
     ),
+    # encoder frozen up to stride 4, as the family trains it; measured on 2026-11-30
+    "efficientnet_lite0": SegmenterCosts(
+        num_parameters=3_510_000,
+        step_s=0.099,
+        tile_s=0.0147,
+        area_s=0.033,
+        predicted_s=0.034,
+        predicted_area_s=0.0075,
+        threshold_s=0.07,
+        memory_bytes=160e6,
+        tile_bytes=5.4e6,
+        area_bytes=11.6e6,
+    ),
     # measured at one tile size; it is taken to grow with the area
     "resnet50": SegmenterCosts(
         num_parameters=43_900_000,
