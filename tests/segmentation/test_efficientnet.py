@@ -1,4 +1,4 @@
-"""The family on an ImageNet backbone. Needs timm; the package of the weights is replaced by one of random weights."""
+"""The family on an ImageNet backbone. Most tests replace the package of its weights by one of random weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-
-pytest.importorskip("timm")
-
-import timm
 
 from defectory.artifacts.annotation import Category
 from defectory.errors import WeightsError
@@ -27,6 +24,7 @@ from defectory.segmentation.start import save_start, shipped_start
 from defectory.segmentation.training import load_segmenter, train_segmenter
 
 NAME = "efficientnet_lite0"
+NAME_AT_TIMM = efficientnet.NAME
 
 
 def theirs(name: str) -> str:
@@ -80,6 +78,27 @@ def test_the_encoder_starts_from_imagenet_and_its_first_layers_and_statistics_st
     assert found["masks"].shape[1:] == (1, 45, 70), "images are not resized"
 
 
+def test_the_quick_layers_compute_what_timms_do() -> None:
+    torch.manual_seed(3)
+    plain = timm.create_model(NAME_AT_TIMM, pretrained=False, features_only=True, out_indices=efficientnet.MAPS)
+    for name, values in plain.named_buffers():
+        if "running" in name:
+            values.uniform_(0.5, 1.5)
+    own = efficientnet.EfficientNetBackbone().encoder
+    own.load_state_dict({name: value for name, value in plain.state_dict().items() if "num_batches" not in name})
+    pixels = torch.rand(2, 3, 75, 52) * 2 - 1
+    theirs, ours = plain.eval()(pixels), own.train()(pixels.contiguous(memory_format=torch.channels_last))
+    assert all(torch.allclose(a, b, rtol=1e-3, atol=1e-4) for a, b in zip(theirs, ours, strict=True))
+    for maps in (theirs, ours):
+        sum(one.square().mean() for one in maps).backward()
+    gradients = {name: value.grad for name, value in plain.named_parameters()}
+    trained = {name: value.grad for name, value in own.named_parameters() if value.requires_grad}
+    assert any("conv_dw" in name for name in trained)
+    assert all(torch.allclose(gradients[name], value, rtol=1e-2, atol=1e-5) for name, value in trained.items())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert all(one.dtype == torch.bfloat16 for one in own(pixels))
+
+
 def test_pyramid_and_heads_start_from_a_folder_and_the_encoder_does_not(
     imagenet: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
@@ -121,7 +140,6 @@ def test_the_package_of_the_weights_is_asked_for_in_one_line(monkeypatch: pytest
 
 
 def test_timms_layers_are_those_that_the_weights_were_trained_with() -> None:
-    pytest.importorskip(efficientnet.PACKAGE)
     encoder = efficientnet.EfficientNetBackbone().encoder
     efficientnet.load_imagenet(encoder, efficientnet.imagenet_weights())
     # trained layers tell: a wrong order would give features that explode or vanish

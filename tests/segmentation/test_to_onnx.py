@@ -21,34 +21,30 @@ def image(height: int, width: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3)).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def light() -> nn.Module:
-    return build_segmenter("light", Build(num_classes=2), seed=0)[0].eval()
-
-
-def test_the_file_finds_what_the_segmenter_finds_on_images_of_any_size(light: nn.Module, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", ["light", "efficientnet_lite0"])
+def test_the_file_finds_what_the_segmenter_finds_on_images_of_any_size(family: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")
+    segmenter = build_segmenter(family, Build(num_classes=2), seed=0)[0].eval()
     spotted = np.full((72, 104, 3), 110, np.uint8)
     spotted[20:44, 30:70] = 20
-    before = {name: value.clone() for name, value in light.state_dict().items()}
-    write_onnx(light, tmp_path / "a.onnx", example=spotted)
-    assert all(torch.equal(value, before[name]) for name, value in light.state_dict().items())
-    found = compare(light, tmp_path / "a.onnx", [spotted, image(51, 130), spotted[:, :60]])
+    before = {name: value.clone() for name, value in segmenter.state_dict().items()}
+    write_onnx(segmenter, tmp_path / "a.onnx", example=spotted)
+    assert all(torch.equal(value, before[name]) for name, value in segmenter.state_dict().items())
+    found = compare(segmenter, tmp_path / "a.onnx", [spotted, image(51, 130), spotted[:, :60]])
     assert found.num_images == 3
     assert found.num_detections > 0
     assert found.mask_iou > 0.999
     blank = [np.full((64, 80, 3), value, np.uint8) for value in (0, 128)]
     with torch.no_grad():
-        assert any(len(light([to_onnx.as_input(one)])[0]["scores"]) == 0 for one in blank), "nothing is found on one"
-    compare(light, tmp_path / "a.onnx", blank)
+        assert any(len(segmenter([to_onnx.as_input(one)])[0]["scores"]) == 0 for one in blank), (
+            "nothing is found on one"
+        )
+    compare(segmenter, tmp_path / "a.onnx", blank)
     with torch.no_grad():
-        light.roi_heads.box_predictor.cls_score.bias[1] += 3.0  # type: ignore[union-attr]
-    try:
-        with pytest.raises(StageError, match=r"a\.onnx: .*nothing was written"):
-            compare(light, tmp_path / "a.onnx", [spotted])
-    finally:
-        light.load_state_dict(before)
+        segmenter.roi_heads.box_predictor.cls_score.bias[1] += 3.0  # type: ignore[union-attr]
+    with pytest.raises(StageError, match=r"a\.onnx: .*nothing was written"):
+        compare(segmenter, tmp_path / "a.onnx", [spotted])
 
 
 def test_a_plain_group_norm_is_a_group_norm_and_takes_no_boxes_at_all() -> None:

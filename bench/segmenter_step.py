@@ -1,0 +1,95 @@
+"""Time of a training step of the light families, beside EfficientNet-Lite0 with timm's own layers.
+
+All take turns on the same images in one process, in bf16 and processor time; the fastest of the rounds counts.
+
+Run: `OMP_NUM_THREADS=1 python bench/segmenter_step.py`. Prints rows of a Markdown table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from typing import Any
+
+import timm
+import torch
+from timm.layers import freeze_batch_norm_2d
+from torch import nn
+
+from defectory.segmentation.models import efficientnet
+from defectory.segmentation.models.family import Build, build_segmenter
+
+SHAPES = ((8, 128, 128), (8, 160, 120), (8, 256, 256))
+"""Images of a batch, their height and width."""
+
+
+class TimmLayers(nn.Module):
+    """The encoder as timm makes it, with its frozen batch norms, in the plain layout."""
+
+    def __init__(self, like: nn.Module) -> None:
+        super().__init__()
+        encoder = timm.create_model(
+            efficientnet.NAME, pretrained=False, features_only=True, out_indices=efficientnet.MAPS
+        )
+        self.body = freeze_batch_norm_2d(encoder)
+        self.body.load_state_dict(like.state_dict())
+        for name, value in self.body.named_parameters():
+            value.requires_grad_(not name.startswith(efficientnet.FROZEN))
+
+    def forward(self, pixels: torch.Tensor) -> Any:
+        return self.body(pixels.contiguous())
+
+
+def batch_of(shape: tuple[int, int, int]) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
+    """Make images with two defects each, but for every seventh, which has none."""
+    count, height, width = shape
+    generator = torch.Generator().manual_seed(0)
+    targets: list[dict[str, torch.Tensor]] = []
+    for index in range(count):
+        masks = torch.zeros(0 if index % 7 == 6 else 2, height, width, dtype=torch.uint8)
+        masks[0:1, 20:50, 30:44], masks[1:2, 70:80, 60:110] = 1, 1
+        boxes = torch.tensor([[30.0, 20, 44, 50], [60, 70, 110, 80]])[: len(masks)]
+        targets.append({"boxes": boxes, "labels": torch.tensor([1, 2])[: len(masks)], "masks": masks})
+    return [torch.rand(3, height, width, generator=generator) for _ in range(count)], targets
+
+
+def step_s(model: nn.Module, shape: tuple[int, int, int]) -> float:
+    """Take processor time of losses and gradients."""
+    images, targets = batch_of(shape)
+    begun = time.process_time()
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = model.train()(images, targets)
+    sum(value.float() for value in losses.values()).backward()
+    model.zero_grad()
+    return time.process_time() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    models = {
+        name: build_segmenter(family, Build(num_classes=2), seed=0)[0]
+        for name, family in (
+            ("light", "light"),
+            ("efficientnet_lite0", "efficientnet_lite0"),
+            ("the same with timm's layers", "efficientnet_lite0"),
+        )
+    }
+    backbone: Any = models["the same with timm's layers"].backbone
+    backbone.encoder = TimmLayers(backbone.encoder)
+    print("| images | " + " | ".join(f"{name}, s" for name in models) + " | ratio of the last two |")
+    print("|---|" + "---|" * (len(models) + 1))
+    for shape in SHAPES:
+        best = {name: float("inf") for name in models}
+        for turn in range(rounds + 1):
+            for name, model in models.items():
+                taken = step_s(model, shape)
+                best[name] = min(best[name], taken) if turn else best[name]
+        told = " | ".join(f"{value:.3f}" for value in best.values())
+        _, ours, theirs = best.values()
+        print(f"| {' x '.join(map(str, shape))} | {told} | {theirs / ours:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
