@@ -347,7 +347,7 @@ def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path)
         validate=lambda _model: 0.0,
         categories=(Category(id=1, name="scratch"),),
         sizing=sizing,
-        config=SegmentationConfig(num_steps=2, batch_size=1),
+        config=SegmentationConfig(model="light", num_steps=2, batch_size=1),
         seed=0,
         out=tmp_path / "segmenter",
     ):

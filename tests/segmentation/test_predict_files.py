@@ -49,7 +49,7 @@ def segmenters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             validate=lambda _: 0.0,
             categories=(Category(id=1, name="crack"),),
             sizing=Sizing(scale=1.0, input_px=64),
-            config=SegmentationConfig(num_steps=2, batch_size=1),
+            config=SegmentationConfig(model="light", num_steps=2, batch_size=1),
             seed=0,
             out=made[name],
             value_range=value_range,

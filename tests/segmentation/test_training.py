@@ -213,7 +213,7 @@ def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callab
             (out / ".tmpQ3fx9a").write_bytes(b"left by a killed write of safetensors")
             (out / ".defectory-12-0123abcd.tmp.safetensors").write_bytes(b"left by a killed write of ours")
             config = SegmentationConfig(
-                num_steps=16, batch_size=3, defect_free_share=0.3, validate_every=3, checkpoint_every=2
+                model="light", num_steps=16, batch_size=3, defect_free_share=0.3, validate_every=3, checkpoint_every=2
             )
             for _ in train_segmenter(
                 arm="synthetic_then_real",
@@ -258,7 +258,11 @@ def test_a_pickle_or_a_damaged_segmenter_is_refused(make_tiles: MakeTiles, tmp_p
         load_segmenter(tmp_path / "pickled")
     with pytest.raises(WeightsError, match="no segmenter here"):
         load_segmenter(tmp_path / "nowhere")
-    finish(train(make_tiles, tmp_path / "made", "real", config=SegmentationConfig(num_steps=2, batch_size=2)))
+    finish(
+        train(
+            make_tiles, tmp_path / "made", "real", config=SegmentationConfig(model="light", num_steps=2, batch_size=2)
+        )
+    )
     weights = tmp_path / "made" / "model.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[-1] ^= 1

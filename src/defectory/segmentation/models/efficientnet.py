@@ -45,6 +45,11 @@ class FrozenNorm(nn.Module):
     that a training step takes a sixth longer.
     """
 
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
     def __init__(self, norm: Any) -> None:
         super().__init__()
         self.eps, self.act = norm.eps, norm.act
