@@ -25,7 +25,7 @@ class SegmentationConfig(Section):
 
     model: str = "efficientnet_lite0"
     """Segmenter family: `efficientnet_lite0` (its backbone has seen photographs; the rest is shipped), `light` (shipped
-    weights, half the time, fewer defects found), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
+    weights that have seen rendered images alone), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
     `weights`), `mask2former` (a folder of transformers as `weights`), a family of an installed package, or
     `package.module:attribute`.
     """

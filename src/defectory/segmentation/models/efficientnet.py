@@ -8,9 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import timm  # pyright: ignore[reportMissingImports]
+import timm
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, pad_same  # pyright: ignore[reportMissingImports]
+from timm.layers import BatchNormAct2d, Conv2dSame, pad_same
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm, conv2d
 from torchvision.models.detection import MaskRCNN

@@ -21,6 +21,11 @@ Image = NDArray[np.uint8]
 class RealTiles:
     """Defective tiles of train and of test, at most `EvaluationConfig.max_kid_tiles` of each.
 
+    Args:
+        store: of a run with tiles and test tiles.
+        config: how many tiles, and settings of the bootstrap.
+        seed: of the bootstrap.
+
     Attributes:
         train: RGB uint8 [H,W,3] each.
         test: likewise.
