@@ -1,4 +1,4 @@
-"""Time of a training step of the light families, beside EfficientNet-Lite0 with timm's own layers.
+"""Time of a training step of the light families, beside the same with the layers of timm and torchvision.
 
 All take turns on the same images in one process, in bf16 and processor time; the fastest of the rounds counts.
 
@@ -15,10 +15,13 @@ import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import nn
+from torchvision.ops import MultiScaleRoIAlign
 
 from defectory.segmentation.models import efficientnet
 from defectory.segmentation.models.family import Build, build_segmenter
 
+FAMILIES = ("light", "efficientnet_lite0")
+OF_OTHERS = ", their layers"
 SHAPES = ((8, 128, 128), (8, 160, 120), (8, 256, 256))
 """Images of a batch, their height and width."""
 
@@ -38,6 +41,12 @@ class TimmLayers(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> Any:
         return self.body(pixels.contiguous())
+
+
+def torchvisions(pool: Any) -> MultiScaleRoIAlign:
+    """Return torchvision's pooling of boxes with the settings of ours."""
+    levels = {"canonical_scale": pool.canonical_scale, "canonical_level": pool.canonical_level}
+    return MultiScaleRoIAlign(pool.featmap_names, pool.output_size, pool.sampling_ratio, **levels)
 
 
 def batch_of(shape: tuple[int, int, int]) -> tuple[list[torch.Tensor], list[dict[str, torch.Tensor]]]:
@@ -69,26 +78,33 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
     models = {
-        name: build_segmenter(family, Build(num_classes=2), seed=0)[0]
-        for name, family in (
-            ("light", "light"),
-            ("efficientnet_lite0", "efficientnet_lite0"),
-            ("the same with timm's layers", "efficientnet_lite0"),
-        )
+        f"{family}{whose}": build_segmenter(family, Build(num_classes=2), seed=0)[0]
+        for family in FAMILIES
+        for whose in ("", OF_OTHERS)
     }
-    backbone: Any = models["the same with timm's layers"].backbone
+    for family in FAMILIES:
+        plain: Any = models[family + OF_OTHERS]
+        for name in ("box_roi_pool", "mask_roi_pool"):
+            setattr(plain.roi_heads, name, torchvisions(getattr(plain.roi_heads, name)))
+    backbone: Any = models["efficientnet_lite0" + OF_OTHERS].backbone
     backbone.encoder = TimmLayers(backbone.encoder)
-    print("| images | " + " | ".join(f"{name}, s" for name in models) + " | ratio of the last two |")
-    print("|---|" + "---|" * (len(models) + 1))
+    print(
+        "| images | "
+        + " | ".join(f"{name}, s" for name in models)
+        + " | "
+        + " | ".join(f"ratio, {f}" for f in FAMILIES)
+        + " |"
+    )
+    print("|---|" + "---|" * (len(models) + len(FAMILIES)))
     for shape in SHAPES:
         best = {name: float("inf") for name in models}
         for turn in range(rounds + 1):
             for name, model in models.items():
                 taken = step_s(model, shape)
                 best[name] = min(best[name], taken) if turn else best[name]
-        told = " | ".join(f"{value:.3f}" for value in best.values())
-        _, ours, theirs = best.values()
-        print(f"| {' x '.join(map(str, shape))} | {told} | {theirs / ours:.2f} |", flush=True)
+        told = [f"{value:.3f}" for value in best.values()]
+        ratios = [f"{best[family + OF_OTHERS] / best[family]:.2f}" for family in FAMILIES]
+        print(f"| {' x '.join(map(str, shape))} | {' | '.join([*told, *ratios])} |", flush=True)
 
 
 if __name__ == "__main__":

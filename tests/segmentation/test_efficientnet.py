@@ -99,6 +99,26 @@ def test_the_quick_layers_compute_what_timms_do() -> None:
         assert all(one.dtype == torch.bfloat16 for one in own(pixels))
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "autocast"),
+    [(3, 1, True), (5, 1, True), (5, 2, True), (7, 1, False), (5, 1, False), (3, 2, False), (4, 1, False)],
+)
+def test_the_quick_gradients_of_a_depthwise_layer_are_torchs(size: int, stride: int, autocast: bool) -> None:
+    torch.manual_seed(size)
+    plain = nn.Conv2d(6, 6, size, stride=stride, padding=size // 2, groups=6, bias=False)
+    quick = efficientnet.DepthwiseConv(plain)
+    pixels = torch.randn(2, 6, 19, 26, requires_grad=True)
+    found: list[tuple[torch.Tensor, ...]] = []
+    for layer in (plain, quick):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            values = layer(pixels)
+        weights = torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+        found.append((values, *torch.autograd.grad((values.float() * weights).sum(), [pixels, plain.weight])))
+    for theirs, ours in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        torch.testing.assert_close(ours, theirs, rtol=2e-2 if autocast else 1e-4, atol=5e-2 if autocast else 1e-4)
+
+
 def test_pyramid_and_heads_start_from_a_folder_and_the_encoder_does_not(
     imagenet: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -33,6 +34,8 @@ BLOCKS = 6
 FLAT_UNITS = 0.25
 """A block with weaker detail in both images is ignored."""
 RANDOM_PAIRS = 150
+NUM_WORKERS = 4
+"""Pairs aligned at a time."""
 ALIKE_QUANTILE = 0.9
 MIRRORED_FEATURE = np.array(
     [((3 - row) * 4 + column) * 8 + (8 - o) % 8 for row in range(4) for column in range(4) for o in range(8)]
@@ -96,10 +99,9 @@ def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: fl
     kept = sorted(places[0] for places in groups.values()) if threshold < 1 else []
     typical = _typical_similarity([values[place] for place in kept], seed)
     raised = max(threshold, 1 - (1 - typical) / 4) if typical > 0.5 else threshold
-    for first, second in _candidates([values[place] for place in kept]):
-        alike = similarity(values[kept[first]], values[kept[second]])
-        if alike >= raised:
-            found[kept[first], kept[second]] = alike
+    candidates = [(kept[a], kept[b]) for a, b in _candidates([values[place] for place in kept])]
+    alike = _similarities(values, candidates)
+    found.update({pair: value for pair, value in zip(candidates, alike, strict=True) if value >= raised})
     pairs = tuple(
         DuplicatePair(first=ids[a], second=ids[b], similarity=round(alike, 4))
         for (a, b), alike in sorted(found.items())
@@ -216,23 +218,28 @@ def _correlation(below: Surface, above: Surface, placed: Affine) -> float:
     shown = cv2.warpAffine(np.ones_like(above), placed, (width, height)) > 0.99
     if shown.mean() < MIN_OVERLAP:
         return 0.0
-    found: list[float] = []
-    for row in range(BLOCKS):
-        for column in range(BLOCKS):
-            block = (
-                slice(row * height // BLOCKS, (row + 1) * height // BLOCKS),
-                slice(column * width // BLOCKS, (column + 1) * width // BLOCKS),
-            )
-            inside = shown[block]
-            if inside.size == 0 or inside.mean() < 0.5:
-                continue
-            a, b = below[block][inside], laid[block][inside]
-            if max(a.std(), b.std()) < FLAT_UNITS:
-                continue
-            a, b = a - a.mean(), b - b.mean()
-            found.append(float((a @ b) / np.sqrt((a @ a) * (b @ b) + 1e-9)))
+    a, b = below.astype(np.float64), laid.astype(np.float64)
+    of_pixels = np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
+    count, sum_a, sum_b, sum_aa, sum_bb, sum_ab = _sums_of_blocks(np.where(shown, of_pixels, 0.0))
+    of_area = _sums_of_blocks(np.ones((1, height, width)))[0]
+    inside = (count > 0) & (count >= 0.5 * of_area)
+    count = np.maximum(count, 1)
+    spread_a, spread_b = np.maximum(0, sum_aa - sum_a**2 / count), np.maximum(0, sum_bb - sum_b**2 / count)
+    inside &= np.sqrt(np.maximum(spread_a, spread_b) / count) >= FLAT_UNITS
+    found = ((sum_ab - sum_a * sum_b / count) / np.sqrt(spread_a * spread_b + 1e-9))[inside]
     # a handful of blocks with detail is not enough evidence for a whole image
     return max(0.0, float(np.median(found))) if len(found) >= BLOCKS else 0.0
+
+
+def _sums_of_blocks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the sums over blocks, float64 [N,BLOCKS * BLOCKS], of values [N,H,W]; 0 for blocks without a pixel."""
+    for axis in (1, 2):
+        edges = np.arange(BLOCKS + 1) * values.shape[axis] // BLOCKS
+        sums = np.add.reduceat(values, edges[:-1], axis=axis)
+        # of an empty block, numpy returns the first value behind it
+        is_empty = (edges[1:] == edges[:-1]).reshape([-1 if other == axis else 1 for other in range(3)])
+        values = np.where(is_empty, 0.0, sums)
+    return values.reshape(len(values), -1)
 
 
 def _typical_similarity(values: Sequence[ImageDescriptor], seed: int) -> float:
@@ -245,7 +252,13 @@ def _typical_similarity(values: Sequence[ImageDescriptor], seed: int) -> float:
         pairs = list(combinations(range(count), 2))
     else:
         pairs = [tuple(sorted(rng.choice(count, 2, replace=False).tolist())) for _ in range(RANDOM_PAIRS)]
-    return float(np.quantile([similarity(values[a], values[b]) for a, b in pairs], ALIKE_QUANTILE))
+    return float(np.quantile(_similarities(values, pairs), ALIKE_QUANTILE))
+
+
+def _similarities(values: Sequence[ImageDescriptor], pairs: Sequence[tuple[int, int]]) -> list[float]:
+    """Return the similarity of each pair of places; most of the time goes into OpenCV, which threads share."""
+    with ThreadPoolExecutor(NUM_WORKERS) as workers:
+        return list(workers.map(lambda pair: similarity(values[pair[0]], values[pair[1]]), pairs))
 
 
 def _candidates(values: Sequence[ImageDescriptor]) -> list[tuple[int, int]]:

@@ -20,6 +20,8 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss, proj
 from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import box_iou
 
+from defectory.segmentation.models.pooling import QuickRoiAlign
+
 Target = dict[str, Tensor]
 MOSTLY = 0.5
 """A box is left out if a larger share of it is ignored."""
@@ -89,7 +91,7 @@ class IgnoringRoiHeads(RoIHeads):
     def like(cls, heads: Any) -> IgnoringRoiHeads:
         """Return one with the layers and settings of another."""
         return cls(
-            heads.box_roi_pool,
+            QuickRoiAlign.like(heads.box_roi_pool),
             heads.box_head,
             heads.box_predictor,
             fg_iou_thresh=heads.proposal_matcher.high_threshold,
@@ -100,7 +102,7 @@ class IgnoringRoiHeads(RoIHeads):
             score_thresh=heads.score_thresh,
             nms_thresh=heads.nms_thresh,
             detections_per_img=heads.detections_per_img,
-            mask_roi_pool=heads.mask_roi_pool,
+            mask_roi_pool=QuickRoiAlign.like(heads.mask_roi_pool),
             mask_head=heads.mask_head,
             mask_predictor=heads.mask_predictor,
         )
