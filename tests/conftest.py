@@ -294,7 +294,7 @@ def tiny_settings(base: Path) -> dict[str, Any]:
             }
         },
         "masks": {"min_area_px": 2},
-        "synthesis": {"num_images": 8, "num_inference_steps": 2, "batch_size": 3, "calibration_drafts": 4},
+        "synthesis": {"num_images": 8, "num_inference_steps": 2, "batch_size": 3, "calibration_drafts": 2},
         "curation": {"checks": [], "min_fidelity": 0.0, "max_stray_share": 1e6},
         "segmentation": {
             "num_steps": 4,
