@@ -17,6 +17,8 @@ from defectory.events import finish
 from defectory.images.save import save_png
 from defectory.procedural.borescope import write_dataset
 from defectory.runs.stage import Run
+from defectory.stages.parts.real_tiles import RealTiles
+from defectory.studies import elsewhere
 from defectory.studies.elsewhere import OTHERS, TRANSFER, score_others, score_transfer
 
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
@@ -77,3 +79,14 @@ def test_too_few_images_from_elsewhere_are_refused(cell: Run, tmp_path: Path) ->
     (tmp_path / "made").mkdir()
     with pytest.raises(ConfigError, match="0 images beside"):
         finish(score_others(cell, {"made": tmp_path / "made"}))
+
+
+def test_a_cell_without_defects_in_test_is_refused(cell: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_test(*args: Any, **kwargs: Any) -> RealTiles:
+        tiles = RealTiles(*args, **kwargs)
+        tiles.test = []
+        return tiles
+
+    monkeypatch.setattr(elsewhere, "RealTiles", without_test)
+    with pytest.raises(ConfigError, match=r"^study\.others: \d+ real tiles of train and 0 of test show defects; label"):
+        finish(score_others(cell, {"made": tmp_path}))

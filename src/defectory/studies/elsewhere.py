@@ -113,18 +113,21 @@ def score_others(run: Run, folders: Mapping[str, Path]) -> Work[None]:
     Images are resized to the tiles. Those of one folder within such a folder count as samples of one driver.
 
     Raises:
-        ConfigError: a folder holds too few images.
+        ConfigError: a folder holds too few images, or the cell too few tiles with a defect.
         ImageError: an image cannot be read.
     """
     config = run.config.evaluation
     real = RealTiles(run.store(), config, seed=run.config.seed)
+    tiles = f"{len(real.train)} real tiles of train and {len(real.test)} of test"
+    if min(len(real.train), len(real.test)) < MIN_IMAGES:
+        raise ConfigError("study.others", f"{tiles} show defects", f"label more images: {MIN_IMAGES} of each are needed")
     scores: dict[str, Any] = {}
     for done, (name, folder) in enumerate(folders.items()):
         yield Progress(done=done, total=len(folders), note=name, stage=OTHERS)
         drivers = _images_of(folder, (real.test[0].shape[0], real.test[0].shape[1]))
         images = [image for of in drivers for image in of][: config.max_kid_tiles]
-        if not real.suffice_for(images):
-            found = f"{len(images)} images beside {len(real.train)} real tiles of train and {len(real.test)} of test"
+        if len(images) < MIN_IMAGES:
+            found = f"{len(images)} images beside {tiles}"
             raise ConfigError(f"study.others {folder}", found, f"at least {MIN_IMAGES} of each are needed")
         sets = real.score(images)
         diversity = score_diversity([of[:MAX_SAMPLES] for of in drivers if len(of) > 1][:MAX_DRIVERS])
