@@ -120,7 +120,9 @@ def score_others(run: Run, folders: Mapping[str, Path]) -> Work[None]:
     real = RealTiles(run.store(), config, seed=run.config.seed)
     tiles = f"{len(real.train)} real tiles of train and {len(real.test)} of test"
     if min(len(real.train), len(real.test)) < MIN_IMAGES:
-        raise ConfigError("study.others", f"{tiles} show defects", f"label more images: {MIN_IMAGES} of each are needed")
+        raise ConfigError(
+            "study.others", f"{tiles} show defects", f"label more images: {MIN_IMAGES} of each are needed"
+        )
     scores: dict[str, Any] = {}
     for done, (name, folder) in enumerate(folders.items()):
         yield Progress(done=done, total=len(folders), note=name, stage=OTHERS)
