@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -34,8 +33,6 @@ BLOCKS = 6
 FLAT_UNITS = 0.25
 """A block with weaker detail in both images is ignored."""
 RANDOM_PAIRS = 150
-NUM_WORKERS = 4
-"""Pairs aligned at a time."""
 ALIKE_QUANTILE = 0.9
 MIRRORED_FEATURE = np.array(
     [((3 - row) * 4 + column) * 8 + (8 - o) % 8 for row in range(4) for column in range(4) for o in range(8)]
@@ -100,7 +97,7 @@ def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: fl
     typical = _typical_similarity([values[place] for place in kept], seed)
     raised = max(threshold, 1 - (1 - typical) / 4) if typical > 0.5 else threshold
     candidates = [(kept[a], kept[b]) for a, b in _candidates([values[place] for place in kept])]
-    alike = _similarities(values, candidates)
+    alike = [similarity(values[a], values[b]) for a, b in candidates]
     found.update({pair: value for pair, value in zip(candidates, alike, strict=True) if value >= raised})
     pairs = tuple(
         DuplicatePair(first=ids[a], second=ids[b], similarity=round(alike, 4))
@@ -252,13 +249,7 @@ def _typical_similarity(values: Sequence[ImageDescriptor], seed: int) -> float:
         pairs = list(combinations(range(count), 2))
     else:
         pairs = [tuple(sorted(rng.choice(count, 2, replace=False).tolist())) for _ in range(RANDOM_PAIRS)]
-    return float(np.quantile(_similarities(values, pairs), ALIKE_QUANTILE))
-
-
-def _similarities(values: Sequence[ImageDescriptor], pairs: Sequence[tuple[int, int]]) -> list[float]:
-    """Return the similarity of each pair of places; most of the time goes into OpenCV, which threads share."""
-    with ThreadPoolExecutor(NUM_WORKERS) as workers:
-        return list(workers.map(lambda pair: similarity(values[pair[0]], values[pair[1]]), pairs))
+    return float(np.quantile([similarity(values[a], values[b]) for a, b in pairs], ALIKE_QUANTILE))
 
 
 def _candidates(values: Sequence[ImageDescriptor]) -> list[tuple[int, int]]:
