@@ -32,6 +32,20 @@ def test_the_cells_of_the_scarcity_recipe_vary_labels_and_seeds_on_the_same_test
     assert "split.num_labelled" not in cells_of(config_of(recipe="ladder"))[0].settings
 
 
+def test_a_ladder_trains_each_kind_of_arm_once_unless_the_project_names_its_arms() -> None:
+    def arms(augmentation: str, **study: Any) -> tuple[str, ...]:
+        config = config_of(recipe="ladder", **study)
+        varied = config.segmentation.model_copy(update={"augmentation": augmentation})
+        return cells_of(config.model_copy(update={"segmentation": varied}))[0].arms
+
+    whole = RECIPES.get("ladder").arms
+    # `flips` is what `real_resampled` has, so `real` would be the same training once more
+    assert arms("flips") == tuple(arm for arm in whole if arm != "real_resampled")
+    assert arms("exposure") == arms("auto") == whole
+    assert arms("flips", variants=["strong: segmentation.augmentation=scale"]) == whole
+    assert arms("flips", arms=["real_resampled", "real"]) == ("real_resampled", "real")
+
+
 def test_shares_take_the_place_of_numbers_and_the_whole_is_a_point_of_its_own() -> None:
     cells = cells_of(config_of(recipe="scarcity", fractions=[0.5, 0.1, 1.0], seeds=[0]))
     assert [cell.amount.label for cell in cells] == ["10%", "50%", "all"]

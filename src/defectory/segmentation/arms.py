@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +136,18 @@ ARMS: Registry[Arm] = Registry(
     },
 )
 """The ladder, in order of cost. Each rung holds what those before it have shown to help: resampling, variation."""
+
+
+def without_repeats(names: Sequence[str], *, augmentation: str) -> tuple[str, ...]:
+    """Leave out arms that a later one repeats, such as `real_resampled` where all arms have its augmentation.
+
+    Args:
+        names: of arms.
+        augmentation: `segmentation.augmentation`.
+    """
+    contents = {name: ARMS.get(name).content() for name in names}
+    whole = {name: {**of, "augmentation": of["augmentation"] or augmentation} for name, of in contents.items()}
+    return tuple(name for i, name in enumerate(names) if whole[name] not in [whole[other] for other in names[i + 1 :]])
 
 
 def first_steps(arm: Arm, *, name: str, settings: Any, num_steps: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from defectory.config.recipes import RECIPES, Recipe, Variant
 from defectory.config.study import StudyConfig
 from defectory.errors import ConfigError
 from defectory.filenames import file_name_of
+from defectory.segmentation.arms import without_repeats
 
 ALL = "all"
 EVERYTHING: Mapping[str, object] = {"split.fraction": 1.0, "split.num_labelled": None, "split.num_per_class": None}
@@ -74,7 +75,7 @@ def cells_of(config: ProjectConfig) -> list[Cell]:
     """
     study, recipe = config.study, RECIPES.get(config.study.recipe)
     variants = variants_of(study, recipe)
-    arms = study.arms or recipe.arms
+    arms = study.arms or _arms_of(recipe, variants, config)
     folds = range(study.folds) if study.folds is not None else (None,)
     return [
         _cell(config, amount, variant, seed, fold, arms)
@@ -83,6 +84,13 @@ def cells_of(config: ProjectConfig) -> list[Cell]:
         for fold in folds
         for variant in variants
     ]
+
+
+def _arms_of(recipe: Recipe, variants: Sequence[Variant], config: ProjectConfig) -> tuple[str, ...]:
+    """Return the arms of a recipe, each kind of training once."""
+    if any("segmentation.augmentation" in variant.settings for variant in variants):
+        return recipe.arms
+    return without_repeats(recipe.arms, augmentation=config.segmentation.augmentation)
 
 
 def amounts_of(study: StudyConfig, recipe: Recipe) -> list[Amount]:
