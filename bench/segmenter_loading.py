@@ -12,16 +12,15 @@ import argparse
 import statistics
 import time
 
-import torch
-
 from defectory.procedural.borescope import CLASSES, render
 from defectory.rle import encode
 from defectory.segmentation.arms import ARMS
-from defectory.segmentation.batches import Batch, Batches
+from defectory.segmentation.batches import Batches
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.models.family import Build, build_segmenter
 from defectory.segmentation.policies import POLICIES
+from segmenter_step import step_s
 
 NUM_IMAGES = 12
 """With defects, and as many without."""
@@ -36,16 +35,6 @@ def images_of() -> dict[str, list[SegmentationImage]]:
             instances = tuple((CLASSES.index(word) + 1, encode(mask)) for word, mask in shot.instances)
             images[source].append(SegmentationImage(id=f"{source}-{seed}", image=shot.image, instances=instances))
     return images
-
-
-def step_s(model: torch.nn.Module, batch: Batch) -> float:
-    """Take processor time of losses and gradients."""
-    begun = time.process_time()
-    with torch.autocast("cpu", torch.bfloat16):
-        losses = model([image for image, _ in batch], [target for _, target in batch])
-    sum(value.float() for value in losses.values()).backward()
-    model.zero_grad()
-    return time.process_time() - begun
 
 
 def main() -> None:
@@ -64,7 +53,7 @@ def main() -> None:
             begun = time.process_time()
             _, batch = batches.at(step)
             prepared.append(time.process_time() - begun)
-            taken.append(step_s(model, batch))
+            taken.append(step_s(model, [image for image, _ in batch], [target for _, target in batch]))
         preparing, training = (statistics.median(values[2:]) * 1000 for values in (prepared, taken))
         share = preparing / (preparing + training)
         print(f"| `{policy}` | {preparing:.1f} | {training:.0f} | {share:.3f} |", flush=True)

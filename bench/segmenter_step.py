@@ -62,9 +62,8 @@ def batch_of(shape: tuple[int, int, int]) -> tuple[list[torch.Tensor], list[dict
     return [torch.rand(3, height, width, generator=generator) for _ in range(count)], targets
 
 
-def step_s(model: nn.Module, shape: tuple[int, int, int]) -> float:
+def step_s(model: nn.Module, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> float:
     """Take processor time of losses and gradients."""
-    images, targets = batch_of(shape)
     begun = time.process_time()
     with torch.autocast("cpu", torch.bfloat16):
         losses = model.train()(images, targets)
@@ -100,7 +99,7 @@ def main() -> None:
         best = {name: float("inf") for name in models}
         for turn in range(rounds + 1):
             for name, model in models.items():
-                taken = step_s(model, shape)
+                taken = step_s(model, *batch_of(shape))
                 best[name] = min(best[name], taken) if turn else best[name]
         told = [f"{value:.3f}" for value in best.values()]
         ratios = [f"{best[family + OF_OTHERS] / best[family]:.2f}" for family in FAMILIES]

@@ -15,7 +15,7 @@ from .sets import SETS
 from .targets import TARGETS
 
 CHUNKS = 8
-CASES = 1600
+CASES = 2400
 SEED = 20
 
 

@@ -45,7 +45,7 @@ def forked() -> Mask:
 
 
 MASKS = [*((1, crack(seed)) for seed in range(4)), *((2, blob(seed)) for seed in range(4))]
-CONFIG = MaskConfig.model_validate({"diffusion": {"num_steps": 250, "batch_size": 4, "learning_rate": 1e-2}})
+CONFIG = MaskConfig.model_validate({"diffusion": {"num_steps": 400, "batch_size": 8}})
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,7 @@ def test_it_draws_new_masks_of_its_classes(learned: tuple[MaskDiffusion, Path]) 
     fullness = {
         category: np.median([mask.sum() / max(mask.shape) ** 2 for mask in masks]) for category, masks in drawn.items()
     }
-    assert 1.5 * fullness[1] < fullness[2], "thin cracks, compact pits"
-    assert fullness[1] < 0.45 < 0.55 < fullness[2]
+    assert fullness[1] < 0.3 < 0.4 < fullness[2], "thin cracks, compact pits"
 
 
 def test_a_mask_depends_on_its_seed_alone(learned: tuple[MaskDiffusion, Path]) -> None:

@@ -97,8 +97,8 @@ def find_duplicates(descriptors: Mapping[int, ImageDescriptor], *, threshold: fl
     typical = _typical_similarity([values[place] for place in kept], seed)
     raised = max(threshold, 1 - (1 - typical) / 4) if typical > 0.5 else threshold
     candidates = [(kept[a], kept[b]) for a, b in _candidates([values[place] for place in kept])]
-    alike = [similarity(values[a], values[b]) for a, b in candidates]
-    found.update({pair: value for pair, value in zip(candidates, alike, strict=True) if value >= raised})
+    similarities = [similarity(values[a], values[b]) for a, b in candidates]
+    found.update({pair: value for pair, value in zip(candidates, similarities, strict=True) if value >= raised})
     pairs = tuple(
         DuplicatePair(first=ids[a], second=ids[b], similarity=round(alike, 4))
         for (a, b), alike in sorted(found.items())
