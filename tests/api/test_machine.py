@@ -17,8 +17,14 @@ def test_the_machine_is_described_in_words() -> None:
     found = check_machine()
     assert found["defectory"] == defectory.__version__
     assert found["embedded base"] == "whole"
-    assert {"python", "torch", "diffusers", "cpu", "disk here"} <= set(found)
+    assert {"python", "torch", "diffusers", "cpu", "precision", "disk here"} <= set(found)
     assert all(isinstance(text, str) and text for text in found.values())
+
+
+@pytest.mark.parametrize(("has", "expected"), [(True, "bf16"), (False, "fp32; the processor has no instructions")])
+def test_the_precision_here_is_told(monkeypatch: pytest.MonkeyPatch, has: bool, expected: str) -> None:
+    monkeypatch.setattr("defectory.engine.precision.has_bf16", lambda device_type: has)
+    assert check_machine()["precision"].startswith(expected)
 
 
 def test_networks_of_stable_diffusion_have_the_sizes_that_are_known_of_them() -> None:

@@ -29,6 +29,8 @@ def check_machine() -> dict[str, str]:
 
     from defectory.engine.backbones.known import embedded_folder
     from defectory.engine.backbones.verify import verify
+    from defectory.engine.devices import device_of
+    from defectory.engine.precision import has_bf16
 
     found = {"defectory": __version__, "python": platform.python_version()}
     found |= {name: _version_of(name) for name in PACKAGES}
@@ -39,6 +41,8 @@ def check_machine() -> dict[str, str]:
             found[f"cuda:{index}"] = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
     else:
         found["gpu"] = "none; the embedded base runs on the CPU, Stable Diffusion needs a GPU"
+    without = "fp32; the processor has no instructions for bf16, so training and drawing take longer"
+    found["precision"] = "bf16" if has_bf16(torch.device(device_of("auto")).type) else without
     if hasattr(os, "sysconf"):
         found["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.1f} GiB"
     found["disk here"] = f"{shutil.disk_usage(Path()).free / 2**30:.1f} GiB free"

@@ -10,6 +10,8 @@ from torch import Tensor
 from defectory.engine.backbones.backbone import Backbone
 from defectory.engine.backbones.embeddings import encode_prompts
 from defectory.engine.backbones.prompts import class_prompt
+from defectory.engine.config import MixedPrecision
+from defectory.engine.precision import autocast, uses_bf16
 from defectory.engine.training.cache import read_cached, write_cached
 from defectory.engine.training.flow import schedule_of
 from defectory.engine.training.noise import generator_of
@@ -30,7 +32,7 @@ def class_latents(
     num_inference_steps: int,
     seed: int,
     base_digest: str,
-    mixed_precision: str,
+    mixed_precision: MixedPrecision,
     cache: Path,
 ) -> Work[Tensor]:
     """Draw the class images, and return them as scaled latents, float16 [N,C,h,w].
@@ -46,7 +48,7 @@ def class_latents(
         num_inference_steps: of the sampler.
         seed: of all noise.
         base_digest: digest of the base's folder.
-        mixed_precision: `bf16` or `no`.
+        mixed_precision: of the networks.
         cache: folder of finished batches, named by content; damaged ones are drawn again.
     """
     height, width = (side // backbone.latent_factor for side in size_hw)
@@ -61,7 +63,7 @@ def class_latents(
             width,
             num_inference_steps,
             seed,
-            mixed_precision,
+            "bf16" if uses_bf16(mixed_precision, backbone.device) else "no",
             indices.start,
             indices.stop,
         ]
@@ -87,7 +89,7 @@ def _ancestral(
     shape: tuple[int, int, int],
     generators: list[torch.Generator],
     num_inference_steps: int,
-    mixed_precision: str,
+    mixed_precision: MixedPrecision,
 ) -> Tensor:
     """Sample ancestrally over a stride of the schedule."""
     device = backbone.device
@@ -101,7 +103,7 @@ def _ancestral(
     x = draw()
     for timestep, following in zip(timesteps, [*timesteps[1:], None], strict=True):
         times = torch.full((len(generators),), timestep, device=device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+        with autocast(mixed_precision, device):
             predicted = backbone.predict(x, schedule.times(times), context)
         clean = schedule.clean(x, predicted.float(), times)
         if following is None:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from defectory.engine.config import MixedPrecision
+from defectory.engine.precision import autocast
 from defectory.engine.training.loss import Batch, Counterparts, Denoised
 from defectory.engine.training.noise import NoiseSchedule
 
@@ -42,14 +44,14 @@ class FidelityReward:
         max_timestep: tiles with less noise than at this timestep get it.
         schedule: of the base.
         predict: the steered network, under the training's precision.
-        mixed_precision: `bf16` or `no`.
+        mixed_precision: of the training.
     """
 
     weight: float
     max_timestep: int
     schedule: NoiseSchedule
     predict: PredictRows
-    mixed_precision: str
+    mixed_precision: MixedPrecision
 
     def __call__(self, batch: Batch, denoised: Denoised) -> Tensor:
         """Compute the loss of a batch, a scalar: the sum over the tiles that get it, divided by the batch's size."""
@@ -67,7 +69,7 @@ class FidelityReward:
             prompts=[batch.without.prompts[int(row)] for row in rows], drivers=batch.without.drivers[rows]
         )
         # the image with the mask shall come to equal the one without it, not the other way round
-        with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16"):
+        with torch.no_grad(), autocast(self.mixed_precision, device):
             without = self.predict(bare, noisy, self.schedule.times(timesteps)).float()
         clean = self.schedule.clean(noisy, predicted, timesteps)
         difference = (clean - self.schedule.clean(noisy, without, timesteps)).square().mean(dim=1, keepdim=True)

@@ -31,6 +31,7 @@ from defectory.distillation.steps import (
 from defectory.engine.backbones.backbone import Steering
 from defectory.engine.backbones.embeddings import PromptEmbeddings
 from defectory.engine.backbones.lora import DIFFUSERS_NAME, add_lora, lora_tensors, without_lora
+from defectory.engine.precision import autocast
 from defectory.engine.sampling.guidance import Alternatives, Guidance, guided_prediction
 from defectory.engine.sampling.models import Given, SamplingModels
 from defectory.engine.tensors import drivers_to_tensor
@@ -276,9 +277,9 @@ class Student:
 
     def _predict(self, x: Tensor, timestep: int, given: Given) -> Tensor:
         """Predict with or without the LoRA, as it is switched; without drivers, the network does not act."""
-        backbone, precise = self._models.backbone, self._config.training.mixed_precision == "bf16"
+        backbone = self._models.backbone
         timesteps = torch.full((len(x),), timestep, dtype=torch.int64, device=x.device)
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=precise):
+        with autocast(self._config.training.mixed_precision, x.device):
             if given.drivers is None:
                 return backbone.predict(x, timesteps, given.context).float()
             return self._network.predict(

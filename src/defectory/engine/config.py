@@ -8,8 +8,10 @@ from pydantic import Field
 
 from defectory.artifacts.config import Section
 
-MixedPrecision = Literal["no", "bf16"]
-"""As accelerate names it: `bf16` autocasts, `no` keeps fp32."""
+MixedPrecision = Literal["auto", "no", "bf16"]
+"""As accelerate names it: `bf16` autocasts, `no` keeps fp32. `auto` is `bf16` where the device has instructions for
+it.
+"""
 
 
 class PromptConfig(Section):

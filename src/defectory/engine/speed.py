@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from defectory.engine.config import MixedPrecision
+
 BATCH, CHANNELS, SIDE_PX = 8, 96, 32
 """Of the probe: one convolution with its normalisation, as in the embedded base's denoiser."""
 MULTIPLY_ADDS = 3 * BATCH * CHANNELS**2 * 9 * SIDE_PX**2
@@ -29,14 +31,14 @@ class Speed:
     num_threads: int
 
 
-def measure_speed(*, threads: int | None = None, mixed_precision: str = "bf16") -> Speed:
+def measure_speed(*, threads: int | None = None, mixed_precision: MixedPrecision = "auto") -> Speed:
     """Time the probe on one thread and on all threads of a run, as fast as it is while no other program interferes.
 
     torch's number of threads is restored.
 
     Args:
         threads: of a run; None keeps torch's choice.
-        mixed_precision: `bf16` or `no`.
+        mixed_precision: of the probe.
     """
     import torch
 
@@ -57,9 +59,11 @@ def measure_speed(*, threads: int | None = None, mixed_precision: str = "bf16") 
         torch.set_num_threads(before)
 
 
-def _multiply_adds_per_s(mixed_precision: str, clock: Callable[[], float]) -> float:
+def _multiply_adds_per_s(mixed_precision: MixedPrecision, clock: Callable[[], float]) -> float:
     import torch
     from torch import nn
+
+    from defectory.engine.precision import autocast
 
     with torch.random.fork_rng(devices=[]):
         layer = nn.Sequential(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1), nn.GroupNorm(16, CHANNELS), nn.SiLU())
@@ -67,7 +71,7 @@ def _multiply_adds_per_s(mixed_precision: str, clock: Callable[[], float]) -> fl
 
     def step() -> float:
         began = clock()
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision == "bf16"):
+        with autocast(mixed_precision, "cpu"):
             maps = layer(pixels)
         maps.float().mean().backward()
         return clock() - began

@@ -116,7 +116,7 @@ class PretrainConfig(Section):
     random weights.
     """
     device: str = "cpu"
-    mixed_precision: MixedPrecision = "bf16"
+    mixed_precision: MixedPrecision = "auto"
     compiles: bool = False
     """Compile the UNet for training; needs a compiler. On an H100 a step of 128 images is a seventh faster, and the
     first step waits 90 seconds.
@@ -213,7 +213,7 @@ class WordConfig(Section):
     """Defect word of the procedural world; a single token of the base's vocabulary."""
     seed: int = 44
     device: str = "cpu"
-    mixed_precision: MixedPrecision = "bf16"
+    mixed_precision: MixedPrecision = "auto"
     num_images: int = Field(default=4000, ge=8)
     """Procedural images to train on, all with defects of this word."""
     num_held_out: int = Field(default=256, ge=1)

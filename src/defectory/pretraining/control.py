@@ -19,6 +19,7 @@ from diffusers import ControlNetModel
 from numpy.typing import NDArray
 from torch import Tensor
 
+from defectory.engine.precision import autocast
 from defectory.engine.training.attention import use_plain_attention
 from defectory.events import Work
 from defectory.pretraining.config import PretrainConfig
@@ -149,7 +150,7 @@ def _loss_of(config: PretrainConfig, data: LatentCorpus, steered: _Steered) -> C
         drivers = steered.drivers(indices, hues)
         weight = data.defect_weight(indices, config.control_defect_weight)
         noisy, target = noising.add(clean, noise, timesteps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with autocast(config.mixed_precision, device):
             predicted = steered.predict(noisy, timesteps, token_ids, drivers)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         return (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()

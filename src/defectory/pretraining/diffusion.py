@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from defectory.engine.precision import autocast
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.checkpoint import digest_tensors, read_checked_tensors, write_tensors
 from defectory.events import Progress, Work
@@ -267,7 +268,7 @@ def held_out_loss(
         timesteps = stratified_timesteps(len(indices), 1000, generator).to(device)
         token_ids = data.tokenize([data.corpus.captions[i] for i in indices.tolist()]).to(device)
         noisy, target = noising.add(clean, noise, timesteps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with autocast(config.mixed_precision, device):
             predicted = predict(noisy, timesteps, token_ids, indices)
         errors = (predicted.float() - target).square().mean(dim=1, keepdim=True)
         where = data.holds_defect[indices].float() if at_defects else torch.ones_like(errors)
@@ -318,7 +319,7 @@ def train_prior(
         weight = data.defect_weight(indices, config.defect_weight, windows, share=config.defect_share)
         noisy, target = noising.add(clean, noise, timesteps)
         noisy = noisy.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with autocast(config.mixed_precision, device):
             context = model.text_encoder(input_ids=token_ids).last_hidden_state
             predicted = unet(noisy, timesteps, encoder_hidden_states=context).sample
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))

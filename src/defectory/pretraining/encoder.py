@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from defectory.engine.features.encoder import ConvEncoder, save_encoder
 from defectory.engine.features.heads import EncoderHeads
+from defectory.engine.precision import autocast
 from defectory.engine.tensors import images_to_tensor
 from defectory.events import Work
 from defectory.pretraining.config import PretrainConfig
@@ -50,7 +51,7 @@ def train_encoder(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path, o
         class_maps = torch.stack([torch.from_numpy(corpus.class_maps[i]) for i in indices.tolist()]).to(device)
         if torch.rand((), generator=generator) < 0.5:
             pixels, class_maps = pixels.flip(-1), class_maps.flip(-1)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with autocast(config.mixed_precision, device):
             material_logits, defect_logits = model(pixels)
         target = dominant_class(class_maps, defect_logits.shape[-2:])
         weight = torch.ones(num_defects, device=device)

@@ -143,7 +143,7 @@ def accuracy(judge: Judge, images: Sequence[Image], named: Sequence[Named]) -> t
 
 def draw_captions(models: SamplingModels, captions: Sequence[str], *, config: ScoreConfig) -> Iterator[list[Image]]:
     """Draw one sample per caption without a control network, and yield batches."""
-    sampler = Sampler(scheduler="dpm-solver", num_inference_steps=config.num_inference_steps, mixed_precision="bf16")
+    sampler = Sampler(scheduler="dpm-solver", num_inference_steps=config.num_inference_steps, mixed_precision="auto")
     guidance = Guidance(text=config.guidance_scale, text_rescale=config.guidance_rescale)
     for start in range(0, len(captions), BATCH):
         batch = list(captions[start : start + BATCH])

@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from defectory.engine.precision import autocast
 from defectory.engine.tensors import images_to_tensor
 from defectory.events import Work
 from defectory.pretraining.config import PretrainConfig
@@ -117,7 +118,7 @@ def train_vae(config: PretrainConfig, corpus: Corpus, *, checkpoint: Path) -> Wo
         pixels = images_to_tensor(batch).to(device)
         weight = pixel_weight(np.stack([corpus.class_maps[at] for at in crops]), config.vae_defect_weight).to(device)
         noise = torch.randn(len(batch), config.latent_channels, crop // 4, crop // 4, generator=generator).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with autocast(config.mixed_precision, device):
             posterior = vae.encode(pixels).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             decoded = vae.decode(mean + noise * torch.exp(0.5 * logvar)).sample
@@ -166,7 +167,7 @@ def encode(vae: AutoencoderKL, corpus: Corpus, indices: range, config: PretrainC
     for start in range(0, len(indices), 64):
         chosen = indices[start : start + 64]
         pixels = images_to_tensor([corpus.images[i] for i in chosen], device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with autocast(config.mixed_precision, device):
             mean = vae.encode(pixels).latent_dist.mean
         parts.append(mean.float().cpu())
     return torch.cat(parts)

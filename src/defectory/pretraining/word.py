@@ -25,6 +25,7 @@ from defectory.engine.backbones.files import write_digests
 from defectory.engine.backbones.parts import quiet
 from defectory.engine.backbones.save import save_model
 from defectory.engine.backbones.sd1.model import StableDiffusion, load_stable_diffusion
+from defectory.engine.precision import autocast
 from defectory.engine.sampling.models import SamplingModels
 from defectory.engine.training.attention import use_plain_attention
 from defectory.errors import ConfigError, OutputError
@@ -213,7 +214,7 @@ def _fit(taught: TaughtWord, config: WordConfig, data: LatentCorpus, *, checkpoi
         token_ids = data.token_ids(indices, generator)
         weight = data.defect_weight(indices, data.config.defect_weight, share=config.defect_share)
         noisy, target = noising.add(clean, noise, timesteps)
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+        with autocast(config.mixed_precision, device):
             predicted = taught(noisy.contiguous(memory_format=torch.channels_last), timesteps, token_ids)
         per_image = (weight * (predicted.float() - target).square()).mean(dim=(1, 2, 3))
         loss = (noising.min_snr_weight(timesteps, config.min_snr_gamma, config.min_snr_floor) * per_image).mean()

@@ -66,8 +66,10 @@ class SegmentationConfig(Section):
     """Decoupled weight decay of the optimiser."""
     ema_decay: float = Field(default=0.95, ge=0, lt=1)
     """Decay of the moving average of the weights, which is what is validated and saved; 0 turns it off."""
-    mixed_precision: MixedPrecision = "bf16"
-    """Precision of the training step: `bf16`, or `no` for fp32 throughout. Prediction always runs in fp32."""
+    mixed_precision: MixedPrecision = "auto"
+    """Precision of the training step: `bf16`, `no` for fp32 throughout, or `auto`: `bf16` where the processor has
+    instructions for it. Prediction always runs in fp32.
+    """
     augmentation: str = "flips"
     """How training images are varied: `flips`, which suits a few hundred steps, `exposure` (also contrast, blur and
     noise), `scale` (also zoom), `turns` (also rotation; harmful where light comes from one side), a policy of an

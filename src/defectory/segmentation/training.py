@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category
 from defectory.artifacts.scores import COLLAPSED_MAP
+from defectory.engine.precision import autocast
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.config import LoopSettings
 from defectory.engine.training.events import Validated
@@ -190,10 +191,7 @@ def _loss_of(
         model.train()
         images = [image.to(device) for image, _ in batch]
         targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch]
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.mixed_precision == "bf16"),
-        ):
+        with torch.random.fork_rng(devices=[]), autocast(config.mixed_precision, device):
             # torchvision's samplers use the global generator
             torch.manual_seed(seed * 1_000_003 + step)
             losses: dict[str, Tensor] = model(images, targets)

@@ -106,8 +106,10 @@ class SynthesisConfig(Section):
     """
     match_grain: bool = False
     """Add the pool tile's fine grain to drafts that lack it. Inserted defects keep the tile's own."""
-    mixed_precision: MixedPrecision = "bf16"
-    """Precision of the networks: `bf16`, or `no` for fp32 throughout. Latents stay in fp32."""
+    mixed_precision: MixedPrecision = "auto"
+    """Precision of the networks: `bf16`, `no` for fp32 throughout, or `auto`: `bf16` where the processor has
+    instructions for it. Latents stay in fp32.
+    """
     batch_size: int = Field(default=16, ge=1)
     """Images drawn at once. Lower it if memory runs out."""
 

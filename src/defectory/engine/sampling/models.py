@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from defectory.engine.backbones.backbone import Backbone, Context, Steering
 from defectory.engine.backbones.steering import Combinable, Share, predict_steered
-from defectory.engine.precision import hold_frozen_in_bf16
+from defectory.engine.config import MixedPrecision
+from defectory.engine.precision import autocast, hold_frozen_in_bf16
 from defectory.engine.sampling.chunks import chunk_size, in_chunks
 
 
@@ -107,12 +108,12 @@ class Predictor:
     Attributes:
         models: backbone and networks.
         scales: strength of each network; None leaves it out.
-        mixed_precision: `bf16` or `no`.
+        mixed_precision: of the networks.
     """
 
     models: SamplingModels
     scales: tuple[float | None, ...]
-    mixed_precision: str
+    mixed_precision: MixedPrecision
 
     def __call__(self, latents: Tensor, timestep: Tensor, given: Given) -> Tensor:
         """Predict for latents [B,C,h,w] at one timestep, float32 [B,C,h,w]."""
@@ -133,7 +134,7 @@ class Predictor:
         def part(rows: Tensor) -> Tensor:
             x = latents[rows].contiguous(memory_format=torch.channels_last)
             context = given.context.select(rows.to(latents.device))
-            with torch.autocast(latents.device.type, torch.bfloat16, enabled=self.mixed_precision == "bf16"):
+            with autocast(self.mixed_precision, latents.device):
                 acting = shares(rows)
                 if not acting:
                     return backbone.predict(x, timestep, context).float()

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from defectory.engine.backbones.backbone import Backbone
+from defectory.engine.config import MixedPrecision
+from defectory.engine.precision import autocast, uses_bf16
 from defectory.engine.tensors import images_to_tensor, masks_to_tensor
 from defectory.engine.training.checkpoint import digest_tensors, write_tensors
 from defectory.engine.training.config import TrainingConfig
@@ -107,7 +109,7 @@ class VariantRecipe:
     num_variants: int
     seed: int
     flip: bool
-    mixed_precision: str
+    mixed_precision: MixedPrecision
     make_driver: MakeDriver | None = None
     driver_digest: str = ""
     with_empty_drivers: bool = False
@@ -131,7 +133,7 @@ class VariantRecipe:
             num_variants=training.variants_per_image,
             seed=seed,
             flip=flip,
-            mixed_precision=training.mixed_precision,
+            mixed_precision="bf16" if uses_bf16(training.mixed_precision, backbone.device) else "no",
             make_driver=make_driver,
             driver_digest=driver_digest,
             with_empty_drivers=with_empty_drivers,
@@ -222,14 +224,14 @@ def tile_variants(tile: TrainingTile, recipe: VariantRecipe, *, cache: Path) -> 
 
 
 @torch.no_grad()
-def encode(backbone: Backbone, images: Sequence[NDArray[np.uint8]], *, mixed_precision: str) -> Tensor:
+def encode(backbone: Backbone, images: Sequence[NDArray[np.uint8]], *, mixed_precision: MixedPrecision) -> Tensor:
     """Encode images uint8 [H,W,3] of one size as scaled posterior means, float16 [N,C,h,w] on the CPU."""
     height, width = images[0].shape[:2]
     size = max(1, PIXELS_PER_ENCODING // (height * width))
     parts: list[Tensor] = []
     for start in range(0, len(images), size):
         pixels = images_to_tensor(images[start : start + size]).to(backbone.device)
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+        with autocast(mixed_precision, backbone.device):
             parts.append(backbone.encode_images(pixels).half().cpu())
     return torch.cat(parts)
 

@@ -100,8 +100,10 @@ class TrainingConfig(Section):
     """Cached augmented variants per tile; image, masks and driver are transformed together."""
     proportion_empty_prompts: float = Field(default=0.1, ge=0, le=1)
     """Share of prompts replaced by the empty prompt, as classifier-free guidance needs it."""
-    mixed_precision: MixedPrecision = "bf16"
-    """Precision of the training step: `bf16`, or `no` for fp32 throughout."""
+    mixed_precision: MixedPrecision = "auto"
+    """Precision of the training step: `bf16`, `no` for fp32 throughout, or `auto`: `bf16` where the processor has
+    instructions for it, which many CPUs have not.
+    """
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time."""
     checkpoint_every: int = Field(default=200, ge=1)

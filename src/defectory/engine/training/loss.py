@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from defectory.engine.precision import autocast
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.noise import NoiseSchedule
 
@@ -98,7 +98,7 @@ def denoise(batch: Batch, predict: Predict, schedule: NoiseSchedule, config: Tra
     device = schedule.device
     clean, noise, timesteps = (x.to(device, non_blocking=True) for x in (batch.clean, batch.noise, batch.timesteps))
     noisy, target = schedule.add(clean, noise, timesteps)
-    with torch.autocast(device.type, torch.bfloat16, enabled=config.mixed_precision == "bf16"):
+    with autocast(config.mixed_precision, device):
         predicted = predict(noisy, schedule.times(timesteps))
     return Denoised(noisy=noisy, timesteps=timesteps, target=target, predicted=predicted.float())
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from defectory.engine.precision import has_bf16
 from defectory.engine.training.config import OptimizerKind
 
 OUTER_LAYERS = frozenset({"conv_in", "conv_out", "token_embedding", "position_embedding"})
@@ -39,10 +40,11 @@ def as_matrix(tensor: Tensor, *, like: Tensor) -> Tensor:
 
 
 class StackedMuon(torch.optim.Muon):
-    """`torch.optim.Muon` that orthogonalises matrices of one shape together, for accelerators.
+    """`torch.optim.Muon` that orthogonalises matrices of one shape together, for accelerators, and in fp32 if need be.
 
-    torch does this one by one, with a hundred small kernels per matrix, and an accelerator waits for their launch.
-    Momentum is always Nesterov's, and the rate always AdamW's ("match_rms_adamw").
+    torch does this one by one, with a hundred small kernels per matrix, and an accelerator waits for their launch. And
+    torch does it in bf16 alone, which takes a CPU without instructions for it many times as long. Momentum is always
+    Nesterov's, and the rate always AdamW's ("match_rms_adamw").
     """
 
     @torch.no_grad()
@@ -77,13 +79,13 @@ class StackedMuon(torch.optim.Muon):
 
 
 def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_steps: int, eps: float) -> Tensor:
-    """Compute nearly orthogonal factors of matrices [N,R,C], bf16.
+    """Compute nearly orthogonal factors of matrices [N,R,C], in bf16 where the device has instructions for it.
 
     The method is the quintic Newton-Schulz iteration of Jordan et al. 2024.
     """
     a, b, c = coefficients
     tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16)
+    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if has_bf16(matrices.device.type) else torch.float32)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     for _ in range(num_steps):
         gram = x @ x.mT
@@ -144,8 +146,8 @@ class NamedOptimizer:
         elif rest:
             self._add(torch.optim.AdamW(groups, betas=betas, fused=fused, **common), rest)
         if self._matrices:
-            on_cpu = next(iter(self._matrices.values())).device.type == "cpu"
-            muon = torch.optim.Muon if on_cpu else StackedMuon
+            device_type = next(iter(self._matrices.values())).device.type
+            muon = torch.optim.Muon if device_type == "cpu" and has_bf16("cpu") else StackedMuon
             self._add(muon(self._matrices.values(), adjust_lr_fn="match_rms_adamw", **common), self._matrices)
 
     def _add(self, optimizer: torch.optim.Optimizer, members: Mapping[str, nn.Parameter]) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from defectory.engine.backbones.backbone import Backbone
-from defectory.engine.precision import hold_frozen_in_bf16
+from defectory.engine.precision import hold_frozen_in_bf16, uses_bf16
 from defectory.engine.training.attention import save_memory, use_plain_attention
 from defectory.engine.training.cache import TileVariants
 from defectory.engine.training.config import TrainingConfig
@@ -213,12 +213,12 @@ def make_ready(*networks: nn.Module, training: TrainingConfig, latents: Tensor) 
         training: of the phase.
         latents: float [...,h,w] of one tile.
     """
-    if training.mixed_precision == "bf16":
+    device = next(networks[0].parameters()).device
+    if uses_bf16(training.mixed_precision, device):
         hold_frozen_in_bf16(*networks)
     if training.gradient_checkpointing:
         save_memory(*networks)
         return
-    device = next(networks[0].parameters()).device
     use_plain_attention(*networks, num_tokens=latents.shape[-2] * latents.shape[-1], device=device)
 
 

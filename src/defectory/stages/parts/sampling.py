@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from defectory.condition.further import require_combinable
+from defectory.engine.config import MixedPrecision
+from defectory.engine.precision import uses_bf16
 from defectory.runs.stored import ConceptFolder, ControlFolder, DistilledFolder
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def sampling_models(
     device: str,
     *,
     base: str,
-    mixed_precision: str,
+    mixed_precision: MixedPrecision,
     also: Sequence[AlsoNetwork] = (),
     student: DistilledFolder | None = None,
     is_trained: bool = True,
@@ -76,7 +78,7 @@ def sampling_models(
         control: phase 2's result.
         device: to load them to.
         base: that the concept was learned on; read where the concept is an adapter.
-        mixed_precision: `bf16` or `no`, of all sampling with them.
+        mixed_precision: of all sampling with them.
         also: networks that act beside the run's own.
         student: to draw with in few steps; None draws with the base itself.
         is_trained: False draws with the student as it was before its training.
@@ -97,4 +99,4 @@ def sampling_models(
         require_combinable(control.control.network, where="condition.network")
     network = load_network(control.folder, backbone)
     models = for_sampling(backbone, network, further=load_also(also, backbone))
-    return models.in_bf16() if mixed_precision == "bf16" else models
+    return models.in_bf16() if uses_bf16(mixed_precision, device) else models

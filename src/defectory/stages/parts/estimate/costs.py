@@ -140,8 +140,8 @@ ADAPTER_SHARE = 2.3e-4
 """Weights of LoRA on attention per weight of a network and per rank: 3.2 million of 860 at rank 16."""
 STUDENT_SHARE = 1.2e-3
 """The same of a student's LoRA, which is on convolutions too: 67 million of 860 at rank 64."""
-FROZEN_BYTES = {"bf16": 2, "no": 4}
-"""Per weight of a network that is frozen while another trains."""
+FROZEN_BYTES = 2
+"""Per weight of a network that is frozen, in bf16; `WEIGHT_BYTES` in fp32."""
 DRAWN_COPIES = 8
 """Bytes per value of the denoiser's largest block while drafts are drawn."""
 DECODED_COPIES = 4

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from defectory.condition.config import ConditionConfig
 from defectory.engine.backbones.workload import BaseWorkload, Workload
+from defectory.engine.config import MixedPrecision
+from defectory.engine.precision import uses_bf16
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.share import divided
 from defectory.stages.parts.estimate import costs
@@ -51,7 +53,7 @@ def training_work(
     tiles = training.num_steps * training.gradient_accumulation_steps * training.batch_size
     steps = costs.MUON * training.num_steps * trained.muon_multiply_adds if training.optimizer == "muon" else 0
     weights = costs.WEIGHT_BYTES * trained.num_parameters
-    still = costs.FROZEN_BYTES[training.mixed_precision] * frozen.num_parameters
+    still = _frozen_bytes(of, training.mixed_precision) * frozen.num_parameters
     _, sharing = divided(training.gradient_accumulation_steps, training.batch_size, together) or (1, 1)
     at_a_time = -(-training.batch_size // sharing)
     batch = at_a_time * _kept_bytes(of, training, trained + passed)
@@ -71,6 +73,11 @@ def training_work(
         num_together=together,
         tiles_at_a_time=at_a_time,
     )
+
+
+def _frozen_bytes(of: Situation, mixed_precision: MixedPrecision) -> int:
+    """Return the bytes of a frozen network's weight."""
+    return costs.FROZEN_BYTES if uses_bf16(mixed_precision, "cpu" if of.on_cpu else "cuda") else costs.WEIGHT_BYTES
 
 
 def _kept_bytes(of: Situation, training: TrainingConfig, networks: Workload) -> float:
@@ -139,7 +146,7 @@ def drawing_work(of: Situation, synthesis: SynthesisConfig, num_drafts: int, *, 
     for _ in of.also:
         drawing += base.control
     networks = drawing + base.decoder
-    weights = costs.FROZEN_BYTES[synthesis.mixed_precision] * drawing.num_parameters
+    weights = _frozen_bytes(of, synthesis.mixed_precision) * drawing.num_parameters
     weights += costs.WEIGHT_BYTES * coding.num_parameters
     # decoding comes after drawing, and the networks' maps are then free again
     while_decoding = costs.DECODED_COPIES * costs.WEIGHT_BYTES * decoded * base.decoder.largest_block
