@@ -80,7 +80,8 @@ def test_a_network_of_strength_0_or_outside_its_steps_is_as_if_it_were_not_there
     own, other, drivers = networks["own"], networks["controlnet"], [driver(1), driver(2)]
     alone = draw(backbone, own, [], drivers[:1])
     for without in (FurtherNetwork(network=other, scale=0.0), FurtherNetwork(network=other, start=0.3, end=0.45)):
-        assert np.array_equal(draw(backbone, own, [without], drivers), alone)
+        # drivers that lie otherwise in memory may be rounded otherwise
+        assert np.abs(draw(backbone, own, [without], drivers) - alone).max() <= 1
     assert np.abs(draw(backbone, own, [FurtherNetwork(network=other, end=0.5)], drivers) - alone).max() > 1
     # the further one acts where the run's own does not
     late = draw(backbone, own, [FurtherNetwork(network=other, start=0.5)], drivers, control_end=0.5)

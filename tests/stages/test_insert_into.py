@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from defectory.artifacts.split import Split
@@ -30,6 +31,21 @@ from defectory.tools.insert import insert_into
 
 Opened = Callable[..., Run]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
+
+
+@pytest.fixture(autouse=True)
+def network_that_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the condition network random weights: after six steps it draws no defect yet."""
+    from defectory.condition import load
+
+    def load_network(*given: Any) -> Any:
+        network, generator = as_trained(*given), torch.Generator().manual_seed(0)
+        for parameter in network.module.parameters():
+            parameter.data = torch.randn(parameter.shape, generator=generator)
+        return network
+
+    as_trained = load.load_network
+    monkeypatch.setattr(load, "load_network", load_network)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from defectory.condition.further import require_combinable
 from defectory.engine.config import MixedPrecision
-from defectory.engine.precision import uses_bf16
 from defectory.runs.stored import ConceptFolder, ControlFolder, DistilledFolder
 
 if TYPE_CHECKING:
@@ -88,6 +87,7 @@ def sampling_models(
         WeightsError: weights cannot be used, or were made for another base.
     """
     from defectory.condition.load import load_network
+    from defectory.engine.precision import uses_bf16
     from defectory.engine.sampling.models import for_sampling
     from defectory.stages.parts.also_controls import load_also
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from defectory.condition.config import ConditionConfig
 from defectory.engine.backbones.workload import BaseWorkload, Workload
 from defectory.engine.config import MixedPrecision
-from defectory.engine.precision import uses_bf16
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.share import divided
 from defectory.stages.parts.estimate import costs
@@ -77,6 +76,8 @@ def training_work(
 
 def _frozen_bytes(of: Situation, mixed_precision: MixedPrecision) -> int:
     """Return the bytes of a frozen network's weight."""
+    from defectory.engine.precision import uses_bf16
+
     return costs.FROZEN_BYTES if uses_bf16(mixed_precision, "cpu" if of.on_cpu else "cuda") else costs.WEIGHT_BYTES
 
 
