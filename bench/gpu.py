@@ -36,6 +36,7 @@ from defectory.engine.backbones.known import embedded_folder, resolve_base
 from defectory.engine.backbones.load import load_base
 from defectory.engine.backbones.save import save_base_like
 from defectory.engine.backbones.workload import BaseWorkload, base_workload
+from defectory.engine.precision import autocast, uses_bf16
 from defectory.engine.sampling.models import for_sampling
 from defectory.engine.sampling.sample import Conditions, Sampler, sample_images
 from defectory.engine.training.config import TrainingConfig
@@ -156,8 +157,13 @@ def repeated(action: Callable[[], object]) -> Iterator[object]:
         yield action()
 
 
+def dtype_on(device: torch.device | str) -> torch.dtype:
+    """Return what both sides compute in: bf16 where the device has instructions for it."""
+    return torch.bfloat16 if uses_bf16("auto", device) else torch.float32
+
+
 def training_of(arguments: argparse.Namespace) -> TrainingConfig:
-    """Return the settings that both sides train with: AdamW, bf16, no average."""
+    """Return the settings that both sides train with: AdamW, no average, bf16 where the device has it."""
     return TrainingConfig(
         num_steps=WARM_STEPS + arguments.steps + 4,
         batch_size=arguments.batch_size,
@@ -211,7 +217,7 @@ def new_control(unet: Any, vae: Any) -> Any:
 class Recipe:
     """A training step as diffusers' example scripts write it, which encode the images of each batch anew.
 
-    With gradient checkpointing and 32-bit AdamW as ours; autocast in bf16 as `accelerate` does it.
+    With gradient checkpointing and 32-bit AdamW as ours; autocast as `accelerate` does it.
     """
 
     def __init__(self, base: Path, arguments: argparse.Namespace, *, with_control: bool) -> None:
@@ -219,7 +225,7 @@ class Recipe:
         from transformers import CLIPTextModel, CLIPTokenizer
 
         self.device = torch.device(arguments.device)
-        dtype = torch.bfloat16
+        dtype = dtype_on(self.device)
         self.unet: Any = UNet2DConditionModel.from_pretrained(base, subfolder="unet", local_files_only=True)
         self.vae: Any = AutoencoderKL.from_pretrained(base, subfolder="vae", local_files_only=True)
         text: Any = CLIPTextModel.from_pretrained(base, subfolder="text_encoder", local_files_only=True)
@@ -257,7 +263,7 @@ class Recipe:
         timesteps = torch.randint(0, self.scheduler.config.num_train_timesteps, (len(latents),), device=self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         given: dict[str, Any] = {}
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with autocast("auto", self.device):
             if self.control is not None:
                 down, middle = self.control(
                     noisy,
@@ -293,7 +299,7 @@ def their_drafts(base: Path, arguments: argparse.Namespace) -> Callable[[], obje
         base, unet=unet, controlnet=new_control(unet, vae), vae=vae, safety_checker=None, local_files_only=True
     )
     pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
-    pipeline.to(arguments.device, torch.bfloat16).set_progress_bar_config(disable=True)
+    pipeline.to(arguments.device, dtype_on(arguments.device)).set_progress_bar_config(disable=True)
     driver = torch.rand(arguments.batch_size, 3, arguments.tile_px, arguments.tile_px)
     return lambda: pipeline(
         [PROMPT] * arguments.batch_size,
@@ -308,11 +314,13 @@ def our_drafts(base: Path, arguments: argparse.Namespace) -> Callable[[], object
     """Return a function that draws a batch as a run does, without guidance."""
     backbone = load_base(base, arguments.device)
     network = ControlNet.start(backbone, init="copy", seed=0)
-    models = for_sampling(backbone, network).in_bf16()
+    models = for_sampling(backbone, network)
+    if uses_bf16("auto", arguments.device):
+        models = models.in_bf16()
     driver = np.random.default_rng(0).integers(0, 255, (arguments.tile_px, arguments.tile_px, 3), dtype=np.uint8)
     count = arguments.batch_size
     conditions = Conditions(prompts=[PROMPT] * count, drivers=[driver] * count)
-    sampler = Sampler(scheduler="dpm-solver", num_inference_steps=arguments.num_inference_steps, mixed_precision="bf16")
+    sampler = Sampler(scheduler="dpm-solver", num_inference_steps=arguments.num_inference_steps, mixed_precision="auto")
     return lambda: sample_images(models, conditions, seeds=list(range(count)), sampler=sampler)
 
 
@@ -334,7 +342,7 @@ def denoiser_modes(base: Path, arguments: argparse.Namespace, work: BaseWorkload
         def action(
             forward: Any = forward, x: Tensor = x, context: Any = context, timesteps: Tensor = timesteps
         ) -> object:
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16):
+            with torch.no_grad(), autocast("auto", device):
                 return forward(x, timesteps, context.tokens).sample
 
         with Peak(device) as peak:
@@ -351,9 +359,9 @@ def denoiser_modes(base: Path, arguments: argparse.Namespace, work: BaseWorkload
 
 
 def matrix_peak(device: torch.device) -> float:
-    """Measure multiply-adds per second of a large matrix product in bf16."""
+    """Measure multiply-adds per second of a large matrix product."""
     side = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=dtype_on(device)) for _ in range(2))
     return side**3 / seconds_per_step(repeated(lambda: a @ b), 10, device)
 
 
@@ -435,13 +443,15 @@ def table(rows: list[Row], arguments: argparse.Namespace, peak: float) -> str:
     """Format the rows as a page."""
     device = torch.device(arguments.device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    precision = "bf16" if uses_bf16("auto", device) else "fp32"
     size = "the size of Stable Diffusion 1.5, random weights" if arguments.base is None else f"base {arguments.base}"
     lines = [
         f"# Training and drawing on {name}",
         "",
-        f"{size[:1].upper()}{size[1:]}; tiles of {arguments.tile_px} px, batches of {arguments.batch_size}, bf16, "
-        f"torch {torch.__version__}, gradient checkpointing {'on' if arguments.gradient_checkpointing else 'off'}. "
-        f"Matrix peak: {peak / 1e12:.2f} trillion multiply-adds per second in bf16, measured. Command: "
+        f"{size[:1].upper()}{size[1:]}; tiles of {arguments.tile_px} px, batches of {arguments.batch_size}, "
+        f"{precision}, torch {torch.__version__}, "
+        f"gradient checkpointing {'on' if arguments.gradient_checkpointing else 'off'}. "
+        f"Matrix peak: {peak / 1e12:.2f} trillion multiply-adds per second in {precision}, measured. Command: "
         f"`python bench/gpu.py {' '.join(sys.argv[1:])}`.",
         "",
         "| what | who | per second | share of the matrix peak | peak memory |",

@@ -14,10 +14,13 @@ import pytest
 
 from defectory.config.resolve import resolve
 from defectory.events import StageEnded
+from defectory.memory import collect_garbage_rarely
 from defectory.procedural.borescope import write_dataset
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run
 from defectory.stages.all import run_all
+
+collect_garbage_rarely()
 
 TINY_TILE_PX = 32
 """Side of the tiles the tiny base is made for; its autoencoder has factor 4, so latents are 8x8."""

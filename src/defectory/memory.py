@@ -1,9 +1,10 @@
-"""Memory of a run: how the C library handles freed memory, and the peak use."""
+"""Memory of a run: how Python and the C library handle freed memory, and the peak use."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -38,6 +39,15 @@ def give_back_freed_memory() -> None:
     """Return freed memory that was kept to the system, for other processes to use."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def collect_garbage_rarely() -> None:
+    """Make Python look for unused cycles of objects after many more new ones, in a process of our own.
+
+    Importing torch and diffusers makes a million objects that stay. With Python's default they are looked through
+    again and again, which is a fifth of the time that a process takes to start.
+    """
+    gc.set_threshold(50_000, 20, 20)
 
 
 def machine_memory_bytes() -> int | None:

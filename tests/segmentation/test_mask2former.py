@@ -68,7 +68,7 @@ def test_it_trains_is_saved_and_predicts_the_same(
     folder: Path, make_tiles: Callable[..., list[SegmentationImage]], tmp_path: Path
 ) -> None:
     config = SegmentationConfig(
-        model="mask2former", num_steps=3, batch_size=3, learning_rate=1e-4, validate_every=3, mixed_precision="bf16"
+        model="mask2former", num_steps=3, batch_size=3, learning_rate=1e-4, validate_every=3, mixed_precision="auto"
     )
     images = {"real": make_tiles("real", 4), "defect_free": make_tiles("free", 2, seed=9, with_defect=False)}
     trained = finish(

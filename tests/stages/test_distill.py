@@ -138,7 +138,7 @@ def test_a_sample_does_not_depend_on_its_batch(project: Run) -> None:
         store.control,
         "cpu",
         base=config.base,
-        mixed_precision="bf16",
+        mixed_precision="auto",
         student=kept_student(store, config),
     )
     driver = np.zeros((32, 48, 3), np.uint8)
@@ -146,7 +146,7 @@ def test_a_sample_does_not_depend_on_its_batch(project: Run) -> None:
     def drawn(seeds: list[int]) -> np.ndarray:
         given = Conditions(prompts=["a sks"] * len(seeds), drivers=[driver] * len(seeds))
         return sample_images(
-            models, given, seeds=seeds, sampler=Sampler(scheduler="base", num_inference_steps=3, mixed_precision="bf16")
+            models, given, seeds=seeds, sampler=Sampler(scheduler="base", num_inference_steps=3, mixed_precision="auto")
         )
 
     assert np.array_equal(drawn([5])[0], drawn([4, 5, 6])[1])

@@ -14,7 +14,7 @@ import typer
 from defectory.cli.failures import INTERRUPTED
 from defectory.cli.quiet import keep_quiet
 from defectory.launch import leads
-from defectory.memory import keep_freed_memory
+from defectory.memory import collect_garbage_rarely, keep_freed_memory
 
 VERBS = (
     # in the order of `--help`
@@ -65,6 +65,7 @@ def main() -> None:
     Every error is one line on standard error; `DEFECTORY_DEBUG=1` adds the traceback. Of several processes that a
     launcher started, the first one runs the command.
     """
+    collect_garbage_rarely()
     keep_freed_memory()
     keep_quiet()
     make_streams_forgiving()

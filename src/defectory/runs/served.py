@@ -21,7 +21,7 @@ from typing import Any
 from defectory import errors
 from defectory.config.project import ProjectConfig
 from defectory.events import Event, Notice, Progress, StageEnded
-from defectory.memory import keep_freed_memory
+from defectory.memory import collect_garbage_rarely, keep_freed_memory
 from defectory.runs.outcome import run_stage
 from defectory.runs.sources import Sources
 from defectory.runs.stage import Run, Stage
@@ -191,6 +191,7 @@ def serve_events(events_of: Callable[[Mapping[str, Any]], Generator[Event]]) -> 
     """
     # Ctrl-C reaches all processes of a terminal; the parent process decides
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    collect_garbage_rarely()
     keep_freed_memory()
     channel = os.fdopen(os.dup(1), "w")
     # what a library prints is not an event

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from defectory.engine.training.optimizer import NamedOptimizer, StackedMuon, as_matrix, is_hidden_matrix, usable_kind
+from defectory.engine.training.optimizer import (
+    NamedOptimizer,
+    StackedMuon,
+    as_matrix,
+    is_hidden_matrix,
+    orthogonal,
+    usable_kind,
+)
 
 
 class Small(nn.Module):
@@ -166,3 +173,22 @@ def test_matrices_made_orthogonal_together_move_as_one_by_one() -> None:
         # bf16 inside the iteration, summed in another order
         assert float((one - other).detach().norm() / moved.norm()) < 0.02
     assert torch.allclose(stacked.state[ours[0]]["momentum_buffer"], reference.state[theirs[0]]["momentum_buffer"])
+
+
+@pytest.mark.parametrize("shape", [(24, 216), (216, 24), (24, 48), (24, 30), (16, 16)])
+@pytest.mark.parametrize("rank", [16, 3])
+def test_in_fp32_wide_and_tall_matrices_become_what_the_plain_iteration_gives(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int], rank: int
+) -> None:
+    monkeypatch.setattr("defectory.engine.training.optimizer.has_bf16", lambda device_type: False)
+    generator = torch.Generator().manual_seed(2)
+    left, right = (torch.randn(2, side, rank, generator=generator, dtype=torch.float64) for side in shape)
+    matrices = left @ right.mT
+    a, b, c = coefficients = (3.4445, -4.775, 2.0315)
+    expected = matrices / matrices.norm(dim=(1, 2), keepdim=True)
+    for _ in range(5):
+        gram = expected @ expected.mT
+        expected = a * expected + (b * gram + c * gram @ gram) @ expected
+    found = orthogonal(matrices.float(), coefficients, 5, 1e-7)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-4 * float(expected.abs().max()))

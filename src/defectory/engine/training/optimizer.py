@@ -17,6 +17,8 @@ OUTER_LAYERS = frozenset({"conv_in", "conv_out", "token_embedding", "position_em
 """Input and output layers, which Muon does not suit (Jordan et al. 2024, Muon: An optimizer for hidden layers)."""
 MIN_SIDE = 16
 """Smallest side of a matrix that gets orthogonal updates."""
+WIDE = 2
+"""From so many times as many columns as rows, an iteration on squares takes fewer products; kernels have 9 times."""
 BETAS = (0.9, 0.99)
 EIGHT_BIT = ("state1", "state2", "qmap1", "qmap2", "absmax1", "absmax2")
 """State that bitsandbytes keeps per parameter besides the number of steps."""
@@ -83,14 +85,37 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_s
 
     The method is the quintic Newton-Schulz iteration of Jordan et al. 2024.
     """
-    a, b, c = coefficients
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).to(torch.bfloat16 if has_bf16(matrices.device.type) else torch.float32)
+    is_tall, is_bf16 = matrices.shape[1] > matrices.shape[2], has_bf16(matrices.device.type)
+    x = (matrices.mT if is_tall else matrices).to(torch.bfloat16 if is_bf16 else torch.float32)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    # products of small squares lose too much in bf16
+    iterate = _by_squares if not is_bf16 and x.shape[2] >= WIDE * x.shape[1] else _by_products
+    x = iterate(x, coefficients, num_steps)
+    return x.mT if is_tall else x
+
+
+def _by_products(x: Tensor, coefficients: tuple[float, float, float], num_steps: int) -> Tensor:
+    a, b, c = coefficients
     for _ in range(num_steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return x
+
+
+def _by_squares(x: Tensor, coefficients: tuple[float, float, float], num_steps: int) -> Tensor:
+    """Iterate on x x^T and the product of all polynomials in it, [N,R,R], which is then applied to x once.
+
+    All of them are polynomials of one symmetric matrix, so their order does not matter.
+    """
+    a, b, c = coefficients
+    gram, factor = x @ x.mT, None
+    for step in range(num_steps):
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        factor = polynomial if factor is None else polynomial @ factor
+        if step + 1 < num_steps:
+            gram = polynomial @ gram @ polynomial
+    return x if factor is None else factor @ x
 
 
 def usable_kind(kind: OptimizerKind) -> tuple[OptimizerKind, str]:
