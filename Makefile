@@ -17,9 +17,9 @@ demo-full: $(VENV)/.runtime
 test: $(VENV)/.development
 	$(MAKE) --no-print-directory --jobs 2 check pytest
 
-# every combination of concept method, condition network and family of bases, too
+# every combination of concept method, condition network and family of bases, and kills of each room, too
 test-all: $(VENV)/.development
-	$(MAKE) --no-print-directory --jobs 2 check pytest MARKED="matrix or not matrix"
+	$(MAKE) --no-print-directory --jobs 2 check pytest MARKED="matrix or long or not matrix"
 
 check: $(VENV)/.development
 	$(BIN)/ruff check .

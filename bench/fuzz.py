@@ -5,7 +5,7 @@
     python bench/fuzz.py --replay load/coco:10000123 [--keep FOLDER]
 
 A case is a target and a seed, and the same everywhere. It fails when anything but an error of ours comes out, when the
-message is not one line, when it takes more than two seconds of processor time, or when the process ends. Prints
+message is not one line, when it takes more than four seconds of processor time, or when the process ends. Prints
 failures as they come (`--out` writes all of them as JSON lines) and a table of targets at the end; exit code 1 for any
 failure.
 """

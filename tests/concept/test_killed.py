@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ def outcome(out: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_killed_three_times_it_ends_with_the_same_files(
     tiny_base_folder: Path, kill_three_times: Callable[..., tuple[Path, Path]]
 ) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from defectory.artifacts.weights import Concept
 from defectory.engine.backbones.save import save_base_like
 from defectory.files import MARKER_NAME, digest_file, digest_folder
@@ -16,6 +18,7 @@ def outcome(out: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.long
 def test_killed_three_times_it_ends_with_the_same_files(
     tiny_base_folder: Path, tmp_path: Path, kill_three_times: Callable[..., tuple[Path, Path]]
 ) -> None:

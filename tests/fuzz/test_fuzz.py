@@ -1,4 +1,4 @@
-"""No damaged input ends in anything but one line, within two seconds. A longer run: `python bench/fuzz.py --cases
+"""No damaged input ends in anything but one line, within four seconds. A longer run: `python bench/fuzz.py --cases
 200000`.
 """
 

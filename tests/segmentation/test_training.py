@@ -192,6 +192,7 @@ def test_an_arm_without_its_tiles_is_refused(make_tiles: MakeTiles, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_killed_three_times_it_ends_with_the_same_files(kill_three_times: Callable[..., tuple[Path, Path]]) -> None:
     whole, killed = kill_three_times(
         """

@@ -185,6 +185,7 @@ def test_batches_hold_all_jobs_in_order() -> None:
     assert [job for batch in batches_of(plan, 3) for job in batch] == list(plan.jobs)
 
 
+@pytest.mark.long
 def test_killed_three_times_it_ends_with_the_same_files(
     tiny_base_folder: Path, tmp_path: Path, kill_three_times: Callable[..., tuple[Path, Path]]
 ) -> None:
