@@ -73,14 +73,16 @@ def test_auto_computes_in_bf16_only_where_the_processor_can(monkeypatch: pytest.
         ("AMD64", False, True, False, True),
         ("aarch64", True, True, False, False),
         ("arm64", False, False, True, True),
+        ("arm64", False, False, None, False),
     ],
 )
 def test_a_cpu_is_asked_for_its_instructions(
-    monkeypatch: pytest.MonkeyPatch, machine: str, avx512_bf16: bool, amx: bool, arm: bool, expected: bool
+    monkeypatch: pytest.MonkeyPatch, machine: str, avx512_bf16: bool, amx: bool, arm: bool | None, expected: bool
 ) -> None:
     monkeypatch.setattr("platform.machine", lambda: machine)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: arm is not None)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: arm)
     has_bf16.cache_clear()
     try:

@@ -220,6 +220,20 @@ def test_a_class_that_test_lacks_is_a_remark(project_of: Callable[..., Run]) -> 
     assert any(remark.startswith("test holds no instance of ") for remark in check(project_of(edit=edit)))
 
 
+@pytest.mark.parametrize(("precision", "has"), [("bf16", False), ("bf16", True), ("auto", False), ("no", False)])
+def test_bf16_on_a_processor_without_instructions_for_it_is_a_remark(
+    project_of: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, precision: str, has: bool
+) -> None:
+    monkeypatch.setattr("defectory.engine.precision.has_bf16", lambda device_type: has)
+    settings = (f"{section}.mixed_precision={precision}" for section in ("synthesis", "segmentation"))
+    told = [remark for remark in check(project_of(*settings)) if "bf16" in remark]
+    if precision == "bf16" and not has:
+        (remark,) = told
+        assert remark.startswith("synthesis.mixed_precision, segmentation.mixed_precision = bf16: the processor")
+    else:
+        assert not told
+
+
 def test_what_is_damaged_is_left_to_the_stage_that_reads_it(project_of: Callable[..., Run]) -> None:
     project = project_of()
     (project.folder / "tiles" / "tileset.json").write_text("{")

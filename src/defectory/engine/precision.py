@@ -28,7 +28,7 @@ def has_bf16(device_type: str) -> bool:
 
 def _cpu_has_bf16() -> bool:
     if platform.machine().lower() not in ("x86_64", "amd64"):
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+        return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
     cpu = torch.cpu
     return cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()  # pyright: ignore[reportPrivateUsage]
 

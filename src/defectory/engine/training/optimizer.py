@@ -89,12 +89,13 @@ def orthogonal(matrices: Tensor, coefficients: tuple[float, float, float], num_s
     x = (matrices.mT if is_tall else matrices).to(torch.bfloat16 if is_bf16 else torch.float32)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
     # products of small squares lose too much in bf16
-    iterate = _by_squares if not is_bf16 and x.shape[2] >= WIDE * x.shape[1] else _by_products
+    iterate = by_squares if not is_bf16 and x.shape[2] >= WIDE * x.shape[1] else by_products
     x = iterate(x, coefficients, num_steps)
     return x.mT if is_tall else x
 
 
-def _by_products(x: Tensor, coefficients: tuple[float, float, float], num_steps: int) -> Tensor:
+def by_products(x: Tensor, coefficients: tuple[float, float, float], num_steps: int) -> Tensor:
+    """Iterate on matrices [N,R,C] of norm 1, R at most C, themselves."""
     a, b, c = coefficients
     for _ in range(num_steps):
         gram = x @ x.mT
@@ -102,8 +103,8 @@ def _by_products(x: Tensor, coefficients: tuple[float, float, float], num_steps:
     return x
 
 
-def _by_squares(x: Tensor, coefficients: tuple[float, float, float], num_steps: int) -> Tensor:
-    """Iterate on x x^T and the product of all polynomials in it, [N,R,R], which is then applied to x once.
+def by_squares(x: Tensor, coefficients: tuple[float, float, float], num_steps: int) -> Tensor:
+    """Iterate on x x^T and on the product of all polynomials in it, [N,R,R], and apply that product to x once.
 
     All of them are polynomials of one symmetric matrix, so their order does not matter.
     """

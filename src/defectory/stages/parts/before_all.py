@@ -87,6 +87,8 @@ def check_before_all(
             )
     elif not is_known(config.base):
         _verify_if_there(config.base)
+    if computes:
+        remarks += _remarks_on_precision(config)
     _require_shares(config, [stage.name for stage in selected if stage.name in stale and stage.trains_together])
     if not stale:
         return ()
@@ -233,6 +235,24 @@ def _require_disk(found: Estimate) -> None:
             f"its disk has {free / 1e6:,.0f} MB free, about {needed / 1e6:,.0f} MB are needed",
             "free space, or set `out` to a folder on a larger disk; nothing was written",
         )
+
+
+def _remarks_on_precision(config: ProjectConfig) -> list[str]:
+    """Return a remark if bf16 was asked for on a device that has no instructions for it."""
+    chosen = {
+        "concept.training": config.concept.training.mixed_precision,
+        "condition.training": config.condition.training.mixed_precision,
+        "synthesis": config.synthesis.mixed_precision,
+        "segmentation": config.segmentation.mixed_precision,
+    }
+    asked = [f"{section}.mixed_precision" for section, precision in chosen.items() if precision == "bf16"]
+    if not asked:
+        return []
+    from defectory.engine.precision import has_bf16
+
+    if has_bf16(device_of(config.device).partition(":")[0]):
+        return []
+    return [f"{', '.join(asked)} = bf16: the processor has no instructions for it, so it may take many times as long"]
 
 
 def _remarks(found: Estimate) -> list[str]:
