@@ -367,7 +367,8 @@ def test_predict_gives_coco_results_and_overlays(defectory: Cli, tmp_path: Path)
         assert 0 <= row["score"] <= 1
 
 
-def test_a_base_is_taught_a_word_of_the_world_and_other_words_are_refused(defectory: Cli, tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_base_is_taught_a_word_of_the_world(defectory: Cli, tmp_path: Path) -> None:
     out = tmp_path / "taught"
     few = [
         f"-o{name}={value}"
@@ -386,6 +387,8 @@ def test_a_base_is_taught_a_word_of_the_world_and_other_words_are_refused(defect
     assert (tmp_path / "taught.work" / "after.png").is_file()
     assert "whole" in defectory("base", "verify", out).out
 
+
+def test_other_words_are_refused(defectory: Cli, tmp_path: Path) -> None:
     done = defectory("base", "teach", "rust", "--out", tmp_path / "no")
     assert done.code == 2
     assert "'rust' is not one of crack, " in done.error_line

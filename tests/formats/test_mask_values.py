@@ -393,7 +393,8 @@ def test_a_large_mask_of_many_numbered_instances_is_fast_and_small(tmp_path: Pat
     began = time.process_time()
     raw = load(tmp_path, mask_threshold=1)
     assert [len(image.instances) for image in raw.images] == [1000, 1000]
-    assert time.process_time() - began < 4
+    # going over the mask once per instance takes a minute
+    assert time.process_time() - began < 15
     assert tracemalloc.get_traced_memory()[1] < 400e6
     tracemalloc.stop()
 

@@ -168,6 +168,7 @@ def test_the_base_stays_as_it_is_while_the_control_network_learns(tiny_recipe: P
             assert torch.allclose(trained[f"{prefix}.{name}"], value, atol=1e-3), f"{prefix}.{name}"
 
 
+@pytest.mark.long
 def test_killed_three_times_it_ends_with_the_same_files(
     tiny_recipe: PretrainConfig, kill_three_times: Callable[..., tuple[Path, Path]]
 ) -> None:

@@ -18,6 +18,7 @@ from defectory.artifacts.difficulty import Difficulty
 from defectory.artifacts.plan import Plan
 from defectory.artifacts.targets import Targets
 from defectory.config.recipes import ABLATION
+from defectory.engine.speed import Speed
 from defectory.events import StageEnded
 from defectory.files import digest_file, digest_json
 from defectory.runs.stage import Run
@@ -280,7 +281,12 @@ def test_a_third_round_is_compared_with_the_best_before() -> None:
     assert Targets(round=2, earlier_digest="").best is None
 
 
-def test_estimates_count_the_trainings_of_rounds(tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path) -> None:
+def test_estimates_count_the_trainings_of_rounds(
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # measured, it would change between the two estimates
+    speed = Speed(one=5e10, all=5e10, num_threads=1)
+    monkeypatch.setattr("defectory.stages.parts.estimate.estimate.measure_speed", lambda **_: speed)
     folder, settings, _ = tiny_run
     (tmp_path / "source").symlink_to(folder / "source")
     names = ("plan", "synthesize", "curate")
