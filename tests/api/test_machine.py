@@ -48,6 +48,7 @@ def test_presets_say_whether_they_fit_this_machine(monkeypatch: pytest.MonkeyPat
         total_memory = int(15.6 * 2**30)
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: Card())
     fits = {fit.preset: fit.fits for fit in presets_here()}

@@ -24,11 +24,13 @@ class Speed:
         one: on one thread.
         all: on all threads of a run.
         num_threads: of a run.
+        is_bf16: whether the probe ran in bf16, as networks do.
     """
 
     one: float
     all: float
     num_threads: int
+    is_bf16: bool = True
 
 
 def measure_speed(*, threads: int | None = None, mixed_precision: MixedPrecision = "auto") -> Speed:
@@ -42,19 +44,20 @@ def measure_speed(*, threads: int | None = None, mixed_precision: MixedPrecision
     """
     import torch
 
-    before = torch.get_num_threads()
+    from defectory.engine.precision import uses_bf16
+
+    before, is_bf16 = torch.get_num_threads(), uses_bf16(mixed_precision, "cpu")
     num_threads = threads or before
     try:
         torch.set_num_threads(1)
         # time of this thread alone, which other programs hardly change
         one = _multiply_adds_per_s(mixed_precision, time.thread_time)
         if num_threads == 1:
-            return Speed(one=one, all=one, num_threads=1)
+            return Speed(one=one, all=one, num_threads=1, is_bf16=is_bf16)
         torch.set_num_threads(num_threads)
         # on a busy machine threads wait for each other, longer than they do in a whole run
-        return Speed(
-            one=one, all=max(one, _multiply_adds_per_s(mixed_precision, time.perf_counter)), num_threads=num_threads
-        )
+        together = max(one, _multiply_adds_per_s(mixed_precision, time.perf_counter))
+        return Speed(one=one, all=together, num_threads=num_threads, is_bf16=is_bf16)
     finally:
         torch.set_num_threads(before)
 

@@ -13,6 +13,10 @@ from dataclasses import dataclass
 
 REFERENCE_SPEED = 79e9
 """Multiply-adds per second of the probe on one thread of the machine that the seconds below were measured on."""
+REFERENCE_SPEED_FP32 = 42e9
+"""The same where the probe runs in fp32: segmenters, split and the like gain less from bf16 than networks do. From one
+shortened demo on a processor without it (decision 069).
+"""
 SERIAL_SHARE = 0.32
 """Share of small networks' time that further threads do not shorten: two train a segmenter 1.5 times as fast."""
 REFERENCE_PX = 128

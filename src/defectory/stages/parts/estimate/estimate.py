@@ -236,7 +236,8 @@ class _Beside:
         serial = costs.SERIAL_SHARE
         spread = work.spread_seconds * (serial + (1 - serial) / self.num_threads)
         started = costs.STARTED_S if self.num_processes > 1 else 0.0
-        own = work.multiply_adds / speed.all + (work.seconds + spread + started) * costs.REFERENCE_SPEED / speed.one
+        reference = costs.REFERENCE_SPEED if speed.is_bf16 else costs.REFERENCE_SPEED_FP32
+        own = work.multiply_adds / speed.all + (work.seconds + spread + started) * reference / speed.one
         return own * max(1.0, self.num_processes * self.num_threads / self.all_threads)
 
     def memory_of(self, work: StageWork) -> float:
