@@ -25,6 +25,7 @@ from torch import Tensor
 
 from defectory.engine.backbones.known import embedded_folder
 from defectory.engine.backbones.sd1.model import load_stable_diffusion
+from defectory.engine.precision import autocast
 from defectory.engine.tensors import images_to_tensor
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.optimizer import NamedOptimizer
@@ -86,7 +87,7 @@ def step_of(
     size = len(images)
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with autocast("auto", device):
             clean = latents
             if not measures.latents_made_once:
                 with torch.no_grad():
@@ -120,7 +121,7 @@ def main() -> int:
     pictures = [render(seed, (side_px, side_px)).image for seed in range(4 * arguments.batch_size)]
     image_s = (time.perf_counter() - began) / len(pictures)
     images = images_to_tensor(pictures[: arguments.batch_size]).to(device)
-    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+    with torch.no_grad(), autocast("auto", device):
         latents = models.vae.encode(images).latent_dist.mean.float() * models.vae.config["scaling_factor"]
     width, length = (
         int(models.unet.config["cross_attention_dim"]),

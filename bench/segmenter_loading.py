@@ -1,7 +1,7 @@
 """Share of a segmenter's training step that goes into preparing its batch, by policy of variation.
 
 Both are timed in turns, in processor seconds of one thread, on rendered borescope images of the demo's size: eight
-images drawn and varied, and losses and gradients of the default segmenter on them, in bf16.
+images drawn and varied, and losses and gradients of the default segmenter on them, in the precision of a run.
 
 Run: `OMP_NUM_THREADS=1 python bench/segmenter_loading.py`. Prints rows of a Markdown table.
 """

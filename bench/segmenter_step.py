@@ -1,6 +1,7 @@
 """Time of a training step of the light families, beside the same with the layers of timm and torchvision.
 
-All take turns on the same images in one process, in bf16 and processor time; the fastest of the rounds counts.
+All take turns on the same images in one process, in the precision of a run and in processor time; the fastest of the
+rounds counts.
 
 Run: `OMP_NUM_THREADS=1 python bench/segmenter_step.py`. Prints rows of a Markdown table.
 """
@@ -17,6 +18,7 @@ from timm.layers import freeze_batch_norm_2d
 from torch import nn
 from torchvision.ops import MultiScaleRoIAlign
 
+from defectory.engine.precision import autocast
 from defectory.segmentation.models import efficientnet
 from defectory.segmentation.models.family import Build, build_segmenter
 
@@ -65,7 +67,7 @@ def batch_of(shape: tuple[int, int, int]) -> tuple[list[torch.Tensor], list[dict
 def step_s(model: nn.Module, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> float:
     """Take processor time of losses and gradients."""
     begun = time.process_time()
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("auto", "cpu"):
         losses = model.train()(images, targets)
     sum(value.float() for value in losses.values()).backward()
     model.zero_grad()

@@ -24,6 +24,7 @@ from defectory.drivers.extract import extract_driver
 from defectory.engine.backbones.known import embedded_folder
 from defectory.engine.backbones.save import save_base_like
 from defectory.engine.backbones.sd1.model import load_stable_diffusion
+from defectory.engine.precision import autocast
 from defectory.engine.training.attention import use_plain_attention
 from defectory.engine.training.config import TrainingConfig
 from defectory.engine.training.data import TrainingTile
@@ -90,7 +91,7 @@ def bare_step(batch_size: int, base: Path, device: str) -> Callable[[], None]:
     driver = torch.rand(batch_size, models.tile_px, models.tile_px, 3, device=device).permute(0, 3, 1, 2)
 
     def step() -> None:
-        with torch.autocast(torch.device(device).type, torch.bfloat16):
+        with autocast("auto", device):
             down, middle = control(
                 x, timesteps, encoder_hidden_states=context, controlnet_cond=driver, return_dict=False
             )
