@@ -30,6 +30,7 @@ class Registry(Generic[T]):
         self._builtin = dict(builtin)
         self._added: dict[str, T] = {}
         self._loaded: dict[str, T] = {}
+        self._points: dict[str, EntryPoint] | None = None
 
     def names(self) -> tuple[str, ...]:
         """Return all names, ours first, in their order."""
@@ -79,8 +80,11 @@ class Registry(Generic[T]):
             del self._added[name]
 
     def _installed(self) -> dict[str, EntryPoint]:
-        points = entry_points(group=f"defectory.{self.group}")
-        return {point.name: point for point in points if point.name not in self._builtin}
+        # every installed package's metadata are read for it, and every setting with a registry asks
+        if self._points is None:
+            points = entry_points(group=f"defectory.{self.group}")
+            self._points = {point.name: point for point in points if point.name not in self._builtin}
+        return self._points
 
     def _ours(self, name: str) -> Any:
         try:

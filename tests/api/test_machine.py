@@ -67,7 +67,7 @@ def test_the_demo_is_planned_before_it_has_run(tmp_path: Path, monkeypatch: pyte
     few = partial(write_dataset, num_labelled=4, num_defect_free=4)
     monkeypatch.setattr("defectory.api.demo.write_dataset", few)
     monkeypatch.chdir(tmp_path)
-    planned = plan_demo()
+    planned, _ = plan_demo()
     assert {"learn-concept", "learn-condition", "synthesize", "report"} <= {stage.stage for stage in planned.stages}
     assert planned.seconds > 60
     assert planned.folder == Path("runs/demo")

@@ -146,6 +146,12 @@ def test_a_demo_with_a_wrong_setting_leaves_nothing_behind(defectory: Cli, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_a_demo_has_one_length(defectory: Cli, tmp_path: Path) -> None:
+    done = defectory("demo", "--full", "--short", "--out", tmp_path / "demo")
+    assert (done.code, "option --short" in done.error_line) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_missing_project_file_says_how_to_write_one(defectory: Cli, tmp_path: Path) -> None:
     done = defectory("run", tmp_path / "project.toml")
     assert done.code == 2

@@ -14,7 +14,7 @@ from defectory.config.resolve import defaults, resolve
 from defectory.errors import ConfigError
 
 GOOD = "seed = 4\n[data]\npath = 'a.json'\n[synthesis]\nnum_images = 5\n[prompts]\ndefect_noun = 'Riß'\n"
-NUM_MUTATIONS = 600
+NUM_MUTATIONS = 300
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])

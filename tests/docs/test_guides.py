@@ -204,8 +204,8 @@ def project_folder(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) 
     """A folder with `project.toml` and its finished run, which code may write into."""
     folder = tmp_path_factory.mktemp("guides") / "copy"
     shutil.copytree(tiny_run[0], folder)
-    # a study of one cell with two arms is enough to see that its code runs
-    study = {"seeds": [0], "arms": ["real", "mixed"]}
+    # a study of one cell with two arms that need no generator is enough to see that its code runs
+    study = {"seeds": [0], "arms": ["real", "copy_paste"]}
     (folder / "project.toml").write_text(project_template({**tiny_run[1], "study": study}))
     return folder
 

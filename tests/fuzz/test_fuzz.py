@@ -16,6 +16,7 @@ from .targets import TARGETS
 
 CHUNKS = 8
 CASES = 2400
+CHUNKS_OF_EVERY_RUN = 3
 SEED = 20
 
 
@@ -37,7 +38,13 @@ def test_valid_inputs_are_read(tmp_path: Path) -> None:
     assert not failed, told(failed)
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        *range(CHUNKS_OF_EVERY_RUN),
+        *(pytest.param(n, marks=pytest.mark.long) for n in range(CHUNKS_OF_EVERY_RUN, CHUNKS)),
+    ],
+)
 def test_damaged_inputs_are_read_or_refused_in_one_line(chunk: int) -> None:
     outcomes = list(run_cases(cases(CASES, SEED)[chunk::CHUNKS]))
     failed = [outcome for outcome in outcomes if outcome.failed]

@@ -45,15 +45,21 @@ def forked() -> Mask:
 
 
 MASKS = [*((1, crack(seed)) for seed in range(4)), *((2, blob(seed)) for seed in range(4))]
-CONFIG = MaskConfig.model_validate({"diffusion": {"num_steps": 400, "batch_size": 8}})
+CONFIG, LONGER = (
+    MaskConfig.model_validate({"diffusion": {"num_steps": num_steps, "batch_size": 8}}) for num_steps in (60, 400)
+)
+
+
+def learn(config: MaskConfig, out: Path) -> MaskDiffusion:
+    model = MaskDiffusion(MASKS, config=config, seed=1)
+    assert finish(model.learn(out)) == digest_file(out / MODEL_FILE)
+    return model
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[MaskDiffusion, Path]:
     out = tmp_path_factory.mktemp("masks")
-    model = MaskDiffusion(MASKS, config=CONFIG, seed=1)
-    assert finish(model.learn(out)) == digest_file(out / MODEL_FILE)
-    return model, out
+    return learn(CONFIG, out), out
 
 
 @pytest.mark.parametrize("mask", [crack(1), blob(2), forked(), np.ones((1, 1), bool), np.ones((4, 40), bool)])
@@ -85,9 +91,23 @@ def test_a_larger_wish_gives_a_larger_mask_of_the_same_shape() -> None:
     assert max(large.shape) == pytest.approx(60, abs=3)
 
 
-def test_it_draws_new_masks_of_its_classes(learned: tuple[MaskDiffusion, Path]) -> None:
+def test_masks_are_cropped_whole_and_new(learned: tuple[MaskDiffusion, Path]) -> None:
     model, _ = learned
+    require_new_masks({category: [model.draw(category, seed=seed) for seed in range(3)] for category in (1, 2)})
+
+
+@pytest.mark.long
+def test_masks_have_the_shape_of_their_class(tmp_path: Path) -> None:
+    model = learn(LONGER, tmp_path)
     drawn = {category: [model.draw(category, seed=seed) for seed in range(8)] for category in (1, 2)}
+    require_new_masks(drawn)
+    fullness = {
+        category: np.median([mask.sum() / max(mask.shape) ** 2 for mask in masks]) for category, masks in drawn.items()
+    }
+    assert fullness[1] < 0.3 < 0.4 < fullness[2], "thin cracks, compact pits"
+
+
+def require_new_masks(drawn: dict[int, list[Mask]]) -> None:
     for masks in drawn.values():
         assert all(mask.any() and mask.any(axis=0).all() and mask.any(axis=1).all() for mask in masks), (
             "cropped to its box"
@@ -96,10 +116,6 @@ def test_it_draws_new_masks_of_its_classes(learned: tuple[MaskDiffusion, Path]) 
             "one piece"
         )
         assert len({mask.tobytes() for mask in masks}) == len(masks)
-    fullness = {
-        category: np.median([mask.sum() / max(mask.shape) ** 2 for mask in masks]) for category, masks in drawn.items()
-    }
-    assert fullness[1] < 0.3 < 0.4 < fullness[2], "thin cracks, compact pits"
 
 
 def test_a_mask_depends_on_its_seed_alone(learned: tuple[MaskDiffusion, Path]) -> None:

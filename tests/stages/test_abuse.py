@@ -12,7 +12,8 @@ import pytest
 ABUSE = Path(__file__).resolve().parents[2] / "bench" / "abuse.py"
 
 
-@pytest.mark.parametrize("campaign", ["pairs", pytest.param("kills", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("campaign", ["pairs", "kills"])
 def test_nothing_is_lost_and_outcomes_are_those_of_an_undisturbed_run(campaign: str) -> None:
     done = subprocess.run(
         [sys.executable, str(ABUSE), campaign, "--times", "1", "--seed", "7"],

@@ -382,6 +382,7 @@ print(json.dumps([kills, sorted(partial)]))
 """
 
 
+@pytest.mark.long
 def test_a_round_killed_at_several_moments_ends_as_if_it_had_not_been(
     drawn: Run, tiny_run: TinyRun, tmp_path: Path
 ) -> None:

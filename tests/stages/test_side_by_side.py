@@ -117,6 +117,7 @@ def test_the_first_failure_is_told_as_what_it_is_and_ends_the_others(
     assert not psutil.Process().children()
 
 
+@pytest.mark.long
 def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_end(
     untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
 ) -> None:

@@ -24,7 +24,8 @@ OF_STUDY = {
 def file(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("study")
     shutil.copytree(tiny_run[0] / "source", folder / "source")
-    settings = {**tiny_run[1], **OF_STUDY, "study.with_all": False, "curation.checks": []}
+    settings = {**tiny_run[1], **OF_STUDY, "study.with_all": False, "curation.checks": [], "synthesis.num_images": 4}
+    settings |= {f"{phase}.training.num_steps": 2 for phase in ("concept", "condition")}
     return Project.create(
         folder / "project.toml", data=folder / "source" / "annotations.json", preset=None, settings=settings
     ).file

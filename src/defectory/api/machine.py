@@ -105,18 +105,23 @@ def presets_here() -> list[PresetFit]:
     return found
 
 
-def plan_demo() -> Estimate:
+def plan_demo() -> tuple[Estimate, bool]:
     """Estimate the demo on this machine, from a probe of a quarter of a second and the work of each stage.
 
     The demo of the current folder is estimated as far as it has still to run, else a new one.
+
+    Returns:
+        the estimate, and whether the demo has shorter phases here.
     """
-    from defectory.api.demo import PROJECT_FILE, open_demo
+    from defectory.api.demo import PROJECT_FILE, is_short, open_demo
 
     here = Path("runs") / "demo"
     if (here / PROJECT_FILE).is_file():
-        return open_demo().estimate()
+        demo = open_demo()
+        return demo.estimate(), is_short(demo)
     with tempfile.TemporaryDirectory() as folder:
-        return replace(open_demo(Path(folder) / "demo").estimate(), folder=here)
+        demo = open_demo(Path(folder) / "demo")
+        return replace(demo.estimate(), folder=here), is_short(demo)
 
 
 def _version_of(name: str) -> str:

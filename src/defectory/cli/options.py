@@ -22,7 +22,9 @@ OverrideOption = Annotated[
 ]
 PresetOption = Annotated[
     str | None,
-    typer.Option("--preset", help="demo, demo-full, cpu, gpu-8gb, gpu-12gb, gpu-16gb, gpu-24gb or gpu-80gb."),
+    typer.Option(
+        "--preset", help="demo, demo-short, demo-full, cpu, gpu-8gb, gpu-12gb, gpu-16gb, gpu-24gb or gpu-80gb."
+    ),
 ]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the whole project.")]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 ...")]

@@ -20,6 +20,7 @@ from defectory.cli.options import (
     open_project,
     run_project,
 )
+from defectory.errors import ConfigError
 
 STAGE_VERBS = {
     "learn-concept": "Phase 1: teach the base what your parts look like (DreamBooth with prior preservation).",
@@ -51,6 +52,12 @@ def demo(
     full: Annotated[
         bool, typer.Option("--full", help="Longer phases, then a study: three seeds, four amounts of labels; hours.")
     ] = False,
+    short: Annotated[
+        bool | None,
+        typer.Option(
+            "--short/--no-short", help="Shorter phases; chosen by itself where the demo would take over 15 minutes."
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Run folder; runs/demo, or runs/demo-full.")] = None,
     override: OverrideOption = None,
     seed: SeedOption = None,
@@ -60,9 +67,16 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run everything on a procedural borescope data set: data, both phases, synthesis, curation, segmenters, report."""
-    from defectory.api.demo import open_demo
+    from defectory.api.demo import Preset, is_short, open_demo
+    from defectory.cli.show import say
 
-    project = open_demo(out, "demo-full" if full else "demo", overrides=override or [], seed=seed, device=device)
+    if full and short:
+        raise ConfigError("option --short", "is given beside --full", "the demo has one length: leave one of them out")
+    lengths: dict[bool | None, Preset | None] = {None: None, True: "demo-short", False: "demo"}
+    preset = "demo-full" if full else lengths[short]
+    project = open_demo(out, preset, overrides=override or [], seed=seed, device=device)
+    if preset is None and is_short(project):
+        say("the demo is shortened, as this machine would take more than 15 minutes for it; --no-short runs it whole")
     run_project(project, dry_run=dry_run, yes=yes, as_json=as_json)
     if full:
         from defectory.cli.study_verb import run_study

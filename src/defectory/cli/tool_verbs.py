@@ -140,7 +140,8 @@ def doctor(
         opened = Project.open(project)
         machine, estimate, what = check_machine(), opened.estimate(), opened.config.name
     else:
-        machine, estimate, what = check_machine(), plan_demo(), "the demo"
+        machine, (estimate, is_short) = check_machine(), plan_demo()
+        what = "the demo, shortened for this machine" if is_short else "the demo"
     fits = presets_here()
     if as_json:
         say_json({"machine": machine, "presets": [asdict(fit) for fit in fits], "plan": values_of(estimate)})

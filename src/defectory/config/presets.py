@@ -95,6 +95,19 @@ PRESETS: dict[str, dict[str, Any]] = {
         "synthesis": {"num_images": 128, "num_inference_steps": 6, "calibration_drafts": 16},
         "segmentation": {"num_steps": 200, **SEGMENTER_OF_DEMO, "input_px": 160, "validate_every": 50},
     },
+    "demo-short": {
+        "split": SPLIT_OF_DEMO,
+        "drivers": DRIVERS_OF_DEMO,
+        "concept": {
+            "num_class_images": 8,
+            **ADAPTERS_ON_CPU,
+            "training": {"num_steps": 20, **CONCEPT_OF_DEMO, "variants_per_image": 4},
+        },
+        "prompts": {"defect_noun": "crack"},
+        "condition": {"training": {"num_steps": 28, **CONDITION_OF_DEMO, "variants_per_image": 4}},
+        "synthesis": {"num_images": 40, "num_inference_steps": 6, "calibration_drafts": 16},
+        "segmentation": {"num_steps": 90, **SEGMENTER_OF_DEMO, "input_px": 160, "validate_every": 45},
+    },
     "demo-full": {
         "split": SPLIT_OF_DEMO,
         "drivers": DRIVERS_OF_DEMO,
@@ -146,9 +159,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         drafts_per_batch=32,
     ),
 }
-"""`demo` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU. `gpu-8gb` to
-`gpu-80gb`: Stable Diffusion 1.5 on one GPU with that memory, which is reckoned from the networks' sizes; settings of
-training are those that the field uses. No run on a GPU has been timed.
+"""`demo`, `demo-short` and `demo-full`: the borescope demo. `cpu`: embedded base on a workstation without a GPU.
+`gpu-8gb` to `gpu-80gb`: Stable Diffusion 1.5 on one GPU with that memory, which is reckoned from the networks' sizes;
+settings of training are those that the field uses. No run on a GPU has been timed.
 """
 GPU_PRESETS = {name: int(name.removeprefix("gpu-").removesuffix("gb")) for name in PRESETS if name.startswith("gpu-")}
 """Memory of the GPU that a preset is for, GiB, from small to large."""

@@ -17,6 +17,18 @@ REFERENCE_SPEED_FP32 = 42e9
 """The same where the probe runs in fp32: segmenters, split and the like gain less from bf16 than networks do. From one
 shortened demo on a processor without it (decision 069).
 """
+FP32_TIMES: Mapping[str, float] = {
+    "split": 0.7,
+    "learn-concept": 0.92,
+    "learn-condition": 0.79,
+    "calibrate": 0.72,
+    "synthesize": 0.71,
+    "segment": 1.3,
+    "certify": 0.83,
+}
+"""Time of a stage, or of one of a group, where networks compute in fp32, beside what the constants below come to there.
+From one shortened demo on a processor without instructions for bf16 (decision 070).
+"""
 SERIAL_SHARE = 0.32
 """Share of small networks' time that further threads do not shorten: two train a segmenter 1.5 times as fast."""
 REFERENCE_PX = 128

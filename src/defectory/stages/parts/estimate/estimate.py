@@ -231,14 +231,15 @@ class _Beside:
             return cls(num_processes=1, num_threads=threads, all_threads=threads)
         return cls(num_processes=min(num_processes, len(stale)), num_threads=num_threads, all_threads=threads)
 
-    def seconds_of(self, work: StageWork, speed: Speed) -> float:
+    def seconds_of(self, stage: Stage, work: StageWork, speed: Speed) -> float:
         """Return the seconds of one stage while the others run beside it."""
         serial = costs.SERIAL_SHARE
         spread = work.spread_seconds * (serial + (1 - serial) / self.num_threads)
         started = costs.STARTED_S if self.num_processes > 1 else 0.0
         reference = costs.REFERENCE_SPEED if speed.is_bf16 else costs.REFERENCE_SPEED_FP32
+        times = 1.0 if speed.is_bf16 else costs.FP32_TIMES.get(stage.group or stage.name, 1.0)
         own = work.multiply_adds / speed.all + (work.seconds + spread + started) * reference / speed.one
-        return own * max(1.0, self.num_processes * self.num_threads / self.all_threads)
+        return times * own * max(1.0, self.num_processes * self.num_threads / self.all_threads)
 
     def memory_of(self, work: StageWork) -> float:
         """Return the bytes of all processes."""
@@ -301,7 +302,7 @@ def _seconds_and_why(
         return None, UNKNOWN
     if not situation.data.num_images and stage.is_preparation:
         return None, OF_DATA
-    seconds = together.seconds_of(work, speed) * _left(run, stage, states)
+    seconds = together.seconds_of(stage, work, speed) * _left(run, stage, states)
     return seconds * _correction(run, stage, situation, together, speed), ""
 
 
@@ -312,7 +313,7 @@ def _correction(run: Run, stage: Stage, situation: Situation, together: _Beside,
         return 1.0
     before = replace(situation, config=_settings_of(run.config, manifest["settings"]))
     work = work_of(stage, before)
-    expected = 0.0 if work is None else together.seconds_of(work, speed)
+    expected = 0.0 if work is None else together.seconds_of(stage, work, speed)
     measured = float(manifest["info"]["seconds"])
     low, high = CORRECTIONS
     return min(high, max(low, measured / expected)) if measured > 0 and expected > 0 else 1.0
