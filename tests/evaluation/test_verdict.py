@@ -14,7 +14,7 @@ import pytest
 
 from defectory.artifacts.verdict import Verdict
 from defectory.errors import InputError
-from defectory.evaluation.statistics import TestScores, scores_of_seeds
+from defectory.evaluation.statistics import TestScores, gain_estimate, scores_of_seeds
 from defectory.evaluation.verdict import verdict
 
 ARMS = {"real": False, "copy_paste": False, "mixed": True, "synthetic": True}
@@ -140,6 +140,25 @@ def test_what_found_nothing_is_no_evidence() -> None:
     judged = judge((0.0, 0.0, 0.0), (0.0, 0.001, 0.0))
     assert judged.outcome == "not enough evidence"
     assert "neither real nor mixed found anything" in judged.sentence
+
+
+def test_where_no_mask_covers_half_pixels_are_told() -> None:
+    pixels = scores_of_seeds({"real": (0.10, 0.12, 0.11), "mixed": (0.16, 0.18, 0.175)})
+    judged = judge((0.0, 0.001, 0.0), (0.0, 0.0, 0.0), pixel_ap=lambda: [pixels])
+    gain = gain_estimate([pixels], "mixed", "real")
+    assert judged.outcome == "not enough evidence"
+    assert (judged.pixel_ap_gain, judged.pixel_ap_interval) == (gain.mean, gain.interval())
+    assert "Pixel AP 0.172 with mixed, 0.110 with real: +0.062 (95% interval +0." in judged.sentence
+    silent = scores_of_seeds({"real": (0.0, 0.0, 0.0), "mixed": (0.0, 0.0, 0.001)})
+    judged = judge((0.0, 0.001, 0.0), (0.0, 0.0, 0.0), pixel_ap=lambda: [silent])
+    assert (judged.pixel_ap_gain, "found anything" in judged.sentence) == (None, True)
+
+
+def test_pixels_are_not_asked_for_where_segm_map_tells() -> None:
+    def never() -> list[TestScores]:
+        raise AssertionError
+
+    assert judge((0.40, 0.43, 0.41), pixel_ap=never).pixel_ap_gain is None
 
 
 def test_an_arm_that_is_not_known_or_a_score_that_is_no_number_is_refused() -> None:

@@ -143,6 +143,7 @@ def test_a_work_folder_of_another_recipe_is_refused(made: Made, tiny_recipe: Pre
         next(start(other, made[0]))
 
 
+@pytest.mark.long
 def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
     recipe = tiny_recipe.model_copy(
         update={

@@ -45,7 +45,7 @@ def test_anchors_are_spread_over_the_boxes_and_never_lose_the_familys_own_range(
     assert wide.num_anchors_per_location() == own.num_anchors_per_location()
 
 
-@pytest.mark.parametrize("name", ["resnet50", "resnet50_v2"])
+@pytest.mark.parametrize("name", ["resnet50", pytest.param("resnet50_v2", marks=pytest.mark.long)])
 def test_coco_weights_start_all_but_the_layers_of_the_classes(name: str, coco: dict[str, Path]) -> None:
     model, built = build_segmenter(name, Build(num_classes=2, boxes=BOXES, weights=coco[name]), seed=0)
     stored, state = torch.load(coco[name], weights_only=True), model.state_dict()

@@ -147,6 +147,7 @@ def test_the_report_shows_the_certificate(project: Run) -> None:
     assert project.store().certificate.seal in page
 
 
+@pytest.mark.long
 def test_folds_and_a_mask_model_are_consumers_too(project: Run, tiny_run: TinyRun, open_tiny: Open) -> None:
     more = ("synthesis.focus=segmenter", "segmentation.fold_steps=2", "masks.sources.diffusion=0.5")
     arms = ('segmentation.arms=["real","synthetic"]', "masks.diffusion.num_steps=3", "synthesis.num_images=4")

@@ -44,6 +44,7 @@ def test_masks_are_learned_once_and_planned(folder: Path, tiny_run: TinyRun, ope
     assert "learn-masks" in ran(perturbed, "learn-masks")
 
 
+@pytest.mark.long
 def test_another_seed_learns_another_model(folder: Path, tiny_run: TinyRun, open_tiny: Opened) -> None:
     digests: set[str] = set()
     for seed in (0, 1):

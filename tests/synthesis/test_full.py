@@ -102,7 +102,7 @@ def test_padding_stays_the_tiles(models: SamplingModels, tmp_path: Path) -> None
         assert (drawn[:, :, : VALID_HW[1]] != 77).mean() > 0.5
 
 
-@pytest.mark.parametrize("scheduler", ["base", "ddpm"])
+@pytest.mark.parametrize("scheduler", ["base", pytest.param("ddpm", marks=pytest.mark.long)])
 def test_another_batch_size_gives_the_same_pictures(models: SamplingModels, tmp_path: Path, scheduler: str) -> None:
     for size in (1, 3, 7):
         draw(models, tmp_path / str(size), batch_size=size, scheduler=scheduler)

@@ -63,4 +63,8 @@ class Verdict(Value):
     num_images: int = 0
     more_needed: MoreNeeded | None = None
     """What would settle it; None if it is settled, or if the gain is not known well enough to say."""
+    pixel_ap_gain: float | None = None
+    """Mean gain in pixel AP of the candidate over the reference; known only where segm mAP says nothing."""
+    pixel_ap_interval: Interval | None = None
+    """Its 95% interval."""
     arms: tuple[ArmFigure, ...] = ()

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
-from scipy.stats import wasserstein_distance
 
 from defectory.artifacts.scores import DiversityScores, ImageSetScores
 from defectory.engine.features.neighbourhoods import density_and_coverage, distances
@@ -149,6 +148,9 @@ def score_image_sets(
         config: settings of the bootstrap.
         seed: seed of the bootstrap.
     """
+    # scipy.stats takes a fifth of the imports of every command that opens a project
+    from scipy.stats import wasserstein_distance
+
     made, train, test = features
     mean_s, std_s = tones(synthetic)
     mean_r, std_r = tones(real_train)

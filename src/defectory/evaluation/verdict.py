@@ -33,6 +33,7 @@ def verdict(
     uses_synthetic: Mapping[str, bool],
     validation: Mapping[str, Sequence[float]] | None = None,
     margin: float = EQUIVALENCE_MARGIN,
+    pixel_ap: Callable[[], Sequence[TestScores]] | None = None,
 ) -> Verdict:
     """Judge the best arm with synthetic data against the best arm without it.
 
@@ -44,6 +45,8 @@ def verdict(
         validation: segm mAP on validation of each arm's seeds, fold after fold, in the order of `folds`. Needed where
             there is a choice.
         margin: difference in segm mAP that counts as none.
+        pixel_ap: gives the pixel AP of the same segmenters on each test part. It is asked for, and told, where segm mAP
+            is zero all over, as with cracks a few pixels wide; the outcome stays open there.
 
     Raises:
         InputError: an arm is unknown to one of the arguments, or a figure is not a finite number.
@@ -91,14 +94,29 @@ def verdict(
         standard_error=gain.error,
     )
     if max(estimates[reference].mean, estimates[candidate].mean) < COLLAPSED_MAP:
-        return _with(
-            base,
-            sentence=f"Not enough evidence: neither {_readable(reference)} nor {_readable(candidate)} found anything "
-            f"(segm mAP below {COLLAPSED_MAP}).",
-        )
+        return _by_pixels(base, [] if pixel_ap is None else pixel_ap(), reference=reference, candidate=candidate)
     outcome = _outcome(gain.interval(), margin)
     more = _more_needed(gain, base) if outcome == "not enough evidence" else None
     return _with(base, outcome=outcome, more_needed=more, sentence=_sentence(outcome, texts, gain, margin, more))
+
+
+def _by_pixels(base: Verdict, pixel_ap: Sequence[TestScores], *, reference: str, candidate: str) -> Verdict:
+    """Return the open verdict of two arms without a segm mAP, with what pixel AP says of them if it says anything."""
+    means = {arm: arm_estimate(pixel_ap, arm).mean for arm in (reference, candidate)} if pixel_ap else {}
+    if max(means.values(), default=0.0) < COLLAPSED_MAP:
+        found = f"neither {_readable(reference)} nor {_readable(candidate)} found anything"
+        return _with(base, sentence=f"Not enough evidence: {found} (segm mAP below {COLLAPSED_MAP}).")
+    gain = gain_estimate(pixel_ap, candidate, reference)
+    low, high = gain.interval()
+    return _with(
+        base,
+        pixel_ap_gain=gain.mean,
+        pixel_ap_interval=(low, high),
+        sentence=f"Not enough evidence: segm mAP is below {COLLAPSED_MAP} with {_readable(reference)} and with "
+        f"{_readable(candidate)}, since hardly a mask covers half of its defect. Pixel AP {means[candidate]:.3f} with "
+        f"{_readable(candidate)}, {means[reference]:.3f} with {_readable(reference)}: {gain.mean:+.3f} (95% interval "
+        f"{low:+.3f} to {high:+.3f}; {_evidence(base)}).",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,8 @@ from defectory.evaluation.image_metrics import score_diversity
 from defectory.evaluation.mask_metrics import score_with_table
 from defectory.evaluation.match_tables import MatchTable
 from defectory.evaluation.scenes import check_results
-from defectory.evaluation.statistics import scores_of_tables
+from defectory.evaluation.statistics import TestScores, resampled_scores, scores_of_tables
+from defectory.evaluation.tables import ScoreTable, table_pixel_ap
 from defectory.evaluation.verdict import verdict
 from defectory.events import Progress, Work
 from defectory.files import write_json
@@ -65,7 +66,7 @@ PLANT_KEYS = ("missed_defect_rate", "missed_image_rate", "false_alarms_per_100_g
 class Evaluate(Stage):
     """Predicts test with every segmenter, and gathers all scores."""
 
-    VERSION = 6
+    VERSION = 7
     name, folder = "evaluate", layout.EVALUATION
     copies = MappingProxyType({layout.GATHERED_SCORES: layout.RUN_SCORES})
 
@@ -140,10 +141,26 @@ class Evaluate(Stage):
             }
             for arm, of in per_arm.items()
         }
+        groups = [record.group for record in test]
+
+        def pixel_ap() -> list[TestScores]:
+            # loaded again where they are needed at all: the pixels of all segmenters together take much memory
+            of_pixels = {
+                arm: [
+                    ScoreTable.load(out / layout.score_table(arm, seed))
+                    for seed in config.segmentation.seeds
+                    if inputs.segmenter(arm, seed).skipped is None
+                ]
+                for arm in tables
+            }
+            has_defects = next(iter(of_pixels.values()))[0].num_defects > 0
+            return [resampled_scores(of_pixels, table_pixel_ap, groups, has_defects=has_defects, seed=config.seed)]
+
         judged = verdict(
-            [scores_of_tables(tables, [record.group for record in test], seed=config.seed)],
+            [scores_of_tables(tables, groups, seed=config.seed)],
             uses_synthetic={arm: uses_synthetic(arm) for arm in tables},
             validation=validation,
+            pixel_ap=pixel_ap,
         )
         return arms, judged
 

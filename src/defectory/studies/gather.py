@@ -122,6 +122,7 @@ def _point(
         folds["segm_map"],
         uses_synthetic={name: _uses_synthetic(arm) for name, (arm, _) in series.items()},
         validation={name: _validation(by_fold, arm, variant) for name, (arm, variant) in series.items()},
+        pixel_ap=lambda: folds["pixel_ap"],
     )
     return empty.model_copy(
         update={
