@@ -25,9 +25,11 @@ FP32_TIMES: Mapping[str, float] = {
     "synthesize": 0.71,
     "segment": 1.3,
     "certify": 0.83,
+    "tiles": 2.5,
+    "report": 3.2,
 }
 """Time of a stage, or of one of a group, where networks compute in fp32, beside what the constants below come to there.
-From one shortened demo on a processor without instructions for bf16 (decision 070).
+From two shortened demos on a processor without instructions for bf16 (decision 070).
 """
 SERIAL_SHARE = 0.32
 """Share of small networks' time that further threads do not shorten: two train a segmenter 1.5 times as fast."""
