@@ -75,6 +75,8 @@ def test_a_segmenter_that_finds_nothing_is_not_recommended() -> None:
     first, *_ = what_to_use(card(scores={"segm_map": 0.001}), scores(), COMMAND)
     assert first.startswith("Do not use a segmenter of this run")
     assert "finds nothing" in first
+    thin, *_ = what_to_use(card(scores={"segm_map": 0.001, "pixel_ap": 0.12}), scores(), COMMAND)
+    assert thin.startswith("Use the segmenter")
     none, *_ = what_to_use(None, scores(), COMMAND)
     assert none == "There is no segmenter to use: none was trained."
 

@@ -85,6 +85,13 @@ def test_an_arm_that_learnt_nothing_is_named(maps: dict[str, float], detected: b
     assert ("real" in found.advice) == bool(detected)
 
 
+def test_an_arm_whose_pixels_are_found_has_not_collapsed() -> None:
+    thin = {"real": {"segm_map": 0.0, "pixel_ap": 0.12}, "mixed": {"segm_map": 0.0, "pixel_ap": 0.01}}
+    found = judged(arms=thin)["segmenter collapse"]
+    assert (found.detected, found.figure) == (True, "segm mAP of mixed 0.000, limit 0.005")
+    assert not judged(arms={"real": thin["real"]})["segmenter collapse"].detected
+
+
 def judged(*, labels: dict[str, dict[str, int]] | None = None, **changes: Any) -> dict[str, Signature]:
     """Judge a run in which nothing is wrong but the given."""
     leak = Leakage(auc=changes.pop("auc", 0.5), interval=(0.4, 0.6), num_defective=40, num_defect_free=40)

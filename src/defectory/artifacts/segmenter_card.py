@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from defectory.artifacts.scores import COLLAPSED_MAP
+from defectory.artifacts.scores import finds_nothing
 from defectory.artifacts.value import Value
 
 
@@ -66,8 +66,8 @@ class SegmenterCard(Value):
 
     @property
     def finds_nothing(self) -> bool:
-        """Return whether it has learnt nothing, by its segm mAP on test."""
-        return self.scores["segm_map"] < COLLAPSED_MAP
+        """Return whether it has learnt nothing, by its scores on test."""
+        return finds_nothing(self.scores)
 
     @property
     def arm_words(self) -> str:

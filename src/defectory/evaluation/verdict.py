@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from defectory.artifacts.scores import COLLAPSED_MAP
+from defectory.artifacts.scores import COLLAPSED_MAP, TELLING_PIXEL_AP
 from defectory.artifacts.verdict import ArmFigure, Interval, MoreNeeded, Outcome, Verdict
 from defectory.errors import InputError
 from defectory.evaluation.statistics import SHARES, Estimate, Part, TestScores, arm_estimate, gain_estimate, holm
@@ -103,7 +103,7 @@ def verdict(
 def _by_pixels(base: Verdict, pixel_ap: Sequence[TestScores], *, reference: str, candidate: str) -> Verdict:
     """Return the open verdict of two arms without a segm mAP, with what pixel AP says of them if it says anything."""
     means = {arm: arm_estimate(pixel_ap, arm).mean for arm in (reference, candidate)} if pixel_ap else {}
-    if max(means.values(), default=0.0) < COLLAPSED_MAP:
+    if max(means.values(), default=0.0) < TELLING_PIXEL_AP:
         found = f"neither {_readable(reference)} nor {_readable(candidate)} found anything"
         return _with(base, sentence=f"Not enough evidence: {found} (segm mAP below {COLLAPSED_MAP}).")
     gain = gain_estimate(pixel_ap, candidate, reference)

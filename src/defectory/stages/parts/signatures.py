@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.certificate import Certificate
-from defectory.artifacts.scores import COLLAPSED_MAP
+from defectory.artifacts.scores import COLLAPSED_MAP, finds_nothing
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import FOLDS, MAX_AUC, Leakage
 from defectory.report.content import Signature
@@ -207,7 +207,7 @@ def _no_gain(verdict: dict[str, Any]) -> Signature:
 
 def _segmenter_collapse(arms: dict[str, Any]) -> Signature:
     maps = {arm: own["segm_map"] for arm, own in arms.items()}
-    collapsed = [arm for arm, value in maps.items() if value < COLLAPSED_MAP]
+    collapsed = [arm for arm, own in arms.items() if finds_nothing(own)]
     lowest = ", ".join(f"{arm} {maps[arm]:.3f}" for arm in collapsed) or f"{min(maps.values(), default=0):.3f}"
     if collapsed:
         advice = (
