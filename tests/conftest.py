@@ -7,9 +7,11 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from defectory.config.resolve import resolve
@@ -243,6 +245,18 @@ for moment in sorted(rng.uniform(0.05, 0.9) for _ in range(3)):
     os.waitpid(child, 0)
 stage(work / "killed")
 """
+
+
+@pytest.fixture
+def children() -> Callable[[], list[psutil.Process]]:
+    """Processes of this one, without the helper that Python keeps once any test has started a process by `spawn`."""
+
+    def is_helper(process: psutil.Process) -> bool:
+        with suppress(psutil.NoSuchProcess):
+            return any("resource_tracker" in word for word in process.cmdline())
+        return False
+
+    return lambda: [process for process in psutil.Process().children() if not is_helper(process)]
 
 
 @pytest.fixture

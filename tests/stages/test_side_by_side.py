@@ -25,6 +25,7 @@ from defectory.stages import all as all_module
 from defectory.stages.all import CHECKS, run_all, stages_of
 
 Open = Callable[..., Run]
+Children = Callable[[], list[psutil.Process]]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 SIDE_BY_SIDE = "num_processes=2"
 RUN = """
@@ -70,11 +71,6 @@ def outcome(run: Path) -> dict[str, str]:
     return {name: str((manifest or {})["info"]["output_digest"]) for name, manifest in manifests.items()}
 
 
-def children() -> list[psutil.Process]:
-    """Processes of this one, without the helper that Python keeps once any test has started a process by `spawn`."""
-    return [of for of in psutil.Process().children() if not any("resource_tracker" in word for word in of.cmdline())]
-
-
 def test_segmenters_trained_side_by_side_are_those_trained_one_after_the_other(
     untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,7 +95,10 @@ def test_segmenters_trained_side_by_side_are_those_trained_one_after_the_other(
 
 
 def test_the_first_failure_is_told_as_what_it_is_and_ends_the_others(
-    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open, monkeypatch: pytest.MonkeyPatch
+    untrained: tuple[Path, dict[str, Any], dict[str, str]],
+    open_tiny: Open,
+    monkeypatch: pytest.MonkeyPatch,
+    children: Children,
 ) -> None:
     folder, settings, _ = untrained
     path = folder / "run" / "split" / "split.json"
@@ -146,7 +145,7 @@ def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_
 
 
 def test_a_killed_segmenter_is_told_with_what_to_do(
-    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open
+    untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open, children: Children
 ) -> None:
     folder, settings, _ = untrained
     events = run_all(open_tiny(folder, settings, SIDE_BY_SIDE), only=["segment"])

@@ -81,11 +81,6 @@ def resumed(events: Iterator[Event]) -> tuple[str, int]:
     return next((e.stage, e.done) for e in events if isinstance(e, Progress) and "resumed" in e.note)
 
 
-def children() -> list[psutil.Process]:
-    """Processes of this one, without the helper that Python keeps once any test has started a process by `spawn`."""
-    return [of for of in psutil.Process().children() if not any("resource_tracker" in word for word in of.cmdline())]
-
-
 def wait_until_held(held: Path) -> None:
     """Wait until the main process is about to write its checkpoint."""
     now, deadline = held.with_name(f"{held.name}.now"), time.monotonic() + 60
@@ -114,6 +109,7 @@ def test_processes_that_stop_or_are_killed_end_with_the_same_losses_and_weights(
     open_tiny: Open,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    children: Callable[[], list[psutil.Process]],
 ) -> None:
     folder, settings, alone = prepared
     (tmp_path / "hook").mkdir()

@@ -48,16 +48,20 @@ def write_demo(
         write_dataset(out / SOURCE, seed=seed)
     file = out / PROJECT_FILE
     preset = preset or preset_here(out, settings=settings, device=device)
-    if not file.is_file() or read_project_file(file).get("preset") != preset:
+    if not file.is_file() or _preset_of(file) != preset:
         require_unchanged(out, PROJECT_FILE)
         write_text(file, project_template(demo_project(preset, seed=seed), preset=preset))
         record_files(out, [PROJECT_FILE])
     return file
 
 
+def _preset_of(file: Path) -> object:
+    return read_project_file(file).get("preset")
+
+
 def is_short(project: Project) -> bool:
     """Return whether a demo has the shorter phases."""
-    return read_project_file(project.file).get("preset") == "demo-short"
+    return _preset_of(project.file) == "demo-short"
 
 
 def preset_here(out: Path, *, settings: Sequence[str] = (), device: str | None = None) -> Preset:
@@ -70,7 +74,7 @@ def preset_here(out: Path, *, settings: Sequence[str] = (), device: str | None =
     """
     file = out / PROJECT_FILE
     if file.is_file():
-        return "demo-short" if read_project_file(file).get("preset") == "demo-short" else "demo"
+        return "demo-short" if _preset_of(file) == "demo-short" else "demo"
     # the estimate needs a project file, and a kill must not leave one of the wrong length in the demo's folder
     with tempfile.TemporaryDirectory() as folder:
         images = (out / SOURCE / "annotations.json").resolve()

@@ -108,6 +108,7 @@ class Evaluate(Stage):
         pairs = [(arm, seed) for arm in config.segmentation.arms for seed in config.segmentation.seeds]
         per_arm: dict[str, list[SegmenterScores]] = {}
         tables: dict[str, list[MatchTable]] = {}
+        saved: dict[str, list[Path]] = {}
         validation: dict[str, list[float]] = {}
         exposures: dict[str, dict[str, dict[str, int]]] = {}
         for done, (arm, seed) in enumerate(pairs):
@@ -122,7 +123,8 @@ class Evaluate(Stage):
                 scores, table = score_with_table(
                     test, data.dataset.categories, results, score_threshold=score_threshold_of(segmenter.folder)
                 )
-                table.save(out / layout.score_table(arm, seed))
+                saved.setdefault(arm, []).append(out / layout.score_table(arm, seed))
+                table.save(saved[arm][-1])
                 per_arm.setdefault(arm, []).append(scores)
                 tables.setdefault(arm, []).append(table.matches)
                 validation.setdefault(arm, []).append(float(segmenter.log["best_val_map"]))
@@ -145,14 +147,7 @@ class Evaluate(Stage):
 
         def pixel_ap() -> list[TestScores]:
             # loaded again where they are needed at all: the pixels of all segmenters together take much memory
-            of_pixels = {
-                arm: [
-                    ScoreTable.load(out / layout.score_table(arm, seed))
-                    for seed in config.segmentation.seeds
-                    if inputs.segmenter(arm, seed).skipped is None
-                ]
-                for arm in tables
-            }
+            of_pixels = {arm: [ScoreTable.load(path) for path in of] for arm, of in saved.items()}
             has_defects = next(iter(of_pixels.values()))[0].num_defects > 0
             return [resampled_scores(of_pixels, table_pixel_ap, groups, has_defects=has_defects, seed=config.seed)]
 
