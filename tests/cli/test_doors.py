@@ -152,6 +152,15 @@ def test_a_demo_has_one_length(defectory: Cli, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_shortened_demo_says_so_and_keeps_to_json_if_asked(defectory: Cli, tmp_path: Path) -> None:
+    begun = ("demo", "--out", tmp_path / "demo", "--dry-run")
+    defectory(*begun, "--short")
+    assert "the demo is shortened" in defectory(*begun).out
+    lines = defectory(*begun, "--json").out.splitlines()
+    assert lines
+    assert all(json.loads(line) for line in lines)
+
+
 def test_a_missing_project_file_says_how_to_write_one(defectory: Cli, tmp_path: Path) -> None:
     done = defectory("run", tmp_path / "project.toml")
     assert done.code == 2

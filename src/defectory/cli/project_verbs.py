@@ -75,7 +75,7 @@ def demo(
     lengths: dict[bool | None, Preset | None] = {None: None, True: "demo-short", False: "demo"}
     preset = "demo-full" if full else lengths[short]
     project = open_demo(out, preset, overrides=override or [], seed=seed, device=device)
-    if preset is None and is_short(project):
+    if preset is None and is_short(project) and not as_json:
         say("the demo is shortened, as this machine would take more than 15 minutes for it; --no-short runs it whole")
     run_project(project, dry_run=dry_run, yes=yes, as_json=as_json)
     if full:
