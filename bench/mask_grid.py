@@ -16,27 +16,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from defectory.api.data import load_dataset
 from defectory.rle import decode_crop
+from defectory.segmentation.mask_cells import best_mask_iou
 
 GRIDS = (28, 56, 112)
 """Cells along a side: that of Mask R-CNN, and finer ones."""
 LEAST_IOU = 0.5
 """Below it a detection never counts in segm mAP."""
-
-
-def iou_of(mask: NDArray[np.bool_], cells: int) -> float:
-    """Return the IoU of a mask, cropped to its box, with what the grid shows of it."""
-    height, width = mask.shape
-    box = torch.tensor([[0.0, 0.0, width, height]])
-    truth = torch.from_numpy(mask.astype(np.float32))[None]
-    grid = project_masks_on_boxes(truth, box, torch.zeros(1, dtype=torch.int64), cells)
-    shown = paste_masks_in_image(grid[:, None], box, (height, width))[0, 0].numpy() > 0.5
-    return float((shown & mask).sum() / (shown | mask).sum())
 
 
 def masks_of(path: Path, work: Path, *, min_area_px: int) -> Iterator[NDArray[np.bool_]]:
@@ -59,7 +48,7 @@ def main() -> None:
     with TemporaryDirectory() as work:
         for path in args.data:
             masks = masks_of(path, Path(work), min_area_px=args.min_area_px)
-            found = [[iou_of(mask, cells) for cells in GRIDS] for mask in masks]
+            found = [[best_mask_iou(mask, cells) for cells in GRIDS] for mask in masks]
             columns = [np.array(column) for column in zip(*found, strict=True)]
             told = " | ".join(f"{c.mean():.3f}, {(c >= LEAST_IOU).mean():.2f}" for c in columns)
             print(f"| {path.parent.name} | {len(found)} | {told} |", flush=True)

@@ -7,7 +7,7 @@ import pytest
 
 from defectory.errors import InputError
 from defectory.evaluation.detection import coco_truth, score_detection
-from defectory.evaluation.mask_metrics import best_score_threshold, score_segmenter
+from defectory.evaluation.mask_metrics import best_pixel_threshold, best_score_threshold, pixel_ap, score_segmenter
 
 from .random_scenes import (
     CATEGORIES,
@@ -221,3 +221,42 @@ def test_the_score_threshold_is_the_best_of_all(seed: int) -> None:
         return 2 * right / max(1, num_found + sum(len(true_masks_of(one)) for one in records))
 
     assert f1(chosen) == pytest.approx(max(f1(row["score"] - 1e-9) for row in results))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_pixel_ap_alone_is_that_of_all_scores(seed: int) -> None:
+    records, results = random_scene(seed, with_crowds=True)
+    whole = score_segmenter(records, CATEGORIES, results, score_threshold=0.5)
+    assert pixel_ap(records, CATEGORIES, results) == pytest.approx(whole.pixel_ap, abs=1e-12)
+    assert pixel_ap(records, CATEGORIES, []) == 0.0
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_pixel_threshold_is_the_best_of_all(seed: int) -> None:
+    records, results = random_scene(seed)
+    chosen = best_pixel_threshold(records, results)
+
+    def f1(threshold: float) -> float:
+        right = wrong = missed = 0
+        for one in records:
+            shape = one.size_hw
+            truth = np.any([np.zeros(shape, bool), *(mask for _, mask in true_masks_of(one))], axis=0)
+            found = np.any(
+                [np.zeros(shape, bool), *(m for _, _, m in masks_of(results, one.id, least=threshold))], axis=0
+            )
+            right += int((truth & found).sum())
+            wrong += int((found & ~truth).sum())
+            missed += int((truth & ~found).sum())
+        return 2 * right / max(1, 2 * right + wrong + missed)
+
+    every = [f1(float(row["score"])) for row in results]
+    assert f1(chosen) == pytest.approx(max(every))
+
+
+def test_without_a_right_pixel_the_pixel_threshold_is_a_half() -> None:
+    mask = rectangle(2, 2, 12, 12)
+    assert best_pixel_threshold([record(1, (1, mask))], []) == 0.5
+    assert best_pixel_threshold([record(1)], [result(1, 1, 0.9, mask)]) == 0.5
+    thin = rectangle(20, 2, 21, 40)
+    # no detection covers half of a defect, yet some of its pixels are right
+    assert best_pixel_threshold([record(1, (1, thin))], [result(1, 1, 0.8, rectangle(20, 2, 21, 12))]) == 0.4

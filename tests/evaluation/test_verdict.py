@@ -264,3 +264,13 @@ def test_a_segmenter_of_shuffled_labels_is_never_used() -> None:
         assert judged.outcome in ("do not use it", "not enough evidence")
         assert judged.gain is not None
         assert judged.gain < 0
+
+
+def test_where_pixels_decide_the_outcome_is_in_pixel_ap() -> None:
+    judged = judge((0.16, 0.18, 0.17), (0.11, 0.13, 0.12), metric="pixel_ap")
+    assert (judged.outcome, judged.metric, judged.pixel_ap_gain) == ("use it", "pixel_ap", None)
+    assert judged.sentence.startswith("Use it: pixel AP 0.170 with mixed, 0.120 with real: +0.050")
+    assert "segm mAP" not in judged.sentence
+    nothing = judge((0.01, 0.02, 0.01), (0.01, 0.01, 0.01), metric="pixel_ap")
+    assert nothing.outcome == "not enough evidence"
+    assert "neither real nor mixed found anything (pixel AP below 0.05)" in nothing.sentence

@@ -112,7 +112,7 @@ def test_the_checkpoint_with_the_best_val_score_is_kept(make_tiles: MakeTiles, t
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in states[1].items())
     assert any(not torch.equal(kept[name], value) for name, value in states[2].items())
-    assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.9
+    assert json.loads((tmp_path / "log.json").read_text())["best_val_score"] == 0.9
 
 
 @pytest.mark.parametrize(("values", "told"), [((0.0, 0.0, 0.0), 1), ((0.0, 0.2, 0.3), 0), ((0.1, 0.0, 0.0), 1)])
@@ -137,7 +137,7 @@ def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_ti
     assert finish(train(make_tiles, tmp_path, "synthetic_then_real", validate=validate)).best == 0.2
     kept = load_file(tmp_path / "model.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in states[1].items())
-    assert json.loads((tmp_path / "log.json").read_text())["best_val_map"] == 0.2
+    assert json.loads((tmp_path / "log.json").read_text())["best_val_score"] == 0.2
 
 
 @pytest.mark.parametrize("mixed_precision", ["no", "auto"])

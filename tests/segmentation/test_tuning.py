@@ -29,17 +29,21 @@ def test_the_best_validation_is_the_first_of_equal_ones() -> None:
 
 def test_a_training_is_stalled_after_so_many_validations_without_a_rise() -> None:
     rising = [(50, 0.1), (100, 0.2), (150, 0.19), (200, 0.2)]
-    assert not is_stalled(rising[:2], patience=2)
-    assert not is_stalled(rising[:3], patience=2)
-    assert is_stalled(rising, patience=2), "an equal score is no rise"
-    assert not is_stalled([*rising, (250, 0.21)], patience=2)
-    assert not is_stalled([(50, 0.2), (100, 0.1)], patience=2), "as many validations as it waits for are too few"
-    assert not is_stalled([(50 * i, 0.0) for i in range(1, 9)], patience=2), "it has not begun to rise"
+    assert not is_stalled(rising[:2], patience=2, least=0.005)
+    assert not is_stalled(rising[:3], patience=2, least=0.005)
+    assert is_stalled(rising, patience=2, least=0.005), "an equal score is no rise"
+    assert not is_stalled([*rising, (250, 0.21)], patience=2, least=0.005)
+    assert not is_stalled([(50, 0.2), (100, 0.1)], patience=2, least=0.005), (
+        "as many validations as it waits for are too few"
+    )
+    assert not is_stalled([(50 * i, 0.0) for i in range(1, 9)], patience=2, least=0.005), "it has not begun to rise"
 
 
 def test_the_number_of_steps_is_the_mean_of_the_best_rounded_up_to_a_validation() -> None:
     trials = [trial("flips", 0, 0.1, 0.3, 0.2, 0.2), trial("flips", 1, 0.1, 0.2, 0.4, 0.4)]
-    assert choose_num_steps(trials, every=50) == 150
-    assert choose_num_steps(trials[:1], every=50) == 100
-    assert choose_num_steps([trial("flips", 0, *[i / 10 for i in range(8)])], every=300) == 400, "never beyond the most"
-    assert choose_num_steps([*trials, trial("flips", 2, 0.0, 0.0)], every=50) is None, "one found nothing"
+    assert choose_num_steps(trials, every=50, least=0.005) == 150
+    assert choose_num_steps(trials[:1], every=50, least=0.005) == 100
+    assert choose_num_steps([trial("flips", 0, *[i / 10 for i in range(8)])], every=300, least=0.005) == 400, (
+        "never beyond the most"
+    )
+    assert choose_num_steps([*trials, trial("flips", 2, 0.0, 0.0)], every=50, least=0.005) is None, "one found nothing"

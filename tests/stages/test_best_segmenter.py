@@ -130,7 +130,7 @@ def test_the_seed_that_is_better_on_validation_is_taken_though_test_says_otherwi
     def segmenter(store: RunStore, arm: str, seed: int) -> Any:
         found = of(store, arm, seed) if seed == 0 else of(store, arm, 0)
         folder = store.folder / "segment" / f"real-seed{seed}" if arm == "real" else found.folder
-        return type(found)(folder=folder, log=log | {"best_val_map": 0.1 + seed / 10}, skipped=None)
+        return type(found)(folder=folder, log=log | {"best_val_score": 0.1 + seed / 10}, skipped=None)
 
     monkeypatch.setattr(RunStore, "scores", scores)
     monkeypatch.setattr(RunStore, "segmenter", segmenter)

@@ -47,7 +47,7 @@ def commands(screen: str) -> list[list[str]]:
 def plant(monkeypatch: pytest.MonkeyPatch, project: Project, *, auc: float = 0.5, **verdict: object) -> None:
     """Make the next report find another verdict and leakage, and all else in order."""
     scores = copy.deepcopy(project.scores)
-    scores["verdict"] = verdict
+    scores["verdict"] = {"metric": "segm_map", **verdict}
     scores["fidelity"].update(accepted_share=0.8, mean=0.6, shuffled=0.02, rejected_by={})
     scores["defect_contrast"] = {"hairline": {"synthetic": 0.5, "real": 0.5, "num_synthetic": 9, "num_real": 9}}
     floors = {f"{name}_wasserstein{end}": 1.0 for name in ("mean", "std") for end in ("", "_floor")}

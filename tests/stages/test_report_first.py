@@ -21,7 +21,8 @@ def card(**changes: Any) -> SegmenterCard:
         "why": "It is the best arm without synthetic data.",
         "outcome": "do not use it",
         "verdict": "Do not use it.",
-        "validation_map": 0.3,
+        "metric": "segm_map",
+        "validation_score": 0.3,
         "score_threshold": 0.35,
         "is_threshold_chosen": True,
         "scores": {"segm_map": 0.3},
@@ -51,8 +52,15 @@ def scores(*, outcome: str = "use it", segm: float = 0.05, iou: float = 0.01, **
         "copy_paste": {"segm_map": 0.3, "iou_matched": 0.7},
         "mixed": {"segm_map": 0.3 + segm, "iou_matched": 0.7 + iou},
     }
-    judged = {"outcome": outcome, "reference": "copy_paste", "candidate": "mixed", "gain": segm, "num_seeds": 3}
-    return {"arms": arms, "verdict": judged | verdict}
+    judged = {
+        "outcome": outcome,
+        "metric": "segm_map",
+        "reference": "copy_paste",
+        "candidate": "mixed",
+        "gain": segm,
+        "num_seeds": 3,
+    }
+    return {"arms": arms, "verdict": judged | verdict, "primary_metric": {"metric": "segm_map"}}
 
 
 def test_the_first_sentence_says_what_the_segmenter_finds_and_where_it_is() -> None:
@@ -99,8 +107,8 @@ def test_the_gain_has_its_interval_and_says_how_sure_it_is(outcome: str, words: 
 def test_a_gain_without_interval_is_told_as_such_and_no_gain_not_at_all() -> None:
     told = what_to_use(card(), scores(outcome="not enough evidence", num_seeds=1, interval=None), COMMAND)[-1]
     assert told.endswith("How much of it is chance, 1 seed cannot tell.")
-    lone = {"outcome": "not enough evidence", "reference": None, "candidate": None, "gain": None}
-    assert len(what_to_use(card(), {"arms": {}, "verdict": lone}, COMMAND)) == 3
+    lone = {"outcome": "not enough evidence", "metric": "segm_map", "reference": None, "candidate": None, "gain": None}
+    assert len(what_to_use(card(), scores() | {"arms": {}, "verdict": lone}, COMMAND)) == 3
 
 
 def test_iou_that_rises_while_map_falls_is_explained_and_nothing_else_is() -> None:
@@ -112,3 +120,11 @@ def test_iou_that_rises_while_map_falls_is_explained_and_nothing_else_is() -> No
     assert not explained(segm=0.04, iou=0.03)
     assert not explained(segm=-0.04, iou=-0.03)
     assert not explained(segm=-0.001, iou=0.03)
+
+
+def test_where_pixels_decide_the_gain_is_in_pixel_ap_and_says_why() -> None:
+    why = "Defects are so thin that pixel AP decides."
+    given = scores(metric="pixel_ap", interval=(0.01, 0.09)) | {"primary_metric": {"metric": "pixel_ap", "why": why}}
+    *_, told, explained = what_to_use(card(metric="pixel_ap"), given, COMMAND)
+    assert "changed pixel AP by +0.050" in told
+    assert explained == why

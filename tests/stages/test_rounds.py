@@ -144,7 +144,7 @@ def test_validation_compares_all_drafts_so_far_with_none(drawn: Run) -> None:
 def test_targets_tell_the_cells_and_masks_come_from_what_is_missed(drawn: Run) -> None:
     (found,) = drawn.store().rounds
     assert (found.round, found.num_drafts, found.is_over, found.why) == (2, NUM_FIRST, False, "")
-    assert [(of.arm, of.segm_map) for of in found.validation] == [("real", 0.1), ("mixed", 0.2)]
+    assert [(of.arm, of.score) for of in found.validation] == [("real", 0.1), ("mixed", 0.2)]
     assert found.best == 0.2
     difficulty = Difficulty.load(drawn.folder / "rounds" / "2" / "difficulty.json")
     assert sum(cell.num_instances for cell in found.cells) == len(difficulty.instances) - found.num_left_out

@@ -18,7 +18,7 @@ def scores(**contrasts: tuple[float, float, int]) -> dict[str, Any]:
         "fidelity": {"accepted_share": 0.8, "mean": 0.6, "shuffled": 0.02},
         "image_sets": None,
         "arms": {},
-        "verdict": {"outcome": "not enough evidence"},
+        "verdict": {"outcome": "not enough evidence", "metric": "segm_map"},
         "defect_contrast": {
             name: {"synthetic": synthetic, "real": real, "num_synthetic": count, "num_real": 40}
             for name, (synthetic, real, count) in contrasts.items()
@@ -106,7 +106,9 @@ def test_a_sound_run_has_no_red_flag_and_an_open_verdict_is_none() -> None:
 
 
 def test_a_gain_of_nothing_is_a_red_flag_too() -> None:
-    found = judged(verdict={"outcome": "no worse and no better", "gain": 0.001, "interval": [-0.009, 0.011]})
+    found = judged(
+        verdict={"outcome": "no worse and no better", "metric": "segm_map", "gain": 0.001, "interval": [-0.009, 0.011]}
+    )
     assert [s.name for s in red_flags(list(found.values()))] == ["no downstream gain"]
 
 
@@ -117,12 +119,12 @@ def test_every_planted_failure_is_a_red_flag_with_its_figure_and_limit() -> None
         labels={**LABELS, "test": {"pit": 2, "burn": 9}},
         arms={"real": {"segm_map": 0.001}},
         fidelity={"accepted_share": 0.12, "mean": 0.08, "shuffled": 0.02},
-        verdict={"outcome": "do not use it", "gain": -0.012, "interval": [-0.02, -0.004]},
+        verdict={"outcome": "do not use it", "metric": "pixel_ap", "gain": -0.012, "interval": [-0.02, -0.004]},
         defect_contrast=scores(pit=(0.2, 0.6, 30))["defect_contrast"],
     )
     assert {s.name: s.figure for s in red_flags(list(found.values()))} == {
         "synthetic quality too poor": "12% of drafts accepted, limit 25%",
-        "no downstream gain": "gain in segm mAP -0.012 (-0.020 to -0.004), needed above 0",
+        "no downstream gain": "gain in pixel AP -0.012 (-0.020 to -0.004), needed above 0",
         "segmenter collapse": "segm mAP of real 0.001, limit 0.005",
         "control collapse": "mean fidelity 0.08, limit 0.15",
         "defects too weak or too strong": "contrast relative to train tiles: pit 0.33, limits 0.67 and 1.50",

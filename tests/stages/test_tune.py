@@ -51,7 +51,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("")
         return [0.1, 0.2, 0.15, 0.1][(len(calls) - 1) % 3]
 
-    monkeypatch.setattr(tune, "segm_map", score)
+    monkeypatch.setattr(tune, "SCORES", {"segm_map": score})
     return calls
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,9 @@ def table_of(share_found: float, rng: np.random.Generator) -> ScoreTable:
     )
 
 
-def result_of(cell: Cell, shares: Mapping[str, float], *, skipped: tuple[str, ...] = ()) -> CellResult:
+def result_of(
+    cell: Cell, shares: Mapping[str, float], *, skipped: tuple[str, ...] = (), metric: str = "segm_map"
+) -> CellResult:
     rng = np.random.default_rng([cell.seed, cell.fold or 0, len(cell.variant.name), len(cell.amount.label)])
     tables = {arm: table_of(shares[arm], rng) for arm in cell.arms if arm not in skipped}
     of_arm: dict[str, Any] = {
@@ -85,6 +87,7 @@ def result_of(cell: Cell, shares: Mapping[str, float], *, skipped: tuple[str, ..
         ),
         scores={
             "arms": {arm: {**of_arm, "validation": [shares[arm]]} for arm in tables},
+            "primary_metric": {"metric": metric, "why": "" if metric == "segm_map" else "Defects are thin."},
             "fidelity": {"mean": 0.8, "accepted_share": 0.9},
             "image_sets": None,
             "diversity": None,
@@ -95,11 +98,21 @@ def result_of(cell: Cell, shares: Mapping[str, float], *, skipped: tuple[str, ..
     )
 
 
-def study(shares: Mapping[str, float], *, done: float = 1.0, skipped: tuple[str, ...] = (), **settings: Any) -> Any:
+def study(
+    shares: Mapping[str, float],
+    *,
+    done: float = 1.0,
+    skipped: tuple[str, ...] = (),
+    metrics: Sequence[str] = ("segm_map",),
+    **settings: Any,
+) -> Any:
     """The outcome of a study whose arms find these shares of the instances, with a share of its cells finished."""
     config = ProjectConfig.model_validate({"data": {"path": "x"}, "study": {"arms": ARMS, **settings}})
     cells = cells_of(config)
-    found = {cell: result_of(cell, shares, skipped=skipped) for cell in cells[: round(done * len(cells))]}
+    found = {
+        cell: result_of(cell, shares, skipped=skipped, metric=metrics[i % len(metrics)])
+        for i, cell in enumerate(cells[: round(done * len(cells))])
+    }
     return gather(cells, found, project="p", recipe="ladder", summary="all of it", seeds=config.study.seeds)
 
 
@@ -203,3 +216,24 @@ def test_files_hold_every_figure_and_the_page_is_whole(tmp_path: Path) -> None:
     assert not (tmp_path / "scarcity-false_alarms_per_100_good_images.svg").exists(), "no test image is good"
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert (tmp_path / "scarcity-segm_map.svg").read_text().startswith("<svg xmlns=")
+
+
+def test_where_pixels_decide_in_every_cell_the_verdict_and_the_charts_are_in_pixel_ap(tmp_path: Path) -> None:
+    outcome = study({"real": 0.3, "mixed": 0.7}, seeds=[0, 1, 2], metrics=["pixel_ap"])
+    (point,) = outcome.points
+    assert point.verdict is not None
+    assert (point.verdict.metric, "pixel AP" in point.verdict.sentence) == ("pixel_ap", True)
+    gains = {gain.score: gain for gain in point.gains}
+    assert point.verdict.gain == pytest.approx(gains["pixel_ap"].mean, abs=0.02)
+    assert outcome.remarks == (f"{point.label}: Defects are thin.",)
+    claim_folder(tmp_path, kind="study")
+    write_outcome(outcome, tmp_path, name="ladder")
+    page = (tmp_path / "ladder.html").read_text()
+    assert "Pixel AP on test" in page
+    assert "p (pixel AP)" in page
+
+
+def test_cells_that_were_trained_by_different_scores_are_told() -> None:
+    outcome = study({"real": 0.3, "mixed": 0.7}, seeds=[0, 1, 2], metrics=["pixel_ap", "segm_map"])
+    assert outcome.points[0].verdict.metric == "segm_map"
+    assert "different scores (pixel AP, segm mAP)" in outcome.remarks[0]

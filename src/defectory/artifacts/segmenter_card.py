@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from defectory.artifacts.primary_metric import PrimaryMetric
 from defectory.artifacts.scores import finds_nothing
 from defectory.artifacts.value import Value
 
@@ -28,8 +29,10 @@ class SegmenterCard(Value):
     """Outcome of the verdict."""
     verdict: str
     """The verdict's sentence."""
-    validation_map: float
-    """Segm mAP on validation images, by which the seed was chosen; negative if no validation counted."""
+    metric: PrimaryMetric
+    """The primary metric of the run."""
+    validation_score: float
+    """Primary metric on validation images, by which the seed was chosen; negative if no validation counted."""
     score_threshold: float
     """Weaker detections do not count."""
     is_threshold_chosen: bool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from defectory.artifacts.primary_metric import PrimaryMetric
 from defectory.artifacts.value import Value
 
 Size = Literal["smaller", "larger"]
@@ -27,7 +28,8 @@ class ValidationScore(Value):
     """Score on validation of a segmenter of one arm, trained with the drafts of the rounds before."""
 
     arm: str
-    segm_map: float
+    score: float
+    """In the primary metric."""
 
 
 class Targets(Value):
@@ -37,6 +39,8 @@ class Targets(Value):
     """Number of the round; the first further round is 2."""
     earlier_digest: str
     """Digest of the plan of all rounds before."""
+    metric: PrimaryMetric = "segm_map"
+    """What validation is scored by."""
     validation: tuple[ValidationScore, ...] = ()
     """Scores measured in this round; none if the rounds had ended before."""
     best_before: float | None = None
@@ -53,7 +57,7 @@ class Targets(Value):
     @property
     def best(self) -> float | None:
         """Return the best score so far; None if nothing was measured."""
-        scores = [score.segm_map for score in self.validation]
+        scores = [of.score for of in self.validation]
         return max([*scores, *([] if self.best_before is None else [self.best_before])], default=None)
 
     @property

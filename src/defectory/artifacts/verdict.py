@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from defectory.artifacts.primary_metric import PrimaryMetric
 from defectory.artifacts.value import Value
 
 Outcome = Literal["use it", "no worse and no better", "do not use it", "not enough evidence"]
@@ -11,12 +12,12 @@ Interval = tuple[float, float]
 
 
 class ArmFigure(Value):
-    """Segm mAP of one arm on test, and its gain over the reference."""
+    """Primary metric of one arm on test, and its gain over the reference."""
 
     arm: str
     uses_synthetic: bool
     validation: float | None
-    """Mean segm mAP on validation, by which reference and candidate are chosen."""
+    """Mean primary metric on validation, by which reference and candidate are chosen."""
     mean: float
     interval: Interval | None
     """95% interval of the mean; None with fewer than three seeds."""
@@ -39,10 +40,12 @@ class MoreNeeded(Value):
 
 
 class Verdict(Value):
-    """Whether the best arm with synthetic data beats the best arm without, by segm mAP on test."""
+    """Whether the best arm with synthetic data beats the best arm without, by the primary metric on test."""
 
     outcome: Outcome
     sentence: str
+    metric: PrimaryMetric = "segm_map"
+    """The primary metric."""
     reference: str | None = None
     """The arm without synthetic data that is best on validation."""
     candidate: str | None = None
@@ -64,7 +67,7 @@ class Verdict(Value):
     more_needed: MoreNeeded | None = None
     """What would settle it; None if it is settled, or if the gain is not known well enough to say."""
     pixel_ap_gain: float | None = None
-    """Mean gain in pixel AP of the candidate over the reference; known only where segm mAP says nothing."""
+    """Mean gain in pixel AP of the candidate over the reference; known only where segm mAP decides and says nothing."""
     pixel_ap_interval: Interval | None = None
     """Its 95% interval."""
     arms: tuple[ArmFigure, ...] = ()

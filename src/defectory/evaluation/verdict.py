@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from defectory.artifacts.primary_metric import LEAST_SCORE, METRIC_NAMES, PrimaryMetric
 from defectory.artifacts.scores import COLLAPSED_MAP, TELLING_PIXEL_AP
 from defectory.artifacts.verdict import ArmFigure, Interval, MoreNeeded, Outcome, Verdict
 from defectory.errors import InputError
@@ -20,7 +21,9 @@ Number = TypeVar("Number", int, float)
 MIN_SEEDS = 3
 """The spread of two seeds is too uncertain: their 95% interval is 13 standard errors wide on each side."""
 EQUIVALENCE_MARGIN = 0.02
-"""Segm mAP. A smaller difference is less than what training once more with another seed changes (about .03)."""
+"""Of the primary metric. A smaller difference is less than what training once more with another seed changes (about
+.03).
+"""
 NUM_DRAWS = 2000
 """Resamples of seeds for the bias of choosing arms."""
 MAX_FACTOR = 50
@@ -32,6 +35,7 @@ def verdict(
     *,
     uses_synthetic: Mapping[str, bool],
     validation: Mapping[str, Sequence[float]] | None = None,
+    metric: PrimaryMetric = "segm_map",
     margin: float = EQUIVALENCE_MARGIN,
     pixel_ap: Callable[[], Sequence[TestScores]] | None = None,
 ) -> Verdict:
@@ -40,24 +44,26 @@ def verdict(
     Both are chosen on validation, and the gain is measured on test.
 
     Args:
-        folds: scores on each test part; a single one without cross-validation.
+        folds: primary metric on each test part; a single one without cross-validation.
         uses_synthetic: whether an arm trains on synthetic data.
-        validation: segm mAP on validation of each arm's seeds, fold after fold, in the order of `folds`. Needed where
-            there is a choice.
-        margin: difference in segm mAP that counts as none.
+        validation: primary metric on validation of each arm's seeds, fold after fold, in the order of `folds`. Needed
+            where there is a choice.
+        metric: the primary metric, in which `folds` and `validation` are.
+        margin: difference in it that counts as none.
         pixel_ap: gives the pixel AP of the same segmenters on each test part. It is asked for, and told, where segm mAP
-            is zero all over, as with cracks a few pixels wide; the outcome stays open there.
+            decides and is zero all over, as with cracks a few pixels wide; the outcome stays open there.
 
     Raises:
         InputError: an arm is unknown to one of the arguments, or a figure is not a finite number.
     """
     arms = folds[0].arms
-    chosen_on = _validation_means(arms, validation or {})
+    chosen_on = _validation_means(arms, validation or {}, metric)
     _require_complete(folds, uses_synthetic)
     sides = {side: [arm for arm in arms if uses_synthetic[arm] is side] for side in (False, True)}
     base = Verdict(
         outcome="not enough evidence",
         sentence="",
+        metric=metric,
         margin=margin,
         num_seeds=min(fold.per_seed.shape[1] for fold in folds),
         num_folds=len(folds),
@@ -68,7 +74,7 @@ def verdict(
     if missing:
         found = " and none ".join(f"{words} synthetic data" for words in missing)
         return _with(base, sentence=f"Not enough evidence: no arm {found} was trained.")
-    reference, candidate = (_best(sides[side], chosen_on) for side in (False, True))
+    reference, candidate = (_best(sides[side], chosen_on, metric) for side in (False, True))
     estimates = {arm: arm_estimate(folds, arm) for arm in arms}
     gain = gain_estimate(folds, candidate, reference)
     bias = _selection_bias(folds, sides, validation or {})
@@ -76,7 +82,7 @@ def verdict(
     base = _with(base, reference=reference, candidate=candidate, gain=gain.mean, selection_bias=bias)
     texts = _Texts(
         reference=f"{estimates[reference].mean:.3f} with {_readable(reference)}",
-        candidate=f"segm mAP {estimates[candidate].mean:.3f} with {_readable(candidate)}",
+        candidate=f"{METRIC_NAMES[metric]} {estimates[candidate].mean:.3f} with {_readable(candidate)}",
         gain=f"{gain.mean:+.3f}" + (f" after {-bias:+.3f} for the choice of arms" if abs(bias) >= 0.0005 else ""),
         evidence=_evidence(base),
     )
@@ -93,7 +99,9 @@ def verdict(
         interval=gain.interval(),
         standard_error=gain.error,
     )
-    if max(estimates[reference].mean, estimates[candidate].mean) < COLLAPSED_MAP:
+    if max(estimates[reference].mean, estimates[candidate].mean) < LEAST_SCORE[metric]:
+        if metric == "pixel_ap":
+            return _with(base, sentence=_nothing_found(base))
         return _by_pixels(base, [] if pixel_ap is None else pixel_ap(), reference=reference, candidate=candidate)
     outcome = _outcome(gain.interval(), margin)
     more = _more_needed(gain, base) if outcome == "not enough evidence" else None
@@ -104,8 +112,7 @@ def _by_pixels(base: Verdict, pixel_ap: Sequence[TestScores], *, reference: str,
     """Return the open verdict of two arms without a segm mAP, with what pixel AP says of them if it says anything."""
     means = {arm: arm_estimate(pixel_ap, arm).mean for arm in (reference, candidate)} if pixel_ap else {}
     if max(means.values(), default=0.0) < TELLING_PIXEL_AP:
-        found = f"neither {_readable(reference)} nor {_readable(candidate)} found anything"
-        return _with(base, sentence=f"Not enough evidence: {found} (segm mAP below {COLLAPSED_MAP}).")
+        return _with(base, sentence=_nothing_found(base))
     gain = gain_estimate(pixel_ap, candidate, reference)
     low, high = gain.interval()
     return _with(
@@ -117,6 +124,11 @@ def _by_pixels(base: Verdict, pixel_ap: Sequence[TestScores], *, reference: str,
         f"{_readable(candidate)}, {means[reference]:.3f} with {_readable(reference)}: {gain.mean:+.3f} (95% interval "
         f"{low:+.3f} to {high:+.3f}; {_evidence(base)}).",
     )
+
+
+def _nothing_found(of: Verdict) -> str:
+    found = f"neither {_readable(str(of.reference))} nor {_readable(str(of.candidate))} found anything"
+    return f"Not enough evidence: {found} ({METRIC_NAMES[of.metric]} below {LEAST_SCORE[of.metric]})."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +158,13 @@ def _require_complete(folds: Sequence[TestScores], uses_synthetic: Mapping[str, 
         raise InputError(f"arm {unknown[0]}", "it is not known whether it uses synthetic data", "say so for every arm")
 
 
-def _validation_means(arms: Sequence[str], validation: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def _validation_means(
+    arms: Sequence[str], validation: Mapping[str, Sequence[float]], metric: PrimaryMetric
+) -> dict[str, float]:
     means = {arm: float(np.mean(validation[arm])) for arm in arms if len(validation.get(arm, ()))}
     for arm, mean in means.items():
         if not math.isfinite(mean):
-            raise InputError(f"arm {arm}", f"its segm mAP on validation is {mean}", "train its segmenters again")
+            raise InputError(f"arm {arm}", f"its {METRIC_NAMES[metric]} on validation is {mean}", "train again")
     return means
 
 
@@ -193,13 +207,15 @@ def _selection_bias(
     return bias
 
 
-def _best(arms: Sequence[str], chosen_on: Mapping[str, float]) -> str:
+def _best(arms: Sequence[str], chosen_on: Mapping[str, float], metric: PrimaryMetric) -> str:
     """Return the arm that is best on validation, of equal ones the first."""
     if len(arms) == 1:
         return arms[0]
     for arm in arms:
         if arm not in chosen_on:
-            raise InputError(f"arm {arm}", "its segm mAP on validation is not known", "validate every arm")
+            raise InputError(
+                f"arm {arm}", f"its {METRIC_NAMES[metric]} on validation is not known", "validate every arm"
+            )
     return max(arms, key=lambda arm: chosen_on[arm])
 
 

@@ -95,6 +95,11 @@ class SegmentationConfig(Section):
     """Steps between two validations."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps between two checkpoints."""
+    primary_metric: Literal["auto", "segm_map", "pixel_ap"] = "auto"
+    """Score on validation by which checkpoints, steps and arms are chosen, and on test the verdict: `segm_map` (COCO's
+    mAP of masks), `pixel_ap` (of pixels), or `auto`: pixels where the train labels are so thin that the segmenter's
+    masks could not fit them.
+    """
     max_val_images: int = Field(default=60, ge=1)
     """Most val images scored at each validation. Defect-free images never outnumber defective ones."""
     score_threshold: float | None = Field(default=None, ge=0, le=1)

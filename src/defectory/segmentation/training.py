@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from defectory.artifacts.annotation import Category
-from defectory.artifacts.scores import COLLAPSED_MAP
+from defectory.artifacts.primary_metric import LEAST_SCORE, METRIC_NAMES, PrimaryMetric
 from defectory.engine.precision import autocast
 from defectory.engine.training.checkpoint import remove_checkpoint, write_tensors
 from defectory.engine.training.config import LoopSettings
@@ -54,6 +54,7 @@ def train_segmenter(
     config: SegmentationConfig,
     seed: int,
     out: Path,
+    metric: PrimaryMetric = "segm_map",
     device: str = "cpu",
     encoder: Path | None = None,
     weights: Path | None = None,
@@ -68,12 +69,13 @@ def train_segmenter(
     Args:
         arm: name in `ARMS`.
         images: by source, at the scale of `sizing`.
-        validate: returns the val segm mAP of the model; called at fixed steps.
+        validate: returns the model's score on val; called at fixed steps.
         categories: classes.
         sizing: stored with the weights, since prediction needs the scale.
         config: family, steps, batch, optimiser.
         seed: of weights, batches and augmentation.
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
+        metric: that `validate` returns.
         device: where to train.
         encoder: folder of the encoder that `config.init = "encoder"` starts from; None means the shipped one.
         weights: initial weights on disk, for families that take some.
@@ -107,12 +109,12 @@ def train_segmenter(
         _loss_of(model, config, seed, device),
         config=loop_settings(begins if chosen.restarts else (0, begins[-1]), config),
         checkpoint=out / "checkpoint",
-        recipe=_recipe(chosen, images, config, encoder, built, num_classes=len(categories), seed=seed),
-        validation=_validation(lambda _step: validate(model), best_after=begins[-2]),
+        recipe=_recipe(chosen, images, config, encoder, built, metric, num_classes=len(categories), seed=seed),
+        validation=_validation(lambda _step: validate(model), metric, best_after=begins[-2]),
         buffers=dict(model.named_buffers()),
         stage=stage,
     )
-    trained = yield from _telling_collapse(training, stage)
+    trained = yield from _telling_collapse(training, metric, stage)
     about = {
         "kind": config.model,
         "categories": [c.model_dump() for c in categories],
@@ -121,7 +123,9 @@ def train_segmenter(
         "value_range": None if value_range is None else value_range.model_dump(),
     }
     _save(out, model, about)
-    write_json(out / "log.json", _log(trained, batches, images) | {"arm": arm, "seed": seed, "image_ids": image_ids})
+    write_json(
+        out / "log.json", _log(trained, batches, images, metric) | {"arm": arm, "seed": seed, "image_ids": image_ids}
+    )
     remove_checkpoint(out / "checkpoint")
     return trained
 
@@ -142,21 +146,22 @@ def _frozen_from(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
     return model
 
 
-def _validation(measure: Callable[[int], float], *, best_after: int) -> Validation:
-    return Validation(measure=measure, name="val mAP", keeps_best=True, best_after=best_after)
+def _validation(measure: Callable[[int], float], metric: PrimaryMetric, *, best_after: int) -> Validation:
+    return Validation(measure=measure, name=f"val {METRIC_NAMES[metric]}", keeps_best=True, best_after=best_after)
 
 
-def _log(trained: Trained, batches: Batches, images: Images) -> dict[str, object]:
+def _log(trained: Trained, batches: Batches, images: Images, metric: PrimaryMetric) -> dict[str, object]:
     return {
         "losses": [round(loss, 6) for loss in trained.losses],
-        "val_map": trained.validated,
-        "best_val_map": NO_SCORE if trained.best is None else trained.best,
+        "metric": metric,
+        "val_scores": trained.validated,
+        "best_val_score": NO_SCORE if trained.best is None else trained.best,
         "exposures": batches.exposures,
         "num_images": {source: len(group) for source, group in images.items()},
     }
 
 
-def _telling_collapse(work: Work[Trained], stage: str) -> Work[Trained]:
+def _telling_collapse(work: Work[Trained], metric: PrimaryMetric, stage: str) -> Work[Trained]:
     """Pass on a training's events, and tell once if half of its steps have taught it nothing."""
     is_judged = False
 
@@ -165,11 +170,11 @@ def _telling_collapse(work: Work[Trained], stage: str) -> Work[Trained]:
         yield event
         if isinstance(event, Validated) and not is_judged and 2 * event.done >= event.total > event.done:
             is_judged = True
-            if event.value < COLLAPSED_MAP:
+            if event.value < LEAST_SCORE[metric]:
                 text = (
-                    f"finds next to nothing on validation after {event.done} of {event.total} steps (segm mAP "
-                    f"{event.value:.3f}); more steps (segmentation.num_steps), a larger segmentation.scale or more "
-                    "labels may help"
+                    f"finds next to nothing on validation after {event.done} of {event.total} steps "
+                    f"({METRIC_NAMES[metric]} {event.value:.3f}); more steps (segmentation.num_steps), a larger "
+                    "segmentation.scale or more labels may help"
                 )
                 yield Notice(text=text, stage=stage)
 
@@ -227,6 +232,7 @@ def _recipe(
     config: SegmentationConfig,
     encoder: Path | None,
     built: Mapping[str, Any],
+    metric: PrimaryMetric,
     *,
     num_classes: int,
     seed: int,
@@ -239,6 +245,7 @@ def _recipe(
             "config": config.of_one_training(),
             "encoder": None if encoder is None else digest_folder(encoder),
             "built": built,
+            "metric": metric,
             "num_classes": num_classes,
             "seed": seed,
         }

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from statistics import mean
 
-from defectory.artifacts.scores import COLLAPSED_MAP
 from defectory.artifacts.value import Value
 
 MIN_VAL_INSTANCES = 8
@@ -20,7 +19,7 @@ class Trial(Value):
     num_steps: int
     """Steps it was given; it ends earlier if validation no longer rises."""
     val: tuple[tuple[int, float], ...] = ()
-    """Step and segm mAP of each validation."""
+    """Step and score of each validation."""
 
     @property
     def best(self) -> tuple[int, float]:
@@ -39,13 +38,13 @@ class Tuning(Value):
     trials: tuple[Trial, ...] = ()
 
 
-def is_stalled(val: Sequence[tuple[int, float]], *, patience: int) -> bool:
+def is_stalled(val: Sequence[tuple[int, float]], *, patience: int, least: float) -> bool:
     """Check whether the last `patience` validations have all failed to exceed those before them.
 
-    A training that has found next to nothing so far has not begun to rise, and is not stalled.
+    A training whose scores are below `least`, so that it has found next to nothing so far, is not stalled.
     """
     scores = [score for _, score in val]
-    if len(val) <= patience or max(scores) < COLLAPSED_MAP:
+    if len(val) <= patience or max(scores) < least:
         return False
     return max(scores[-patience:]) <= max(scores[:-patience])
 
@@ -75,7 +74,7 @@ def _beats(scores: Mapping[int, float], other: Mapping[int, float]) -> bool:
     return all(scores[seed] > other[seed] for seed in other)
 
 
-def choose_num_steps(trials: Sequence[Trial], *, every: int) -> int | None:
+def choose_num_steps(trials: Sequence[Trial], *, every: int, least: float) -> int | None:
     """Return the mean number of steps at the best validation, rounded up to a validation.
 
     None if a training found next to nothing, since its best validation then means nothing.
@@ -83,8 +82,9 @@ def choose_num_steps(trials: Sequence[Trial], *, every: int) -> int | None:
     Args:
         trials: one per seed, each trained until validation no longer rose.
         every: steps between two validations.
+        least: score below which a training found next to nothing.
     """
-    if min(trial.best[1] for trial in trials) < COLLAPSED_MAP:
+    if min(trial.best[1] for trial in trials) < least:
         return None
     steps = mean(trial.best[0] for trial in trials)
     return min(max(trial.num_steps for trial in trials), -(-round(steps) // every) * every)

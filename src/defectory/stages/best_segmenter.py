@@ -49,7 +49,7 @@ class BestSegmenter(Stage):
     be trained on.
     """
 
-    VERSION = 1
+    VERSION = 2
     name, folder = "best-segmenter", layout.BEST_SEGMENTER
 
     def inputs(self, config: ProjectConfig) -> tuple[str, ...]:
@@ -82,10 +82,10 @@ class BestSegmenter(Stage):
                 else:
                     reasons[f"{arm} was skipped, because {segmenter.skipped}"] = None
         validation = {
-            arm: {seed: float(segmenter.log["best_val_map"]) for seed, segmenter in of.items()}
+            arm: {seed: float(segmenter.log["best_val_score"]) for seed, segmenter in of.items()}
             for arm, of in trained.items()
         }
-        choice = choose_segmenter(inputs.scores["verdict"], validation)
+        choice = choose_segmenter(inputs.scores["verdict"], validation, inputs.scores["primary_metric"]["metric"])
         if choice is None:
             write_text(out / layout.README, no_segmenter_readme(config.name, list(reasons)))
             return f"no segmenter was trained: {'; '.join(reasons)}"
@@ -125,7 +125,8 @@ def _card(
         why=choice.why,
         outcome=verdict["outcome"],
         verdict=verdict["sentence"],
-        validation_map=float(log["best_val_map"]),
+        metric=inputs.scores["primary_metric"]["metric"],
+        validation_score=float(log["best_val_score"]),
         score_threshold=score_threshold_of(copy),
         is_threshold_chosen=config.segmentation.score_threshold is None,
         scores={key: value for key, value in scores.items() if isinstance(value, float) and key != "score_threshold"},

@@ -11,6 +11,7 @@ import numpy as np
 
 from defectory.artifacts.annotation import Instance
 from defectory.artifacts.plan import Job
+from defectory.artifacts.primary_metric import PrimaryMetric
 from defectory.artifacts.scores import DefectContrast, PlantScores, SegmenterScores
 from defectory.artifacts.verdict import Verdict
 from defectory.config.project import ProjectConfig
@@ -33,6 +34,7 @@ from defectory.runs.store import RunStore
 from defectory.runs.stored import SegmenterFolder
 from defectory.stages.export import accepted_jobs
 from defectory.stages.parts.further_rounds import further_rounds
+from defectory.stages.parts.primary_metric import choose_metric
 from defectory.stages.parts.real_tiles import RealTiles
 from defectory.stages.parts.validation import predict
 from defectory.stages.segment import stage_name, uses_synthetic
@@ -66,7 +68,7 @@ PLANT_KEYS = ("missed_defect_rate", "missed_image_rate", "false_alarms_per_100_g
 class Evaluate(Stage):
     """Predicts test with every segmenter, and gathers all scores."""
 
-    VERSION = 7
+    VERSION = 8
     name, folder = "evaluate", layout.EVALUATION
     copies = MappingProxyType({layout.GATHERED_SCORES: layout.RUN_SCORES})
 
@@ -77,9 +79,10 @@ class Evaluate(Stage):
         return ("import", "split", *(made if _uses_drafts(config) else ()), *segmenters)
 
     def cache_key(self, config: ProjectConfig, sources: Sources) -> Mapping[str, object]:
-        """Depend on the evaluation section and on the list of segmenters."""
+        """Depend on the evaluation section, on the list of segmenters and on the score that decides."""
         return {
             "evaluation": config.evaluation.model_dump(mode="json"),
+            "segmentation.primary_metric": config.segmentation.primary_metric,
             "segmentation.arms": list(config.segmentation.arms),
             "segmentation.seeds": list(config.segmentation.seeds),
             "seed": config.seed,
@@ -87,9 +90,11 @@ class Evaluate(Stage):
 
     def run(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[str]:
         """Predict, score, and judge whether synthetic data helps."""
-        arms, judged = yield from self._score_arms(inputs, config, out)
+        chosen = choose_metric(inputs, config.segmentation)
+        arms, judged = yield from self._score_arms(inputs, config, out, chosen.metric)
         scores = {
             "arms": arms,
+            "primary_metric": chosen.model_dump(mode="json"),
             **(_scores_of_drafts(inputs, config) if _uses_drafts(config) else NO_DRAFTS),
             "verdict": judged.model_dump(mode="json"),
         }
@@ -99,7 +104,9 @@ class Evaluate(Stage):
         write_json(out / layout.GATHERED_SCORES, {**arms, **others})
         return " ".join([judged.sentence, *_silent(arms)])
 
-    def _score_arms(self, inputs: RunStore, config: ProjectConfig, out: Path) -> Work[tuple[dict[str, Any], Verdict]]:
+    def _score_arms(
+        self, inputs: RunStore, config: ProjectConfig, out: Path, metric: PrimaryMetric
+    ) -> Work[tuple[dict[str, Any], Verdict]]:
         from defectory.engine.devices import device_of
         from defectory.segmentation.training import load_segmenter, score_threshold_of
 
@@ -127,7 +134,7 @@ class Evaluate(Stage):
                 table.save(saved[arm][-1])
                 per_arm.setdefault(arm, []).append(scores)
                 tables.setdefault(arm, []).append(table.matches)
-                validation.setdefault(arm, []).append(float(segmenter.log["best_val_map"]))
+                validation.setdefault(arm, []).append(float(segmenter.log["best_val_score"]))
                 exposures[arm] = {
                     source: {"shown": shown, "images": segmenter.log["num_images"][source]}
                     for source, shown in segmenter.log["exposures"].items()
@@ -152,9 +159,10 @@ class Evaluate(Stage):
             return [resampled_scores(of_pixels, table_pixel_ap, groups, has_defects=has_defects, seed=config.seed)]
 
         judged = verdict(
-            [scores_of_tables(tables, groups, seed=config.seed)],
+            pixel_ap() if metric == "pixel_ap" else [scores_of_tables(tables, groups, seed=config.seed)],
             uses_synthetic={arm: uses_synthetic(arm) for arm in tables},
             validation=validation,
+            metric=metric,
             pixel_ap=pixel_ap,
         )
         return arms, judged

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from defectory.artifacts.difficulty import Difficulty
 from defectory.artifacts.plan import Plan as PlanValue
+from defectory.artifacts.primary_metric import METRIC_NAMES, PrimaryMetric
 from defectory.artifacts.targets import Targets, ValidationScore
 from defectory.config.project import ProjectConfig
 from defectory.curation.config import DOUBT_SETTINGS
 from defectory.errors import ConfigError
-from defectory.evaluation.detection import segm_map
 from defectory.events import Notice, Progress, Work, relayed
 from defectory.files import DRAWN_NAME
 from defectory.folders.swap import remove_leftovers, remove_ours
@@ -33,6 +33,7 @@ from defectory.stages.parts.also_controls import also_key
 from defectory.stages.parts.further_rounds import further_rounds, round_name
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.mask_supply import Focus, mask_supply, places_in_train
+from defectory.stages.parts.primary_metric import SCORES, choose_metric
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
 from defectory.stages.parts.student import student_stage
 from defectory.stages.parts.validation import predict, val_records
@@ -63,7 +64,7 @@ class Round(Stage):
         number: of the round, from 2.
     """
 
-    VERSION = 2
+    VERSION = 3
     is_resumable = True
 
     def __init__(self, number: int) -> None:
@@ -131,9 +132,9 @@ class Round(Stage):
 
 def _told_scores(targets: Targets) -> list[str]:
     names = {WITHOUT: "without drafts", WITH: "with the drafts so far"}
-    shown = ", ".join(f"{of.segm_map:.3f} {names[of.arm]}" for of in targets.validation)
+    shown = ", ".join(f"{of.score:.3f} {names[of.arm]}" for of in targets.validation)
     before = "" if targets.best_before is None else f" (best before {targets.best_before:.3f})"
-    return [f"validation segm mAP {shown}{before}"] if shown else []
+    return [f"validation {METRIC_NAMES[targets.metric]} {shown}{before}"] if shown else []
 
 
 class _Round:
@@ -147,6 +148,7 @@ class _Round:
         self._stage = round_name(number)
         self._accepted = accepted_jobs(inputs.plan, inputs.decisions)
         self.val = val_records(inputs, config.segmentation.max_val_images)
+        self._metric: PrimaryMetric = choose_metric(inputs, config.segmentation).metric
 
     def targets(self) -> Work[tuple[Targets, PlanValue | None]]:
         """Decide for which cells the round draws drafts, and plan these; the plan is None if it draws none."""
@@ -155,6 +157,7 @@ class _Round:
         found = Targets(
             round=self._number,
             earlier_digest=self._inputs.plan.digest(),
+            metric=self._metric,
             best_before=None if last is None else last.best,
         )
         if last is not None and last.is_over:
@@ -165,10 +168,10 @@ class _Round:
         scores: list[ValidationScore] = []
         for arm in (WITHOUT, WITH) if last is None else (WITH,):
             score = yield from self._validated(arm)
-            scores.append(ValidationScore(arm=arm, segm_map=score))
+            scores.append(ValidationScore(arm=arm, score=score))
         found = found.model_copy(update={"validation": tuple(scores)})
-        before = max([of.segm_map for of in scores[:-1]], default=found.best_before)
-        if before is not None and scores[-1].segm_map <= before:
+        before = max([of.score for of in scores[:-1]], default=found.best_before)
+        if before is not None and scores[-1].score <= before:
             return _over(found, f"the drafts of round {self._number - 1} did not raise the score on validation"), None
         difficulty = yield from self._difficulty()
         instances = judged_instances(self._inputs, self._config, difficulty)
@@ -202,7 +205,8 @@ class _Round:
             made = self._made((), sizing) if arm == WITH else []
 
             def validate(model: Any) -> float:
-                return segm_map(self.val, data.dataset.categories, predict(model, data, self.val, sizing.scale))
+                results = predict(model, data, self.val, sizing.scale)
+                return SCORES[self._metric](self.val, data.dataset.categories, results)
 
             training = train_segmenter(
                 # accepted labels may all be too small to see
@@ -214,6 +218,7 @@ class _Round:
                 config=settings,
                 seed=config.seed,
                 out=folder,
+                metric=self._metric,
                 device=self._device,
                 weights=None if settings.weights is None else inputs.sources.path(settings.weights),
                 value_range=data.dataset.value_range,
@@ -221,7 +226,7 @@ class _Round:
             )
             yield from _noted(f"validation, {arm}", plain(training))
         _keep_log(folder)
-        return max(0.0, float(json.loads(log.read_bytes())["best_val_map"]))
+        return max(0.0, float(json.loads(log.read_bytes())["best_val_score"]))
 
     def _difficulty(self) -> Work[Difficulty]:
         """Score every train instance with fold segmenters that have seen neither its image nor a draft made from it."""

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from defectory.config.project import ProjectConfig
-from defectory.evaluation.detection import segm_map
-from defectory.evaluation.mask_metrics import best_score_threshold
 from defectory.events import Progress, Work
 from defectory.files import write_json
 from defectory.masks.perturb import SHAPE_SETTINGS
@@ -19,6 +17,7 @@ from defectory.runs.store import RunStore
 from defectory.segmentation.arms import ARMS
 from defectory.stages.parts.copy_paste import copy_paste_images, procedural_images
 from defectory.stages.parts.images_used import record_images
+from defectory.stages.parts.primary_metric import SCORES, choose_metric, choose_threshold
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
 from defectory.stages.parts.validation import predict, training_seed, val_records
 from defectory.stages.tune import as_tuned, needs_tuning
@@ -47,7 +46,7 @@ class Segment(Stage):
         seed: of the training.
     """
 
-    VERSION = 5
+    VERSION = 6
     group = GROUP
     is_resumable = True
 
@@ -89,10 +88,10 @@ class Segment(Stage):
             if images.get(source) == []:
                 write_json(out / layout.SKIPPED_FILE, {"reason": reason})
                 return f"skipped: {reason}"
-        val = val_records(inputs, segmentation.max_val_images)
+        val, chosen = val_records(inputs, segmentation.max_val_images), choose_metric(inputs, segmentation)
 
         def validate(model: Any) -> float:
-            return segm_map(val, data.dataset.categories, predict(model, data, val, sizing.scale))
+            return SCORES[chosen.metric](val, data.dataset.categories, predict(model, data, val, sizing.scale))
 
         weights = segmentation.weights
         work = train_segmenter(
@@ -104,6 +103,7 @@ class Segment(Stage):
             config=segmentation,
             seed=seed,
             out=out,
+            metric=chosen.metric,
             device=device,
             weights=None if weights is None else inputs.sources.path(weights),
             value_range=data.dataset.value_range,
@@ -113,12 +113,12 @@ class Segment(Stage):
         threshold = segmentation.score_threshold
         if threshold is None:
             model, _, _ = load_segmenter(out, device)
-            threshold = best_score_threshold(val, predict(model, data, val, sizing.scale))
+            threshold = choose_threshold(chosen.metric, val, predict(model, data, val, sizing.scale))
         record_score_threshold(out, threshold)
         seen_val = [record.id for record in val]
         record_images(out, selection=seen_val, threshold=seen_val if segmentation.score_threshold is None else ())
         seen = f"{sizing.reason}, scale {sizing.scale:.2f}"
-        return f"validation segm mAP {trained.best or 0.0:.3f}, score threshold {threshold:.2f}; {seen}"
+        return f"validation {chosen.words} {trained.best or 0.0:.3f}, score threshold {threshold:.2f}; {seen}"
 
 
 def _making(config: ProjectConfig, sources: Sequence[str]) -> dict[str, object]:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from defectory.artifacts.primary_metric import LEAST_SCORE, PrimaryMetric
 from defectory.config.project import ProjectConfig
-from defectory.evaluation.detection import segm_map
 from defectory.events import Progress, Work
 from defectory.filenames import file_name_of
 from defectory.files import write_json
@@ -22,6 +22,7 @@ from defectory.runs.store import RunStore
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.policies import AUTO, DEFAULT, POLICIES
 from defectory.segmentation.tuning import MIN_VAL_INSTANCES, Trial, Tuning, choose_num_steps, choose_policy, is_stalled
+from defectory.stages.parts.primary_metric import SCORES, choose_metric
 from defectory.stages.parts.segmenter_images import real_images, sizing_of
 from defectory.stages.parts.validation import predict, training_seed, val_records
 
@@ -57,6 +58,7 @@ class _Material:
     config: ProjectConfig
     device: str
     sizing: Sizing
+    metric: PrimaryMetric
     images: Mapping[str, Sequence[SegmentationImage]]
     out: Path
 
@@ -64,7 +66,7 @@ class _Material:
 class Tune(Stage):
     """Trains the real arm with each augmentation policy, then until validation no longer rises."""
 
-    VERSION = 1
+    VERSION = 2
     name, folder = "tune", layout.TUNING
     is_resumable = True
 
@@ -106,7 +108,7 @@ class Tune(Stage):
                 longest, patience = segmentation.max_num_steps, segmentation.patience
                 long = yield from self._trials(material, policy, longest, patience=patience)
                 trials += long
-                steps = choose_num_steps(long, every=segmentation.validate_every)
+                steps = choose_num_steps(long, every=segmentation.validate_every, least=LEAST_SCORE[material.metric])
                 told = ", ".join(f"{trial.best[1]:.3f} at step {trial.best[0]}" for trial in long)
                 kept = "" if steps else ", which is next to nothing, so the number of steps stays"
                 num_steps = steps or num_steps
@@ -134,6 +136,7 @@ class Tune(Stage):
             config=config,
             device=device_of(config.device, threads=config.threads),
             sizing=sizing,
+            metric=choose_metric(inputs, segmentation).metric,
             images={"real": real, "defect_free": free},
             out=out,
         )
@@ -172,7 +175,9 @@ def _trained(of: _Material, trial: Trial, *, patience: int | None, stage: str) -
                 if isinstance(event, Validated):
                     val[event.done] = event.value
                     notes.write(key, val, is_done=False)
-                    if patience is not None and is_stalled(sorted(val.items()), patience=patience):
+                    if patience is not None and is_stalled(
+                        sorted(val.items()), patience=patience, least=LEAST_SCORE[of.metric]
+                    ):
                         break
                 if isinstance(event, Progress):
                     note = f"{trial.augmentation}, seed {trial.seed}, {event.note}"
@@ -186,12 +191,13 @@ def _training(of: _Material, trial: Trial, folder: Path, stage: str) -> Work[Any
     from defectory.segmentation.training import train_segmenter
 
     inputs, segmentation, dataset = of.inputs, of.config.segmentation, of.inputs.data.dataset
-    val = val_records(inputs, segmentation.max_val_images)
+    val, score = val_records(inputs, segmentation.max_val_images), SCORES[of.metric]
     weights = segmentation.weights
     return train_segmenter(
         arm=ARM,
         images=of.images,
-        validate=lambda model: segm_map(val, dataset.categories, predict(model, inputs.data, val, of.sizing.scale)),
+        validate=lambda model: score(val, dataset.categories, predict(model, inputs.data, val, of.sizing.scale)),
+        metric=of.metric,
         categories=dataset.categories,
         sizing=of.sizing,
         config=segmentation.model_copy(update={"augmentation": trial.augmentation, "num_steps": trial.num_steps}),

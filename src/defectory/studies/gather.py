@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from defectory.artifacts.primary_metric import METRIC_NAMES, MetricChoice, PrimaryMetric
 from defectory.artifacts.study import Gain, ImageFigures, Point, Series, StudyOutcome, StudyScore, series_name
 from defectory.errors import InputError
 from defectory.evaluation.statistics import (
@@ -118,10 +119,12 @@ def _point(
     compared = [score for score in COMPARED if score != FALSE_ALARMS or _has_good_images(by_fold)]
     folds = {score: [_test_scores(of, series, score, "tables") for of in by_fold.values()] for score in compared}
     results = [result for of in by_fold.values() for group in of.values() for result in group]
+    metric = _metric_of(results, amount, remarks)
     judged = verdict(
-        folds["segm_map"],
+        folds[metric],
         uses_synthetic={name: _uses_synthetic(arm) for name, (arm, _) in series.items()},
         validation={name: _validation(by_fold, arm, variant) for name, (arm, variant) in series.items()},
+        metric=metric,
         pixel_ap=lambda: folds["pixel_ap"],
     )
     return empty.model_copy(
@@ -134,6 +137,20 @@ def _point(
             "transfer": tuple(_transferred(by_fold, series)),
         }
     )
+
+
+def _metric_of(results: Sequence[CellResult], amount: Amount, remarks: list[str]) -> PrimaryMetric:
+    """Return the primary metric that all cells share; segm mAP if they do not agree."""
+    choices = [MetricChoice.model_validate(result.scores["primary_metric"]) for result in results]
+    chosen: dict[PrimaryMetric, None] = dict.fromkeys(choice.metric for choice in choices)
+    if len(chosen) == 1:
+        remarks += [f"{amount.label}: {why}" for why in [choices[0].why] if why]
+        return choices[0].metric
+    remarks.append(
+        f"{amount.label}: cells were trained by different scores ({', '.join(METRIC_NAMES[name] for name in chosen)}), "
+        "as the labelled images of each decide; set segmentation.primary_metric to compare like with like"
+    )
+    return "segm_map"
 
 
 def _series_names(
@@ -217,7 +234,7 @@ def _test_scores(
 
 
 def _validation(by_fold: ByFold, arm: str, variant: str) -> list[float]:
-    """Return the segm mAP on validation of each seed, fold after fold."""
+    """Return the primary metric on validation of each seed, fold after fold."""
     return [float(result.scores["arms"][arm]["validation"][0]) for of in by_fold.values() for result in of[variant]]
 
 

@@ -144,8 +144,7 @@ class Running:
             for stage in reversed(stages_until_scores(run)):
                 remove_ours(run.folder / stage.folder)
         self._finished += 1
-        arms = run.store().scores["arms"] if study.project.config.study.keep == "runs" else {}
-        told = ", ".join(f"{arm} {scores['segm_map']:.3f}" for arm, scores in arms.items())
+        told = _told_scores(run.store().scores) if study.project.config.study.keep == "runs" else ""
         yield self._changed(cell.name, "finished", note=told, share=1.0)
 
     def _changed(self, name: str, state: str, *, note: str = "", share: float = 0.0) -> CellChanged:
@@ -161,3 +160,8 @@ class Running:
             num_cells=self._num_cells,
             seconds_left=left,
         )
+
+
+def _told_scores(scores: Mapping[str, Any]) -> str:
+    metric = scores["primary_metric"]["metric"]
+    return ", ".join(f"{arm} {of[metric]:.3f}" for arm, of in scores["arms"].items())

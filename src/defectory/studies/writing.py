@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from defectory.artifacts.primary_metric import METRIC_NAMES, PrimaryMetric
 from defectory.artifacts.study import Point, Series, StudyOutcome, StudyScore
 from defectory.files import write_json, write_text
 from defectory.folders.marker import record_files
@@ -91,7 +92,7 @@ def gain_rows_of(point: Point) -> Iterator[list[str]]:
             if gain.interval is not None:
                 told += f" ({gain.interval[0]:+.3f} to {gain.interval[1]:+.3f})"
             cells.append(told)
-        p_value = of["segm_map"].p_value
+        p_value = of[_metric_of(point)].p_value
         yield [f"{readable(series)} over {readable(reference)}", *cells, "-" if p_value is None else f"{p_value:.3f}"]
 
 
@@ -132,11 +133,18 @@ def _bar(series: Series, score: str, *, x: float = 0.0) -> Bar:
     )
 
 
+def _metric_of(point: Point) -> PrimaryMetric:
+    return "segm_map" if point.verdict is None else point.verdict.metric
+
+
 def _ladder(point: Point) -> str:
     reference = None if point.verdict is None else point.verdict.reference
-    level = next((s.scores["segm_map"].mean for s in point.series if s.name == reference), None)
-    bars = [_bar(series, "segm_map") for series in point.series]
-    return ladder_chart(f"Segm mAP on test, {_of(point)}", "segm mAP", bars, level=level)
+    metric = _metric_of(point)
+    words = METRIC_NAMES[metric]
+    level = next((s.scores[metric].mean for s in point.series if s.name == reference), None)
+    bars = [_bar(series, metric) for series in point.series]
+    title = f"{words[:1].upper()}{words[1:]} on test, {_of(point)}"
+    return ladder_chart(title, words, bars, level=level)
 
 
 def _curves(outcome: StudyOutcome) -> dict[str, str]:
@@ -191,7 +199,7 @@ def _section(point: Point, ladder: str | None) -> Section:
         tables.append(
             Table(
                 title="Gains",
-                columns=["", *GAINS.values(), "p (segm mAP)"],
+                columns=["", *GAINS.values(), f"p ({METRIC_NAMES[_metric_of(point)]})"],
                 rows=list(gain_rows_of(point)),
                 note="Paired by seed and test image. p is corrected for the number of comparisons (Holm). For missed "
                 "defects and false alarms, lower is better. Both depend on the score threshold that validation chose: "

@@ -39,7 +39,7 @@ def run_segmenter_start(config: PretrainConfig, *, work: Path, encoder: Path, ou
     if not (log.is_file() and is_whole_segmenter(trained)):
         yield from _train(config, corpus_folder=work / "corpus", encoder=encoder, out=trained)
     save_start(trained, out, without=kept_in_start(config.segmenter.model))
-    best = float(json.loads(log.read_text())["best_val_map"])
+    best = float(json.loads(log.read_text())["best_val_score"])
     yield StageEnded(
         stage=STAGE, seconds=time.monotonic() - began, skipped=False, summary=f"held-out segm mAP {best:.3f}"
     )

@@ -196,6 +196,7 @@ class EfficientNetLite0:
 
     exports_onnx = True
     heeds_ignore = True
+    mask_cells = 28
     kept_in_start = (ENCODER,)
 
     def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:

@@ -40,6 +40,7 @@ class Light:
 
     exports_onnx = True
     heeds_ignore = True
+    mask_cells = 28
 
     def build(self, build: Build) -> tuple[MaskRCNN, Mapping[str, Any]]:
         """Build a segmenter from the shipped `segmenter`, from an `encoder` alone, or from `random` weights."""

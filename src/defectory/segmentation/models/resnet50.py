@@ -34,6 +34,7 @@ class ResNet50:
     takes_weights = True
     exports_onnx = True
     heeds_ignore = True
+    mask_cells = 28
 
     def __init__(self, name: str, make: Callable[..., MaskRCNN], *, file_name: str, eps: float | None) -> None:
         self._name, self._make, self.file_name, self._eps = name, make, file_name, eps

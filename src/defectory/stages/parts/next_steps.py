@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from defectory.artifacts.next_step import NextStep
-from defectory.artifacts.scores import COLLAPSED_MAP
+from defectory.artifacts.primary_metric import LEAST_SCORE
 from defectory.config.command import CommandLine
 from defectory.config.project import ProjectConfig
 from defectory.config.resolve import flatten, with_settings
@@ -96,7 +96,8 @@ def next_steps(of: Situation) -> list[NextStep]:
 def _has_collapsed(of: Situation) -> bool:
     arms, verdict = of.scores["arms"], of.scores["verdict"]
     compared = (verdict.get("reference"), verdict.get("candidate"))
-    return any(arms[arm]["segm_map"] < COLLAPSED_MAP for arm in compared if arm in arms)
+    metric = verdict["metric"]
+    return any(arms[arm][metric] < LEAST_SCORE[metric] for arm in compared if arm in arms)
 
 
 def failures_of(of: Situation) -> dict[str, str]:

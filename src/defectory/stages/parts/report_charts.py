@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from defectory.artifacts.primary_metric import METRIC_NAMES, MetricChoice
 from defectory.artifacts.segmenter_card import SegmenterCard
 from defectory.config.project import ProjectConfig
 from defectory.report.charts import smooth
@@ -20,23 +21,26 @@ SMOOTHED_STEPS = 20
 
 
 def ladder(scores: Mapping[str, Any]) -> str:
-    """Draw segm mAP of every arm on test with its interval, as an SVG element."""
+    """Draw the primary metric of every arm on test with its interval, as an SVG element."""
     verdict = scores["verdict"]
+    chosen = MetricChoice.model_validate(scores["primary_metric"])
     intervals = {figure["arm"]: figure["interval"] for figure in verdict.get("arms", ())}
     arms = in_order(scores)
     bars = [
         Bar(
             name=arm_name(arm),
-            mean=own["segm_map"],
+            mean=own[chosen.metric],
             interval=intervals.get(arm),
-            single=[seed["segm_map"] for seed in own["per_seed"]],
+            single=[seed[chosen.metric] for seed in own["per_seed"]],
             group="with synthetic data" if uses_synthetic(arm) else "without",
         )
         for arm, own in arms.items()
     ]
     reference = arms.get(str(verdict.get("reference")))
-    title = "Segm mAP on test, with 95% intervals" if any(intervals.values()) else "Segm mAP on test"
-    return ladder_chart(title, "segm mAP", bars, level=None if reference is None else reference["segm_map"])
+    title = f"{chosen.words[:1].upper()}{chosen.words[1:]} on test" + (
+        ", with 95% intervals" if any(intervals.values()) else ""
+    )
+    return ladder_chart(title, chosen.words, bars, level=None if reference is None else reference[chosen.metric])
 
 
 def plant_chart(scores: Mapping[str, Any], card: SegmenterCard | None) -> Chart:
@@ -81,18 +85,19 @@ def training_charts(inputs: RunStore, config: ProjectConfig) -> list[Chart]:
         curves += [Curve(name="held out, unweighted", points=held_out)] if held_out else []
         charts.append(Chart(title=title, x_label="step", y_label="loss", curves=curves))
     losses_of: list[Curve] = []
-    maps_of: list[Curve] = []
-    seed = config.segmentation.seeds[0]
+    scores_of: list[Curve] = []
+    seed, label = config.segmentation.seeds[0], ""
     for arm in config.segmentation.arms:
         segmenter = inputs.segmenter(arm, seed)
         if segmenter.skipped is None:
             log = segmenter.log
             losses_of.append(Curve(name=arm_name(arm), points=smooth(log["losses"], SMOOTHED_STEPS)))
-            maps_of.append(Curve(name=arm_name(arm), points=[(step, value) for step, value in log["val_map"]]))
+            label = METRIC_NAMES[log["metric"]]
+            scores_of.append(Curve(name=arm_name(arm), points=[(step, value) for step, value in log["val_scores"]]))
     loss_label = f"loss, mean of {SMOOTHED_STEPS}"
     validation = f"Segmenter on real validation, seed {seed}"
     return [
         *charts,
         Chart(title=f"Segmenter, seed {seed}", x_label="step", y_label=loss_label, curves=losses_of),
-        Chart(title=validation, x_label="step", y_label="segm mAP", curves=maps_of),
+        Chart(title=validation, x_label="step", y_label=label, curves=scores_of),
     ]

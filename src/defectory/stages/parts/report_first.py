@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from defectory.artifacts.primary_metric import METRIC_NAMES, MetricChoice
 from defectory.artifacts.segmenter_card import SegmenterCard
 from defectory.config.command import CommandLine
 from defectory.runs import layout
@@ -28,7 +29,7 @@ def what_to_use(card: SegmenterCard | None, scores: Mapping[str, Any], command: 
         scores: of the stage `evaluate`.
         command: how the project was opened.
     """
-    return [*_segmenter(card, command), *_gain(scores["verdict"]), *_overlap(scores)]
+    return [*_segmenter(card, command), *_gain(scores), *_overlap(scores)]
 
 
 def _segmenter(card: SegmenterCard | None, command: CommandLine) -> list[str]:
@@ -49,19 +50,22 @@ def _segmenter(card: SegmenterCard | None, command: CommandLine) -> list[str]:
     ]
 
 
-def _gain(verdict: Mapping[str, Any]) -> list[str]:
+def _gain(scores: Mapping[str, Any]) -> list[str]:
+    verdict, why = scores["verdict"], MetricChoice.model_validate(scores["primary_metric"]).why
     gain, interval = verdict.get("gain"), verdict.get("interval")
     reference, candidate = verdict.get("reference"), verdict.get("candidate")
     if gain is None or reference is None or candidate is None:
         return []
     told = (
-        f"Synthetic data (arm {_words(candidate)}) changed segm mAP by {gain:+.3f} over the best arm without "
-        f"({_words(reference)})"
+        f"Synthetic data (arm {_words(candidate)}) changed {METRIC_NAMES[verdict['metric']]} by {gain:+.3f} over the "
+        f"best arm without ({_words(reference)})"
     )
     if interval is None:
-        return [f"{told}. How much of it is chance, {_count(verdict.get('num_seeds', 1))} cannot tell."]
+        unsure = f"{told}. How much of it is chance, {_count(verdict.get('num_seeds', 1))} cannot tell."
+        return [unsure, *([why] if why else [])]
     low, high = interval
-    return [f"{told}, 95% interval {low:+.3f} to {high:+.3f}. {HOW_SURE[verdict['outcome']]}"]
+    sure = f"{told}, 95% interval {low:+.3f} to {high:+.3f}. {HOW_SURE[verdict['outcome']]}"
+    return [sure, *([why] if why else [])]
 
 
 def _overlap(scores: Mapping[str, Any]) -> list[str]:

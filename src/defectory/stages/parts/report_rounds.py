@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from defectory.artifacts.primary_metric import METRIC_NAMES
 from defectory.artifacts.targets import Targets
 from defectory.report.content import Table
 from defectory.runs.store import RunStore
@@ -25,7 +26,14 @@ def rounds_tables(inputs: RunStore) -> list[Table]:
         first += of.num_drafts
         cells = f"{of.num_missed_cells} of {len(of.cells)}" if of.cells else NONE
         rows.append([str(of.round), _scores(of), cells, str(len(own)), str(_num_in(own, accepted)), of.why])
-    columns = ["round", "validation segm mAP", "cells with missed defects", "drafts", "accepted", "ended because"]
+    columns = [
+        "round",
+        f"validation {METRIC_NAMES[rounds[0].metric]}",
+        "cells with missed defects",
+        "drafts",
+        "accepted",
+        "ended because",
+    ]
     return [
         Table(
             title="Rounds of drafts",
@@ -41,7 +49,7 @@ def rounds_tables(inputs: RunStore) -> list[Table]:
 
 def _scores(of: Targets) -> str:
     names = {"real": "without drafts", "mixed": "with drafts"}
-    return ", ".join(f"{score.segm_map:.3f} {names.get(score.arm, score.arm)}" for score in of.validation) or NONE
+    return ", ".join(f"{score.score:.3f} {names.get(score.arm, score.arm)}" for score in of.validation) or NONE
 
 
 def _num_in(ids: Collection[str], accepted: Collection[str]) -> int:

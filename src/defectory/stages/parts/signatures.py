@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from defectory.artifacts.certificate import Certificate
+from defectory.artifacts.primary_metric import METRIC_NAMES
 from defectory.artifacts.scores import COLLAPSED_MAP, finds_nothing
 from defectory.drivers.config import DriverConfig
 from defectory.drivers.leakage import FOLDS, MAX_AUC, Leakage
@@ -192,7 +193,7 @@ def _unlike_test(sets: dict[str, Any] | None) -> Signature:
 
 def _no_gain(verdict: dict[str, Any]) -> Signature:
     gain, interval, outcome = verdict.get("gain"), verdict.get("interval"), verdict["outcome"]
-    told = "" if gain is None else f"gain in segm mAP {gain:+.3f}"
+    told = "" if gain is None else f"gain in {METRIC_NAMES[verdict['metric']]} {gain:+.3f}"
     if told and interval:
         told += f" ({interval[0]:+.3f} to {interval[1]:+.3f})"
     return Signature(

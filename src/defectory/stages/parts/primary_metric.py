@@ -1,0 +1,58 @@
+"""Decides by which score checkpoints, arms and the verdict are chosen, from labelled train images alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from defectory.artifacts.annotation import Category
+from defectory.artifacts.dataset import ImageRecord
+from defectory.artifacts.primary_metric import METRIC_NAMES, MetricChoice, PrimaryMetric
+from defectory.evaluation.detection import segm_map
+from defectory.evaluation.mask_metrics import best_pixel_threshold, best_score_threshold, pixel_ap
+from defectory.rle import decode_crop
+from defectory.runs.store import RunStore
+from defectory.segmentation.config import SegmentationConfig
+
+LEAST_MASK_IOU = 0.725
+"""Middle of COCO's IoU thresholds .5 to .95. If masks cannot reach it on average, most thresholds are out of reach."""
+MAX_MASKS = 300
+"""More train instances than this say nothing new."""
+Results = Sequence[Mapping[str, Any]]
+Score = Callable[[Sequence[ImageRecord], Sequence[Category], Results], float]
+SCORES: Mapping[PrimaryMetric, Score] = {"segm_map": segm_map, "pixel_ap": pixel_ap}
+"""Scores COCO results on whole images."""
+
+
+def choose_metric(inputs: RunStore, segmentation: SegmentationConfig) -> MetricChoice:
+    """Return the metric that is set, or for `auto` the one that can tell segmenters of these defects apart.
+
+    It looks at labels of train, not at any score, so it is the same in every arm.
+    """
+    from defectory.segmentation.mask_cells import mask_cells_of, mean_best_iou
+
+    if segmentation.primary_metric != "auto":
+        return MetricChoice(metric=segmentation.primary_metric)
+    num_cells = mask_cells_of(segmentation.model)
+    if num_cells is None:
+        return MetricChoice()
+    every = [
+        instance
+        for image_id in inputs.split.train
+        for instance in inputs.data.dataset.image(image_id).instances
+        if not instance.is_crowd
+    ]
+    step = -(-len(every) // MAX_MASKS) or 1
+    best = mean_best_iou([decode_crop(instance.rle)[0] for instance in every[::step]], num_cells)
+    if best is None or best >= LEAST_MASK_IOU:
+        return MetricChoice(best_mask_iou=best)
+    why = (
+        f"Defects are so thin that masks of {num_cells} x {num_cells} cells reach a mean IoU of {best:.2f} at best, so "
+        f"{METRIC_NAMES['segm_map']} says little and {METRIC_NAMES['pixel_ap']} decides."
+    )
+    return MetricChoice(metric="pixel_ap", best_mask_iou=best, why=why)
+
+
+def choose_threshold(metric: PrimaryMetric, val: Sequence[ImageRecord], results: Results) -> float:
+    """Return the score threshold that is best on validation: with the best F1 of defects, or of pixels."""
+    return best_pixel_threshold(val, results) if metric == "pixel_ap" else best_score_threshold(val, results)
