@@ -89,3 +89,4 @@ def test_pixels_choose_the_checkpoint_the_threshold_the_verdict_and_the_best_seg
     assert card["metric"] == "pixel_ap"
     page = (run.folder / layout.RUN_REPORT).read_text(encoding="utf-8")
     assert "Pixel AP on test" in page
+    assert "pixel AP per class" in page

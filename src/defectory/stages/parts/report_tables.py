@@ -14,6 +14,7 @@ from defectory.artifacts.certificate import Certificate
 from defectory.artifacts.concept_check import ConceptCheck
 from defectory.artifacts.doubt import Doubts
 from defectory.artifacts.plan import Decisions
+from defectory.artifacts.primary_metric import MetricChoice
 from defectory.config.project import ProjectConfig
 from defectory.config.resolve import flatten
 from defectory.curation.decide import FidelitySummary
@@ -58,8 +59,9 @@ def facts(inputs: RunStore, config: ProjectConfig) -> list[tuple[str, str]]:
 
 
 def score_tables(scores: dict[str, Any]) -> list[Table]:
-    """Build the tables of every arm's scores and of segm mAP per class."""
+    """Build the tables of every arm's scores and of the primary metric per class."""
     rows: list[list[str]] = []
+    chosen = MetricChoice.model_validate(scores["primary_metric"])
     scores = scores | {"arms": in_order(scores)}
     for arm, values in scores["arms"].items():
         rows.append([arm_name(arm), *(f"{values[key]:.3f}" for key, _ in SCORE_COLUMNS)])
@@ -95,24 +97,16 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
         ),
     ]
     classes = sorted(
-        {
-            name
-            for values in scores["arms"].values()
-            for seed in values["per_seed"]
-            for name in seed["per_class_segm_map"]
-        }
+        {name for values in scores["arms"].values() for seed in values["per_seed"] for name in seed["per_class"]}
     )
     per_class = [
         [
             arm_name(arm),
-            *(
-                f"{np.mean([s['per_class_segm_map'].get(name, 0.0) for s in values['per_seed']]):.3f}"
-                for name in classes
-            ),
+            *(f"{np.mean([s['per_class'][name][chosen.metric] for s in values['per_seed']]):.3f}" for name in classes),
         ]
         for arm, values in scores["arms"].items()
     ]
-    tables.append(Table(title="segm mAP per class", columns=["arm", *classes], rows=per_class))
+    tables.append(Table(title=f"{chosen.words} per class", columns=["arm", *classes], rows=per_class))
     return tables
 
 
