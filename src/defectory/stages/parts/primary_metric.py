@@ -29,10 +29,10 @@ def choose_metric(inputs: RunStore, segmentation: SegmentationConfig) -> MetricC
 
     It looks at labels of train, not at any score, so it is the same in every arm.
     """
-    from defectory.segmentation.mask_cells import mask_cells_of, mean_best_iou
-
     if segmentation.primary_metric != "auto":
         return MetricChoice(metric=segmentation.primary_metric)
+    from defectory.segmentation.mask_cells import mask_cells_of, mean_best_iou
+
     num_cells = mask_cells_of(segmentation.model)
     if num_cells is None:
         return MetricChoice()
