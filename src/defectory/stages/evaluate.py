@@ -95,7 +95,7 @@ class Evaluate(Stage):
         scores = {
             "arms": arms,
             "primary_metric": chosen.model_dump(mode="json"),
-            **(_scores_of_drafts(inputs, config) if _uses_drafts(config) else NO_DRAFTS),
+            **(scores_of_drafts(inputs, config) if _uses_drafts(config) else NO_DRAFTS),
             "verdict": judged.model_dump(mode="json"),
         }
         write_json(out / layout.SCORES_FILE, scores)
@@ -173,7 +173,8 @@ def _uses_drafts(config: ProjectConfig) -> bool:
     return any(uses_synthetic(arm) for arm in config.segmentation.arms)
 
 
-def _scores_of_drafts(inputs: RunStore, config: ProjectConfig) -> dict[str, Any]:
+def scores_of_drafts(inputs: RunStore, config: ProjectConfig) -> dict[str, Any]:
+    """Return fidelity, distance to real tiles, diversity and contrast of a run's drafts; no segmenter is needed."""
     return {
         "fidelity": inputs.fidelity.model_dump(mode="json"),
         "image_sets": _image_sets(inputs, config),
