@@ -19,11 +19,9 @@ from typing import Any
 from defectory.evaluation.statistics import arm_estimate, gain_estimate, scores_of_seeds
 from defectory.events import StageEnded
 from defectory.files import write_json
-from defectory.folders.claims import claim_folder
-from defectory.stages.all import run_all
 from defectory.stages.evaluate import scores_of_drafts
 from defectory.studies.gather import IMAGE_FIGURES
-from defectory.studies.study import KIND, Study
+from defectory.studies.study import Study
 
 FIGURES = ("fidelity", "accepted", "kid", "fid", "l2", "mutual_information_nats")
 MIN_SEEDS = 3
@@ -34,8 +32,7 @@ def figures_of(study: Study, cell: Any) -> dict[str, float]:
     run = study.run_of(cell)
     kept = study.folder / "draft_figures" / f"{run.folder.name}.json"
     if not kept.is_file():
-        run.folder.parent.mkdir(parents=True, exist_ok=True)
-        for event in run_all(run, only=study.project_of(cell).stages(until=["curate", "test-tiles"])):
+        for event in study.events_of(cell, until=["curate", "test-tiles"]):
             if isinstance(event, StageEnded) and not event.skipped:
                 print(f"{cell.name}, {event.stage}: {event.summary}", flush=True)
         scores = scores_of_drafts(run.store(), run.config)
@@ -72,8 +69,6 @@ def main() -> None:
     parser.add_argument("--of", default="")
     args = parser.parse_args()
     study = Study.open(args.study, overrides=args.overrides)
-    study.check()
-    claim_folder(study.folder, kind=KIND)
     found: dict[str, list[dict[str, float]]] = {}
     for cell in study.cells:
         if cell.variant.name.startswith(args.of):

@@ -100,6 +100,21 @@ def test_a_single_arm_is_nothing_to_compare(file: Path) -> None:
     assert not (file.parent / "runs" / "other").exists()
 
 
+def test_one_cell_is_run_up_to_a_stage_and_a_study_goes_on_from_there(file: Path) -> None:
+    study = Study.open(file, overrides={"study.num_labelled": [8], "study.out": "runs/cut"})
+    cell = study.cells[0]
+
+    def ended(until: str) -> list[tuple[str, bool]]:
+        events = study.events_of(cell, until=until)
+        return [(event.stage, event.skipped) for event in events if isinstance(event, StageEnded)]
+
+    assert ended("split") == [("import", False), ("split", False)]
+    assert ended("tiles") == [("import", True), ("split", True), ("tiles", False)]
+    assert study.run_of(cell).store().tiles.tileset.of("train")
+    # its folder is that of a study
+    assert study.check() == ()
+
+
 def test_a_folder_of_the_users_is_refused(file: Path) -> None:
     mine = file.parent / "mine"
     mine.mkdir()

@@ -243,6 +243,25 @@ class Study:
             yield from Running(self).events()
         self.write()
 
+    def events_of(self, cell: Cell, *, until: str | Sequence[str]) -> Iterator[Event]:
+        """Run one cell's stages up to some, with what it shares with other cells; the study goes on from there.
+
+        Args:
+            cell: of `cells`.
+            until: these stages and all that they need; the name of a group selects all its stages.
+
+        Raises:
+            ConfigError: an unknown stage, or a setting that cannot work.
+            OutputError: the study's folder holds files that Defectory did not write, or cannot be written.
+            StageError: a stage failed, or another process runs a study in this folder.
+        """
+        self.check()
+        claim_folder(self.folder, kind=KIND, todo=ANOTHER_FOLDER)
+        with run_lock(self.folder):
+            run = self.run_of(cell)
+            run.folder.parent.mkdir(parents=True, exist_ok=True)
+            yield from run_all(run, only=self.project_of(cell).stages(until=until))
+
     def outcome(self) -> StudyOutcome:
         """Return what is known from the finished cells.
 
