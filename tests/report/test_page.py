@@ -239,3 +239,14 @@ def test_smoothing_is_a_running_mean_and_thinning_keeps_the_ends() -> None:
     kept = thin(line, 100)
     assert (kept[0], kept[-1]) == (line[0], line[-1])
     assert len(kept) < 110
+
+
+def test_scores_that_hardly_differ_do_not_look_far_apart() -> None:
+    def ticks(*means: float) -> list[float]:
+        chart = ladder_chart("Ladder", "segm mAP", [Bar(name="arm", mean=mean, interval=None) for mean in means])
+        return [float(text) for text in re.findall(r">(\d\.\d+)<", chart)]
+
+    near = ticks(0.1283, 0.1246)
+    assert max(near) - min(near) >= 0.06
+    assert min(ticks(0.001, 0.002)) == 0.0
+    assert max(ticks(0.1, 0.6)) > 0.55

@@ -11,6 +11,8 @@ from defectory.report.charts import COLOURS, DASHES, INK, svg_element
 from defectory.terminal import printable
 
 ROW_PX, AROUND_PX, WIDTH_PX = 26, 96, 560
+MIN_SPAN = 0.1
+"""Of the axis of scores: what one more seed changes must not look like much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,10 @@ def ladder_chart(title: str, label: str, bars: Sequence[Bar], *, level: float | 
             axes.axvline(level, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set_yticks(range(len(bars)), [printable(bar.name) for bar in bars])
         axes.set_ylim(len(bars) - 0.4, -0.6)
+        low, high = axes.get_xlim()
+        if high - low < MIN_SPAN:
+            low = max(0.0, (low + high - MIN_SPAN) / 2)
+            axes.set_xlim(low, low + MIN_SPAN)
 
     return svg_element(title, draw, size_px=(WIDTH_PX, AROUND_PX + ROW_PX * max(1, len(bars))))
 
