@@ -97,6 +97,7 @@ def test_a_family_is_named_as_a_place_in_a_package_or_by_a_known_name() -> None:
     assert SegmentationConfig(model=place).model == place
     assert isinstance(build_segmenter(place, Build(num_classes=1, init="random"), seed=0)[0], nn.Module)
     with pytest.raises(
-        ValidationError, match=r"'big' is not one of light, .*, resnet50, resnet50_v2, nor `package\.module:attribute`"
+        ValidationError,
+        match=r"'big' is not one of light, .*, resnet50, resnet50_v2, unet, nor `package\.module:attribute`",
     ):
         SegmentationConfig(model="big")

@@ -47,6 +47,25 @@ def test_the_file_finds_what_the_segmenter_finds_on_images_of_any_size(family: s
         compare(segmenter, tmp_path / "a.onnx", [spotted])
 
 
+def test_a_family_that_finds_pixels_gives_their_chances_on_images_of_any_size(tmp_path: Path) -> None:
+    pytest.importorskip("onnx")
+    onnxruntime: Any = pytest.importorskip("onnxruntime")
+    segmenter: Any = build_segmenter("unet", Build(num_classes=2, init="random"), seed=0)[0].eval()
+    write_onnx(segmenter, tmp_path / "a.onnx", example=image(72, 104))
+    found = compare(segmenter, tmp_path / "a.onnx", [image(72, 104), image(51, 130), image(33, 20)])
+    assert found.num_images == 3
+    assert found.num_detections > 0
+    assert found.score < 1e-4
+    pixels = to_onnx.as_input(image(51, 130)).numpy()
+    (chances,) = onnxruntime.InferenceSession(str(tmp_path / "a.onnx")).run(None, {"image": pixels})
+    assert chances.shape == (2, 51, 130)
+    assert to_onnx.outputs_of("unet") == ("chances",)
+    with torch.no_grad():
+        segmenter.classify.bias[1] += 1.0
+    with pytest.raises(StageError, match=r"a\.onnx: chances differ by .*nothing was written"):
+        compare(segmenter, tmp_path / "a.onnx", [image(72, 104)])
+
+
 def test_a_plain_group_norm_is_a_group_norm_and_takes_no_boxes_at_all() -> None:
     own = nn.GroupNorm(4, 8)
     with torch.no_grad():

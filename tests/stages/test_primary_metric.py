@@ -21,7 +21,8 @@ from defectory.runs.stage import Run
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.training import load_segmenter, score_threshold_of
 from defectory.stages.all import run_all
-from defectory.stages.parts.primary_metric import SCORES, choose_metric, choose_threshold
+from defectory.stages.parts import primary_metric
+from defectory.stages.parts.primary_metric import SCORES, choose_metric, choose_threshold, with_family
 from defectory.stages.parts.validation import predict, val_records
 from defectory.stages.segment import Segment
 
@@ -60,6 +61,28 @@ def test_thin_labels_of_train_make_pixels_decide(tiny_run: TinyRun, open_tiny: O
     assert f"mean IoU of {thin.best_mask_iou:.2f} at best" in thin.why
 
 
+def test_thin_labels_of_train_make_a_unet_of_auto(tiny_run: TinyRun, open_tiny: Opened) -> None:
+    run = open_tiny(tiny_run[0], tiny_run[1])
+    auto = SegmentationConfig()
+    assert auto.model == "auto"
+    compact, thin = run.store(), with_thin_labels(run, subset="train")
+    assert with_family(auto, compact).model == "efficientnet_lite0"
+    assert with_family(auto, thin) == auto.model_copy(update={"model": "unet"})
+    assert with_family(auto, with_thin_labels(run, subset="test")).model == "efficientnet_lite0"
+    for model in ("light", "unet"):
+        for store in (compact, thin):
+            assert with_family(SegmentationConfig(model=model), store).model == model
+
+
+def test_segmenters_that_find_pixels_are_judged_as_others_are(tiny_run: TinyRun, open_tiny: Opened) -> None:
+    run = open_tiny(tiny_run[0], tiny_run[1])
+    for store in (run.store(), with_thin_labels(run, subset="train")):
+        told = {model: choose_metric(store, SegmentationConfig(model=model)) for model in ("auto", "unet", "light")}
+        assert len({(choice.metric, choice.best_mask_iou) for choice in told.values()}) == 1
+    assert told["auto"].why == told["unet"].why
+    assert told["light"].why == told["unet"].why + ' segmentation.model = "unet" finds pixels instead.'
+
+
 def test_labels_of_test_and_families_without_cells_change_nothing(tiny_run: TinyRun, open_tiny: Opened) -> None:
     run = open_tiny(tiny_run[0], tiny_run[1])
     settings = SegmentationConfig(model="light")
@@ -70,15 +93,20 @@ def test_labels_of_test_and_families_without_cells_change_nothing(tiny_run: Tiny
 
 
 def test_pixels_choose_the_checkpoint_the_threshold_the_verdict_and_the_best_segmenter(
-    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path
+    tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_run[0], tmp_path / "copy")
-    run = open_tiny(tmp_path / "copy", tiny_run[1], 'segmentation.primary_metric="pixel_ap"')
+    # all labels count as thin
+    monkeypatch.setattr(primary_metric, "LEAST_MASK_IOU", 1.1)
+    doubt = 'curation.ignore=["difference", "segmenter"]'
+    run = open_tiny(tmp_path / "copy", tiny_run[1], "segmentation.model=auto", doubt)
     told = {event.stage: event.summary for event in run_all(run) if isinstance(event, StageEnded)}
     store, out = run.store(), run.folder / Segment("real", 0).folder
     log = json.loads((out / "log.json").read_bytes())
     assert log["metric"] == "pixel_ap"
     assert told["segment-real-seed0"].startswith("validation pixel AP ")
+    assert "; unet, " in told["segment-real-seed0"]
+    assert {json.loads(path.read_bytes())["kind"] for path in run.folder.rglob("segmenter.json")} == {"unet"}
     model, categories, sizing = load_segmenter(out)
     val = val_records(store, run.config.segmentation.max_val_images)
     results = predict(model, store.data, val, sizing.scale)
@@ -86,7 +114,8 @@ def test_pixels_choose_the_checkpoint_the_threshold_the_verdict_and_the_best_seg
     assert score_threshold_of(out) == pytest.approx(choose_threshold("pixel_ap", val, results))
     assert store.scores["primary_metric"]["metric"] == store.scores["verdict"]["metric"] == "pixel_ap"
     card = json.loads((run.folder / layout.BEST_SEGMENTER / layout.CARD_FILE).read_bytes())
-    assert card["metric"] == "pixel_ap"
+    assert (card["metric"], card["family"]) == ("pixel_ap", "unet")
+    assert card["initial_weights"].startswith("The encoder's training started from EfficientNet-Lite0")
     page = (run.folder / layout.RUN_REPORT).read_text(encoding="utf-8")
     assert "Pixel AP on test" in page
     assert "pixel AP per class" in page

@@ -19,7 +19,7 @@ class MetricChoice(Value):
 
     metric: PrimaryMetric = "segm_map"
     best_mask_iou: float | None = None
-    """Mean IoU that the segmenter's masks could reach at best on the train instances; None if it was not asked for."""
+    """Mean IoU that masks of a Mask R-CNN could reach at best on the train instances; None if it was not asked for."""
     why: str = ""
     """A sentence for people; empty if there is nothing to explain."""
 

@@ -10,6 +10,7 @@ from defectory.artifacts.config import Section
 from defectory.engine.config import MixedPrecision
 from defectory.registry import Registry
 from defectory.segmentation.arms import ARMS
+from defectory.segmentation.models.registry import AUTO as AUTO_FAMILY
 from defectory.segmentation.models.registry import SEGMENTERS
 from defectory.segmentation.policies import AUTO, POLICIES
 
@@ -23,16 +24,18 @@ Init = Literal["segmenter", "encoder", "random"]
 class SegmentationConfig(Section):
     """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
-    model: str = "efficientnet_lite0"
-    """Segmenter family: `efficientnet_lite0` (its backbone has seen photographs; the rest is shipped), `light` (shipped
-    weights that have seen rendered images alone), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs
-    `weights`), `mask2former` (a folder of transformers as `weights`), a family of an installed package, or
-    `package.module:attribute`.
+    model: str = AUTO_FAMILY
+    """Segmenter family: `auto` takes `unet` where the train labels are too thin for the masks of the others, such as
+    cracks, else `efficientnet_lite0`; `efficientnet_lite0` (a Mask R-CNN whose backbone has seen photographs; the rest
+    is shipped), `unet` (finds pixels with the same backbone), `light` (shipped weights that have seen rendered images
+    alone), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`), `mask2former` (a
+    folder of transformers as `weights`), a family of an installed package, or `package.module:attribute`.
     """
     weights: str | None = None
     """Initial weights for the families that have none of their own: a file, `.pth` or `.safetensors`, in torchvision's
-    layout, such as its COCO weights; a folder of transformers for `mask2former`; a pretraining's folder, in place of
-    the shipped pyramid and heads of `efficientnet_lite0`. None looks for torchvision's in torch's own download folder.
+    layout, such as its COCO weights; a folder of transformers for `mask2former`. A pretraining's folder for `unet`, and
+    for `efficientnet_lite0` in place of its shipped pyramid and heads. None looks for torchvision's in torch's own
+    download folder.
     """
     arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
     """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `procedural`, `mixed`, `mixed_50`,
@@ -108,7 +111,7 @@ class SegmentationConfig(Section):
     """
     init: Init = "segmenter"
     """Initial weights of `light` and `efficientnet_lite0` in every arm: `segmenter` (also pyramid and heads, trained on
-    procedural defects), `encoder` (the encoder alone) or `random`.
+    procedural defects), `encoder` (the encoder alone) or `random`. `unet` has a trained encoder alone.
     """
     seeds: tuple[int, ...] = (0,)
     """Seeds that each arm is trained with. Use at least three for a verdict."""
@@ -124,7 +127,7 @@ class SegmentationConfig(Section):
     @field_validator("model")
     @classmethod
     def _is_a_known_family(cls, value: str) -> str:
-        return _known(value, SEGMENTERS)
+        return value if value == AUTO_FAMILY else _known(value, SEGMENTERS)
 
     @field_validator("augmentation")
     @classmethod

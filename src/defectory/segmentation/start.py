@@ -62,15 +62,21 @@ def save_start(trained: Path, out: Path, *, without: tuple[str, ...] = ()) -> No
 
 
 def apply_start(
-    model: nn.Module, num_classes: int, folder: Path | None = None, *, without: tuple[str, ...] = ()
+    model: nn.Module,
+    num_classes: int,
+    folder: Path | None = None,
+    *,
+    without: tuple[str, ...] = (),
+    heads: tuple[str, ...] = CLASS_HEADS,
 ) -> None:
-    """Load the initial weights into a light segmenter; the rows of every class start as those of `defect`.
+    """Load the initial weights into a segmenter; the rows of every class start as those of `defect`.
 
     Args:
-        model: of one of the light families.
+        model: of a family with a start.
         num_classes: defect classes, background not counted.
         folder: of the initial weights; None means the shipped ones of the family `light`.
         without: tensors whose names begin with one of these are not in the folder, and keep their values.
+        heads: layers with rows per class, background first; the first of them gives the chance of a class.
 
     Raises:
         WeightsError: the weights are missing, do not match their digest, or are of another family.
@@ -87,12 +93,12 @@ def apply_start(
     own = {name: value for name, value in model.state_dict().items() if without and name.startswith(without)}
     if {*own, *state} != {*model.state_dict()} or not own.keys().isdisjoint(state):
         raise WeightsError(weights, "holds weights of another family", todo)
-    for layer in CLASS_HEADS:
+    for layer in heads:
         rows = 4 if layer.endswith("bbox_pred") else 1
         for part in ("weight", "bias"):
             state[f"{layer}.{part}"] = spread_rows(state[f"{layer}.{part}"], rows, num_classes)
     # the chance of `defect` is shared among the classes
-    state[f"{CLASS_HEADS[0]}.bias"][1:] -= float(np.log(num_classes))
+    state[f"{heads[0]}.bias"][1:] -= float(np.log(num_classes))
     model.load_state_dict({**own, **state})
 
 

@@ -20,6 +20,8 @@ from defectory.segmentation.models.registry import SEGMENTERS
 
 OPSET = 17
 INPUT, OUTPUTS = "image", ("boxes", "labels", "scores", "masks")
+PIXEL_OUTPUTS = ("chances",)
+"""Of families that find pixels first: ONNX has no operation that forms instances from them."""
 PACKAGES = ("onnx", "onnxruntime")
 MAX_DIFFERENCE = 1e-3
 """Of boxes, pixels, and of scores."""
@@ -39,8 +41,8 @@ class Agreement:
     Attributes:
         num_images: compared.
         num_detections: on these images.
-        box_px: largest difference of a box's side.
-        score: largest difference of a score.
+        box_px: largest difference of a box's side; 0 where the file gives chances.
+        score: largest difference of a score, or of a pixel's chance.
         mask_iou: of all masks together, thresholded at 0.5; pixels within `MAX_DIFFERENCE` of it do not count.
     """
 
@@ -70,6 +72,15 @@ def require_exportable(kind: str) -> None:
         )
 
 
+def outputs_of(kind: str) -> tuple[str, ...]:
+    """Return the names of what an ONNX file of a family gives: `OUTPUTS`, or `PIXEL_OUTPUTS`.
+
+    Raises:
+        ConfigError: the family is unknown.
+    """
+    return PIXEL_OUTPUTS if getattr(SEGMENTERS.get(kind), "finds_pixels", False) else OUTPUTS
+
+
 def as_input(image: Image) -> Tensor:
     """Convert an image RGB uint8 [H,W,3] to what a segmenter takes, float32 [3,H,W] in [0,1]."""
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float() / 255
@@ -80,7 +91,8 @@ def write_onnx(model: nn.Module, path: Path, *, example: Image) -> None:
     """Write a segmenter for images of any height and width.
 
     The file takes `image`, float32 [3,H,W] in [0,1], and returns `boxes` float32 [N,4], `labels` int64 [N], `scores`
-    float32 [N] and `masks` float32 [N,1,H,W] in [0,1], strongest first.
+    float32 [N] and `masks` float32 [N,1,H,W] in [0,1], strongest first. For a family that finds pixels it returns
+    `chances` float32 [C,H,W], of each class at every pixel.
 
     Args:
         model: in torchvision's convention, on the CPU; it stays unchanged.
@@ -88,19 +100,21 @@ def write_onnx(model: nn.Module, path: Path, *, example: Image) -> None:
         example: image with at least one detection, RGB uint8 [H,W,3].
     """
     sides = {1: "height", 2: "width"}
-    masks = {0: "detections", 2: "height", 3: "width"}
+    of_boxes = {0: "detections"}
+    axes = dict.fromkeys(OUTPUTS[:3], of_boxes) | {"masks": of_boxes | {2: "height", 3: "width"}}
+    names, form = (PIXEL_OUTPUTS, _Chances) if hasattr(model, "chances") else (OUTPUTS, _OneImage)
     with warnings.catch_warnings():
         # the exporter warns of every length that it reads from a tensor, which the comparison checks
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            _OneImage(_with_plain_norms(model)).eval(),
+            form(_with_plain_norms(model)).eval(),
             (as_input(example),),
             path,
             dynamo=False,
             opset_version=OPSET,
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
-            dynamic_axes={INPUT: sides, **{name: {0: "detections"} for name in OUTPUTS[:3]}, "masks": masks},
+            output_names=list(names),
+            dynamic_axes={INPUT: sides, **{name: axes.get(name, sides) for name in names}},
         )
 
 
@@ -120,6 +134,8 @@ def compare(model: nn.Module, path: Path, images: Iterable[Image]) -> Agreement:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     model.eval()
+    if hasattr(model, "chances"):
+        return _compare_chances(model, session, path, images)
     num_images = num_detections = shared = united = 0
     box_px = score = 0.0
     for number, image in enumerate(images, start=1):
@@ -146,16 +162,44 @@ def compare(model: nn.Module, path: Path, images: Iterable[Image]) -> Agreement:
                     f"{path.name}: boxes differ by {box_px:.4f} px or scores by {score:.4f} on image {number}; nothing "
                     "was written"
                 )
-            # what lies on the threshold falls to either side by rounding
-            clear = np.abs(own["masks"][i] - 0.5) > MAX_DIFFERENCE
-            first, second = (own["masks"][i] >= 0.5) & clear, (other["masks"][j] >= 0.5) & clear
-            shared, united = shared + int((first & second).sum()), united + int((first | second).sum())
+            both, either = _overlap(own["masks"][i], other["masks"][j])
+            shared, united = shared + both, united + either
     iou = shared / united if united else 1.0
     if iou < MIN_IOU:
         raise StageError(f"{path.name}: masks agree with an IoU of {iou:.4f}; nothing was written")
     return Agreement(
         num_images=num_images, num_detections=num_detections, box_px=box_px, score=score, mask_iou=round(iou, 6)
     )
+
+
+def _compare_chances(model: Any, session: Any, path: Path, images: Iterable[Image]) -> Agreement:
+    """Compare the chances of pixels."""
+    num_images = num_detections = shared = united = 0
+    largest = 0.0
+    for number, image in enumerate(images, start=1):
+        pixels = as_input(image)
+        own, (other,) = model.chances(pixels), session.run(None, {INPUT: pixels.numpy()})
+        num_images, num_detections = number, num_detections + len(model([pixels])[0]["scores"])
+        largest = max(largest, float(np.abs(own.numpy() - other).max()))
+        if largest > MAX_DIFFERENCE:
+            raise StageError(f"{path.name}: chances differ by {largest:.4f} on image {number}; nothing was written")
+        both, either = _overlap(own.numpy(), other)
+        shared, united = shared + both, united + either
+    return Agreement(
+        num_images=num_images,
+        num_detections=num_detections,
+        box_px=0.0,
+        score=largest,
+        mask_iou=round(shared / united, 6) if united else 1.0,
+    )
+
+
+def _overlap(own: NDArray[Any], other: NDArray[Any]) -> tuple[int, int]:
+    """Return how many pixels are in both and in either of two soft masks."""
+    # what lies on the threshold falls to either side by rounding
+    clear = np.abs(own - 0.5) > MAX_DIFFERENCE
+    first, second = (own >= 0.5) & clear, (other >= 0.5) & clear
+    return int((first & second).sum()), int((first | second).sum())
 
 
 def _paired(own: Found, other: Found) -> list[tuple[int, int]] | None:
@@ -183,6 +227,17 @@ class _OneImage(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         found = self.model([image])[0]
         return tuple(found[name] for name in OUTPUTS)
+
+
+class _Chances(nn.Module):
+    """Takes one image, and returns the chance of each class at every pixel."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.model.chances(image)
 
 
 class _PlainGroupNorm(nn.Module):

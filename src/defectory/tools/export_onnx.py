@@ -17,6 +17,7 @@ from defectory.folders.swap import atomic_folder
 from defectory.runs import layout
 from defectory.runs.stage import Run, Stage
 from defectory.runs.verify import Verified
+from defectory.segmentation.models.registry import AUTO, FOR_OTHERS
 from defectory.stages.all import stages_of
 from defectory.stages.segment import GROUP
 
@@ -56,7 +57,8 @@ def require_onnx(run: Run, segmenter: str, out: Path) -> Stage:
     from defectory.segmentation.to_onnx import require_exportable
 
     stage = segmenter_stage(run, segmenter)
-    require_exportable(run.config.segmentation.model)
+    family = run.config.segmentation.model
+    require_exportable(FOR_OTHERS if family == AUTO else family)
     require_replaceable(out, kind=KIND, sources=[run.folder])
     return stage
 
@@ -111,15 +113,33 @@ def export_onnx(run: Run, segmenter: str, out: Path) -> Generator[Event, None, N
         }
         write_json(temporary / ABOUT_FILE, about)
         yield Progress(stage=NAME, done=2, total=2)
+    if about["outputs"] is OF_PIXELS:
+        alike = f"chances within {agreement.score:.1g}"
+    else:
+        alike = f"boxes within {agreement.box_px:.1g} px, scores within {agreement.score:.1g}"
     summary = (
         f"{segmenter} in {out / NETWORK_FILE}; on {agreement.num_images} images {agreement.num_detections} defects as "
-        f"by torch: boxes within {agreement.box_px:.1g} px, scores within {agreement.score:.1g}, masks with an IoU of "
-        f"{agreement.mask_iou:.4f}"
+        f"by torch: {alike}, masks with an IoU of {agreement.mask_iou:.4f}"
     )
     yield StageEnded(stage=NAME, seconds=time.monotonic() - began, skipped=False, summary=summary)
 
 
+OF_DEFECTS = {
+    "boxes": "float32 [n, 4], left, top, right, bottom in pixels of the input",
+    "labels": "int64 [n], as in `classes`",
+    "scores": "float32 [n], strongest first; `score_threshold` was chosen on validation",
+    "masks": "float32 [n, 1, height, width]; a pixel belongs to the defect from 0.5 on",
+}
+OF_PIXELS = {
+    "chances": "float32 [classes, height, width], in the order of `classes`; neighbouring pixels from 0.5 on are a "
+    "defect, and its score is their mean; `score_threshold` was chosen on validation"
+}
+"""What the outputs mean."""
+
+
 def _about(stored: dict[str, Any], categories: list[dict[str, Any]], scale: float) -> dict[str, Any]:
+    from defectory.segmentation.to_onnx import OUTPUTS, outputs_of
+
     return {
         "family": stored["kind"],
         "classes": [{"label": category["id"], "name": category["name"]} for category in categories],
@@ -129,10 +149,5 @@ def _about(stored: dict[str, Any], categories: list[dict[str, Any]], scale: floa
         "input": {
             "image": "float32 [3, height, width], RGB from 0 to 1, any height and width; an image resized by `scale`"
         },
-        "outputs": {
-            "boxes": "float32 [n, 4], left, top, right, bottom in pixels of the input",
-            "labels": "int64 [n], as in `classes`",
-            "scores": "float32 [n], strongest first; `score_threshold` was chosen on validation",
-            "masks": "float32 [n, 1, height, width]; a pixel belongs to the defect from 0.5 on",
-        },
+        "outputs": OF_DEFECTS if outputs_of(stored["kind"]) == OUTPUTS else OF_PIXELS,
     }

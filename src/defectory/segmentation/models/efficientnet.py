@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -137,18 +137,30 @@ class EfficientNetBackbone(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        encoder: Any = timm.create_model(NAME, pretrained=False, features_only=True, out_indices=MAPS)
-        self.encoder = _quick(encoder)
-        for name, value in self.encoder.named_parameters():
-            value.requires_grad_(not name.startswith(FROZEN))
-        self.pyramid = FeaturePyramidNetwork(encoder.feature_info.channels(), PYRAMID, norm_layer=norm)
+        self.encoder, channels = make_encoder(MAPS)
+        self.pyramid = FeaturePyramidNetwork(channels, PYRAMID, norm_layer=norm)
         self.out_channels = PYRAMID
 
     def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
         """Return pyramid maps for images [B,3,H,W] in [-1,1]."""
-        # depthwise gradients are fast in this layout alone, all other layers of the segmenter in the plain one
-        maps = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
-        return self.pyramid(OrderedDict((str(i), one.contiguous()) for i, one in enumerate(maps)))
+        return self.pyramid(OrderedDict((str(i), one) for i, one in enumerate(maps_of(self.encoder, pixels))))
+
+
+def make_encoder(maps: Sequence[int]) -> tuple[nn.Module, list[int]]:
+    """Return an EfficientNet-Lite0 that gives maps of these of timm's numbers, and the number of their channels.
+
+    Its layers up to stride 4 do not train.
+    """
+    encoder: Any = timm.create_model(NAME, pretrained=False, features_only=True, out_indices=tuple(maps))
+    for name, value in _quick(encoder).named_parameters():
+        value.requires_grad_(not name.startswith(FROZEN))
+    return encoder, encoder.feature_info.channels()
+
+
+def maps_of(encoder: nn.Module, pixels: Tensor) -> list[Tensor]:
+    """Return the maps of an encoder, for images [B,3,H,W] in [-1,1]."""
+    # depthwise gradients are fast in this layout alone, all other layers of a segmenter in the plain one
+    return [one.contiguous() for one in encoder(pixels.contiguous(memory_format=torch.channels_last))]
 
 
 def _quick(module: nn.Module) -> nn.Module:

@@ -56,8 +56,9 @@ class SegmenterFamily(Protocol):
 
     A family may have attributes: `takes_weights`, whether `segmentation.weights` may be set; `exports_onnx`, whether
     its segmenters can be written as ONNX; `heeds_ignore`, whether it leaves out what targets call doubtful;
-    `mask_cells`, in how many cells along each side of a box it draws masks; `kept_in_start`, as the function of that
-    name returns it.
+    `mask_cells`, in how many cells along each side of a box it draws masks; `finds_pixels`, whether its segmenters have
+    a method `chances`, which returns the chance of each class at every pixel of an image, float [C,H,W];
+    `kept_in_start`, as the function of that name returns it.
     """
 
     def build(self, build: Build) -> tuple[nn.Module, Mapping[str, Any]]:

@@ -15,6 +15,10 @@ SEGMENTERS: Registry[Any] = Registry(
         "mask2former": "defectory.segmentation.models.mask2former:FAMILY",
         "resnet50": "defectory.segmentation.models.resnet50:FAMILY",
         "resnet50_v2": "defectory.segmentation.models.resnet50:FAMILY_V2",
+        "unet": "defectory.segmentation.models.unet:FAMILY",
     },
 )
 """Each is a `defectory.segmentation.models.family.SegmenterFamily`."""
+AUTO = "auto"
+"""In place of a family: `FOR_THIN` where the labels of train are thin, else `FOR_OTHERS`."""
+FOR_THIN, FOR_OTHERS = "unet", "efficientnet_lite0"

@@ -1,4 +1,4 @@
-"""Decides by which score checkpoints, arms and the verdict are chosen, from labelled train images alone."""
+"""Decides by which score segmenters are chosen and judged, and of which family they are, from labels of train alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,12 @@ from defectory.evaluation.mask_metrics import best_pixel_threshold, best_score_t
 from defectory.rle import decode_crop
 from defectory.runs.store import RunStore
 from defectory.segmentation.config import SegmentationConfig
+from defectory.segmentation.models.registry import AUTO, FOR_OTHERS, FOR_THIN, SEGMENTERS
 
 LEAST_MASK_IOU = 0.725
 """Middle of COCO's IoU thresholds .5 to .95. If masks cannot reach it on average, most thresholds are out of reach."""
+MASK_RCNN_CELLS = 28
+"""Along each side of a box, in every Mask R-CNN here."""
 MAX_MASKS = 300
 """More train instances than this say nothing new."""
 Results = Sequence[Mapping[str, Any]]
@@ -31,11 +34,36 @@ def choose_metric(inputs: RunStore, segmentation: SegmentationConfig) -> MetricC
     """
     if segmentation.primary_metric != "auto":
         return MetricChoice(metric=segmentation.primary_metric)
-    from defectory.segmentation.mask_cells import mask_cells_of, mean_best_iou
+    from defectory.segmentation.mask_cells import mask_cells_of
 
-    num_cells = mask_cells_of(segmentation.model)
+    finds_pixels = segmentation.model == AUTO or getattr(SEGMENTERS.get(segmentation.model), "finds_pixels", False)
+    num_cells = MASK_RCNN_CELLS if finds_pixels else mask_cells_of(segmentation.model)
     if num_cells is None:
         return MetricChoice()
+    best = _best_mask_iou(inputs, num_cells)
+    if best is None or best >= LEAST_MASK_IOU:
+        return MetricChoice(best_mask_iou=best)
+    advice = "" if finds_pixels else f' segmentation.model = "{FOR_THIN}" finds pixels instead.'
+    why = (
+        f"Defects are so thin that a Mask R-CNN's masks of {num_cells} x {num_cells} cells reach a mean IoU of "
+        f"{best:.2f} at best, so {METRIC_NAMES['segm_map']} says little and {METRIC_NAMES['pixel_ap']} decides.{advice}"
+    )
+    return MetricChoice(metric="pixel_ap", best_mask_iou=best, why=why)
+
+
+def with_family(segmentation: SegmentationConfig, inputs: RunStore) -> SegmentationConfig:
+    """Return the settings with the family that `segmentation.model = "auto"` takes; unchanged if one is set."""
+    if segmentation.model != AUTO:
+        return segmentation
+    best = _best_mask_iou(inputs, MASK_RCNN_CELLS)
+    is_thin = best is not None and best < LEAST_MASK_IOU
+    return segmentation.model_copy(update={"model": FOR_THIN if is_thin else FOR_OTHERS})
+
+
+def _best_mask_iou(inputs: RunStore, num_cells: int) -> float | None:
+    """Return the mean IoU that masks of so many cells reach on the instances of train; None without one."""
+    from defectory.segmentation.mask_cells import mean_best_iou
+
     every = [
         instance
         for image_id in inputs.split.train
@@ -43,14 +71,7 @@ def choose_metric(inputs: RunStore, segmentation: SegmentationConfig) -> MetricC
         if not instance.is_crowd
     ]
     step = -(-len(every) // MAX_MASKS) or 1
-    best = mean_best_iou([decode_crop(instance.rle)[0] for instance in every[::step]], num_cells)
-    if best is None or best >= LEAST_MASK_IOU:
-        return MetricChoice(best_mask_iou=best)
-    why = (
-        f"Defects are so thin that masks of {num_cells} x {num_cells} cells reach a mean IoU of {best:.2f} at best, so "
-        f"{METRIC_NAMES['segm_map']} says little and {METRIC_NAMES['pixel_ap']} decides."
-    )
-    return MetricChoice(metric="pixel_ap", best_mask_iou=best, why=why)
+    return mean_best_iou([decode_crop(instance.rle)[0] for instance in every[::step]], num_cells)
 
 
 def choose_threshold(metric: PrimaryMetric, val: Sequence[ImageRecord], results: Results) -> float:

@@ -126,6 +126,19 @@ SEGMENTERS: Mapping[str, SegmenterCosts] = {
         tile_bytes=6e6,
         area_bytes=12e6,
     ),
+    # from the ratios to `efficientnet_lite0` in one process
+    "unet": SegmenterCosts(
+        num_parameters=3_790_000,
+        step_s=0.03,
+        tile_s=0.0033,
+        area_s=0.0295,
+        predicted_s=0.012,
+        predicted_area_s=0.017,
+        threshold_s=0.07,
+        memory_bytes=165e6,
+        tile_bytes=5e6,
+        area_bytes=16e6,
+    ),
     # measured at one tile size; it is taken to grow with the area
     "resnet50": SegmenterCosts(
         num_parameters=43_900_000,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from defectory.segmentation.config import SegmentationConfig
+from defectory.segmentation.models.registry import AUTO as AUTO_FAMILY
+from defectory.segmentation.models.registry import FOR_OTHERS
 from defectory.segmentation.policies import AUTO, POLICIES
 from defectory.stages.folds import NUM_FOLDS
 from defectory.stages.parts.estimate import costs
@@ -57,7 +60,7 @@ def segmenter_work(of: Situation, *, num_steps: int, num_validated: int, num_val
         num_val: images that choose the score threshold.
     """
     segmentation = of.config.segmentation
-    cost = costs.SEGMENTERS.get(segmentation.model)
+    cost = _costs_of(segmentation)
     if cost is None:
         return None
     per_image = of.seen_areas
@@ -82,7 +85,7 @@ def segmenter_work(of: Situation, *, num_steps: int, num_validated: int, num_val
 def evaluate_work(of: Situation) -> StageWork | None:
     """Reckon the stage evaluate; None for families of other packages."""
     config, data = of.config, of.data
-    cost = costs.SEGMENTERS.get(config.segmentation.model)
+    cost = _costs_of(config.segmentation)
     if cost is None:
         return None
     num_segmenters = len(config.segmentation.arms) * len(config.segmentation.seeds)
@@ -99,7 +102,12 @@ def evaluate_work(of: Situation) -> StageWork | None:
 
 def best_segmenter_work(of: Situation) -> StageWork | None:
     """Reckon the stage best-segmenter; None for families of other packages."""
-    cost = costs.SEGMENTERS.get(of.config.segmentation.model)
+    cost = _costs_of(of.config.segmentation)
     if cost is None:
         return None
     return StageWork(seconds=costs.LOADED_S, file_bytes=costs.SEGMENTER_FILE_BYTES * cost.num_parameters)
+
+
+def _costs_of(segmentation: SegmentationConfig) -> costs.SegmenterCosts | None:
+    """Return the costs of the family; None for families of other packages."""
+    return costs.SEGMENTERS.get(FOR_OTHERS if segmentation.model == AUTO_FAMILY else segmentation.model)

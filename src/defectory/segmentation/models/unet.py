@@ -1,0 +1,229 @@
+"""A U-Net on an EfficientNet-Lite0 that has seen ImageNet: finds pixels first, then the instances that they form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate, pad
+from torchvision.ops import masks_to_boxes
+
+from defectory.files import digest_file
+from defectory.segmentation.models.efficientnet import (
+    FILE_NAME,
+    SHA256,
+    imagenet_weights,
+    load_imagenet,
+    make_encoder,
+    maps_of,
+)
+from defectory.segmentation.models.family import Build
+from defectory.segmentation.models.light_heads import norm
+from defectory.segmentation.start import apply_start
+
+WIDTHS = (32, 48, 64, 128)
+"""Channels of the decoder at strides 2, 4, 8 and 16."""
+ENCODER = "encoder."
+"""Prefix of the encoder's tensors."""
+DIVISOR = 32
+"""Sides are padded to a multiple of this."""
+LEVELS = (0.5, 0.25, 0.1)
+"""Chances at which regions are cut out; a region of a lower level is one that holds none of a higher."""
+JOIN_PX = 2
+"""Regions of a class are one instance if they lie within twice this distance."""
+MIN_AREA_PX = 4
+NO_LABEL = -100
+"""Of pixels without a loss."""
+MAX_DETECTIONS = 100
+MIN_SCORE = 0.05
+
+
+class Decoder(nn.Module):
+    """Joins the maps of an encoder from the coarsest to that at stride 2.
+
+    Args:
+        channels: of the encoder's maps at strides 2, 4, 8, 16 and 32.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        above = (*WIDTHS[1:], channels[-1])
+        self.blocks = nn.ModuleList(
+            nn.Sequential(_block(coarse + skip, width), _block(width, width))
+            for coarse, skip, width in zip(above, channels[:-1], WIDTHS, strict=True)
+        )
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return a map [B,WIDTHS[0],H/2,W/2]."""
+        *skips, found = maps
+        for skip, block in zip(reversed(skips), reversed(self.blocks), strict=True):
+            up = interpolate(found, skip.shape[-2:], mode="bilinear", align_corners=False)
+            found = block(torch.cat([up, skip], dim=1))
+        return found
+
+
+def _block(inputs: int, outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), norm(outputs), nn.ReLU(inplace=True))
+
+
+class Segmenter(nn.Module):
+    """A U-Net in torchvision's convention for detection modules.
+
+    Args:
+        num_classes: defect classes, background not counted.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.encoder, channels = make_encoder(range(5))
+        self.decoder = Decoder(channels)
+        self.classify = nn.Conv2d(WIDTHS[0], num_classes + 1, 1)
+
+    def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
+        """Return losses if there are targets, else detections."""
+        if self.training and targets is not None:
+            sizes = [(image.shape[1], image.shape[2]) for image in images]
+            labels = [label_map(target, size_hw) for target, size_hw in zip(targets, sizes, strict=True)]
+            return losses_of(self.logits(images), labels)
+        return [detections(self.chances(image)) for image in images]
+
+    def chances(self, image: Tensor) -> Tensor:
+        """Return the chance of each class at every pixel, [C,H,W]; it does not depend on other images."""
+        return self.logits([image])[0].softmax(dim=0)[1:, : image.shape[1], : image.shape[2]]
+
+    def logits(self, images: list[Tensor]) -> Tensor:
+        """Return logits of background and each class at every pixel, fp32 [B,C+1,H,W], of images padded to one size."""
+        sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
+        # not `-(-side // DIVISOR)`, which ONNX rounds the other way
+        height, width = ((side + DIVISOR - 1) // DIVISOR * DIVISOR for side in sides)
+        pixels = torch.cat([_padded(image[None], height, width) for image in images])
+        found = self.classify(self.decoder(maps_of(self.encoder, pixels * 2 - 1))).float()
+        return interpolate(found, scale_factor=2, mode="bilinear", align_corners=False)
+
+
+def _padded(image: Tensor, height: int, width: int) -> Tensor:
+    return pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), mode="replicate")
+
+
+def label_map(target: Mapping[str, Tensor], size_hw: tuple[int, int]) -> Tensor:
+    """Return the class of each pixel, int64 [H,W]: 0 is background, `NO_LABEL` is without a loss.
+
+    Where instances overlap, the smaller one shows.
+    """
+    labels, masks = target["labels"], target["masks"].bool()
+    found = torch.zeros(size_hw, dtype=torch.int64, device=masks.device)
+    doubtful = target.get("is_doubtful", torch.zeros_like(labels, dtype=torch.bool))
+    for i in masks.sum(dim=(1, 2)).argsort(descending=True, stable=True).tolist():
+        found[masks[i]] = NO_LABEL if doubtful[i] else labels[i]
+    if "ignore" in target:
+        found[target["ignore"].bool()] = NO_LABEL
+    return found
+
+
+def losses_of(logits: Tensor, labels: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Return the cross-entropy of pixels, and the Dice loss of the classes that the batch shows.
+
+    Args:
+        logits: [B,C+1,H,W].
+        labels: of each image, as `label_map` returns them; what lies outside has no loss.
+    """
+    height, width = logits.shape[2:]
+    wanted = torch.stack(
+        [pad(one, (0, width - one.shape[1], 0, height - one.shape[0]), value=NO_LABEL) for one in labels]
+    )
+    counted = wanted != NO_LABEL
+    if not bool(counted.any()):
+        return {"loss_pixels": logits.sum() * 0, "loss_dice": logits.sum() * 0}
+    chances = logits.softmax(dim=1)
+    terms: list[Tensor] = []
+    for label in range(1, logits.shape[1]):
+        true = ((wanted == label) & counted).to(chances)
+        if bool(true.any()):
+            chance = chances[:, label] * counted
+            terms.append(1 - 2 * (chance * true).sum() / (chance.sum() + true.sum()))
+    dice = torch.stack(terms).mean() if terms else logits.sum() * 0
+    return {"loss_pixels": cross_entropy(logits, wanted, ignore_index=NO_LABEL), "loss_dice": dice}
+
+
+def detections(chances: Tensor) -> dict[str, Tensor]:
+    """Return the instances that the pixels of an image form, strongest first.
+
+    A region of a class is cut out at a chance of .5; where none reaches it, at the next of `LEVELS`. Its score is its
+    mean chance.
+
+    Args:
+        chances: of each class at every pixel, [C,H,W].
+    """
+    found = sorted(
+        (
+            (float(chance[mask].mean()), label, mask)
+            for label, chance in enumerate(chances.cpu().numpy(), start=1)
+            for mask in regions(chance)
+        ),
+        key=lambda one: -one[0],
+    )
+    found = [one for one in found if one[0] >= MIN_SCORE][:MAX_DETECTIONS]
+    masks = torch.from_numpy(np.array([mask for _, _, mask in found], bool).reshape(-1, *chances.shape[1:]))
+    boxes = masks_to_boxes(masks)
+    # the right and lower border is excluded
+    boxes[:, 2:] += 1
+    device = chances.device
+    return {
+        "boxes": boxes.to(device),
+        "labels": torch.tensor([label for _, label, _ in found], dtype=torch.int64, device=device),
+        "scores": torch.tensor([score for score, _, _ in found], dtype=torch.float32, device=device),
+        "masks": masks[:, None].to(device, torch.float32),
+    }
+
+
+def regions(chance: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
+    """Yield the regions of a map of chances, bool [H,W] each."""
+    taken = np.zeros(chance.shape, bool)
+    for level in LEVELS:
+        inside = chance >= level
+        if not inside.any():
+            continue
+        near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * JOIN_PX + 1,) * 2, np.uint8))
+        count, places = cv2.connectedComponents(near, connectivity=8)
+        is_new = np.bincount(places[taken], minlength=count)[:count] == 0
+        areas = np.bincount(places[inside], minlength=count)
+        for label in range(1, count):
+            if is_new[label] and areas[label] >= MIN_AREA_PX:
+                yield inside & (places == label)
+        taken |= inside
+
+
+class UNet:
+    """The family of the U-Net on EfficientNet-Lite0."""
+
+    exports_onnx = True
+    heeds_ignore = True
+    finds_pixels = True
+    takes_weights = True
+    kept_in_start = (ENCODER,)
+
+    def build(self, build: Build) -> tuple[Segmenter, Mapping[str, Any]]:
+        """Build a segmenter. `random` starts all layers anew, `encoder` all but those of ImageNet.
+
+        `segmenter` also loads the decoder from the folder `Build.weights`.
+        """
+        model = Segmenter(build.num_classes)
+        if build.built is not None:
+            return model, build.built
+        if build.init == "random":
+            return model, {"encoder": None}
+        load_imagenet(model.encoder, imagenet_weights())
+        about: dict[str, Any] = {"encoder": {"file": FILE_NAME, "sha256": SHA256}}
+        if build.init == "segmenter" and build.weights is not None:
+            apply_start(model, build.num_classes, build.weights, without=(ENCODER,), heads=("classify",))
+            weights = digest_file(build.weights / "model.safetensors")
+            about["weights"] = {"folder": build.weights.name, "sha256": weights}
+        return model, about
+
+
+FAMILY = UNet()

@@ -1,0 +1,212 @@
+"""The family that finds pixels first. Its weights are random here, except where the test says so."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+
+from defectory.artifacts.annotation import Category
+from defectory.events import finish
+from defectory.rle import decode, encode
+from defectory.segmentation.config import SegmentationConfig
+from defectory.segmentation.data import SegmentationImage
+from defectory.segmentation.models.family import Build, build_segmenter, kept_in_start
+from defectory.segmentation.models.unet import NO_LABEL, detections, label_map, losses_of, regions
+from defectory.segmentation.predict import predict_images
+from defectory.segmentation.sizing import Sizing
+from defectory.segmentation.start import save_start
+from defectory.segmentation.training import load_segmenter, train_segmenter
+
+CLASSES = (Category(id=1, name="crack"), Category(id=2, name="pit"))
+
+
+def box(height: int, width: int, *where: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """A mask of boxes xyxy."""
+    mask = np.zeros((height, width), bool)
+    for x0, y0, x1, y1 in where:
+        mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def target(masks: list[NDArray[np.bool_]], labels: list[int], **more: Any) -> dict[str, torch.Tensor]:
+    stacked = torch.from_numpy(np.array(masks)).to(torch.uint8)
+    return {"labels": torch.tensor(labels), "masks": stacked, **{k: torch.as_tensor(v) for k, v in more.items()}}
+
+
+def test_it_learns_lines_two_pixels_wide_is_saved_and_finds_them(tmp_path: Path) -> None:
+    tiles: list[SegmentationImage] = []
+    for index in range(4):
+        rng = np.random.default_rng(index)
+        image = rng.integers(120, 150, (64, 88, 3)).astype(np.uint8)
+        line = np.zeros((64, 88), np.uint8)
+        y0, y1 = (int(y) for y in rng.integers(8, 56, 2))
+        cv2.line(line, (6, y0), (80, y1), 1, 2)
+        image[line > 0] = 20
+        tiles.append(SegmentationImage(id=f"t{index}", image=image, instances=((1, encode(line > 0)),)))
+    config = SegmentationConfig(
+        model="unet",
+        num_steps=60,
+        batch_size=4,
+        learning_rate=3e-3,
+        validate_every=60,
+        mixed_precision="no",
+        ema_decay=0,
+        init="random",
+    )
+    trained = finish(
+        train_segmenter(
+            arm="real",
+            images={"real": tiles},
+            validate=lambda _: 0.0,
+            categories=CLASSES,
+            sizing=Sizing(scale=1.0, input_px=96),
+            config=config,
+            seed=0,
+            out=tmp_path,
+        )
+    )
+    assert trained.losses[-1] < 0.3 * trained.losses[0]
+    model, _, _ = load_segmenter(tmp_path)
+    found = predict_images(model, [(i, tile.image) for i, tile in enumerate(tiles)], scale=1.0, min_score=0.5)
+    for tile, (best, *_) in zip(tiles, found, strict=True):
+        mask, truth = decode(best.rle), decode(tile.instances[0][1])
+        assert best.category_id == 1
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.6
+
+
+def test_an_image_finds_the_same_beside_others_of_another_size() -> None:
+    model = build_segmenter("unet", Build(num_classes=2, init="random"), seed=0)[0].eval()
+    small, large = torch.rand(3, 45, 70), torch.rand(3, 64, 130)
+    with torch.no_grad():
+        alone, (beside, other) = model([small])[0], model([small, large])
+    assert all(torch.equal(value, beside[name]) for name, value in alone.items())
+    assert beside["masks"].shape[1:] == (1, 45, 70)
+    assert other["masks"].shape[1:] == (1, 64, 130)
+
+
+def test_it_starts_from_the_decoder_of_a_pretraining_with_a_row_per_class(tmp_path: Path) -> None:
+    trained: Any = build_segmenter("unet", Build(num_classes=1, init="random"), seed=3)[0]
+    (tmp_path / "trained").mkdir()
+    save_file(trained.state_dict(), tmp_path / "trained" / "model.safetensors")
+    save_start(tmp_path / "trained", tmp_path / "start", without=kept_in_start("unet"))
+    assert not any(name.startswith("encoder") for name in load_file(tmp_path / "start" / "model.safetensors"))
+    build = Build(num_classes=3, weights=tmp_path / "start")
+    model: Any = build_segmenter("unet", build, seed=4)[0].eval()
+    about = build_segmenter("unet", build, seed=4)[1]
+    assert about["weights"]["folder"] == "start"
+    own, other = model.decoder.state_dict(), trained.decoder.state_dict()
+    assert all(torch.allclose(own[name], other[name], atol=2e-3) for name in own)
+    # beside one class or three, a pixel has the same chance of being a defect
+    image = torch.rand(3, 40, 60)
+    with torch.no_grad():
+        trained.eval().encoder.load_state_dict(model.encoder.state_dict())
+        assert torch.allclose(model.chances(image).sum(dim=0), trained.chances(image)[0], atol=2e-2)
+
+
+def test_a_region_is_cut_out_at_the_highest_level_that_it_reaches() -> None:
+    chance = np.zeros((40, 90), np.float32)
+    chance[5:10, 5:20] = 0.3
+    chance[6:9, 8:16] = 0.9
+    chance[25:30, 40:60] = 0.3
+    chance[20:23, 70:85] = 0.05
+    found = list(regions(chance))
+    assert [mask.sum() for mask in found] == [3 * 8, 5 * 20]
+    assert (found[0] == box(40, 90, (8, 6, 16, 9))).all()
+    assert (found[1] == box(40, 90, (40, 25, 60, 30))).all()
+
+
+def test_pieces_a_few_pixels_apart_are_one_instance_and_others_are_not() -> None:
+    chance = np.zeros((30, 90), np.float32)
+    for x0 in (5, 24, 50):
+        chance[10:13, x0 : x0 + 15] = 0.8
+    joined, apart = regions(chance)
+    assert (joined == box(30, 90, (5, 10, 20, 13), (24, 10, 39, 13))).all()
+    assert (apart == box(30, 90, (50, 10, 65, 13))).all()
+
+
+def test_detections_have_mean_chances_as_scores_and_boxes_without_their_right_border() -> None:
+    chances = torch.zeros(2, 40, 60)
+    chances[1, 4:8, 10:20] = 0.6
+    chances[0, 20:30, 30:40] = 0.9
+    chances[0, 20:30, 30:35] = 0.7
+    found = detections(chances)
+    assert found["labels"].tolist() == [1, 2]
+    assert found["scores"].tolist() == pytest.approx([0.8, 0.6])
+    assert found["boxes"].tolist() == [[30, 20, 40, 30], [10, 4, 20, 8]]
+    assert found["masks"].shape == (2, 1, 40, 60)
+    nothing = detections(torch.zeros(2, 33, 47))
+    assert [tuple(nothing[name].shape) for name in ("boxes", "labels", "scores", "masks")] == [
+        (0, 4),
+        (0,),
+        (0,),
+        (0, 1, 33, 47),
+    ]
+
+
+def test_the_smaller_of_two_instances_shows_and_what_is_doubtful_has_no_label() -> None:
+    large, small, doubtful = box(20, 30, (2, 2, 20, 18)), box(20, 30, (5, 5, 9, 9)), box(20, 30, (22, 0, 26, 20))
+    ignore = box(20, 30, (0, 0, 30, 3))
+    labels = label_map(
+        target([small, large, doubtful], [2, 1, 1], ignore=ignore, is_doubtful=[False, False, True]), (20, 30)
+    ).numpy()
+    expected = np.zeros((20, 30), np.int64)
+    expected[large] = 1
+    expected[small] = 2
+    expected[doubtful | ignore] = NO_LABEL
+    assert (labels == expected).all()
+    empty = label_map(target([np.zeros((20, 30), bool)][:0] or [], []) | {"masks": torch.zeros(0, 20, 30)}, (20, 30))
+    assert not empty.any()
+
+
+def test_losses_are_cross_entropy_and_dice_of_what_counts() -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 32, 64)
+    first, second = torch.zeros(30, 60, dtype=torch.int64), torch.zeros(32, 40, dtype=torch.int64)
+    first[3:9, 4:20] = 2
+    first[20:] = NO_LABEL
+    found = losses_of(logits, [first, second])
+    chances = logits.double().softmax(dim=1).numpy()
+    labels = np.full((2, 32, 64), NO_LABEL)
+    labels[0, :30, :60], labels[1, :, :40] = first, second
+    picked = [
+        -np.log(chances[b, labels[b, y, x], y, x]) for b, y, x in zip(*np.nonzero(labels != NO_LABEL), strict=True)
+    ]
+    true, chance = labels == 2, np.where(labels == NO_LABEL, 0, chances[:, 2])
+    assert float(found["loss_pixels"]) == pytest.approx(np.mean(picked), rel=1e-5)
+    # class 1 is in none of the images, so it has no Dice loss
+    assert float(found["loss_dice"]) == pytest.approx(
+        1 - 2 * chance[true].sum() / (chance.sum() + true.sum()), rel=1e-5
+    )
+
+
+def test_a_batch_in_which_nothing_counts_has_losses_of_zero_with_a_gradient() -> None:
+    logits = torch.randn(1, 3, 32, 32, requires_grad=True)
+    losses = losses_of(logits, [torch.full((32, 32), NO_LABEL)])
+    torch.stack(list(losses.values())).sum().backward()
+    assert [float(loss.detach()) for loss in losses.values()] == [0, 0]
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+def test_ignored_pixels_change_no_gradient(make_tiles: Callable[..., list[SegmentationImage]]) -> None:
+    model: Any = build_segmenter("unet", Build(num_classes=2, init="random"), seed=0)[0].train()
+    image = torch.rand(3, 48, 64)
+    ignore = box(48, 64, (0, 0, 32, 48))
+
+    def gradient(mask: NDArray[np.bool_]) -> torch.Tensor:
+        model.zero_grad()
+        losses = model([image], [target([mask], [1], ignore=ignore, is_doubtful=[False])])
+        torch.stack(list(losses.values())).sum().backward()
+        return model.classify.weight.grad.clone()
+
+    seen = box(48, 64, (40, 10, 60, 20))
+    assert torch.equal(gradient(seen), gradient(seen | box(48, 64, (4, 4, 20, 20))))
+    assert not torch.equal(gradient(seen), gradient(box(48, 64, (40, 10, 60, 30))))
