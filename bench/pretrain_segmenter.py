@@ -1,7 +1,8 @@
 """Train the start of a light segmenter on procedural images, as `base pretrain` does, without the other networks.
 
-For `segmentation.model = "efficientnet_lite0"`: set `segmentation.weights` to the folder `start` below the given one.
-Takes 20 minutes on one core and resumes if it was stopped. Run: `python bench/pretrain_segmenter.py FOLDER`.
+Set `segmentation.model` to the family, and `segmentation.weights` to the folder `start` below the given one. Takes 20
+minutes on one core and resumes if it was stopped. What ships was made with `python bench/pretrain_segmenter.py FOLDER`
+and `python bench/pretrain_segmenter.py FOLDER --model unet --num-steps 1500 --num-images 6000 --validate-every 750`.
 """
 
 from __future__ import annotations
@@ -21,9 +22,19 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", default="efficientnet_lite0")
     parser.add_argument("--num-steps", type=int, default=3000)
+    parser.add_argument("--num-images", type=int, default=12_000)
+    parser.add_argument("--validate-every", type=int, default=500)
     args = parser.parse_args()
     recipe = PretrainConfig.model_validate(
-        {"num_images": 12_000, "segmenter": {"model": args.model, "num_steps": args.num_steps}}
+        {
+            "num_images": args.num_images,
+            "segmenter": {
+                "model": args.model,
+                "num_steps": args.num_steps,
+                "num_images": args.num_images,
+                "validate_every": args.validate_every,
+            },
+        }
     )
     start = args.folder / "start"
     for event in run_segmenter_start(recipe, work=args.folder, encoder=embedded_encoder_folder(), out=start):

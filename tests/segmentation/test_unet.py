@@ -22,7 +22,7 @@ from defectory.segmentation.models.family import Build, build_segmenter, kept_in
 from defectory.segmentation.models.unet import NO_LABEL, detections, label_map, losses_of, regions
 from defectory.segmentation.predict import predict_images
 from defectory.segmentation.sizing import Sizing
-from defectory.segmentation.start import save_start
+from defectory.segmentation.start import save_start, shipped_start
 from defectory.segmentation.training import load_segmenter, train_segmenter
 
 CLASSES = (Category(id=1, name="crack"), Category(id=2, name="pit"))
@@ -111,6 +111,20 @@ def test_it_starts_from_the_decoder_of_a_pretraining_with_a_row_per_class(tmp_pa
         assert torch.allclose(model.chances(image).sum(dim=0), trained.chances(image)[0], atol=2e-2)
 
 
+def test_without_a_folder_the_decoder_starts_from_the_shipped_one() -> None:
+    shipped = load_file(shipped_start("unet") / "model.safetensors")
+    models = [build_segmenter("unet", Build(num_classes=classes), seed=seed) for classes, seed in ((2, 0), (3, 1))]
+    for model, built in models:
+        own = model.state_dict()
+        decoder = [name for name in shipped if name.startswith("decoder.")]
+        assert decoder
+        assert all(torch.equal(own[name], shipped[name].float()) for name in decoder)
+        assert torch.equal(own["classify.weight"][1], own["classify.weight"][2])
+        assert not torch.equal(own["classify.weight"][0], own["classify.weight"][1])
+        assert "weights" not in built, "they are not the user's"
+        assert built["encoder"]["file"].startswith("efficientnet-lite0")
+
+
 def test_a_region_is_cut_out_at_the_highest_level_that_it_reaches() -> None:
     chance = np.zeros((40, 90), np.float32)
     chance[5:10, 5:20] = 0.3
@@ -142,6 +156,14 @@ def test_detections_have_mean_chances_as_scores_and_boxes_without_their_right_bo
     assert found["scores"].tolist() == pytest.approx([0.8, 0.6])
     assert found["boxes"].tolist() == [[30, 20, 40, 30], [10, 4, 20, 8]]
     assert found["masks"].shape == (2, 1, 40, 60)
+    # the classes of a region compete, and what lies below .05 is not told
+    chances = torch.zeros(3, 20, 30)
+    chances[0, 5:10, 5:15], chances[1, 5:10, 5:15], chances[2, 5:10, 5:15] = 0.2, 0.45, 0.02
+    shared = detections(chances)
+    assert shared["labels"].tolist() == [2, 1]
+    assert shared["scores"].tolist() == pytest.approx([0.45, 0.2])
+    assert torch.equal(shared["masks"][0], shared["masks"][1])
+    assert int(shared["masks"][0].sum()) == 50
     nothing = detections(torch.zeros(2, 33, 47))
     assert [tuple(nothing[name].shape) for name in ("boxes", "labels", "scores", "masks")] == [
         (0, 4),

@@ -97,7 +97,7 @@ class SegmenterStartConfig(Section):
     """How a light segmenter's start is trained."""
 
     model: str = "light"
-    """Segmenter family: `light` or `efficientnet_lite0`."""
+    """Segmenter family: `light`, `efficientnet_lite0` or `unet`."""
     num_images: int = Field(default=12000, ge=4)
     """Images to train on, taken from the start of the corpus."""
     num_steps: int = Field(default=3000, ge=2)

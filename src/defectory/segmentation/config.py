@@ -33,9 +33,8 @@ class SegmentationConfig(Section):
     """
     weights: str | None = None
     """Initial weights for the families that have none of their own: a file, `.pth` or `.safetensors`, in torchvision's
-    layout, such as its COCO weights; a folder of transformers for `mask2former`. A pretraining's folder for `unet`, and
-    for `efficientnet_lite0` in place of its shipped pyramid and heads. None looks for torchvision's in torch's own
-    download folder.
+    layout, such as its COCO weights; a folder of transformers for `mask2former`; a pretraining's folder, in place of
+    what is shipped of `efficientnet_lite0` or `unet`. None looks for torchvision's in torch's own download folder.
     """
     arms: tuple[str, ...] = ("real", "copy_paste", "mixed")
     """Training arms: `real_plain`, `real_resampled`, `real`, `copy_paste`, `procedural`, `mixed`, `mixed_50`,
@@ -110,8 +109,8 @@ class SegmentationConfig(Section):
     real val, per segmenter.
     """
     init: Init = "segmenter"
-    """Initial weights of `light` and `efficientnet_lite0` in every arm: `segmenter` (also pyramid and heads, trained on
-    procedural defects), `encoder` (the encoder alone) or `random`. `unet` has a trained encoder alone.
+    """Initial weights of `light`, `efficientnet_lite0` and `unet` in every arm: `segmenter` (also all other layers,
+    trained on procedural defects), `encoder` (the encoder alone) or `random`.
     """
     seeds: tuple[int, ...] = (0,)
     """Seeds that each arm is trained with. Use at least three for a verdict."""

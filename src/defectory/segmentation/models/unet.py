@@ -24,10 +24,11 @@ from defectory.segmentation.models.efficientnet import (
 )
 from defectory.segmentation.models.family import Build
 from defectory.segmentation.models.light_heads import norm
-from defectory.segmentation.start import apply_start
+from defectory.segmentation.start import apply_start, shipped_start
 
 WIDTHS = (32, 48, 64, 128)
 """Channels of the decoder at strides 2, 4, 8 and 16."""
+FAMILY_NAME = "unet"
 ENCODER = "encoder."
 """Prefix of the encoder's tensors."""
 DIVISOR = 32
@@ -35,7 +36,7 @@ DIVISOR = 32
 LEVELS = (0.5, 0.25, 0.1)
 """Chances at which regions are cut out; a region of a lower level is one that holds none of a higher."""
 JOIN_PX = 2
-"""Regions of a class are one instance if they lie within twice this distance."""
+"""Regions are one instance if they lie within twice this distance."""
 MIN_AREA_PX = 4
 NO_LABEL = -100
 """Of pixels without a loss."""
@@ -153,21 +154,20 @@ def losses_of(logits: Tensor, labels: Sequence[Tensor]) -> dict[str, Tensor]:
 def detections(chances: Tensor) -> dict[str, Tensor]:
     """Return the instances that the pixels of an image form, strongest first.
 
-    A region of a class is cut out at a chance of .5; where none reaches it, at the next of `LEVELS`. Its score is its
-    mean chance.
+    A region is cut out where the chance of any defect is .5; where none reaches it, at the next of `LEVELS`. It is an
+    instance of every class with a mean chance of at least `MIN_SCORE` in it, which is its score.
 
     Args:
         chances: of each class at every pixel, [C,H,W].
     """
-    found = sorted(
-        (
-            (float(chance[mask].mean()), label, mask)
-            for label, chance in enumerate(chances.cpu().numpy(), start=1)
-            for mask in regions(chance)
-        ),
-        key=lambda one: -one[0],
-    )
-    found = [one for one in found if one[0] >= MIN_SCORE][:MAX_DETECTIONS]
+    of_classes = chances.cpu().numpy()
+    found = [
+        (float(score), label, mask)
+        for mask in regions(of_classes.sum(axis=0))
+        for label, score in enumerate(of_classes[:, mask].mean(axis=1), start=1)
+        if score >= MIN_SCORE
+    ]
+    found = sorted(found, key=lambda one: -one[0])[:MAX_DETECTIONS]
     masks = torch.from_numpy(np.array([mask for _, _, mask in found], bool).reshape(-1, *chances.shape[1:]))
     boxes = masks_to_boxes(masks)
     # the right and lower border is excluded
@@ -199,7 +199,7 @@ def regions(chance: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
 
 
 class UNet:
-    """The family of the U-Net on EfficientNet-Lite0."""
+    """The family of the U-Net on EfficientNet-Lite0, whose decoder is shipped."""
 
     exports_onnx = True
     heeds_ignore = True
@@ -210,7 +210,7 @@ class UNet:
     def build(self, build: Build) -> tuple[Segmenter, Mapping[str, Any]]:
         """Build a segmenter. `random` starts all layers anew, `encoder` all but those of ImageNet.
 
-        `segmenter` also loads the decoder from the folder `Build.weights`.
+        `segmenter` also loads the decoder from the folder `Build.weights`, or else the shipped one.
         """
         model = Segmenter(build.num_classes)
         if build.built is not None:
@@ -219,10 +219,12 @@ class UNet:
             return model, {"encoder": None}
         load_imagenet(model.encoder, imagenet_weights())
         about: dict[str, Any] = {"encoder": {"file": FILE_NAME, "sha256": SHA256}}
-        if build.init == "segmenter" and build.weights is not None:
-            apply_start(model, build.num_classes, build.weights, without=(ENCODER,), heads=("classify",))
-            weights = digest_file(build.weights / "model.safetensors")
-            about["weights"] = {"folder": build.weights.name, "sha256": weights}
+        if build.init == "segmenter":
+            start = build.weights or shipped_start(FAMILY_NAME)
+            apply_start(model, build.num_classes, start, without=(ENCODER,), heads=("classify",))
+            if build.weights is not None:
+                weights = digest_file(build.weights / "model.safetensors")
+                about["weights"] = {"folder": build.weights.name, "sha256": weights}
         return model, about
 
 
