@@ -125,13 +125,20 @@ def test_without_a_folder_the_decoder_starts_from_the_shipped_one() -> None:
         assert built["encoder"]["file"].startswith("efficientnet-lite0")
 
 
+def each(chance: NDArray[np.float32]) -> list[NDArray[np.bool_]]:
+    """The regions of a map of chances."""
+    places, count = regions(chance)
+    assert places.max() == count
+    return [places == number for number in range(1, count + 1)]
+
+
 def test_a_region_is_cut_out_at_the_highest_level_that_it_reaches() -> None:
     chance = np.zeros((40, 90), np.float32)
     chance[5:10, 5:20] = 0.3
     chance[6:9, 8:16] = 0.9
     chance[25:30, 40:60] = 0.3
     chance[20:23, 70:85] = 0.05
-    found = list(regions(chance))
+    found = each(chance)
     assert [mask.sum() for mask in found] == [3 * 8, 5 * 20]
     assert (found[0] == box(40, 90, (8, 6, 16, 9))).all()
     assert (found[1] == box(40, 90, (40, 25, 60, 30))).all()
@@ -141,7 +148,7 @@ def test_pieces_a_few_pixels_apart_are_one_instance_and_others_are_not() -> None
     chance = np.zeros((30, 90), np.float32)
     for x0 in (5, 24, 50):
         chance[10:13, x0 : x0 + 15] = 0.8
-    joined, apart = regions(chance)
+    joined, apart = each(chance)
     assert (joined == box(30, 90, (5, 10, 20, 13), (24, 10, 39, 13))).all()
     assert (apart == box(30, 90, (50, 10, 65, 13))).all()
 
@@ -164,6 +171,13 @@ def test_detections_have_mean_chances_as_scores_and_boxes_without_their_right_bo
     assert shared["scores"].tolist() == pytest.approx([0.45, 0.2])
     assert torch.equal(shared["masks"][0], shared["masks"][1])
     assert int(shared["masks"][0].sum()) == 50
+    # of very many regions the strongest are told
+    specks = torch.zeros(1, 300, 400)
+    specks[0, ::10, ::10] = specks[0, 1::10, ::10] = specks[0, ::10, 1::10] = specks[0, 1::10, 1::10] = 0.6
+    specks[0, :2, :2] = 0.9
+    many = detections(specks)
+    assert len(many["scores"]) == 100
+    assert many["scores"][:2].tolist() == pytest.approx([0.9, 0.6])
     nothing = detections(torch.zeros(2, 33, 47))
     assert [tuple(nothing[name].shape) for name in ("boxes", "labels", "scores", "masks")] == [
         (0, 4),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -161,41 +161,40 @@ def detections(chances: Tensor) -> dict[str, Tensor]:
         chances: of each class at every pixel, [C,H,W].
     """
     of_classes = chances.cpu().numpy()
-    found = [
-        (float(score), label, mask)
-        for mask in regions(of_classes.sum(axis=0))
-        for label, score in enumerate(of_classes[:, mask].mean(axis=1), start=1)
-        if score >= MIN_SCORE
-    ]
-    found = sorted(found, key=lambda one: -one[0])[:MAX_DETECTIONS]
-    masks = torch.from_numpy(np.array([mask for _, _, mask in found], bool).reshape(-1, *chances.shape[1:]))
+    places, count = regions(of_classes.sum(axis=0))
+    areas = np.bincount(places.ravel(), minlength=count + 1)
+    sums = [np.bincount(places.ravel(), weights=chance.ravel(), minlength=count + 1) for chance in of_classes]
+    means = (np.stack(sums) / areas.clip(1))[:, 1:]
+    labels, found = np.nonzero(means >= MIN_SCORE)
+    order = np.argsort(-means[labels, found], kind="stable")[:MAX_DETECTIONS]
+    labels, found = labels[order], found[order]
+    # an image may have thousands of regions, and few of them count
+    masks = torch.from_numpy(places[None] == (found + 1)[:, None, None])
     boxes = masks_to_boxes(masks)
     # the right and lower border is excluded
     boxes[:, 2:] += 1
     device = chances.device
     return {
         "boxes": boxes.to(device),
-        "labels": torch.tensor([label for _, label, _ in found], dtype=torch.int64, device=device),
-        "scores": torch.tensor([score for score, _, _ in found], dtype=torch.float32, device=device),
+        "labels": torch.from_numpy(labels + 1).to(device, torch.int64),
+        "scores": torch.from_numpy(means[labels, found]).to(device, torch.float32),
         "masks": masks[:, None].to(device, torch.float32),
     }
 
 
-def regions(chance: NDArray[np.float32]) -> Iterator[NDArray[np.bool_]]:
-    """Yield the regions of a map of chances, bool [H,W] each."""
-    taken = np.zeros(chance.shape, bool)
+def regions(chance: NDArray[np.float32]) -> tuple[NDArray[np.int32], int]:
+    """Return the number of the region at each pixel of a map of chances, int32 [H,W], 0 for none, and their count."""
+    found, count = np.zeros(chance.shape, np.int32), 0
     for level in LEVELS:
         inside = chance >= level
-        if not inside.any():
-            continue
         near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * JOIN_PX + 1,) * 2, np.uint8))
-        count, places = cv2.connectedComponents(near, connectivity=8)
-        is_new = np.bincount(places[taken], minlength=count)[:count] == 0
-        areas = np.bincount(places[inside], minlength=count)
-        for label in range(1, count):
-            if is_new[label] and areas[label] >= MIN_AREA_PX:
-                yield inside & (places == label)
-        taken |= inside
+        num_joined, joined = cv2.connectedComponents(near, connectivity=8)
+        areas = np.bincount(joined[inside], minlength=num_joined)
+        is_new = (areas >= MIN_AREA_PX) & (np.bincount(joined[found > 0], minlength=num_joined) == 0)
+        numbers = np.where(is_new, count + is_new.cumsum(), 0).astype(np.int32)
+        found = np.where(inside & is_new[joined], numbers[joined], found)
+        count += int(is_new.sum())
+    return found, count
 
 
 class UNet:
