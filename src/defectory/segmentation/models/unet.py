@@ -188,7 +188,8 @@ def regions(chance: NDArray[np.float32]) -> tuple[NDArray[np.int32], int]:
     for level in LEVELS:
         inside = chance >= level
         near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * JOIN_PX + 1,) * 2, np.uint8))
-        num_joined, joined = cv2.connectedComponents(near, connectivity=8)
+        num_joined, labels = cv2.connectedComponents(near, connectivity=8)
+        joined = np.asarray(labels, np.int32)
         areas = np.bincount(joined[inside], minlength=num_joined)
         is_new = (areas >= MIN_AREA_PX) & (np.bincount(joined[found > 0], minlength=num_joined) == 0)
         numbers = np.where(is_new, count + is_new.cumsum(), 0).astype(np.int32)
