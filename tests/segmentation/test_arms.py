@@ -22,7 +22,9 @@ from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.training import train_segmenter
 from defectory.stages.segment import Segment
 
-CONFIG = SegmentationConfig(num_steps=4, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2)
+CONFIG = SegmentationConfig(
+    model="light", num_steps=4, batch_size=4, defect_free_share=0.25, validate_every=2, checkpoint_every=2
+)
 NUM_IMAGES = {"real": 5, "synthetic": 7, "copy_paste": 3, "procedural": 4, "defect_free": 9}
 
 

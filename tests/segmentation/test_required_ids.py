@@ -27,7 +27,9 @@ def require(ids: Sequence[int], what: str) -> None:
 def train(out: Path, tiles: dict[str, list[SegmentationImage]]) -> None:
     categories = (Category(id=1, name="crack"), Category(id=2, name="pit"))
     sizing = Sizing(scale=1.0, input_px=64)
-    config = SegmentationConfig(num_steps=2, batch_size=2, defect_free_share=0.5, validate_every=2, checkpoint_every=2)
+    config = SegmentationConfig(
+        model="light", num_steps=2, batch_size=2, defect_free_share=0.5, validate_every=2, checkpoint_every=2
+    )
     for _ in train_segmenter(
         arm="synthetic_then_real",
         validate=lambda _: 0.0,

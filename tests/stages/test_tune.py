@@ -114,7 +114,7 @@ def test_settings_that_choose_nothing_need_no_stage(tiny_run: TinyRun, open_tiny
     run = open_tiny(folder, tiny_run[1])
     assert "tune" not in [s.name for s in stages_of(run.config)]
     assert "tune" not in Segment("real", 0).inputs(run.config)
-    plain = SegmentationConfig()
+    plain = SegmentationConfig(model="light")
     assert not needs_tuning(plain)
     assert as_tuned(plain, run.store()) is plain
     assert needs_tuning(SegmentationConfig(max_num_steps=500))

@@ -72,7 +72,7 @@ def train_segmenter(
         validate: returns the model's score on val; called at fixed steps.
         categories: classes.
         sizing: stored with the weights, since prediction needs the scale.
-        config: family, steps, batch, optimiser.
+        config: family (not `auto`), steps, batch, optimiser.
         seed: of weights, batches and augmentation.
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         metric: that `validate` returns.
