@@ -213,7 +213,7 @@ def _segmenter_collapse(arms: dict[str, Any]) -> Signature:
     if collapsed:
         advice = (
             f"{', '.join(collapsed)} learnt nothing, so gains over it mean nothing. Raise segmentation.num_steps. "
-            'The families light and efficientnet_lite0, with segmentation.init = "segmenter", start from shipped '
+            'The families efficientnet_lite0, light and unet, with segmentation.init = "segmenter", start from shipped '
             "weights and learn from few images."
         )
     else:
