@@ -142,7 +142,9 @@ def test_a_pipe_gets_whole_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     assert "x" * 300 in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8", "latin-1"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *(pytest.param(name, marks=pytest.mark.long) for name in ("cp1252", "utf-8", "latin-1"))]
+)
 def test_terminals_of_any_encoding_are_written_to(messy: Path, tmp_path: Path, encoding: str) -> None:
     env = {**os.environ, "PYTHONIOENCODING": encoding, "COLUMNS": "60", "LC_ALL": "C", "FORCE_COLOR": "1"}
     command = [sys.executable, "-m", "defectory.cli.main"]

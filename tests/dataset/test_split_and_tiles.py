@@ -73,7 +73,7 @@ def test_groups_never_straddle_subsets_and_the_seed_decides(tmp_path: Path) -> N
 
 def test_fractions_are_nested_share_their_test_and_keep_every_class(tmp_path: Path) -> None:
     dataset = make_dataset(tmp_path, groups=40, per_group=1, classes=3)
-    splits = [make_split(tmp_path, dataset, SplitConfig(fraction=f)) for f in (0.01, 0.05, 0.1, 0.5, 1.0)]
+    splits = [make_split(tmp_path, dataset, SplitConfig(fraction=f)) for f in (0.01, 0.5, 1.0)]
     for small, large in itertools.pairwise(splits):
         assert set(small.train + small.val) <= set(large.train + large.val)
         assert {i for i in small.test if dataset.image(i).instances} == {
@@ -82,7 +82,7 @@ def test_fractions_are_nested_share_their_test_and_keep_every_class(tmp_path: Pa
     for split in splits:
         assert {i.category_id for n in split.train for i in dataset.image(n).instances} == {1, 2, 3}
         assert any(dataset.image(n).instances for n in split.val)
-    assert len(splits[0].train) < len(splits[3].train) < len(splits[4].train)
+    assert len(splits[0].train) < len(splits[1].train) < len(splits[2].train)
 
 
 def test_folds_test_every_labelled_group_once(tmp_path: Path) -> None:

@@ -219,7 +219,7 @@ def test_a_student_comes_closer_to_its_teacher(tiles: list[Any], tiny_base_folde
     assert losses[1] < 0.8 * losses[0], losses
 
 
-@pytest.mark.parametrize("method", ["trajectory", "consistency"])
+@pytest.mark.parametrize("method", ["trajectory", pytest.param("consistency", marks=pytest.mark.long)])
 def test_a_training_that_is_left_resumes_to_the_same_bits(
     tiles: list[Any], tiny_base_folder: Path, tmp_path: Path, method: str
 ) -> None:

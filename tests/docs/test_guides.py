@@ -210,7 +210,14 @@ def project_folder(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
-@pytest.mark.parametrize("block", blocks("python"), ids=str)
+@pytest.mark.parametrize(
+    "block",
+    [
+        # a study takes half a minute, and tests of studies run them
+        pytest.param(block, marks=[pytest.mark.long] if block.page == "studies" else [], id=str(block))
+        for block in blocks("python")
+    ],
+)
 def test_python_runs(
     block: Block, project_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,7 +16,7 @@ from .targets import TARGETS
 
 CHUNKS = 8
 CASES = 2400
-CHUNKS_OF_EVERY_RUN = 3
+CHUNKS_OF_EVERY_RUN = 1
 SEED = 20
 
 

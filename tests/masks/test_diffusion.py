@@ -46,7 +46,7 @@ def forked() -> Mask:
 
 MASKS = [*((1, crack(seed)) for seed in range(4)), *((2, blob(seed)) for seed in range(4))]
 CONFIG, LONGER = (
-    MaskConfig.model_validate({"diffusion": {"num_steps": num_steps, "batch_size": 8}}) for num_steps in (60, 400)
+    MaskConfig.model_validate({"diffusion": {"num_steps": num_steps, "batch_size": 8}}) for num_steps in (30, 400)
 )
 
 
@@ -144,6 +144,7 @@ def test_copies_of_training_masks_are_known_however_turned(learned: tuple[MaskDi
     assert likeness(on_canvas(forked()[5:40, 6:84]) > 0) < 0.8
 
 
+@pytest.mark.long
 def test_killed_training_ends_as_an_uninterrupted_one(tmp_path: Path) -> None:
     config = MaskConfig.model_validate({"diffusion": {"num_steps": 6, "batch_size": 4}})
     list(MaskDiffusion(MASKS, config=config, seed=2).learn(tmp_path / "whole"))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from defectory.engine.backbones.verify import verify
@@ -55,6 +56,7 @@ def run(config: PretrainConfig, folder: Path, *, stop_after: int | None = None) 
             return
 
 
+@pytest.mark.long
 def test_pretraining_goes_on_from_a_base_and_keeps_its_tokenizer(tmp_path: Path) -> None:
     run(tiny_config(), tmp_path / "whole")
     base = tmp_path / "whole" / "base"

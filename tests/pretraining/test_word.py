@@ -22,6 +22,8 @@ from defectory.pretraining.text import RESERVED_WORDS
 from defectory.pretraining.word import TaughtWord, least_used_directions, teach_word, texts_without
 from defectory.procedural.world import render
 
+pytestmark = pytest.mark.long
+
 WORD = "crack"
 STAGE = StageConfig(num_steps=6, batch_size=4, learning_rate=0.05, warmup_steps=1, weight_decay=0.0, checkpoint_every=2)
 RECIPE = WordConfig(

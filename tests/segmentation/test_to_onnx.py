@@ -21,7 +21,7 @@ def image(height: int, width: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 255, (height, width, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("family", ["light", "efficientnet_lite0"])
+@pytest.mark.parametrize("family", [pytest.param("light", marks=pytest.mark.long), "efficientnet_lite0"])
 def test_the_file_finds_what_the_segmenter_finds_on_images_of_any_size(family: str, tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     pytest.importorskip("onnxruntime")

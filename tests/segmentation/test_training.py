@@ -140,7 +140,7 @@ def test_synthetic_then_real_keeps_a_checkpoint_that_has_seen_real_tiles(make_ti
     assert json.loads((tmp_path / "log.json").read_text())["best_val_score"] == 0.2
 
 
-@pytest.mark.parametrize("mixed_precision", ["no", "auto"])
+@pytest.mark.parametrize("mixed_precision", [pytest.param("no", marks=pytest.mark.long), "auto"])
 def test_training_lowers_the_loss_and_finds_the_rectangles(
     make_tiles: MakeTiles, tmp_path: Path, mixed_precision: Literal["no", "auto"]
 ) -> None:

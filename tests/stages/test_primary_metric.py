@@ -96,10 +96,11 @@ def test_pixels_choose_the_checkpoint_the_threshold_the_verdict_and_the_best_seg
     tiny_run: TinyRun, open_tiny: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(tiny_run[0], tmp_path / "copy")
+    shutil.rmtree(tmp_path / "copy" / "run" / "segment")
     # all labels count as thin
     monkeypatch.setattr(primary_metric, "LEAST_MASK_IOU", 1.1)
-    doubt = 'curation.ignore=["difference", "segmenter"]'
-    run = open_tiny(tmp_path / "copy", tiny_run[1], "segmentation.model=auto", doubt)
+    briefly = ('curation.ignore=["difference", "segmenter"]', 'segmentation.arms=["real", "synthetic"]')
+    run = open_tiny(tmp_path / "copy", tiny_run[1], "segmentation.model=auto", *briefly)
     told = {event.stage: event.summary for event in run_all(run) if isinstance(event, StageEnded)}
     store, out = run.store(), run.folder / Segment("real", 0).folder
     log = json.loads((out / "log.json").read_bytes())

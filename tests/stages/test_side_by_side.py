@@ -144,6 +144,7 @@ def test_killing_a_run_ends_the_processes_it_started_and_it_goes_on_to_the_same_
     assert outcome(folder / "run") == digests
 
 
+@pytest.mark.long
 def test_a_killed_segmenter_is_told_with_what_to_do(
     untrained: tuple[Path, dict[str, Any], dict[str, str]], open_tiny: Open, children: Children
 ) -> None:

@@ -29,6 +29,8 @@ from defectory.stages.parts.estimate.estimate import StageEstimate, estimate_run
 Open = Callable[..., Run]
 TinyRun = tuple[Path, dict[str, Any], list[StageEnded]]
 PHASES = ["learn-concept", "learn-condition"]
+WEIGHTS = {"concept": "base/unet", "control": "controlnet"}
+"""Of each stage's folder."""
 EXACT = ["concept.training.mixed_precision=no", "condition.training.mixed_precision=no"]
 TOGETHER = [*EXACT, "training_processes=2"]
 HOOK = """
@@ -57,15 +59,12 @@ it opens for writing.
 """
 
 
-def outcome(run: Path) -> dict[str, dict[str, Any]]:
-    """Losses and weights of both phases."""
-    found: dict[str, dict[str, Any]] = {}
-    for stage, weights in (("concept", "base/unet"), ("control", "controlnet")):
-        lines = [json.loads(line) for line in (run / stage / "log.jsonl").read_text().splitlines()]
-        losses = [line.get("loss", line.get("held_out_loss")) for line in lines]
-        tensors = load_file(run / stage / weights / "diffusion_pytorch_model.safetensors")
-        found[stage] = {"losses": losses, "weights": tensors}
-    return found
+def outcome_of(run: Path, stage: str) -> dict[str, Any]:
+    """Losses and weights of a phase."""
+    lines = [json.loads(line) for line in (run / stage / "log.jsonl").read_text().splitlines()]
+    losses = [line.get("loss", line.get("held_out_loss")) for line in lines]
+    tensors = load_file(run / stage / WEIGHTS[stage] / "diffusion_pytorch_model.safetensors")
+    return {"losses": losses, "weights": tensors}
 
 
 def until(events: Iterator[Event], stage: str, done: int) -> None:
@@ -101,28 +100,49 @@ def prepared(
     list(run_all(open_tiny(alone, settings, *EXACT), only=PHASES))
     kept = shutil.ignore_patterns("concept", "control", "cache")
     shutil.copytree(folder, copy, ignore=kept)
-    return copy, settings, outcome(alone / "run")
+    return copy, settings, {stage: outcome_of(alone / "run", stage) for stage in WEIGHTS}
 
 
-def test_processes_that_stop_or_are_killed_end_with_the_same_losses_and_weights(
+@pytest.fixture
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file while which the main process does not write the checkpoint `HELD_AT`."""
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    file = tmp_path / "held"
+    file.touch()
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("WATCHED", str(tmp_path / "watched"))
+    monkeypatch.setenv("HELD_WHILE", str(file))
+    return file
+
+
+def require_equal(found: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Require the losses and weights of one process, up to rounding."""
+    assert found["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+    for name, weight in alone["weights"].items():
+        torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=5e-5)
+
+
+def require_one_writer(watched: Path, folder: Path) -> None:
+    """Require that no process but the main one wrote into a folder."""
+    written = watched.read_text().splitlines()
+    assert "watched" in written
+    assert not [path for path in written if path.startswith(str(folder))]
+
+
+def test_two_processes_of_which_one_is_killed_end_with_the_losses_and_weights_of_one(
     prepared: tuple[Path, dict[str, Any], dict[str, dict[str, Any]]],
     open_tiny: Open,
+    held: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     children: Callable[[], list[psutil.Process]],
 ) -> None:
     folder, settings, alone = prepared
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
-    held = tmp_path / "held"
-    held.touch()
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path / 'hook'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setenv("WATCHED", str(tmp_path / "watched"))
-    monkeypatch.setenv("HELD_WHILE", str(held))
-
-    # phase 1: two processes begin, one of them is killed after the checkpoint of step 4, one process ends it
+    only = ["learn-concept"]
+    # killed after the checkpoint of step 4
     monkeypatch.setenv("HELD_AT", "2")
-    events = run_all(open_tiny(folder, settings, *TOGETHER), only=PHASES)
+    events = run_all(open_tiny(folder, settings, *TOGETHER), only=only)
     until(events, "learn-concept", 4)
     wait_until_held(held)
     started = children()
@@ -133,13 +153,28 @@ def test_processes_that_stop_or_are_killed_end_with_the_same_losses_and_weights(
         list(events)
     assert not children()
     assert not (folder / "run" / "concept").exists()
-    events = run_all(open_tiny(folder, settings, *EXACT), only=PHASES)
+    events = run_all(open_tiny(folder, settings, *EXACT), only=only)
     assert resumed(events) == ("learn-concept", 4)
+    list(events)
+    require_equal(outcome_of(folder / "run", "concept"), alone["concept"])
+    require_one_writer(tmp_path / "watched", folder)
 
-    # phase 2: one process begins and stops, two go on and stop in step 5, one ends it
+
+@pytest.mark.long
+def test_one_process_then_two_then_one_end_with_the_losses_and_weights_of_one(
+    prepared: tuple[Path, dict[str, Any], dict[str, dict[str, Any]]],
+    open_tiny: Open,
+    held: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    children: Callable[[], list[psutil.Process]],
+) -> None:
+    folder, settings, alone = prepared
+    list(run_all(open_tiny(folder, settings, *EXACT), only=PHASES[:1]))
+    events = run_all(open_tiny(folder, settings, *EXACT), only=PHASES)
+    # one process begins and stops, two go on and stop in step 5, one ends it
     until(events, "learn-condition", 2)
     events.close()
-    held.touch()
     monkeypatch.setenv("HELD_AT", "1")
     events = run_all(open_tiny(folder, settings, *TOGETHER), only=PHASES)
     assert resumed(events) == ("learn-condition", 2)
@@ -152,14 +187,8 @@ def test_processes_that_stop_or_are_killed_end_with_the_same_losses_and_weights(
     assert resumed(events) == ("learn-condition", 5)
     list(events)
 
-    found = outcome(folder / "run")
-    for phase, of in alone.items():
-        assert found[phase]["losses"] == pytest.approx(of["losses"], rel=1e-4)
-        for name, weight in of["weights"].items():
-            torch.testing.assert_close(found[phase]["weights"][name], weight, rtol=0, atol=5e-5)
-    written = (tmp_path / "watched").read_text().splitlines()
-    assert "watched" in written
-    assert not [path for path in written if path.startswith(str(folder))]
+    require_equal(outcome_of(folder / "run", "control"), alone["control"])
+    require_one_writer(tmp_path / "watched", folder)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_a_run_trains_all_networks_curates_drafts_and_says_experimental_once(
     assert sum("Stable Diffusion 3 are experimental" in text for text in notices) == 1
 
 
+@pytest.mark.long
 def test_the_finished_pipeline_draws_the_same_picture_in_plain_diffusers(project: Run) -> None:
     from diffusers import StableDiffusion3ControlNetPipeline
 
