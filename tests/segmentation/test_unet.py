@@ -19,7 +19,7 @@ from defectory.rle import decode, encode
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.models.family import Build, build_segmenter, kept_in_start
-from defectory.segmentation.models.unet import NO_LABEL, detections, label_map, losses_of, regions
+from defectory.segmentation.models.unet import NO_LABEL, LabelMap, detections, label_map, losses_of, regions
 from defectory.segmentation.predict import predict_images
 from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.start import save_start, shipped_start
@@ -92,7 +92,7 @@ def test_an_image_finds_the_same_beside_others_of_another_size() -> None:
     assert other["masks"].shape[1:] == (1, 64, 130)
 
 
-def test_it_starts_from_the_decoder_of_a_pretraining_with_a_row_per_class(tmp_path: Path) -> None:
+def test_it_starts_from_the_decoder_of_a_pretraining_whatever_the_classes(tmp_path: Path) -> None:
     trained: Any = build_segmenter("unet", Build(num_classes=1, init="random"), seed=3)[0]
     (tmp_path / "trained").mkdir()
     save_file(trained.state_dict(), tmp_path / "trained" / "model.safetensors")
@@ -119,8 +119,11 @@ def test_without_a_folder_the_decoder_starts_from_the_shipped_one() -> None:
         decoder = [name for name in shipped if name.startswith("decoder.")]
         assert decoder
         assert all(torch.equal(own[name], shipped[name].float()) for name in decoder)
-        assert torch.equal(own["classify.weight"][1], own["classify.weight"][2])
-        assert not torch.equal(own["classify.weight"][0], own["classify.weight"][1])
+        assert torch.equal(own["classify.weight"], shipped["classify.weight"].float())
+        # every class is as likely as the others
+        segmenter: Any = model.eval()
+        chances = segmenter.chances(torch.rand(3, 40, 60))
+        assert torch.allclose(chances, chances[:1].expand_as(chances))
         assert "weights" not in built, "they are not the user's"
         assert built["encoder"]["file"].startswith("efficientnet-lite0")
 
@@ -190,46 +193,58 @@ def test_detections_have_mean_chances_as_scores_and_boxes_without_their_right_bo
 def test_the_smaller_of_two_instances_shows_and_what_is_doubtful_has_no_label() -> None:
     large, small, doubtful = box(20, 30, (2, 2, 20, 18)), box(20, 30, (5, 5, 9, 9)), box(20, 30, (22, 0, 26, 20))
     ignore = box(20, 30, (0, 0, 30, 3))
-    labels = label_map(
-        target([small, large, doubtful], [2, 1, 1], ignore=ignore, is_doubtful=[False, False, True]), (20, 30)
-    ).numpy()
+    masks = target([small, large, doubtful], [2, 1, 1], ignore=ignore, is_doubtful=[False, False, True])
+    found = label_map(masks, (20, 30))
     expected = np.zeros((20, 30), np.int64)
-    expected[large] = 1
-    expected[small] = 2
+    expected[large] = 2
+    expected[small] = 1
     expected[doubtful | ignore] = NO_LABEL
-    assert (labels == expected).all()
-    empty = label_map(target([np.zeros((20, 30), bool)][:0] or [], []) | {"masks": torch.zeros(0, 20, 30)}, (20, 30))
-    assert not empty.any()
+    assert (found.instances.numpy() == expected).all()
+    assert found.labels.tolist() == [2, 1, 1]
+    empty = label_map({"labels": torch.zeros(0, dtype=torch.int64), "masks": torch.zeros(0, 20, 30)}, (20, 30))
+    assert not empty.instances.any()
 
 
-def test_losses_are_cross_entropy_and_dice_of_what_counts() -> None:
+def test_losses_are_cross_entropy_and_dice_of_what_counts_and_each_instance_counts_alike() -> None:
     torch.manual_seed(0)
-    logits = torch.randn(2, 3, 32, 64)
+    of_defect, of_class = torch.randn(2, 2, 32, 64), torch.randn(2, 3, 32, 64)
     first, second = torch.zeros(30, 60, dtype=torch.int64), torch.zeros(32, 40, dtype=torch.int64)
     first[3:9, 4:20] = 2
+    first[12:14, 4:6] = 3
     first[20:] = NO_LABEL
-    found = losses_of(logits, [first, second])
-    chances = logits.double().softmax(dim=1).numpy()
-    labels = np.full((2, 32, 64), NO_LABEL)
-    labels[0, :30, :60], labels[1, :, :40] = first, second
-    picked = [
-        -np.log(chances[b, labels[b, y, x], y, x]) for b, y, x in zip(*np.nonzero(labels != NO_LABEL), strict=True)
+    second[5, 7] = 1
+    # instance 1 of the first image does not show
+    maps = [
+        LabelMap(instances=first, labels=torch.tensor([2, 3, 1])),
+        LabelMap(instances=second, labels=torch.tensor([2])),
     ]
-    true, chance = labels == 2, np.where(labels == NO_LABEL, 0, chances[:, 2])
-    assert float(found["loss_pixels"]) == pytest.approx(np.mean(picked), rel=1e-5)
-    # class 1 is in none of the images, so it has no Dice loss
-    assert float(found["loss_dice"]) == pytest.approx(
-        1 - 2 * chance[true].sum() / (chance.sum() + true.sum()), rel=1e-5
-    )
+    found = {name: float(loss) for name, loss in losses_of(of_defect, of_class, maps).items()}
+    chances, named = of_defect.double().softmax(dim=1).numpy(), of_class.double().softmax(dim=1).numpy()
+    shown = np.full((2, 32, 64), NO_LABEL)
+    shown[0, :30, :60], shown[1, :, :40] = first, second
+    picked = [
+        -np.log(chances[b, int(shown[b, y, x] > 0), y, x]) for b, y, x in zip(*np.nonzero(shown >= 0), strict=True)
+    ]
+    assert found["loss_pixels"] == pytest.approx(np.mean(picked), rel=1e-5)
+    true, chance = shown > 0, np.where(shown >= 0, chances[:, 1], 0)
+    assert found["loss_dice"] == pytest.approx(1 - 2 * chance[true].sum() / (chance.sum() + true.sum()), rel=1e-5)
+    of_instances = [
+        -np.log(named[0, 2][shown[0] == 2]).mean(),
+        -np.log(named[0, 0][shown[0] == 3]).mean(),
+        -np.log(named[1, 1, 5, 7]),
+    ]
+    assert found["loss_class"] == pytest.approx(np.mean(of_instances), rel=1e-5)
 
 
 def test_a_batch_in_which_nothing_counts_has_losses_of_zero_with_a_gradient() -> None:
-    logits = torch.randn(1, 3, 32, 32, requires_grad=True)
-    losses = losses_of(logits, [torch.full((32, 32), NO_LABEL)])
+    logits = [torch.randn(1, channels, 32, 32, requires_grad=True) for channels in (2, 3)]
+    nothing = LabelMap(instances=torch.full((32, 32), NO_LABEL), labels=torch.zeros(0, dtype=torch.int64))
+    losses = losses_of(logits[0], logits[1], [nothing])
     torch.stack(list(losses.values())).sum().backward()
-    assert [float(loss.detach()) for loss in losses.values()] == [0, 0]
-    assert logits.grad is not None
-    assert not logits.grad.any()
+    assert [float(loss.detach()) for loss in losses.values()] == [0, 0, 0]
+    for one in logits:
+        assert one.grad is not None
+        assert not one.grad.any()
 
 
 def test_ignored_pixels_change_no_gradient(make_tiles: Callable[..., list[SegmentationImage]]) -> None:
@@ -241,7 +256,7 @@ def test_ignored_pixels_change_no_gradient(make_tiles: Callable[..., list[Segmen
         model.zero_grad()
         losses = model([image], [target([mask], [1], ignore=ignore, is_doubtful=[False])])
         torch.stack(list(losses.values())).sum().backward()
-        return model.classify.weight.grad.clone()
+        return torch.cat([part.grad.flatten() for part in (model.classify.weight, model.class_head.layers[0].weight)])
 
     seen = box(48, 64, (40, 10, 60, 20))
     assert torch.equal(gradient(seen), gradient(seen | box(48, 64, (4, 4, 20, 20))))

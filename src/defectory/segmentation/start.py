@@ -76,7 +76,8 @@ def apply_start(
         num_classes: defect classes, background not counted.
         folder: of the initial weights; None means the shipped ones of the family `light`.
         without: tensors whose names begin with one of these are not in the folder, and keep their values.
-        heads: layers with rows per class, background first; the first of them gives the chance of a class.
+        heads: layers with rows per class, background first; the first of them, if there is one, gives the chance of a
+            class.
 
     Raises:
         WeightsError: the weights are missing, do not match their digest, or are of another family.
@@ -97,8 +98,9 @@ def apply_start(
         rows = 4 if layer.endswith("bbox_pred") else 1
         for part in ("weight", "bias"):
             state[f"{layer}.{part}"] = spread_rows(state[f"{layer}.{part}"], rows, num_classes)
-    # the chance of `defect` is shared among the classes
-    state[f"{heads[0]}.bias"][1:] -= float(np.log(num_classes))
+    if heads:
+        # the chance of `defect` is shared among the classes
+        state[f"{heads[0]}.bias"][1:] -= float(np.log(num_classes))
     model.load_state_dict({**own, **state})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -31,6 +32,8 @@ WIDTHS = (32, 48, 64, 128)
 FAMILY_NAME = "unet"
 ENCODER = "encoder."
 """Prefix of the encoder's tensors."""
+CLASSES = "class_head."
+"""Prefix of the layers that tell classes apart, which start anew."""
 DIVISOR = 32
 """Sides are padded to a multiple of this."""
 LEVELS = (0.5, 0.25, 0.1)
@@ -59,13 +62,41 @@ class Decoder(nn.Module):
             for coarse, skip, width in zip(above, channels[:-1], WIDTHS, strict=True)
         )
 
-    def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Return a map [B,WIDTHS[0],H/2,W/2]."""
-        *skips, found = maps
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Return maps of `WIDTHS` channels, [B,WIDTHS[0],H/2,W/2] first."""
+        *skips, above = maps
+        found: list[Tensor] = []
         for skip, block in zip(reversed(skips), reversed(self.blocks), strict=True):
-            up = interpolate(found, skip.shape[-2:], mode="bilinear", align_corners=False)
-            found = block(torch.cat([up, skip], dim=1))
+            above = block(torch.cat([_enlarged(above, skip), skip], dim=1))
+            found.insert(0, above)
         return found
+
+
+class ClassHead(nn.Module):
+    """Tells the classes of a pixel apart, from all maps of a decoder: a defect's class shows in what is around it.
+
+    Args:
+        num_classes: defect classes, background not counted.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in WIDTHS)
+        for layer in self.layers:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
+        """Return logits [B,C,H/2,W/2] of what class a pixel has if it shows a defect."""
+        *finer, coarsest = zip(self.layers, maps, strict=True)
+        found = coarsest[0](coarsest[1])
+        for layer, one in reversed(finer):
+            found = _enlarged(found, one) + layer(one)
+        return found
+
+
+def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
+    return interpolate(coarse, fine.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def _block(inputs: int, outputs: int) -> nn.Module:
@@ -83,72 +114,109 @@ class Segmenter(nn.Module):
         super().__init__()
         self.encoder, channels = make_encoder(range(5))
         self.decoder = Decoder(channels)
-        self.classify = nn.Conv2d(WIDTHS[0], num_classes + 1, 1)
+        self.classify = nn.Conv2d(WIDTHS[0], 2, 1)
+        self.class_head = ClassHead(num_classes)
 
     def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]] | None = None) -> Any:
         """Return losses if there are targets, else detections."""
         if self.training and targets is not None:
             sizes = [(image.shape[1], image.shape[2]) for image in images]
             labels = [label_map(target, size_hw) for target, size_hw in zip(targets, sizes, strict=True)]
-            return losses_of(self.logits(images), labels)
+            return losses_of(*self.logits(images), labels)
         return [detections(self.chances(image)) for image in images]
 
     def chances(self, image: Tensor) -> Tensor:
         """Return the chance of each class at every pixel, [C,H,W]; it does not depend on other images."""
-        return self.logits([image])[0].softmax(dim=0)[1:, : image.shape[1], : image.shape[2]]
+        of_defect, of_class = (logits[0].softmax(dim=0) for logits in self.logits([image]))
+        return (of_defect[1:] * of_class)[:, : image.shape[1], : image.shape[2]]
 
-    def logits(self, images: list[Tensor]) -> Tensor:
-        """Return logits of background and each class at every pixel, fp32 [B,C+1,H,W], of images padded to one size."""
+    def logits(self, images: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return logits at every pixel, fp32, of images padded to one size.
+
+        Returns:
+            Of background and defect, [B,2,H,W], and of each class where there is a defect, [B,C,H,W].
+        """
         sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
         # not `-(-side // DIVISOR)`, which ONNX rounds the other way
         height, width = ((side + DIVISOR - 1) // DIVISOR * DIVISOR for side in sides)
         pixels = torch.cat([_padded(image[None], height, width) for image in images])
-        found = self.classify(self.decoder(maps_of(self.encoder, pixels * 2 - 1))).float()
-        return interpolate(found, scale_factor=2, mode="bilinear", align_corners=False)
+        maps = self.decoder(maps_of(self.encoder, pixels * 2 - 1))
+        return _of_pixels(self.classify(maps[0])), _of_pixels(self.class_head(maps))
+
+
+def _of_pixels(logits: Tensor) -> Tensor:
+    return interpolate(logits.float(), scale_factor=2, mode="bilinear", align_corners=False)
 
 
 def _padded(image: Tensor, height: int, width: int) -> Tensor:
     return pad(image, (0, width - image.shape[-1], 0, height - image.shape[-2]), mode="replicate")
 
 
-def label_map(target: Mapping[str, Tensor], size_hw: tuple[int, int]) -> Tensor:
-    """Return the class of each pixel, int64 [H,W]: 0 is background, `NO_LABEL` is without a loss.
+@dataclass(frozen=True, kw_only=True)
+class LabelMap:
+    """What the pixels of an image show.
 
-    Where instances overlap, the smaller one shows.
+    Attributes:
+        instances: number of the instance at each pixel, int64 [H,W]: 0 is background, `NO_LABEL` is without a loss.
+        labels: class of each instance, int64 [N]; instance 1 comes first.
     """
+
+    instances: Tensor
+    labels: Tensor
+
+
+def label_map(target: Mapping[str, Tensor], size_hw: tuple[int, int]) -> LabelMap:
+    """Return what the pixels of an image show. Where instances overlap, the smaller one shows."""
     labels, masks = target["labels"], target["masks"].bool()
     found = torch.zeros(size_hw, dtype=torch.int64, device=masks.device)
     doubtful = target.get("is_doubtful", torch.zeros_like(labels, dtype=torch.bool))
     for i in masks.sum(dim=(1, 2)).argsort(descending=True, stable=True).tolist():
-        found[masks[i]] = NO_LABEL if doubtful[i] else labels[i]
+        found[masks[i]] = NO_LABEL if doubtful[i] else i + 1
     if "ignore" in target:
         found[target["ignore"].bool()] = NO_LABEL
-    return found
+    return LabelMap(instances=found, labels=labels)
 
 
-def losses_of(logits: Tensor, labels: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Return the cross-entropy of pixels, and the Dice loss of the classes that the batch shows.
+def losses_of(of_defect: Tensor, of_class: Tensor, labels: Sequence[LabelMap]) -> dict[str, Tensor]:
+    """Return the cross-entropy of defect or none, its Dice loss, and the cross-entropy of the class.
+
+    Each pixel counts alike in the first two, each instance in the last: in a loss of all classes at every pixel, one
+    large defect would outweigh all small ones, and small defects would be found but not named.
 
     Args:
-        logits: [B,C+1,H,W].
-        labels: of each image, as `label_map` returns them; what lies outside has no loss.
+        of_defect: logits [B,2,H,W].
+        of_class: logits [B,C,H,W].
+        labels: of each image; what lies outside has no loss.
     """
-    height, width = logits.shape[2:]
+    height, width = of_defect.shape[2:]
     wanted = torch.stack(
-        [pad(one, (0, width - one.shape[1], 0, height - one.shape[0]), value=NO_LABEL) for one in labels]
+        [
+            pad(of.instances, (0, width - of.instances.shape[1], 0, height - of.instances.shape[0]), value=NO_LABEL)
+            for of in labels
+        ]
     )
-    counted = wanted != NO_LABEL
-    if not bool(counted.any()):
-        return {"loss_pixels": logits.sum() * 0, "loss_dice": logits.sum() * 0}
-    chances = logits.softmax(dim=1)
-    terms: list[Tensor] = []
-    for label in range(1, logits.shape[1]):
-        true = ((wanted == label) & counted).to(chances)
-        if bool(true.any()):
-            chance = chances[:, label] * counted
-            terms.append(1 - 2 * (chance * true).sum() / (chance.sum() + true.sum()))
-    dice = torch.stack(terms).mean() if terms else logits.sum() * 0
-    return {"loss_pixels": cross_entropy(logits, wanted, ignore_index=NO_LABEL), "loss_dice": dice}
+    counted, shown = wanted != NO_LABEL, wanted > 0
+    nothing = of_defect.sum() * 0
+    losses = {"loss_pixels": nothing, "loss_dice": nothing, "loss_class": of_class.sum() * 0}
+    if bool(counted.any()):
+        losses["loss_pixels"] = cross_entropy(of_defect, wanted.clamp(max=1), ignore_index=NO_LABEL)
+    if bool(shown.any()):
+        chance = of_defect.softmax(dim=1)[:, 1] * counted
+        losses["loss_dice"] = 1 - 2 * (chance * shown).sum() / (chance.sum() + shown.sum())
+        losses["loss_class"] = torch.cat(
+            [_class_losses(logits, of, at) for logits, of, at in zip(of_class, labels, wanted, strict=True)]
+        ).mean()
+    return losses
+
+
+def _class_losses(of_class: Tensor, labels: LabelMap, wanted: Tensor) -> Tensor:
+    """Return the mean cross-entropy of each instance's pixels, [N]; those that do not show are left out."""
+    shown = wanted > 0
+    numbers = wanted[shown] - 1
+    each = cross_entropy(of_class[:, shown].T, labels.labels[numbers] - 1, reduction="none")
+    zeros = each.new_zeros(len(labels.labels))
+    areas = zeros.index_add(0, numbers, torch.ones_like(each))
+    return (zeros.index_add(0, numbers, each) / areas.clamp(min=1))[areas > 0]
 
 
 def detections(chances: Tensor) -> dict[str, Tensor]:
@@ -205,7 +273,7 @@ class UNet:
     heeds_ignore = True
     finds_pixels = True
     takes_weights = True
-    kept_in_start = (ENCODER,)
+    kept_in_start = (ENCODER, CLASSES)
 
     def build(self, build: Build) -> tuple[Segmenter, Mapping[str, Any]]:
         """Build a segmenter. `random` starts all layers anew, `encoder` all but those of ImageNet.
@@ -221,7 +289,7 @@ class UNet:
         about: dict[str, Any] = {"encoder": {"file": FILE_NAME, "sha256": SHA256}}
         if build.init == "segmenter":
             start = build.weights or shipped_start(FAMILY_NAME)
-            apply_start(model, build.num_classes, start, without=(ENCODER,), heads=("classify",))
+            apply_start(model, build.num_classes, start, without=self.kept_in_start, heads=())
             if build.weights is not None:
                 weights = digest_file(build.weights / "model.safetensors")
                 about["weights"] = {"folder": build.weights.name, "sha256": weights}
