@@ -46,7 +46,7 @@ class Segment(Stage):
         seed: of the training.
     """
 
-    VERSION = 6
+    VERSION = 7
     group = GROUP
     is_resumable = True
 

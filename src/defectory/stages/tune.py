@@ -67,7 +67,7 @@ class _Material:
 class Tune(Stage):
     """Trains the real arm with each augmentation policy, then until validation no longer rises."""
 
-    VERSION = 2
+    VERSION = 3
     name, folder = "tune", layout.TUNING
     is_resumable = True
 
