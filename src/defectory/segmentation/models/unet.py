@@ -82,9 +82,8 @@ class ClassHead(nn.Module):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in WIDTHS)
-        for layer in self.layers:
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
         """Return logits [B,C,H/2,W/2] of what class a pixel has if it shows a defect."""
