@@ -67,27 +67,23 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.long
 def test_site_has_its_pages(site: Path) -> None:
     for page in ("index", "getting-started/install", "concepts/fidelity", "results/index", "decisions/index"):
         assert (site / f"{page}.html").is_file(), page
     assert "counterfactual" in (site / "search" / "search_index.json").read_text("utf-8").lower()
 
 
-@pytest.mark.long
 def test_reference_describes_functions(site: Path) -> None:
     text = (site / "reference" / "foundations.html").read_text("utf-8")
     assert 'id="defectory.registry.Registry.register"' in text
 
 
-@pytest.mark.long
 def test_equations_are_mathml(site: Path) -> None:
     text = (site / "concepts" / "verdict.html").read_text("utf-8")
     assert "<math" in text
     assert "$$" not in text
 
 
-@pytest.mark.long
 def test_pages_load_nothing_from_the_network(site: Path) -> None:
     found: list[str] = []
     for page in site.rglob("*.html"):
@@ -103,7 +99,6 @@ def test_pages_load_nothing_from_the_network(site: Path) -> None:
     assert not found
 
 
-@pytest.mark.long
 def test_site_asks_for_no_outside_script(site: Path) -> None:
     """The theme's script would fetch a renderer for diagrams and a repository's stars if a page asked for them."""
     for page in site.rglob("*.html"):

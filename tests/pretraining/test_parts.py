@@ -87,7 +87,6 @@ def test_reserved_words_are_one_token_each() -> None:
     assert len(unknown) > 3, "spelled letter by letter"
 
 
-@pytest.mark.long
 def test_the_vocabulary_is_the_same_in_another_process() -> None:
     """A resumed run must read captions by the vocabulary its text encoder has learned."""
     code = (

@@ -159,7 +159,6 @@ def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_
         assert torch.allclose(value, after.unet.state_dict()[name], atol=1e-3), name
 
 
-@pytest.mark.long
 def test_the_base_stays_as_it_is_while_the_control_network_learns(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
     list(start(tiny_recipe, tmp_path))
     before = load_file(tmp_path / "work" / "checkpoints" / "diffusion" / "state.safetensors")

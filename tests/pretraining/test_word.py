@@ -22,8 +22,6 @@ from defectory.pretraining.text import RESERVED_WORDS
 from defectory.pretraining.word import TaughtWord, least_used_directions, teach_word, texts_without
 from defectory.procedural.world import render
 
-pytestmark = pytest.mark.long
-
 WORD = "crack"
 STAGE = StageConfig(num_steps=6, batch_size=4, learning_rate=0.05, warmup_steps=1, weight_decay=0.0, checkpoint_every=2)
 RECIPE = WordConfig(
@@ -142,6 +140,7 @@ def test_change_of_what_is_read_of_others_is_that_of_the_folded_weights(base: Pa
     torch.testing.assert_close(told, torch.stack(shares).mean(), rtol=1e-3, atol=0)
 
 
+@pytest.mark.long
 def test_what_was_left_resumes_and_ends_the_same(base: Path, taught: Path, tmp_path: Path) -> None:
     work = teach_word(RECIPE, base=base, work=tmp_path / "work", out=tmp_path / "base")
     for event in work:

@@ -144,7 +144,6 @@ def test_another_export_is_the_same_bytes(tile_run: tuple[Run, list[str]], open_
     assert {n: d for n, d in after.items() if n not in own} == {n: d for n, d in before.items() if n not in own}
 
 
-@pytest.mark.long
 def test_frames_are_left_alone_where_full_tiles_are_asked_for(
     tile_run: tuple[Run, list[str]], open_tiny: Open, tiny_run: TinyRun, tmp_path: Path
 ) -> None:

@@ -54,7 +54,6 @@ def test_another_seed_learns_another_model(folder: Path, tiny_run: TinyRun, open
     assert len(digests) == 2
 
 
-@pytest.mark.long
 def test_the_preview_draws_from_the_model_and_tells_a_damaged_one(
     folder: Path, tiny_run: TinyRun, open_tiny: Opened
 ) -> None:

@@ -9,8 +9,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 RECORDER = """
 import json, os, stat, sys
 from pathlib import Path
@@ -68,7 +66,6 @@ print(json.dumps({"unsynced": unsynced, "lost": lost, "synced": len(synced)}))
 """
 
 
-@pytest.mark.long
 def test_everything_a_manifest_vouches_for_is_synced_before_the_manifest(
     tiny_run: tuple[Path, dict[str, Any], list[Any]], tmp_path: Path
 ) -> None:

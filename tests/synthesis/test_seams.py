@@ -53,8 +53,6 @@ def auc_of(inserts_whole: bool) -> float:
     return seams.seam_auc(places, margin_px=MARGIN_PX, with_encoder=False)["auc"]
 
 
-@pytest.mark.parametrize(
-    ("inserts_whole", "low", "high"), [pytest.param(True, 0.85, 1.0, marks=pytest.mark.long), (False, 0.3, 0.65)]
-)
+@pytest.mark.parametrize(("inserts_whole", "low", "high"), [(True, 0.85, 1.0), (False, 0.3, 0.65)])
 def test_a_half_without_a_mask_shows_only_where_it_is_drawn_anew(inserts_whole: bool, low: float, high: float) -> None:
     assert low <= auc_of(inserts_whole) <= high
