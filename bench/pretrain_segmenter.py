@@ -20,7 +20,7 @@ def main() -> None:
     """Train, and print what held-out images say."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--model", default="efficientnet_lite0")
+    parser.add_argument("--model", default="unet")
     parser.add_argument("--num-steps", type=int, default=3000)
     parser.add_argument("--num-images", type=int, default=12_000)
     parser.add_argument("--validate-every", type=int, default=500)

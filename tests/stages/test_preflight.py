@@ -192,7 +192,6 @@ def test_a_project_that_can_go_on_is_let_through_in_seconds(project_of: Callable
             "weights of its own",
             "leave the setting",
         ),
-        (("segmentation.weights=coco.pth",), None, 'segmentation.model is "auto"', "set segmentation.model too"),
         (("segmentation.model=unet", "segmentation.weights=."), None, "family unet takes the folder of a pretrai", ""),
         (("segmentation.model=efficientnet_lite0", "segmentation.weights=."), None, "pretraining", "resnet50"),
         (("segmentation.model=resnet50", "segmentation.weights=coco.pth"), None, "no such file", "correct the path"),

@@ -22,7 +22,7 @@ from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.training import load_segmenter, score_threshold_of
 from defectory.stages.all import run_all
 from defectory.stages.parts import primary_metric
-from defectory.stages.parts.primary_metric import SCORES, choose_metric, choose_threshold, with_family
+from defectory.stages.parts.primary_metric import SCORES, choose_metric, choose_threshold
 from defectory.stages.parts.validation import predict, val_records
 from defectory.stages.segment import Segment
 
@@ -61,26 +61,14 @@ def test_thin_labels_of_train_make_pixels_decide(tiny_run: TinyRun, open_tiny: O
     assert f"mean IoU of {thin.best_mask_iou:.2f} at best" in thin.why
 
 
-def test_thin_labels_of_train_make_a_unet_of_auto(tiny_run: TinyRun, open_tiny: Opened) -> None:
-    run = open_tiny(tiny_run[0], tiny_run[1])
-    auto = SegmentationConfig()
-    assert auto.model == "auto"
-    compact, thin = run.store(), with_thin_labels(run, subset="train")
-    assert with_family(auto, compact).model == "efficientnet_lite0"
-    assert with_family(auto, thin) == auto.model_copy(update={"model": "unet"})
-    assert with_family(auto, with_thin_labels(run, subset="test")).model == "efficientnet_lite0"
-    for model in ("light", "unet"):
-        for store in (compact, thin):
-            assert with_family(SegmentationConfig(model=model), store).model == model
-
-
 def test_segmenters_that_find_pixels_are_judged_as_others_are(tiny_run: TinyRun, open_tiny: Opened) -> None:
     run = open_tiny(tiny_run[0], tiny_run[1])
     for store in (run.store(), with_thin_labels(run, subset="train")):
-        told = {model: choose_metric(store, SegmentationConfig(model=model)) for model in ("auto", "unet", "light")}
+        told = {model: choose_metric(store, SegmentationConfig(model=model)) for model in ("unet", "light")}
         assert len({(choice.metric, choice.best_mask_iou) for choice in told.values()}) == 1
-    assert told["auto"].why == told["unet"].why
-    assert told["light"].why == told["unet"].why + ' segmentation.model = "unet" finds pixels instead.'
+        advice = ' segmentation.model = "unet" finds pixels instead.' if told["unet"].why else ""
+        assert told["light"].why == told["unet"].why + advice
+    assert told["unet"].why
 
 
 def test_labels_of_test_and_families_without_cells_change_nothing(tiny_run: TinyRun, open_tiny: Opened) -> None:
@@ -100,7 +88,7 @@ def test_pixels_choose_the_checkpoint_the_threshold_the_verdict_and_the_best_seg
     # all labels count as thin
     monkeypatch.setattr(primary_metric, "LEAST_MASK_IOU", 1.1)
     briefly = ('curation.ignore=["difference", "segmenter"]', 'segmentation.arms=["real", "synthetic"]')
-    run = open_tiny(tmp_path / "copy", tiny_run[1], "segmentation.model=auto", *briefly)
+    run = open_tiny(tmp_path / "copy", tiny_run[1], "segmentation.model=unet", *briefly)
     told = {event.stage: event.summary for event in run_all(run) if isinstance(event, StageEnded)}
     store, out = run.store(), run.folder / Segment("real", 0).folder
     log = json.loads((out / "log.json").read_bytes())

@@ -13,7 +13,7 @@ CONCEPT_OF_DEMO: dict[str, Any] = {**CONCEPT_ON_CPU, "optimizer": "muon", "learn
 CONDITION_OF_DEMO: dict[str, Any] = {**CONDITION_ON_CPU, "optimizer": "muon", "learning_rate": 9.6e-3}
 """The same with Muon (decision 025), measured only on the borescope demo."""
 SEGMENTER_OF_DEMO: dict[str, Any] = {"learning_rate": 2e-3}
-"""For `light` and `efficientnet_lite0` on the borescope demo; too high for other data (decisions 014, 053, 054)."""
+"""For every family with shipped weights, on the borescope demo; too high for other data (decisions 014, 053, 054)."""
 SPLIT_OF_DEMO: dict[str, Any] = {"num_labelled": 24}
 """A user's case: two dozen labelled images of the parts, and many more without a defect."""
 

@@ -10,8 +10,7 @@ from defectory.artifacts.config import Section
 from defectory.engine.config import MixedPrecision
 from defectory.registry import Registry
 from defectory.segmentation.arms import ARMS
-from defectory.segmentation.models.registry import AUTO as AUTO_FAMILY
-from defectory.segmentation.models.registry import SEGMENTERS
+from defectory.segmentation.models.registry import DEFAULT, SEGMENTERS
 from defectory.segmentation.policies import AUTO, POLICIES
 
 TUNING = ("max_num_steps", "patience", "tuning_num_steps", "tuning_seeds")
@@ -24,12 +23,12 @@ Init = Literal["segmenter", "encoder", "random"]
 class SegmentationConfig(Section):
     """The segmenter and its training arms. All arms take the same number of optimiser steps."""
 
-    model: str = AUTO_FAMILY
-    """Segmenter family: `auto` takes `unet` where the train labels are too thin for the masks of the others, such as
-    cracks, else `efficientnet_lite0`; `efficientnet_lite0` (a Mask R-CNN whose backbone has seen photographs; the rest
-    is shipped), `unet` (finds pixels with the same backbone), `light` (shipped weights that have seen rendered images
-    alone), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`), `mask2former` (a
-    folder of transformers as `weights`), a family of an installed package, or `package.module:attribute`.
+    model: str = DEFAULT
+    """Segmenter family: `unet` (finds pixels; its backbone has seen photographs, the rest is shipped),
+    `efficientnet_lite0` (a Mask R-CNN with the same backbone), `light` (a Mask R-CNN with shipped weights that have
+    seen rendered images alone), `resnet50` and `resnet50_v2` (torchvision's Mask R-CNN, which needs `weights`),
+    `mask2former` (a folder of transformers as `weights`), a family of an installed package, or
+    `package.module:attribute`.
     """
     weights: str | None = None
     """Initial weights for the families that have none of their own: a file, `.pth` or `.safetensors`, in torchvision's
@@ -126,7 +125,7 @@ class SegmentationConfig(Section):
     @field_validator("model")
     @classmethod
     def _is_a_known_family(cls, value: str) -> str:
-        return value if value == AUTO_FAMILY else _known(value, SEGMENTERS)
+        return _known(value, SEGMENTERS)
 
     @field_validator("augmentation")
     @classmethod

@@ -25,7 +25,6 @@ from defectory.runs.store import RunStore
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.policies import AUTO, DEFAULT
 from defectory.segmentation.sizing import Sizing
-from defectory.stages.parts.primary_metric import with_family
 from defectory.stages.parts.segmenter_images import real_images, sizing_of
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def train_folds(
 
     # refused here, before minutes of training
     _judged_tiles(inputs, stage)
-    split, segmentation = inputs.split, with_family(config.segmentation, inputs)
+    split, segmentation = inputs.split, config.segmentation
     settings = fold_settings(segmentation)
     # only train may choose a checkpoint, so the last one is kept
     settings = settings.model_copy(update={"validate_every": settings.num_steps})

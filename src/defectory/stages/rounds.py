@@ -33,7 +33,7 @@ from defectory.stages.parts.also_controls import also_key
 from defectory.stages.parts.further_rounds import further_rounds, round_name
 from defectory.stages.parts.images_used import record_images
 from defectory.stages.parts.mask_supply import Focus, mask_supply, places_in_train
-from defectory.stages.parts.primary_metric import SCORES, choose_metric, with_family
+from defectory.stages.parts.primary_metric import SCORES, choose_metric
 from defectory.stages.parts.segmenter_images import made_images, real_images, sizing_of
 from defectory.stages.parts.student import student_stage
 from defectory.stages.parts.validation import predict, val_records
@@ -196,7 +196,7 @@ class _Round:
         from defectory.segmentation.training import train_segmenter
 
         inputs, config, folder = self._inputs, self._config, self._out / layout.validation_folder(arm)
-        data, split, settings = inputs.data, inputs.split, fold_settings(with_family(config.segmentation, inputs))
+        data, split, settings = inputs.data, inputs.split, fold_settings(config.segmentation)
         log = folder / layout.SEGMENTER_LOG
         # it is written last
         if not log.is_file():

@@ -22,7 +22,7 @@ from defectory.runs.store import RunStore
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.policies import AUTO, DEFAULT, POLICIES
 from defectory.segmentation.tuning import MIN_VAL_INSTANCES, Trial, Tuning, choose_num_steps, choose_policy, is_stalled
-from defectory.stages.parts.primary_metric import SCORES, choose_metric, with_family
+from defectory.stages.parts.primary_metric import SCORES, choose_metric
 from defectory.stages.parts.segmenter_images import real_images, sizing_of
 from defectory.stages.parts.validation import predict, training_seed, val_records
 
@@ -43,8 +43,7 @@ def needs_tuning(segmentation: SegmentationConfig) -> bool:
 
 
 def as_tuned(segmentation: SegmentationConfig, inputs: RunStore) -> SegmentationConfig:
-    """Return the settings of one training, with its family and what the stage `tune` chose."""
-    segmentation = with_family(segmentation, inputs)
+    """Return the settings of one training, with what the stage `tune` chose."""
     if not needs_tuning(segmentation):
         return segmentation
     tuning = inputs.tuning
@@ -129,12 +128,12 @@ class Tune(Stage):
     def _material(self, inputs: RunStore, config: ProjectConfig, out: Path) -> _Material:
         from defectory.engine.devices import device_of
 
-        segmentation = with_family(config.segmentation, inputs)
+        segmentation = config.segmentation
         sizing = sizing_of(inputs, input_px=segmentation.input_px, scale=segmentation.scale)
         real, free = real_images(inputs, sizing, seed=config.seed, stage=self.name)
         return _Material(
             inputs=inputs,
-            config=config.model_copy(update={"segmentation": segmentation}),
+            config=config,
             device=device_of(config.device, threads=config.threads),
             sizing=sizing,
             metric=choose_metric(inputs, segmentation).metric,

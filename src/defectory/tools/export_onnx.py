@@ -17,7 +17,6 @@ from defectory.folders.swap import atomic_folder
 from defectory.runs import layout
 from defectory.runs.stage import Run, Stage
 from defectory.runs.verify import Verified
-from defectory.segmentation.models.registry import AUTO, FOR_OTHERS
 from defectory.stages.all import stages_of
 from defectory.stages.segment import GROUP
 
@@ -57,8 +56,7 @@ def require_onnx(run: Run, segmenter: str, out: Path) -> Stage:
     from defectory.segmentation.to_onnx import require_exportable
 
     stage = segmenter_stage(run, segmenter)
-    family = run.config.segmentation.model
-    require_exportable(FOR_OTHERS if family == AUTO else family)
+    require_exportable(run.config.segmentation.model)
     require_replaceable(out, kind=KIND, sources=[run.folder])
     return stage
 

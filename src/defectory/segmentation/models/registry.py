@@ -19,6 +19,7 @@ SEGMENTERS: Registry[Any] = Registry(
     },
 )
 """Each is a `defectory.segmentation.models.family.SegmenterFamily`."""
-AUTO = "auto"
-"""In place of a family: `FOR_THIN` where the labels of train are thin, else `FOR_OTHERS`."""
-FOR_THIN, FOR_OTHERS = "unet", "efficientnet_lite0"
+DEFAULT = "unet"
+"""Finds pixels, so it also serves where labels are too thin for the masks of the others."""
+TAKES_PRETRAINING = ("efficientnet_lite0", "unet")
+"""Families whose `segmentation.weights` is the folder of a pretraining."""

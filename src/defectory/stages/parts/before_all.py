@@ -18,7 +18,7 @@ from defectory.memory import machine_memory_bytes
 from defectory.runs.graph import State
 from defectory.runs.out_of_memory import TRAINING
 from defectory.runs.stage import Run, Stage
-from defectory.segmentation.models.registry import AUTO, FOR_OTHERS, FOR_THIN
+from defectory.segmentation.models.registry import TAKES_PRETRAINING
 from defectory.stages.parts.also_controls import require_also_controls
 from defectory.stages.parts.estimate.estimate import Estimate, estimate
 from defectory.stages.parts.further_rounds import is_round
@@ -109,12 +109,6 @@ def _require_weights(run: Run) -> None:
                 "name a folder with config.json and model.safetensors",
             )
         return
-    if segmentation.model == AUTO:
-        raise ConfigError(
-            "segmentation.weights",
-            'is set, but segmentation.model is "auto", which takes families with weights of their own',
-            'leave the setting out, or set segmentation.model too, such as "resnet50"',
-        )
     if segmentation.model == "light":
         raise ConfigError(
             "segmentation.weights",
@@ -126,7 +120,7 @@ def _require_weights(run: Run) -> None:
         raise ConfigError(
             f"segmentation.weights {path}", "no such file or folder", "correct the path, or leave the setting out"
         )
-    if segmentation.model in (FOR_OTHERS, FOR_THIN) and not (path / "model.safetensors").is_file():
+    if segmentation.model in TAKES_PRETRAINING and not (path / "model.safetensors").is_file():
         raise ConfigError(
             f"segmentation.weights {path}",
             f"the family {segmentation.model} takes the folder of a pretraining, and this is none",

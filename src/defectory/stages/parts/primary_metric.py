@@ -1,4 +1,4 @@
-"""Decides by which score segmenters are chosen and judged, and of which family they are, from labels of train alone."""
+"""Decides by which score segmenters are chosen and judged, from labels of train alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from defectory.evaluation.mask_metrics import best_pixel_threshold, best_score_t
 from defectory.rle import decode_crop
 from defectory.runs.store import RunStore
 from defectory.segmentation.config import SegmentationConfig
-from defectory.segmentation.models.registry import AUTO, FOR_OTHERS, FOR_THIN, SEGMENTERS
+from defectory.segmentation.models.registry import DEFAULT, SEGMENTERS
 
 LEAST_MASK_IOU = 0.725
 """Middle of COCO's IoU thresholds .5 to .95. If masks cannot reach it on average, most thresholds are out of reach."""
@@ -36,28 +36,19 @@ def choose_metric(inputs: RunStore, segmentation: SegmentationConfig) -> MetricC
         return MetricChoice(metric=segmentation.primary_metric)
     from defectory.segmentation.mask_cells import mask_cells_of
 
-    finds_pixels = segmentation.model == AUTO or getattr(SEGMENTERS.get(segmentation.model), "finds_pixels", False)
+    finds_pixels = getattr(SEGMENTERS.get(segmentation.model), "finds_pixels", False)
     num_cells = MASK_RCNN_CELLS if finds_pixels else mask_cells_of(segmentation.model)
     if num_cells is None:
         return MetricChoice()
     best = _best_mask_iou(inputs, num_cells)
     if best is None or best >= LEAST_MASK_IOU:
         return MetricChoice(best_mask_iou=best)
-    advice = "" if finds_pixels else f' segmentation.model = "{FOR_THIN}" finds pixels instead.'
+    advice = "" if finds_pixels else f' segmentation.model = "{DEFAULT}" finds pixels instead.'
     why = (
         f"Defects are so thin that a Mask R-CNN's masks of {num_cells} x {num_cells} cells reach a mean IoU of "
         f"{best:.2f} at best, so {METRIC_NAMES['segm_map']} says little and {METRIC_NAMES['pixel_ap']} decides.{advice}"
     )
     return MetricChoice(metric="pixel_ap", best_mask_iou=best, why=why)
-
-
-def with_family(segmentation: SegmentationConfig, inputs: RunStore) -> SegmentationConfig:
-    """Return the settings with the family that `segmentation.model = "auto"` takes; unchanged if one is set."""
-    if segmentation.model != AUTO:
-        return segmentation
-    best = _best_mask_iou(inputs, MASK_RCNN_CELLS)
-    is_thin = best is not None and best < LEAST_MASK_IOU
-    return segmentation.model_copy(update={"model": FOR_THIN if is_thin else FOR_OTHERS})
 
 
 def _best_mask_iou(inputs: RunStore, num_cells: int) -> float | None:

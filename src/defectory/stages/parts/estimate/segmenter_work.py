@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from defectory.segmentation.config import SegmentationConfig
-from defectory.segmentation.models.registry import AUTO as AUTO_FAMILY
-from defectory.segmentation.models.registry import FOR_OTHERS
 from defectory.segmentation.policies import AUTO, POLICIES
 from defectory.stages.folds import NUM_FOLDS
 from defectory.stages.parts.estimate import costs
@@ -110,4 +108,4 @@ def best_segmenter_work(of: Situation) -> StageWork | None:
 
 def _costs_of(segmentation: SegmentationConfig) -> costs.SegmenterCosts | None:
     """Return the costs of the family; None for families of other packages."""
-    return costs.SEGMENTERS.get(FOR_OTHERS if segmentation.model == AUTO_FAMILY else segmentation.model)
+    return costs.SEGMENTERS.get(segmentation.model)
