@@ -50,7 +50,7 @@ def test_the_file_finds_what_the_segmenter_finds_on_images_of_any_size(family: s
 def test_a_family_that_finds_pixels_gives_their_chances_on_images_of_any_size(tmp_path: Path) -> None:
     pytest.importorskip("onnx")
     onnxruntime: Any = pytest.importorskip("onnxruntime")
-    segmenter: Any = build_segmenter("unet", Build(num_classes=2, init="random"), seed=0)[0].eval()
+    segmenter: Any = build_segmenter("unet", Build(num_classes=2, init="random", mirrored=True), seed=0)[0].eval()
     write_onnx(segmenter, tmp_path / "a.onnx", example=image(72, 104))
     found = compare(segmenter, tmp_path / "a.onnx", [image(72, 104), image(51, 130), image(33, 20)])
     assert found.num_images == 3

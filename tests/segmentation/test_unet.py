@@ -92,6 +92,57 @@ def test_an_image_finds_the_same_beside_others_of_another_size() -> None:
     assert other["masks"].shape[1:] == (1, 64, 130)
 
 
+def test_mirrored_an_image_has_the_mean_chances_of_its_four_mirror_images() -> None:
+    plain: Any = build_segmenter("unet", Build(num_classes=2, init="random"), seed=0)[0].eval()
+    model, built = build_segmenter("unet", Build(num_classes=2, init="random", mirrored=True), seed=0)
+    mirrored: Any = model.eval()
+    # with all heads at their start there is nothing to tell classes apart by
+    for segmenter in (plain, mirrored):
+        torch.nn.init.constant_(segmenter.class_head.layers[0].weight[0], 0.3)
+    image = torch.rand(3, 45, 70)
+    with torch.no_grad():
+        every = [
+            np.asarray(plain.chances(torch.from_numpy(image.numpy()[:, ::y, ::x].copy())))[:, ::y, ::x]
+            for y in (1, -1)
+            for x in (1, -1)
+        ]
+        found = mirrored.chances(image)
+        assert np.allclose(found, np.mean(every, axis=0), atol=1e-6)
+        assert not np.allclose(found, every[0], atol=1e-3)
+        assert torch.allclose(mirrored.chances(image.flip(1)), found.flip(1), atol=1e-6)
+        again: Any = build_segmenter("unet", Build(num_classes=2, built=built), seed=0)[0].eval()
+        again.load_state_dict(mirrored.state_dict())
+        assert torch.equal(again.chances(image), found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_mirrored"), [({}, True), ({"mirrored": False}, False), ({"augmentation": "still:STILL"}, False)]
+)
+def test_images_are_mirrored_in_prediction_only_if_they_are_in_training(
+    settings: dict[str, Any], is_mirrored: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = "from defectory.segmentation.policies import Policy\nSTILL = Policy(flip=False)\n"
+    (tmp_path / "still.py").write_text(policy, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    tile = SegmentationImage(
+        id="t", image=np.full((40, 56, 3), 90, np.uint8), instances=((1, encode(box(40, 56, (8, 8, 30, 20)))),)
+    )
+    config = SegmentationConfig(model="unet", init="random", num_steps=2, batch_size=1, **settings)
+    training = train_segmenter(
+        arm="real",
+        images={"real": [tile]},
+        validate=lambda model: 0.0,
+        categories=CLASSES,
+        sizing=Sizing(scale=1.0, input_px=56),
+        config=config,
+        seed=0,
+        out=tmp_path / "out",
+    )
+    finish(training)
+    model: Any = load_segmenter(tmp_path / "out")[0]
+    assert model.mirrored == is_mirrored
+
+
 def test_it_starts_from_the_decoder_of_a_pretraining_whatever_the_classes(tmp_path: Path) -> None:
     trained: Any = build_segmenter("unet", Build(num_classes=1, init="random"), seed=3)[0]
     (tmp_path / "trained").mkdir()

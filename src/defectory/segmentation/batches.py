@@ -66,6 +66,11 @@ class Batches:
         self.exposures = dict(sorted(seen.items()))
         """Number of images of each source that the whole training shows."""
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether images are mirrored at both axes."""
+        return self._policy.flip
+
     def at(self, step: int) -> tuple[int, Batch]:
         """Return a step and its batch."""
         rng = np.random.default_rng([71, self._seed, step])

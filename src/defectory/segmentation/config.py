@@ -80,6 +80,10 @@ class SegmentationConfig(Section):
     """Optimiser steps of each training that compares policies; None uses `num_steps`."""
     tuning_seeds: tuple[int, ...] = Field(default=(0, 1), min_length=1)
     """Seeds of the trainings that choose policy and number of steps."""
+    mirrored: bool = True
+    """Predict each image also mirrored at one and at both axes, and average, which finds more in four times as much
+    time. For families that find pixels, where the augmentation mirrors images in training.
+    """
     resampling_threshold: float = Field(default=0.2, ge=0, le=1)
     """Images of a class that fewer than this share of the defective images show are shown more often, by the square
     root of the ratio. 0 turns it off.

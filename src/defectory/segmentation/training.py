@@ -72,7 +72,7 @@ def train_segmenter(
         validate: returns the model's score on val; called at fixed steps.
         categories: classes.
         sizing: stored with the weights, since prediction needs the scale.
-        config: family (not `auto`), steps, batch, optimiser.
+        config: family, steps, batch, optimiser.
         seed: of weights, batches and augmentation.
         out: gets `model.safetensors`, `segmenter.json` and `log.json`; a checkpoint meanwhile.
         metric: that `validate` returns.
@@ -98,7 +98,15 @@ def train_segmenter(
     begins = first_steps(chosen, name=arm, settings=config, num_steps=config.num_steps)
     batches = Batches(chosen, arm, begins, images, config, seed)
     boxes = boxes or boxes_of(images)
-    build = Build(num_classes=len(categories), boxes=boxes, init=config.init, encoder=encoder, weights=weights)
+    build = Build(
+        num_classes=len(categories),
+        boxes=boxes,
+        init=config.init,
+        encoder=encoder,
+        weights=weights,
+        # mirrored images are unlike all others if training shows none
+        mirrored=config.mirrored and batches.mirrors,
+    )
     model, built = build_segmenter(config.model, build, seed=seed)
     model = _frozen_from(model.to(device), frozen)
     out.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ Defects = Sequence[tuple[int, Mask]]
 class Folds(Stage):
     """Trains a segmenter per fold of train, if a setting needs it; see `needs_folds`."""
 
-    VERSION = 4
+    VERSION = 5
     name, folder = "folds", layout.FOLDS
     is_resumable = True
 

@@ -64,7 +64,7 @@ class Round(Stage):
         number: of the round, from 2.
     """
 
-    VERSION = 4
+    VERSION = 5
     is_resumable = True
 
     def __init__(self, number: int) -> None:

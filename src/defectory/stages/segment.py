@@ -46,7 +46,7 @@ class Segment(Stage):
         seed: of the training.
     """
 
-    VERSION = 7
+    VERSION = 8
     group = GROUP
     is_resumable = True
 

@@ -39,6 +39,7 @@ class Build:
         init: initial weights, if the family has shipped ones.
         encoder: folder of the encoder that `init = "encoder"` starts from; None means the shipped one.
         weights: file or folder of initial weights on the user's disk; None means none was set.
+        mirrored: average predictions with those of mirrored images, for families that find pixels.
         built: what `describe` returned for the segmenter that is built again, to load trained weights into; None for a
             new one.
     """
@@ -48,6 +49,7 @@ class Build:
     init: Init = "segmenter"
     encoder: Path | None = None
     weights: Path | None = None
+    mirrored: bool = False
     built: Mapping[str, Any] | None = None
 
 

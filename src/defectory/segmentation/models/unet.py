@@ -25,6 +25,7 @@ from defectory.segmentation.models.efficientnet import (
 )
 from defectory.segmentation.models.family import Build
 from defectory.segmentation.models.light_heads import norm
+from defectory.segmentation.models.registry import NUM_MIRRORED
 from defectory.segmentation.start import apply_start, shipped_start
 
 WIDTHS = (32, 48, 64, 128)
@@ -36,6 +37,8 @@ CLASSES = "class_head."
 """Prefix of the layers that tell classes apart, which start anew."""
 DIVISOR = 32
 """Sides are padded to a multiple of this."""
+MIRRORS = ((2,), (1,), (1, 2))
+"""Axes at which an image [3,H,W] is mirrored."""
 LEVELS = (0.5, 0.25, 0.1)
 """Chances at which regions are cut out; a region of a lower level is one that holds none of a higher."""
 JOIN_PX = 2
@@ -107,10 +110,12 @@ class Segmenter(nn.Module):
 
     Args:
         num_classes: defect classes, background not counted.
+        mirrored: average the chances of an image with those of its three mirror images.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, mirrored: bool = False) -> None:
         super().__init__()
+        self.mirrored = mirrored
         self.encoder, channels = make_encoder(range(5))
         self.decoder = Decoder(channels)
         self.classify = nn.Conv2d(WIDTHS[0], 2, 1)
@@ -126,6 +131,15 @@ class Segmenter(nn.Module):
 
     def chances(self, image: Tensor) -> Tensor:
         """Return the chance of each class at every pixel, [C,H,W]; it does not depend on other images."""
+        found = self._chances(image)
+        if not self.mirrored:
+            return found
+        # one after the other, since windows may fill the memory
+        for axes in MIRRORS:
+            found = found + self._chances(image.flip(axes)).flip(axes)
+        return found / NUM_MIRRORED
+
+    def _chances(self, image: Tensor) -> Tensor:
         of_defect, of_class = (logits[0].softmax(dim=0) for logits in self.logits([image]))
         return (of_defect[1:] * of_class)[:, : image.shape[1], : image.shape[2]]
 
@@ -279,13 +293,13 @@ class UNet:
 
         `segmenter` also loads the decoder from the folder `Build.weights`, or else the shipped one.
         """
-        model = Segmenter(build.num_classes)
         if build.built is not None:
-            return model, build.built
+            return Segmenter(build.num_classes, mirrored=build.built.get("mirrored", False)), build.built
+        model, about = Segmenter(build.num_classes, mirrored=build.mirrored), {"mirrored": build.mirrored}
         if build.init == "random":
-            return model, {"encoder": None}
+            return model, {**about, "encoder": None}
         load_imagenet(model.encoder, imagenet_weights())
-        about: dict[str, Any] = {"encoder": {"file": FILE_NAME, "sha256": SHA256}}
+        about["encoder"] = {"file": FILE_NAME, "sha256": SHA256}
         if build.init == "segmenter":
             start = build.weights or shipped_start(FAMILY_NAME)
             apply_start(model, build.num_classes, start, without=self.kept_in_start, heads=())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from defectory.segmentation.config import SegmentationConfig
+from defectory.segmentation.models.registry import NUM_MIRRORED, SEGMENTERS
 from defectory.segmentation.policies import AUTO, POLICIES
 from defectory.stages.folds import NUM_FOLDS
 from defectory.stages.parts.estimate import costs
@@ -64,7 +65,7 @@ def segmenter_work(of: Situation, *, num_steps: int, num_validated: int, num_val
     per_image = of.seen_areas
     areas = min(per_image, (segmentation.input_px / costs.REFERENCE_PX) ** 2)
     batch_s = segmentation.batch_size * (cost.tile_s + cost.area_s * areas)
-    predicted_s = cost.predicted_s + cost.predicted_area_s * per_image
+    predicted_s = _predicted_s(segmentation, cost, per_image)
     state = cost.memory_bytes + segmentation.batch_size * (cost.tile_bytes + cost.area_bytes * areas)
     weights = costs.SEGMENTER_FILE_BYTES * cost.num_parameters
     return StageWork(
@@ -89,7 +90,7 @@ def evaluate_work(of: Situation) -> StageWork | None:
     num_segmenters = len(config.segmentation.arms) * len(config.segmentation.seeds)
     most = config.evaluation.max_kid_tiles
     compared = min(most, data.num_defective) + min(most, data.num_test) + min(most, config.synthesis.num_images)
-    predicted_s = cost.predicted_s + cost.predicted_area_s * of.seen_areas
+    predicted_s = _predicted_s(config.segmentation, cost, of.seen_areas)
     return StageWork(
         spread_seconds=num_segmenters * data.num_test * predicted_s + costs.COMPARED_S * compared * of.areas,
         on_device=True,
@@ -104,6 +105,13 @@ def best_segmenter_work(of: Situation) -> StageWork | None:
     if cost is None:
         return None
     return StageWork(seconds=costs.LOADED_S, file_bytes=costs.SEGMENTER_FILE_BYTES * cost.num_parameters)
+
+
+def _predicted_s(segmentation: SegmentationConfig, cost: costs.SegmenterCosts, areas: float) -> float:
+    """Return the seconds that a predicted image takes."""
+    finds_pixels = getattr(SEGMENTERS.get(segmentation.model), "finds_pixels", False)
+    num_views = NUM_MIRRORED if finds_pixels and segmentation.mirrored else 1
+    return num_views * (cost.predicted_s + cost.predicted_area_s * areas)
 
 
 def _costs_of(segmentation: SegmentationConfig) -> costs.SegmenterCosts | None:
