@@ -7,20 +7,9 @@ import pytest
 
 from defectory.errors import InputError
 from defectory.evaluation.detection import coco_truth, score_detection
-from defectory.evaluation.mask_metrics import best_pixel_threshold, best_score_threshold, pixel_ap, score_segmenter
+from defectory.evaluation.mask_metrics import pixel_ap, score_segmenter
 
-from .random_scenes import (
-    CATEGORIES,
-    LARGE_HW,
-    SEEDS,
-    SIZE_HW,
-    masks_of,
-    random_scene,
-    record,
-    rectangle,
-    result,
-    true_masks_of,
-)
+from .random_scenes import CATEGORIES, LARGE_HW, SEEDS, SIZE_HW, random_scene, record, rectangle, result, true_masks_of
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -170,93 +159,9 @@ def test_empty_cases_are_zero_and_hausdorff_one() -> None:
     assert nothing_there.per_class_segm_map == {}
 
 
-def test_the_score_threshold_is_where_f1_is_best() -> None:
-    left, right = rectangle(2, 2, 12, 12), rectangle(20, 20, 30, 30)
-    nowhere = rectangle(40, 2, 44, 6)
-    records = [record(1, (1, left), (1, right)), record(2, (2, left))]
-    results = [
-        result(1, 1, 0.9, left),
-        result(1, 1, 0.6, right),
-        result(2, 2, 0.4, left),
-        result(1, 1, 0.2, nowhere),
-        result(2, 2, 0.1, nowhere),
-    ]
-    assert best_score_threshold(records, results) == pytest.approx(0.3)
-    wrong_class_and_twice = [*results, result(2, 1, 0.5, left), result(1, 1, 0.55, left)]
-    # 3 right of 5 against 3 true: 0.75; 2 of 2 against 3: 0.8
-    assert best_score_threshold(records, wrong_class_and_twice) == pytest.approx((0.6 + 0.55) / 2)
-
-
-def test_the_score_threshold_does_not_part_equal_scores() -> None:
-    left, right, nowhere = rectangle(2, 2, 12, 12), rectangle(20, 20, 30, 30), rectangle(40, 2, 44, 6)
-    results = [result(1, 1, 0.9, left), result(1, 1, 0.5, right), *[result(1, 1, 0.5, nowhere)] * 3]
-    # all of .5 or none: 2 right of 5 against 2 true, .57; 1 of 1 against 2, .67
-    assert best_score_threshold([record(1, (1, left), (1, right))], results) == pytest.approx(0.7)
-
-
-def test_without_a_right_detection_the_score_threshold_is_a_half() -> None:
-    mask = rectangle(2, 2, 12, 12)
-    assert best_score_threshold([record(1, (1, mask))], []) == 0.5
-    assert best_score_threshold([record(1)], [result(1, 1, 0.9, mask)]) == 0.5
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_score_threshold_is_the_best_of_all(seed: int) -> None:
-    records, results = random_scene(seed)
-    chosen = best_score_threshold(records, results)
-
-    def f1(threshold: float) -> float:
-        right = 0
-        for one in records:
-            left = true_masks_of(one)
-            for category_id, _, mask in sorted(masks_of(results, one.id, least=threshold), key=lambda row: -row[1]):
-                overlap = [
-                    (mask & other).sum() / (mask | other).sum() if label == category_id else 0.0
-                    for label, other in left
-                ]
-                if overlap and max(overlap) >= 0.5:
-                    left.pop(int(np.argmax(overlap)))
-                    right += 1
-        num_found = sum(row["score"] >= threshold for row in results)
-        return 2 * right / max(1, num_found + sum(len(true_masks_of(one)) for one in records))
-
-    assert f1(chosen) == pytest.approx(max(f1(row["score"] - 1e-9) for row in results))
-
-
 @pytest.mark.parametrize("seed", SEEDS)
 def test_pixel_ap_alone_is_that_of_all_scores(seed: int) -> None:
     records, results = random_scene(seed, with_crowds=True)
     whole = score_segmenter(records, CATEGORIES, results, score_threshold=0.5)
     assert pixel_ap(records, CATEGORIES, results) == pytest.approx(whole.pixel_ap, abs=1e-12)
     assert pixel_ap(records, CATEGORIES, []) == 0.0
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_pixel_threshold_is_the_best_of_all(seed: int) -> None:
-    records, results = random_scene(seed)
-    chosen = best_pixel_threshold(records, results)
-
-    def f1(threshold: float) -> float:
-        right = wrong = missed = 0
-        for one in records:
-            shape = one.size_hw
-            truth = np.any([np.zeros(shape, bool), *(mask for _, mask in true_masks_of(one))], axis=0)
-            found = np.any(
-                [np.zeros(shape, bool), *(m for _, _, m in masks_of(results, one.id, least=threshold))], axis=0
-            )
-            right += int((truth & found).sum())
-            wrong += int((found & ~truth).sum())
-            missed += int((truth & ~found).sum())
-        return 2 * right / max(1, 2 * right + wrong + missed)
-
-    every = [f1(float(row["score"])) for row in results]
-    assert f1(chosen) == pytest.approx(max(every))
-
-
-def test_without_a_right_pixel_the_pixel_threshold_is_a_half() -> None:
-    mask = rectangle(2, 2, 12, 12)
-    assert best_pixel_threshold([record(1, (1, mask))], []) == 0.5
-    assert best_pixel_threshold([record(1)], [result(1, 1, 0.9, mask)]) == 0.5
-    thin = rectangle(20, 2, 21, 40)
-    # no detection covers half of a defect, yet some of its pixels are right
-    assert best_pixel_threshold([record(1, (1, thin))], [result(1, 1, 0.8, rectangle(20, 2, 21, 12))]) == 0.4

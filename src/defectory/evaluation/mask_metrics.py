@@ -1,4 +1,4 @@
-"""All scores of a segmenter on whole images, and the score threshold."""
+"""All scores of a segmenter on whole images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from defectory.artifacts.scores import ClassScores, SegmenterScores
 from defectory.evaluation.borders import ThinScores, score_thin
 from defectory.evaluation.detection import Detection, coco_data_set, score_detection, truth_rows
 from defectory.evaluation.match_tables import match_table
-from defectory.evaluation.matching import Match, match_instances, pair_ious, without_crowds
+from defectory.evaluation.matching import Match, match_instances, without_crowds
 from defectory.evaluation.pixels import PixelCounts, PixelScores, count_pixels, score_pixels
 from defectory.evaluation.plant import Inspected, inspect, score_plant
-from defectory.evaluation.scenes import Region, Scene, check_results, detection, scenes_of
+from defectory.evaluation.scenes import Region, Scene, check_results, scenes_of
 from defectory.evaluation.tables import ScoreTable, score_table
 
 ANY_CLASS = 0
@@ -122,64 +122,6 @@ def _scored(
         plant=score_plant(inspected, {c.id: c.name for c in categories}, score_threshold=score_threshold),
     )
     return scores, pixels, inspected
-
-
-def best_score_threshold(
-    images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]], *, min_iou: float = 0.5
-) -> float:
-    """Return the score threshold with the best F1 on whole images; 0.5 if no detection is correct.
-
-    Detections are matched in descending order of score, each with the unused true instance of its class that it
-    overlaps most. The threshold lies halfway between the last detection kept and the first one dropped.
-
-    Args:
-        images: true records of validation.
-        results: COCO results with RLE.
-        min_iou: minimum IoU of a correct detection.
-    """
-    left = {scene.record.id: list(scene.true) for scene in scenes_of(images, ())}
-    num_true = sum(len(true) for true in left.values())
-    ranked = sorted((r for r in results if int(r["image_id"]) in left), key=lambda r: -float(r["score"]))
-    best, threshold, right = 0.0, 0.5, 0
-    for number, result in enumerate(ranked, start=1):
-        candidates = left[int(result["image_id"])]
-        overlap = {t: value for (t, _), value in pair_ious(candidates, [detection(result)]).items()}
-        if overlap and max(overlap.values()) >= min_iou:
-            candidates.pop(max(overlap, key=lambda t: overlap[t]))
-            right += 1
-        score, weaker = float(result["score"]), float(ranked[number]["score"]) if number < len(ranked) else 0.0
-        f1 = 2 * right / (number + num_true)
-        # no threshold lies between two equal scores
-        if f1 > best and weaker < score:
-            best, threshold = f1, (score + weaker) / 2
-    return threshold
-
-
-def best_pixel_threshold(images: Sequence[ImageRecord], results: Sequence[Mapping[str, Any]]) -> float:
-    """Return the score threshold with the best F1 of pixels, all classes taken as one; 0.5 if no pixel is right.
-
-    A pixel's score is that of the strongest detection that covers it. The threshold lies halfway between the last
-    detection kept and the first one dropped.
-
-    Args:
-        images: true records of validation.
-        results: COCO results with RLE.
-    """
-    counts = [
-        count_pixels(scene.record.size_hw, scene.true, scene.crowds, scene.found)
-        for scene in scenes_of(images, results)
-    ]
-    scores = np.concatenate([np.zeros(0), *(of.scores for of in counts)])
-    right_px = np.concatenate([np.zeros(0, np.int64), *(of.right_px for of in counts)])
-    covered_px = right_px + np.concatenate([np.zeros(0, np.int64), *(of.wrong_px for of in counts)])
-    if not right_px.any():
-        return 0.5
-    values, place = np.unique(-scores, return_inverse=True)
-    num_right = np.cumsum(np.bincount(place, weights=right_px))
-    num_covered = np.cumsum(np.bincount(place, weights=covered_px))
-    best = int(np.argmax(num_right / (num_covered + sum(of.num_true_px for of in counts))))
-    weaker = -values[best + 1] if best + 1 < len(values) else 0.0
-    return float((-values[best] + weaker) / 2)
 
 
 def pixel_ap(

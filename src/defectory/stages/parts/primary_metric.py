@@ -9,7 +9,8 @@ from defectory.artifacts.annotation import Category
 from defectory.artifacts.dataset import ImageRecord
 from defectory.artifacts.primary_metric import METRIC_NAMES, MetricChoice, PrimaryMetric
 from defectory.evaluation.detection import segm_map
-from defectory.evaluation.mask_metrics import best_pixel_threshold, best_score_threshold, pixel_ap
+from defectory.evaluation.mask_metrics import pixel_ap
+from defectory.evaluation.thresholds import best_pixel_threshold, best_score_threshold
 from defectory.rle import decode_crop
 from defectory.runs.store import RunStore
 from defectory.segmentation.config import SegmentationConfig
@@ -66,5 +67,5 @@ def _best_mask_iou(inputs: RunStore, num_cells: int) -> float | None:
 
 
 def choose_threshold(metric: PrimaryMetric, val: Sequence[ImageRecord], results: Results) -> float:
-    """Return the score threshold that is best on validation: with the best F1 of defects, or of pixels."""
+    """Return the score threshold that is best on validation, by the F1 of defects or of pixels."""
     return best_pixel_threshold(val, results) if metric == "pixel_ap" else best_score_threshold(val, results)
