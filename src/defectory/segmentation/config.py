@@ -108,8 +108,8 @@ class SegmentationConfig(Section):
     max_val_images: int = Field(default=60, ge=1)
     """Most val images scored at each validation. Defect-free images never outnumber defective ones."""
     score_threshold: float | None = Field(default=None, ge=0, le=1)
-    """Detections below this score do not count for IoU and Hausdorff distance; None picks the score with the best F1 on
-    real val, per segmenter.
+    """Detections below this score do not count for IoU and Hausdorff distance; None picks, per segmenter, the score
+    around which F1 on real val is best.
     """
     init: Init = "segmenter"
     """Initial weights of `light`, `efficientnet_lite0` and `unet` in every arm: `segmenter` (also all other layers,
