@@ -13,8 +13,8 @@ from defectory.evaluation.matching import pair_ious
 from defectory.evaluation.pixels import count_pixels
 from defectory.evaluation.scenes import detection, scenes_of
 
-LOGITS = np.linspace(-5, 7, 241)
-"""Of the thresholds that are compared."""
+LOGITS = np.linspace(-3, 7, 201)
+"""Of the thresholds that are compared: from .05, below which nothing is predicted, to .999."""
 THRESHOLDS = 1 / (1 + np.exp(-LOGITS))
 NEAR_LOGITS = 0.5
 """Standard deviation by which neighbouring thresholds count."""
