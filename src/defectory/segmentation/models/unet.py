@@ -295,7 +295,8 @@ class UNet:
         """
         if build.built is not None:
             return Segmenter(build.num_classes, mirrored=build.built.get("mirrored", False)), build.built
-        model, about = Segmenter(build.num_classes, mirrored=build.mirrored), {"mirrored": build.mirrored}
+        model = Segmenter(build.num_classes, mirrored=build.mirrored)
+        about: dict[str, Any] = {"mirrored": build.mirrored}
         if build.init == "random":
             return model, {**about, "encoder": None}
         load_imagenet(model.encoder, imagenet_weights())
