@@ -78,8 +78,8 @@ def score_tables(scores: dict[str, Any]) -> list[Table]:
     note = (
         "Real test images, read once. All arms: the same number of steps, and the same share of defect-free images; "
         "checkpoint chosen on real validation images. "
-        "IoU and Hausdorff distance count detections from a score on: the one with the best F1 on validation, unless "
-        "the project fixes it. "
+        "IoU and Hausdorff distance count detections from a score on: the one around which F1 on validation is best, "
+        "unless the project fixes it. "
         "Hausdorff distance is a share of the image diagonal, 1 for a missed defect; lower is better."
     )
     tables = [
