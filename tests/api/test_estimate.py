@@ -43,6 +43,14 @@ def test_more_of_a_thing_takes_longer(fresh: Path, stage: str, few: str, many: s
     assert seconds(fresh, stage, many) > 1.5 * seconds(fresh, stage, few)
 
 
+def test_mirror_images_are_predicted_too_by_families_that_find_pixels(fresh: Path) -> None:
+    alone = ("evaluation.max_kid_tiles=20", "segmentation.mirrored=false")
+    assert seconds(fresh, "evaluate", alone[0]) > 1.5 * seconds(fresh, "evaluate", *alone)
+    light = "segmentation.model=light"
+    # the machine's speed is timed anew each time
+    assert seconds(fresh, "evaluate", alone[0], light) < 1.5 * seconds(fresh, "evaluate", *alone, light)
+
+
 def test_a_student_takes_time_to_train_and_saves_it_when_drafts_are_drawn(fresh: Path) -> None:
     on, longer = "distillation.enabled=true", "distillation.training.num_steps=1600"
     assert seconds(fresh, "distill", on, longer) > 1.5 * seconds(fresh, "distill", on)

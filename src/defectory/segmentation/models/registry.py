@@ -21,7 +21,5 @@ SEGMENTERS: Registry[Any] = Registry(
 """Each is a `defectory.segmentation.models.family.SegmenterFamily`."""
 DEFAULT = "unet"
 """Finds pixels, so it also serves where labels are too thin for the masks of the others."""
-NUM_MIRRORED = 4
-"""Images that are predicted for one with `segmentation.mirrored`, itself included."""
 TAKES_PRETRAINING = ("efficientnet_lite0", "unet")
 """Families whose `segmentation.weights` is the folder of a pretraining."""

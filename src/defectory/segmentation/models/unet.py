@@ -25,7 +25,6 @@ from defectory.segmentation.models.efficientnet import (
 )
 from defectory.segmentation.models.family import Build
 from defectory.segmentation.models.light_heads import norm
-from defectory.segmentation.models.registry import NUM_MIRRORED
 from defectory.segmentation.start import apply_start, shipped_start
 
 WIDTHS = (32, 48, 64, 128)
@@ -137,7 +136,7 @@ class Segmenter(nn.Module):
         # one after the other, since windows may fill the memory
         for axes in MIRRORS:
             found = found + self._chances(image.flip(axes)).flip(axes)
-        return found / NUM_MIRRORED
+        return found / (1 + len(MIRRORS))
 
     def _chances(self, image: Tensor) -> Tensor:
         of_defect, of_class = (logits[0].softmax(dim=0) for logits in self.logits([image]))

@@ -86,6 +86,7 @@ class SegmenterCosts:
         memory_bytes: of a training beside the process, without the batch.
         tile_bytes: of a tile in a batch, whatever its size.
         area_bytes: of a tile in a batch, per area.
+        num_mirrored: images that are predicted for one with `segmentation.mirrored`, itself included.
     """
 
     num_parameters: int
@@ -98,6 +99,7 @@ class SegmenterCosts:
     memory_bytes: float
     tile_bytes: float
     area_bytes: float
+    num_mirrored: int = 1
 
 
 SEGMENTERS: Mapping[str, SegmenterCosts] = {
@@ -138,6 +140,7 @@ SEGMENTERS: Mapping[str, SegmenterCosts] = {
         memory_bytes=165e6,
         tile_bytes=5e6,
         area_bytes=16e6,
+        num_mirrored=4,
     ),
     # measured at one tile size; it is taken to grow with the area
     "resnet50": SegmenterCosts(

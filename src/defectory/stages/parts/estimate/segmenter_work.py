@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 from defectory.segmentation.config import SegmentationConfig
-from defectory.segmentation.models.registry import NUM_MIRRORED, SEGMENTERS
 from defectory.segmentation.policies import AUTO, POLICIES
 from defectory.stages.folds import NUM_FOLDS
 from defectory.stages.parts.estimate import costs
@@ -109,8 +108,7 @@ def best_segmenter_work(of: Situation) -> StageWork | None:
 
 def _predicted_s(segmentation: SegmentationConfig, cost: costs.SegmenterCosts, areas: float) -> float:
     """Return the seconds that a predicted image takes."""
-    finds_pixels = getattr(SEGMENTERS.get(segmentation.model), "finds_pixels", False)
-    num_views = NUM_MIRRORED if finds_pixels and segmentation.mirrored else 1
+    num_views = cost.num_mirrored if segmentation.mirrored else 1
     return num_views * (cost.predicted_s + cost.predicted_area_s * areas)
 
 
