@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from defectory.config.resolve import resolve
 from defectory.events import StageEnded
+from defectory.files import unfinished_folder_of
 from defectory.memory import collect_garbage_rarely
 from defectory.procedural.borescope import write_dataset
 from defectory.runs.sources import Sources
@@ -337,13 +340,70 @@ def open_tiny() -> Callable[..., Run]:
     return open_project
 
 
+class SyncRecorder:
+    """What reaches the disk while files are written, and whether all of it does before a manifest vouches for it."""
+
+    def __init__(self) -> None:
+        self.synced: dict[tuple[int, int], tuple[int, int]] = {}
+        """By device and inode, size and time of change when it was last synced."""
+        self.unsynced: list[str] = []
+        """Files that were not on disk when a manifest came to stand beside them."""
+
+    def is_on_disk(self, path: str | Path) -> bool:
+        about = Path(path).stat()
+        seen = self.synced.get((about.st_dev, about.st_ino))
+        return seen is not None if stat.S_ISDIR(about.st_mode) else seen == (about.st_size, about.st_mtime_ns)
+
+    @contextmanager
+    def recording(self) -> Generator[None]:
+        """Record what this process syncs and renames meanwhile."""
+        fsync = os.fsync
+
+        def recorded_fsync(descriptor: int) -> None:
+            fsync(descriptor)
+            about = os.fstat(descriptor)
+            self.synced[about.st_dev, about.st_ino] = (about.st_size, about.st_mtime_ns)
+
+        def after_a_look(move: Callable[..., None]) -> Callable[..., None]:
+            def moved(source: Any, target: Any, **options: Any) -> None:
+                self._look(Path(source), Path(target))
+                move(source, target, **options)
+
+            return moved
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(os, "fsync", recorded_fsync)
+            for name in ("replace", "rename"):
+                patch.setattr(os, name, after_a_look(getattr(os, name)))
+            yield
+
+    def _look(self, source: Path, target: Path) -> None:
+        # a manifest is about to appear, with its folder or in one that is not still being made
+        if (source / "stage.json").is_file():
+            folder = source
+        elif target.name == "stage.json" and unfinished_folder_of(target) is None:
+            folder = target.parent
+        else:
+            return
+        self.unsynced += [str(path) for path in folder.rglob("*") if path.is_file() and not self.is_on_disk(path)]
+
+
 @pytest.fixture(scope="session")
-def tiny_run(
+def tiny_run_and_its_syncs(
     tmp_path_factory: pytest.TempPathFactory, tiny_base_folder: Path
-) -> tuple[Path, dict[str, Any], list[StageEnded]]:
-    """Folder with `source/` and a finished `run/`, its settings, and what the run said; do not write into it."""
-    folder = tmp_path_factory.mktemp("tiny_run")
+) -> tuple[tuple[Path, dict[str, Any], list[StageEnded]], SyncRecorder]:
+    """The tiny run, and what reached the disk while it was made."""
+    folder, recorder = tmp_path_factory.mktemp("tiny_run"), SyncRecorder()
     write_dataset(folder / "source", seed=0, num_labelled=28, num_defect_free=12, size_hw=TINY_SIZE_HW)
     settings = tiny_settings(tiny_base_folder)
-    ended = [event for event in run_all(open_project(folder, settings)) if isinstance(event, StageEnded)]
-    return folder, settings, ended
+    with recorder.recording():
+        ended = [event for event in run_all(open_project(folder, settings)) if isinstance(event, StageEnded)]
+    return (folder, settings, ended), recorder
+
+
+@pytest.fixture(scope="session")
+def tiny_run(
+    tiny_run_and_its_syncs: tuple[tuple[Path, dict[str, Any], list[StageEnded]], SyncRecorder],
+) -> tuple[Path, dict[str, Any], list[StageEnded]]:
+    """Folder with `source/` and a finished `run/`, its settings, and what the run said; do not write into it."""
+    return tiny_run_and_its_syncs[0]

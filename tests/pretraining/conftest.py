@@ -1,12 +1,17 @@
-"""A pretraining recipe that takes seconds."""
+"""A pretraining recipe that takes seconds, and what it makes, made once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from defectory.drivers.config import DriverConfig
+from defectory.drivers.extract import geometry_map
 from defectory.pretraining.config import PretrainConfig
+from defectory.pretraining.run import pretrain
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +40,26 @@ def tiny_recipe() -> PretrainConfig:
             "encoder": stage,
         }
     )
+
+
+@pytest.fixture(scope="session")
+def geometry_of() -> Callable[[Any, Any], Any]:
+    """Coarse geometry on a grid of 8 px."""
+    return lambda image, mask: geometry_map(image, config=DriverConfig(grid_px=8), blind=[mask])
+
+
+@pytest.fixture(scope="session")
+def start(geometry_of: Callable[[Any, Any], Any]) -> Callable[[PretrainConfig, Path], Any]:
+    """Pretrain into `work/`, `base/` and `encoder/` of a folder."""
+    return lambda recipe, out: pretrain(
+        recipe, work=out / "work", base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of
+    )
+
+
+@pytest.fixture(scope="session")
+def made(
+    start: Callable[[PretrainConfig, Path], Any], tiny_recipe: PretrainConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[Any]]:
+    """Folder of a finished pretraining and its events; do not write into it."""
+    out = tmp_path_factory.mktemp("pretrained")
+    return out, list(start(tiny_recipe, out))

@@ -11,8 +11,6 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from safetensors.torch import load_file
 
-from defectory.drivers.config import DriverConfig
-from defectory.drivers.extract import geometry_map
 from defectory.engine.backbones.load import load_base
 from defectory.engine.features.encoder import EMBEDDED_NAME, load_encoder
 from defectory.engine.training.events import Step, Validated
@@ -23,22 +21,7 @@ from defectory.pretraining.config import PretrainConfig
 from defectory.pretraining.run import pretrain
 
 Made = tuple[Path, list[Progress | Notice]]
-
-
-def geometry_of(image: Any, mask: Any) -> Any:
-    return geometry_map(image, config=DriverConfig(grid_px=8), blind=[mask])
-
-
-def start(recipe: PretrainConfig, out: Path) -> Any:
-    return pretrain(
-        recipe, work=out / "work", base_out=out / "base", encoder_out=out / "encoder", geometry_of=geometry_of
-    )
-
-
-@pytest.fixture(scope="module")
-def made(tiny_recipe: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    out = tmp_path_factory.mktemp("pretrained")
-    return out, list(start(tiny_recipe, out))
+Start = Callable[[PretrainConfig, Path], Any]
 
 
 def test_every_stage_takes_its_steps_in_order(made: Made) -> None:
@@ -110,7 +93,9 @@ def test_the_encoder_is_loaded_by_its_name_and_embeds(made: Made) -> None:
     assert not torch.equal(features[0], features[1])
 
 
-def test_a_run_that_was_left_resumes_and_ends_the_same(made: Made, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
+def test_a_run_that_was_left_resumes_and_ends_the_same(
+    made: Made, start: Start, tiny_recipe: PretrainConfig, tmp_path: Path
+) -> None:
     for stage, step in (("vae", 3), ("diffusion", 6), ("control", 2)):
         events = start(tiny_recipe, tmp_path)
         for event in events:
@@ -123,7 +108,7 @@ def test_a_run_that_was_left_resumes_and_ends_the_same(made: Made, tiny_recipe: 
 
 
 def test_a_finished_work_folder_gives_the_base_again_without_a_step(
-    made: Made, tiny_recipe: PretrainConfig, tmp_path: Path
+    made: Made, geometry_of: Callable[[Any, Any], Any], tiny_recipe: PretrainConfig, tmp_path: Path
 ) -> None:
     again = list(
         pretrain(
@@ -137,14 +122,14 @@ def test_a_finished_work_folder_gives_the_base_again_without_a_step(
     )
 
 
-def test_a_work_folder_of_another_recipe_is_refused(made: Made, tiny_recipe: PretrainConfig) -> None:
+def test_a_work_folder_of_another_recipe_is_refused(made: Made, start: Start, tiny_recipe: PretrainConfig) -> None:
     other = tiny_recipe.model_copy(update={"seed": 9})
     with pytest.raises(StageError, match="holds checkpoints of another recipe; choose another work folder"):
         next(start(other, made[0]))
 
 
 @pytest.mark.long
-def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
+def test_another_start_is_taken_up(made: Made, start: Start, tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
     recipe = tiny_recipe.model_copy(
         update={
             "start": str(made[0] / "base"),
@@ -159,11 +144,10 @@ def test_another_start_is_taken_up(made: Made, tiny_recipe: PretrainConfig, tmp_
         assert torch.allclose(value, after.unet.state_dict()[name], atol=1e-3), name
 
 
-def test_the_base_stays_as_it_is_while_the_control_network_learns(tiny_recipe: PretrainConfig, tmp_path: Path) -> None:
-    list(start(tiny_recipe, tmp_path))
-    before = load_file(tmp_path / "work" / "checkpoints" / "diffusion" / "state.safetensors")
+def test_the_base_stays_as_it_is_while_the_control_network_learns(made: Made) -> None:
+    before = load_file(made[0] / "work" / "checkpoints" / "diffusion" / "state.safetensors")
     trained = {key.removeprefix("average."): value for key, value in before.items() if key.startswith("average.")}
-    models = load_base(tmp_path / "base")
+    models = load_base(made[0] / "base")
     for prefix, module in (("unet", models.unet), ("text_encoder", models.text_encoder)):
         for name, value in module.named_parameters():
             assert torch.allclose(trained[f"{prefix}.{name}"], value, atol=1e-3), f"{prefix}.{name}"

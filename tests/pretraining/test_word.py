@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,7 @@ from defectory.engine.training.events import Step, Validated
 from defectory.errors import ConfigError, OutputError, StageError
 from defectory.files import digest_folder, write_json
 from defectory.images.load import load_rgb
-from defectory.pretraining.config import PretrainConfig, StageConfig, WordConfig
-from defectory.pretraining.run import pretrain
+from defectory.pretraining.config import StageConfig, WordConfig
 from defectory.pretraining.text import RESERVED_WORDS
 from defectory.pretraining.word import TaughtWord, least_used_directions, teach_word, texts_without
 from defectory.procedural.world import render
@@ -39,13 +39,8 @@ RECIPE = WordConfig(
 
 
 @pytest.fixture(scope="module")
-def base(tiny_recipe: PretrainConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("base")
-    for _ in pretrain(
-        tiny_recipe, work=out / "work", base_out=out / "base", encoder_out=None, geometry_of=lambda image, _: image // 6
-    ):
-        pass
-    return out / "base"
+def base(made: tuple[Path, list[Any]]) -> Path:
+    return made[0] / "base"
 
 
 @pytest.fixture(scope="module")
