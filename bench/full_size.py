@@ -4,7 +4,7 @@ A family's base is written with the layers of its published form, and a small bo
 in a process of its own: LoRA, a control network, one draft. Prints time and peak resident memory per stage as rows of a
 Markdown table. Nothing useful is drawn: what is checked is that the sizes fit together, and what they take.
 
-Run: `python bench/full_size.py --work FOLDER sd15 sd21 sdxl`. FOLDER needs 30 GB; XL needs hours and 24 GB of memory.
+Run: `python bench/full_size.py --work FOLDER sd15 sd21 sdxl`. FOLDER needs 30 GB; XL needs an hour and 24 GB of memory.
 """
 
 from __future__ import annotations
