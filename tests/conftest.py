@@ -348,6 +348,8 @@ class SyncRecorder:
         """By device and inode, size and time of change when it was last synced."""
         self.unsynced: list[str] = []
         """Files that were not on disk when a manifest came to stand beside them."""
+        self.vouched: set[Path] = set()
+        """Folders whose manifest appeared by a rename."""
 
     def is_on_disk(self, path: str | Path) -> bool:
         about = Path(path).stat()
@@ -380,12 +382,19 @@ class SyncRecorder:
     def _look(self, source: Path, target: Path) -> None:
         # a manifest is about to appear, with its folder or in one that is not still being made
         if (source / "stage.json").is_file():
-            folder = source
+            folder, place = source, target
         elif target.name == "stage.json" and unfinished_folder_of(target) is None:
-            folder = target.parent
+            folder = place = target.parent
         else:
             return
+        self.vouched.add(place)
         self.unsynced += [str(path) for path in folder.rglob("*") if path.is_file() and not self.is_on_disk(path)]
+
+
+@pytest.fixture
+def sync_recorder() -> SyncRecorder:
+    """A recorder that has seen nothing."""
+    return SyncRecorder()
 
 
 @pytest.fixture(scope="session")

@@ -88,7 +88,8 @@ def test_pixels_choose_the_checkpoint_the_threshold_the_verdict_and_the_best_seg
     # all labels count as thin
     monkeypatch.setattr(primary_metric, "LEAST_MASK_IOU", 1.1)
     briefly = (
-        *('curation.ignore=["difference", "segmenter"]', 'segmentation.arms=["real", "synthetic"]'),
+        'curation.ignore=["difference", "segmenter"]',
+        'segmentation.arms=["real", "synthetic"]',
         "segmentation.mirrored=false",
     )
     run = open_tiny(tmp_path / "copy", tiny_run[1], "segmentation.model=unet", *briefly)

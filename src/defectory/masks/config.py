@@ -94,6 +94,7 @@ class MaskConfig(Section):
     max_uses: int | None = Field(default=None, ge=1)
     """Maximum number of drivers that one mask of the bank or the expert is used for."""
     rotate_degrees: float = Field(default=180.0, ge=0)
+    """Largest turn of a mask to either side; 10 keeps defects along the direction they have in train."""
     scale_range: tuple[float, float] = (0.8, 1.25)
     shear: float = Field(default=0.1, ge=0)
     flip: bool = True
