@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import nn
+from torch.nn.functional import interpolate
 from torchvision.ops import MultiScaleRoIAlign
 
 from defectory.engine.precision import autocast
-from defectory.segmentation.models import efficientnet
+from defectory.segmentation.models import efficientnet, unet
 from defectory.segmentation.models.family import Build, build_segmenter
 
-FAMILIES = ("light", "efficientnet_lite0")
+FAMILIES = ("light", "efficientnet_lite0", "unet")
 OF_OTHERS = ", their layers"
 SHAPES = ((8, 128, 128), (8, 160, 120), (8, 256, 256))
 """Images of a batch, their height and width."""
@@ -31,11 +33,9 @@ SHAPES = ((8, 128, 128), (8, 160, 120), (8, 256, 256))
 class TimmLayers(nn.Module):
     """The encoder as timm makes it, with its frozen batch norms, in the plain layout."""
 
-    def __init__(self, like: nn.Module) -> None:
+    def __init__(self, like: nn.Module, maps: Sequence[int]) -> None:
         super().__init__()
-        encoder = timm.create_model(
-            efficientnet.NAME, pretrained=False, features_only=True, out_indices=efficientnet.MAPS
-        )
+        encoder = timm.create_model(efficientnet.NAME, pretrained=False, features_only=True, out_indices=tuple(maps))
         self.body = freeze_batch_norm_2d(encoder)
         self.body.load_state_dict(like.state_dict())
         for name, value in self.body.named_parameters():
@@ -43,6 +43,23 @@ class TimmLayers(nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> Any:
         return self.body(pixels.contiguous())
+
+
+class PlainDecoder(nn.Module):
+    """The decoder of the U-Net with joined maps, in the plain layout."""
+
+    def __init__(self, like: unet.Decoder) -> None:
+        super().__init__()
+        self.blocks = like.blocks
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        *skips, above = maps
+        found: list[torch.Tensor] = []
+        for skip, block in zip(reversed(skips), reversed(self.blocks), strict=True):
+            enlarged = interpolate(above, skip.shape[-2:], mode="bilinear", align_corners=False)
+            above = block(torch.cat([enlarged, skip], dim=1))
+            found.insert(0, above)
+        return found
 
 
 def torchvisions(pool: Any) -> MultiScaleRoIAlign:
@@ -83,12 +100,14 @@ def main() -> None:
         for family in FAMILIES
         for whose in ("", OF_OTHERS)
     }
-    for family in FAMILIES:
+    for family in FAMILIES[:2]:
         plain: Any = models[family + OF_OTHERS]
         for name in ("box_roi_pool", "mask_roi_pool"):
             setattr(plain.roi_heads, name, torchvisions(getattr(plain.roi_heads, name)))
     backbone: Any = models["efficientnet_lite0" + OF_OTHERS].backbone
-    backbone.encoder = TimmLayers(backbone.encoder)
+    backbone.encoder = TimmLayers(backbone.encoder, efficientnet.MAPS)
+    net: Any = models["unet" + OF_OTHERS]
+    net.encoder, net.decoder = TimmLayers(net.encoder, range(5)), PlainDecoder(net.decoder)
     print(
         "| images | "
         + " | ".join(f"{name}, s" for name in models)

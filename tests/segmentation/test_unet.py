@@ -12,6 +12,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
+from torch.nn.functional import interpolate
 
 from defectory.artifacts.annotation import Category
 from defectory.events import finish
@@ -19,7 +20,7 @@ from defectory.rle import decode, encode
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.models.family import Build, build_segmenter, kept_in_start
-from defectory.segmentation.models.unet import NO_LABEL, LabelMap, detections, label_map, losses_of, regions
+from defectory.segmentation.models.unet import NO_LABEL, Decoder, LabelMap, detections, label_map, losses_of, regions
 from defectory.segmentation.predict import predict_images
 from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.start import save_start, shipped_start
@@ -80,6 +81,29 @@ def test_it_learns_lines_two_pixels_wide_is_saved_and_finds_them(tmp_path: Path)
         mask, truth = decode(best.rle), decode(tile.instances[0][1])
         assert best.category_id == 1
         assert (mask & truth).sum() / (mask | truth).sum() > 0.6
+
+
+def test_the_decoder_joins_maps_whose_layers_are_frozen_and_others() -> None:
+    """It convolves them apart, which is the same as joined."""
+    torch.manual_seed(0)
+    decoder = Decoder([4, 5, 6, 7, 8])
+    maps = [torch.randn(2, width, 48 >> i, 32 >> i) for i, width in enumerate([4, 5, 6, 7, 8])]
+    others = [one.clone().requires_grad_(i > 1) for i, one in enumerate(maps)]
+    maps = [one.requires_grad_(i > 1) for i, one in enumerate(maps)]
+
+    *skips, above = others
+    joined: list[torch.Tensor] = []
+    for skip, block in zip(reversed(skips), reversed(decoder.blocks), strict=True):
+        above = block(torch.cat([interpolate(above, skip.shape[-2:], mode="bilinear"), skip], dim=1))
+        joined.insert(0, above)
+    apart = decoder(maps)
+    for one, other in zip(apart, joined, strict=True):
+        torch.testing.assert_close(one, other)
+
+    parameters = list(decoder.parameters())
+    wanted = torch.autograd.grad(torch.stack([one.square().mean() for one in joined]).sum(), [*parameters, *others[2:]])
+    found = torch.autograd.grad(torch.stack([one.square().mean() for one in apart]).sum(), [*parameters, *maps[2:]])
+    torch.testing.assert_close(found, wanted)
 
 
 def test_an_image_finds_the_same_beside_others_of_another_size() -> None:

@@ -21,9 +21,9 @@ AREA_BOUNDS = (0.4, 2.5)
 MAX_TRIES = 6
 SUPERSAMPLE = 4
 """Supersampling factor of shape changes: on the pixel grid, a thin crack could not change by half a pixel."""
-MAX_FIELD_PX = 1024
+MAX_FIELD_PX = 128
 """Longest side of the grid on which an elastic map is drawn; that of a larger mask is drawn coarser and enlarged, which
-its smoothness hides. Blurring a field costs as much as the third power of its side.
+its smoothness hides: it is blurred by a quarter of its side. That costs as much as the third power of the side.
 """
 ELONGATED = 3.0
 """A mask with at least this area in units of its squared width is long: scaling does not change its width."""

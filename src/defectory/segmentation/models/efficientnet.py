@@ -143,7 +143,9 @@ class EfficientNetBackbone(nn.Module):
 
     def forward(self, pixels: Tensor) -> OrderedDict[str, Tensor]:
         """Return pyramid maps for images [B,3,H,W] in [-1,1]."""
-        return self.pyramid(OrderedDict((str(i), one) for i, one in enumerate(maps_of(self.encoder, pixels))))
+        # the encoder's layout would slow these layers down
+        maps = (one.contiguous() for one in maps_of(self.encoder, pixels))
+        return self.pyramid(OrderedDict((str(i), one) for i, one in enumerate(maps)))
 
 
 def make_encoder(maps: Sequence[int]) -> tuple[nn.Module, list[int]]:
@@ -158,9 +160,9 @@ def make_encoder(maps: Sequence[int]) -> tuple[nn.Module, list[int]]:
 
 
 def maps_of(encoder: nn.Module, pixels: Tensor) -> list[Tensor]:
-    """Return the maps of an encoder, for images [B,3,H,W] in [-1,1]."""
-    # depthwise gradients are fast in this layout alone, all other layers of a segmenter in the plain one
-    return [one.contiguous() for one in encoder(pixels.contiguous(memory_format=torch.channels_last))]
+    """Return the maps of an encoder, for images [B,3,H,W] in [-1,1], with channels last in memory."""
+    # depthwise gradients are fast in this layout alone
+    return list(encoder(pixels.contiguous(memory_format=torch.channels_last)))
 
 
 def _quick(module: nn.Module) -> nn.Module:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, interpolate, pad
+from torch.nn.functional import conv2d, cross_entropy, interpolate, pad
 from torchvision.ops import masks_to_boxes
 
 from defectory.files import digest_file
@@ -69,9 +69,21 @@ class Decoder(nn.Module):
         *skips, above = maps
         found: list[Tensor] = []
         for skip, block in zip(reversed(skips), reversed(self.blocks), strict=True):
-            above = block(torch.cat([_enlarged(above, skip), skip], dim=1))
+            (conv, *others), second = cast(Any, block)
+            # a map is enlarged quickly with channels last alone, and normalised quickly in the plain layout alone
+            enlarged = _enlarged(above.contiguous(memory_format=torch.channels_last), skip)
+            above = _convolved([enlarged, skip], conv.weight).contiguous()
+            for layer in (*others, second):
+                above = layer(above)
             found.insert(0, above)
         return found
+
+
+def _convolved(maps: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Convolve maps as if they were joined, but without gradients of those that need none, as frozen layers' maps."""
+    weights = weight.split([one.shape[1] for one in maps], dim=1)
+    first, *others = (conv2d(one, of, padding="same") for one, of in zip(maps, weights, strict=True))
+    return sum(others, first)
 
 
 class ClassHead(nn.Module):
