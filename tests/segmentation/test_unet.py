@@ -20,7 +20,16 @@ from defectory.rle import decode, encode
 from defectory.segmentation.config import SegmentationConfig
 from defectory.segmentation.data import SegmentationImage
 from defectory.segmentation.models.family import Build, build_segmenter, kept_in_start
-from defectory.segmentation.models.unet import NO_LABEL, Decoder, LabelMap, detections, label_map, losses_of, regions
+from defectory.segmentation.models.unet import (
+    MIN_AREA_PX,
+    NO_LABEL,
+    Decoder,
+    LabelMap,
+    detections,
+    label_map,
+    losses_of,
+    regions,
+)
 from defectory.segmentation.predict import predict_images
 from defectory.segmentation.sizing import Sizing
 from defectory.segmentation.start import save_start, shipped_start
@@ -222,13 +231,26 @@ def test_a_region_is_cut_out_at_the_highest_level_that_it_reaches() -> None:
     assert (found[1] == box(40, 90, (40, 25, 60, 30))).all()
 
 
-def test_pieces_a_few_pixels_apart_are_one_instance_and_others_are_not() -> None:
+def test_pieces_are_one_instance_where_the_chance_between_them_is_half_of_theirs() -> None:
     chance = np.zeros((30, 90), np.float32)
-    for x0 in (5, 24, 50):
+    for x0 in (5, 24, 50, 67):
         chance[10:13, x0 : x0 + 15] = 0.8
-    joined, apart = each(chance)
+    # a weak path around a gap, a weaker one, and a gap without one
+    chance[7, 12:30] = chance[8:10, 12] = chance[8:10, 29] = 0.25
+    chance[11, 39:50] = 0.15
+    joined, *apart = each(chance)
     assert (joined == box(30, 90, (5, 10, 20, 13), (24, 10, 39, 13))).all()
-    assert (apart == box(30, 90, (50, 10, 65, 13))).all()
+    assert [mask.sum() for mask in apart] == [3 * 15, 3 * 15]
+
+
+def test_regions_of_true_pixels_are_their_connected_pieces() -> None:
+    """Labels a pixel apart stay apart, whatever their shapes."""
+    true = np.random.default_rng(0).random((40, 70)) < 0.04
+    true = cv2.dilate(true.astype(np.uint8), np.ones((2, 2), np.uint8))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(true, connectivity=8)
+    wanted = {tuple(np.flatnonzero(labels == i)) for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= MIN_AREA_PX}
+    assert {tuple(np.flatnonzero(mask)) for mask in each(true.astype(np.float32))} == wanted
+    assert len(wanted) > 3
 
 
 def test_detections_have_mean_chances_as_scores_and_boxes_without_their_right_border() -> None:

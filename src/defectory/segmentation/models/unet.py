@@ -38,10 +38,10 @@ DIVISOR = 32
 """Sides are padded to a multiple of this."""
 MIRRORS = ((2,), (1,), (1, 2))
 """Axes at which an image [3,H,W] is mirrored."""
-LEVELS = (0.5, 0.25, 0.1)
+LEVELS = (0.4, 0.2, 0.1)
 """Chances at which regions are cut out; a region of a lower level is one that holds none of a higher."""
-JOIN_PX = 2
-"""Regions are one instance if they lie within twice this distance."""
+JOINED_AT = 0.5
+"""Pieces are one region where a path between them has chances of at least this share of their level."""
 MIN_AREA_PX = 4
 NO_LABEL = -100
 """Of pixels without a loss."""
@@ -246,7 +246,7 @@ def _class_losses(of_class: Tensor, labels: LabelMap, wanted: Tensor) -> Tensor:
 def detections(chances: Tensor) -> dict[str, Tensor]:
     """Return the instances that the pixels of an image form, strongest first.
 
-    A region is cut out where the chance of any defect is .5; where none reaches it, at the next of `LEVELS`. It is an
+    A region is cut out at the highest of `LEVELS` that the chance of any defect reaches somewhere in it. It is an
     instance of every class with a mean chance of at least `MIN_SCORE` in it, which is its score.
 
     Args:
@@ -279,8 +279,8 @@ def regions(chance: NDArray[np.float32]) -> tuple[NDArray[np.int32], int]:
     found, count = np.zeros(chance.shape, np.int32), 0
     for level in LEVELS:
         inside = chance >= level
-        near = cv2.dilate(inside.astype(np.uint8), np.ones((2 * JOIN_PX + 1,) * 2, np.uint8))
-        num_joined, labels = cv2.connectedComponents(near, connectivity=8)
+        paths = (chance >= JOINED_AT * level).astype(np.uint8)
+        num_joined, labels = cv2.connectedComponents(paths, connectivity=8)
         joined = np.asarray(labels, np.int32)
         areas = np.bincount(joined[inside], minlength=num_joined)
         is_new = (areas >= MIN_AREA_PX) & (np.bincount(joined[found > 0], minlength=num_joined) == 0)
