@@ -46,7 +46,7 @@ class Segment(Stage):
         seed: of the training.
     """
 
-    VERSION = 8
+    VERSION = 9
     group = GROUP
     is_resumable = True
 

@@ -66,7 +66,7 @@ class _Material:
 class Tune(Stage):
     """Trains the real arm with each augmentation policy, then until validation no longer rises."""
 
-    VERSION = 4
+    VERSION = 5
     name, folder = "tune", layout.TUNING
     is_resumable = True
 
