@@ -49,8 +49,8 @@ def main() -> None:
     parser.add_argument("data", nargs="+", type=Path)
     parser.add_argument("--min-area-px", type=int, default=0)
     args = parser.parse_args()
-    columns = [f"{n} x {n} cells: mean IoU, share from {LEAST_IOU}" for n in GRIDS]
-    print("| data | defects | " + " | ".join([*columns, "regions"]) + " |")
+    headings = [f"{n} x {n} cells: mean IoU, share from {LEAST_IOU}" for n in GRIDS]
+    print("| data | defects | " + " | ".join([*headings, "regions"]) + " |")
     print("|---|---|" + "---|" * (len(GRIDS) + 1))
     with TemporaryDirectory() as work:
         for path in args.data:

@@ -100,8 +100,10 @@ def main() -> None:
         for family in FAMILIES
         for whose in ("", OF_OTHERS)
     }
-    for family in FAMILIES[:2]:
+    for family in FAMILIES:
         plain: Any = models[family + OF_OTHERS]
+        if not hasattr(plain, "roi_heads"):
+            continue
         for name in ("box_roi_pool", "mask_roi_pool"):
             setattr(plain.roi_heads, name, torchvisions(getattr(plain.roi_heads, name)))
     backbone: Any = models["efficientnet_lite0" + OF_OTHERS].backbone

@@ -107,8 +107,8 @@ def _sizes(rng: np.random.Generator, count: int) -> NDArray[np.int64]:
 
 
 def _hard(rng: np.random.Generator, count: int) -> Floats:
-    """Return how much harder each image is than the mean; skewed, since a few are very hard."""
-    return 1.0 - 1.0 * rng.exponential(1, count)
+    """Return how much each image adds to the skill, 0 in the mean; skewed, since a few are very hard."""
+    return 1 - rng.exponential(1, count)
 
 
 def _logistic(values: Floats) -> Floats:

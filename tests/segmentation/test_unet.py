@@ -231,7 +231,7 @@ def test_a_region_is_cut_out_at_the_highest_level_that_it_reaches() -> None:
     assert (found[1] == box(40, 90, (40, 25, 60, 30))).all()
 
 
-def test_pieces_are_one_instance_where_the_chance_between_them_is_half_of_theirs() -> None:
+def test_pieces_are_one_instance_where_a_path_of_half_their_level_joins_them() -> None:
     chance = np.zeros((30, 90), np.float32)
     for x0 in (5, 24, 50, 67):
         chance[10:13, x0 : x0 + 15] = 0.8

@@ -275,7 +275,13 @@ def detections(chances: Tensor) -> dict[str, Tensor]:
 
 
 def regions(chance: NDArray[np.float32]) -> tuple[NDArray[np.int32], int]:
-    """Return the number of the region at each pixel of a map of chances, int32 [H,W], 0 for none, and their count."""
+    """Return the number of the region at each pixel of a map of chances, int32 [H,W], 0 for none, and their count.
+
+    Pieces are one region where a path of pixels of at least `JOINED_AT` of their level joins them (decision 078).
+
+    Args:
+        chance: of any defect, 0..1, [H,W].
+    """
     found, count = np.zeros(chance.shape, np.int32), 0
     for level in LEVELS:
         inside = chance >= level
